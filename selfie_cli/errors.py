@@ -1,0 +1,57 @@
+"""What can go wrong in a way that the user can mend.
+
+    SelfieError                exit 1: one line that says what to do next
+    ├── UsageError             exit 2: options that contradict each other or cannot be honoured
+    ├── DataError              images or labels that are missing, empty or unreadable
+    │   └── UnreadableImage    one image; skipped, counted and listed by whoever reads many
+    ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
+    ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
+    ├── TrainingError          a loss that is not a number
+    ├── MissingExtraError      an optional package that is not installed
+    └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
+
+Anything else that is raised is a bug and shows its traceback.
+"""
+
+
+class SelfieError(Exception):
+    """An error whose message tells the user what to do next; shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(SelfieError):
+    exit_code = 2
+
+
+class DataError(SelfieError):
+    pass
+
+
+class UnreadableImage(DataError):
+    pass
+
+
+class RunError(SelfieError):
+    pass
+
+
+class WeightsError(SelfieError):
+    pass
+
+
+class TrainingError(SelfieError):
+    pass
+
+
+class MissingExtraError(SelfieError):
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package. Install it with: pip install 'selfie-cli[{extra}]'")
+
+
+class Stopped(SelfieError):
+    """Raised after a signal, once the state is on disk."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
