@@ -1,0 +1,77 @@
+"""Augmentation of whole batches where they are, and the way from stored uint8 pixels to what a network takes.
+
+    B  images      S  stored side, s  network's side, both in pixels
+
+Random numbers are few, so they are drawn on the CPU from torch's default generator (the training loop seeds it for
+each step) and are the same whatever the device.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Channel means and standard deviations of ImageNet's training images, in units of 0..1, as torchvision documents them.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, laid out channels-last."""
+    mean = torch.tensor(MEAN, device=pixels.device) * 255
+    scale = 1 / (torch.tensor(STD, device=pixels.device) * 255)
+    return ((pixels.float() - mean) * scale).permute(0, 3, 1, 2)
+
+
+def centre_crop(pixels: Tensor, size: int) -> Tensor:
+    """uint8 [B, S, S, 3] -> uint8 [B, s, s, 3]."""
+    margin = (pixels.shape[1] - size) // 2
+    return pixels[:, margin : margin + size, margin : margin + size]
+
+
+def pad_crop(pixels: Tensor, *, padding: int = 4, flip: bool = True) -> Tensor:
+    """Pad with black, crop back at a random place, mirror half of the images: uint8 [B, S, S, 3] -> the same."""
+    b, s = pixels.shape[:2]
+    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    offsets = torch.randint(0, 2 * padding + 1, (b, 2))
+    mirrored = torch.rand(b, 1) < (0.5 if flip else 0.0)
+    side = torch.arange(s).expand(b, s)
+    rows = (side + offsets[:, :1]).to(pixels.device)  # [B, S]
+    columns = (torch.where(mirrored, s - 1 - side, side) + offsets[:, 1:]).to(pixels.device)  # [B, S]
+    image = torch.arange(b, device=pixels.device)
+    return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def random_resized_crop(pixels: Tensor, size: int, *, min_area: float, flip: bool = True) -> Tensor:
+    """A random box of area min_area..1 and aspect 3/4..4/3, resized; half of them mirrored.
+
+    uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized. Bilinear without antialiasing: the store is at most 8/7 of
+    the network's side, so hardly anything is scaled down.
+    """
+    b = pixels.shape[0]
+    area = min_area + (1 - min_area) * torch.rand(b)
+    aspect = torch.exp((2 * torch.rand(b) - 1) * torch.log(torch.tensor(4 / 3)))
+    width = (area * aspect).sqrt().clamp(max=1)  # of the stored side
+    height = (area / aspect).sqrt().clamp(max=1)
+    x = (2 * torch.rand(b) - 1) * (1 - width)  # the box's centre, -1..1 across the image
+    y = (2 * torch.rand(b) - 1) * (1 - height)
+    mirror = torch.where(torch.rand(b) < (0.5 if flip else 0.0), -1.0, 1.0)
+    zero = torch.zeros(b)
+    boxes = torch.stack([width * mirror, zero, x, zero, height, y], dim=1).view(b, 2, 3).to(pixels.device)
+    grid = F.affine_grid(boxes, [b, 3, size, size], align_corners=False)
+    return F.grid_sample(normalize(pixels), grid, padding_mode="reflection", align_corners=False)
+
+
+def training_view(pixels: Tensor, size: int, *, flip: bool, min_crop: float) -> Tensor:
+    """The field's usual augmentation: pad and crop up to 64 px, random resized crop above; mirrored half of the time.
+
+    uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, laid out channels-last.
+    """
+    if size <= 64:
+        return normalize(pad_crop(pixels, flip=flip))
+    view = random_resized_crop(pixels, size, min_area=min_crop, flip=flip)
+    return view.contiguous(memory_format=torch.channels_last)
+
+
+def plain_view(pixels: Tensor, size: int) -> Tensor:
+    """What evaluation looks at: the centre. uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
+    return normalize(centre_crop(pixels, size))

@@ -1,0 +1,165 @@
+"""From a path or bytes to pixels: a closed list of formats, one meaning for every kind of pixel, one error."""
+
+import contextlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageCms,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    features,
+)
+
+from selfie_cli.errors import UnreadableImage
+
+# Importing a plugin is what registers it: done here once, so that decoding threads never race to import one.
+PLUGINS = [
+    (JpegImagePlugin.JpegImageFile, ".jpg .jpeg .jpe .jfif .mpo"),  # this plugin also opens MPO, what phones write
+    (PngImagePlugin.PngImageFile, ".png .apng"),
+    (WebPImagePlugin.WebPImageFile, ".webp"),
+    (GifImagePlugin.GifImageFile, ".gif"),
+    (BmpImagePlugin.BmpImageFile, ".bmp"),
+    (TiffImagePlugin.TiffImageFile, ".tif .tiff"),
+    (PpmImagePlugin.PpmImageFile, ".ppm .pgm .pbm .pnm"),
+]
+if features.check("avif"):
+    from PIL import AvifImagePlugin
+
+    PLUGINS.append((AvifImagePlugin.AvifImageFile, ".avif"))
+
+FORMATS = tuple(str(plugin.format) for plugin, _ in PLUGINS)
+"""What may be opened, whatever the suffix says. None of these starts another program, as EPS would."""
+EXTENSIONS = frozenset(" ".join(suffixes for _, suffixes in PLUGINS).split())
+"""What is picked up from folders and shards, in lower case."""
+
+# What Pillow's decoders are known to raise on files that are damaged or made to hurt.
+DECODER_ERRORS: tuple[type[Exception], ...] = (
+    *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
+    *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError),
+)
+ORIENTATION = 0x0112  # the EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow's warnings about large images and odd metadata are nothing that a user of a million files can act on.
+warnings.filterwarnings("ignore", module=r"PIL[.]")
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"not an image in a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
+    except MemoryError:
+        raise UnreadableImage("too large for the memory of this machine") from None
+    except DECODER_ERRORS as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImage(" ".join(str(reason).split())) from error
+
+
+def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """Read the header of an image; its pixels are decoded when asked for.
+
+    Raises:
+        UnreadableImage: if there is no such file, or it is empty, damaged, of no known format, or over 179 Mpx.
+    """
+    with _readable():
+        if isinstance(file, str | os.PathLike):
+            with open(file, "rb", buffering=0) as opened:  # whole: faster for small files, and no handle stays open
+                file = io.BytesIO(opened.read())
+        if not file.seek(0, os.SEEK_END):
+            raise UnreadableImage("empty file")
+        return Image.open(file, formats=FORMATS)  # which goes back to the start first
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The first frame, upright, in mode RGB: 16-bit grey is scaled to 8, what is transparent shows white.
+
+    Raises:
+        UnreadableImage: if the data are damaged, or are numbers without a defined range (float, wide integers).
+    """
+    with _readable():
+        image.load()
+        rgb = _flat(image)
+        method = UPRIGHT.get(_orientation(image))
+        return rgb if method is None else rgb.transpose(method)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except DECODER_ERRORS:  # damaged metadata are no reason to lose sound pixels
+        return 1
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UnreadableImage("32-bit float pixels have no defined range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _eight_bit(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    alpha = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(alpha, mask=alpha.getchannel("A"))
+    return white
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits (modes I;16*, or I within their range) to L, or to LA where one value is transparent."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise UnreadableImage("integer pixels beyond 16 bits have no defined range; save it with 8 or 16 bits")
+    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
+
+
+def decode_square(image: Image.Image, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The centre square of an opened image as uint8 `[size, size, 3]`, resized with antialiasing.
+
+    A JPEG is decoded at the smallest DCT scale that keeps the short side at twice `size` or more: hardly slower than
+    once `size`, and some 10 dB closer to the full decode.
+
+    Raises:
+        UnreadableImage: as `to_rgb` does.
+    """
+    with _readable():
+        if min(image.size) >= 4 * size:  # below that there is no coarser scale
+            image.draft(None, (2 * size, 2 * size))
+        rgb = to_rgb(image)
+        width, height = rgb.size
+        if (width, height) != (size, size):
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            rgb = rgb.crop((left, top, left + side, top + side))  # resize(box=...) would see what lies outside
+            # From a gap of 3 on the result cannot be told from that of a resize in one step (Pillow's manual).
+            rgb = rgb.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return np.array(rgb)  # a copy: what asarray gives cannot be written to, and torch warns of that

@@ -1,0 +1,91 @@
+"""Which images: fractions of the labels, parts held out. The same on every machine and with every numpy."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfie_cli.errors import UsageError
+
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
+
+
+def _shuffled_classes(labels: Labels, seed: int, draw: int) -> Iterator[Labels]:
+    """For each class, where its members are, in random order."""
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        # Sorted by raw words: numpy freezes a bit generator's stream, but not what Generator.permutation makes of it.
+        words = np.random.PCG64(np.random.SeedSequence([seed, int(label), draw])).random_raw(len(members))
+        yield members[np.argsort(words, kind="stable")]
+
+
+def _rounded(share: float, count: int) -> int:
+    return int(share * count + 0.5)
+
+
+def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
+    """A stratified part of the labels: round(fraction * n) of each class, at least one.
+
+    Nested: with one seed, a smaller fraction is a subset of a larger one.
+
+    Args:
+        labels: int64 [N], not negative.
+
+    Returns:
+        int64 [M], sorted.
+
+    Raises:
+        UsageError: if `fraction` is not in (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"a fraction of {fraction:g} is not possible: give a number above 0, up to 1")
+    classes = _shuffled_classes(labels, seed, FRACTION)
+    parts = [members[: max(1, _rounded(fraction, len(members)))] for members in classes]
+    return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+
+
+def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
+    """Part the labels into (kept, held): round(share * n) of each class is held, at least one stays on each side.
+
+    The only image of a class is kept.
+
+    Args:
+        labels: int64 [N], not negative.
+
+    Returns:
+        Two sorted int64 arrays which together are 0 .. N-1.
+
+    Raises:
+        UsageError: if `share` is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"holding out a share of {share:g} is not possible: give a number between 0 and 1")
+    held = np.zeros(len(labels), bool)
+    for members in _shuffled_classes(labels, seed, HELD_OUT):
+        if len(members) > 1:
+            held[members[: min(max(1, _rounded(share, len(members))), len(members) - 1)]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def hash_test_part(names: Sequence[str], labels: Labels, share: float = 0.2) -> NDArray[np.bool_]:
+    """A test part that depends on the names alone: of each class, the round(share * n) with the smallest SHA-256.
+
+    At least one of a class of two or more, and none of a class of one.
+
+    Args:
+        names: one an image, relative to the data set's folder, with forward slashes.
+        labels: int64 [N].
+
+    Returns:
+        bool [N], True for test.
+    """
+    digests = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    test = np.zeros(len(names), bool)
+    for label in np.unique(labels):
+        members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: (digests[index], index))
+        if len(members) > 1:
+            test[members[: max(1, _rounded(share, len(members)))]] = True
+    return test

@@ -1,0 +1,33 @@
+"""A whole ResNet with a linear classifier: what finetuning trains and predict uses."""
+
+from torch import Tensor, nn
+
+from selfie_cli.models.resnet import Stem, carried_over, resnet
+
+
+class Classifier(nn.Module):
+    """Four stages on whole images, average pooling, one linear layer."""
+
+    def __init__(self, backbone: str, *, stem: Stem, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = resnet(backbone, stem=stem, num_stages=4)
+        self.head = nn.Linear(self.backbone.num_features, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""
+        return self.backbone(images).mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> logits [B, C]."""
+        return self.head(self.features(images))  # type: ignore[no-any-return]
+
+    def take_over(self, patch_network: dict[str, Tensor]) -> None:
+        """Start the first three stages from a pretrained patch network's state; the rest stays as it was drawn.
+
+        Raises RuntimeError if `patch_network` holds a tensor that has no place here or is of another shape.
+        """
+        missing, unexpected = self.backbone.load_state_dict(carried_over(patch_network), strict=False)
+        allowed = ("stages.3.", "norm.", "layer4.")
+        left_out = [name for name in missing if not name.startswith(allowed)]
+        if unexpected or left_out:
+            raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {left_out[:3]}")

@@ -1,0 +1,37 @@
+"""Cutting images into patches, and choosing the ones to hide.
+
+    B  images      N  patches an image (g x g, row by row)      K  masked ones
+    S  image side, p  patch side, both in pixels                D  width
+"""
+
+import torch
+from torch import Tensor
+
+
+def cut(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images [B, 3, S, S] into patches [B * N, 3, p, p], an image's patches together, laid out channels-last."""
+    b, c, s, _ = images.shape
+    p, g = patch_size, s // patch_size
+    x = images.permute(0, 2, 3, 1).reshape(b, g, p, g, p, c)  # [B, g, p, g, p, 3]
+    x = x.transpose(2, 3).reshape(b * g * g, p, p, c)  # [B * N, p, p, 3]
+    return x.permute(0, 3, 1, 2)  # [B * N, 3, p, p]
+
+
+def random_masks(scores: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
+    """Split the places of each image by its own random scores [B, N] into masked [B, K] and visible [B, N - K].
+
+    Both are int64 indices of places. The masked ones are the K lowest scores in no particular order, so no place in
+    the list says anything about where a patch came from.
+    """
+    order = scores.argsort(dim=1)
+    return order[:, :num_masked], order[:, num_masked:]
+
+
+def gather_places(vectors: Tensor, places: Tensor) -> Tensor:
+    """Pick vectors [B, N, D] at places [B, K] (int64): [B, K, D]."""
+    return torch.take_along_dim(vectors, places.unsqueeze(-1), dim=1)
+
+
+def num_masked(num_patches: int, mask_ratio: float) -> int:
+    """How many patches are hidden: at least two, so that there is a choice, and at least one stays visible."""
+    return max(2, min(num_patches - 1, round(num_patches * mask_ratio)))

@@ -1,0 +1,144 @@
+"""ResNets as feature extractors: any number of stages, two stems, pre-activation or torchvision's own.
+
+    B  images (or patches folded into the batch)      H, W  their height and width
+    C  channels of the last stage that is there       h, w  the feature map's height and width
+
+Pre-activation networks are those of He et al. 2016, "Identity mappings in deep residual networks". Module names follow
+the ones that timm uses for the same networks, so that whole networks fit there.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Stem = Literal["3x3", "7x7"]
+
+# name: (bottleneck blocks?, blocks a stage, base width)
+PREACTIVATION = {
+    "resnetv2_50": (True, (3, 4, 6, 3), 64),
+    "resnetv2_18": (False, (2, 2, 2, 2), 64),
+    "resnetv2_18_w16": (False, (2, 2, 2, 2), 16),
+}
+TORCHVISION = ("resnet18", "resnet50")
+
+
+def stem_for(patch_size: int) -> Stem:
+    """3x3 with stride 1 keeps small patches apart; from 32 px on, 7x7 with stride 2 and max-pooling, as on ImageNet."""
+    return "3x3" if patch_size < 32 else "7x7"
+
+
+class PreActivationBlock(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with a quarter of the channels inside; each behind its norm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        inner = channels_out // 4 if bottleneck else channels_out
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels_in != channels_out:
+            self.downsample = nn.ModuleDict({"conv": nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)})
+        self.norm1 = nn.BatchNorm2d(channels_in)
+        self.norm2 = nn.BatchNorm2d(inner)
+        if bottleneck:
+            self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
+            self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+            self.norm3 = nn.BatchNorm2d(inner)
+            self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(channels_in, inner, 3, stride, 1, bias=False)
+            self.conv2 = nn.Conv2d(inner, channels_out, 3, 1, 1, bias=False)
+        self.bottleneck = bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm1(x), inplace=True)
+        shortcut = x if self.downsample is None else self.downsample["conv"](activated)
+        y = self.conv2(F.relu(self.norm2(self.conv1(activated)), inplace=True))
+        if self.bottleneck:
+            y = self.conv3(F.relu(self.norm3(y), inplace=True))
+        out: Tensor = y + shortcut
+        return out
+
+
+class PreActivationResNet(nn.Module):
+    """The first `num_stages` stages of a pre-activation ResNet; `norm` (batch norm, then ReLU) closes them if asked."""
+
+    def __init__(self, name: str, *, stem: Stem, num_stages: int, final_norm: bool) -> None:
+        super().__init__()
+        bottleneck, depths, width = PREACTIVATION[name]
+        pooled_stem = stem == "7x7"
+        conv = nn.Conv2d(3, width, 7, 2, 3, bias=False) if pooled_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.stem = nn.ModuleDict({"conv": conv})
+        self.stem_pool = nn.MaxPool2d(3, 2, 1) if pooled_stem else nn.Identity()
+        self.stages = nn.ModuleList()
+        channels = width
+        for stage, depth in enumerate(depths[:num_stages]):
+            channels_out = width * 2**stage * (4 if bottleneck else 1)
+            blocks = nn.Sequential()
+            for block in range(depth):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(PreActivationBlock(channels, channels_out, stride=stride, bottleneck=bottleneck))
+                channels = channels_out
+            self.stages.append(nn.ModuleDict({"blocks": blocks}))
+        self.norm = nn.BatchNorm2d(channels) if final_norm else None
+        self.num_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem_pool(self.stem["conv"](x))
+        for stage in self.stages:
+            x = stage["blocks"](x)  # [B, C, h, w]
+        return x if self.norm is None else F.relu(self.norm(x))
+
+
+class TorchvisionResNet(nn.Module):
+    """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names."""
+
+    def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
+        super().__init__()
+        from torchvision.models import resnet
+
+        full = getattr(resnet, name)()
+        self.conv1 = full.conv1 if stem == "7x7" else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = full.bn1
+        self.maxpool = full.maxpool if stem == "7x7" else nn.Identity()
+        self.num_stages = num_stages
+        for stage in range(1, num_stages + 1):
+            self.add_module(f"layer{stage}", getattr(full, f"layer{stage}"))
+        self.num_features = full.fc.in_features * 2**num_stages // 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in range(1, self.num_stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)  # [B, C, h, w]
+        return x
+
+
+ResNet = PreActivationResNet | TorchvisionResNet
+
+
+def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -> ResNet:
+    """A freshly initialized network that maps images [B, 3, H, W] (float, normalized) to feature maps [B, C, h, w].
+
+    Convolutions start from He et al.'s normal distribution over the fan-out, batch norms from 1 and 0. `final_norm`
+    concerns pre-activation networks, the others end in a ReLU anyway. Weights are laid out channels-last.
+    """
+    network: ResNet
+    if name in TORCHVISION:
+        network = TorchvisionResNet(name, stem=stem, num_stages=num_stages)
+    else:
+        network = PreActivationResNet(name, stem=stem, num_stages=num_stages, final_norm=final_norm)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network.to(memory_format=torch.channels_last)
+
+
+def carried_over(patch_network: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a three-stage network's state for a four-stage one.
+
+    A pre-activation network's closing norm is where the fourth stage begins, so it becomes that stage's first norm.
+    """
+    return {
+        f"stages.3.blocks.0.norm1.{name.removeprefix('norm.')}" if name.startswith("norm.") else name: tensor
+        for name, tensor in patch_network.items()
+    }

@@ -1,0 +1,99 @@
+"""Rebuilding the network of a run from its config and weights, and what can be computed with it."""
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfie_cli.data.augment import plain_view
+from selfie_cli.errors import RunError, UsageError, WeightsError
+from selfie_cli.files import replacing
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.runs import Run
+from selfie_cli.weights import load_weights, save_weights
+
+DEFAULT_FEATURES = "whole"
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate."""
+
+    module: Selfie | Classifier
+    image_size: int
+    features: str
+
+    @torch.inference_mode()
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
+        images = plain_view(pixels, self.image_size)
+        module = self.module
+        if isinstance(module, Classifier):
+            return module.features(images).float()
+        if self.features == "whole":
+            return module.patch_network(images).mean(dim=(2, 3)).float()
+        if self.features == "patches":
+            return module.patch_vectors(images).mean(dim=1).float()
+        return module.pooled(images).float()
+
+
+def build(derived: dict[str, Any]) -> Selfie | Classifier:
+    """A freshly initialized network of the shape that a run's config describes.
+
+    Raises RunError if the description is incomplete.
+    """
+    try:
+        if derived["method"] == "selfie":
+            return Selfie(backbone=derived["backbone"], **derived["selfie"])
+        return Classifier(derived["backbone"], stem=derived["stem"], num_classes=len(derived["classes"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"the config does not describe a network of selfie's: {error!r}") from None
+
+
+def choose_features(derived: dict[str, Any], features: str | None) -> str:
+    """Raises UsageError if a finetuned network is asked for a Selfie run's features."""
+    if derived["method"] == "finetune":
+        if features is not None:
+            raise UsageError("--features chooses among a Selfie run's vectors; a finetuned network has one kind")
+        return "penultimate"
+    return features or DEFAULT_FEATURES
+
+
+def load_module(run: Run) -> Selfie | Classifier:
+    """The run's network with its weights. Raises WeightsError if they do not fit."""
+    module = build(run.derived)
+    weights, _ = load_weights(run.weights)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {str(error).splitlines()[-1].strip()}") from None
+    return module
+
+
+def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
+    module = load_module(run).to(device).eval()
+    return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
+
+
+@torch.inference_mode()
+def class_scores(module: Classifier, pixels: Tensor, image_size: int, device: torch.device) -> Tensor:
+    """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
+    module.eval()
+    parts = [
+        module(plain_view(batch.to(device), image_size)).float().softmax(dim=1).cpu() for batch in pixels.split(BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def save_classifier(run: Run, module: Classifier, shape: dict[str, Any]) -> None:
+    header = {key: shape[key] for key in ("method", "backbone", "stem", "image_size", "steps")}
+    save_weights(run.weights, module.state_dict(), header)
+
+
+def copy_weights(source: Run, target: Run) -> None:
+    with replacing(target.weights) as temporary:
+        shutil.copyfile(source.weights, temporary)

@@ -1,0 +1,176 @@
+"""A run's folder: what was asked, what was derived and measured, and how far it came.
+
+    config.json          asked, derived, measured, versions, data, progress (status running or finished, step, total)
+    model.safetensors    the weights, once finished
+    state/<step>/        what --resume continues from
+    metrics.jsonl        a line a logging step
+    results.json         what the run itself found out
+    bad_files.jsonl      unreadable inputs
+"""
+
+import contextlib
+import copy
+import datetime
+import platform
+import shutil
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from selfie_cli import __version__
+from selfie_cli.errors import RunError
+from selfie_cli.files import read_json, remove_leftovers, write_json
+
+RUNS = Path("runs")
+RUN_FORMAT = 1
+
+
+class Run:
+    """A folder that holds a config.json of ours. `config` is what was last read or written."""
+
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+
+    @property
+    def verb(self) -> str:
+        return str(self.config["verb"])
+
+    @property
+    def derived(self) -> dict[str, Any]:
+        return dict(self.config["derived"])
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.config["progress"]["status"] == "finished")
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    def finish(self, measured: dict[str, Any]) -> None:
+        """Mark the run as finished, with what was measured. What it would have been resumed from is removed."""
+        self.update(measured=measured, progress={"status": "finished"})
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+    def update(self, **sections: dict[str, Any]) -> None:
+        """Merge each section's keys into config.json."""
+        config = copy.deepcopy(self.config)
+        for section, values in sections.items():
+            config.setdefault(section, {}).update(values)
+        write_json(self.path / "config.json", config)
+        self.config = config
+
+
+def versions() -> dict[str, str]:
+    found = {"selfie-cli": __version__, "python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def default_folder(verb: str, method: str) -> Path:
+    return RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
+    is there is no run of ours, which even --overwrite does not delete. Changes nothing."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunError(f"{path} is a file; --out takes a folder")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
+    if not (path / "config.json").is_file():
+        raise RunError(f"{path} holds no run of selfie, so --overwrite will not delete it: choose another --out")
+
+
+def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:
+    """Begin a run in an empty, new or (with `overwrite`) occupied folder; `sections` go into its config."""
+    check_free(path, overwrite=overwrite)
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    config: dict[str, Any] = {
+        "format": RUN_FORMAT,
+        "verb": verb,
+        "asked": asked,
+        "derived": {},
+        "measured": {},
+        "versions": versions(),
+        "data": {},
+        "progress": {"status": "running"},
+        **sections,
+    }
+    write_json(path / "config.json", config)
+    return Run(path, config)
+
+
+def open_run(path: str | Path) -> Run:
+    """Raises RunError if `path` is no run's folder, or its config is damaged or of another format."""
+    folder = bundled_folder() if str(path) == "bundled" else Path(path)
+    try:
+        config = read_json(folder / "config.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"no run at {folder}: expected a folder with a config.json, as selfie pretrain writes it") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    sections = ("asked", "derived", "measured", "progress")
+    if not isinstance(config, dict) or any(not isinstance(config.get(section), dict) for section in sections):
+        raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
+    if config.get("format") != RUN_FORMAT:
+        raise RunError(f"{folder} has run format {config.get('format')}, this selfie reads {RUN_FORMAT}")
+    return Run(folder, config)
+
+
+def open_to_resume(path: str, verb: str) -> Run:
+    """A stopped run of this verb, with what a killed process left half-written removed."""
+    run = open_run(path)
+    if run.verb != verb:
+        raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
+    if run.finished:
+        raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
+    remove_leftovers(run.path)
+    return run
+
+
+def bundled_folder() -> Path:
+    """The small pretrained network that ships in the package is a run's folder like any other."""
+    return Path(str(resources.files("selfie_cli"))) / "bundled"
+
+
+def newest_pretraining() -> Run | None:
+    """The finished pretraining run under ./runs whose config was written last."""
+    configs = sorted(RUNS.glob("**/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in configs:
+        with contextlib.suppress(RunError):
+            run = open_run(file.parent)
+            if run.verb == "pretrain" and run.finished:
+                return run
+    return None
+
+
+def resolve_from(from_: str | None) -> tuple[Run | None, str]:
+    """The run that --from means (None for 'none'), and a line that says which it is and why."""
+    if from_ == "none":
+        return None, "weights: none, a freshly initialized network"
+    if from_ is not None:
+        run = open_run(from_)
+        if not run.finished:
+            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {from_}")
+        return run, f"weights: {describe(run)}"
+    newest = newest_pretraining()
+    if newest is not None:
+        return newest, f"weights: {describe(newest)}, the newest finished pretraining under ./{RUNS}"
+    run = open_run("bundled")
+    return run, f"weights: {describe(run)} (no finished pretraining under ./{RUNS})"
+
+
+def describe(run: Run) -> str:
+    d = run.config["derived"]
+    where = "the network bundled with selfie" if run.path == bundled_folder() else str(run.path)
+    return f"{where} ({d.get('method', run.verb)}, {d.get('backbone')}, {d.get('image_size')} px)"

@@ -1,0 +1,43 @@
+"""Tensors in safetensors files, with what is needed to rebuild the network in the file's header."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from selfie_cli.errors import WeightsError
+from selfie_cli.files import replacing
+
+FORMAT_VERSION = "1"
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and `header` (values become strings, as safetensors wants them), whole or not at all."""
+    metadata = {"format_version": FORMAT_VERSION, **{key: str(value) for key, value in header.items()}}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata)
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file that `save_weights` wrote.
+
+    Raises WeightsError if there is no such file, it is damaged, or it is of another format version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except FileNotFoundError:
+        raise WeightsError(f"no weights at {path}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is damaged or no safetensors file: {error}") from None
+    version = header.get("format_version")
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format version {version or 'unknown'}, this selfie reads {FORMAT_VERSION}: "
+            "use the selfie that wrote it, or pretrain again"
+        )
+    return tensors, header

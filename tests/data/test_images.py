@@ -1,0 +1,282 @@
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
+
+from selfie_cli.data.images import EXTENSIONS, FORMATS, decode_square, open_image, to_rgb
+from selfie_cli.errors import UnreadableImage
+
+RNG = np.random.default_rng(0)
+PICTURE = np.zeros((24, 40, 3), np.uint8)  # a different colour in every quarter: no symmetry
+PICTURE[:12, :20], PICTURE[:12, 20:], PICTURE[12:, :20], PICTURE[12:, 20:] = (200, 0, 0), (0, 200, 0), (0, 0, 200), 250
+
+
+def encoded(image: Image.Image, format: str, **options) -> io.BytesIO:
+    data = io.BytesIO()
+    image.save(data, format, **options)
+    return data
+
+
+def pixels(data: io.BytesIO) -> np.ndarray:
+    with open_image(data) as image:
+        rgb = to_rgb(image)
+        assert rgb.mode == "RGB"
+        return np.asarray(rgb).astype(int)
+
+
+NEEDS_AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, data: bytes = b"", depth: int = 8, before: bytes = b"") -> io.BytesIO:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(data))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + before + pixels + chunk(b"IEND", b""))
+
+
+LOSSLESS = [("PNG", {}), ("WEBP", {"lossless": True}), ("BMP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"})]
+
+
+@pytest.mark.parametrize(("format", "options"), [*LOSSLESS, ("PPM", {})])
+def test_lossless_formats_keep_every_pixel(format, options):
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(PICTURE), format, **options)), PICTURE)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP", pytest.param("AVIF", marks=NEEDS_AVIF)])
+def test_lossy_formats_come_close(format):
+    assert np.abs(pixels(encoded(Image.fromarray(PICTURE), format, quality=95)) - PICTURE)[4:8, 4:16].max() < 8
+
+
+def test_what_may_be_opened_starts_no_other_program():
+    assert "EPS" not in FORMATS
+    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"} <= EXTENSIONS
+    with pytest.raises(UnreadableImage, match="known format"):
+        open_image(encoded(Image.fromarray(PICTURE), "EPS"))
+
+
+def test_a_phones_mpo_is_read_as_its_first_picture():
+    second = Image.fromarray(255 - PICTURE)
+    data = encoded(Image.fromarray(PICTURE), "MPO", save_all=True, append_images=[second], quality=95)
+    with open_image(data) as image:
+        assert image.format == "MPO"
+        assert np.abs(decode_square(image, 8)[1, 1].astype(int) - [200, 0, 0]).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(PICTURE), format, exif=exif)
+    with Image.open(io.BytesIO(data.getvalue())) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    np.testing.assert_array_equal(pixels(data), expected)
+    if orientation == 6:
+        assert expected.shape == (40, 24, 3)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_a_large_jpeg_is_reduced_while_decoding_and_then_turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = Image.fromarray(PICTURE).resize((1000, 600), Image.Resampling.NEAREST)
+    data = encoded(large, "JPEG", exif=exif, quality=95)
+    with open_image(data) as image:
+        square = decode_square(image, 32)
+        assert image.size == (125, 75)  # an eighth: the smallest scale with a short side of 2 x 32 or more
+    upright = ImageOps.exif_transpose(Image.open(data)).convert("RGB")
+    fair = ImageOps.fit(upright, (32, 32), Image.Resampling.BICUBIC)
+    assert np.abs(square.astype(int) - np.asarray(fair)).mean() < 3
+
+
+@pytest.mark.filterwarnings("ignore:::PIL[.]")
+def test_damaged_exif_does_not_lose_the_pixels():
+    data = encoded(Image.fromarray(PICTURE), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(pixels(data), PICTURE)
+    pixels(encoded(Image.fromarray(PICTURE), "JPEG", exif=b"Exif\0\0nonsense"))
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled(format):
+    values = np.array([[0, 257, 1000], [32768, 65278, 65535]], np.uint16)
+    found = pixels(encoded(Image.fromarray(values), format))
+    np.testing.assert_array_equal(found, np.round(values / 257)[..., None].repeat(3, 2))
+
+
+def test_big_endian_sixteen_bit_tiff():
+    values = np.array([[0, 257], [32768, 65535]], ">u2")
+    entries = [(256, 2), (257, 2), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 8)]
+    directory = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in entries)
+    data = b"MM\0*" + struct.pack(">I", 16) + values.tobytes() + struct.pack(">H", len(entries)) + directory + bytes(4)
+    np.testing.assert_array_equal(pixels(io.BytesIO(data))[..., 0], [[0, 1], [128, 255]])
+
+
+def test_sixteen_bit_grey_with_a_transparent_value():
+    values = np.array([[1000, 2000]], np.uint16)
+    data = encoded(Image.fromarray(values), "PNG", transparency=1000)
+    np.testing.assert_array_equal(pixels(data)[0, :, 0], [255, 8])
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(1, np.float32), (70000, np.int32), (-1, np.int32)])
+def test_numbers_without_a_range_are_refused(value, dtype):
+    with pytest.raises(UnreadableImage, match="no defined range"):
+        pixels(encoded(Image.fromarray(np.full((2, 2), value, dtype)), "TIFF"))
+
+
+def test_grey_one_bit_and_palette():
+    grey = RNG.integers(0, 256, (5, 6), np.uint8)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(grey), "PNG")), grey[..., None].repeat(3, 2))
+    bits = grey > 100
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(bits), "PNG"))[..., 1], bits * 255)
+    palette = Image.fromarray(PICTURE).quantize(4)
+    np.testing.assert_array_equal(pixels(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+
+
+def test_cmyk_lab_and_ycbcr():
+    cmyk = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan ink alone
+    assert np.abs(pixels(encoded(cmyk, "TIFF")) - [0, 255, 255]).max() == 0
+    assert np.abs(pixels(encoded(cmyk, "JPEG", quality=95)) - [0, 255, 255]).max() < 6
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    lab = ImageCms.profileToProfile(Image.new("RGB", (8, 8), (200, 30, 40)), *profiles, outputMode="LAB")
+    assert np.abs(pixels(encoded(lab, "TIFF")) - [200, 30, 40]).max() < 8
+    ycbcr = Image.new("RGB", (8, 8), (200, 30, 40)).convert("YCbCr")
+    assert np.abs(pixels(encoded(ycbcr, "TIFF")) - [200, 30, 40]).max() < 4
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_alpha_shows_white(mode, format):
+    image = Image.new("RGBA", (3, 1), (100, 100, 100, 255))
+    image.putpixel((1, 0), (100, 100, 100, 0))
+    image.putpixel((2, 0), (100, 100, 100, 128))
+    found = pixels(encoded(image.convert(mode), format))[0, :, 0]
+    assert found[:2].tolist() == [100, 255]
+    assert abs(found[2] - (100 * 128 + 255 * 127) / 255) <= 1
+
+
+@pytest.mark.parametrize(("image", "options"), [
+    (Image.fromarray(np.array([[7, 9]], np.uint8)), {"transparency": 7}),
+    (Image.fromarray(np.array([[[7, 7, 7], [9, 9, 9]]], np.uint8)), {"transparency": (7, 7, 7)}),
+    (Image.fromarray(np.array([[[7, 7, 7], [9, 9, 9]]], np.uint8)).quantize(2), {"transparency": None}),
+    (Image.fromarray(np.array([[[7, 7, 7], [9, 9, 9]]], np.uint8)).quantize(2), {"transparency": b"bytes"}),
+])  # fmt: skip
+def test_a_transparent_colour_shows_white(image, options):
+    if image.mode == "P":
+        index = image.getpixel((0, 0))
+        whole = options["transparency"] is None
+        options = {"transparency": index if whole else bytes(0 if entry == index else 255 for entry in range(2))}
+    np.testing.assert_array_equal(pixels(encoded(image, "PNG", **options))[0, :, 0], [255, 9])
+
+
+def test_sixteen_bit_rgb_png_with_a_transparent_colour_is_readable():
+    row = b"\0" + struct.pack(">6H", 65535, 0, 0, 0x8000, 0x8000, 0x8000)
+    data = png(2, 1, row, depth=16, before=chunk(b"tRNS", struct.pack(">3H", 65535, 0, 0)))
+    np.testing.assert_array_equal(pixels(data)[0], [[255, 255, 255], [128, 128, 128]])
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animation_gives_its_first_frame(format):
+    frames = [Image.new("RGB", (6, 6), colour) for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert np.abs(pixels(data) - [255, 0, 0]).max() == 0
+
+
+def test_a_transparent_gif_shows_white():
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([9, 9, 9, 50, 60, 70])
+    image.putpixel((1, 0), 1)
+    np.testing.assert_array_equal(pixels(encoded(image, "GIF", transparency=0))[0], [[255, 255, 255], [50, 60, 70]])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_truncation_is_unreadable(format):
+    noise = Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8))
+    data = encoded(noise, format).getvalue()
+    for keep in (0.9, 0.5, 0.02):
+        with pytest.raises(UnreadableImage), open_image(io.BytesIO(data[: int(len(data) * keep)])) as image:
+            decode_square(image, 16)
+
+
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", pytest.param("AVIF", marks=NEEDS_AVIF)]
+)
+@pytest.mark.filterwarnings("ignore:::PIL[.]")
+def test_damage_never_shows_another_error(format):
+    data = encoded(Image.fromarray(PICTURE), format).getvalue()
+    reasons = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for position in RNG.integers(0, len(data), 4):
+            damaged[position] = RNG.integers(0, 256)
+        try:
+            with open_image(io.BytesIO(damaged)) as image:
+                assert decode_square(image, 8).shape == (8, 8, 3)
+        except UnreadableImage as error:
+            reasons.append(str(error))
+    assert all(reasons)
+    assert "\n" not in "".join(reasons)
+
+
+def test_empty_missing_and_foreign_files(tmp_path: Path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(UnreadableImage, match="empty file"):
+        open_image(tmp_path / "empty.jpg")
+    with pytest.raises(UnreadableImage, match="empty file"):
+        open_image(io.BytesIO())
+    with pytest.raises(UnreadableImage, match="No such file"):
+        open_image(str(tmp_path / "absent.jpg"))
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(UnreadableImage, match="known format"):
+        open_image(tmp_path / "text.jpg")
+    with pytest.raises(UnreadableImage):
+        open_image(tmp_path)
+
+
+def test_a_wrong_suffix_does_not_matter(tmp_path: Path):
+    Image.fromarray(PICTURE).save(tmp_path / "png.jpg", "PNG")
+    with open_image(str(tmp_path / "png.jpg")) as image:
+        np.testing.assert_array_equal(np.asarray(to_rgb(image)), PICTURE)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    with pytest.raises(UnreadableImage, match="million pixels"):
+        open_image(png(60000, 60000))
+
+
+def test_a_large_image_is_opened_without_a_warning(tmp_path: Path):
+    (tmp_path / "large.png").write_bytes(png(10000, 10000).getvalue())  # over Pillow's warning, under its error
+    code = "import sys; from selfie_cli.data.images import open_image; print(open_image(sys.argv[1]).size)"
+    ran = subprocess.run([sys.executable, "-c", code, tmp_path / "large.png"], capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("(10000, 10000)\n", "")
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (16, 16), (5, 300), (1, 1)])
+@pytest.mark.parametrize("size", [1, 16, 33])
+def test_the_centre_square_is_cut_and_resized(shape, size):
+    array = RNG.integers(0, 256, (*shape, 3), np.uint8)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    centre = Image.fromarray(array[top : top + side, left : left + side])
+    with open_image(encoded(Image.fromarray(array), "PNG")) as image:
+        found = decode_square(image, size)
+    assert found.dtype == np.uint8
+    assert found.flags.writeable
+    expected = np.asarray(centre.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(found - expected).max() <= 6  # two steps instead of one
+
+
+def test_no_setting_of_pillow_is_changed():
+    from PIL import ImageFile
+
+    assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == (False, 2**30 // 4 // 3)
+    assert TiffImagePlugin.READ_LIBTIFF is False

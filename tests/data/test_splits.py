@@ -1,0 +1,64 @@
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+
+from selfie_cli.data.splits import fraction_indices, hash_test_part, hold_out
+from selfie_cli.errors import UsageError
+
+LABELS = np.repeat([0, 1, 2, 7], [100, 37, 3, 1])
+np.random.default_rng(0).shuffle(LABELS)
+
+
+def counts(labels: np.ndarray) -> dict[int, int]:
+    return {int(label): int((labels == label).sum()) for label in np.unique(labels)}
+
+
+def test_a_fraction_is_stratified_with_at_least_one_of_each_class():
+    chosen = fraction_indices(LABELS, 0.1, 0)
+    assert counts(LABELS[chosen]) == {0: 10, 1: 4, 2: 1, 7: 1}
+    assert (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(fraction_indices(LABELS, 1, 0), np.arange(len(LABELS)))
+
+
+def test_smaller_fractions_are_nested_in_larger_ones_and_seeds_differ():
+    for seed in range(3):
+        parts = [set(fraction_indices(LABELS, fraction, seed).tolist()) for fraction in (0.01, 0.05, 0.2, 0.5, 1)]
+        assert all(small <= large for small, large in itertools.pairwise(parts))
+    assert set(fraction_indices(LABELS, 0.2, 0)) != set(fraction_indices(LABELS, 0.2, 1))
+
+
+def test_the_draw_is_frozen():
+    labels = np.arange(40) % 2
+    assert fraction_indices(labels, 0.2, 7).tolist() == [3, 5, 6, 7, 12, 22, 23, 24]
+    assert hold_out(labels, 0.2, 7)[1].tolist() == [5, 17, 19, 20, 28, 36, 37, 38]
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01, float("nan")])
+def test_impossible_fractions_are_wrong_usage(fraction):
+    with pytest.raises(UsageError, match="fraction"):
+        fraction_indices(LABELS, fraction, 0)
+
+
+def test_holding_out_parts_the_labels():
+    kept, held = hold_out(LABELS, 0.25, 3)
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(len(LABELS)))
+    assert counts(LABELS[held]) == {0: 25, 1: 9, 2: 1}  # the only image of class 7 is kept
+    assert counts(LABELS[hold_out(LABELS, 0.99, 3)[0]]) == {0: 1, 1: 1, 2: 1, 7: 1}
+    for share in (0, 1):
+        with pytest.raises(UsageError, match="share"):
+            hold_out(LABELS, share, 0)
+
+
+def test_the_hash_part_depends_on_names_alone():
+    names = [f"class{label}/{index}\udcff\n.jpg" for index, label in enumerate(LABELS)]
+    test = hash_test_part(names, LABELS)
+    assert counts(LABELS[test]) == {0: 20, 1: 7, 2: 1}
+    order = np.random.default_rng(1).permutation(len(LABELS))
+    np.testing.assert_array_equal(hash_test_part([names[index] for index in order], LABELS[order]), test[order])
+    smallest = min(
+        (name for name, label in zip(names, LABELS, strict=True) if label == 2),
+        key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(),
+    )
+    assert test[names.index(smallest)]

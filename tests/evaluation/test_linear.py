@@ -1,0 +1,190 @@
+import numpy as np
+import pytest
+import torch
+
+from selfie_cli.errors import DataError, TrainingError
+from selfie_cli.evaluation.linear import STRENGTHS, fit_linear_probe
+
+
+def blobs(num, num_features=6, num_classes=3, spread=1.0, seed=0):
+    """Gaussian clouds around random centres; the labels go round the classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_classes, num_features, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(num) % num_classes
+    return centres[labels] + spread * torch.randn(num, num_features, generator=generator), labels
+
+
+def every_fifth(num):
+    return torch.arange(num) % 5 == 0
+
+
+def nothing(num):
+    return torch.zeros(num, dtype=torch.bool)
+
+
+def standardised(features):
+    return ((features - features.mean(dim=0)) / features.std(dim=0, correction=0)).double().numpy()
+
+
+def gradient_descent(x, labels, num_classes, strength):
+    """Accelerated gradient descent in float64, with the gradient written out by hand."""
+    target = np.eye(num_classes)[labels]
+    weight, bias = np.zeros((num_classes, x.shape[1])), np.zeros(num_classes)
+    ahead_w, ahead_b = weight, bias
+    for step in range(2000):
+        error = (probabilities(x, ahead_w, ahead_b) - target) / len(x)
+        new_w = ahead_w - 0.3 * (error.T @ x + strength * ahead_w)
+        new_b = ahead_b - 0.3 * error.sum(axis=0)
+        momentum = step / (step + 3)
+        ahead_w, ahead_b = new_w + momentum * (new_w - weight), new_b + momentum * (new_b - bias)
+        weight, bias = new_w, new_b
+    return weight, bias
+
+
+def probabilities(x, weight, bias):
+    odds = np.exp(x @ weight.T + bias)
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_reaches_the_minimum_that_another_method_finds(strength):
+    features, labels = blobs(150)
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=nothing(150), strengths=[strength])
+    weight, bias = gradient_descent(standardised(features), labels.numpy(), 3, strength)
+    np.testing.assert_allclose(probe.weight, weight, atol=2e-3)
+    np.testing.assert_allclose(probe.bias, bias, atol=2e-3)
+    assert (probe.strength, probe.held_out_accuracy) == (strength, None)
+
+
+def test_scores_are_the_logits_of_standardised_features():
+    features, labels = blobs(60)
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(60))
+    unseen, _ = blobs(7, seed=1)
+    scores = probe.scores(unseen)
+    for m in range(7):
+        for c in range(3):
+            logit = probe.bias[c].item()
+            for d in range(6):
+                column = features[:, d].double().numpy()
+                logit += probe.weight[c, d].item() * (unseen[m, d].item() - column.mean()) / column.std()
+            assert scores[m, c].item() == pytest.approx(logit, abs=1e-4)
+    assert not scores.requires_grad
+
+
+def test_scaling_and_shifting_features_changes_no_score():
+    features, labels = blobs(200)
+    unseen, _ = blobs(50, seed=1)
+    scale, shift = torch.tensor([1e-3, 0.1, 1, 10, 100, 1e3]), torch.tensor([0.1, -1, 5, 0, -100, 1e3])
+    plain = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(200))
+    moved = fit_linear_probe(features * scale + shift, labels, num_classes=3, held_out=every_fifth(200))
+    assert moved.strength == plain.strength
+    torch.testing.assert_close(moved.scores(unseen * scale + shift), plain.scores(unseen), atol=5e-3, rtol=5e-3)
+
+
+def test_the_strength_is_the_best_on_the_held_out_rows_and_then_refitted_on_all():
+    features, labels = blobs(90, num_features=40, spread=1.5)
+    held_out = every_fifth(90)
+    strengths = [1.0, 1e-1, 1e-2]
+    merits = {}
+    x, rest = standardised(features), (~held_out).numpy()
+    for strength in strengths:  # each on its own, from zero
+        found = gradient_descent(x[rest], labels.numpy()[rest], 3, strength)
+        probability = probabilities(x[~rest], *found)
+        target = labels.numpy()[~rest]
+        right = np.mean(probability.argmax(axis=1) == target)
+        merits[strength] = (right, np.log(probability[np.arange(18), target]).mean())
+    best = max(strengths, key=lambda strength: merits[strength])
+
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=held_out, strengths=strengths)
+    assert probe.strength == best
+    assert probe.held_out_accuracy == pytest.approx(merits[best][0])
+    refitted = fit_linear_probe(features, labels, num_classes=3, held_out=nothing(90), strengths=[best])
+    torch.testing.assert_close(probe.weight, refitted.weight, atol=2e-3, rtol=0)
+
+
+def test_noise_asks_for_a_strong_penalty_and_clean_data_for_a_weak_one():
+    noise = torch.randn(1000, 50, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(1000) % 4
+    assert fit_linear_probe(noise, labels, num_classes=4, held_out=every_fifth(1000)).strength >= 0.1
+    clean, labels = blobs(300, spread=0.05)
+    assert fit_linear_probe(clean, labels, num_classes=3, held_out=every_fifth(300)).strength <= 1e-3
+
+
+def test_the_same_twice_and_whatever_the_random_state_and_grid_order():
+    features, labels = blobs(120)
+    torch.manual_seed(1)
+    first = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(120))
+    torch.manual_seed(2)
+    again = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(120), strengths=STRENGTHS[::-1])
+    assert first.weight.equal(again.weight)
+    assert first.bias.equal(again.bias)
+
+
+def test_constant_features_count_for_nothing():
+    features, labels = blobs(100)
+    unseen, _ = blobs(30, seed=1)
+    constant = torch.full((100, 2), 0.1)
+    constant[::2, 0] = torch.nextafter(torch.tensor(0.1), torch.tensor(1.0))  # the last digit is rounding
+    constant[:, 1] = 0
+    plain = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(100))
+    padded = fit_linear_probe(torch.cat([features, constant], 1), labels, num_classes=3, held_out=every_fifth(100))
+    assert padded.weight[:, 6:].eq(0).all()
+    elsewhere = torch.cat([unseen, torch.full((30, 2), 1e6)], dim=1)  # constant in training, not afterwards
+    torch.testing.assert_close(padded.scores(elsewhere), plain.scores(unseen), atol=1e-4, rtol=1e-4)
+
+
+def test_only_constant_features_answer_the_majority():
+    labels = torch.tensor([0, 1, 1, 1, 2, 1])
+    probe = fit_linear_probe(torch.ones(6, 4), labels, num_classes=3, held_out=torch.arange(6) == 1)
+    assert probe.scores(torch.randn(5, 4)).argmax(dim=1).tolist() == [1] * 5
+
+
+def test_one_image_a_class_leaves_no_choice():
+    features, labels = blobs(3, spread=0.0)
+    probe = fit_linear_probe(features, labels, num_classes=3, held_out=nothing(3))
+    assert (probe.strength, probe.held_out_accuracy) == (1e-3, None)
+    assert probe.scores(features).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("hide_it", [False, True])
+def test_a_class_with_one_image_and_a_class_with_none(hide_it):
+    features, labels = blobs(41, num_classes=4, spread=0.1)
+    keep = (labels != 3) | (torch.arange(41) == 3)
+    features, labels = features[keep], labels[keep]
+    held_out = (every_fifth(len(labels)) & (labels != 3)) | ((labels == 3) & hide_it)
+    probe = fit_linear_probe(features, labels, num_classes=5, held_out=held_out)
+    scores = probe.scores(features)
+    assert scores.isfinite().all()
+    assert scores.argmax(dim=1).ne(4).all()
+    # Held out, class 3 starts the refit with a bias far below zero, and must come back from there.
+    fresh = fit_linear_probe(features, labels, num_classes=5, held_out=nothing(len(labels)), strengths=[probe.strength])
+    torch.testing.assert_close(
+        scores[:, :4].softmax(dim=1), fresh.scores(features)[:, :4].softmax(dim=1), atol=5e-3, rtol=0
+    )
+
+
+def test_half_precision_and_inference_tensors():
+    with torch.inference_mode():
+        features, labels = blobs(60)
+        held_out = every_fifth(60)
+        inside = fit_linear_probe(features.half(), labels, num_classes=3, held_out=held_out)
+    outside = fit_linear_probe(features.half(), labels, num_classes=3, held_out=held_out)
+    assert inside.weight.dtype == torch.float32
+    assert inside.weight.equal(outside.weight)
+
+
+def test_inputs_are_left_alone():
+    features, labels = blobs(60)
+    before = features.clone(), labels.clone()
+    fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(60))
+    assert features.equal(before[0])
+    assert labels.equal(before[1])
+
+
+def test_refusals():
+    features, labels = blobs(10)
+    with pytest.raises(DataError, match="not held out"):
+        fit_linear_probe(features, labels, num_classes=3, held_out=~nothing(10))
+    features[4, 2] = torch.inf
+    with pytest.raises(TrainingError, match="diverged"):
+        fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(10))

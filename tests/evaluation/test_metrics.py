@@ -1,0 +1,124 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from selfie_cli.errors import DataError, TrainingError
+from selfie_cli.evaluation.metrics import (
+    confusion_matrix,
+    majority_share,
+    mean_std,
+    paired_interval,
+    per_class_accuracy,
+    t_quantile,
+    topk_accuracy,
+)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 10])
+def test_topk_accuracy_counts_labels_among_the_highest(k):
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(50, 6, generator=generator), torch.randint(6, (50,), generator=generator)
+    hits = 0
+    for row, label in zip(scores.tolist(), labels.tolist(), strict=True):
+        hits += sum(score > row[label] for score in row) < k
+    assert topk_accuracy(scores, labels, k) == pytest.approx(hits / 50)
+
+
+def test_equal_scores_go_to_the_lower_class_as_in_argmax():
+    labels = torch.arange(20) % 4
+    scores = torch.zeros(20, 4)
+    assert scores.argmax(dim=1).eq(0).all()
+    assert [topk_accuracy(scores, labels, k) for k in (1, 2, 4)] == [0.25, 0.5, 1.0]
+
+
+def test_nothing_to_measure_and_scores_that_are_no_numbers_are_refused():
+    with pytest.raises(DataError, match="no images"):
+        topk_accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(DataError, match="no images"):
+        majority_share(torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(TrainingError, match="diverged"):
+        topk_accuracy(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
+
+
+def test_confusion_matrix_counts_true_rows_and_predicted_columns():
+    generator = torch.Generator().manual_seed(0)
+    labels, predicted = torch.randint(4, (60,), generator=generator), torch.randint(5, (60,), generator=generator)
+    expected = [[0] * 5 for _ in range(5)]
+    for true, answer in zip(labels.tolist(), predicted.tolist(), strict=True):
+        expected[true][answer] += 1
+    confusion = confusion_matrix(predicted, labels, 5)
+    assert confusion.dtype == torch.int64
+    assert confusion.tolist() == expected
+    assert confusion_matrix(labels[:0], labels[:0], 3).tolist() == [[0] * 3] * 3
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_confusion_matrix_takes_no_class_that_does_not_exist(wrong):
+    right = torch.tensor([0, 1])
+    for pair in ((right, torch.tensor([0, wrong])), (torch.tensor([0, wrong]), right)):
+        with pytest.raises(ValueError, match=r"0\.\.2"):
+            confusion_matrix(*pair, 3)
+
+
+def test_per_class_accuracy_says_none_for_an_absent_class():
+    confusion = confusion_matrix(torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 0, 1]), 3)
+    assert per_class_accuracy(confusion) == [1 / 3, 0.0, None]
+
+
+def test_majority_share():
+    assert majority_share(torch.tensor([2, 0, 2, 2, 1])) == 0.6
+
+
+def test_mean_std_divides_by_n_minus_one():
+    values = [0.5, 0.25, 0.75, 0.3]
+    mean, std = mean_std(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert std == pytest.approx(np.std(values, ddof=1))
+    assert mean_std([0.5]) == (0.5, None)
+    assert mean_std([0.5, 0.5]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("df", "published"), [(1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (9, 2.262157), (29, 2.045230)]
+)
+def test_t_quantile_agrees_with_published_tables(df, published):
+    assert t_quantile(0.95, df) == pytest.approx(published, abs=1e-5)
+
+
+def test_t_quantile_at_other_levels():
+    assert t_quantile(0.99, 9) == pytest.approx(3.249836, abs=1e-5)
+    assert t_quantile(0.90, 4) == pytest.approx(2.131847, abs=1e-5)
+    assert t_quantile(0.5, 1) == pytest.approx(1.0)
+    assert t_quantile(0.95, 100_000) == pytest.approx(1.959964, abs=1e-4)  # nearly normal
+
+
+@pytest.mark.parametrize("df", [1, 2, 5, 8, 31])
+def test_the_density_between_the_quantiles_integrates_to_the_confidence(df):
+    t = np.linspace(-1, 1, 200_001) * t_quantile(0.9, df)
+    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    density = constant * (1 + t**2 / df) ** (-(df + 1) / 2)
+    assert np.trapezoid(density, t) == pytest.approx(0.9, abs=1e-7)
+
+
+@pytest.mark.parametrize(("confidence", "df"), [(0.0, 3), (1.0, 3), (0.95, 0)])
+def test_t_quantile_refuses_what_has_no_answer(confidence, df):
+    with pytest.raises(ValueError, match="confidence"):
+        t_quantile(confidence, df)
+
+
+def test_paired_interval():
+    low, high = paired_interval([0.01, 0.02, 0.06])
+    half = 4.302653 * np.std([0.01, 0.02, 0.06], ddof=1) / math.sqrt(3)
+    assert (low, high) == pytest.approx((0.03 - half, 0.03 + half), abs=1e-6)
+    wider = paired_interval([0.01, 0.02, 0.06], confidence=0.99)
+    assert wider[0] < low < high < wider[1]
+    assert paired_interval([0.01, 0.02]) is None
+    assert paired_interval([]) is None
+
+
+def test_paired_intervals_cover_the_truth_as_often_as_they_say():
+    draws = np.random.default_rng(0).normal(0.02, 0.01, size=(2000, 4))
+    covered = [low <= 0.02 <= high for low, high in (paired_interval(row.tolist()) for row in draws)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
