@@ -125,16 +125,17 @@ class FinetuneOptions(TrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(DataOptions):
+class PredictOptions(MachineOptions):
     run: str = option("", "A finetuned run's folder.", argument=True)
     paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
+    overwrite: bool = option(False, "Replace --out if it exists.")
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
     batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedOptions(DataOptions):
+class EmbedOptions(MachineOptions):
     paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
     from_: str | None = option(None, FROM_HELP)
     out: str | None = option(None, "A .npy, .jsonl, .csv or .safetensors file. Unset: JSON Lines on stdout.")

@@ -19,7 +19,7 @@ from typing import Any
 
 from selfie_cli import __version__
 from selfie_cli.errors import RunError
-from selfie_cli.files import read_json, remove_leftovers, write_json
+from selfie_cli.files import TEMPORARY, read_json, remove_leftovers, write_json
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
@@ -81,7 +81,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise RunError(f"{path} is a file; --out takes a folder")
-    if not any(path.iterdir()):
+    if all(file.name.startswith(TEMPORARY) for file in path.iterdir()):  # empty, but for what a kill left behind
         return
     if not overwrite:
         raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
@@ -144,8 +144,9 @@ def bundled_folder() -> Path:
 
 
 def newest_pretraining() -> Run | None:
-    """The finished pretraining run under ./runs whose config was written last."""
-    configs = sorted(RUNS.glob("**/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    """The finished pretraining run in ./runs whose config was written last. What lies deeper, as the demo's does, is not
+    taken for the user's own."""
+    configs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in configs:
         with contextlib.suppress(RunError):
             run = open_run(file.parent)

@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,52 @@ def read_store(
             pixels[start : start + len(rows)] = pixels[rows]
     names = source.names
     return Store(torch.from_numpy(pixels[: len(kept)]), kept, [BadFile(names[index], reason) for index, reason in bad])
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Some images of a source, in its order. indices: int64 [B]; pixels: uint8 [B, S, S, 3]; bad: what was between."""
+
+    indices: NDArray[np.int64]
+    pixels: torch.Tensor
+    bad: list[BadFile]
+
+
+def stream(source: Source, *, size: int, workers: int, batch_size: int) -> Iterator[Decoded]:
+    """Decode a source once, in order, a few batches ahead of whoever consumes it; memory does not grow with its length."""
+
+    def decode(index: int) -> NDArray[np.uint8] | str:
+        try:
+            with source.open(index) as image:
+                return decode_square(image, size)
+        except UnreadableImage as error:
+            return str(error)
+
+    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
+    try:
+        starts = range(0, len(source), batch_size)
+        ahead: deque[tuple[int, list[Future[NDArray[np.uint8] | str]]]] = deque()
+        for start in starts:
+            ahead.append((start, [pool.submit(decode, i) for i in range(start, min(start + batch_size, len(source)))]))
+            if len(ahead) > 2:
+                yield _collected(source, *ahead.popleft())
+        while ahead:
+            yield _collected(source, *ahead.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _collected(source: Source, start: int, futures: list[Future[NDArray[np.uint8] | str]]) -> Decoded:
+    indices, pixels, bad = [], [], []
+    for index, future in enumerate(futures, start):
+        result = future.result()
+        if isinstance(result, str):
+            bad.append(BadFile(source.names[index], result))
+        else:
+            indices.append(index)
+            pixels.append(torch.from_numpy(result))
+    stacked = torch.stack(pixels) if pixels else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+    return Decoded(np.array(indices, dtype=np.int64), stacked, bad)
 
 
 def _decoded(source: Source) -> NDArray[np.uint8] | None:

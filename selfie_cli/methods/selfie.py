@@ -86,14 +86,18 @@ class Selfie(nn.Module):
             scale = torch.tensor(h.shape[-1] ** -0.5 if self.logit_scale == "sqrt" else 1.0)
         return (v @ candidates.transpose(1, 2)) * scale  # [B, K, K]
 
+    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Places to hide and to see for each image by itself: int64 [B, K] and [B, N - K]."""
+        num_patches = (self.image_size // self.patch_size) ** 2
+        masked, visible = patches.random_masks(torch.rand(images.shape[0], num_patches), self.num_masked)
+        return masked.to(images.device), visible.to(images.device)
+
     def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy over all hidden places of all images [B, 3, s, s], and the pretext accuracy (0..1).
 
         Masks are drawn for each image by itself, from torch's default generator.
         """
-        num_patches = (self.image_size // self.patch_size) ** 2
-        masked, visible = patches.random_masks(torch.rand(images.shape[0], num_patches), self.num_masked)
-        logits = self.logits(images, masked.to(images.device), visible.to(images.device)).float()
+        logits = self.logits(images, *self.draw_masks(images)).float()
         right = torch.arange(self.num_masked, device=logits.device).expand(logits.shape[0], -1)
         loss = F.cross_entropy(logits.flatten(0, 1), right.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == right).float().mean()

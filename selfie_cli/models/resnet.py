@@ -133,12 +133,14 @@ def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -
     return network.to(memory_format=torch.channels_last)
 
 
-def carried_over(patch_network: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a three-stage network's state for a four-stage one.
+def carried_over(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a three-stage network's state for a four-stage one; a four-stage one's is returned as it is.
 
     A pre-activation network's closing norm is where the fourth stage begins, so it becomes that stage's first norm.
     """
+    if any(name.startswith(("stages.3.", "layer4.")) for name in state):
+        return state
     return {
         f"stages.3.blocks.0.norm1.{name.removeprefix('norm.')}" if name.startswith("norm.") else name: tensor
-        for name, tensor in patch_network.items()
+        for name, tensor in state.items()
     }

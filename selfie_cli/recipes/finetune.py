@@ -32,8 +32,6 @@ from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
 
 SUPERVISED = "supervised"
 HELD_OUT_SHARE = 0.2
-# Whole-image batch-norm statistics settle within about a thousand images.
-BATCH_NORM_IMAGES = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,14 +282,15 @@ class Trainer:
         else:
             cell = runs.create(folder, verb="finetune-cell", asked=asked, derived=self.shape)
         torch.manual_seed(step_seed(seed, 0))
-        module = self.make()
+        module = self.make().to(self.device)
         if state is not None:
             try:
                 module.take_over(state)
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
-            estimate_batch_norm(module, labelled.pixels[:BATCH_NORM_IMAGES], self.shape)
-        module.to(self.device)
+            networks.estimate_batch_norm(
+                module, lambda pixels: module(plain_view(pixels, self.shape["image_size"])), labelled.pixels
+            )
         order = SampleOrder(len(labelled.labels), self.shape["batch_size"], seed)
 
         def batch_of(step: int) -> tuple[Tensor, ...]:
@@ -323,22 +322,6 @@ class Trainer:
         write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
         cell.finish({"accuracy": accuracy})
         return accuracy
-
-
-@torch.no_grad()
-def estimate_batch_norm(module: nn.Module, pixels: Tensor, shape: dict[str, Any]) -> None:
-    """Set all batch-norm statistics to those of whole images: P has only seen patches. pixels: uint8 [N, S, S, 3]."""
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average over all batches
-    module.train()
-    for batch in pixels.split(min(128, shape["batch_size"])):
-        if len(batch) > 1:
-            module(plain_view(batch, shape["image_size"]))
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
 
 
 def summarize(

@@ -1,11 +1,12 @@
 """Rebuilding the network of a run from its config and weights, and what can be computed with it."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfie_cli.data.augment import plain_view
 from selfie_cli.errors import RunError, UsageError, WeightsError
@@ -13,6 +14,7 @@ from selfie_cli.files import replacing
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
 
 DEFAULT_FEATURES = "whole"
@@ -27,7 +29,7 @@ class Network:
     image_size: int
     features: str
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
         images = plain_view(pixels, self.image_size)
@@ -77,6 +79,53 @@ def load_module(run: Run) -> Selfie | Classifier:
 def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
     module = load_module(run).to(device).eval()
     return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
+
+
+def untrained_twin(network: Network, run: Run, *, seed: int, pixels: Tensor) -> Network:
+    """The same network as it was before any training, its batch-norm statistics taken from `pixels`, uint8 [N, S, S, 3].
+
+    Without those statistics an untrained network's activations drift with depth, and it would look worse than it is.
+    """
+    torch.manual_seed(seed)
+    module = build(run.derived).to(next(network.module.parameters()).device)
+    twin = Network(module, network.image_size, network.features)
+    estimate_batch_norm(module, twin.vectors, pixels)
+    module.eval()
+    return twin
+
+
+# Batch-norm statistics settle within about a thousand images.
+BATCH_NORM_IMAGES = 2048
+
+
+def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+    """Set all batch-norm statistics to the plain average over some of `pixels`, uint8 [N, S, S, 3], seen by `forward`."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+    module.train()
+    device = next(module.parameters()).device
+    with torch.no_grad():
+        for batch in pixels[:BATCH_NORM_IMAGES].split(BATCH):
+            if len(batch) > 1:
+                forward(batch.to(device))
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def vectors_of(network: Network, pixels: Tensor, *, talk: Talk, what: str) -> Tensor:
+    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU."""
+    device = next(network.module.parameters()).device
+    parts = []
+    done = 0
+    with talk.track(what, len(pixels)) as advance:
+        for batch in pixels.split(BATCH):
+            parts.append(network.vectors(batch.to(device)).cpu())
+            done += len(batch)
+            advance(done, "")
+    return torch.cat(parts)
 
 
 @torch.inference_mode()

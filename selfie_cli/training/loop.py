@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -132,10 +133,11 @@ def train(
             num_images += len(batch[0])
 
             now = time.perf_counter()
-            due = now - saved >= save_every or bool(signals)
-            if due or step == total or step % 10 == 0 and now - logged >= 1:
+            # The last step is written by whoever called us, so it needs no state of its own.
+            due = step < total and (now - saved >= save_every or bool(signals))
+            if due or step == total or (step % 10 == 0 and now - logged >= 1):
                 means = {name: (value / summed).item() for name, value in sums.items()}
-                if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+                if not all(map(math.isfinite, means.values())):
                     raise TrainingError(
                         f"the loss is not a finite number by step {step}: try a lower --lr. "
                         f"The last good state is in {states}"
@@ -155,7 +157,7 @@ def train(
             if due:
                 save_state(states, step, module, optimizer)
                 saved = time.perf_counter()
-            if signals:
+            if signals and due:
                 raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", signals[0])
 
     seconds = time.perf_counter() - begun

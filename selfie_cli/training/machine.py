@@ -18,7 +18,9 @@ Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 def num_cores() -> int:
-    """Cores this process may use: its affinity, within the quota of its control group."""
+    """Cores this process may use: OMP_NUM_THREADS if it is set, else its affinity within its control group's quota."""
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

@@ -1,0 +1,109 @@
+"""Write docs/reference.md from the option classes; with --check, only say whether it is what they would give."""
+
+import dataclasses
+import html
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from selfie_cli import config
+from selfie_cli.cli.app import app
+from selfie_cli.cli.options import flag_of
+
+REFERENCE = Path(__file__).with_name("reference.md")
+OPTIONS: dict[str, type] = {
+    "pretrain": config.PretrainOptions,
+    "finetune": config.FinetuneOptions,
+    "embed": config.EmbedOptions,
+    "eval": config.EvalOptions,
+    "demo": config.DemoOptions,
+    "predict": config.PredictOptions,
+}
+INTRODUCTION = """# Command line
+
+<!-- Written by docs/generate.py from selfie_cli/config.py. Do not edit. -->
+
+`selfie VERB --help` prints the same. Results go to stdout, everything else to stderr.
+
+| exit code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | something that you can mend: the message says how |
+| 2 | wrong usage |
+| 130, 143 | stopped by Ctrl-C or SIGTERM; a training run has saved its state |
+
+`SELFIE_DEBUG=1` shows the traceback of every error.
+"""
+
+
+def reference() -> str:
+    """The page, verbs in the order of the help. KeyError for a verb that OPTIONS lacks."""
+    lines = [INTRODUCTION]
+    for command in app.registered_commands:
+        assert command.name is not None
+        assert command.callback is not None
+        kind = OPTIONS[command.name]
+        lines += [f"## selfie {command.name}", "", f"{command.callback.__doc__}", ""]
+        lines += ["```", usage(command.name, kind), "```", ""]
+        for panel, rows in panels(kind).items():
+            lines += [f"**{panel}**", "", "| option | default | |", "| --- | --- | --- |", *rows, ""]
+    return "\n".join(lines)
+
+
+def usage(verb: str, kind: type) -> str:
+    shown = [f"selfie {verb} [OPTIONS]"]
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("argument"):
+            dots = "..." if isinstance(field.default, tuple) else ""
+            shown.append(f"[{field.name.upper()}]{dots}")
+    return " ".join(shown)
+
+
+def panels(kind: type) -> dict[str, list[str]]:
+    """The rows of each group of options, arguments and ungrouped options first."""
+    grouped: dict[str, list[str]] = {"Arguments": [], "Options": []}
+    for panel, row in rows_of(kind, None):
+        grouped.setdefault(panel, []).append(row)
+    return {panel: rows for panel, rows in grouped.items() if rows}
+
+
+def rows_of(kind: type, method: str | None) -> Iterator[tuple[str, str]]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from rows_of(hint, f"Only with --method {field.name}")
+        elif field.metadata["argument"]:
+            yield "Arguments", f"| `{field.name.upper()}` | | {html.escape(field.metadata['help'], quote=False)} |"
+        else:
+            flag = flag_of(field.name)
+            name = f"`{flag}`, `--no-{flag[2:]}`" if field.default is True else f"`{flag}`"
+            meaning = " ".join([html.escape(field.metadata["help"], quote=False), *choices(hint)])
+            yield field.metadata["panel"] or method or "Options", f"| {name} | {shown(field.default)} | {meaning} |"
+
+
+def choices(hint: Any) -> list[str]:
+    """A sentence that lists the allowed values, if they are a closed list."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Literal:
+            return [f"One of {', '.join(f'`{value}`' for value in get_args(part))}."]
+    return []
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    return "" if default is None else f"`{default}`"
+
+
+def main() -> None:
+    page = reference()
+    if "--check" not in sys.argv[1:]:
+        REFERENCE.write_text(page, encoding="utf-8")
+    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != page:
+        sys.exit("docs/reference.md is stale: run python docs/generate.py")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The commands. Each turns its options into a recipe's result and shows it; nothing heavy is imported before that."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from selfie_cli import __version__, config
+from selfie_cli.cli.options import command
+from selfie_cli.errors import SelfieError
+
+app = typer.Typer(
+    name="selfie",
+    help="Pretrain an image network on your own unlabelled pictures, finetune it on few labels, and see if it helped.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
+    """Register a command: its options are `kind`'s, and it is given them with a console.
+
+    A SelfieError ends as one line and its exit code. SELFIE_DEBUG=1 shows its traceback; a bug always shows one.
+    """
+
+    def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def run(options: Any) -> None:
+            from selfie_cli.cli.console import Console
+
+            console = Console(quiet=options.quiet)
+            try:
+                body(options, console)
+            except SelfieError as error:
+                if os.environ.get("SELFIE_DEBUG") == "1":
+                    raise
+                console.error(str(error))
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                console.error("stopped")
+                raise typer.Exit(130) from None
+            except BrokenPipeError:  # whoever read our output has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(0) from None
+
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        app.command(name=body.__name__.rstrip("_"))(command(kind, run))
+        return body
+
+    return register
+
+
+@verb(config.PretrainOptions)
+def pretrain(options: config.PretrainOptions, console: Any) -> None:
+    """Pretrain on unlabelled images: nested folders, files, lists, tar shards, named data sets."""
+    from selfie_cli.recipes.pretrain import pretrain
+
+    result = pretrain(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    last = result.last
+    console.show(
+        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, pretext accuracy "
+        f"{last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), {result.images_per_second:,.0f} images/s, "
+        f"data wait {result.data_wait:.1%}",
+        f"next: selfie finetune --from {result.run} --dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3",
+    )
+
+
+@verb(config.FinetuneOptions)
+def finetune(options: config.FinetuneOptions, console: Any) -> None:
+    """Finetune on a share of the labels, beside the same network without pretraining, and compare."""
+    from selfie_cli.recipes.finetune import finetune
+
+    result = finetune(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli.render import finetuned
+
+    console.show(finetuned(result))
+
+
+@verb(config.EmbedOptions)
+def embed(options: config.EmbedOptions, console: Any) -> None:
+    """Turn images into vectors, to stdout or a file."""
+    from selfie_cli.recipes.embed import as_json, embed
+
+    result = embed(options, stdin=sys.stdin, emit=lambda result: print(as_json(result)), talk=console)
+    if result.out is not None:
+        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
+        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} vectors")
+
+
+@verb(config.EvalOptions)
+def eval_(options: config.EvalOptions, console: Any) -> None:
+    """Judge a run on labelled images: kNN, linear probe, pretext or test accuracy, beside the untrained network."""
+    from selfie_cli.recipes.eval import evaluate
+
+    result = evaluate(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli.render import evaluated
+
+    console.show(evaluated(result))
+
+
+@verb(config.DemoOptions)
+def demo(options: config.DemoOptions, console: Any) -> None:
+    """The whole story on images drawn by this program: offline, in minutes, on a laptop's CPU."""
+    from selfie_cli.recipes.demo import demo
+
+    result = demo(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli.render import evaluated, finetuned
+
+    console.show(evaluated(result.evaluated), finetuned(result.finetuned), f"All of it lies in {result.folder}.")
+
+
+@verb(config.PredictOptions)
+def predict(options: config.PredictOptions, console: Any) -> None:
+    """Label new photos with a finetuned run."""
+    from selfie_cli.files import json_line
+    from selfie_cli.recipes.predict import predict
+
+    result = predict(options, stdin=sys.stdin, emit=lambda row: print(json_line(row)), talk=console)
+    if result.out is not None:
+        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
+        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} predictions")
+
+
+def show_version(value: bool) -> None:
+    if value:
+        print(f"selfie {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,100 @@
+"""What a person sees: progress, remarks and warnings on stderr; results on stdout."""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from selfie_cli.talk import Advance, Talk
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+# Between two lines of progress where there is no terminal to draw a bar on.
+PLAIN_SECONDS = 15.0
+
+
+def printable(text: str) -> str:
+    """Without the control characters and half characters that a file's name may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def time_left(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class Console(Talk):
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console as RichConsole
+
+        self.quiet = quiet
+        self.stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        wide = None if sys.stdout.isatty() else 100
+        self.stdout = RichConsole(highlight=False, width=wide)
+
+    def say(self, line: str) -> None:
+        if not self.quiet:
+            self.stderr.print(printable(line), markup=False)
+
+    def warn(self, line: str) -> None:
+        self.stderr.print(f"warning: {printable(line)}", markup=False, style="yellow")
+
+    def error(self, line: str) -> None:
+        self.stderr.print(f"error: {printable(line)}", markup=False, style="red")
+
+    def show(self, *tables: "RenderableType") -> None:
+        """Results for eyes."""
+        for table in tables:
+            self.stdout.print(table)
+
+    def json(self, value: Any) -> None:
+        """Results for programs: one JSON document."""
+        print(json.dumps(value, indent=2, default=str, allow_nan=False))
+
+    @contextlib.contextmanager
+    def track(self, what: str, total: int) -> Iterator[Advance]:
+        if self.quiet:
+            yield lambda done, note: None
+        elif self.stderr.is_terminal:
+            with self._bar(what, total) as advance:
+                yield advance
+        else:
+            yield self._lines(what, total)
+
+    @contextlib.contextmanager
+    def _bar(self, what: str, total: int) -> Iterator[Advance]:
+        from rich import progress
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(bar_width=20),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+        )
+        with progress.Progress(*columns, console=self.stderr, transient=True) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda done, note: bar.update(task, completed=done, note=note)
+
+    def _lines(self, what: str, total: int) -> Advance:
+        begun = shown = time.monotonic()
+        first: int | None = None
+
+        def advance(done: int, note: str) -> None:
+            nonlocal shown, first
+            now = time.monotonic()
+            first = done if first is None else first
+            if now - shown < PLAIN_SECONDS and done < total:
+                return
+            if shown == begun and done >= total and now - begun < PLAIN_SECONDS:
+                return  # too short to talk about
+            shown = now
+            speed = (done - first) / (now - begun)
+            left = f", {time_left((total - done) / speed)} left" if speed > 0 and done < total else ""
+            self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
+
+        return advance

@@ -1,0 +1,69 @@
+"""From an options dataclass to a command's signature: typer reads it as if someone had typed every option out."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def parameters_of(kind: type, panel: str | None = None) -> list[inspect.Parameter]:
+    """A keyword parameter for each field; a field that is itself a dataclass (a method's own options) is laid out flat,
+    under a panel of its own."""
+    hints = get_type_hints(kind)
+    parameters: list[inspect.Parameter] = []
+    for field in dataclasses.fields(kind):
+        hint, metadata = hints[field.name], field.metadata
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            parameters += parameters_of(hint, f"Only with --method {field.name}")
+            continue
+        repeated = str in get_args(hint) and Ellipsis in get_args(hint)
+        common = {"help": metadata["help"], "rich_help_panel": metadata["panel"] or panel}
+        if metadata["argument"]:
+            shown = typer.Argument(metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common)
+        elif hint is bool and field.default is True:
+            shown = typer.Option(f"{flag_of(field.name)}/--no-{flag_of(field.name)[2:]}", **common)
+        else:
+            shown = typer.Option(flag_of(field.name), **common)
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=list(field.default) if repeated else field.default,  # type: ignore[call-overload]
+                annotation=Annotated[list[str] if repeated else hint, shown],
+            )
+        )
+    return parameters
+
+
+def build(kind: type, values: dict[str, Any]) -> Any:
+    """The options object from the parsed values of `parameters_of(kind)`."""
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            given[field.name] = build(hints[field.name], values)
+        else:
+            value = values[field.name]
+            given[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
+
+
+def command(kind: type, run: Callable[[Any], None]) -> Callable[..., None]:
+    """A function with the signature and docstring typer wants, which calls `run` with an object of `kind`."""
+
+    def invoke(**values: Any) -> None:
+        run(build(kind, values))
+
+    parameters = parameters_of(kind)
+    invoke.__name__ = run.__name__
+    invoke.__doc__ = run.__doc__
+    invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    invoke.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return invoke

@@ -1,0 +1,74 @@
+"""selfie demo: the whole story on images that this program draws itself."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from selfie_cli.config import DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
+from selfie_cli.data import synthetic
+from selfie_cli.errors import RunError
+from selfie_cli.files import replacing_folder
+from selfie_cli.recipes.eval import Evaluated, evaluate
+from selfie_cli.recipes.finetune import Finetuned, finetune
+from selfie_cli.recipes.pretrain import pretrain
+from selfie_cli.talk import Talk
+
+NUM_TRAIN, NUM_TEST = 8_000, 2_000
+# Fixed steps rather than a time budget, so that everyone's table is comparable; sized for two laptop cores.
+PRETRAIN_STEPS, FINETUNE_STEPS = 300, 100
+FRACTION = 0.05
+BACKBONE = "resnetv2_18_w16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    folder: Path
+    evaluated: Evaluated
+    finetuned: Finetuned
+
+
+def demo(options: DemoOptions, talk: Talk) -> Demo:
+    """Draw, pretrain, evaluate, finetune with and without pretraining: the real verbs, one after another."""
+    folder = Path(options.out)
+    if folder.exists() and any(folder.iterdir()):
+        if not options.overwrite:
+            raise RunError(f"{folder} is not empty: replace it with --overwrite, or choose another --out")
+        if not (folder / "images").is_dir():
+            raise RunError(f"{folder} holds no demo, so --overwrite will not delete it: choose another --out")
+        shutil.rmtree(folder)
+    images, pretraining = folder / "images", folder / "pretrain"
+    talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
+    draw_tree(images, talk)
+    talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
+    pretrain(
+        PretrainOptions(data=(str(images),), backbone=BACKBONE, steps=PRETRAIN_STEPS, out=str(pretraining)), talk
+    )
+    talk.say(f"3/4 selfie eval {pretraining} --dataset {images}")
+    judged = evaluate(EvalOptions(run=str(pretraining), dataset=str(images)), talk)
+    talk.say(
+        f"4/4 selfie finetune --from {pretraining} --dataset {images} --fraction {FRACTION} --seeds {options.seeds} "
+        f"--steps {FINETUNE_STEPS}"
+    )
+    compared = finetune(
+        FinetuneOptions(
+            dataset=str(images), fraction=FRACTION, from_=str(pretraining), seeds=options.seeds, steps=FINETUNE_STEPS,
+            out=str(folder / "finetune"),
+        ),
+        talk,
+    )
+    return Demo(folder=folder, evaluated=judged, finetuned=compared)
+
+
+def draw_tree(images: Path, talk: Talk) -> None:
+    """train/<class>/ and test/<class>/ of PNG files."""
+    pixels, labels = synthetic.draw(NUM_TRAIN + NUM_TEST, seed=0)
+    with talk.track("writing images", len(pixels)) as advance, replacing_folder(images) as temporary:
+        for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+            part = "train" if index < NUM_TRAIN else "test"
+            folder = temporary / part / synthetic.CLASSES[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{index:05d}.png")
+            if index % 500 == 0:
+                advance(index, "")

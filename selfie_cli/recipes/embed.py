@@ -1,0 +1,116 @@
+"""selfie embed: a vector for every readable image, rows in input order."""
+
+import contextlib
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from selfie_cli import runs
+from selfie_cli.config import EmbedOptions
+from selfie_cli.data.images import open_image
+from selfie_cli.data.store import BadFile
+from selfie_cli.errors import UnreadableImage, UsageError
+from selfie_cli.files import json_line, replacing, write_json_lines
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.inference import Emit, Result, check_out, conclude, expand, line_writer, run_through
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import prepare
+
+SUFFIXES = (".npy", ".jsonl", ".csv", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What `embed` did. `out` is None where rows went to `emit`."""
+
+    out: Path | None
+    num_images: int
+    features: str
+    bad: list[BadFile]
+
+
+def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
+    """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
+    out = Path(options.out) if options.out else None
+    check_out(out, SUFFIXES, overwrite=options.overwrite)
+    names = expand(options.paths, stdin)
+    run, line = runs.resolve_from(options.from_)
+    if run is None:
+        raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
+    talk.say(line)
+    device, autocast, _ = prepare(options.device, options.precision)
+    network = networks.load_network(run, features=options.features, device=device)
+    talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
+    if run.path == runs.bundled_folder():
+        tell_of_size(names, network.image_size, talk)
+
+    def compute(pixels: Tensor) -> Tensor:
+        with autocast():
+            return network.vectors(pixels.to(device)).cpu()
+
+    with contextlib.nullcontext(emit) if out is None else writing(out) as write:
+        bad = run_through(
+            names, compute, write, image_size=network.image_size, options=options, what="embedding", talk=talk
+        )
+    conclude(bad, len(names), out, strict=options.strict, talk=talk)
+    return Embedded(out=out, num_images=len(names) - len(bad), features=network.features, bad=bad)
+
+
+def tell_of_size(names: list[str], image_size: int, talk: Talk) -> None:
+    """Warn if the small bundled network is to look at pictures far larger than what it was made for."""
+    for name in names:
+        with contextlib.suppress(UnreadableImage), open_image(name) as image:
+            if min(image.size) > 2 * image_size:
+                talk.warn(
+                    f"{name} is {image.width} x {image.height}; the bundled network was made for {image_size} px and "
+                    "sees a small copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
+                )
+            return
+
+
+def as_json(result: Result) -> str:
+    """One line of JSON Lines; nine digits give every float32 back exactly."""
+    name, vector = result
+    return json_line({"path": name, "vector": [float(f"{value:.9g}") for value in vector]})
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Emit]:
+    """A writer of results for the suffix of `out`, which appears whole, at the end, or not at all.
+
+    .npy and .safetensors hold float32 [N, D] (in the latter as 'vectors'); beside them lies <out>.rows.jsonl, which
+    says which image each row is.
+    """
+    if out.suffix in (".npy", ".safetensors"):
+        results: list[Result] = []
+        yield results.append
+        vectors = np.stack([vector for _, vector in results])
+        write_json_lines(out.with_name(out.name + ".rows.jsonl"), [{"row": i, "path": p} for i, (p, _) in enumerate(results)])
+        with replacing(out) as temporary:
+            if out.suffix == ".npy":
+                with temporary.open("wb") as file:
+                    np.save(file, vectors)
+            else:
+                from safetensors.numpy import save_file
+
+                save_file({"vectors": vectors}, temporary)
+        return
+    with line_writer(out) as file:
+        if out.suffix == ".jsonl":
+            yield lambda result: file.write(as_json(result) + "\n")
+        else:
+            table = csv.writer(file)
+            width = 0
+
+            def write_row(result: Result) -> None:
+                nonlocal width
+                if not width:
+                    width = len(result[1])
+                    table.writerow(["path", *(f"v{i}" for i in range(width))])
+                table.writerow([result[0], *(f"{value:.9g}" for value in result[1])])
+
+            yield write_row

@@ -1,0 +1,188 @@
+"""selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfie_cli import runs
+from selfie_cli.config import EvalOptions
+from selfie_cli.data.augment import plain_view
+from selfie_cli.data.sources import Labelled, LabelledSplits, open_labelled
+from selfie_cli.data.splits import hold_out
+from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.evaluation.knn import knn_predict, num_neighbours
+from selfie_cli.evaluation.linear import fit_linear_probe
+from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
+from selfie_cli.files import write_json
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.networks import BATCH, Network
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.schedule import step_seed
+
+HELD_OUT_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Accuracies of one network's features, 0..1."""
+
+    knn: float
+    linear: float
+    linear_strength: float
+    pretext_accuracy: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """What a finetuned network's own classifier does on the test images. Confusion: rows true, columns predicted."""
+
+    top1: float
+    top5: float
+    per_class: list[float | None]
+    confusion: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What `evaluate` found. Shares and accuracies are in 0..1."""
+
+    run: Path
+    dataset: str
+    split: str
+    num_train: int
+    num_test: int
+    classes: list[str]
+    features: str
+    k: int
+    temperature: float
+    majority: float
+    chance: float | None
+    trained: Judged
+    untrained: Judged
+    classified: Classified | None
+
+
+def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
+    """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
+    if options.dataset is None:
+        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+    run, line = runs.resolve_from(options.run)
+    if run is None:
+        raise UsageError("eval needs a run: its folder, or bundled")
+    talk.say(line)
+    device, autocast, _ = prepare(options.device, options.precision)
+    network = networks.load_network(run, features=options.features, device=device)
+    data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    talk.say(data.split_note)
+    if network.image_size <= 64:
+        talk.say(f"images are resized to the network's {network.image_size} px")
+
+    def read(part: Labelled) -> tuple[Tensor, Tensor]:
+        store = read_store(
+            part.source,
+            size=storage_size(network.image_size),
+            workers=options.workers or num_cores(),
+            max_bad=options.max_bad,
+            talk=talk,
+        )
+        if store.bad:
+            talk.warn(f"{len(store.bad)} images cannot be read and are left out, first {store.bad[0].name}: {store.bad[0].reason}")
+        return store.pixels, torch.from_numpy(part.labels[store.kept])
+
+    train, test = read(data.train), read(data.test)
+    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
+    classes = data.train.classes
+    with autocast():
+        trained = judge(network, "trained", train, test, len(classes), options, talk)
+        untrained = judge(twin, "untrained", train, test, len(classes), options, talk)
+        classified = classify(network, run.derived, data, test, device) if isinstance(network.module, Classifier) else None
+    result = Evaluated(
+        run=run.path,
+        dataset=data.name,
+        split=data.split_note,
+        num_train=len(train[1]),
+        num_test=len(test[1]),
+        classes=classes,
+        features=network.features,
+        k=num_neighbours(options.k, len(train[1])),
+        temperature=options.temperature,
+        majority=majority_share(test[1]),
+        chance=network.module.chance if isinstance(network.module, Selfie) else None,
+        trained=trained,
+        untrained=untrained,
+        classified=classified,
+    )
+    if run.path != runs.bundled_folder():
+        file = run.path / f"eval-{data.name}.json"
+        write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
+        talk.say(f"written to {file}")
+    return result
+
+
+def judge(
+    network: Network,
+    name: str,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    options: EvalOptions,
+    talk: Talk,
+) -> Judged:
+    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
+    before = networks.vectors_of(network, train[0], talk=talk, what=f"{name}: training images")
+    after = networks.vectors_of(network, test[0], talk=talk, what=f"{name}: test images")
+    votes = knn_predict(before, train[1], after, num_classes=num_classes, k=options.k, temperature=options.temperature)
+    held = np.zeros(len(train[1]), dtype=bool)
+    held[hold_out(train[1].numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
+    talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
+    probe = fit_linear_probe(before, train[1], num_classes=num_classes, held_out=torch.from_numpy(held))
+    pretext = pretext_accuracy(network, test[0], options.seed) if isinstance(network.module, Selfie) else None
+    return Judged(
+        knn=topk_accuracy(votes, test[1]),
+        linear=topk_accuracy(probe.scores(after), test[1]),
+        linear_strength=probe.strength,
+        pretext_accuracy=pretext,
+    )
+
+
+@torch.no_grad()
+def pretext_accuracy(network: Network, pixels: Tensor, seed: int) -> float:
+    """Share of hidden patches that are picked right, a mask an image. pixels: uint8 [N, S, S, 3]."""
+    module = network.module
+    assert isinstance(module, Selfie)
+    torch.manual_seed(step_seed(seed, 1))
+    device = next(module.parameters()).device
+    right = 0.0
+    for batch in pixels.split(BATCH):
+        _, extra = module.loss(plain_view(batch.to(device), network.image_size))
+        right += extra["pretext_accuracy"].item() * len(batch)
+    return right / len(pixels)
+
+
+def classify(
+    network: Network, derived: dict[str, Any], data: LabelledSplits, test: tuple[Tensor, Tensor], device: torch.device
+) -> Classified:
+    """The classifier's own answers. Raises DataError if the data set has classes that the network was not taught."""
+    known: list[str] = derived["classes"]
+    if unknown := [name for name in data.train.classes if name not in known]:
+        raise DataError(f"the network does not know the classes {', '.join(unknown[:5])}: it was taught {', '.join(known[:5])}...")
+    if not isinstance(network.module, Classifier):
+        raise RunError("only finetuned runs classify")
+    labels = torch.tensor([known.index(name) for name in data.train.classes])[test[1]]
+    scores = networks.class_scores(network.module, test[0], network.image_size, device)
+    confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))
+    return Classified(
+        top1=topk_accuracy(scores, labels, 1),
+        top5=topk_accuracy(scores, labels, 5),
+        per_class=per_class_accuracy(confusion),
+        confusion=confusion.tolist(),
+    )

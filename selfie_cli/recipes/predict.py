@@ -1,0 +1,87 @@
+"""selfie predict: label and probability for new photos."""
+
+import contextlib
+import csv
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from selfie_cli import runs
+from selfie_cli.config import PredictOptions
+from selfie_cli.data.store import BadFile
+from selfie_cli.errors import RunError, UsageError
+from selfie_cli.files import json_line
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.inference import Result, check_out, conclude, expand, line_writer, run_through
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import prepare
+
+SUFFIXES = (".csv", ".jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What `predict` did. `out` is None where rows went to `emit`."""
+
+    out: Path | None
+    num_images: int
+    classes: list[str]
+    bad: list[BadFile]
+
+
+def predict(
+    options: PredictOptions, *, stdin: Iterable[str], emit: Callable[[dict[str, Any]], Any], talk: Talk
+) -> Predicted:
+    """The likeliest class of every readable image and its probability, in input order."""
+    out = Path(options.out) if options.out else None
+    check_out(out, SUFFIXES, overwrite=options.overwrite)
+    run = runs.open_run(options.run)
+    if "classes" not in run.derived:
+        raise RunError(f"{run.path} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run.path}")
+    if not run.finished:
+        raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
+    if not options.paths:
+        raise UsageError("name the images: files, folders, or - for paths on stdin")
+    names = expand(options.paths, stdin)
+    classes: list[str] = run.derived["classes"]
+    device, autocast, _ = prepare(options.device, options.precision)
+    network = networks.load_network(run, features=None, device=device)
+    module = network.module
+    assert isinstance(module, Classifier)
+
+    def compute(pixels: Tensor) -> Tensor:
+        with autocast():
+            return networks.class_scores(module, pixels, network.image_size, device)
+
+    def row(result: Result) -> dict[str, Any]:
+        best = int(result[1].argmax())
+        return {"path": result[0], "label": classes[best], "probability": round(float(result[1][best]), 6)}
+
+    with contextlib.nullcontext(emit) if out is None else writing(out) as write:
+        bad = run_through(
+            names,
+            compute,
+            lambda result: write(row(result)),
+            image_size=network.image_size,
+            options=options,
+            what="predicting",
+            talk=talk,
+        )
+    conclude(bad, len(names), out, strict=options.strict, talk=talk)
+    return Predicted(out=out, num_images=len(names) - len(bad), classes=classes, bad=bad)
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """A writer of rows as .csv or .jsonl; the file appears whole, at the end, or not at all."""
+    with line_writer(out) as file:
+        if out.suffix == ".csv":
+            table = csv.DictWriter(file, ["path", "label", "probability"])
+            table.writeheader()
+            yield table.writerow
+        else:
+            yield lambda row: file.write(json_line(row) + "\n")
