@@ -1,4 +1,5 @@
 PYTHON ?= .venv/bin/python
+export NO_MKDOCS_2_WARNING = 1
 
 .PHONY: check docs
 

@@ -1,11 +1,13 @@
 """What the paper leaves open, settled on held-out training data of CIFAR-10 (never by pretext accuracy).
 
-    python benchmarks/open_options.py CIFAR10_TREE WORK_FOLDER [--only NAME,NAME] > docs/results/open-options.jsonl
+    python benchmarks/open_options.py pretrain CIFAR10_TREE WORK_FOLDER
+    python benchmarks/open_options.py probe    CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-probe.jsonl
+    python benchmarks/open_options.py finetune CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-finetune.jsonl
 
-CIFAR10_TREE is a folder with train/<class>/; its test part is not looked at. Of each class the last 500 training images
-by name are held out, and stand in for a test part. Every variant differs from the default in one option. It is
-pretrained on the other images, then judged by linear probe and by finetuning with 5 % of their labels. A variant that is
-finished in WORK_FOLDER is not run again. One JSON line a variant.
+CIFAR10_TREE is a folder with train/<class>/; its test part is never looked at. Of each class the last 500 training
+images by name are held out and stand in for a test part. Every variant differs from the default in one option and is
+pretrained on the other 45,000 images. `probe` fits a linear probe to 1,000 images of each class, `finetune` trains on
+5 % of the 45,000 labels; both are judged on the 5,000 held-out images. --only NAME,NAME takes some of the variants.
 """
 
 import argparse
@@ -13,11 +15,15 @@ import json
 from pathlib import Path
 
 from selfie_cli.config import EvalOptions, FinetuneOptions, PretrainOptions, SelfieOptions
-from selfie_cli.runs import open_run
+from selfie_cli.recipes.eval import evaluate
+from selfie_cli.recipes.finetune import finetune
+from selfie_cli.recipes.pretrain import pretrain
+from selfie_cli.runs import versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
 FINETUNE_STEPS = 200
+FINETUNE_SEEDS = 3
 VARIANTS: dict[str, tuple[SelfieOptions, float]] = {
     "default": (SelfieOptions(), 0.1),
     "no encoder positions": (SelfieOptions(encoder_positions=False), 0.1),
@@ -31,71 +37,85 @@ VARIANTS: dict[str, tuple[SelfieOptions, float]] = {
 }
 
 
-def development_tree(cifar10: Path, work: Path) -> Path:
-    """Links to the training images: `test/` holds the last 500 of each class, `train/` the rest."""
-    tree = work / "tree"
-    if tree.exists():
-        return tree
-    for folder in sorted((cifar10 / "train").iterdir()):
-        files = sorted(folder.iterdir())
-        for part, members in (("train", files[:-500]), ("test", files[-500:])):
-            target = tree / part / folder.name
-            target.mkdir(parents=True)
-            for file in members:
-                (target / file.name).symlink_to(file.resolve())
-    return tree
+def development_trees(cifar10: Path, work: Path) -> tuple[Path, Path]:
+    """Links to training images, as two trees with the same `test/`, the last 500 of each class: `train/` holds all
+    others in the first, and the first 1,000 of each class in the second."""
+    trees = work / "tree", work / "probe-tree"
+    for tree, last in zip(trees, (-500, 1000), strict=True):
+        if tree.exists():
+            continue
+        for folder in sorted((cifar10 / "train").iterdir()):
+            files = sorted(folder.iterdir())
+            for part, members in (("train", files[:last]), ("test", files[-500:])):
+                target = tree / part / folder.name
+                target.mkdir(parents=True)
+                for file in members:
+                    (target / file.name).symlink_to(file.resolve())
+    return trees
+
+
+def pretrain_variant(name: str, tree: Path, folder: Path) -> None:
+    selfie, lr = VARIANTS[name]
+    if not (folder / "model.safetensors").exists():
+        options = PretrainOptions(
+            data=(str(tree / "train"),),
+            backbone="resnetv2_18_w16",
+            steps=STEPS,
+            lr=lr,
+            selfie=selfie,
+            out=str(folder),
+            overwrite=True,
+        )
+        pretrain(options, Talk())
+
+
+def probe_variant(tree: Path, folder: Path) -> dict[str, object]:
+    judged = {
+        features: evaluate(EvalOptions(run=str(folder), dataset=str(tree), features=features), Talk())
+        for features in ("whole", "patches", "pooled")
+    }
+    return {
+        "pretext_accuracy": next(iter(judged.values())).trained.pretext_accuracy,
+        "linear_probe": {features: result.trained.linear for features, result in judged.items()},
+        "untrained_linear_probe": {features: result.untrained.linear for features, result in judged.items()},
+        "knn": {features: result.trained.knn for features, result in judged.items()},
+        "untrained_knn": {features: result.untrained.knn for features, result in judged.items()},
+    }
+
+
+def finetune_variant(name: str, tree: Path, folder: Path) -> dict[str, object]:
+    options = FinetuneOptions(
+        dataset=str(tree),
+        fraction=0.05,
+        from_=str(folder),
+        seeds=FINETUNE_SEEDS,
+        steps=FINETUNE_STEPS,
+        baseline=name == "default",
+        out=str(folder / "finetune"),
+        overwrite=True,
+    )
+    return {
+        "finetune_steps": FINETUNE_STEPS,
+        "finetuned": {arm.name: arm.accuracies for arm in finetune(options, Talk()).arms},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("pretrain", "probe", "finetune"))
     parser.add_argument("cifar10", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", help="names of variants, separated by commas")
-    parser.add_argument("--pretrain-only", action="store_true")
+    parser.add_argument("--only", default=",".join(VARIANTS))
     arguments = parser.parse_args()
-    tree = development_tree(arguments.cifar10, arguments.work)
-    from selfie_cli.recipes.pretrain import pretrain
-
-    for name in arguments.only.split(",") if arguments.only else VARIANTS:
-        selfie, lr = VARIANTS[name]
+    tree, probe_tree = development_trees(arguments.cifar10, arguments.work)
+    for name in arguments.only.split(","):
         folder = arguments.work / name.replace(" ", "-")
-        if not (folder / "model.safetensors").exists():
-            pretrain(
-                PretrainOptions(
-                    data=(str(tree / "train"),), backbone="resnetv2_18_w16", steps=STEPS, lr=lr, selfie=selfie,
-                    out=str(folder), overwrite=True,
-                ),
-                Talk(),
-            )
-        if arguments.pretrain_only:
+        if arguments.stage == "pretrain":
+            pretrain_variant(name, tree, folder)
             continue
-        from selfie_cli.recipes.eval import evaluate
-        from selfie_cli.recipes.finetune import finetune
-
-        run = open_run(folder)
-        probes = {
-            features: evaluate(EvalOptions(run=str(folder), dataset=str(tree), features=features), Talk())
-            for features in ("whole", "patches", "pooled")
-        }
-        tuned = finetune(
-            FinetuneOptions(
-                dataset=str(tree), fraction=0.05, from_=str(folder), seeds=2, steps=FINETUNE_STEPS,
-                baseline=name == "default", out=str(folder / "finetune"), overwrite=True,
-            ),
-            Talk(),
-        )
-        line = {
-            "variant": name,
-            "steps": STEPS,
-            "pretext_accuracy": run.config["measured"]["last"]["pretext_accuracy"],
-            "linear_probe": {features: result.trained.linear for features, result in probes.items()},
-            "untrained_linear_probe": {features: result.untrained.linear for features, result in probes.items()},
-            "knn": {features: result.trained.knn for features, result in probes.items()},
-            "finetuned": {arm.name: arm.accuracies for arm in tuned.arms},
-            "finetune_steps": FINETUNE_STEPS,
-            "versions": run.config["versions"],
-        }
-        print(json.dumps(line), flush=True)
+        probing = arguments.stage == "probe"
+        found = probe_variant(probe_tree, folder) if probing else finetune_variant(name, tree, folder)
+        print(json.dumps({"variant": name, "steps": STEPS, **found, "versions": versions()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ No torch and no typer here, so that printing help stays fast.
 """
 
 import dataclasses
+import math
+import operator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 
@@ -17,9 +19,42 @@ Precision = Literal["auto", "fp32", "bf16"]
 Features = Literal["whole", "patches", "pooled"]
 
 
-def option(default: Any, help: str, *, panel: str | None = None, argument: bool = False) -> Any:
-    """A field: `panel` groups it in the help, `argument` makes it positional."""
-    return dataclasses.field(default=default, metadata={"help": help, "panel": panel, "argument": argument})
+def option(
+    default: Any,
+    help: str,
+    *,
+    panel: str | None = None,
+    argument: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field: `panel` groups it in the help, `argument` makes it positional, the rest are a number's limits."""
+    given = {"at least": at_least, "above": above, "at most": at_most}
+    limits = {word: limit for word, limit in given.items() if limit is not None}
+    metadata = {"help": help, "panel": panel, "argument": argument, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata.get("limits", {})
+            if not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value) or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
+                allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
+                raise UsageError(f"{flag_of(field.name)} {value:g}: give a number {allowed}".rstrip())
 
 
 TRAINING = "Training"
@@ -30,7 +65,7 @@ OUTPUT = "Output"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions:
+class OutputOptions(Options):
     json: bool = option(False, "Print one JSON document on stdout instead of a table.", panel=OUTPUT)
     quiet: bool = option(False, "No progress and no remarks on stderr; warnings and errors remain.", panel=OUTPUT)
 
@@ -39,14 +74,18 @@ class OutputOptions:
 class MachineOptions(OutputOptions):
     device: Device = option("auto", "Where to compute: auto takes cuda, then mps, then cpu.", panel=MACHINE)
     precision: Precision = option("auto", "auto is bf16 autocast on cuda and fp32 elsewhere.", panel=MACHINE)
-    workers: int | None = option(None, "Threads that decode images. Unset: one for each core.", panel=MACHINE)
+    workers: int | None = option(
+        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(MachineOptions):
     data_root: str = option("data", "Where named data sets lie, and are downloaded to.", panel=DATA)
     offline: bool = option(False, "Never use the network; a named set that is not there is an error.", panel=DATA)
-    max_bad: float = option(0.1, "Stop if more than this share of the images cannot be read.", panel=DATA)
+    max_bad: float = option(
+        0.1, "Stop if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,26 +95,34 @@ class TrainingOptions(DataOptions):
     out: str | None = option(None, "The run's folder. Unset: runs/<verb>-<method>-<time>.", panel=RUN)
     overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
     resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)
-    save_every: float = option(60.0, "Seconds between two saved states (what --resume continues from).", panel=RUN)
-    seed: int = option(0, "Every random draw is a function of seed, step and sample.", panel=TRAINING)
-    steps: int | None = option(None, "Length in steps.", panel=TRAINING)
+    save_every: float = option(
+        60.0, "Seconds between two saved states (what --resume continues from).", panel=RUN, at_least=0
+    )
+    seed: int = option(0, "Every random draw is a function of seed, step and sample.", panel=TRAINING, at_least=0)
+    steps: int | None = option(None, "Length in steps.", panel=TRAINING, at_least=1)
     epochs: float | None = option(
-        None, "Length in passes over the images. Unset: 100, at least 2,000 and at most 120,000 steps.", panel=TRAINING
+        None,
+        "Length in passes over the images. Unset: 100, at least 2,000 and at most 120,000 steps.",
+        panel=TRAINING,
+        above=0,
     )
     budget: str | None = option(
         None, "Length in time, like 90s, 20m or 2h: the schedule is fitted to the first steps' speed.", panel=TRAINING
     )
-    batch_size: int | None = option(None, "Images a step. Unset: 128 up to 64 px, 512 above.", panel=TRAINING)
+    batch_size: int | None = option(
+        None, "Images a step. Unset: 128 up to 64 px, 512 above.", panel=TRAINING, at_least=1
+    )
     micro_batch: int | None = option(
         None,
         "Images that go through the network at once; a batch is made of several. Unset: what memory allows.",
         panel=TRAINING,
+        at_least=1,
     )
-    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING)
+    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfieOptions:
+class SelfieOptions(Options):
     """Selfie (Trinh, Luong, Le 2019). What the paper leaves open is an option here."""
 
     mask_ratio: float = option(0.25, "Share of the patches that is masked out.")
@@ -88,7 +135,7 @@ class SelfieOptions:
         "sqrt", "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
     )
     flip: bool = option(True, "Mirror half of the images.")
-    min_crop: float = option(0.5, "Smallest area of the random resized crop, above 64 px.")
+    min_crop: float = option(0.5, "Smallest area of the random resized crop, above 64 px.", above=0, at_most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +145,48 @@ class PretrainOptions(TrainingOptions):
     )
     method: Literal["selfie"] = option("selfie", "How to pretrain.")
     backbone: Backbone = option(
-        "resnetv2_50", "resnetv2_50 is the paper's; resnetv2_18_w16 suits a laptop; resnet18 and resnet50 are torchvision's."
+        "resnetv2_50",
+        "resnetv2_50 is the paper's; resnetv2_18_w16 suits a laptop; resnet18 and resnet50 are torchvision's.",
     )
-    image_size: int | None = option(None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.")
-    patch_size: int | None = option(None, "Side of a patch. Unset: 8 up to 64 px, 32 above.")
-    lr: float = option(0.1, "Maximum learning rate, after the warm-up.", panel=TRAINING)
-    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING)
+    image_size: int | None = option(
+        None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1
+    )
+    patch_size: int | None = option(None, "Side of a patch. Unset: 8 up to 64 px, 32 above.", at_least=1)
+    lr: float = option(0.1, "Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
+    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
 
 
-FROM_HELP = "Weights: a run's folder, 'bundled' (the small network in this package) or 'none'. Unset: the newest finished pretraining under ./runs, else bundled."
+FROM_HELP = (
+    "Weights: a run's folder, 'bundled' (the small network in this package) or 'none'. "
+    "Unset: the newest finished pretraining under ./runs, else bundled."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(TrainingOptions):
-    dataset: str | None = option(None, "A folder with a subfolder a class (or train/ and test/ of them), or a named set.")
-    fraction: float = option(1.0, "Share of the training labels to use: stratified, seeded, nested.")
+    dataset: str | None = option(
+        None, "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; or a named set."
+    )
+    fraction: float = option(
+        1.0, "Share of the training labels to use: stratified, seeded, nested.", above=0, at_most=1
+    )
     from_: str | None = option(None, FROM_HELP)
-    seeds: int = option(1, "How many subsets and initializations to try; three or more give an interval.")
+    seeds: int = option(1, "How many subsets and initializations to try; three or more give an interval.", at_least=1)
     baseline: bool = option(True, "Train the same network without pretraining beside it.")
     backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
-    image_size: int | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
-    lr: str = option("0.1", "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.", panel=TRAINING)
-    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING)
-    min_crop: float = option(0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING)
+    image_size: int | None = option(
+        None, "Only with --from none; otherwise the pretrained network decides.", at_least=1
+    )
+    lr: str = option(
+        "0.1",
+        "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.",
+        panel=TRAINING,
+    )
+    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
+    min_crop: float = option(
+        0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +196,7 @@ class PredictOptions(MachineOptions):
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
     overwrite: bool = option(False, "Replace --out if it exists.")
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE)
+    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +211,7 @@ class EmbedOptions(MachineOptions):
         "vector. Unset: whole.",
     )
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE)
+    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,44 +219,67 @@ class EvalOptions(DataOptions):
     run: str | None = option(None, "A run's folder, or bundled. Unset: the newest finished pretraining.", argument=True)
     dataset: str | None = option(None, "A folder with a subfolder a class, or a named set.")
     features: Features | None = option(None, "As for embed.")
-    k: int = option(20, "Neighbours of the kNN classifier.")
-    temperature: float = option(0.07, "Temperature of its weights.")
-    seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.")
-    batch_size: int = option(128, "Images that go through the network at once.", panel=MACHINE)
+    k: int = option(20, "Neighbours of the kNN classifier.", at_least=1)
+    temperature: float = option(0.07, "Temperature of its weights.", above=0)
+    seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.", at_least=0)
+    batch_size: int = option(128, "Images that go through the network at once.", panel=MACHINE, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions(OutputOptions):
     out: str = option("runs/demo", "Where the demo's images and runs go.")
     overwrite: bool = option(False, "Replace an earlier demo in --out.")
-    seeds: int = option(3, "Subsets and initializations to finetune.")
+    seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1)
 
 
 # What a resumed run may be given anew; the rest comes from its config.
-PER_INVOCATION = ("resume", "device", "workers", "save_every", "json", "quiet", "out", "overwrite")
+PER_INVOCATION = ("resume", "device", "workers", "save_every", "json", "quiet")
 
 
-def resumed(given: Any, asked: dict[str, Any]) -> Any:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that an option is declared with."""
+    allowed = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in allowed
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    if allowed:  # int | None
+        return any(fits(value, one) for one in allowed)
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
+
+
+def resumed(given: AnyTraining, asked: dict[str, Any]) -> AnyTraining:
     """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`.
 
     Raises UsageError if `given` asks for anything else than the run did, or the config lacks an option.
     """
+    kind = type(given)
+    hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(given):
         now = getattr(given, field.name)
         if field.name in PER_INVOCATION:
             values[field.name] = now
             continue
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        default = getattr(kind(), field.name)
         if field.name not in asked:
-            raise UsageError(f"the run's config lacks {field.name!r}: it was written by another version, start a new run")
-        then = asked[field.name]
-        if dataclasses.is_dataclass(default):
-            then = type(default)(**then)  # type: ignore[operator]
-        elif isinstance(default, tuple):
+            raise UsageError(f"the run's config is of another version (no {field.name!r}): start a new run")
+        then: Any = asked[field.name]
+        if isinstance(then, list):
             then = tuple(then)
+        if isinstance(default, SelfieOptions):
+            try:
+                then = SelfieOptions(**then)
+            except TypeError as error:
+                raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
+        elif not fits(then, hints[field.name]):
+            raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
         if now not in (default, then):
-            flag = "--" + field.name.rstrip("_").replace("_", "-")
-            raise UsageError(f"{flag} cannot change when a run is resumed: leave it out, or start a new run")
+            raise UsageError(
+                f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
+            )
         values[field.name] = then
-    return type(given)(**values)
+    return kind(**values)

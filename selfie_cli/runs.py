@@ -1,6 +1,6 @@
 """A run's folder: what was asked, what was derived and measured, and how far it came.
 
-    config.json          asked, derived, measured, versions, data, progress (status running or finished, step, total)
+    config.json          asked, derived, measured, versions, data, progress (status: running or finished)
     model.safetensors    the weights, once finished
     state/<step>/        what --resume continues from
     metrics.jsonl        a line a logging step
@@ -85,8 +85,11 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
-    if not (path / "config.json").is_file():
-        raise RunError(f"{path} holds no run of selfie, so --overwrite will not delete it: choose another --out")
+    try:
+        open_run(path)
+    except RunError:
+        message = f"{path} holds no run of selfie, so --overwrite will not delete it: choose another --out"
+        raise RunError(message) from None
 
 
 def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:
@@ -116,12 +119,14 @@ def open_run(path: str | Path) -> Run:
     try:
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"no run at {folder}: expected a folder with a config.json, as selfie pretrain writes it") from None
+        raise RunError(f"no run at {folder}: a folder with a config.json is expected, see selfie pretrain") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
     sections = ("asked", "derived", "measured", "progress")
     if not isinstance(config, dict) or any(not isinstance(config.get(section), dict) for section in sections):
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
+    if not isinstance(config.get("verb"), str) or "status" not in config["progress"]:
+        raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
     if config.get("format") != RUN_FORMAT:
         raise RunError(f"{folder} has run format {config.get('format')}, this selfie reads {RUN_FORMAT}")
     return Run(folder, config)
@@ -144,8 +149,10 @@ def bundled_folder() -> Path:
 
 
 def newest_pretraining() -> Run | None:
-    """The finished pretraining run in ./runs whose config was written last. What lies deeper, as the demo's does, is not
-    taken for the user's own."""
+    """The finished pretraining run in ./runs whose config was written last.
+
+    What lies deeper, as the demo's does, is not taken for the user's own.
+    """
     configs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in configs:
         with contextlib.suppress(RunError):

@@ -18,7 +18,8 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     metadata = {"format_version": FORMAT_VERSION, **{key: str(value) for key, value in header.items()}}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        safetensors.torch.save_file(contiguous, temporary, metadata)
+        # Not save_file, which leaves a file that only its owner can read.
+        temporary.write_bytes(safetensors.torch.save(contiguous, metadata))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -27,7 +28,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises WeightsError if there is no such file, it is damaged, or it is of another format version.
     """
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except FileNotFoundError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from selfie_cli import __version__, config
-from selfie_cli.cli.options import command
+from selfie_cli.cli.options import build, command
 from selfie_cli.errors import SelfieError
 
 app = typer.Typer(
@@ -28,12 +28,13 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
     """
 
     def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        def run(options: Any) -> None:
+        def run(values: dict[str, Any]) -> None:
             from selfie_cli.cli.console import Console
 
-            console = Console(quiet=options.quiet)
+            console = Console(quiet=values["quiet"])
             try:
-                body(options, console)
+                body(build(kind, values), console)
+                sys.stdout.flush()
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
@@ -45,6 +46,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except BrokenPipeError:  # whoever read our output has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
+            except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
+                if os.environ.get("SELFIE_DEBUG") == "1":
+                    raise
+                console.error(f"{error.filename or 'writing failed'}: {error.strerror or error}")
+                raise typer.Exit(1) from None
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         app.command(name=body.__name__.rstrip("_"))(command(kind, run))

@@ -32,24 +32,27 @@ class Console(Talk):
         from rich.console import Console as RichConsole
 
         self.quiet = quiet
-        self.stderr = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self.stderr = RichConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         wide = None if sys.stdout.isatty() else 100
-        self.stdout = RichConsole(highlight=False, width=wide)
+        self.stdout = RichConsole(highlight=False, markup=False, emoji=False, width=wide)
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            self.stderr.print(printable(line), markup=False)
+            self.stderr.print(printable(line))
 
     def warn(self, line: str) -> None:
-        self.stderr.print(f"warning: {printable(line)}", markup=False, style="yellow")
+        self.stderr.print(f"warning: {printable(line)}", style="yellow")
 
     def error(self, line: str) -> None:
-        self.stderr.print(f"error: {printable(line)}", markup=False, style="red")
+        self.stderr.print(f"error: {printable(line)}", style="red")
 
     def show(self, *tables: "RenderableType") -> None:
-        """Results for eyes."""
+        """Results for eyes. Lines are not broken: what they hold may be pasted into a shell."""
         for table in tables:
-            self.stdout.print(table)
+            if isinstance(table, str):
+                self.stdout.print(printable(table), soft_wrap=True)
+            else:
+                self.stdout.print(table)
 
     def json(self, value: Any) -> None:
         """Results for programs: one JSON document."""

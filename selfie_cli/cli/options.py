@@ -7,9 +7,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-
-def flag_of(name: str) -> str:
-    return "--" + name.rstrip("_").replace("_", "-")
+from selfie_cli.config import flag_of
 
 
 def parameters_of(kind: type, panel: str | None = None) -> list[inspect.Parameter]:
@@ -26,7 +24,9 @@ def parameters_of(kind: type, panel: str | None = None) -> list[inspect.Paramete
         repeated = str in get_args(hint) and Ellipsis in get_args(hint)
         common = {"help": metadata["help"], "rich_help_panel": metadata["panel"] or panel}
         if metadata["argument"]:
-            shown = typer.Argument(metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common)
+            shown = typer.Argument(
+                metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common
+            )
         elif hint is bool and field.default is True:
             shown = typer.Option(f"{flag_of(field.name)}/--no-{flag_of(field.name)[2:]}", **common)
         else:
@@ -35,7 +35,7 @@ def parameters_of(kind: type, panel: str | None = None) -> list[inspect.Paramete
             inspect.Parameter(
                 field.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=list(field.default) if repeated else field.default,  # type: ignore[call-overload]
+                default=[] if repeated else field.default,
                 annotation=Annotated[list[str] if repeated else hint, shown],
             )
         )
@@ -55,11 +55,11 @@ def build(kind: type, values: dict[str, Any]) -> Any:
     return kind(**given)
 
 
-def command(kind: type, run: Callable[[Any], None]) -> Callable[..., None]:
-    """A function with the signature and docstring typer wants, which calls `run` with an object of `kind`."""
+def command(kind: type, run: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+    """A function with the signature and docstring typer wants, which calls `run` with the values for `build`."""
 
     def invoke(**values: Any) -> None:
-        run(build(kind, values))
+        run(values)
 
     parameters = parameters_of(kind)
     invoke.__name__ = run.__name__

@@ -3,6 +3,7 @@
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from selfie_cli.cli.console import printable
 from selfie_cli.recipes.eval import Evaluated
 from selfie_cli.recipes.finetune import Finetuned
 
@@ -19,31 +20,32 @@ def spread(mean: float, std: float | None, *, signed: bool = False) -> str:
 
 def finetuned(result: Finetuned) -> RenderableType:
     table = Table(
-        title=f"{result.dataset}: test accuracy in % with {result.num_labels:,} labels ({result.fraction:.3g} of them)",
+        title=f"{printable(result.dataset)}: test accuracy in % with {result.num_labels:,} labels ({result.fraction:.3g} of them)",
         title_justify="left",
     )
-    table.add_column("")
-    table.add_column("mean ± std", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("mean ± std", justify="right", no_wrap=True)
     table.add_column("learning rate", justify="right")
-    for seed in result.seeds:
-        table.add_column(f"seed {seed}", justify="right")
+    shown = result.seeds if len(result.seeds) <= 5 else []  # more than a terminal is wide: they are in results.json
+    for seed in shown:
+        table.add_column(f"seed {seed}", justify="right", no_wrap=True)
     for arm in result.arms:
-        values = [percent(value) for value in arm.accuracies]
-        table.add_row(arm.name, spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
+        values = [percent(value) for value in arm.accuracies[: len(shown)]]
+        table.add_row(printable(arm.name), spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
     if result.gains is not None and result.gain_mean is not None:
         table.add_section()
-        values = [f"{gain * 100:+.1f}" for gain in result.gains]
+        values = [f"{gain * 100:+.1f}" for gain in result.gains[: len(shown)]]
         table.add_row("paired gain", spread(result.gain_mean, result.gain_std, signed=True), "", *values)
     notes = [f"{result.num_test:,} test images, {result.steps:,} steps for every network."]
     if result.gain_interval is not None:
         low, high = result.gain_interval
         notes.append(f"95 % paired t-interval of the gain: {low * 100:+.1f} to {high * 100:+.1f} points.")
-    return Group(table, *notes, result.sentence)
+    return Group(table, *notes, printable(result.sentence))
 
 
 def evaluated(result: Evaluated) -> RenderableType:
     table = Table(
-        title=f"{result.dataset}: accuracy in % on {result.num_test:,} test images, {result.num_train:,} for training",
+        title=f"{printable(result.dataset)}: accuracy in % on {result.num_test:,} test images, {result.num_train:,} for training",
         title_justify="left",
     )
     table.add_column("")
@@ -53,12 +55,17 @@ def evaluated(result: Evaluated) -> RenderableType:
     majority = percent(result.majority)
     table.add_row(
         f"kNN (k {result.k}, temperature {result.temperature:g})",
-        percent(result.trained.knn), percent(result.untrained.knn), majority,
+        percent(result.trained.knn),
+        percent(result.untrained.knn),
+        majority,
     )
     table.add_row("linear probe", percent(result.trained.linear), percent(result.untrained.linear), majority)
     if result.chance is not None:
-        trained, untrained = result.trained.pretext_accuracy, result.untrained.pretext_accuracy
-        table.add_row("pretext task", percent(trained), percent(untrained), percent(result.chance))
+        chance, trained, untrained = percent(result.chance), result.trained, result.untrained
+        cut = percent(trained.pretext_accuracy), percent(untrained.pretext_accuracy)
+        plain = percent(trained.pretext_accuracy_plain), percent(untrained.pretext_accuracy_plain)
+        table.add_row("pretext task, cropped as in training", *cut, chance)
+        table.add_row("pretext task, plain images", *plain, chance)
     if result.classified is not None:
         table.add_row("top-1", percent(result.classified.top1), "", majority)
         if len(result.classified.per_class) > 5:
@@ -72,8 +79,10 @@ def evaluated(result: Evaluated) -> RenderableType:
 
 def confusion(result: Evaluated) -> RenderableType:
     assert result.classified is not None
-    names = result.classes
-    table = Table(title="Per class: accuracy in %, and how many of each class were taken for which", title_justify="left")
+    names = [printable(name) for name in result.classified.classes]
+    table = Table(
+        title="Per class: accuracy in %, and how many of each class were taken for which", title_justify="left"
+    )
     table.add_column("true class")
     table.add_column("accuracy", justify="right")
     shown = names if len(names) <= 12 else []

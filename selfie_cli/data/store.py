@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from selfie_cli.data.images import decode_square
+from selfie_cli.data.memory import available_memory
 from selfie_cli.data.sources import Array, Source, Subset
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.files import write_json_lines
@@ -126,7 +127,10 @@ class Decoded:
 
 
 def stream(source: Source, *, size: int, workers: int, batch_size: int) -> Iterator[Decoded]:
-    """Decode a source once, in order, a few batches ahead of whoever consumes it; memory does not grow with its length."""
+    """Decode a source once, in order, at most two batches ahead of the one in hand: memory use stays flat.
+
+    Closing the iterator stops the decoding.
+    """
 
     def decode(index: int) -> NDArray[np.uint8] | str:
         try:
@@ -137,19 +141,18 @@ def stream(source: Source, *, size: int, workers: int, batch_size: int) -> Itera
 
     pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
     try:
-        starts = range(0, len(source), batch_size)
         ahead: deque[tuple[int, list[Future[NDArray[np.uint8] | str]]]] = deque()
-        for start in starts:
+        for start in range(0, len(source), batch_size):
             ahead.append((start, [pool.submit(decode, i) for i in range(start, min(start + batch_size, len(source)))]))
             if len(ahead) > 2:
-                yield _collected(source, *ahead.popleft())
+                yield _collected(source, size, *ahead.popleft())
         while ahead:
-            yield _collected(source, *ahead.popleft())
+            yield _collected(source, size, *ahead.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _collected(source: Source, start: int, futures: list[Future[NDArray[np.uint8] | str]]) -> Decoded:
+def _collected(source: Source, size: int, start: int, futures: list[Future[NDArray[np.uint8] | str]]) -> Decoded:
     indices, pixels, bad = [], [], []
     for index, future in enumerate(futures, start):
         result = future.result()
@@ -158,7 +161,7 @@ def _collected(source: Source, start: int, futures: list[Future[NDArray[np.uint8
         else:
             indices.append(index)
             pixels.append(torch.from_numpy(result))
-    stacked = torch.stack(pixels) if pixels else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+    stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
     return Decoded(np.array(indices, dtype=np.int64), stacked, bad)
 
 
@@ -201,45 +204,6 @@ def _allocate(shape: tuple[int, int, int, int], memory: int) -> NDArray[Any]:
         else:
             file.truncate(needed)
         return np.memmap(file, np.uint8, "r+", shape=shape)
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, within the limits of its control groups."""
-    found = list(_control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        pass  # not Linux
-    if not found and hasattr(os, "sysconf"):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return min(found, default=4 * 2**30)
-
-
-def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
-    """Limit less use for each control group this process is in, of version 1 or 2; page cache counts as free."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        root = mount / controllers
-        group = root / name.lstrip("/")
-        # A container sees its own group as the root, whatever the name says: the root is read as well.
-        for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(root))]:
-            try:
-                limit, used = ((folder / file).read_text().strip() for file in files)
-                counters = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-            except OSError:
-                continue
-            if limit.isdigit() and int(limit) < 2**60:  # "max", or version 1's huge number: no limit
-                cache = counters.get("total_inactive_file", counters.get("inactive_file", "0"))
-                yield max(0, int(limit) - int(used) + int(cache))
 
 
 def report_bad(bad: list[BadFile], num_images: int, file: Path, talk: Talk) -> None:

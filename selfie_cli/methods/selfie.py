@@ -64,7 +64,8 @@ class Selfie(nn.Module):
     def patch_vectors(self, images: Tensor) -> Tensor:
         """P on every patch by itself, averaged over space: float [B, 3, s, s] -> [B, N, D]."""
         cells = patches.cut(images, self.patch_size)  # [B * N, 3, p, p]
-        return self.patch_network(cells).mean(dim=(2, 3)).unflatten(0, (images.shape[0], -1))  # [B, N, D]
+        h: Tensor = self.patch_network(cells).mean(dim=(2, 3))  # [B * N, D]
+        return h.view(images.shape[0], -1, h.shape[-1])  # [B, N, D]
 
     def logits(self, images: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
         """Score of every hidden patch for every hidden place (the right one is on the diagonal): [B, K, K].
@@ -84,7 +85,8 @@ class Selfie(nn.Module):
             scale = torch.exp(-self.log_temperature)
         else:
             scale = torch.tensor(h.shape[-1] ** -0.5 if self.logit_scale == "sqrt" else 1.0)
-        return (v @ candidates.transpose(1, 2)) * scale  # [B, K, K]
+        products: Tensor = v @ candidates.transpose(1, 2)  # [B, K, K]
+        return products * scale
 
     def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Places to hide and to see for each image by itself: int64 [B, K] and [B, N - K]."""
@@ -106,4 +108,5 @@ class Selfie(nn.Module):
     def pooled(self, images: Tensor) -> Tensor:
         """The attention-pooled vector u with every patch visible: float [B, 3, s, s] -> [B, D]."""
         h = self.patch_vectors(images)
-        return self.attention_pooling(h + self.positions() if self.encoder_positions else h)  # type: ignore[no-any-return]
+        u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
+        return u

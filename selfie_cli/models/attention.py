@@ -26,7 +26,8 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, num_queries: int) -> Tensor:
         """Tokens [B, T, D] -> the first `num_queries` of them after this layer, each having looked at all T."""
         b, t, d = x.shape
-        q, k, v = self.qkv(x).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)  # [B, H, T, D / H]
+        qkv = self.qkv(x).view(b, t, 3, self.num_heads, d // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D / H]
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q[:, :, :num_queries], k, v, dropout_p=dropout)
         mixed = mixed.transpose(1, 2).reshape(b, num_queries, d)  # [B, num_queries, D]
@@ -63,7 +64,8 @@ class AttentionPooling(nn.Module):
         for layer in self.layers[:-1]:
             x = layer(x, num_queries=t + 1)
         # Only the output at u0 is used, so the last layer computes no other.
-        return self.layers[-1](x, num_queries=1).squeeze(1)  # type: ignore[no-any-return]  # [B, D]
+        pooled: Tensor = self.layers[-1](x, num_queries=1)  # [B, 1, D]
+        return pooled.squeeze(1)  # [B, D]
 
 
 class Positions(nn.Module):
@@ -81,4 +83,5 @@ class Positions(nn.Module):
         if not self.factorized:
             return self.vectors
         rows, columns = self.vectors.split(self.grid)
-        return (rows.unsqueeze(1) + columns.unsqueeze(0)).flatten(0, 1)  # [g, g, D] -> [N, D]
+        grid: Tensor = rows.unsqueeze(1) + columns.unsqueeze(0)  # [g, g, D]
+        return grid.flatten(0, 1)  # [N, D]

@@ -15,11 +15,13 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""
-        return self.backbone(images).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        maps: Tensor = self.backbone(images)  # [B, F, h, w]
+        return maps.mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> logits [B, C]."""
-        return self.head(self.features(images))  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
     def take_over(self, patch_network: dict[str, Tensor]) -> None:
         """Start the first three stages from a pretrained patch network's state; the rest stays as it was drawn.

@@ -35,7 +35,7 @@ class PreActivationBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
         super().__init__()
         inner = channels_out // 4 if bottleneck else channels_out
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.ModuleDict | None = None
         if stride != 1 or channels_in != channels_out:
             self.downsample = nn.ModuleDict({"conv": nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)})
         self.norm1 = nn.BatchNorm2d(channels_in)
@@ -86,7 +86,7 @@ class PreActivationResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem_pool(self.stem["conv"](x))
         for stage in self.stages:
-            x = stage["blocks"](x)  # [B, C, h, w]
+            x = stage.get_submodule("blocks")(x)  # [B, C, h, w]
         return x if self.norm is None else F.relu(self.norm(x))
 
 

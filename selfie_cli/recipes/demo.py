@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from selfie_cli.config import DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
+from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError
 from selfie_cli.files import replacing_folder
@@ -19,7 +19,7 @@ NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps rather than a time budget, so that everyone's table is comparable; sized for two laptop cores.
 PRETRAIN_STEPS, FINETUNE_STEPS = 300, 100
 FRACTION = 0.05
-BACKBONE = "resnetv2_18_w16"
+BACKBONE: Backbone = "resnetv2_18_w16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +42,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
-    pretrain(
-        PretrainOptions(data=(str(images),), backbone=BACKBONE, steps=PRETRAIN_STEPS, out=str(pretraining)), talk
-    )
+    pretrain(PretrainOptions(data=(str(images),), backbone=BACKBONE, steps=PRETRAIN_STEPS, out=str(pretraining)), talk)
     talk.say(f"3/4 selfie eval {pretraining} --dataset {images}")
     judged = evaluate(EvalOptions(run=str(pretraining), dataset=str(images)), talk)
     talk.say(
@@ -53,7 +51,11 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     )
     compared = finetune(
         FinetuneOptions(
-            dataset=str(images), fraction=FRACTION, from_=str(pretraining), seeds=options.seeds, steps=FINETUNE_STEPS,
+            dataset=str(images),
+            fraction=FRACTION,
+            from_=str(pretraining),
+            seeds=options.seeds,
+            steps=FINETUNE_STEPS,
             out=str(folder / "finetune"),
         ),
         talk,

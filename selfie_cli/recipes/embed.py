@@ -35,8 +35,7 @@ class Embedded:
 
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
     """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
-    out = Path(options.out) if options.out else None
-    check_out(out, SUFFIXES, overwrite=options.overwrite)
+    out = check_out(options, SUFFIXES)
     names = expand(options.paths, stdin)
     run, line = runs.resolve_from(options.from_)
     if run is None:
@@ -89,15 +88,17 @@ def writing(out: Path) -> Iterator[Emit]:
         results: list[Result] = []
         yield results.append
         vectors = np.stack([vector for _, vector in results])
-        write_json_lines(out.with_name(out.name + ".rows.jsonl"), [{"row": i, "path": p} for i, (p, _) in enumerate(results)])
+        write_json_lines(
+            out.with_name(out.name + ".rows.jsonl"), [{"row": i, "path": p} for i, (p, _) in enumerate(results)]
+        )
         with replacing(out) as temporary:
             if out.suffix == ".npy":
                 with temporary.open("wb") as file:
                     np.save(file, vectors)
             else:
-                from safetensors.numpy import save_file
+                from safetensors.numpy import save
 
-                save_file({"vectors": vectors}, temporary)
+                temporary.write_bytes(save({"vectors": vectors}))
         return
     with line_writer(out) as file:
         if out.suffix == ".jsonl":

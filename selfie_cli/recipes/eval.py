@@ -1,9 +1,9 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from selfie_cli import runs
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.sources import Labelled, LabelledSplits, open_labelled
+from selfie_cli.data.labelled import Labelled, open_labelled
 from selfie_cli.data.splits import hold_out
 from selfie_cli.data.store import read_store, storage_size
-from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
@@ -23,7 +23,7 @@ from selfie_cli.files import write_json
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.networks import BATCH, Network
+from selfie_cli.recipes.networks import Network
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import num_cores, prepare
 from selfie_cli.training.schedule import step_seed
@@ -39,12 +39,20 @@ class Judged:
     linear: float
     linear_strength: float
     pretext_accuracy: float | None
+    """With images cut as in training, that is after its random crop."""
+    pretext_accuracy_plain: float | None
+    """With images cut as they are. At up to 64 px the padding's black border gives places away; here it cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What a finetuned network's own classifier does on the test images. Confusion: rows true, columns predicted."""
+    """What a finetuned network's own classifier does on the test images.
 
+    `classes` are the network's, which may be more than the data set has; they name the rows (true) and columns
+    (predicted) of `confusion`.
+    """
+
+    classes: list[str]
     top1: float
     top5: float
     per_class: list[float | None]
@@ -83,6 +91,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     network = networks.load_network(run, features=options.features, device=device)
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(data.split_note)
+    classes = data.train.classes
+    if isinstance(network.module, Classifier):
+        check_known(classes, run.derived["classes"])
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
@@ -95,16 +106,20 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
             talk=talk,
         )
         if store.bad:
-            talk.warn(f"{len(store.bad)} images cannot be read and are left out, first {store.bad[0].name}: {store.bad[0].reason}")
+            talk.warn(
+                f"{len(store.bad)} images cannot be read and are left out, first {store.bad[0].name}: {store.bad[0].reason}"
+            )
         return store.pixels, torch.from_numpy(part.labels[store.kept])
 
     train, test = read(data.train), read(data.test)
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
-    classes = data.train.classes
     with autocast():
         trained = judge(network, "trained", train, test, len(classes), options, talk)
         untrained = judge(twin, "untrained", train, test, len(classes), options, talk)
-        classified = classify(network, run.derived, data, test, device) if isinstance(network.module, Classifier) else None
+        classified = None
+        if isinstance(network.module, Classifier):
+            known = run.derived["classes"]
+            classified = classify(network.module, known, classes, test, network.image_size, options.batch_size)
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -138,49 +153,66 @@ def judge(
     talk: Talk,
 ) -> Judged:
     """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
-    before = networks.vectors_of(network, train[0], talk=talk, what=f"{name}: training images")
-    after = networks.vectors_of(network, test[0], talk=talk, what=f"{name}: test images")
+    size = options.batch_size
+    before = networks.vectors_of(network, train[0], batch_size=size, talk=talk, what=f"{name}: training images")
+    after = networks.vectors_of(network, test[0], batch_size=size, talk=talk, what=f"{name}: test images")
     votes = knn_predict(before, train[1], after, num_classes=num_classes, k=options.k, temperature=options.temperature)
     held = np.zeros(len(train[1]), dtype=bool)
     held[hold_out(train[1].numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
     probe = fit_linear_probe(before, train[1], num_classes=num_classes, held_out=torch.from_numpy(held))
-    pretext = pretext_accuracy(network, test[0], options.seed) if isinstance(network.module, Selfie) else None
+    module = network.module
+    as_trained = plain = None
+    if isinstance(module, Selfie):
+        as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
+        plain = pretext_accuracy(module, lambda pixels: plain_view(pixels, network.image_size), test[0], options.seed, size)
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),
         linear_strength=probe.strength,
-        pretext_accuracy=pretext,
+        pretext_accuracy=as_trained,
+        pretext_accuracy_plain=plain,
     )
 
 
 @torch.no_grad()
-def pretext_accuracy(network: Network, pixels: Tensor, seed: int) -> float:
-    """Share of hidden patches that are picked right, a mask an image. pixels: uint8 [N, S, S, 3]."""
-    module = network.module
-    assert isinstance(module, Selfie)
+def pretext_accuracy(
+    module: Selfie, view: Callable[[Tensor], Tensor], pixels: Tensor, seed: int, batch_size: int
+) -> float:
+    """Share of hidden patches that are picked right, a mask an image. pixels: uint8 [N, S, S, 3]; `view` augments."""
     torch.manual_seed(step_seed(seed, 1))
     device = next(module.parameters()).device
     right = 0.0
-    for batch in pixels.split(BATCH):
-        _, extra = module.loss(plain_view(batch.to(device), network.image_size))
+    for batch in pixels.split(batch_size):
+        _, extra = module.loss(view(batch.to(device)))
         right += extra["pretext_accuracy"].item() * len(batch)
     return right / len(pixels)
 
 
+def check_known(classes: list[str], known: list[str]) -> None:
+    """Raises DataError if the data set has classes that the network was not taught."""
+    if unknown := [name for name in classes if name not in known]:
+        raise DataError(
+            f"the network does not know {', '.join(unknown[:5])}: it was taught {', '.join(known[:5])}"
+            f"{', ...' * (len(known) > 5)}. Finetune on this data set, or eval the pretrained run"
+        )
+
+
 def classify(
-    network: Network, derived: dict[str, Any], data: LabelledSplits, test: tuple[Tensor, Tensor], device: torch.device
+    module: Classifier,
+    known: list[str],
+    classes: list[str],
+    test: tuple[Tensor, Tensor],
+    image_size: int,
+    batch_size: int,
 ) -> Classified:
-    """The classifier's own answers. Raises DataError if the data set has classes that the network was not taught."""
-    known: list[str] = derived["classes"]
-    if unknown := [name for name in data.train.classes if name not in known]:
-        raise DataError(f"the network does not know the classes {', '.join(unknown[:5])}: it was taught {', '.join(known[:5])}...")
-    if not isinstance(network.module, Classifier):
-        raise RunError("only finetuned runs classify")
-    labels = torch.tensor([known.index(name) for name in data.train.classes])[test[1]]
-    scores = networks.class_scores(network.module, test[0], network.image_size, device)
+    """The classifier's own answers; `known` names its classes, `classes` those of the labels in `test`."""
+    labels = torch.tensor([known.index(name) for name in classes])[test[1]]
+    device = next(module.parameters()).device
+    scores = networks.class_scores(module, test[0], image_size, device, batch_size)
     confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))
     return Classified(
+        classes=known,
         top1=topk_accuracy(scores, labels, 1),
         top5=topk_accuracy(scores, labels, 5),
         per_class=per_class_accuracy(confusion),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from selfie_cli import config, runs
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view, training_view
-from selfie_cli.data.sources import Labelled, fingerprint, open_labelled
+from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.store import read_store, report_bad, storage_size
-from selfie_cli.errors import DataError, RunError, UsageError, WeightsError
+from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import mean_std, paired_interval, topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.selfie import Selfie
@@ -108,6 +110,8 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     subsets = {seed: splits.fraction_indices(train_part.labels.numpy(), options.fraction, seed) for seed in seeds}
     num_labels = len(subsets[seeds[0]])
     num_classes = len(shape["classes"])
+    if len(rates) > 1 and num_labels <= num_classes:
+        raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
     talk.say(
         f"{num_labels:,} labels of {len(train_part.labels):,} ({options.fraction:.3g} of each class), {num_classes} "
         f"classes, {len(test_part.labels):,} test images; {shape['backbone']} at {shape['image_size']} px, "
@@ -131,10 +135,10 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             data={"fingerprints": marks, "unreadable": len(bad), "split": data.split_note},
             **{"from": {"path": "none" if source_run is None else str(source_run.path.resolve()), "line": line}},
         )
-        for seed, subset in subsets.items():
-            names = [{"path": train_part.names[i], "class": shape["classes"][train_part.labels[i]]} for i in subset]
-            write_json_lines(run.path / f"labels-f{options.fraction:g}-s{seed}.jsonl", names)
         talk.say(f"run: {run.path}")
+    for seed, subset in subsets.items():
+        names = [{"path": train_part.names[i], "class": shape["classes"][train_part.labels[i]]} for i in subset]
+        write_json_lines(run.path / f"labels-f{options.fraction:g}-s{seed}.jsonl", names)
     report_bad(bad, len(data.train.source) + len(data.test.source), run.path / "bad_files.jsonl", talk)
 
     chosen = {name: rates[0] for name in arms}
@@ -178,7 +182,7 @@ def learning_rates(text: str) -> list[float]:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         rates = []
-    if not rates or min(rates) <= 0:
+    if not rates or not all(0 < rate < math.inf for rate in rates):
         raise UsageError(f"--lr {text!r}: expected a positive number, or several like 0.03,0.1,0.3")
     return rates
 

@@ -1,6 +1,7 @@
 """What embed and predict share: named images in, one result for every readable one, in input order."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,37 @@ def _none_in(folder: str) -> list[str]:
     raise DataError(f"no images in {folder}")
 
 
-def check_out(out: Path | None, suffixes: Sequence[str], *, overwrite: bool) -> None:
-    """Raises UsageError for a name that no writer fits, or a file that would be lost."""
-    if out is None:
-        return
+def check_out(options: EmbedOptions | PredictOptions, suffixes: Sequence[str]) -> Path | None:
+    """--out as a path, tried before the work begins; None where results go to stdout.
+
+    Raises UsageError for a name that no writer fits, a file that would be lost, or a folder that cannot be written to.
+    """
+    if options.out is None:
+        if options.json:
+            raise UsageError("--json goes with --out; without it, every image gives a line of JSON already")
+        return None
+    out = Path(options.out)
     if out.suffix not in suffixes:
-        raise UsageError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
-    if out.exists() and not overwrite:
+        raise UsageError(f"--out {options.out!r}: the name must end in {' or '.join(suffixes)}")
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file")
+    if out.exists() and not options.overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from None
+    return out
 
 
 @contextlib.contextmanager
 def line_writer(out: Path) -> Iterator[Any]:
     """A text file that appears whole or not at all; names that are not UTF-8 keep their bytes."""
-    with replacing(out) as temporary, temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        replacing(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         yield file
 
 

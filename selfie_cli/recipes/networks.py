@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +38,8 @@ class Network:
         if isinstance(module, Classifier):
             return module.features(images).float()
         if self.features == "whole":
-            return module.patch_network(images).mean(dim=(2, 3)).float()
+            maps: Tensor = module.patch_network(images)  # [B, D, h, w]
+            return maps.mean(dim=(2, 3)).float()
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
@@ -49,11 +51,15 @@ def build(derived: dict[str, Any]) -> Selfie | Classifier:
     Raises RunError if the description is incomplete.
     """
     try:
+        if type(derived["image_size"]) is not int or derived["image_size"] < 1:
+            raise ValueError(f"image_size {derived['image_size']!r}")
         if derived["method"] == "selfie":
             return Selfie(backbone=derived["backbone"], **derived["selfie"])
+        if not derived["classes"] or not all(isinstance(name, str) for name in derived["classes"]):
+            raise ValueError("classes")
         return Classifier(derived["backbone"], stem=derived["stem"], num_classes=len(derived["classes"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"the config does not describe a network of selfie's: {error!r}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise RunError(f"the run's config.json does not describe a network of selfie's: {error!r}") from None
 
 
 def choose_features(derived: dict[str, Any], features: str | None) -> str:
@@ -72,7 +78,8 @@ def load_module(run: Run) -> Selfie | Classifier:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {reason}") from None
     return module
 
 
@@ -82,7 +89,7 @@ def load_network(run: Run, *, features: str | None, device: torch.device) -> Net
 
 
 def untrained_twin(network: Network, run: Run, *, seed: int, pixels: Tensor) -> Network:
-    """The same network as it was before any training, its batch-norm statistics taken from `pixels`, uint8 [N, S, S, 3].
+    """The same network before any training, its batch-norm statistics taken from `pixels`, uint8 [N, S, S, 3].
 
     Without those statistics an untrained network's activations drift with depth, and it would look worse than it is.
     """
@@ -99,7 +106,11 @@ BATCH_NORM_IMAGES = 2048
 
 
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    """Set all batch-norm statistics to the plain average over some of `pixels`, uint8 [N, S, S, 3], seen by `forward`."""
+    """Set all batch-norm statistics to the plain average over what `forward` sees of some of `pixels`.
+
+    pixels: uint8 [N, S, S, 3]. They are often sorted by class, so every batch is drawn from all of them.
+    """
+    some = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels))[:BATCH_NORM_IMAGES])
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
@@ -108,20 +119,20 @@ def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], 
     module.train()
     device = next(module.parameters()).device
     with torch.no_grad():
-        for batch in pixels[:BATCH_NORM_IMAGES].split(BATCH):
+        for batch in some.split(BATCH):
             if len(batch) > 1:
-                forward(batch.to(device))
+                forward(pixels[batch].to(device))
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
 
 
-def vectors_of(network: Network, pixels: Tensor, *, talk: Talk, what: str) -> Tensor:
+def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk, what: str) -> Tensor:
     """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU."""
     device = next(network.module.parameters()).device
     parts = []
     done = 0
     with talk.track(what, len(pixels)) as advance:
-        for batch in pixels.split(BATCH):
+        for batch in pixels.split(batch_size):
             parts.append(network.vectors(batch.to(device)).cpu())
             done += len(batch)
             advance(done, "")
@@ -129,11 +140,14 @@ def vectors_of(network: Network, pixels: Tensor, *, talk: Talk, what: str) -> Te
 
 
 @torch.inference_mode()
-def class_scores(module: Classifier, pixels: Tensor, image_size: int, device: torch.device) -> Tensor:
+def class_scores(
+    module: Classifier, pixels: Tensor, image_size: int, device: torch.device, batch_size: int = BATCH
+) -> Tensor:
     """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
     module.eval()
     parts = [
-        module(plain_view(batch.to(device), image_size)).float().softmax(dim=1).cpu() for batch in pixels.split(BATCH)
+        module(plain_view(batch.to(device), image_size)).float().softmax(dim=1).cpu()
+        for batch in pixels.split(batch_size)
     ]
     return torch.cat(parts)
 

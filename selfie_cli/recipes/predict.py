@@ -37,11 +37,14 @@ def predict(
     options: PredictOptions, *, stdin: Iterable[str], emit: Callable[[dict[str, Any]], Any], talk: Talk
 ) -> Predicted:
     """The likeliest class of every readable image and its probability, in input order."""
-    out = Path(options.out) if options.out else None
-    check_out(out, SUFFIXES, overwrite=options.overwrite)
+    out = check_out(options, SUFFIXES)
+    if not options.run:
+        raise UsageError("name a finetuned run's folder, then the images")
     run = runs.open_run(options.run)
     if "classes" not in run.derived:
-        raise RunError(f"{run.path} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run.path}")
+        raise RunError(
+            f"{run.path} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run.path}"
+        )
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
     if not options.paths:

@@ -146,7 +146,7 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
     if not 0 < options.selfie.mask_ratio < 1:
         raise UsageError(f"--mask-ratio {options.selfie.mask_ratio:g}: give a share between 0 and 1, such as 0.25")
     asked = options.selfie
-    factorized = asked.positions == "row-column" or asked.positions == "auto" and image_size // patch_size > 4
+    factorized = asked.positions == "row-column" or (asked.positions == "auto" and image_size // patch_size > 4)
     return {
         "method": options.method,
         "backbone": options.backbone,

@@ -124,7 +124,7 @@ def train(
                 share = len(piece[0]) / len(batch[0])
                 with autocast():
                     loss, extra = loss_of(*piece)
-                (loss * share).backward()  # type: ignore[no-untyped-call]
+                (loss * share).backward()
                 for name, value in {"loss": loss.detach(), **extra}.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
             optimizer.step()

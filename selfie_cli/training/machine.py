@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from selfie_cli.data.store import available_memory
+from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import UsageError
 from selfie_cli.training.loop import Batch, LossOf
 
@@ -37,7 +37,7 @@ def prepare(device: str, precision: str) -> tuple[torch.device, Autocast, str]:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = next(d for d in ("cuda", "mps", "cpu") if there[d]) if device == "auto" else device
     if not there[name]:
-        raise UsageError(f"--device {name}: torch {torch.__version__} finds none here. Leave it out, or take --device cpu")
+        raise UsageError(f"--device {name}: torch {torch.__version__} finds none here; leave it out, or take cpu")
     if precision == "auto":
         precision = "bf16" if name == "cuda" else "fp32"
     autocast: Autocast = contextlib.nullcontext
@@ -85,7 +85,7 @@ def seconds_a_step(module: nn.Module, loss_of: Callable[[nn.Module], LossOf], ba
     while len(times) < 3 or (len(times) < 11 and time.perf_counter() - begun < 10):
         start = time.perf_counter()
         for piece in zip(*(tensor.split(micro_batch) for tensor in batch), strict=True):
-            loss(*piece)[0].backward()  # type: ignore[no-untyped-call]
+            loss(*piece)[0].backward()
         if batch[0].device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

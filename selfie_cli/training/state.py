@@ -1,4 +1,4 @@
-"""What --resume continues from: weights, optimizer and step. Random draws need no saving, they are functions of these."""
+"""What --resume continues from: weights, optimizer and step. Random draws are functions of these and need no saving."""
 
 import shutil
 from pathlib import Path
@@ -17,10 +17,11 @@ KEPT = 2
 def save_state(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write `folder`/<step>/ whole or not at all, then drop all but the last two."""
     target = folder / f"{step:08d}"
-    if not target.exists():
-        with replacing_folder(target) as temporary:
-            save_weights(temporary / "weights.safetensors", module.state_dict(), {"step": step})
-            save_weights(temporary / "optimizer.safetensors", optimizer_tensors(optimizer), {"step": step})
+    if target.exists():  # damaged, and passed over when this run was resumed
+        shutil.rmtree(target)
+    with replacing_folder(target) as temporary:
+        save_weights(temporary / "weights.safetensors", module.state_dict(), {"step": step})
+        save_weights(temporary / "optimizer.safetensors", optimizer_tensors(optimizer), {"step": step})
     for old in saved_states(folder)[:-KEPT]:
         shutil.rmtree(old)
     flush_to_disk(folder)

@@ -1,0 +1,134 @@
+"""Known data sets by name: a table of them, and torchvision's readers, whose downloads arrive whole or not at all."""
+
+import contextlib
+import importlib
+import os
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+from numpy.typing import NDArray
+
+from selfie_cli.data.splits import Labels
+from selfie_cli.errors import DataError
+from selfie_cli.files import TEMPORARY
+from selfie_cli.talk import Talk
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A reader in torchvision.datasets, where it downloads from, and the arguments that select each part."""
+
+    reader: str
+    host: str
+    size: str
+    parts: Mapping[str, Mapping[str, Any]]
+
+
+def _parts(**splits: str) -> dict[str, dict[str, Any]]:
+    return {part: {"split": split} for part, split in splits.items()}
+
+
+TRAIN_OR_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+TRAIN_TEST = _parts(train="train", test="test")
+TRAIN_VAL_TEST = _parts(train="train", validation="val", test="test")
+IMAGENETTE = {part: {"split": split, "size": "320px"} for part, split in (("train", "train"), ("test", "val"))}
+
+# Only sets whose reader unpickles nothing, or (the two CIFARs) checks the file's checksum before it does. The legacy
+# .pt files that the FashionMNIST reader would prefer are refused below.
+NAMED = {
+    "cifar10": NamedSet("CIFAR10", "www.cs.toronto.edu", "170 MB", TRAIN_OR_TEST),
+    "cifar100": NamedSet("CIFAR100", "www.cs.toronto.edu", "170 MB", TRAIN_OR_TEST),
+    "stl10": NamedSet("STL10", "ai.stanford.edu", "2.6 GB", TRAIN_TEST | _parts(unlabelled="train+unlabeled")),
+    "fashionmnist": NamedSet(
+        "FashionMNIST", "fashion-mnist.s3-website.eu-central-1.amazonaws.com", "30 MB", TRAIN_OR_TEST
+    ),
+    "food101": NamedSet("Food101", "data.vision.ee.ethz.ch", "5 GB", TRAIN_TEST),
+    "oxfordiiitpet": NamedSet("OxfordIIITPet", "www.robots.ox.ac.uk", "0.8 GB", _parts(train="trainval", test="test")),
+    "dtd": NamedSet("DTD", "www.robots.ox.ac.uk", "0.6 GB", TRAIN_VAL_TEST),
+    "eurosat": NamedSet("EuroSAT", "huggingface.co", "95 MB", {"train": {}}),
+    "imagenette": NamedSet("Imagenette", "s3.amazonaws.com", "330 MB", IMAGENETTE),
+    "fgvcaircraft": NamedSet("FGVCAircraft", "www.robots.ox.ac.uk", "2.8 GB", TRAIN_VAL_TEST),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class NamedPart:
+    """A part of a named set, as pixels, uint8 [N, H, W, 3], or without them as files, whose paths are the names.
+
+    labels: int64 [N], positions in `classes`; -1 where there is none.
+    """
+
+    names: list[str]
+    pixels: NDArray[np.uint8] | None
+    labels: Labels
+    classes: list[str]
+
+
+def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> NamedPart:
+    """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is not there.
+
+    Raises:
+        DataError: if it is not there and `offline`, or cannot be downloaded.
+    """
+    part = part if part in NAMED[name].parts else "train"
+    dataset = _reader(name, part, data_root, offline, talk)
+
+    def first(*attributes: str) -> Any:
+        return next((value for each in attributes if (value := getattr(dataset, each, None)) is not None), None)
+
+    # Its items are not asked for: reading the files ourselves is parallel, decodes JPEGs at reduced scale and keeps to
+    # our list of formats.
+    if samples := first("samples", "_samples"):
+        paths, labels = zip(*samples, strict=True)
+    else:
+        paths, labels = first("_image_files", "_images"), first("targets", "labels", "_labels")
+    if (pixels := first("data")) is None:
+        names = [os.fspath(path) for path in paths]
+    else:
+        names = [f"{name}/{part}/{index:06d}" for index in range(len(pixels))]
+        pixels = _channels_last(np.asarray(pixels))
+    classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
+    return NamedPart(names, pixels, np.asarray(labels, np.int64), classes)
+
+
+def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) -> Any:
+    known = NAMED[name]
+    arguments = known.parts[part]
+    reader = getattr(importlib.import_module("torchvision.datasets"), known.reader)  # slow to import, seldom needed
+    legacy = data_root / known.reader / "processed"
+    if name == "fashionmnist" and legacy.exists():
+        raise DataError(f"{legacy} holds pickled files of an old torchvision: remove it")
+    with contextlib.suppress(RuntimeError, OSError):  # torchvision's way to say that it is not there
+        return reader(str(data_root), download=False, **arguments)
+    if offline:
+        raise DataError(
+            f"{name} is not in {data_root}: run once without --offline to download it from {known.host} "
+            f"({known.size}), or lay it out as {data_root / name}/{{train,test}}/<class>/"
+        )
+    talk.say(f"downloading {name} ({known.size}) from {known.host} to {data_root}")
+    try:
+        data_root.mkdir(parents=True, exist_ok=True)
+        # Into a folder of its own first: torchvision takes a half-extracted one for the whole.
+        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=data_root) as folder:
+            with contextlib.redirect_stdout(sys.stderr):
+                reader(folder, download=True, **arguments)
+            for entry in os.listdir(folder):
+                os.replace(os.path.join(folder, entry), data_root / entry)
+    except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
+    return reader(str(data_root), download=False, **arguments)
+
+
+def _channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, H, W] grey, [N, 3, H, W] or [N, H, W, 3] as [N, H, W, 3]; a view."""
+    if pixels.ndim == 3:
+        return np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+    return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels

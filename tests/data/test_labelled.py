@@ -1,0 +1,85 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import Lines, labelled, png, write, write_tar
+
+from selfie_cli.errors import DataError
+
+
+def test_folder_of_classes_is_split_by_hash(tmp_path):
+    write(tmp_path, *[f"{name}/{index}.png" for name in ("dog", "cat") for index in range(10)], "rare/0.png")
+    (tmp_path / "empty").mkdir()
+    write(tmp_path, "loose.png")
+    talk = Lines()
+    found = labelled(tmp_path, talk=talk)
+    assert found.train.classes == found.test.classes == ["cat", "dog", "rare"]
+    assert np.bincount(found.test.labels, minlength=3).tolist() == [2, 2, 0]
+    assert np.bincount(found.train.labels).tolist() == [8, 8, 1]
+    for part in (found.train, found.test):
+        assert part.labels.dtype == np.int64
+        folders = [Path(name).parent.name for name in part.source.names]
+        assert folders == [part.classes[label] for label in part.labels]
+    assert not set(found.train.source.names) & set(found.test.source.names)
+    assert "hash" in found.split_note
+    assert found.validation is None
+    assert found.name == tmp_path.name
+    assert any("empty" in line for line in talk.lines)
+    assert any("1 images lie outside" in line for line in talk.lines)
+    moved = labelled(shutil.copytree(tmp_path, tmp_path.parent / "elsewhere"))
+    assert [Path(name).name for name in moved.test.source.names] == [
+        Path(name).name for name in found.test.source.names
+    ]
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_parted_folders_of_classes(tmp_path, validation):
+    write(tmp_path, "train/a/1.png", "train/b/2.png", f"{validation}/a/3.png", f"{validation}/b/4.png")
+    found = labelled(tmp_path)
+    assert found.validation is None
+    assert [Path(name).name for name in found.test.source.names] == ["3.png", "4.png"]
+    assert f"{validation}/" in found.split_note
+    write(tmp_path, "test/b/5.png")
+    found = labelled(tmp_path)
+    assert found.test.labels.tolist() == [1]
+    assert found.validation.labels.tolist() == [0, 1]
+    assert "test/" in found.split_note
+    write(tmp_path, "test/zebra/6.png")
+    with pytest.raises(DataError, match="training part lacks: zebra"):
+        labelled(tmp_path)
+
+
+def test_layouts_that_cannot_be_learned_from(tmp_path):
+    write(tmp_path, "flat/1.png", "one/cat/1.png", "one/cat/2.png", "single/a/1.png", "single/b/2.png")
+    (tmp_path / "bare").mkdir()
+    for folder, message in [
+        ("flat", "images of each class in a folder"),
+        ("one", "only one class"),
+        ("single", "nothing is left to test on"),
+        ("bare", "no images in"),
+        ("flat/1.png", "is a file"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            labelled(tmp_path / folder)
+
+
+def test_labelled_shards(tmp_path):
+    def shard(number: int, label) -> str:
+        keys = [f"{number}{index:03d}" for index in range(10)]
+        members = {f"{key}.cls": label(index) for index, key in enumerate(keys)}
+        return write_tar(tmp_path / f"s-{number}.tar", members | {f"{key}.png": png(int(key)) for key in keys})
+
+    for number in range(2):
+        shard(number, lambda index: f"{[2, 10][index % 2]}\n".encode())
+    found = labelled(tmp_path / "s-{0..1}.tar")
+    assert found.name == "s-{0..1}.tar"
+    assert found.train.classes == ["2", "10"]  # numbers in the order of numbers
+    assert np.bincount(found.test.labels).tolist() == [2, 2]
+    for part in (found.train, found.test):
+        assert [int(name[-5]) % 2 for name in part.source.names] == part.labels.tolist()
+    shard(2, lambda index: [b"dog", b"cat"][index % 2])
+    assert labelled(tmp_path / "s-2.tar").train.classes == ["cat", "dog"]
+    bare = write_tar(tmp_path / "bare.tar", {"a.png": png(0), "b.png": png(1), "b.cls": b"1"})
+    with pytest.raises(DataError, match=r"1 images have no \.cls file.*bare\.tar/a\.png"):
+        labelled(bare)

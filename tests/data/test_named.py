@@ -1,0 +1,130 @@
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pictures import Lines, labelled, shade, unlabelled, write
+
+from selfie_cli.data.labelled import open_labelled
+from selfie_cli.data.named import NAMED
+from selfie_cli.errors import DataError
+
+
+def test_an_image_tree_serves_as_the_set_of_that_name(tmp_path, monkeypatch):
+    write(tmp_path, "cifar10/train/cat/1.png", "cifar10/train/dog/2.png", "cifar10/test/cat/3.png")
+    assert len(unlabelled("cifar10", root=str(tmp_path))) == 2
+    found = labelled("cifar10", root=tmp_path)
+    assert (found.name, len(found.test.source)) == ("cifar10", 1)
+    write(tmp_path / "here", "cifar10/x.png")
+    monkeypatch.chdir(tmp_path / "here")
+    assert unlabelled("cifar10", root=str(tmp_path)).names == ["cifar10/x.png"]  # what exists wins
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_sets_that_are_not_there_are_not_fetched_offline(tmp_path, name):
+    for verb in (unlabelled, labelled):
+        with pytest.raises(DataError, match=f"{name} is not in .* without --offline"):
+            verb(name, root=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stl10_through_torchvisions_reader(tmp_path, monkeypatch):
+    from torchvision.datasets import STL10
+
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    counts = {"train": 4, "test": 2, "unlabeled": 3}
+    planes = {part: np.random.default_rng(0).integers(0, 256, (n, 3, 96, 96), np.uint8) for part, n in counts.items()}
+    for part, array in planes.items():
+        array.tofile(folder / f"{part}_X.bin")
+        np.arange(1, len(array) + 1, dtype=np.uint8).tofile(folder / f"{part}_y.bin")
+    (folder / "class_names.txt").write_text("a\nb\nc\nd\n")
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    found = labelled("stl10", root=tmp_path)
+    assert (found.train.labels.tolist(), found.train.classes) == ([0, 1, 2, 3], list("abcd"))
+    with found.test.source.open(1) as image:
+        np.testing.assert_array_equal(np.asarray(image), planes["test"][1].transpose(2, 1, 0))  # columns come first
+    whole = unlabelled("stl10", root=str(tmp_path))
+    assert len(whole) == 7
+    assert whole.names[0] == "stl10/unlabelled/000000"
+
+
+def test_fashionmnist_through_torchvisions_reader(tmp_path):
+    folder = tmp_path / "FashionMNIST/raw"
+    folder.mkdir(parents=True)
+    for prefix, count in (("train", 3), ("t10k", 2)):
+        pixels = np.arange(count * 784).reshape(count, 28, 28) % 256
+        header = b"\0\0\x08\x03" + np.array([count, 28, 28], ">i4").tobytes()
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.astype(np.uint8).tobytes())
+        labels = b"\0\0\x08\x01" + np.array([count], ">i4").tobytes() + bytes(range(count))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+    found = labelled("fashionmnist", root=tmp_path)
+    assert found.train.labels.tolist() == [0, 1, 2]
+    with found.train.source.open(0) as image:
+        assert np.asarray(image)[1, 2].tolist() == [30, 30, 30]
+    (tmp_path / "FashionMNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        (tmp_path / "FashionMNIST/processed" / name).write_bytes(pickle.dumps(print))
+    with pytest.raises(DataError, match="pickled files"):
+        labelled("fashionmnist", root=tmp_path)
+
+
+def test_file_sets_through_torchvisions_readers(tmp_path):
+    write(tmp_path / "dtd/dtd/images", *[f"{name}/{index}.jpg" for name in ("dotted", "banded") for index in range(3)])
+    (tmp_path / "dtd/dtd/labels").mkdir()
+    for index, part in enumerate(["train", "val", "test"]):
+        lines = f"dotted/{index}.jpg\nbanded/{index}.jpg\n"
+        (tmp_path / f"dtd/dtd/labels/{part}1.txt").write_text(lines)
+    found = labelled("dtd", root=tmp_path)
+    assert found.train.classes == ["banded", "dotted"]
+    assert found.validation.labels.tolist() == [1, 0]
+    assert shade(found.test.source, 1) == 5
+    write(
+        tmp_path / "eurosat/2750", *[f"{name}/{name}_{index}.jpg" for name in ("River", "Forest") for index in range(5)]
+    )
+    found = labelled("eurosat", root=tmp_path)
+    assert np.bincount(found.test.labels).tolist() == [1, 1]
+    assert "hash" in found.split_note
+    assert len(unlabelled("eurosat", root=str(tmp_path))) == 10
+    for part in ("train", "val"):
+        write(tmp_path / "imagenette2-320" / part, "n01440764/1.JPEG", "n02102040/2.JPEG")
+    found = labelled("imagenette", root=tmp_path)
+    assert found.train.classes == ["tench", "English springer"]
+
+
+def test_a_download_is_announced_and_whole_or_absent(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Reader:
+        def __init__(self, root: str, download: bool, train: bool) -> None:
+            if download:
+                (Path(root) / "base").mkdir()
+                if fails:
+                    raise ConnectionResetError("connection reset")
+                print("noise on stdout")
+            elif not (Path(root) / "base").exists():
+                raise RuntimeError("Dataset not found")
+            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Reader)
+    talk = Lines()
+    fails = True
+    with pytest.raises(DataError, match=r"could not be downloaded from www\.cs\.toronto\.edu: connection reset"):
+        open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
+    assert list((tmp_path / "root").iterdir()) == []
+    fails = False
+    found = open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
+    assert found.train.labels.tolist() == [0, 1]
+    assert "170 MB" in talk.lines[0]
+    assert "www.cs.toronto.edu" in talk.lines[0]
+    assert len(talk.lines) == 2  # once a try
+
+
+def test_unpickling_readers_check_first(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(SimpleNamespace()))
+    with pytest.raises(DataError, match="cifar10 is not in"):
+        labelled("cifar10", root=tmp_path)

@@ -1,0 +1,294 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from selfie_cli.methods.selfie import Selfie
+
+SMALL = {"image_size": 32, "patch_size": 8}  # 4 x 4 places, a vector each
+LARGE = {"image_size": 224, "patch_size": 32}  # 7 x 7 places, row + column
+LOGIT_SCALES = ("dot", "sqrt", "cosine")
+OPTIONS = [
+    {"encoder_positions": positions, "logit_scale": scale, "final_norm": norm}
+    for positions, scale, norm in itertools.product((True, False), LOGIT_SCALES, (True, False))
+]
+GRIDS = [pytest.param(SMALL, id="4x4"), pytest.param(LARGE, id="7x7")]
+
+
+def name_of(options):
+    return " ".join(str(value) for value in options.values())
+
+
+def make(grid, backbone="resnetv2_18_w16", **options):
+    settings = {
+        "mask_ratio": 0.25,
+        "factorized_positions": grid is LARGE,
+        "encoder_positions": True,
+        "final_norm": True,
+        "logit_scale": "sqrt",
+        "flip": True,
+        "min_crop": 0.5,
+    }
+    return Selfie(backbone=backbone, **grid, **(settings | options))
+
+
+def stirred(method):
+    """Weights and statistics away from their start, so that no term of the loss is close to nothing; no dropout."""
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(tensor):
+        return torch.randn(tensor.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, tensor in method.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.add_(noise(tensor).abs())
+            elif name.startswith(("positions", "attention_pooling.u0")):
+                tensor.copy_(noise(tensor))
+            elif tensor.is_floating_point() and tensor.dim() < 4:  # convolutions start far from zero
+                tensor.add_(0.1 * noise(tensor))
+        if method.logit_scale == "dot":  # raw products of these would be too large to compare to five decimals
+            last = method.attention_pooling.layers[-1].norm2
+            for tensor in (last.weight, last.bias, method.positions.vectors):
+                tensor.mul_(0.1)
+    for layer in method.attention_pooling.layers:
+        layer.dropout = 0.0
+    return method
+
+
+# The method once more, one image, one place and one number at a time; only the patch network is shared.
+
+
+def naive_softmax(scores):
+    """Over the last dimension."""
+    powers = torch.exp(scores - scores.detach().amax(dim=-1, keepdim=True))
+    return powers / powers.sum(dim=-1, keepdim=True)
+
+
+def naive_layer_norm(x, norm):
+    centred = x - x.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True) + norm.eps) ** 0.5 * norm.weight + norm.bias
+
+
+def naive_attention_pooling(pooling, context):
+    tokens = torch.stack([pooling.u0, *context])
+    for layer in pooling.layers:
+        queries, keys, values = (tokens @ layer.qkv.weight.T + layer.qkv.bias).chunk(3, dim=1)
+        heads = []
+        side = len(pooling.u0) // layer.num_heads
+        for head in range(layer.num_heads):
+            part = slice(head * side, (head + 1) * side)
+            weights = naive_softmax(queries[:, part] @ keys[:, part].T / math.sqrt(side))
+            heads.append(weights @ values[:, part])
+        mixed = torch.cat(heads, dim=1) @ layer.out.weight.T + layer.out.bias
+        tokens = naive_layer_norm(tokens + mixed, layer.norm1)
+        inner = tokens @ layer.expand.weight.T + layer.expand.bias
+        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
+        tokens = naive_layer_norm(tokens + inner @ layer.contract.weight.T + layer.contract.bias, layer.norm2)
+    return tokens[0]
+
+
+def naive_position(positions, place, grid):
+    if len(positions.vectors) == grid * grid:
+        return positions.vectors[place]
+    return positions.vectors[place // grid] + positions.vectors[grid + place % grid]
+
+
+def naive_patch_vectors(method, images):
+    """h of every patch, h[image][place]: each by itself, or all at once where batch norm looks at all of them."""
+    p, g = method.patch_size, method.image_size // method.patch_size
+    cells = [
+        image[:, row * p : (row + 1) * p, column * p : (column + 1) * p]
+        for image in images
+        for row in range(g)
+        for column in range(g)
+    ]
+    if method.training:
+        maps = method.patch_network(torch.stack(cells))
+    else:
+        maps = torch.cat([method.patch_network(cell[None]) for cell in cells])
+    h = [sum(one[:, y, x] for y in range(one.shape[1]) for x in range(one.shape[2])) / one[0].numel() for one in maps]
+    return [h[i * g * g : (i + 1) * g * g] for i in range(len(images))]
+
+
+def naive_scores(method, images, masked):
+    """For every image and hidden place (in the order of `masked`), the scores of that image's hidden patches."""
+    grid = method.image_size // method.patch_size
+    table = []
+    for vectors, hidden in zip(naive_patch_vectors(method, images), masked.tolist(), strict=True):
+        context = []
+        for place in range(grid * grid):
+            if place not in hidden:
+                position = naive_position(method.positions, place, grid)
+                context.append(vectors[place] + position if method.encoder_positions else vectors[place])
+        u = naive_attention_pooling(method.attention_pooling, context)
+        rows = []
+        for hole in hidden:
+            query = u + naive_position(method.positions, hole, grid)
+            scores = []
+            for candidate in hidden:
+                score = query @ vectors[candidate]
+                if method.logit_scale == "sqrt":
+                    score = score / math.sqrt(len(query))
+                elif method.logit_scale == "cosine":
+                    lengths = torch.sqrt(query @ query) * torch.sqrt(vectors[candidate] @ vectors[candidate])
+                    score = score / lengths / torch.exp(method.log_temperature)
+                scores.append(score)
+            rows.append(scores)
+        table.append(rows)
+    return table
+
+
+def naive_loss(table):
+    losses, right = [], []
+    for rows in table:
+        for hole, scores in enumerate(rows):
+            losses.append(-torch.log(naive_softmax(torch.stack(scores))[hole]))
+            right.append(max(range(len(scores)), key=lambda i: scores[i].item()) == hole)
+    return sum(losses) / len(losses), sum(right) / len(right)
+
+
+def loss_and_masks(method, images):
+    torch.manual_seed(7)
+    masked, visible = method.draw_masks(images)
+    torch.manual_seed(7)
+    return *method.loss(images), masked, visible
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_loss_and_logits_agree_with_a_loop_over_images_and_holes(grid, options):
+    """In evaluation mode: every patch goes through the patch network by itself."""
+    torch.manual_seed(0)
+    method = stirred(make(grid, **options)).eval()
+    images = torch.randn(2, 3, grid["image_size"], grid["image_size"])
+    with torch.no_grad():
+        loss, logged, masked, visible = loss_and_masks(method, images)
+        table = naive_scores(method, images, masked)
+        expected, accuracy = naive_loss(table)
+        logits = method.logits(images, masked, visible)
+    torch.testing.assert_close(logits, torch.tensor(table), atol=1e-5, rtol=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert logged["pretext_accuracy"].item() == pytest.approx(accuracy)
+    assert abs(loss.item() - math.log(method.num_masked)) > 1e-3  # the comparison is not one of trivial numbers
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gradients_agree_with_the_loops(grid, options):
+    """In training mode and double precision: batch norm looks at all patches of the batch."""
+    torch.manual_seed(0)
+    method = stirred(make(grid, **options)).double().train()
+    images = torch.randn(2, 3, grid["image_size"], grid["image_size"], dtype=torch.double)
+    loss, _, masked, _ = loss_and_masks(method, images)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
+    method.zero_grad(set_to_none=True)
+    expected, _ = naive_loss(naive_scores(method, images, masked))
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    for name, parameter in method.named_parameters():
+        assert parameter.grad.norm() > 1e-7, name
+        # The loss is taken in single precision whatever comes in, which leaves about six digits.
+        assert (gradients[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnetv2_18"])
+def test_other_backbones_agree_with_the_loops(backbone):
+    torch.manual_seed(0)
+    method = stirred(make(SMALL, backbone=backbone)).double().eval()
+    images = torch.randn(1, 3, 32, 32, dtype=torch.double)
+    with torch.no_grad():
+        loss, _, masked, _ = loss_and_masks(method, images)
+        expected, _ = naive_loss(naive_scores(method, images, masked))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_paper_network():
+    method = make(SMALL, backbone="resnetv2_50")
+    assert method.patch_network.num_features == 1024
+    assert method.positions.vectors.shape == (16, 1024)
+    assert (method.num_masked, method.chance) == (4, 0.25)
+    large = make(LARGE)
+    assert large.positions.vectors.shape == (14, 64)
+    assert (large.num_masked, large.chance) == (12, 1 / 12)
+
+
+@pytest.mark.parametrize("logit_scale", ["sqrt", "cosine"])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_untrained_it_guesses(grid, logit_scale):
+    torch.manual_seed(0)
+    method = make(grid, logit_scale=logit_scale)
+    images = torch.randn(16 if grid is LARGE else 128, 3, grid["image_size"], grid["image_size"])
+    with torch.no_grad():
+        loss, logged = method.loss(images)
+    assert loss.item() == pytest.approx(math.log(method.num_masked), abs=0.25)
+    num_guesses = len(images) * method.num_masked
+    spread = (method.chance * (1 - method.chance) / num_guesses) ** 0.5
+    assert logged["pretext_accuracy"].item() == pytest.approx(method.chance, abs=5 * spread)
+
+
+def test_masks_are_drawn_from_the_default_generator_for_each_image():
+    method = make(SMALL)
+    images = torch.zeros(64, 3, 32, 32)
+    torch.manual_seed(3)
+    masked, visible = method.draw_masks(images)
+    torch.manual_seed(3)
+    again, _ = method.draw_masks(images)
+    assert masked.equal(again)
+    assert len({frozenset(row) for row in masked.tolist()}) > 32
+    assert not masked.equal(method.draw_masks(images)[0])
+    assert torch.cat([masked, visible], dim=1).sort(dim=1).values.equal(torch.arange(16).expand(64, 16))
+
+
+@pytest.mark.parametrize("encoder_positions", [True, False])
+def test_the_pooled_vector_sees_every_patch(encoder_positions):
+    torch.manual_seed(0)
+    method = stirred(make(SMALL, encoder_positions=encoder_positions)).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    with torch.no_grad():
+        vectors = naive_patch_vectors(method, images)
+        for u, h in zip(method.pooled(images), vectors, strict=True):
+            context = [
+                one + naive_position(method.positions, place, 4) if encoder_positions else one
+                for place, one in enumerate(h)
+            ]
+            torch.testing.assert_close(u, naive_attention_pooling(method.attention_pooling, context))
+
+
+@pytest.mark.parametrize("encoder_positions", [True, False])
+def test_without_positions_on_its_inputs_the_encoder_sees_a_bag_of_patches(encoder_positions):
+    torch.manual_seed(0)
+    method = stirred(make(SMALL, encoder_positions=encoder_positions)).double().eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    swapped = images.roll(8, dims=3)  # the same patches at other places
+    with torch.no_grad():
+        same = torch.allclose(method.pooled(images), method.pooled(swapped))
+    assert same is not encoder_positions
+
+
+def test_images_of_a_batch_do_not_meet_outside_batch_norm():
+    torch.manual_seed(0)
+    method = stirred(make(SMALL)).double().eval()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.double)
+    masked, visible = method.draw_masks(images)
+    with torch.no_grad():
+        together = method.logits(images, masked, visible)
+        for i in range(3):
+            alone = method.logits(images[i : i + 1], masked[i : i + 1], visible[i : i + 1])
+            torch.testing.assert_close(alone[0], together[i])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_augmentation_is_a_function_of_the_seed(grid):
+    method = make(grid)
+    stored = 32 if grid is SMALL else 256
+    pixels = torch.randint(0, 256, (4, stored, stored, 3), dtype=torch.uint8)
+    torch.manual_seed(5)
+    first = method.augment(pixels)
+    assert first.shape == (4, 3, grid["image_size"], grid["image_size"])
+    assert first.dtype == torch.float32
+    torch.manual_seed(5)
+    assert method.augment(pixels).equal(first)
+    assert not method.augment(pixels).equal(first)
