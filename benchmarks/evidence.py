@@ -12,7 +12,6 @@ that was stopped is continued, so a later call goes on.
 
 import argparse
 import dataclasses
-import functools
 import json
 import platform
 import subprocess
@@ -98,9 +97,8 @@ def main() -> None:
             options = PretrainOptions(resume=str(pretraining))
         record(a.name, "pretrain", lambda: pretrain(options, console))
     if not begun(finetuning):
-        for features in ("whole", "patches", "pooled"):
-            judge = EvalOptions(run=str(pretraining), dataset=a.dataset, features=features)
-            record(a.name, "eval", functools.partial(evaluate, judge, console))
+        judge = EvalOptions(run=str(pretraining), dataset=a.dataset)
+        record(a.name, "eval", lambda: evaluate(judge, console))
     if not begun(finetuning) or not open_run(finetuning).finished:
         tuning = FinetuneOptions(
             dataset=a.dataset,

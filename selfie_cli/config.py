@@ -132,7 +132,7 @@ class SelfieOptions(Options):
     encoder_positions: bool = option(True, "Add positions to the visible patches, too, not only to the queries.")
     final_norm: bool = option(True, "Batch norm and ReLU after the third stage, before pooling (resnetv2 only).")
     logit_scale: Literal["dot", "sqrt", "cosine"] = option(
-        "sqrt", "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
+        "dot", "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
     )
     flip: bool = option(True, "Mirror half of the images.")
     min_crop: float = option(0.5, "Smallest area of the random resized crop, above 64 px.", above=0, at_most=1)

@@ -1,11 +1,11 @@
 """A run's folder: what was asked, what was derived and measured, and how far it came.
 
-    config.json          asked, derived, measured, versions, data, progress (status: running or finished)
-    model.safetensors    the weights, once finished
-    state/<step>/        what --resume continues from
-    metrics.jsonl        a line a logging step
-    results.json         what the run itself found out
-    bad_files.jsonl      unreadable inputs
+config.json          asked, derived, measured, versions, data, progress (status: running or finished)
+model.safetensors    the weights, once finished
+state/<step>/        what --resume continues from
+metrics.jsonl        a line a logging step
+results.json         what the run itself found out
+bad_files.jsonl      unreadable inputs
 """
 
 import contextlib
@@ -139,7 +139,8 @@ def open_to_resume(path: str, verb: str) -> Run:
         raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
     if run.finished:
         raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
-    remove_leftovers(run.path)
+    for folder in (run.path, run.path / "state"):
+        remove_leftovers(folder)
     return run
 
 

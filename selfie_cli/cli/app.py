@@ -1,9 +1,10 @@
 """The commands. Each turns its options into a recipe's result and shows it; nothing heavy is imported before that."""
 
 import dataclasses
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -49,7 +50,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                console.error(f"{error.filename or 'writing failed'}: {error.strerror or error}")
+                console.error(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}")
                 raise typer.Exit(1) from None
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
@@ -96,7 +97,7 @@ def embed(options: config.EmbedOptions, console: Any) -> None:
     """Turn images into vectors, to stdout or a file."""
     from selfie_cli.recipes.embed import as_json, embed
 
-    result = embed(options, stdin=sys.stdin, emit=lambda result: print(as_json(result)), talk=console)
+    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(as_json(result)), talk=console)
     if result.out is not None:
         summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
         console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} vectors")
@@ -136,10 +137,17 @@ def predict(options: config.PredictOptions, console: Any) -> None:
     from selfie_cli.files import json_line
     from selfie_cli.recipes.predict import predict
 
-    result = predict(options, stdin=sys.stdin, emit=lambda row: print(json_line(row)), talk=console)
+    result = predict(options, stdin=lines_on_stdin(), emit=lambda row: print(json_line(row)), talk=console)
     if result.out is not None:
         summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
         console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} predictions")
+
+
+def lines_on_stdin() -> Iterable[str]:
+    """Paths as they are: of any bytes, and ended by nothing but a newline."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+    return sys.stdin
 
 
 def show_version(value: bool) -> None:

@@ -19,10 +19,8 @@ def spread(mean: float, std: float | None, *, signed: bool = False) -> str:
 
 
 def finetuned(result: Finetuned) -> RenderableType:
-    table = Table(
-        title=f"{printable(result.dataset)}: test accuracy in % with {result.num_labels:,} labels ({result.fraction:.3g} of them)",
-        title_justify="left",
-    )
+    labels = f"{result.num_labels:,} labels ({result.fraction:.3g} of them)"
+    table = Table(title=f"{printable(result.dataset)}: test accuracy in % with {labels}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("mean ± std", justify="right", no_wrap=True)
     table.add_column("learning rate", justify="right")
@@ -44,10 +42,8 @@ def finetuned(result: Finetuned) -> RenderableType:
 
 
 def evaluated(result: Evaluated) -> RenderableType:
-    table = Table(
-        title=f"{printable(result.dataset)}: accuracy in % on {result.num_test:,} test images, {result.num_train:,} for training",
-        title_justify="left",
-    )
+    images = f"{result.num_test:,} test images, {result.num_train:,} for training"
+    table = Table(title=f"{printable(result.dataset)}: accuracy in % on {images}", title_justify="left")
     table.add_column("")
     table.add_column("this network", justify="right")
     table.add_column("untrained", justify="right")
@@ -83,7 +79,7 @@ def confusion(result: Evaluated) -> RenderableType:
     table = Table(
         title="Per class: accuracy in %, and how many of each class were taken for which", title_justify="left"
     )
-    table.add_column("true class")
+    table.add_column("true class", no_wrap=True)
     table.add_column("accuracy", justify="right")
     shown = names if len(names) <= 12 else []
     for name in shown:

@@ -42,16 +42,17 @@ def pad_crop(pixels: Tensor, *, padding: int = 4, flip: bool = True) -> Tensor:
 
 
 def random_resized_crop(pixels: Tensor, size: int, *, min_area: float, flip: bool = True) -> Tensor:
-    """A random box of area min_area..1 and aspect 3/4..4/3, resized; half of them mirrored.
+    """A random box of area min_area..1 and aspect 3/4..4/3 as far as it fits, resized; half of them mirrored.
 
     uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized. Bilinear without antialiasing: the store is at most 8/7 of
     the network's side, so hardly anything is scaled down.
     """
     b = pixels.shape[0]
     area = min_area + (1 - min_area) * torch.rand(b)
-    aspect = torch.exp((2 * torch.rand(b) - 1) * torch.log(torch.tensor(4 / 3)))
-    width = (area * aspect).sqrt().clamp(max=1)  # of the stored side
-    height = (area / aspect).sqrt().clamp(max=1)
+    widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # what still fits into the square at this area
+    aspect = widest ** (2 * torch.rand(b) - 1)
+    width = (area * aspect).sqrt()  # of the stored side
+    height = (area / aspect).sqrt()
     x = (2 * torch.rand(b) - 1) * (1 - width)  # the box's centre, -1..1 across the image
     y = (2 * torch.rand(b) - 1) * (1 - height)
     mirror = torch.where(torch.rand(b) < (0.5 if flip else 0.0), -1.0, 1.0)

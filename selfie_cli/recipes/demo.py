@@ -9,7 +9,7 @@ from PIL import Image
 from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError
-from selfie_cli.files import replacing_folder
+from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.recipes.eval import Evaluated, evaluate
 from selfie_cli.recipes.finetune import Finetuned, finetune
 from selfie_cli.recipes.pretrain import pretrain
@@ -20,6 +20,7 @@ NUM_TRAIN, NUM_TEST = 8_000, 2_000
 PRETRAIN_STEPS, FINETUNE_STEPS = 300, 100
 FRACTION = 0.05
 BACKBONE: Backbone = "resnetv2_18_w16"
+MARK = "demo.json"  # by which --overwrite knows a folder that may be deleted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,10 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     if folder.exists() and any(folder.iterdir()):
         if not options.overwrite:
             raise RunError(f"{folder} is not empty: replace it with --overwrite, or choose another --out")
-        if not (folder / "images").is_dir():
+        if not (folder / MARK).is_file():
             raise RunError(f"{folder} holds no demo, so --overwrite will not delete it: choose another --out")
         shutil.rmtree(folder)
+    write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
     images, pretraining = folder / "images", folder / "pretrain"
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)

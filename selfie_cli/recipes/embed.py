@@ -88,9 +88,8 @@ def writing(out: Path) -> Iterator[Emit]:
         results: list[Result] = []
         yield results.append
         vectors = np.stack([vector for _, vector in results])
-        write_json_lines(
-            out.with_name(out.name + ".rows.jsonl"), [{"row": i, "path": p} for i, (p, _) in enumerate(results)]
-        )
+        rows = [{"row": row, "path": name} for row, (name, _) in enumerate(results)]
+        write_json_lines(out.with_name(out.name + ".rows.jsonl"), rows)
         with replacing(out) as temporary:
             if out.suffix == ".npy":
                 with temporary.open("wb") as file:

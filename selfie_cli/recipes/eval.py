@@ -106,9 +106,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
             talk=talk,
         )
         if store.bad:
-            talk.warn(
-                f"{len(store.bad)} images cannot be read and are left out, first {store.bad[0].name}: {store.bad[0].reason}"
-            )
+            first = f"{store.bad[0].name}: {store.bad[0].reason}"
+            talk.warn(f"{len(store.bad)} images cannot be read and are left out, first {first}")
         return store.pixels, torch.from_numpy(part.labels[store.kept])
 
     train, test = read(data.train), read(data.test)
@@ -119,7 +118,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         classified = None
         if isinstance(network.module, Classifier):
             known = run.derived["classes"]
-            classified = classify(network.module, known, classes, test, network.image_size, options.batch_size)
+            classified = classify(
+                network.module, known, classes, test, image_size=network.image_size, batch_size=options.batch_size
+            )
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -137,7 +138,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         classified=classified,
     )
     if run.path != runs.bundled_folder():
-        file = run.path / f"eval-{data.name}.json"
+        file = run.path / f"eval-{Path(data.name).name}.json"
         write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
         talk.say(f"written to {file}")
     return result
@@ -165,7 +166,9 @@ def judge(
     as_trained = plain = None
     if isinstance(module, Selfie):
         as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
-        plain = pretext_accuracy(module, lambda pixels: plain_view(pixels, network.image_size), test[0], options.seed, size)
+        plain = pretext_accuracy(
+            module, lambda pixels: plain_view(pixels, network.image_size), test[0], options.seed, size
+        )
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),

@@ -1,6 +1,7 @@
 """What embed and predict share: named images in, one result for every readable one, in input order."""
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def expand(paths: Sequence[str], stdin: Iterable[str]) -> list[str]:
     for path in paths:
         if path == "-":
             names += [line.rstrip("\r\n") for line in stdin if line.strip()]
-        elif Path(path).is_dir():
+        elif os.path.isdir(path):
             names += list_images(path) or _none_in(path)
         else:
             names.append(path)

@@ -1,0 +1,101 @@
+"""What people see on stderr and stdout."""
+
+import json
+import re
+
+import pytest
+from rich.table import Table
+
+from selfie_cli.cli import console as module
+from selfie_cli.cli.console import Console, printable, time_left
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a photo of 木 😀.jpg", "a photo of 木 😀.jpg"),
+        ("red\x1b[31m", "red\\x1b[31m"),
+        ("two\nlines\r\t", "two\\nlines\\r\\t"),
+        ("half\udcff", "half\\udcff"),
+        ("gpj.\u202eexe", "gpj.\\u202eexe"),
+        ("\x07\x9b", "\\x07\\x9b"),
+    ],
+)
+def test_control_characters_are_neutralized(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(name) == shown
+    console = Console(quiet=False)
+    console.say(name)
+    console.warn(name)
+    console.error(name)
+    console.show(name)
+    captured = capsys.readouterr()
+    assert captured.err == f"{shown}\nwarning: {shown}\nerror: {shown}\n"
+    assert captured.out == f"{shown}\n"
+
+
+def test_markup_in_names_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=False)
+    table = Table(title="[red]t")
+    table.add_column("[b]c")
+    table.add_row("[/x] :smile:")
+    console.show("[bold]a[/nonsense] :smile:", table)
+    console.error("[/x]")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("[bold]a[/nonsense] :smile:\n")
+    for text in ("[red]t", "[b]c", "[/x] :smile:"):
+        assert text in captured.out
+    assert captured.err == "error: [/x]\n"
+
+
+def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=False)
+    console.show("word " * 60)
+    console.say("word " * 60)
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == captured.err.count("\n") == 1
+
+
+def test_quiet_leaves_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=True)
+    console.say("a remark")
+    console.warn("a warning")
+    console.error("an error")
+    with console.track("work", 10) as advance:
+        advance(10, "note")
+    assert capsys.readouterr().err == "warning: a warning\nerror: an error\n"
+
+
+def test_json_is_one_document_without_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=False)
+    console.json({"a": [1, None]})
+    assert json.loads(capsys.readouterr().out) == {"a": [1, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        console.json({"a": float("nan")})
+
+
+def test_progress_without_a_terminal_is_lines_with_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    with Console(quiet=False).track("work", 1000) as advance:
+        for done in range(10, 1001, 10):
+            clock[0] += 1.0
+            advance(done, "loss 1.5")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7  # every 15 s of 100 s, and the end
+    assert re.fullmatch(r"work: 150 of 1,000, 0:01:\d\d left, loss 1.5", lines[0])
+    for line in lines[:-1]:
+        assert re.search(r", \d+:\d\d:\d\d left, ", line)
+    assert lines[-1] == "work: 1,000 of 1,000, loss 1.5"
+
+
+def test_short_work_is_not_talked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console(quiet=False).track("work", 2) as advance:
+        advance(1, "")
+        advance(2, "")
+    assert capsys.readouterr().err == ""
+
+
+def test_time_left() -> None:
+    assert [time_left(seconds) for seconds in (0, 59.6, 3600, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]

@@ -1,0 +1,137 @@
+"""From an options class to a command's signature, and back to an object of that class."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from selfie_cli import config
+from selfie_cli.cli.options import build, command, parameters_of
+from selfie_cli.config import Options, option
+from selfie_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerOptions(Options):
+    share: float = option(0.5, "A share.", above=0, at_most=1)
+    mirror: bool = option(True, "Mirror.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterOptions(Options):
+    names: tuple[str, ...] = option((), "Names.", argument=True)
+    from_: str | None = option(None, "From where.")
+    two_words: Literal["a", "b-c"] = option("a", "A choice.", panel="Panel")
+    count: int | None = option(None, "A count.", at_least=1)
+    loud: bool = option(False, "Loud.")
+    inner: InnerOptions = dataclasses.field(default_factory=InnerOptions)
+
+
+def parsed(arguments: Sequence[str], kind: type = OuterOptions) -> Any:
+    """What the command line makes of the arguments; SystemExit where it refuses them."""
+    found: list[Any] = []
+
+    def run(values: dict[str, Any]) -> None:
+        found.append(build(kind, values))
+
+    app = typer.Typer()
+    app.command()(command(kind, run))
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None:
+        raise result.exception
+    return found[0]
+
+
+def test_without_arguments_every_default_holds() -> None:
+    assert parsed([]) == OuterOptions()
+
+
+def test_every_kind_of_option_comes_through() -> None:
+    arguments = ["x", "y z", "--from", "run", "--two-words", "b-c", "--count", "3", "--loud", "--share", "1"]
+    assert parsed([*arguments, "--no-mirror"]) == OuterOptions(
+        names=("x", "y z"),
+        from_="run",
+        two_words="b-c",
+        count=3,
+        loud=True,
+        inner=InnerOptions(share=1.0, mirror=False),
+    )
+
+
+def test_both_forms_of_a_flag_that_is_on() -> None:
+    assert parsed(["--mirror"]).inner.mirror is True
+    assert parsed(["--no-mirror"]).inner.mirror is False
+    with pytest.raises(SystemExit):
+        parsed(["--no-loud"])
+
+
+@pytest.mark.parametrize("arguments", [["--two-words", "c"], ["--count", "1.5"], ["--share", "x"], ["--inner", "1"]])
+def test_values_of_a_wrong_type_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "0"], "--count 0: give a number at least 1"),
+        (["--share", "0"], "--share 0: give a number above 0 and at most 1"),
+        (["--share", "1.01"], "--share 1.01: give a number above 0 and at most 1"),
+        (["--share", "nan"], "--share nan: give a number above 0 and at most 1"),
+    ],
+)
+def test_numbers_keep_to_their_limits(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        parsed(arguments)
+
+
+def test_signature_is_flat_with_panels() -> None:
+    parameters = {each.name: each for each in parameters_of(OuterOptions)}
+    assert list(parameters) == ["names", "from_", "two_words", "count", "loud", "share", "mirror"]
+    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    panels = {name: each.annotation.__metadata__[0].rich_help_panel for name, each in parameters.items()}
+    assert panels["two_words"] == "Panel"
+    assert panels["share"] == panels["mirror"] == "Only with --method inner"
+
+
+KINDS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Options)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not Options], ids=lambda kind: kind.__name__)
+def test_the_projects_own_options_survive_the_round_trip(kind: type) -> None:
+    assert parsed([], kind) == kind()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().anything = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_no_number_may_be_infinite_or_no_number(kind: type) -> None:
+    for field in dataclasses.fields(kind):
+        if field.metadata.get("limits") or isinstance(field.default, float):
+            for value in (math.nan, math.inf):
+                with pytest.raises(UsageError):
+                    kind(**{field.name: value})
+
+
+def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
+    then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
+    asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
+    now = config.resumed(config.PretrainOptions(resume="run", workers=3), asked)
+    assert now == dataclasses.replace(then, resume="run", workers=3)
+    with pytest.raises(UsageError, match="--lr cannot change"):
+        config.resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"lr": "a"}, {"steps": "x"}, {"seed": 1.5}, {"data": 5}, {"selfie": 3}, {"lr": None}, {"backbone": "zz"}]
+)
+def test_resumed_refuses_a_damaged_config(damage: dict[str, Any]) -> None:
+    asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | damage
+    with pytest.raises(UsageError, match="start a new run"):
+        config.resumed(config.PretrainOptions(resume="run"), asked)

@@ -1,0 +1,64 @@
+"""The command line as tests call it: in this process where a new one is not the point, starting torch takes seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
+
+import selfie_cli
+from selfie_cli.cli.app import app
+from selfie_cli.data import synthetic
+
+SMALL = ("--backbone", "resnetv2_18_w16", "--batch-size", "8")
+
+
+def selfie(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:
+    """Run a command that must exit with `code`. A bug's exception is raised here."""
+    result = CliRunner().invoke(app, [str(each) for each in arguments], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.stderr
+    return result
+
+
+def error_of(*arguments: object, code: int = 1) -> str:
+    """The one line on stderr by which a command that must fail says why; nothing may be on stdout."""
+    result = selfie(*arguments, code=code)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == errors[0]
+    return errors[0].removeprefix("error: ")
+
+
+# A process of its own finds this checkout's package, installed or not, and whatever folder it is started in.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(selfie_cli.__file__).parents[1])}
+COMMAND = (sys.executable, "-m", "selfie_cli")
+
+
+def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a command in a process of its own."""
+    argv = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(argv, input=stdin, env=ENVIRONMENT, capture_output=True, check=False)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two runs hold the same tensors, bit for bit."""
+    a, b = (load_file(run / "model.safetensors") for run in (one, other))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def draw_folder(folder: Path, *, train: int = 60, test: int = 30, size: int = 32) -> Path:
+    """train/<class>/ and test/<class>/ of PNG files, as many images in each part as asked, classes in turn."""
+    pixels, labels = synthetic.draw(train + test, seed=7, size=size)
+    for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+        there = folder / ("train" if index < train else "test") / synthetic.CLASSES[label]
+        there.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(picture)).save(there / f"{index:04d}.png")
+    return folder

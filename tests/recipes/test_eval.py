@@ -1,0 +1,134 @@
+"""selfie eval, end to end: the table's numbers, beside what they are to be compared with."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import draw_folder, error_of, selfie
+
+
+def evaluated(run: Path, *arguments: object) -> dict[str, Any]:
+    document = json.loads(selfie("eval", run, *arguments, "--json").stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_a_pretrained_run_beside_untrained_majority_and_chance(pretrained: Path, images: Path) -> None:
+    found = evaluated(pretrained, "--dataset", images)
+    assert (found["num_train"], found["num_test"], len(found["classes"])) == (60, 30, 10)
+    assert found["chance"] == 0.25
+    assert found["majority"] == pytest.approx(0.1)
+    assert found["classified"] is None
+    for side in ("trained", "untrained"):
+        for name in ("knn", "linear", "pretext_accuracy"):
+            assert 0 <= found[side][name] <= 1, (side, name)
+    assert found["trained"] != found["untrained"]
+    assert found["dataset"] == "images"
+    assert json.loads((pretrained / "eval-images.json").read_text()) == found
+
+
+def test_knn_is_what_numpy_finds_from_the_embedded_vectors(pretrained: Path, images: Path) -> None:
+    found = evaluated(pretrained, "--dataset", images, "--k", 5, "--temperature", 0.1)
+    vectors, labels = {}, {}
+    for part in ("train", "test"):
+        selfie("embed", images / part, "--from", pretrained, "--out", f"{part}.npy")
+        rows = [json.loads(line) for line in Path(f"{part}.npy.rows.jsonl").read_text().splitlines()]
+        matrix = np.load(f"{part}.npy").astype(np.float64)
+        vectors[part] = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+        labels[part] = np.array([Path(row["path"]).parent.name for row in rows])
+    right = 0
+    for vector, label in zip(vectors["test"], labels["test"], strict=True):
+        similarity = vectors["train"] @ vector
+        votes: dict[str, float] = {}
+        for row in np.argsort(-similarity)[:5]:
+            votes[labels["train"][row]] = votes.get(labels["train"][row], 0) + np.exp(similarity[row] / 0.1)
+        right += max(votes, key=lambda name: votes[name]) == label
+    assert found["trained"]["knn"] == pytest.approx(right / 30, abs=1.01 / 30)  # a tie may fall either way
+
+
+def test_seed_decides_and_batch_size_does_not(pretrained: Path, images: Path) -> None:
+    first = evaluated(pretrained, "--dataset", images)
+    assert evaluated(pretrained, "--dataset", images, "--batch-size", 7)["trained"]["knn"] == first["trained"]["knn"]
+    assert evaluated(pretrained, "--dataset", images) == first
+    other = evaluated(pretrained, "--dataset", images, "--seed", 1)
+    assert other["trained"]["knn"] == first["trained"]["knn"]
+    assert other["untrained"] != first["untrained"]
+
+
+def test_a_finetuned_run_classifies(finetuned: Path, images: Path) -> None:
+    found = evaluated(finetuned, "--dataset", images)
+    classified = found["classified"]
+    confusion = np.array(classified["confusion"])
+    assert confusion.shape == (10, 10)
+    assert confusion.sum(axis=1).tolist() == [3] * 10
+    assert classified["top1"] == pytest.approx(np.trace(confusion) / 30)
+    assert classified["per_class"] == pytest.approx((np.diag(confusion) / 3).tolist())
+    assert classified["top1"] <= classified["top5"] <= 1
+    assert found["chance"] is None
+    results = json.loads((finetuned / "results.json").read_text())
+    assert classified["top1"] == results["arms"][1]["accuracies"][0]
+
+
+def test_the_table_says_what_it_compares(pretrained: Path, finetuned: Path, images: Path) -> None:
+    shown = selfie("eval", pretrained, "--dataset", images).stdout
+    for words in ("kNN (k 20, temperature 0.07)", "linear probe", "pretext", "untrained", "guessing", "25.0", "10.0"):
+        assert words in shown
+    shown = selfie("eval", finetuned, "--dataset", images).stdout
+    for words in ("top-1", "top-5", "true class", "umbrella"):
+        assert words in shown
+
+
+def test_a_data_set_with_some_of_the_classes(finetuned: Path, images: Path) -> None:
+    shutil.copytree(images, "some")
+    for part in ("train", "test"):
+        for name in ("boat", "cat"):
+            shutil.rmtree(f"some/{part}/{name}")
+    found = evaluated(finetuned, "--dataset", "some")
+    assert len(found["classes"]) == 8
+    assert len(found["classified"]["classes"]) == len(found["classified"]["confusion"]) == 10
+    assert found["classified"]["per_class"][0] is None
+    assert "umbrella" in selfie("eval", finetuned, "--dataset", "some").stdout
+
+
+def test_classes_that_the_network_does_not_know(finetuned: Path, images: Path) -> None:
+    shutil.copytree(images, "other")
+    for part in ("train", "test"):
+        shutil.move(f"other/{part}/cat", f"other/{part}/zebra")
+    message = error_of("eval", finetuned, "--dataset", "other")
+    assert "zebra" in message
+    assert "boat" in message
+
+
+def test_class_names_cannot_reach_the_terminal(pretrained: Path) -> None:
+    draw_folder(Path("mine"), train=20, test=10)
+    for part in ("train", "test"):
+        shutil.move(f"mine/{part}/cat", f"mine/{part}/[red]c\x1b[31mat[x]")
+    selfie("finetune", "--dataset", "mine", "--from", pretrained, "--steps", 1, "--batch-size", 8, "--out", "run")
+    shown = selfie("eval", "run", "--dataset", "mine").stdout
+    assert "\x1b" not in shown
+    assert "[red]c\\x1b" in shown
+
+
+def test_features_of_three_kinds(pretrained: Path, finetuned: Path, images: Path) -> None:
+    for features in ("whole", "patches", "pooled"):
+        assert evaluated(pretrained, "--dataset", images, "--features", features)["features"] == features
+    assert "--features" in error_of("eval", finetuned, "--dataset", images, "--features", "pooled", code=2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--k", "0"], ["--temperature", "0"], ["--temperature", "nan"], ["--batch-size", "0"], ["--max-bad", "2"]],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_honoured(pretrained: Path, images: Path, wrong: list[str]) -> None:
+    assert wrong[0] in error_of("eval", pretrained, "--dataset", images, *wrong, code=2)
+
+
+def test_what_is_missing(pretrained: Path, images: Path) -> None:
+    assert "--dataset is missing" in error_of("eval", pretrained, code=2)
+    assert "no run at nowhere" in error_of("eval", "nowhere", "--dataset", images)
+    assert "no such file" in error_of("eval", pretrained, "--dataset", "nowhere")
+    assert "needs a run" in error_of("eval", "none", "--dataset", images, code=2)

@@ -1,0 +1,202 @@
+"""selfie pretrain, end to end: what is in the run's folder, on stdout, and what it refuses."""
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+from commands import SMALL, error_of, same_weights, selfie
+from safetensors import safe_open
+
+from selfie_cli import __version__
+
+METRICS = {"step", "loss", "pretext_accuracy", "chance", "lr", "images_per_second", "data_wait"}
+
+
+def config_of(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def test_files_of_a_finished_run(pretrained: Path) -> None:
+    assert {file.name for file in pretrained.iterdir()} >= {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert not (pretrained / "state").exists()
+    assert not list(pretrained.glob(".tmp-*"))
+    for file in pretrained.iterdir():  # others may read what a user shares
+        assert (
+            stat.S_IMODE(file.stat().st_mode) & 0o044
+            == stat.S_IMODE((pretrained / "config.json").stat().st_mode) & 0o044
+        )
+
+
+def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, images: Path) -> None:
+    config = config_of(pretrained)
+    assert config["verb"] == "pretrain"
+    assert config["asked"]["data"] == [str(images)]
+    assert config["asked"]["lr"] == 0.05
+    assert config["asked"]["image_size"] is None
+    assert config["asked"]["selfie"]["mask_ratio"] == 0.25
+    derived = config["derived"]
+    assert (derived["image_size"], derived["patch_size"], derived["stem"]) == (32, 8, "3x3")
+    assert (derived["steps"], derived["batch_size"], derived["micro_batch"]) == (20, 8, 8)
+    assert config["versions"]["selfie-cli"] == __version__
+    assert {"python", "torch", "torchvision", "numpy", "pillow"} <= config["versions"].keys()
+    assert config["data"]["images"] == 60  # train/ alone
+    assert len(config["data"]["fingerprint"]) == 16
+    assert config["progress"]["status"] == "finished"
+    assert config["measured"]["images_per_second"] > 0
+
+
+def test_metrics_are_json_lines_with_every_key(pretrained: Path) -> None:
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 20
+    for line in lines:
+        assert METRICS <= line.keys()
+        assert line["chance"] == 0.25  # 4 of 16 patches
+        assert 0 <= line["pretext_accuracy"] <= 1
+        assert 0 <= line["data_wait"] <= 1
+
+
+def test_weights_say_what_they_are(pretrained: Path) -> None:
+    with safe_open(pretrained / "model.safetensors", "pt") as file:
+        header = file.metadata()
+        assert len(list(file.keys())) > 20
+    assert header["format_version"] == "1"
+    assert {"method": "selfie", "backbone": "resnetv2_18_w16", "stem": "3x3"}.items() <= header.items()
+    assert {"image_size": "32", "patch_size": "8", "steps": "20"}.items() <= header.items()
+
+
+def test_same_seed_same_weights_and_another_seed_others(images: Path) -> None:
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        selfie("pretrain", images, *SMALL, "--steps", 2, "--seed", seed, "--out", run)
+    assert same_weights(Path("a"), Path("b"))
+    assert not same_weights(Path("a"), Path("c"))
+
+
+def test_json_is_one_document_and_talk_goes_to_stderr(images: Path) -> None:
+    result = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["run"] == "run"
+    assert document["step"] == 1
+    assert METRICS - {"step"} <= document["last"].keys()
+    assert "only train/ is read" in result.stderr
+    quiet = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "quiet", "--quiet")
+    assert quiet.stderr == ""
+    assert "pretext accuracy" in quiet.stdout
+    assert "next: selfie finetune --from quiet " in quiet.stdout
+
+
+def test_default_folder_is_under_runs(images: Path) -> None:
+    selfie("pretrain", images, *SMALL, "--steps", 1)
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("pretrain-selfie-")
+    assert selfie("embed", images / "test" / "cat").stderr.startswith(f"weights: runs/{run.name} (")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--backbone", "resnet18", "--batch-size", "2", "--image-size", "64", "--patch-size", "32", "--no-flip"],
+        ["--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
+        ["--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
+        ["--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--device", "cpu", "--mask-ratio", "0.5"],
+        ["--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:4]),
+)
+def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
+    length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]
+    selfie("pretrain", images, *SMALL, *length, "--out", "run", *arguments)
+    for features in ("whole", "patches", "pooled"):
+        lines = selfie("embed", images / "test" / "key", "--from", "run", "--features", features).stdout.splitlines()
+        assert len(lines) == 3
+
+
+def test_fewer_images_than_a_batch(images: Path) -> None:
+    selfie("pretrain", images / "train" / "cat", *SMALL, "--steps", 2, "--out", "run")
+    assert config_of(Path("run"))["data"]["images"] == 6
+
+
+def test_unreadable_images_are_left_out_counted_and_listed(images: Path) -> None:
+    shutil.copytree(images / "train", "mine")
+    bad = sorted(Path("mine").rglob("*.png"))[::7]  # 9 of 60
+    for file in bad:
+        file.write_bytes(b"no image")
+    message = error_of("pretrain", "mine", *SMALL, "--steps", 1, "--out", "run")
+    assert "unreadable" in message
+    assert "--max-bad" in message
+    assert not Path("run").exists()
+    result = selfie("pretrain", "mine", *SMALL, "--steps", 1, "--out", "run", "--max-bad", 0.2)
+    assert "9 of 60 images cannot be read and are left out, see run/bad_files.jsonl" in result.stderr
+    lines = [json.loads(line) for line in Path("run/bad_files.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == [str(file) for file in bad]
+    assert all(line["reason"] for line in lines)
+    assert all(file.read_bytes() == b"no image" for file in bad)
+
+
+def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
+    again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "run")
+    selfie(*again)
+    Path("run/mine.txt").write_text("x")
+    message = error_of(*again)
+    assert "--overwrite" in message
+    assert "--resume run" in message
+    assert Path("run/mine.txt").exists()
+    selfie(*again, "--overwrite")
+    assert not Path("run/mine.txt").exists()
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(images: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/holiday.jpg").write_bytes(b"dear")
+    again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "photos")
+    error_of(*again)
+    assert "will not delete" in error_of(*again, "--overwrite")
+    assert "is a file" in error_of(*again[:-1], "photos/holiday.jpg", "--overwrite")
+    assert Path("photos/holiday.jpg").read_bytes() == b"dear"
+
+
+def test_out_that_cannot_be_written(images: Path) -> None:
+    Path("file").write_text("x")
+    assert "file" in error_of("pretrain", images, *SMALL, "--steps", 1, "--out", "file/run")
+
+
+def test_a_finished_run_is_not_resumed(pretrained: Path, finetuned: Path) -> None:
+    assert "--from" in error_of("pretrain", "--resume", pretrained)
+    assert "selfie finetune" in error_of("pretrain", "--resume", finetuned)
+    assert "no run at nowhere" in error_of("pretrain", "--resume", "nowhere")
+
+
+def test_a_loss_that_is_no_number_stops(images: Path) -> None:
+    message = error_of("pretrain", images, *SMALL, "--steps", 12, "--lr", "1e30", "--out", "run")
+    assert "try a lower --lr" in message
+    assert config_of(Path("run"))["progress"]["status"] == "running"
+    assert "is not finished" in error_of("embed", images, "--from", "run")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(["--steps", "0"], ["--epochs", "0"], ["--epochs", "nan"], ["--budget", "0s"], ["--budget", "soon"]),
+        *(["--batch-size", "0"], ["--batch-size", "-1"], ["--micro-batch", "0"], ["--workers", "0"], ["--seed", "-1"]),
+        *(["--lr", "nan"], ["--lr", "0"], ["--lr", "inf"], ["--weight-decay", "-1"], ["--warmup-steps", "-1"]),
+        *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
+        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"]),
+        *(["--image-size", "33"], ["--image-size", "0"], ["--image-size", "8"], ["--patch-size", "0"]),
+        *(["--patch-size", "7"], ["--steps", "1", "--epochs", "1"]),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_honoured(images: Path, wrong: list[str]) -> None:
+    assert wrong[0] in error_of("pretrain", images, *SMALL, *wrong, "--out", "run", code=2)
+    assert not Path("run").exists()
+
+
+def test_data_that_is_not_there() -> None:
+    assert "name the images" in error_of("pretrain", code=2)
+    assert "no such file" in error_of("pretrain", "nowhere")
+    Path("empty").mkdir()
+    assert "no images in empty" in error_of("pretrain", "empty")
+    Path("list.txt").write_text("\n")
+    assert "list.txt" in error_of("pretrain", "list.txt")
+    assert "--offline" in error_of("pretrain", "cifar10", "--offline")

@@ -1,0 +1,76 @@
+"""The small pretrained network inside the package: there, small, of use offline, and honest about larger photos."""
+
+import json
+import socket
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import draw_folder, selfie
+from PIL import Image
+
+from selfie_cli import runs
+
+
+@pytest.fixture(autouse=True)
+def _offline_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def photo(side: int, name: str) -> str:
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(name)
+    return name
+
+
+def test_it_is_a_finished_run_that_names_its_origin() -> None:
+    run = runs.open_run("bundled")
+    assert run.finished
+    assert run.verb == "pretrain"
+    assert run.derived["method"] == "selfie"
+    assert run.config["versions"]["torch"]
+    for value in json.dumps(run.config).split('"'):
+        assert not Path(value).is_absolute(), value  # nobody's home folder is shipped
+
+
+def test_the_package_is_small() -> None:
+    package = Path(str(resources.files("selfie_cli")))
+    files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+
+
+def test_embed_a_photo_right_after_install() -> None:
+    result = selfie("embed", photo(400, "photo.jpg"))
+    assert "the network bundled with selfie" in result.stderr.splitlines()[0]
+    (line,) = result.stdout.splitlines()
+    row = json.loads(line)
+    assert row["path"] == "photo.jpg"
+    assert np.isfinite(row["vector"]).all()
+    assert np.std(row["vector"]) > 0
+
+
+def test_it_says_so_when_photos_are_larger() -> None:
+    size = runs.open_run("bundled").derived["image_size"]
+    larger = selfie("embed", photo(8 * size, "large.png"), "--quiet").stderr
+    assert larger.startswith("warning: large.png is ")
+    assert f"made for {size} px" in larger
+    assert selfie("embed", photo(size, "small.png"), "--quiet").stderr == ""
+    assert selfie("embed", "large.png", "--from", "bundled", "--quiet").stderr == larger
+
+
+def test_other_verbs_take_it_and_leave_it_as_it_is() -> None:
+    folder = runs.bundled_folder()
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    draw_folder(Path("images"), train=20, test=10)
+    found = json.loads(selfie("eval", "bundled", "--dataset", "images", "--json").stdout)
+    assert 0 <= found["trained"]["knn"] <= 1
+    selfie("finetune", "--dataset", "images", "--from", "bundled", "--steps", 1, "--batch-size", 8, "--out", "run")
+    selfie("predict", "run", "images/test")
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()} == before

@@ -1,0 +1,182 @@
+import json
+import os
+
+import pytest
+
+from selfie_cli import runs
+from selfie_cli.errors import RunError
+from selfie_cli.files import TEMPORARY, read_json, write_json
+
+
+def make(path, *, verb="pretrain", finished=True, written=None):
+    run = runs.create(path, verb=verb, asked={"seed": 0}, derived={"method": "selfie", "image_size": 32})
+    if finished:
+        run.finish({"seconds": 1.0})
+    if written is not None:
+        os.utime(path / "config.json", (written, written))
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_run_comes_back(tmp_path):
+    made = make(tmp_path / "deep" / "run", finished=False)
+    run = runs.open_run(tmp_path / "deep" / "run")
+    assert run.config == made.config == read_json(run.path / "config.json")
+    assert (run.verb, run.finished, run.derived["image_size"]) == ("pretrain", False, 32)
+    assert run.config["versions"]["selfie-cli"]
+    assert run.config["versions"]["torch"]
+
+
+def test_finishing_marks_the_run_and_drops_its_states(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    (run.path / "state" / "00000003").mkdir(parents=True)
+    run.finish({"seconds": 1.0})
+    assert runs.open_run(run.path).finished
+    assert runs.open_run(run.path).config["measured"] == {"seconds": 1.0}
+    assert os.listdir(run.path) == ["config.json"]
+
+
+def test_updates_merge(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    run.update(measured={"a": 1}, new={"b": 2})
+    run.update(measured={"c": 3})
+    config = runs.open_run(run.path).config
+    assert config["measured"] == {"a": 1, "c": 3}
+    assert config["new"] == {"b": 2}
+    assert config["derived"]["method"] == "selfie"
+
+
+def test_an_occupied_folder_is_not_touched(tmp_path):
+    run = make(tmp_path / "run")
+    with pytest.raises(RunError, match="--overwrite"):
+        make(run.path)
+    with pytest.raises(RunError, match="--overwrite"):
+        runs.check_free(run.path, overwrite=False)
+    assert runs.open_run(run.path).finished
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    run = make(tmp_path / "run")
+    (run.path / "model.safetensors").touch()
+    runs.check_free(run.path, overwrite=True)
+    assert (run.path / "model.safetensors").exists()  # asking changes nothing
+    runs.create(run.path, verb="finetune", asked={}, overwrite=True)
+    assert runs.open_run(run.path).verb == "finetune"
+    assert os.listdir(run.path) == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "config.json"])
+def test_overwrite_deletes_nothing_that_is_not_ours(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(RunError, match="holds no run"):
+        runs.create(tmp_path, verb="pretrain", asked={}, overwrite=True)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for overwrite in (True, False):
+        with pytest.raises(RunError, match="is a file"):
+            runs.check_free(tmp_path / "file", overwrite=overwrite)
+
+
+def test_an_empty_folder_is_free_also_with_what_a_kill_left(tmp_path):
+    runs.check_free(tmp_path / "new", overwrite=False)
+    runs.check_free(tmp_path, overwrite=False)
+    (tmp_path / f"{TEMPORARY}12-config.json").write_text("{")
+    make(tmp_path)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
+def test_what_is_no_run(tmp_path, where):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match="no run at"):
+        runs.open_run(tmp_path / where)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe\x00", b"[]", b"3", b"{}"])
+def test_a_damaged_config(tmp_path, content):
+    make(tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"config\.json"):
+        runs.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("missing", ["verb", "asked", "derived", "measured", "progress", "format", "status"])
+def test_a_config_that_lacks_something(tmp_path, missing):
+    make(tmp_path / "run")
+    config = read_json(tmp_path / "run" / "config.json")
+    del (config["progress"] if missing == "status" else config)[missing]
+    write_json(tmp_path / "run" / "config.json", config)
+    with pytest.raises(RunError):
+        runs.open_run(tmp_path / "run")
+
+
+def test_another_format_is_refused(tmp_path):
+    make(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    write_json(tmp_path / "run" / "config.json", config | {"format": 99})
+    with pytest.raises(RunError, match="99"):
+        runs.open_run(tmp_path / "run")
+
+
+def test_only_a_stopped_run_of_the_same_verb_is_resumed(tmp_path):
+    stopped = make(tmp_path / "stopped", finished=False)
+    assert runs.open_to_resume(str(stopped.path), "pretrain").path == stopped.path
+    with pytest.raises(RunError, match="selfie pretrain --resume"):
+        runs.open_to_resume(str(stopped.path), "finetune")
+    finished = make(tmp_path / "finished")
+    with pytest.raises(RunError, match="is finished"):
+        runs.open_to_resume(str(finished.path), "pretrain")
+
+
+def test_resuming_removes_what_was_half_written(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    (run.path / f"{TEMPORARY}9-model.safetensors").touch()
+    (run.path / "state" / "00000003").mkdir(parents=True)
+    (run.path / "state" / f"{TEMPORARY}9-00000006").mkdir()
+    runs.open_to_resume(str(run.path), "pretrain")
+    assert sorted(os.listdir(run.path)) == ["config.json", "state"]
+    assert os.listdir(run.path / "state") == ["00000003"]
+
+
+def test_the_newest_finished_pretraining(here):
+    assert runs.newest_pretraining() is None
+    make(here / "runs" / "old", written=100)
+    make(here / "runs" / "new", written=300)
+    make(here / "runs" / "older", written=50)
+    make(here / "runs" / "unfinished", finished=False, written=400)
+    make(here / "runs" / "finetuned", verb="finetune", written=500)
+    make(here / "runs" / "demo" / "pretrain", written=600)
+    make(here / "runs" / "damaged", written=700)
+    (here / "runs" / "damaged" / "config.json").write_text("{")
+    newest = runs.newest_pretraining()
+    assert newest is not None
+    assert newest.path.name == "new"
+
+
+def test_where_weights_come_from(here):
+    assert runs.resolve_from("none")[0] is None
+    asked = make(here / "mine")
+    newest = make(here / "runs" / "new")
+    run, line = runs.resolve_from(None)
+    assert run is not None
+    assert run.path.resolve() == newest.path
+    assert "newest" in line
+    run, line = runs.resolve_from(str(asked.path))
+    assert run is not None
+    assert run.path == asked.path
+    assert str(asked.path) in line
+
+
+def test_weights_of_an_unfinished_run_are_refused(here):
+    make(here / "mine", finished=False)
+    with pytest.raises(RunError, match="not finished"):
+        runs.resolve_from("mine")

@@ -1,0 +1,227 @@
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from selfie_cli.errors import Stopped, TrainingError
+from selfie_cli.talk import Talk
+from selfie_cli.training.loop import cut_metrics, signals_noted, train
+from selfie_cli.training.schedule import cosine_with_warmup
+from selfie_cli.training.state import saved_states
+
+
+class Toy:
+    """A linear network that is to find another one's weights."""
+
+    def __init__(self, folder, *, noise=0.0):
+        torch.manual_seed(0)
+        self.folder = folder
+        self.module = nn.Linear(5, 1)
+        self.target = torch.randn(5, 1)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        self.steps_seen = []
+        self.rates = []
+        self.noise = noise
+
+    def batch_of(self, step):
+        self.steps_seen.append(step)
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        x = torch.randn(12, 5, generator=torch.Generator().manual_seed(step))
+        return x, x @ self.target
+
+    def loss_of(self, x, y):
+        loss = (self.module(x) - y + self.noise * torch.randn_like(y)).square().mean()
+        return loss, {"double": 2 * loss.detach()}
+
+    def train(self, total=60, *, loss_of=None, **given):
+        settings = {
+            "folder": self.folder,
+            "total": total,
+            "lr": 0.05,
+            "warmup": 5,
+            "seed": 0,
+            "micro_batch": 12,
+            "save_every": 1e9,
+            "autocast": contextlib.nullcontext,
+            "talk": Talk(),
+            "what": "toy",
+            "resume_hint": "try again",
+        }
+        return train(self.module, self.optimizer, loss_of or self.loss_of, self.batch_of, **(settings | given))
+
+    def interrupted_at(self, step, number, **given):
+        """Train, with a signal on the way; returns what was raised."""
+
+        def loss_of(x, y):
+            if self.steps_seen[-1] == step:
+                os.kill(os.getpid(), number)
+            return self.loss_of(x, y)
+
+        with pytest.raises(Stopped) as caught:
+            self.train(loss_of=loss_of, **given)
+        return caught.value
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def toy(tmp_path):
+    return Toy(tmp_path)
+
+
+def test_the_loss_falls(toy):
+    trained = toy.train(constants={"chance": 0.5}, save_every=0)
+    found = lines(toy.folder)
+    assert [line["step"] for line in found] == list(range(1, 61))
+    assert found[-1]["loss"] < 1e-3 * found[0]["loss"]
+    assert all(line["chance"] == 0.5 for line in found)
+    assert all(line["double"] == pytest.approx(2 * line["loss"]) for line in found)
+    assert trained.step == 60
+    assert trained.last["loss"] == found[-1]["loss"]
+    assert trained.images_per_second == pytest.approx(60 * 12 / trained.seconds)
+    assert 0 <= trained.data_wait < 1
+    torch.testing.assert_close(toy.module.weight.T, toy.target, atol=0.05, rtol=0)
+
+
+def test_the_schedule_sets_the_learning_rate(toy):
+    toy.train(20)
+    assert toy.rates == pytest.approx([0.05 * cosine_with_warmup(step, total=20, warmup=5) for step in range(20)])
+
+
+def test_a_line_holds_the_mean_since_the_last_one(toy):
+    toy.train(4)
+    losses = []
+    other = Toy(toy.folder)
+
+    def loss_of(x, y):
+        loss, extra = other.loss_of(x, y)
+        losses.append(loss.item())
+        return loss, extra
+
+    other.train(4, loss_of=loss_of)
+    (line,) = lines(toy.folder)
+    assert line["loss"] == pytest.approx(sum(losses) / 4)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, 11])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path, micro_batch):
+    whole, pieces = Toy(tmp_path / "whole"), Toy(tmp_path / "pieces")
+    for toy, size in ((whole, 12), (pieces, micro_batch)):
+        toy.folder.mkdir()
+        toy.train(5, micro_batch=size)
+    torch.testing.assert_close(pieces.module.weight.grad, whole.module.weight.grad)
+    torch.testing.assert_close(pieces.module.weight, whole.module.weight)
+    assert lines(pieces.folder)[0]["loss"] == pytest.approx(lines(whole.folder)[0]["loss"])
+
+
+def test_random_draws_are_a_function_of_seed_and_step(tmp_path):
+    found = []
+    for name, before, seed in (("a", 1, 0), ("b", 2, 0), ("c", 1, 1)):
+        toy = Toy(tmp_path / name, noise=1.0)
+        toy.folder.mkdir()
+        torch.manual_seed(before)
+        toy.train(5, seed=seed)
+        found.append(toy.module.weight)
+    assert found[0].equal(found[1])
+    assert not found[0].equal(found[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_state_and_stops(toy, number):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    stopped = toy.interrupted_at(7, number)
+    assert stopped.exit_code == 128 + number
+    assert "try again" in str(stopped)
+    assert toy.steps_seen[-1] == 7  # the step in hand is finished, no other begun
+    assert [path.name for path in saved_states(toy.folder / "state")] == ["00000008"]
+    assert lines(toy.folder)[-1]["step"] == 8
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    straight = Toy(tmp_path / "straight", noise=0.5)
+    straight.folder.mkdir()
+    straight.train(30)
+
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    for step in (4, 5, 17):
+        Toy(folder, noise=0.5).interrupted_at(step, signal.SIGINT, total=30)
+    last = Toy(folder, noise=0.5)
+    with torch.no_grad():
+        last.module.weight.zero_()  # what a new process starts with does not matter
+    last.train(30)
+    assert last.steps_seen == list(range(18, 30))
+    assert last.module.weight.equal(straight.module.weight)
+    assert last.module.bias.equal(straight.module.bias)
+
+
+def test_signals_are_left_alone_outside_the_main_thread(toy):
+    raised = []
+
+    def work():
+        try:
+            toy.train(3)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert raised == []
+    assert lines(toy.folder)[-1]["step"] == 3
+
+
+def test_a_signal_is_noted_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with signals_noted() as noted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert noted == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy, value):
+    def loss_of(x, y):
+        loss, extra = toy.loss_of(x, y)
+        return loss * value if toy.steps_seen[-1] >= 6 else loss, extra
+
+    with pytest.raises(TrainingError, match="--lr") as caught:
+        toy.train(loss_of=loss_of, save_every=0)
+    assert str(toy.folder / "state") in str(caught.value)
+    assert [path.name for path in saved_states(toy.folder / "state")] == ["00000005", "00000006"]
+    assert all(math.isfinite(line["loss"]) for line in lines(toy.folder))
+
+    other = Toy(toy.folder)
+    other.train()
+    assert other.steps_seen[0] == 6
+    assert other.module.weight.isfinite().all()
+
+
+def test_lines_past_the_state_are_cut_when_resumed(toy):
+    """A killed process may have logged steps that its last state does not hold."""
+    toy.interrupted_at(7, signal.SIGINT)
+    with (toy.folder / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+    Toy(toy.folder).train()
+    steps = [line["step"] for line in lines(toy.folder)]
+    assert steps == [8, 60]
+
+
+def test_metrics_are_cut_at_a_step(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    cut_metrics(file, 3)
+    assert not file.exists()
+    file.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 6)) + '{"step": 1')
+    cut_metrics(file, 3)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    cut_metrics(file, 0)
+    assert file.read_text() == ""
