@@ -39,6 +39,7 @@ def error_of(*arguments: object, code: int = 1) -> str:
 
 # A process of its own finds this checkout's package, installed or not, and whatever folder it is started in.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(selfie_cli.__file__).parents[1])}
+ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 COMMAND = (sys.executable, "-m", "selfie_cli")
 
 

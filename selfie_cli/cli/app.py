@@ -144,9 +144,9 @@ def predict(options: config.PredictOptions, console: Any) -> None:
 
 
 def lines_on_stdin() -> Iterable[str]:
-    """Paths as they are: of any bytes, and ended by nothing but a newline."""
+    """Paths of any bytes, as file systems have them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")
+        sys.stdin.reconfigure(errors="surrogateescape")
     return sys.stdin
 
 

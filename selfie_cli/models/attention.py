@@ -1,6 +1,6 @@
 """Attention pooling: a set of patch vectors becomes one (Trinh, Luong, Le 2019, section 3.2).
 
-    B  images      T  tokens: the learned u0, then the visible patches      D  width      H  heads
+B  images      T  tokens: the learned u0, then the visible patches      D  width      H  heads
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Cutting images into patches, and choosing the ones to hide.
 
-    B  images      N  patches an image (g x g, row by row)      K  masked ones
-    S  image side, p  patch side, both in pixels                D  width
+B  images      N  patches an image (g x g, row by row)      K  masked ones
+S  image side, p  patch side, both in pixels                D  width
 """
 
 import torch

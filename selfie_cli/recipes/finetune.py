@@ -148,7 +148,12 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         for name, state in arms.items():
             scores = {
                 lr: trainer.cell(
-                    run, f"search-{name}-lr{lr:g}", state, lr, seeds[0], take(train_part, first[kept]),
+                    run,
+                    f"search-{name}-lr{lr:g}",
+                    state,
+                    lr,
+                    seeds[0],
+                    take(train_part, first[kept]),
                     take(train_part, first[held]),
                 )
                 for lr in rates
@@ -166,7 +171,14 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             talk.say(f"seed {seed}, {name}: {accuracies[name][-1]:.1%}")
 
     result = summarize(
-        run.path, data.name, options.fraction, num_labels, len(test_part.labels), num_classes, shape["steps"], seeds,
+        run.path,
+        data.name,
+        options.fraction,
+        num_labels,
+        len(test_part.labels),
+        num_classes,
+        shape["steps"],
+        seeds,
         {name: (chosen[name], values) for name, values in accuracies.items()},
     )
     first_cell = runs.open_run(run.path / "cells" / f"{list(arms)[-1]}-f{options.fraction:g}-s{seeds[0]}")

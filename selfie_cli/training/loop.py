@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from selfie_cli.errors import Stopped, TrainingError
-from selfie_cli.files import json_line, write_text
+from selfie_cli.files import json_line, write_json_lines
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state
@@ -57,16 +57,16 @@ def signals_noted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def cut_metrics(file: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl that lie past `step`, and a last line that a kill cut short."""
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+def cut_metrics(file: Path, step: int) -> dict[str, float]:
+    """Drop the lines of metrics.jsonl that lie past `step`, and a last line that a kill cut short; returns the last."""
+    kept: list[dict[str, float]] = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_text(file, "".join(kept))
+            values = json.loads(line)
+            if values["step"] <= step:
+                kept.append(values)
+    write_json_lines(file, kept)
+    return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
 
 
 def train(
@@ -100,12 +100,11 @@ def train(
     states = folder / "state"
     metrics_file = folder / "metrics.jsonl"
     step = load_state(states, module, optimizer, talk)
-    cut_metrics(metrics_file, step)
+    last = cut_metrics(metrics_file, step)
     begun = saved = logged = time.perf_counter()
     waited = waited_in_all = 0.0
     sums: dict[str, Tensor] = {}
     summed = num_images = 0
-    last: dict[str, float] = {}
     module.train()
 
     with signals_noted() as signals, talk.track(what, total) as advance, metrics_file.open("a") as log:
@@ -133,15 +132,12 @@ def train(
             num_images += len(batch[0])
 
             now = time.perf_counter()
-            # The last step is written by whoever called us, so it needs no state of its own.
-            due = step < total and (now - saved >= save_every or bool(signals))
+            # The last step is kept by whoever called us; it needs a state only if we are asked to stop right there.
+            due = bool(signals) or (step < total and now - saved >= save_every)
             if due or step == total or (step % 10 == 0 and now - logged >= 1):
                 means = {name: (value / summed).item() for name, value in sums.items()}
                 if not all(map(math.isfinite, means.values())):
-                    raise TrainingError(
-                        f"the loss is not a finite number by step {step}: try a lower --lr. "
-                        f"The last good state is in {states}"
-                    )
+                    raise TrainingError(not_finite("the loss", step, states))
                 last = {
                     **means,
                     **(constants or {}),
@@ -155,9 +151,11 @@ def train(
                 waited_in_all += waited
                 logged, waited, sums, summed = time.perf_counter(), 0.0, {}, 0
             if due:
+                if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
+                    raise TrainingError(not_finite("a weight", step, states))
                 save_state(states, step, module, optimizer)
                 saved = time.perf_counter()
-            if signals and due:
+            if signals:
                 raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", signals[0])
 
     seconds = time.perf_counter() - begun
@@ -170,11 +168,15 @@ def train(
     )
 
 
+def not_finite(what: str, step: int, states: Path) -> str:
+    return f"{what} is not a finite number by step {step}: try a lower --lr. The last good state is in {states}"
+
+
 def note_of(values: dict[str, float]) -> str:
     """The numbers that a user watches, on one line."""
     parts = [f"loss {values['loss']:.3f}"]
     if "pretext_accuracy" in values:
-        parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values['chance']:.1%})")
+        parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values.get('chance', 0):.1%})")
     parts.append(f"{values['images_per_second']:,.0f} images/s")
     parts.append(f"data wait {values['data_wait']:.0%}")
     return ", ".join(parts)
