@@ -6,8 +6,8 @@
         --finetune-steps 2000 --seeds 2
 
 DATASET is a folder with train/ and test/, each with a subfolder a class. Lines go to docs/results/NAME.jsonl, a line a
-verb, with command, machine, versions and commit. Runs lie in WORK/NAME: a training that is finished is not repeated, one
-that was stopped is continued, so a later call goes on.
+verb, with command, machine, versions and commit. Runs lie in WORK/NAME: a training that is finished is not repeated,
+one that was stopped is continued, so a later call goes on.
 """
 
 import argparse

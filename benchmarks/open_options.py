@@ -5,8 +5,9 @@
     python benchmarks/open_options.py finetune CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-finetune.jsonl
 
 CIFAR10_TREE is a folder with train/<class>/; its test part is never looked at. Of each class the last 500 training
-images by name are held out and stand in for a test part; every variant is pretrained on the other 45,000 images. `probe` fits a linear probe to 1,000 images of each class, `finetune` trains on
-5 % of the 45,000 labels; both are judged on the 5,000 held-out images. --only 'NAME;NAME' takes some of the variants.
+images by name are held out and stand in for a test part; every variant is pretrained on the other 45,000 images.
+`probe` fits a linear probe to 1,000 images of each class, `finetune` trains on 5 % of the 45,000 labels; both are
+judged on the 5,000 held-out images. --only 'NAME;NAME' takes some of the variants.
 """
 
 import argparse

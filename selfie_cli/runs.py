@@ -11,6 +11,7 @@ bad_files.jsonl      unreadable inputs
 import contextlib
 import copy
 import datetime
+import os
 import platform
 import shutil
 from importlib import metadata, resources
@@ -78,18 +79,21 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
     is there is no run of ours, which even --overwrite does not delete. Changes nothing."""
     if not path.exists():
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not os.access(parent, os.W_OK):
+            raise RunError(f"{path} cannot be made, {parent} is not writable: choose another --out")
         return
     if not path.is_dir():
         raise RunError(f"{path} is a file; --out takes a folder")
     if all(file.name.startswith(TEMPORARY) for file in path.iterdir()):  # empty, but for what a kill left behind
         return
-    if not overwrite:
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
     try:
         open_run(path)
     except RunError:
-        message = f"{path} holds no run of selfie, so --overwrite will not delete it: choose another --out"
+        message = f"{path} is not empty and holds no run of selfie, so nothing there is replaced: choose another --out"
         raise RunError(message) from None
+    if not overwrite:
+        raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
 
 
 def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:
@@ -139,6 +143,9 @@ def open_to_resume(path: str, verb: str) -> Run:
         raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
     if run.finished:
         raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
+    sizes = [run.derived.get(name) for name in ("steps", "batch_size", "micro_batch")]
+    if any(type(size) is not int or size < 1 for size in sizes) or not isinstance(run.config.get("data"), dict):
+        raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     return run
@@ -168,6 +175,10 @@ def resolve_from(from_: str | None) -> tuple[Run | None, str]:
     if from_ == "none":
         return None, "weights: none, a freshly initialized network"
     if from_ is not None:
+        if from_.startswith("hf://"):
+            raise RunError(
+                f"{from_}: weights are not fetched from the Hub yet; download the repository and name its folder"
+            )
         run = open_run(from_)
         if not run.finished:
             raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {from_}")

@@ -1,5 +1,6 @@
 """Tensors in safetensors files, with what is needed to rebuild the network in the file's header."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         # Not save_file, which leaves a file that only its owner can read.
-        temporary.write_bytes(safetensors.torch.save(contiguous, metadata))
+        temporary.write_bytes(with_sorted_header(safetensors.torch.save(contiguous, metadata)))
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """Equal tensors and metadata give equal files: safetensors writes the metadata in an order that varies."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

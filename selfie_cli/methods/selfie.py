@@ -36,6 +36,8 @@ class Selfie(nn.Module):
         min_crop: float,
     ) -> None:
         super().__init__()
+        if logit_scale not in ("dot", "sqrt", "cosine"):
+            raise ValueError(f"logit_scale {logit_scale!r}")
         grid = image_size // patch_size
         self.image_size = image_size
         self.patch_size = patch_size

@@ -30,7 +30,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
 from selfie_cli.training.machine import Autocast, duration, micro_batch_for, num_cores, prepare, seconds_a_step
-from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
+from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_seed
 
 SUPERVISED = "supervised"
 HELD_OUT_SHARE = 0.2
@@ -94,6 +94,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     out = Path(options.out) if options.out else runs.default_folder("finetune", method)
     if run is None:
         runs.check_free(out, overwrite=options.overwrite)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     device, autocast, precision = prepare(options.device, options.precision)
 
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)

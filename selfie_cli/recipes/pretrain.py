@@ -20,7 +20,7 @@ from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
 from selfie_cli.training.machine import duration, micro_batch_for, num_cores, prepare, seconds_a_step
-from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
+from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_seed
 from selfie_cli.weights import save_weights
 
 
@@ -47,6 +47,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     out = Path(options.out) if options.out else runs.default_folder("pretrain", options.method)
     if run is None:
         runs.check_free(out, overwrite=options.overwrite)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     device, autocast, precision = prepare(options.device, options.precision)
 
     source = open_unlabelled(options.data, data_root=Path(options.data_root), offline=options.offline, talk=talk)

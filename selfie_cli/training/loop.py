@@ -59,8 +59,10 @@ def signals_noted() -> Iterator[list[int]]:
 
 def cut_metrics(file: Path, step: int) -> dict[str, float]:
     """Drop the lines of metrics.jsonl that lie past `step`, and a last line that a kill cut short; returns the last."""
+    if not file.exists():
+        return {}
     kept: list[dict[str, float]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in file.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
             values = json.loads(line)
             if values["step"] <= step:
@@ -169,7 +171,8 @@ def train(
 
 
 def not_finite(what: str, step: int, states: Path) -> str:
-    return f"{what} is not a finite number by step {step}: try a lower --lr. The last good state is in {states}"
+    kept = f"The last good state is in {states}" if states.exists() else "No state had been saved yet"
+    return f"{what} is not a finite number by step {step}: try a lower --lr. {kept}"
 
 
 def note_of(values: dict[str, float]) -> str:

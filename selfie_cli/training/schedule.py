@@ -21,6 +21,14 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def check_length(*, steps: int | None, epochs: float | None, budget: str | None) -> None:
+    """Raises UsageError if more than one length is given, or the budget is no time."""
+    if sum(length is not None for length in (steps, epochs, budget)) > 1:
+        raise UsageError("give one length: --steps, --epochs or --budget")
+    if budget is not None:
+        seconds(budget)
+
+
 def num_steps(
     *,
     steps: int | None,
@@ -32,10 +40,9 @@ def num_steps(
 ) -> int:
     """Length in steps: as asked, or 100 epochs but at least 2,000 and at most 120,000 steps.
 
-    A `budget` of time is fitted to `step_seconds`. Raises UsageError if more than one length is given.
+    A `budget` of time is fitted to `step_seconds`. Raises UsageError as `check_length` does.
     """
-    if sum(length is not None for length in (steps, epochs, budget)) > 1:
-        raise UsageError("give one length: --steps, --epochs or --budget")
+    check_length(steps=steps, epochs=epochs, budget=budget)
     if budget is not None:
         return max(1, int(seconds(budget) / step_seconds))
     if steps is not None:
