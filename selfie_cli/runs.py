@@ -90,7 +90,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     try:
         open_run(path)
     except RunError:
-        message = f"{path} is not empty and holds no run of selfie, so nothing there is replaced: choose another --out"
+        message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
         raise RunError(message) from None
     if not overwrite:
         raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")

@@ -9,7 +9,8 @@ from selfie_cli.files import TEMPORARY, read_json, write_json
 
 
 def make(path, *, verb="pretrain", finished=True, written=None):
-    run = runs.create(path, verb=verb, asked={"seed": 0}, derived={"method": "selfie", "image_size": 32})
+    derived = {"method": "selfie", "image_size": 32, "steps": 9, "batch_size": 8, "micro_batch": 8}
+    run = runs.create(path, verb=verb, asked={"seed": 0}, derived=derived)
     if finished:
         run.finish({"seconds": 1.0})
     if written is not None:
@@ -135,6 +136,14 @@ def test_only_a_stopped_run_of_the_same_verb_is_resumed(tmp_path):
     finished = make(tmp_path / "finished")
     with pytest.raises(RunError, match="is finished"):
         runs.open_to_resume(str(finished.path), "pretrain")
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", None), ("batch_size", "8"), ("micro_batch", 0)])
+def test_a_damaged_config_is_not_resumed(tmp_path, name, value):
+    run = make(tmp_path / "run", finished=False)
+    run.update(derived={name: value})
+    with pytest.raises(RunError, match="is damaged: start a new run"):
+        runs.open_to_resume(str(run.path), "pretrain")
 
 
 def test_resuming_removes_what_was_half_written(tmp_path):

@@ -71,3 +71,14 @@ def test_another_format_version_is_refused(tmp_path, metadata, named):
     safetensors.torch.save_file({"a": torch.zeros(1)}, file, metadata)
     with pytest.raises(WeightsError, match=f"version {named}, this selfie reads {FORMAT_VERSION}"):
         load_weights(file)
+
+
+def test_equal_weights_make_equal_files(tmp_path):
+    header = {name: name for name in "abcdefgh"}
+    tensors = {"w": torch.arange(5.0), "b": torch.ones(1, dtype=torch.int64)}
+    for name in ("one", "two", "three"):
+        save_weights(tmp_path / name, tensors, header)
+    assert len({(tmp_path / name).read_bytes() for name in ("one", "two", "three")}) == 1
+    loaded, metadata = load_weights(tmp_path / "one")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert header.items() <= metadata.items()
