@@ -22,8 +22,8 @@ from selfie_cli.runs import versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
-FINETUNE_STEPS = 200
-FINETUNE_SEEDS = 3
+FINETUNE_STEPS = 150
+FINETUNE_SEEDS = 2
 # The default first; each of the others differs from it, or from another one, in one option.
 VARIANTS = {
     "dot": SelfieOptions(logit_scale="dot"),
