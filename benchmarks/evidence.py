@@ -29,6 +29,7 @@ from selfie_cli.recipes.eval import evaluate
 from selfie_cli.recipes.finetune import finetune
 from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.runs import open_run, versions
+from selfie_cli.training.machine import num_cores
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -41,23 +42,25 @@ def processor() -> str:
 
 
 def circumstances() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
+    """Taken at the start, when the code is loaded. The commit ends in -dirty if what ran is not what it says."""
+    described = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(described, capture_output=True, text=True, cwd=RESULTS.parent)
     return {
         "command": " ".join(["python", *sys.argv]),
         "processor": processor(),
-        "cores": torch.get_num_threads(),
+        "cores": num_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": versions(),
         "commit": commit.stdout.strip() or "unknown",
     }
 
 
-def record(name: str, kind: str, stage: Callable[[], Any]) -> None:
+def record(name: str, kind: str, here: dict[str, Any], stage: Callable[[], Any]) -> None:
     begun = time.perf_counter()
     result = stage()
     line = {"kind": kind, "seconds": round(time.perf_counter() - begun, 1), "result": dataclasses.asdict(result)}
     with (RESULTS / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps({**line, **circumstances()}, default=lambda path: Path(path).name) + "\n")
+        file.write(json.dumps({**line, **here}, default=lambda path: Path(path).name) + "\n")
 
 
 def begun(folder: Path) -> bool:
@@ -82,6 +85,7 @@ def main() -> None:
     pretraining, finetuning = a.work / a.name / "pretrain", a.work / a.name / "finetune"
     console = Console(quiet=False)
     RESULTS.mkdir(parents=True, exist_ok=True)
+    here = circumstances()
 
     if not begun(pretraining) or not open_run(pretraining).finished:
         options = PretrainOptions(
@@ -95,10 +99,10 @@ def main() -> None:
         )
         if begun(pretraining):
             options = PretrainOptions(resume=str(pretraining))
-        record(a.name, "pretrain", lambda: pretrain(options, console))
+        record(a.name, "pretrain", here, lambda: pretrain(options, console))
     if not begun(finetuning):
         judge = EvalOptions(run=str(pretraining), dataset=a.dataset)
-        record(a.name, "eval", lambda: evaluate(judge, console))
+        record(a.name, "eval", here, lambda: evaluate(judge, console))
     if not begun(finetuning) or not open_run(finetuning).finished:
         tuning = FinetuneOptions(
             dataset=a.dataset,
@@ -112,7 +116,7 @@ def main() -> None:
         )
         if begun(finetuning):
             tuning = FinetuneOptions(resume=str(finetuning))
-        record(a.name, "finetune", lambda: finetune(tuning, console))
+        record(a.name, "finetune", here, lambda: finetune(tuning, console))
 
 
 if __name__ == "__main__":

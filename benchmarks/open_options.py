@@ -18,7 +18,7 @@ from selfie_cli.config import EvalOptions, FinetuneOptions, PretrainOptions, Sel
 from selfie_cli.recipes.eval import evaluate
 from selfie_cli.recipes.finetune import finetune
 from selfie_cli.recipes.pretrain import pretrain
-from selfie_cli.runs import versions
+from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
@@ -73,7 +73,9 @@ def probe_variant(tree: Path, folder: Path) -> dict[str, object]:
         for features in ("whole", "patches", "pooled")
     }
     return {
-        "pretext_accuracy": next(iter(judged.values())).trained.pretext_accuracy,
+        "pretext_accuracy": judged["whole"].trained.pretext_accuracy,
+        "pretext_accuracy_plain": judged["whole"].trained.pretext_accuracy_plain,
+        "last_training_pretext_accuracy": open_run(folder).config["measured"]["last"]["pretext_accuracy"],
         "linear_probe": {features: result.trained.linear for features, result in judged.items()},
         "untrained_linear_probe": {features: result.untrained.linear for features, result in judged.items()},
         "knn": {features: result.trained.knn for features, result in judged.items()},

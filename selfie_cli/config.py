@@ -216,7 +216,9 @@ class EmbedOptions(MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
-    run: str | None = option(None, "A run's folder, or bundled. Unset: the newest finished pretraining.", argument=True)
+    run: str | None = option(
+        None, "A run's folder, or bundled. Unset: the newest finished pretraining, else bundled.", argument=True
+    )
     dataset: str | None = option(None, "A folder with a subfolder a class, or a named set.")
     features: Features | None = option(None, "As for embed.")
     k: int = option(20, "Neighbours of the kNN classifier.", at_least=1)

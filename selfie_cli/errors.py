@@ -7,7 +7,6 @@
     ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
     ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
     ├── TrainingError          a loss that is not a number
-    ├── MissingExtraError      an optional package that is not installed
     └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
 
 Anything else that is raised is a bug and shows its traceback.
@@ -42,11 +41,6 @@ class WeightsError(SelfieError):
 
 class TrainingError(SelfieError):
     pass
-
-
-class MissingExtraError(SelfieError):
-    def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional package. Install it with: pip install 'selfie-cli[{extra}]'")
 
 
 class Stopped(SelfieError):

@@ -11,6 +11,7 @@ from selfie_cli.errors import UsageError
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
+HELD_OUT_SHARE = 0.2  # of the training labels, wherever something is chosen on them
 
 
 def _shuffled_classes(labels: Labels, seed: int, draw: int) -> Iterator[Labels]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from selfie_cli.data.augment import training_view
 from selfie_cli.models import patches
 from selfie_cli.models.attention import AttentionPooling, Positions
-from selfie_cli.models.resnet import TORCHVISION, resnet, stem_for
+from selfie_cli.models.resnet import resnet, stem_for
 
 
 class Selfie(nn.Module):
@@ -46,8 +46,7 @@ class Selfie(nn.Module):
         self.logit_scale = logit_scale
         self.flip = flip
         self.min_crop = min_crop
-        norm = final_norm and backbone not in TORCHVISION
-        self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=norm)
+        self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=final_norm)
         width = self.patch_network.num_features
         self.attention_pooling = AttentionPooling(width)
         self.positions = Positions(grid, width, factorized=factorized_positions)
@@ -87,7 +86,8 @@ class Selfie(nn.Module):
             scale = torch.exp(-self.log_temperature)
         else:
             scale = torch.tensor(h.shape[-1] ** -0.5 if self.logit_scale == "sqrt" else 1.0)
-        products: Tensor = v @ candidates.transpose(1, 2)  # [B, K, K]
+        with torch.autocast(h.device.type, enabled=False):  # a raw product of 1024 terms is too coarse in bf16
+            products: Tensor = v.float() @ candidates.float().transpose(1, 2)  # [B, K, K]
         return products * scale
 
     def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from selfie_cli import runs
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import Labelled, open_labelled
-from selfie_cli.data.splits import hold_out
-from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
+from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -25,10 +26,8 @@ from selfie_cli.models.classifier import Classifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.networks import Network
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.machine import Autocast, num_cores, prepare
 from selfie_cli.training.schedule import step_seed
-
-HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +96,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
+    bad: list[BadFile] = []
+
     def read(part: Labelled) -> tuple[Tensor, Tensor]:
         store = read_store(
             part.source,
@@ -105,22 +106,18 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
             max_bad=options.max_bad,
             talk=talk,
         )
-        if store.bad:
-            first = f"{store.bad[0].name}: {store.bad[0].reason}"
-            talk.warn(f"{len(store.bad)} images cannot be read and are left out, first {first}")
+        bad.extend(store.bad)
         return store.pixels, torch.from_numpy(part.labels[store.kept])
 
     train, test = read(data.train), read(data.test)
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
-    with autocast():
-        trained = judge(network, "trained", train, test, len(classes), options, talk)
-        untrained = judge(twin, "untrained", train, test, len(classes), options, talk)
-        classified = None
-        if isinstance(network.module, Classifier):
-            known = run.derived["classes"]
-            classified = classify(
-                network.module, known, classes, test, image_size=network.image_size, batch_size=options.batch_size
-            )
+    trained = judge(network, "trained", train, test, len(classes), options, autocast, talk)
+    untrained = judge(twin, "untrained", train, test, len(classes), options, autocast, talk)
+    classified = None
+    if isinstance(network.module, Classifier):
+        known, size = run.derived["classes"], network.image_size
+        with autocast():
+            classified = classify(network.module, known, classes, test, image_size=size, batch_size=options.batch_size)
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -137,8 +134,13 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         untrained=untrained,
         classified=classified,
     )
-    if run.path != runs.bundled_folder():
+    if run.path == runs.bundled_folder():
+        for one in bad:
+            talk.warn(f"left out: {one.name}: {one.reason}")
+    else:
         file = run.path / f"eval-{Path(data.name).name}.json"
+        num_images = len(data.train.source) + len(data.test.source)
+        report_bad(bad, num_images, file.with_name(f"{file.stem}-bad_files.jsonl"), talk)
         write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
         talk.say(f"written to {file}")
     return result
@@ -151,12 +153,14 @@ def judge(
     test: tuple[Tensor, Tensor],
     num_classes: int,
     options: EvalOptions,
+    autocast: Autocast,
     talk: Talk,
 ) -> Judged:
     """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
     size = options.batch_size
-    before = networks.vectors_of(network, train[0], batch_size=size, talk=talk, what=f"{name}: training images")
-    after = networks.vectors_of(network, test[0], batch_size=size, talk=talk, what=f"{name}: test images")
+    with autocast():
+        before = networks.vectors_of(network, train[0], batch_size=size, talk=talk, what=f"{name}: training images")
+        after = networks.vectors_of(network, test[0], batch_size=size, talk=talk, what=f"{name}: test images")
     votes = knn_predict(before, train[1], after, num_classes=num_classes, k=options.k, temperature=options.temperature)
     held = np.zeros(len(train[1]), dtype=bool)
     held[hold_out(train[1].numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
@@ -165,10 +169,10 @@ def judge(
     module = network.module
     as_trained = plain = None
     if isinstance(module, Selfie):
-        as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
-        plain = pretext_accuracy(
-            module, lambda pixels: plain_view(pixels, network.image_size), test[0], options.seed, size
-        )
+        centre = functools.partial(plain_view, size=network.image_size)
+        with autocast():
+            as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
+            plain = pretext_accuracy(module, centre, test[0], options.seed, size)
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),

@@ -33,7 +33,6 @@ from selfie_cli.training.machine import Autocast, duration, micro_batch_for, num
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_seed
 
 SUPERVISED = "supervised"
-HELD_OUT_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
     rates = learning_rates(options.lr)
-    source_run, line = runs.resolve_from(run.config["from"]["path"] if run is not None else options.from_)
+    source_run, line = runs.resolve_from(run.config.get("from", {}).get("path") if run is not None else options.from_)
     talk.say(line)
     pretrained = None if source_run is None else load_pretrained(source_run, options)
     method = SUPERVISED if source_run is None else str(source_run.derived["method"])
@@ -93,6 +92,8 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         raise UsageError("--from none --no-baseline leaves nothing to train")
     out = Path(options.out) if options.out else runs.default_folder("finetune", method)
     if run is None:
+        if source_run is not None and out.resolve() == source_run.path.resolve():
+            raise UsageError(f"--out {out} is the run that --from names: choose another folder")
         runs.check_free(out, overwrite=options.overwrite)
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     device, autocast, precision = prepare(options.device, options.precision)
@@ -100,7 +101,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(data.split_note)
     marks = {"train": fingerprint(data.train.source), "test": fingerprint(data.test.source)}
-    if run is not None and run.config["data"]["fingerprints"] != marks:
+    if run is not None and run.config["data"].get("fingerprints") != marks:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     shape = run.derived if run is not None else derive(options, source_run, data.train.classes)
     read = functools.partial(read_part, size=storage_size(shape["image_size"]), options=options, talk=talk)
@@ -134,7 +135,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             overwrite=options.overwrite,
             derived=shape,
             data={"fingerprints": marks, "unreadable": len(bad), "split": data.split_note},
-            **{"from": {"path": "none" if source_run is None else str(source_run.path.resolve()), "line": line}},
+            **{"from": {"path": from_path(source_run), "line": line}},
         )
         talk.say(f"run: {run.path}")
     for seed, subset in subsets.items():
@@ -145,7 +146,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     chosen = {name: rates[0] for name in arms}
     if len(rates) > 1:
         first = subsets[seeds[0]]
-        kept, held = splits.hold_out(train_part.labels.numpy()[first], HELD_OUT_SHARE, seeds[0])
+        kept, held = splits.hold_out(train_part.labels.numpy()[first], splits.HELD_OUT_SHARE, seeds[0])
         for name, state in arms.items():
             scores = {
                 lr: trainer.cell(
@@ -187,6 +188,13 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
     run.finish({"device": str(device), "precision": precision, "threads": torch.get_num_threads()})
     return result
+
+
+def from_path(source_run: Run | None) -> str:
+    """What --from would have to be to mean this run again."""
+    if source_run is None:
+        return "none"
+    return "bundled" if source_run.path == runs.bundled_folder() else str(source_run.path.resolve())
 
 
 def learning_rates(text: str) -> list[float]:
@@ -292,7 +300,11 @@ class Trainer:
         """Train one network, or continue or look up an earlier attempt; returns its accuracy on `test`, 0..1."""
         folder = run.path / "cells" / name
         if (folder / "results.json").is_file():
-            return float(read_json(folder / "results.json")["accuracy"])
+            accuracy = float(read_json(folder / "results.json")["accuracy"])
+            cell = runs.open_run(folder)
+            if not cell.finished:  # killed between the two
+                cell.finish({"accuracy": accuracy})
+            return accuracy
         asked = {"cell": name, "lr": lr, "seed": seed}
         if (folder / "config.json").is_file():
             cell = runs.open_to_resume(str(folder), "finetune-cell")
@@ -312,7 +324,7 @@ class Trainer:
 
         def batch_of(step: int) -> tuple[Tensor, ...]:
             indices = order.batch(step)
-            return labelled.pixels.index_select(0, indices).to(self.device), labelled.labels[indices].to(self.device)
+            return labelled.pixels.index_select(0, indices), labelled.labels[indices]
 
         train(
             module,

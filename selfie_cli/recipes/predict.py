@@ -47,8 +47,6 @@ def predict(
         )
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
-    if not options.paths:
-        raise UsageError("name the images: files, folders, or - for paths on stdin")
     names = expand(options.paths, stdin)
     classes: list[str] = run.derived["classes"]
     device, autocast, _ = prepare(options.device, options.precision)
@@ -58,7 +56,7 @@ def predict(
 
     def compute(pixels: Tensor) -> Tensor:
         with autocast():
-            return networks.class_scores(module, pixels, network.image_size, device)
+            return networks.class_scores(module, pixels, network.image_size, device, batch_size=options.batch_size)
 
     def row(result: Result) -> dict[str, Any]:
         best = int(result[1].argmax())

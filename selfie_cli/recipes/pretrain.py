@@ -52,7 +52,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
 
     source = open_unlabelled(options.data, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     data = {"images": len(source), "fingerprint": fingerprint(source)}
-    if run is not None and run.config["data"]["fingerprint"] != data["fingerprint"]:
+    if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     derived = run.derived if run is not None else derive(options, source)
     talk.say(
@@ -77,14 +77,14 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     order = SampleOrder(len(store), derived["batch_size"], options.seed)
 
     def batch_of(step: int) -> tuple[torch.Tensor, ...]:
-        return (store.take(order.batch(step)).to(device),)
+        return (store.take(order.batch(step)),)
 
     def loss_of(module: nn.Module) -> LossOf:
         assert isinstance(module, Selfie)
         return lambda pixels: module.loss(module.augment(pixels))
 
     if run is None:
-        batch = batch_of(0)
+        batch = tuple(tensor.to(device) for tensor in batch_of(0))
         with autocast():
             derived["micro_batch"] = options.micro_batch or micro_batch_for(
                 method, loss_of(method), (batch[0][:4],), derived["batch_size"], device

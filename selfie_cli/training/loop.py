@@ -92,8 +92,9 @@ def train(
 ) -> Trained:
     """Train `module` in place up to step `total`, continuing from `folder`/state if there is one.
 
-    `batch_of(step)` gives a tuple of tensors of equal length, on the device; `loss_of(*batch)` gives a scalar mean loss
-    and detached scalars to log. A batch larger than `micro_batch` goes through in pieces whose gradients are averaged.
+    `batch_of(step)` gives a tuple of CPU tensors of equal length; `loss_of(*batch)` takes them on the module's device
+    and gives a scalar mean loss and detached scalars to log. A batch larger than `micro_batch` goes through in pieces whose
+    gradients are averaged.
     `constants` are written beside the measured values on each line of metrics.jsonl.
 
     Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
@@ -107,6 +108,7 @@ def train(
     waited = waited_in_all = 0.0
     sums: dict[str, Tensor] = {}
     summed = num_images = 0
+    device = next(module.parameters()).device
     module.train()
 
     with signals_noted() as signals, talk.track(what, total) as advance, metrics_file.open("a") as log:
@@ -118,6 +120,8 @@ def train(
             asked_at = time.perf_counter()
             batch = batch_of(step)
             waited += time.perf_counter() - asked_at
+            # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
+            batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
             optimizer.zero_grad(set_to_none=True)
             pieces = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
@@ -137,7 +141,8 @@ def train(
             # The last step is kept by whoever called us; it needs a state only if we are asked to stop right there.
             due = bool(signals) or (step < total and now - saved >= save_every)
             if due or step == total or (step % 10 == 0 and now - logged >= 1):
-                means = {name: (value / summed).item() for name, value in sums.items()}
+                means = {name: (value / summed).item() for name, value in sums.items()}  # waits for the device
+                now = time.perf_counter()
                 if not all(map(math.isfinite, means.values())):
                     raise TrainingError(not_finite("the loss", step, states))
                 last = {
@@ -151,10 +156,10 @@ def train(
                 log.flush()
                 advance(step, note_of(last))
                 waited_in_all += waited
-                logged, waited, sums, summed = time.perf_counter(), 0.0, {}, 0
+                logged, waited, sums, summed = now, 0.0, {}, 0
+            if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
+                raise TrainingError(not_finite("a weight", step, states))
             if due:
-                if not all(bool(parameter.isfinite().all()) for parameter in module.parameters()):
-                    raise TrainingError(not_finite("a weight", step, states))
                 save_state(states, step, module, optimizer)
                 saved = time.perf_counter()
             if signals:
