@@ -19,7 +19,7 @@ def spread(mean: float, std: float | None, *, signed: bool = False) -> str:
 
 
 def finetuned(result: Finetuned) -> RenderableType:
-    labels = f"{result.num_labels:,} labels ({result.fraction:.3g} of them)"
+    labels = f"{result.num_labels:,} labels ({result.fraction * 100:.3g} %)"
     table = Table(title=f"{printable(result.dataset)}: test accuracy in % with {labels}", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("mean ± std", justify="right", no_wrap=True)

@@ -115,7 +115,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     if len(rates) > 1 and num_labels <= num_classes:
         raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
     talk.say(
-        f"{num_labels:,} labels of {len(train_part.labels):,} ({options.fraction:.3g} of each class), {num_classes} "
+        f"{num_labels:,} labels of {len(train_part.labels):,} ({options.fraction * 100:.3g} % of each class), {num_classes} "
         f"classes, {len(test_part.labels):,} test images; {shape['backbone']} at {shape['image_size']} px, "
         f"{device} in {precision}, batch {shape['batch_size']}, seeds {seeds[0]} to {seeds[-1]}"
     )
@@ -396,7 +396,7 @@ def verdict(
     arms: list[Arm], gain: float | None, interval: tuple[float, float] | None, fraction: float, num_seeds: int
 ) -> str:
     """One sentence for people who read nothing else."""
-    share = f"{fraction:.3g} of the labels" if fraction < 1 else "all labels"
+    share = f"{fraction * 100:.3g} % of the labels" if fraction < 1 else "all labels"
     name = arms[-1].name.capitalize()
     if gain is None:
         return f"{name} with {share}: {arms[-1].mean:.1%}; without a second arm there is nothing to compare."

@@ -93,9 +93,8 @@ def train(
     """Train `module` in place up to step `total`, continuing from `folder`/state if there is one.
 
     `batch_of(step)` gives a tuple of CPU tensors of equal length; `loss_of(*batch)` takes them on the module's device
-    and gives a scalar mean loss and detached scalars to log. A batch larger than `micro_batch` goes through in pieces whose
-    gradients are averaged.
-    `constants` are written beside the measured values on each line of metrics.jsonl.
+    and gives a scalar mean loss and detached scalars to log. A batch larger than `micro_batch` goes through in pieces
+    whose gradients are averaged. `constants` are written beside the measured values on each line of metrics.jsonl.
 
     Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
     is on disk.
