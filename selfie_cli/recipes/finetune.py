@@ -116,8 +116,9 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
     talk.say(
         f"{num_labels:,} labels of {len(train_part.labels):,} ({options.fraction * 100:.3g} % of each class), "
-        f"{num_classes} classes, {len(test_part.labels):,} test images; {shape['backbone']} at {shape['image_size']} px, "
-        f"{device} in {precision}, batch {shape['batch_size']}, seeds {seeds[0]} to {seeds[-1]}"
+        f"{num_classes} classes, {len(test_part.labels):,} test images; "
+        f"{shape['backbone']} at {shape['image_size']} px, {device} in {precision}, batch {shape['batch_size']}, "
+        f"seeds {seeds[0]} to {seeds[-1]}"
     )
     arms: dict[str, dict[str, Tensor] | None] = {SUPERVISED: None} if options.baseline or pretrained is None else {}
     if pretrained is not None:
