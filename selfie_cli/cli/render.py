@@ -4,8 +4,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from selfie_cli.cli.console import printable
+from selfie_cli.recipes.comparison import Finetuned
 from selfie_cli.recipes.eval import Evaluated
-from selfie_cli.recipes.finetune import Finetuned
 
 
 def percent(value: float | None) -> str:

@@ -10,8 +10,9 @@ from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOption
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError
 from selfie_cli.files import replacing_folder, write_json
+from selfie_cli.recipes.comparison import Finetuned
 from selfie_cli.recipes.eval import Evaluated, evaluate
-from selfie_cli.recipes.finetune import Finetuned, finetune
+from selfie_cli.recipes.finetune import finetune
 from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.talk import Talk
 
