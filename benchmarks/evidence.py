@@ -1,35 +1,42 @@
-"""Pretrain, evaluate and finetune on real images, and keep what came out as raw JSON Lines.
+"""Pretrain in several ways for the same time, finetune all of them, and keep what came out as raw JSON Lines.
 
-    python benchmarks/evidence.py cifar10-cpu CIFAR10_TREE --backbone resnetv2_18_w16 --pretrain-steps 1500 \\
-        --finetune-steps 250 --lr 0.05,0.1,0.2 --seeds 5
-    python benchmarks/evidence.py cifar10-gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-budget 12m \\
+    python benchmarks/evidence.py cifar10-cpu CIFAR10_TREE --pretrain-seconds 1200 --fractions 0.05,0.2,1 --seeds 5,3,3
+    python benchmarks/evidence.py cifar10-gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-seconds 480 \\
         --finetune-steps 2000 --seeds 2
 
-DATASET is a folder with train/ and test/, each with a subfolder a class. Lines go to docs/results/NAME.jsonl, a line a
-verb, with command, machine, versions and commit. Runs lie in WORK/NAME: a training that is finished is not repeated,
-one that was stopped is continued, so a later call goes on.
+DATASET is a folder with train/ and test/, each with a subfolder a class. Steps a second of every arm are measured first,
+in turns, on this machine with nothing else on it, and --pretrain-seconds are turned into steps with them; so arms may
+then be trained side by side (--only rates, then --only selfie-paper, ...) without robbing each other of steps.
+
+Lines go to docs/results/NAME.jsonl, a line a stage, with command, machine, versions and commit. Runs lie in WORK/NAME: a
+training that is finished is not repeated, one that was stopped is continued, so a later call goes on.
 """
 
 import argparse
 import dataclasses
 import json
 import platform
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from selfie_cli.cli.console import Console
-from selfie_cli.config import EvalOptions, FinetuneOptions, PretrainOptions
+from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
+from selfie_cli.data.sources import Array
+from selfie_cli.data.store import storage_size
+from selfie_cli.files import read_json, write_json
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.curve import curve
 from selfie_cli.recipes.eval import evaluate
-from selfie_cli.recipes.finetune import finetune
-from selfie_cli.recipes.pretrain import pretrain
+from selfie_cli.recipes.pretrain import derive, pretrain
 from selfie_cli.runs import open_run, versions
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.optimizers import make_optimizer
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -55,68 +62,115 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def record(name: str, kind: str, here: dict[str, Any], stage: Callable[[], Any]) -> None:
-    begun = time.perf_counter()
-    result = stage()
-    line = {"kind": kind, "seconds": round(time.perf_counter() - begun, 1), "result": dataclasses.asdict(result)}
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
-        file.write(json.dumps({**line, **here}, default=lambda path: Path(path).name) + "\n")
-
-
-def begun(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds: int = 8) -> dict[str, float]:
+    """Of whole steps, augmentation, optimizer and all; arms take turns, so that all see the same machine."""
+    trials = {}
+    for arm, options in asked.items():
+        source = Array(torch.zeros(dataset_size, 1, 1, 3, dtype=torch.uint8).numpy(), [str(i) for i in range(dataset_size)])
+        derived = derive(options, source)
+        device, autocast, _ = prepare(options.device, options.precision)
+        method = networks.build_method(derived).to(device).train()
+        side = storage_size(derived["image_size"])
+        pixels = torch.randint(0, 256, (derived["batch_size"], side, side, 3), dtype=torch.uint8, device=device)
+        optimizer = make_optimizer(derived["optimizer"], method, lr=1e-4, weight_decay=derived["weight_decay"])
+        trials[arm] = (method, optimizer, pixels, autocast, [])
+    for _ in range(rounds):
+        for method, optimizer, pixels, autocast, times in trials.values():
+            begun = time.perf_counter()
+            optimizer.zero_grad(set_to_none=True)
+            with autocast():
+                loss, _ = method.loss(*method.augment(pixels))
+            loss.backward()
+            optimizer.step()
+            method.after_step(0.5)
+            loss.item()
+            times.append(time.perf_counter() - begun)
+    return {arm: 1 / statistics.median(times[2:]) for arm, (*_, times) in trials.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("dataset")
+    parser.add_argument("--arms", default="selfie-paper,selfie-best,byol-best,simclr-best", help="METHOD-RECIPE, ...")
+    parser.add_argument("--only", help="rates, an arm, or curve. Unset: all of them, one after another")
     parser.add_argument("--backbone", default="resnetv2_18_w16")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--pretrain-steps", type=int)
-    parser.add_argument("--pretrain-budget")
-    parser.add_argument("--fraction", type=float, default=0.05)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--pretrain-seconds", type=float, default=1200)
+    parser.add_argument("--fractions", default="0.05")
+    parser.add_argument("--seeds", default="2")
     parser.add_argument("--finetune-steps", type=int)
     parser.add_argument("--lr", default="0.1")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"))
     a = parser.parse_args()
-    pretraining, finetuning = a.work / a.name / "pretrain", a.work / a.name / "finetune"
+    work = a.work / a.name
+    work.mkdir(parents=True, exist_ok=True)
     console = Console(quiet=False)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     here = circumstances()
-
-    if not begun(pretraining) or not open_run(pretraining).finished:
-        options = PretrainOptions(
+    arms = {arm: arm.split("-") for arm in a.arms.split(",")}
+    asked = {
+        arm: PretrainOptions(
             data=(a.dataset,),
+            method=method,
+            recipe=recipe,
             backbone=a.backbone,
             image_size=a.image_size,
             batch_size=a.batch_size,
-            steps=a.pretrain_steps,
-            budget=a.pretrain_budget,
-            out=str(pretraining),
+            precision=a.precision,
+            out=str(work / arm),
         )
-        if begun(pretraining):
-            options = PretrainOptions(resume=str(pretraining))
-        record(a.name, "pretrain", here, lambda: pretrain(options, console))
-    if not begun(finetuning):
-        judge = EvalOptions(run=str(pretraining), dataset=a.dataset)
-        record(a.name, "eval", here, lambda: evaluate(judge, console))
-    if not begun(finetuning) or not open_run(finetuning).finished:
-        tuning = FinetuneOptions(
-            dataset=a.dataset,
-            fraction=a.fraction,
-            from_=str(pretraining),
-            seeds=a.seeds,
-            batch_size=a.batch_size,
-            steps=a.finetune_steps,
-            lr=a.lr,
-            out=str(finetuning),
-        )
-        if begun(finetuning):
-            tuning = FinetuneOptions(resume=str(finetuning))
-        record(a.name, "finetune", here, lambda: finetune(tuning, console))
+        for arm, (method, recipe) in arms.items()
+    }
+
+    def record(kind: str, seconds: float, result: Any) -> None:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        line = {"kind": kind, "seconds": round(seconds, 1), "result": result, **here}
+        with (RESULTS / f"{a.name}.jsonl").open("a") as file:
+            file.write(json.dumps(line, default=lambda path: Path(path).name) + "\n")
+
+    rates_file = work / "rates.json"
+    if not rates_file.exists():
+        begun = time.perf_counter()
+        num_images = sum(1 for file in Path(a.dataset).glob("train/*/*"))
+        rates = steps_a_second(asked, num_images)
+        write_json(rates_file, rates)
+        record("rates", time.perf_counter() - begun, {"steps_a_second": rates, "images": num_images})
+    rates = read_json(rates_file)
+    for arm, options in asked.items():
+        if a.only not in (None, arm):
+            continue
+        folder = work / arm
+        there = (folder / "config.json").exists()
+        if not there or not open_run(folder).finished:
+            steps = round(a.pretrain_seconds * rates[arm])
+            begun = time.perf_counter()
+            fresh = dataclasses.replace(options, steps=steps)
+            done = pretrain(PretrainOptions(resume=str(folder)) if there else fresh, console)
+            record("pretrain", time.perf_counter() - begun, dataclasses.asdict(done))
+        if not list(folder.glob("eval-*.json")):
+            begun = time.perf_counter()
+            judged = evaluate(EvalOptions(run=str(folder), dataset=a.dataset, precision=a.precision), console)
+            record("eval", time.perf_counter() - begun, dataclasses.asdict(judged))
+    if a.only in (None, "curve"):
+        folder = work / "curve"
+        there = (folder / "config.json").exists()
+        if not there or not open_run(folder).finished:
+            begun = time.perf_counter()
+            fresh = CurveOptions(
+                dataset=a.dataset,
+                from_=tuple(str(work / arm) for arm in arms),
+                fractions=a.fractions,
+                seeds=a.seeds,
+                batch_size=a.batch_size,
+                precision=a.precision,
+                steps=a.finetune_steps,
+                lr=a.lr,
+                out=str(folder),
+            )
+            found = curve(CurveOptions(resume=str(folder)) if there else fresh, console)
+            record("curve", time.perf_counter() - begun, dataclasses.asdict(found))
 
 
 if __name__ == "__main__":

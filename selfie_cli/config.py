@@ -8,7 +8,9 @@ No torch and no typer here, so that printing help stays fast.
 import dataclasses
 import math
 import operator
+import tomllib
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
@@ -25,15 +27,60 @@ def option(
     *,
     panel: str | None = None,
     argument: bool = False,
+    recipe: bool = False,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A field: `panel` groups it in the help, `argument` makes it positional, the rest are a number's limits."""
+    """A field: `panel` groups it in the help, `argument` makes it positional, `recipe` says that recipes have a value
+    for it; the rest are a number's limits."""
     given = {"at least": at_least, "above": above, "at most": at_most}
     limits = {word: limit for word, limit in given.items() if limit is not None}
-    metadata = {"help": help, "panel": panel, "argument": argument, "limits": limits}
+    metadata = {"help": help, "panel": panel, "argument": argument, "recipe": recipe, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
+    resources.files("selfie_cli").joinpath("pretraining.toml").read_text("utf-8")
+)
+"""method -> recipe -> option -> value, or a table of its values for `small` (up to 64 px) and `large` images."""
+
+
+def from_recipe(help: str, **more: Any) -> Any:
+    """A field that is left to `--recipe` unless it is given."""
+    return option(None, help, recipe=True, **more)
+
+
+def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
+    """What a recipe says for images of this size. Raises UsageError if the method has no such recipe."""
+    try:
+        values = RECIPES[method][recipe]
+    except KeyError:
+        raise UsageError(f"--method {method} has no recipe {recipe!r}: {', '.join(RECIPES[method])}") from None
+    size = "small" if image_size <= 64 else "large"
+    return {name: value[size] if isinstance(value, dict) else value for name, value in values.items()}
+
+
+def recipe_note(name: str, method: str | None = None) -> str:
+    """For an option's help: its value in each recipe, of one method or of all that have it."""
+    notes = []
+    for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
+        values = {recipe: table[name] for recipe, table in recipes.items() if name in table}
+        words = {recipe: shown(value) for recipe, value in values.items()}
+        if len(set(words.values())) == 1 and len(words) == len(recipes):
+            words = {"": next(iter(words.values()))}
+        text = ", ".join(f"{recipe} {word}".strip() for recipe, word in words.items())
+        if text:
+            notes.append(text if method else f"{each} {text}")
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{shown(value['small'])} up to 64 px, {shown(value['large'])} above"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
@@ -110,7 +157,7 @@ class TrainingOptions(DataOptions):
         None, "Length in time, like 90s, 20m or 2h: the schedule is fitted to the first steps' speed.", panel=TRAINING
     )
     batch_size: int | None = option(
-        None, "Images a step. Unset: 128 up to 64 px, 512 above.", panel=TRAINING, at_least=1
+        None, "Images a step. Unset: the recipe's, or 128 up to 64 px and 512 above.", panel=TRAINING, at_least=1
     )
     micro_batch: int | None = option(
         None,
@@ -118,24 +165,36 @@ class TrainingOptions(DataOptions):
         panel=TRAINING,
         at_least=1,
     )
-    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfieOptions(Options):
     """Selfie (Trinh, Luong, Le 2019). What the paper leaves open is an option here."""
 
-    mask_ratio: float = option(0.25, "Share of the patches that is masked out.")
-    positions: Literal["auto", "place", "row-column"] = option(
-        "auto", "A learned vector a place, or row + column; auto: place up to 4x4 grids, row-column beyond."
+    mask_ratio: float | None = from_recipe("Share of the patches that is masked out.", above=0, at_most=0.95)
+    positions: Literal["place", "row-column"] | None = from_recipe("A learned vector a place, or row + column.")
+    encoder_positions: bool | None = from_recipe("Add positions to the visible patches, too, not only to the queries.")
+    final_norm: bool | None = from_recipe("Batch norm and ReLU after the last stage, before pooling (resnetv2 only).")
+    logit_scale: Literal["dot", "sqrt", "cosine"] | None = from_recipe(
+        "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
     )
-    encoder_positions: bool = option(True, "Add positions to the visible patches, too, not only to the queries.")
-    final_norm: bool = option(True, "Batch norm and ReLU after the third stage, before pooling (resnetv2 only).")
-    logit_scale: Literal["dot", "sqrt", "cosine"] = option(
-        "dot", "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
+    flip: bool | None = from_recipe("Mirror half of the images.")
+    view_scale: float | None = from_recipe(
+        "Side of the two views, as a share of the image's; a step costs its square.", above=0, at_most=1
     )
-    flip: bool = option(True, "Mirror half of the images.")
-    min_crop: float = option(0.5, "Smallest area of the random resized crop, above 64 px.", above=0, at_most=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByolOptions(Options):
+    """BYOL (Grill et al. 2020)."""
+
+    tau: float | None = from_recipe(
+        "The target network keeps this share of itself at first; a cosine takes it to 1.", at_least=0, at_most=1
+    )
+
+
+METHODS = ("selfie", "byol", "simclr")
+VIEWS = "Views"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +202,10 @@ class PretrainOptions(TrainingOptions):
     data: tuple[str, ...] = option(
         (), "Folders, image files, lists (.txt), tar shards or named sets such as cifar10.", argument=True
     )
-    method: Literal["selfie"] = option("selfie", "How to pretrain.")
+    method: Literal["selfie", "byol", "simclr"] = option("selfie", "How to pretrain.")
+    recipe: Literal["best", "paper"] = option(
+        "best", "Values of all options that are not given: what serves best here, or the method's own paper."
+    )
     backbone: Backbone = option(
         "resnetv2_50",
         "resnetv2_50 is the paper's; resnetv2_18_w16 suits a laptop; resnet18 and resnet50 are torchvision's.",
@@ -151,12 +213,29 @@ class PretrainOptions(TrainingOptions):
     image_size: int | None = option(
         None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1
     )
-    patch_size: int | None = option(None, "Side of a patch. Unset: 8 up to 64 px, 32 above.", at_least=1)
-    lr: float = option(0.1, "Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
-    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
+    patch_size: int | None = option(None, "Side of a patch of Selfie's. Unset: 8 up to 64 px, 32 above.", at_least=1)
+    optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("How weights are updated.", panel=TRAINING)
+    lr: float | None = from_recipe("Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
+    weight_decay: float | None = from_recipe("L2 penalty.", panel=TRAINING, at_least=0)
+    warmup_steps: int | None = from_recipe("Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
+    hidden: int | None = from_recipe("Hidden width of projector and predictor.", panel=TRAINING, at_least=1)
+    width: int | None = from_recipe("What the projector ends in.", panel=TRAINING, at_least=2)
+    temperature: float | None = from_recipe("Cosines are divided by it before the softmax.", panel=TRAINING, above=0)
+    min_crop: float | None = from_recipe("Smallest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
+    jitter: float | None = from_recipe("Strength of the colour jitter.", panel=VIEWS, at_least=0, at_most=2)
+    blur: float | None = from_recipe(
+        "Strength of the blur: how often it is applied.", panel=VIEWS, at_least=0, at_most=1
+    )
+    solarize: float | None = from_recipe(
+        "Share of the second views that are solarized.", panel=VIEWS, at_least=0, at_most=1
+    )
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
+    byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
 
+EXCLUDE_SEEN_HELP = (
+    "Leave test images out that were seen in pretraining, copies and near-duplicates; else they are told."
+)
 FROM_HELP = (
     "Weights: a run's folder, 'bundled' (the small network in this package) or 'none'. "
     "Unset: the newest finished pretraining under ./runs, else bundled."
@@ -164,16 +243,12 @@ FROM_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneOptions(TrainingOptions):
+class LabelOptions(TrainingOptions):
+    """What the verbs that train on labels have in common."""
+
     dataset: str | None = option(
         None, "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; or a named set."
     )
-    fraction: float = option(
-        1.0, "Share of the training labels to use: stratified, seeded, nested.", above=0, at_most=1
-    )
-    from_: str | None = option(None, FROM_HELP)
-    seeds: int = option(1, "How many subsets and initializations to try; three or more give an interval.", at_least=1)
-    baseline: bool = option(True, "Train the same network without pretraining beside it.")
     backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
     image_size: int | None = option(
         None, "Only with --from none; otherwise the pretrained network decides.", at_least=1
@@ -183,9 +258,36 @@ class FinetuneOptions(TrainingOptions):
         "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.",
         panel=TRAINING,
     )
+    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
     warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
     min_crop: float = option(
         0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneOptions(LabelOptions):
+    fraction: float = option(
+        1.0, "Share of the training labels to use: stratified, seeded, nested.", above=0, at_most=1
+    )
+    from_: str | None = option(None, FROM_HELP)
+    seeds: int = option(1, "How many subsets and initializations to try; three or more give an interval.", at_least=1)
+    baseline: bool = option(True, "Train the same network without pretraining beside it.")
+    arch: Literal["resnet", "hybrid"] = option(
+        "resnet",
+        "resnet has four stages on whole images; hybrid keeps Selfie's own patch network and attention pooling.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions(LabelOptions):
+    from_: tuple[str, ...] = option((), FROM_HELP + " Give it again for each further run to compare.")
+    fractions: str = option("0.05,0.2,1", "Shares of the training labels: stratified, seeded, nested.")
+    seeds: str = option(
+        "3", "How many subsets and initializations: one number, or one for each fraction (5,3,3). Three give intervals."
+    )
+    compare: Literal["imagenet"] | None = option(
+        None, "Also finetune torchvision's ImageNet weights, which are downloaded from the Hugging Face Hub."
     )
 
 
@@ -216,6 +318,7 @@ class EmbedOptions(MachineOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
     run: str | None = option(
         None, "A run's folder, or bundled. Unset: the newest finished pretraining, else bundled.", argument=True
     )
@@ -272,9 +375,9 @@ def resumed(given: AnyTraining, asked: dict[str, Any]) -> AnyTraining:
         then: Any = asked[field.name]
         if isinstance(then, list):
             then = tuple(then)
-        if isinstance(default, SelfieOptions):
+        if isinstance(default, Options):
             try:
-                then = SelfieOptions(**then)
+                then = type(default)(**then)
             except TypeError as error:
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[field.name]):

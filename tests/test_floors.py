@@ -15,7 +15,7 @@ FLOORS = (
     ("", "errors", "talk", "files", "config", "weights", "runs"),
     ("models", "data"),
     ("training", "evaluation"),
-    ("methods",),
+    ("methods", "report"),
     ("recipes",),
     ("cli",),
     ("__main__",),

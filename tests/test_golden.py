@@ -39,6 +39,7 @@ def losses(folder, image_size, patch_size, batch_size):
         logit_scale="sqrt",
         flip=True,
         min_crop=0.5,
+        apart=True,
     )
     for layer in method.attention_pooling.layers:
         layer.dropout = 0.0  # the one draw that differs between kinds of processors
@@ -46,7 +47,7 @@ def losses(folder, image_size, patch_size, batch_size):
     train(
         method,
         torch.optim.SGD(method.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        lambda batch: method.loss(method.augment(batch)),
+        lambda batch: method.loss(*method.augment(batch)),
         lambda step: (pixels[order.batch(step)],),
         folder=folder,
         total=STEPS,
@@ -59,7 +60,6 @@ def losses(folder, image_size, patch_size, batch_size):
         talk=Talk(),
         what="golden",
         resume_hint="",
-        constants={"chance": method.chance},
     )
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [round(json.loads(line)["loss"], 4) for line in lines]

@@ -70,10 +70,14 @@ def pretrain(options: config.PretrainOptions, console: Any) -> None:
         console.json(dataclasses.asdict(result))
         return
     last = result.last
+    pretext = (
+        f"pretext accuracy {last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), "
+        if "pretext_accuracy" in last
+        else ""
+    )
     console.show(
-        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, pretext accuracy "
-        f"{last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), {result.images_per_second:,.0f} images/s, "
-        f"data wait {result.data_wait:.1%}",
+        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
+        f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
         f"next: selfie finetune --from {result.run} --dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3",
     )
 
@@ -141,6 +145,20 @@ def predict(options: config.PredictOptions, console: Any) -> None:
     if result.out is not None:
         summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
         console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} predictions")
+
+
+@verb(config.CurveOptions)
+def curve(options: config.CurveOptions, console: Any) -> None:
+    """Finetune on several shares of the labels, from every run you name, and draw what each is worth."""
+    from selfie_cli.recipes.curve import curve
+
+    result = curve(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli import render
+
+    console.show(render.curve(result))
 
 
 def lines_on_stdin() -> Iterable[str]:

@@ -7,27 +7,29 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from selfie_cli.config import flag_of
+from selfie_cli.config import flag_of, recipe_note
 
 
-def parameters_of(kind: type, panel: str | None = None) -> list[inspect.Parameter]:
+def parameters_of(kind: type, method: str | None = None) -> list[inspect.Parameter]:
     """A keyword parameter for each field; a field that is itself a dataclass (a method's own options) is laid out flat,
-    under a panel of its own."""
+    under a panel of its own. What recipes decide, they say in the option's help."""
     hints = get_type_hints(kind)
     parameters: list[inspect.Parameter] = []
     for field in dataclasses.fields(kind):
         hint, metadata = hints[field.name], field.metadata
         if dataclasses.is_dataclass(hint):
             assert isinstance(hint, type)
-            parameters += parameters_of(hint, f"Only with --method {field.name}")
+            parameters += parameters_of(hint, field.name)
             continue
         repeated = str in get_args(hint) and Ellipsis in get_args(hint)
-        common = {"help": metadata["help"], "rich_help_panel": metadata["panel"] or panel}
+        panel = f"Only with --method {method}" if method else metadata["panel"]
+        note = recipe_note(field.name, method) if metadata["recipe"] else ""
+        common = {"help": metadata["help"] + note, "rich_help_panel": panel}
         if metadata["argument"]:
             shown = typer.Argument(
                 metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common
             )
-        elif hint is bool and field.default is True:
+        elif bool in (hint, *get_args(hint)) and field.default is not False:
             shown = typer.Option(f"{flag_of(field.name)}/--no-{flag_of(field.name)[2:]}", **common)
         else:
             shown = typer.Option(flag_of(field.name), **common)

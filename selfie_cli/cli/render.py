@@ -2,10 +2,12 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from selfie_cli.cli.console import printable
-from selfie_cli.recipes.comparison import Finetuned
+from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, Point, spreads
 from selfie_cli.recipes.eval import Evaluated
+from selfie_cli.report.plots import as_text
 
 
 def percent(value: float | None) -> str:
@@ -30,15 +32,54 @@ def finetuned(result: Finetuned) -> RenderableType:
     for arm in result.arms:
         values = [percent(value) for value in arm.accuracies[: len(shown)]]
         table.add_row(printable(arm.name), spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
-    if result.gains is not None and result.gain_mean is not None:
-        table.add_section()
-        values = [f"{gain * 100:+.1f}" for gain in result.gains[: len(shown)]]
-        table.add_row("paired gain", spread(result.gain_mean, result.gain_std, signed=True), "", *values)
     notes = [f"{result.num_test:,} test images, {result.steps:,} steps for every network."]
-    if result.gain_interval is not None:
-        low, high = result.gain_interval
-        notes.append(f"95 % paired t-interval of the gain: {low * 100:+.1f} to {high * 100:+.1f} points.")
+    for gain in result.comparisons:
+        over = f" over {gain.baseline}" if len(result.comparisons) > 1 else ""
+        values = [f"{each * 100:+.1f}" for each in gain.gains[: len(shown)]]
+        table.add_section()
+        table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
+        if gain.interval is not None:
+            notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
     return Group(table, *notes, printable(result.sentence))
+
+
+def interval(gain: Gain) -> str:
+    return "" if gain.interval is None else f"{gain.interval[0] * 100:+.1f} to {gain.interval[1] * 100:+.1f}"
+
+
+def curve(result: Curve) -> RenderableType:
+    """Means, paired gains, a plot of characters, and what was found."""
+    accuracies = Table(title=f"{printable(result.dataset)}: test accuracy in %, mean ± std", title_justify="left")
+    for column in ("labels", "", "seeds", "steps"):
+        accuracies.add_column(column, justify="right", no_wrap=True)
+    for arm in result.points[0].arms:
+        accuracies.add_column(printable(arm.name), justify="right", overflow="fold")
+    for each in result.points:
+        means = [spread(arm.mean, arm.std) for arm in each.arms]
+        accuracies.add_row(percent_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
+    parts: list[RenderableType] = [accuracies, *(f"{name}: {remark}." for name, remark in result.remarks.items())]
+    if result.points[0].comparisons:
+        gains = Table(title="Gain over supervised in points, paired by seed", title_justify="left")
+        for column in ("labels", "arm", "mean ± std", "95 % interval"):
+            gains.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+        for each in result.points:
+            for gain in each.comparisons:
+                shown = spread(gain.mean, gain.std, signed=True)
+                gains.add_row(percent_of(each), printable(gain.arm), shown, interval(gain))
+        parts.append(gains)
+    lines = {printable(name): values for name, values in spreads(result.points).items()}
+    plot = as_text([each.fraction for each in result.points], lines)
+    note = f"{result.num_test:,} test images; ± is the standard deviation over seeds."
+    if any(gain.interval for each in result.points for gain in each.comparisons):
+        note += " Each interval stands for itself: of twenty such, one misses by chance."
+    parts += [Text(f"\n{plot}\n", no_wrap=True), note]
+    if result.plots:
+        parts.append(printable(f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"))
+    return Group(*parts, *(printable(sentence) for sentence in result.sentences))
+
+
+def percent_of(point: Point) -> str:
+    return f"{point.fraction * 100:.3g} %"
 
 
 def evaluated(result: Evaluated) -> RenderableType:

@@ -41,25 +41,40 @@ def pad_crop(pixels: Tensor, *, padding: int = 4, flip: bool = True) -> Tensor:
     return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def random_resized_crop(pixels: Tensor, size: int, *, min_area: float, flip: bool = True) -> Tensor:
-    """A random box of area min_area..1 and aspect 3/4..4/3 as far as it fits, resized; half of them mirrored.
+def random_boxes(num_images: int, *, min_area: float, max_area: float = 1.0, flip: bool = True) -> Tensor:
+    """A random box for each image, of area min_area..max_area (shares of the image) and aspect 3/4..4/3 as far as it
+    fits, half of them mirrored.
 
-    uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized. Bilinear without antialiasing: the store is at most 8/7 of
-    the network's side, so hardly anything is scaled down.
+    float32 [B, 4], on the CPU: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the
+    image's half); a mirrored box has a negative half width.
     """
-    b = pixels.shape[0]
-    area = min_area + (1 - min_area) * torch.rand(b)
+    area = min_area + (max_area - min_area) * torch.rand(num_images)
     widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # what still fits into the square at this area
-    aspect = widest ** (2 * torch.rand(b) - 1)
-    width = (area * aspect).sqrt()  # of the stored side
+    aspect = widest ** (2 * torch.rand(num_images) - 1)
+    width = (area * aspect).sqrt()
     height = (area / aspect).sqrt()
-    x = (2 * torch.rand(b) - 1) * (1 - width)  # the box's centre, -1..1 across the image
-    y = (2 * torch.rand(b) - 1) * (1 - height)
-    mirror = torch.where(torch.rand(b) < (0.5 if flip else 0.0), -1.0, 1.0)
-    zero = torch.zeros(b)
-    boxes = torch.stack([width * mirror, zero, x, zero, height, y], dim=1).view(b, 2, 3).to(pixels.device)
-    grid = F.affine_grid(boxes, [b, 3, size, size], align_corners=False)
-    return F.grid_sample(normalize(pixels), grid, padding_mode="reflection", align_corners=False)
+    x = (2 * torch.rand(num_images) - 1) * (1 - width)
+    y = (2 * torch.rand(num_images) - 1) * (1 - height)
+    mirror = torch.where(torch.rand(num_images) < (0.5 if flip else 0.0), -1.0, 1.0)
+    return torch.stack([x, y, width * mirror, height], dim=1)
+
+
+def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """What the boxes [B, 4] show of images, float [B, 3, S, S], resized: [B, 3, s, s].
+
+    Bilinear without antialiasing: the store is at most 8/7 of the network's side, so hardly anything is scaled down.
+    """
+    x, y, width, height = boxes.unbind(dim=1)
+    zero = torch.zeros_like(x)
+    affine = torch.stack([width, zero, x, zero, height, y], dim=1).view(-1, 2, 3).to(images.device)
+    with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
+        grid = F.affine_grid(affine, [len(boxes), 3, size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def random_resized_crop(pixels: Tensor, size: int, *, min_area: float, flip: bool = True) -> Tensor:
+    """A random box of each image, resized: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized."""
+    return crop(normalize(pixels), random_boxes(len(pixels), min_area=min_area, flip=flip), size)
 
 
 def training_view(pixels: Tensor, size: int, *, flip: bool, min_crop: float) -> Tensor:

@@ -7,19 +7,27 @@ same image. One pass of the patch network serves both sides: visible patches as 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfie_cli.data.augment import training_view
+from selfie_cli.data.views import random_view
+from selfie_cli.methods.method import Method
 from selfie_cli.models import patches
 from selfie_cli.models.attention import AttentionPooling, Positions
-from selfie_cli.models.resnet import resnet, stem_for
+from selfie_cli.models.encoder import mlp
+from selfie_cli.models.resnet import ResNet, resnet, stem_for
 
 
-class Selfie(nn.Module):
-    """The patch network P, the attention pooling A, the position embeddings, and the loss that trains them."""
+class SelfieNetwork(Method):
+    """The patch network P, the attention pooling A and the position embeddings.
+
+    `apart` shows P each patch by itself, as in the paper; otherwise P sees the whole image, and its feature map is
+    averaged within each patch's cell.
+    """
 
     def __init__(
         self,
@@ -31,25 +39,63 @@ class Selfie(nn.Module):
         factorized_positions: bool,
         encoder_positions: bool,
         final_norm: bool,
-        logit_scale: str,
-        flip: bool,
-        min_crop: float,
+        apart: bool,
     ) -> None:
         super().__init__()
-        if logit_scale not in ("dot", "sqrt", "cosine"):
-            raise ValueError(f"logit_scale {logit_scale!r}")
         grid = image_size // patch_size
         self.image_size = image_size
         self.patch_size = patch_size
-        self.num_masked = patches.num_masked(grid * grid, mask_ratio)
+        self.num_patches = grid * grid
+        self.num_masked = patches.num_masked(self.num_patches, mask_ratio)
         self.encoder_positions = encoder_positions
-        self.logit_scale = logit_scale
-        self.flip = flip
-        self.min_crop = min_crop
+        self.apart = apart
         self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=final_norm)
         width = self.patch_network.num_features
         self.attention_pooling = AttentionPooling(width)
         self.positions = Positions(grid, width, factorized=factorized_positions)
+
+    @property
+    def encoder(self) -> ResNet:  # type: ignore[override]
+        return self.patch_network
+
+    def patch_vectors(self, images: Tensor) -> Tensor:
+        """P on every patch: float [B, 3, s, s] -> [B, N, D]."""
+        return patches.encode(self.patch_network, images, self.patch_size, apart=self.apart)
+
+    def context(self, h: Tensor, visible: Tensor) -> Tensor:
+        """u, what A makes of the visible ones of the patch vectors h [B, N, D], int64 [B, N - K]: [B, D]."""
+        seen = patches.gather_places(h, visible)  # [B, N - K, D]
+        if self.encoder_positions:
+            seen = seen + patches.gather_places(self.places(h), visible)
+        u: Tensor = self.attention_pooling(seen)
+        return u
+
+    def places(self, h: Tensor) -> Tensor:
+        """The position embeddings beside patch vectors h [B, N, D]: [B, N, D]."""
+        return self.positions().expand(h.shape[0], -1, -1)  # type: ignore[no-any-return]
+
+    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Places to hide and to see for each of B images by itself: int64 [B, K] and [B, N - K]."""
+        masked, visible = patches.random_masks(torch.rand(len(images), self.num_patches), self.num_masked)
+        return masked.to(images.device), visible.to(images.device)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The attention-pooled vector u with every patch visible: float [B, 3, s, s] -> [B, D]."""
+        h = self.patch_vectors(images)
+        u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
+        return u
+
+
+class Selfie(SelfieNetwork):
+    """The paper's loss: one view, distractors from the same image."""
+
+    def __init__(self, *, logit_scale: str, flip: bool, min_crop: float, **network: Any) -> None:
+        if logit_scale not in ("dot", "sqrt", "cosine"):
+            raise ValueError(f"logit_scale {logit_scale!r}")
+        super().__init__(**network)
+        self.logit_scale = logit_scale
+        self.flip = flip
+        self.min_crop = min_crop
         # The cosine's inverse temperature starts at 10, about what raw products of trained networks come to.
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.1))) if logit_scale == "cosine" else None
 
@@ -58,15 +104,9 @@ class Selfie(nn.Module):
         """Pretext accuracy of a guess: 1 / K."""
         return 1 / self.num_masked
 
-    def augment(self, pixels: Tensor) -> Tensor:
+    def augment(self, pixels: Tensor) -> tuple[Tensor]:
         """uint8 [B, S, S, 3] -> float32 [B, 3, s, s]. Random numbers come from torch's default generator."""
-        return training_view(pixels, self.image_size, flip=self.flip, min_crop=self.min_crop)
-
-    def patch_vectors(self, images: Tensor) -> Tensor:
-        """P on every patch by itself, averaged over space: float [B, 3, s, s] -> [B, N, D]."""
-        cells = patches.cut(images, self.patch_size)  # [B * N, 3, p, p]
-        h: Tensor = self.patch_network(cells).mean(dim=(2, 3))  # [B * N, D]
-        return h.view(images.shape[0], -1, h.shape[-1])  # [B, N, D]
+        return (training_view(pixels, self.image_size, flip=self.flip, min_crop=self.min_crop),)
 
     def logits(self, images: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
         """Score of every hidden patch for every hidden place (the right one is on the diagonal): [B, K, K].
@@ -74,12 +114,8 @@ class Selfie(nn.Module):
         images float [B, 3, s, s]; masked [B, K] and visible [B, N - K] are int64 indices of places.
         """
         h = self.patch_vectors(images)  # [B, N, D]
-        places = self.positions().expand(h.shape[0], -1, -1)  # [B, N, D]
-        context = patches.gather_places(h, visible)  # [B, N - K, D]
-        if self.encoder_positions:
-            context = context + patches.gather_places(places, visible)
-        u = self.attention_pooling(context)  # [B, D]
-        v = u.unsqueeze(1) + patches.gather_places(places, masked)  # [B, K, D]
+        u = self.context(h, visible)  # [B, D]
+        v = u.unsqueeze(1) + patches.gather_places(self.places(h), masked)  # [B, K, D]
         candidates = patches.gather_places(h, masked)  # [B, K, D]
         if self.log_temperature is not None:
             v, candidates = F.normalize(v, dim=-1), F.normalize(candidates, dim=-1)
@@ -90,25 +126,102 @@ class Selfie(nn.Module):
             products: Tensor = v.float() @ candidates.float().transpose(1, 2)  # [B, K, K]
         return products * scale
 
-    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Places to hide and to see for each image by itself: int64 [B, K] and [B, N - K]."""
-        num_patches = (self.image_size // self.patch_size) ** 2
-        masked, visible = patches.random_masks(torch.rand(images.shape[0], num_patches), self.num_masked)
-        return masked.to(images.device), visible.to(images.device)
-
-    def loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy over all hidden places of all images [B, 3, s, s], and the pretext accuracy (0..1).
+    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross entropy over all hidden places of all images [B, 3, s, s]; logs the share that is picked right.
 
         Masks are drawn for each image by itself, from torch's default generator.
         """
+        (images,) = views
         logits = self.logits(images, *self.draw_masks(images)).float()
         right = torch.arange(self.num_masked, device=logits.device).expand(logits.shape[0], -1)
         loss = F.cross_entropy(logits.flatten(0, 1), right.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == right).float().mean()
-        return loss, {"pretext_accuracy": accuracy}
+        return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, self.chance)}
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """The attention-pooled vector u with every patch visible: float [B, 3, s, s] -> [B, D]."""
-        h = self.patch_vectors(images)
-        u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
-        return u
+
+class TwoViewSelfie(SelfieNetwork):
+    """The hole is another view of the image, and the distractors are all other images.
+
+    From some cells of one view, and from where the other view lies relative to it, A's output must pick that view among
+    all views of the batch. The paper's game has answers that need no notion of what is seen (a colour, a texture
+    carried on); here they differ between the views, and what they have in common is the object. Views are smaller than
+    the image by `view_scale`: a step costs its square, and objects, enlarged by cropping, keep the size that they have
+    in whole images (Touvron et al. 2019, "Fixing the train-test resolution discrepancy", arXiv 1906.06423).
+
+    The batch is part of the task: with micro-batches, the distractors are those of the piece.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        width: int,
+        temperature: float,
+        view_scale: float,
+        min_crop: float,
+        jitter: float,
+        blur: float,
+        **network: Any,
+    ) -> None:
+        super().__init__(**network)
+        grid = self.image_size // self.patch_size
+        # The cells of a view are as many as the image's patches, so its side is a multiple of theirs.
+        self.cell_size = max(1, round(self.image_size * view_scale / grid))
+        self.view_size = grid * self.cell_size
+        self.temperature = temperature
+        self.min_crop = min_crop
+        self.jitter = jitter
+        self.blur = blur
+        d = self.patch_network.num_features
+        self.place = nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, d))
+        self.query_head = mlp(d, hidden, width)
+        self.candidate_head = mlp(d, hidden, width)
+
+    def augment(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> both views of all images, float32 [2B, 3, s, s], and the boxes they show, [2B, 4]."""
+        return random_view(
+            torch.cat([pixels, pixels]),
+            self.view_size,
+            min_area=self.min_crop,
+            jitter=self.jitter,
+            blur=0.5 * self.blur,
+        )
+
+    def logits(self, views: Tensor, boxes: Tensor, visible: Tensor) -> Tensor:
+        """Score of each view (column) for being what the context of each view (row) asks for: [2B, 2B].
+
+        views float [2B, 3, s, s] and their boxes [2B, 4], first all first ones; visible [2B, N - K] are int64 indices
+        of the cells that make the context. A view is no candidate for itself: minus infinity on the diagonal.
+        """
+        num_images = len(views) // 2
+        h = patches.encode(self.patch_network, views, self.cell_size, apart=self.apart)  # [2B, N, D]
+        u = self.context(h, visible) + patches.gather_places(h, visible).mean(dim=1)  # [2B, D]
+        place = relative_place(boxes, boxes.roll(num_images, dims=0)).to(h.device)  # [2B, 5]
+        v = self.query_head(u + self.place(place))  # [2B, E]
+        candidates = self.candidate_head(h.mean(dim=1))  # [2B, E]
+        with torch.autocast(h.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
+            v, candidates = F.normalize(v.float(), dim=1), F.normalize(candidates.float(), dim=1)
+            return (v @ candidates.T / self.temperature).fill_diagonal_(-torch.inf)
+
+    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross entropy of the other view of the same image among all other views of the batch.
+
+        Takes what `augment` gives; logs the share of the contexts that score the right view highest, and a guess's.
+        """
+        images, boxes = views
+        logits = self.logits(images, boxes, self.draw_masks(images)[1])
+        right = torch.arange(len(images), device=logits.device).roll(len(images) // 2)
+        loss = F.cross_entropy(logits, right)
+        accuracy = (logits.detach().argmax(dim=1) == right).float().mean()
+        return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, 1 / (len(images) - 1))}
+
+
+def relative_place(context: Tensor, target: Tensor) -> Tensor:
+    """Where boxes lie in the frame of others, [B, 4] each as `random_boxes` has them: [B, 5].
+
+    Centre x and y in halves of the context's side, mirrored with it; the logarithm of how much wider and higher the
+    target is; and 1 if both are mirrored or neither, else -1.
+    """
+    centre = (target[:, :2] - context[:, :2]) / context[:, 2:]
+    scale = target[:, 2:] / context[:, 2:]
+    return torch.cat([centre, scale.abs().log(), scale[:, :1].sign()], dim=1)

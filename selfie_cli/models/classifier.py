@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from selfie_cli.models.resnet import Stem, carried_over, resnet
+from selfie_cli.models.resnet import ResNet, Stem, carried_over, resnet
 
 
 class Classifier(nn.Module):
@@ -12,6 +12,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone = resnet(backbone, stem=stem, num_stages=4)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
+
+    @property
+    def encoder(self) -> ResNet:
+        return self.backbone
 
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""

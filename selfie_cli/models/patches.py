@@ -5,7 +5,8 @@ S  image side, p  patch side, both in pixels                D  width
 """
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def cut(images: Tensor, patch_size: int) -> Tensor:
@@ -15,6 +16,20 @@ def cut(images: Tensor, patch_size: int) -> Tensor:
     x = images.permute(0, 2, 3, 1).reshape(b, g, p, g, p, c)  # [B, g, p, g, p, 3]
     x = x.transpose(2, 3).reshape(b * g * g, p, p, c)  # [B * N, p, p, 3]
     return x.permute(0, 3, 1, 2)  # [B * N, 3, p, p]
+
+
+def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) -> Tensor:
+    """A vector for each patch of images [B, 3, S, S], by a `network` that gives feature maps [..., D, h, w]: [B, N, D].
+
+    `apart` cuts first, shows the network each patch by itself and averages over space, as in the paper. Otherwise it
+    sees whole images, and its maps are averaged within each patch's cell.
+    """
+    b, g = images.shape[0], images.shape[-1] // patch_size
+    if apart:
+        h: Tensor = network(cut(images, patch_size)).mean(dim=(2, 3))  # [B * N, D]
+        return h.view(b, g * g, -1)  # [B, N, D]
+    cells = F.adaptive_avg_pool2d(network(images), g)  # [B, D, g, g]
+    return cells.flatten(2).transpose(1, 2)  # [B, N, D]
 
 
 def random_masks(scores: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:

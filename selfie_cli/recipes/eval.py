@@ -1,7 +1,6 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,12 @@ from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
-from selfie_cli.files import write_json
+from selfie_cli.files import write_json, write_json_lines
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.networks import Network
+from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import Autocast, num_cores, prepare
 from selfie_cli.training.schedule import step_seed
@@ -67,6 +67,8 @@ class Evaluated:
     split: str
     num_train: int
     num_test: int
+    num_seen: int
+    """Test images that the run was pretrained on, or nearly so; with --exclude-seen they are not among `num_test`."""
     classes: list[str]
     features: str
     k: int
@@ -91,14 +93,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(data.split_note)
     classes = data.train.classes
-    if isinstance(network.module, Classifier):
+    if isinstance(network.module, AnyClassifier):
         check_known(classes, run.derived["classes"])
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
     bad: list[BadFile] = []
 
-    def read(part: Labelled) -> tuple[Tensor, Tensor]:
+    def read(part: Labelled) -> tuple[Tensor, Tensor, list[str]]:
         store = read_store(
             part.source,
             size=storage_size(network.image_size),
@@ -107,14 +109,18 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
             talk=talk,
         )
         bad.extend(store.bad)
-        return store.pixels, torch.from_numpy(part.labels[store.kept])
+        return store.pixels, torch.from_numpy(part.labels[store.kept]), [part.source.names[i] for i in store.kept]
 
-    train, test = read(data.train), read(data.test)
+    train = read(data.train)[:2]
+    pixels, labels, names = read(data.test)
+    sources = [run] if run.verb == "pretrain" else []
+    rows, seen = look_for_seen(sources, pixels, names, exclude=options.exclude_seen, talk=talk)
+    test = pixels[rows], labels[rows]
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
     trained = judge(network, "trained", train, test, len(classes), options, autocast, talk)
     untrained = judge(twin, "untrained", train, test, len(classes), options, autocast, talk)
     classified = None
-    if isinstance(network.module, Classifier):
+    if isinstance(network.module, AnyClassifier):
         known, size = run.derived["classes"], network.image_size
         with autocast():
             classified = classify(network.module, known, classes, test, image_size=size, batch_size=options.batch_size)
@@ -124,6 +130,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         split=data.split_note,
         num_train=len(train[1]),
         num_test=len(test[1]),
+        num_seen=len(seen),
         classes=classes,
         features=network.features,
         k=num_neighbours(options.k, len(train[1])),
@@ -141,6 +148,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         file = run.path / f"eval-{Path(data.name).name}.json"
         num_images = len(data.train.source) + len(data.test.source)
         report_bad(bad, num_images, file.with_name(f"{file.stem}-bad_files.jsonl"), talk)
+        if seen:
+            write_json_lines(file.with_name(f"{file.stem}-seen.jsonl"), seen)
         write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
         talk.say(f"written to {file}")
     return result
@@ -169,10 +178,11 @@ def judge(
     module = network.module
     as_trained = plain = None
     if isinstance(module, Selfie):
-        centre = functools.partial(plain_view, size=network.image_size)
         with autocast():
             as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
-            plain = pretext_accuracy(module, centre, test[0], options.seed, size)
+            plain = pretext_accuracy(
+                module, lambda pixels: (plain_view(pixels, network.image_size),), test[0], options.seed, size
+            )
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),
@@ -184,14 +194,14 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: Selfie, view: Callable[[Tensor], Tensor], pixels: Tensor, seed: int, batch_size: int
+    module: Selfie, view: Callable[[Tensor], tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
 ) -> float:
     """Share of hidden patches that are picked right, a mask an image. pixels: uint8 [N, S, S, 3]; `view` augments."""
     torch.manual_seed(step_seed(seed, 1))
     device = next(module.parameters()).device
     right = 0.0
     for batch in pixels.split(batch_size):
-        _, extra = module.loss(view(batch.to(device)))
+        _, extra = module.loss(*view(batch.to(device)))
         right += extra["pretext_accuracy"].item() * len(batch)
     return right / len(pixels)
 
@@ -206,7 +216,7 @@ def check_known(classes: list[str], known: list[str]) -> None:
 
 
 def classify(
-    module: Classifier,
+    module: AnyClassifier,
     known: list[str],
     classes: list[str],
     test: tuple[Tensor, Tensor],

@@ -1,7 +1,8 @@
 """Rebuilding the network of a run from its config and weights, and what can be computed with it."""
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from selfie_cli import config
 from selfie_cli.data.augment import plain_view
 from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.files import replacing
-from selfie_cli.methods.selfie import Selfie
+from selfie_cli.methods.byol import Byol
+from selfie_cli.methods.method import Method
+from selfie_cli.methods.selfie import Selfie, SelfieNetwork, TwoViewSelfie
+from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
 
 DEFAULT_FEATURES = "whole"
+Pretrained = Method | Encoder
 BATCH = 128
 
 
@@ -26,7 +34,7 @@ BATCH = 128
 class Network:
     """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate."""
 
-    module: Selfie | Classifier
+    module: Pretrained | AnyClassifier
     image_size: int
     features: str
 
@@ -35,43 +43,75 @@ class Network:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
         images = plain_view(pixels, self.image_size)
         module = self.module
-        if isinstance(module, Classifier):
+        if isinstance(module, AnyClassifier):
             return module.features(images).float()
         if self.features == "whole":
-            maps: Tensor = module.patch_network(images)  # [B, D, h, w]
-            return maps.mean(dim=(2, 3)).float()
+            return pooled_maps(module, images)
+        assert isinstance(module, SelfieNetwork)
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
 
 
-def build(derived: dict[str, Any]) -> Selfie | Classifier:
-    """A freshly initialized network of the shape that a run's config describes.
+def pooled_maps(module: Pretrained, images: Tensor) -> Tensor:
+    """The encoder over whole images, float [B, 3, s, s], averaged over space: float32 [B, D]."""
+    maps: Tensor = module.encoder(images)  # [B, D, h, w]
+    return maps.mean(dim=(2, 3)).float()
+
+
+def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
+    """A freshly initialized network of the shape that a run's config describes, as its weights are kept.
 
     Raises RunError if the description is incomplete.
     """
-    try:
+    with describing():
         if type(derived["image_size"]) is not int or derived["image_size"] < 1:
             raise ValueError(f"image_size {derived['image_size']!r}")
         if derived["method"] == "selfie":
-            return Selfie(backbone=derived["backbone"], **derived["selfie"])
+            return build_method(derived)
+        if derived["method"] in config.METHODS:
+            return Encoder(derived["backbone"], stem=derived["stem"])
         if not derived["classes"] or not all(isinstance(name, str) for name in derived["classes"]):
             raise ValueError("classes")
-        return Classifier(derived["backbone"], stem=derived["stem"], num_classes=len(derived["classes"]))
+        num_classes = len(derived["classes"])
+        if derived.get("arch") == "hybrid":
+            own = {"image_size": derived["image_size"], **derived["hybrid"]}
+            return Hybrid(derived["backbone"], num_classes=num_classes, **own)
+        return Classifier(derived["backbone"], stem=derived["stem"], num_classes=num_classes)
+
+
+def build_method(derived: dict[str, Any]) -> Method:
+    """A freshly initialized method with everything that trains it. Raises RunError as `build` does."""
+    with describing():
+        own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
+        if derived["method"] == "byol":
+            return Byol(stem=derived["stem"], **own)
+        if derived["method"] == "simclr":
+            return SimCLR(stem=derived["stem"], **own)
+        if own.pop("views") == 2:
+            return TwoViewSelfie(patch_size=derived["patch_size"], **own)
+        return Selfie(patch_size=derived["patch_size"], **own)
+
+
+@contextlib.contextmanager
+def describing() -> Iterator[None]:
+    """Whatever goes wrong in here is the fault of a config.json. Raises RunError."""
+    try:
+        yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise RunError(f"the run's config.json does not describe a network of selfie's: {error!r}") from None
 
 
 def choose_features(derived: dict[str, Any], features: str | None) -> str:
-    """Raises UsageError if a finetuned network is asked for a Selfie run's features."""
+    """Raises UsageError if the network has no such features."""
+    if features is not None and derived["method"] != "selfie":
+        raise UsageError("--features chooses among the vectors of a Selfie run; other networks have one kind")
     if derived["method"] == "finetune":
-        if features is not None:
-            raise UsageError("--features chooses among a Selfie run's vectors; a finetuned network has one kind")
         return "penultimate"
     return features or DEFAULT_FEATURES
 
 
-def load_module(run: Run) -> Selfie | Classifier:
+def load_module(run: Run) -> Pretrained | AnyClassifier:
     """The run's network with its weights. Raises WeightsError if they do not fit."""
     module = build(run.derived)
     weights, _ = load_weights(run.weights)
@@ -141,7 +181,7 @@ def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk,
 
 @torch.inference_mode()
 def class_scores(
-    module: Classifier, pixels: Tensor, image_size: int, device: torch.device, batch_size: int = BATCH
+    module: AnyClassifier, pixels: Tensor, image_size: int, device: torch.device, batch_size: int = BATCH
 ) -> Tensor:
     """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
     module.eval()
@@ -152,8 +192,8 @@ def class_scores(
     return torch.cat(parts)
 
 
-def save_classifier(run: Run, module: Classifier, shape: dict[str, Any]) -> None:
-    header = {key: shape[key] for key in ("method", "backbone", "stem", "image_size", "steps")}
+def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
+    header = {key: shape[key] for key in ("method", "arch", "backbone", "stem", "image_size", "steps")}
     save_weights(run.weights, module.state_dict(), header)
 
 

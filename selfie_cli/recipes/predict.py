@@ -14,7 +14,7 @@ from selfie_cli.config import PredictOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import json_line
-from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import Result, check_out, conclude, expand, line_writer, run_through
 from selfie_cli.talk import Talk
@@ -52,7 +52,7 @@ def predict(
     device, autocast, _ = prepare(options.device, options.precision)
     network = networks.load_network(run, features=None, device=device)
     module = network.module
-    assert isinstance(module, Classifier)
+    assert isinstance(module, AnyClassifier)
 
     def compute(pixels: Tensor) -> Tensor:
         with autocast():

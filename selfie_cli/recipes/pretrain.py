@@ -10,18 +10,24 @@ import torch
 from torch import nn
 
 from selfie_cli import config, runs
-from selfie_cli.config import PretrainOptions
+from selfie_cli.config import PretrainOptions, flag_of, recipe_values
+from selfie_cli.data.augment import plain_view
+from selfie_cli.data.duplicates import FILE_NAME, marks_of, save_marks
 from selfie_cli.data.sources import Source, fingerprint, open_unlabelled
 from selfie_cli.data.store import read_store, report_bad, storage_size
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
-from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.resnet import TORCHVISION, stem_for
+from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
+from selfie_cli.methods.method import Method
+from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
 from selfie_cli.training.machine import duration, micro_batch_for, num_cores, prepare, seconds_a_step
+from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_seed
 from selfie_cli.weights import save_weights
+
+WATCHED = 256  # images whose features are looked at for collapse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +62,11 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     derived = run.derived if run is not None else derive(options, source)
     talk.say(
-        f"{derived['method']}: {derived['backbone']} on {len(source):,} images at {derived['image_size']} px, "
-        f"patches of {derived['patch_size']} px, {device} in {precision}, batch {derived['batch_size']}, "
-        f"lr {options.lr:g}, seed {options.seed}"
+        f"{derived['method']}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
+        f"{derived['image_size']} px, {device} in {precision}, batch {derived['batch_size']}, {derived['optimizer']}, "
+        f"lr {derived['lr']:g}, seed {options.seed}"
     )
+    talk.say(", ".join(f"{name} {config.shown(value)}" for name, value in derived[derived["method"]].items()))
     store = read_store(
         source,
         size=storage_size(derived["image_size"]),
@@ -69,19 +76,31 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     )
 
     torch.manual_seed(step_seed(options.seed, 0))
-    method = networks.build(derived).to(device)
-    assert isinstance(method, Selfie)
-    optimizer = torch.optim.SGD(
-        method.parameters(), lr=options.lr, momentum=0.9, nesterov=True, weight_decay=options.weight_decay
-    )
+    method = networks.build_method(derived).to(device)
+    optimizer = make_optimizer(derived["optimizer"], method, lr=derived["lr"], weight_decay=derived["weight_decay"])
     order = SampleOrder(len(store), derived["batch_size"], options.seed)
 
     def batch_of(step: int) -> tuple[torch.Tensor, ...]:
         return (store.take(order.batch(step)),)
 
     def loss_of(module: nn.Module) -> LossOf:
-        assert isinstance(module, Selfie)
-        return lambda pixels: module.loss(module.augment(pixels))
+        assert isinstance(module, Method)
+        return lambda pixels: module.loss(*module.augment(pixels))
+
+    watched = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(device)
+    warned = False
+
+    def watch() -> dict[str, float]:
+        nonlocal warned
+        with torch.no_grad(), autocast():
+            vectors = networks.pooled_maps(method.eval(), plain_view(watched, derived["image_size"]))
+        method.train()
+        std, rank = feature_spread(vectors)
+        warning = collapse_warning(std, rank, vectors.shape[1])
+        if warning is not None and not warned:
+            talk.warn(warning)
+            warned = True
+        return {"feature_std": std, "effective_rank": rank}
 
     if run is None:
         batch = tuple(tensor.to(device) for tensor in batch_of(0))
@@ -108,6 +127,8 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             data={**data, "unreadable": len(store.bad)},
         )
         talk.say(f"run: {run.path}")
+    if not (run.path / FILE_NAME).is_file():
+        save_marks(run.path / FILE_NAME, marks_of(store.pixels))
     report_bad(store.bad, len(source), run.path / "bad_files.jsonl", talk)
 
     trained = train(
@@ -117,8 +138,8 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         batch_of,
         folder=run.path,
         total=derived["steps"],
-        lr=options.lr,
-        warmup=options.warmup_steps,
+        lr=derived["lr"],
+        warmup=derived["warmup_steps"],
         seed=options.seed,
         micro_batch=derived["micro_batch"],
         save_every=options.save_every,
@@ -126,17 +147,23 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         talk=talk,
         what="pretraining",
         resume_hint=f"selfie pretrain --resume {run.path}",
-        constants={"chance": method.chance},
+        after_step=method.after_step,
+        watch=watch,
     )
-    header = {key: derived[key] for key in ("method", "backbone", "stem", "image_size", "patch_size", "steps")}
-    save_weights(run.weights, method.state_dict(), header)
+    header = {
+        key: derived[key] for key in ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
+    }
+    save_weights(run.weights, method.export(), header)
     measured = {**dataclasses.asdict(trained), "device": str(device), "precision": precision}
     run.finish({**measured, "threads": torch.get_num_threads()})
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
 
 
 def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
-    """Everything that rebuilds the network, and the batch. Raises UsageError if sizes do not fit each other."""
+    """Everything that rebuilds the network, and how it is trained: what was asked, else what the recipe says.
+
+    Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
+    """
     image_size = options.image_size or suggested_size(source)
     patch_size = options.patch_size or (8 if image_size <= 64 else 32)
     if image_size % patch_size or image_size // patch_size < 2:
@@ -144,28 +171,37 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
             f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
             f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
         )
-    if not 0 < options.selfie.mask_ratio < 1:
-        raise UsageError(f"--mask-ratio {options.selfie.mask_ratio:g}: give a share between 0 and 1, such as 0.25")
-    asked = options.selfie
-    factorized = asked.positions == "row-column" or (asked.positions == "auto" and image_size // patch_size > 4)
+    values = recipe_values(options.method, options.recipe, image_size)
+    usual = values.pop("batch_size")
+    batch_size = options.batch_size or usual
+    if values.pop("lr_per_256_images", False):
+        values["lr"] *= batch_size / 256
+    if epochs := values.pop("warmup_epochs", None):
+        values["warmup_steps"] = round(epochs * len(source) / batch_size)
+    for owner in (options, options.selfie, options.byol):
+        for field in dataclasses.fields(owner):
+            asked = getattr(owner, field.name)
+            if not field.metadata.get("recipe") or asked is None:
+                continue
+            if field.name not in values:
+                raise UsageError(
+                    f"{flag_of(field.name)} has no meaning for --method {options.method} with --recipe "
+                    f"{options.recipe}: leave it out"
+                )
+            values[field.name] = asked
+    training = {name: values.pop(name) for name in ("optimizer", "lr", "weight_decay", "warmup_steps")}
+    if "positions" in values:
+        values["factorized_positions"] = values.pop("positions") == "row-column"
     return {
         "method": options.method,
+        "recipe": options.recipe,
         "backbone": options.backbone,
         "stem": stem_for(patch_size),
         "image_size": image_size,
         "patch_size": patch_size,
-        "batch_size": options.batch_size or (128 if image_size <= 64 else 512),
-        "selfie": {
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "mask_ratio": asked.mask_ratio,
-            "factorized_positions": factorized,
-            "encoder_positions": asked.encoder_positions,
-            "final_norm": asked.final_norm and options.backbone not in TORCHVISION,
-            "logit_scale": asked.logit_scale,
-            "flip": asked.flip,
-            "min_crop": asked.min_crop,
-        },
+        "batch_size": batch_size,
+        **training,
+        options.method: values,
     }
 
 

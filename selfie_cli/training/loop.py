@@ -88,13 +88,15 @@ def train(
     talk: Talk,
     what: str,
     resume_hint: str,
-    constants: dict[str, float] | None = None,
+    after_step: Callable[[float], None] = lambda done: None,
+    watch: Callable[[], dict[str, float]] = dict,
 ) -> Trained:
     """Train `module` in place up to step `total`, continuing from `folder`/state if there is one.
 
     `batch_of(step)` gives a tuple of CPU tensors of equal length; `loss_of(*batch)` takes them on the module's device
     and gives a scalar mean loss and detached scalars to log. A batch larger than `micro_batch` goes through in pieces
-    whose gradients are averaged. `constants` are written beside the measured values on each line of metrics.jsonl.
+    whose gradients are averaged. `after_step(share done)` follows each step of the optimizer; `watch()` looks at the
+    network some twenty times and gives values for the next line of metrics.jsonl.
 
     Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
     is on disk.
@@ -106,6 +108,7 @@ def train(
     begun = saved = logged = time.perf_counter()
     waited = waited_in_all = 0.0
     sums: dict[str, Tensor] = {}
+    watched: dict[str, float] = {}
     summed = num_images = 0
     device = next(module.parameters()).device
     module.train()
@@ -133,6 +136,9 @@ def train(
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
             optimizer.step()
             step += 1
+            after_step(step / total)
+            if step % max(1, total // 20) == 0:
+                watched = watch()
             summed += 1
             num_images += len(batch[0])
 
@@ -146,7 +152,7 @@ def train(
                     raise TrainingError(not_finite("the loss", step, states))
                 last = {
                     **means,
-                    **(constants or {}),
+                    **watched,
                     "lr": optimizer.param_groups[0]["lr"],
                     "images_per_second": summed * len(batch[0]) / (now - logged),
                     "data_wait": waited / (now - logged),
@@ -155,7 +161,7 @@ def train(
                 log.flush()
                 advance(step, note_of(last))
                 waited_in_all += waited
-                logged, waited, sums, summed = now, 0.0, {}, 0
+                logged, waited, sums, watched, summed = now, 0.0, {}, {}, 0
             if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise TrainingError(not_finite("a weight", step, states))
             if due:
@@ -183,7 +189,7 @@ def note_of(values: dict[str, float]) -> str:
     """The numbers that a user watches, on one line."""
     parts = [f"loss {values['loss']:.3f}"]
     if "pretext_accuracy" in values:
-        parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values.get('chance', 0):.1%})")
+        parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values['chance']:.1%})")
     parts.append(f"{values['images_per_second']:,.0f} images/s")
     parts.append(f"data wait {values['data_wait']:.0%}")
     return ", ".join(parts)

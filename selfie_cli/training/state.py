@@ -68,6 +68,7 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        # The parameter's own memory layout, so that resumed arithmetic goes through the same kernels.
-        buffer = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
-        optimizer.state[parameter][name] = buffer.copy_(value)
+        if name != "step":  # AdamW's count of steps is a float32 scalar on the CPU, wherever the parameter is
+            # The parameter's own memory layout, so that resumed arithmetic goes through the same kernels.
+            value = torch.empty_like(parameter).copy_(value)
+        optimizer.state[parameter][name] = value

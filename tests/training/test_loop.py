@@ -77,12 +77,25 @@ def toy(tmp_path):
     return Toy(tmp_path)
 
 
+def test_what_follows_a_step_and_what_watches(toy):
+    done, looked = [], []
+
+    def watch():
+        looked.append(len(done))
+        return {"seen": float(len(done))}
+
+    toy.train(after_step=done.append, watch=watch, save_every=0)
+    assert done == [step / 60 for step in range(1, 61)]
+    assert looked == list(range(3, 61, 3))
+    for line in lines(toy.folder):
+        assert line.get("seen") == (line["step"] if line["step"] % 3 == 0 else None)
+
+
 def test_the_loss_falls(toy):
-    trained = toy.train(constants={"chance": 0.5}, save_every=0)
+    trained = toy.train(save_every=0)
     found = lines(toy.folder)
     assert [line["step"] for line in found] == list(range(1, 61))
     assert found[-1]["loss"] < 1e-3 * found[0]["loss"]
-    assert all(line["chance"] == 0.5 for line in found)
     assert all(line["double"] == pytest.approx(2 * line["loss"]) for line in found)
     assert trained.step == 60
     assert trained.last["loss"] == found[-1]["loss"]

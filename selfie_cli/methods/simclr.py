@@ -1,0 +1,73 @@
+"""SimCLR (Chen et al. 2020, "A simple framework for contrastive learning of visual representations", arXiv 2002.05709).
+
+    B  images      D  width of the projection      S, s  stored and network's side
+
+Two views of each image. Every view must find its partner among all other views of the batch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfie_cli.data.views import random_view
+from selfie_cli.methods.method import Method
+from selfie_cli.models.encoder import mlp
+from selfie_cli.models.resnet import Stem, resnet
+
+
+class SimCLR(Method):
+    """The encoder, the projector, and the contrastive loss NT-Xent that trains them.
+
+    The batch is part of the task: with micro-batches, a view's negatives are those of its own piece. If `blur` is 1,
+    half of the views are blurred. `jitter` is BYOL's: 1 stands for the paper's at strength 0.5, except that the
+    saturation then varies by .2, not .4.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        image_size: int,
+        stem: Stem,
+        hidden: int,
+        width: int,
+        temperature: float,
+        min_crop: float,
+        jitter: float,
+        blur: float,
+    ) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.temperature = temperature
+        self.min_crop = min_crop
+        self.jitter = jitter
+        self.blur = blur
+        self.encoder = resnet(backbone, stem=stem, num_stages=4)
+        self.projector = mlp(self.encoder.num_features, hidden, width)
+
+    def augment(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each. Draws come from torch's default generator."""
+        size, area, jitter, blur = self.image_size, self.min_crop, self.jitter, 0.5 * self.blur
+        first, _ = random_view(pixels, size, min_area=area, jitter=jitter, blur=blur)
+        second, _ = random_view(pixels, size, min_area=area, jitter=jitter, blur=blur)
+        return first, second
+
+    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """NT-Xent (section 2.1): cross entropy of each view's partner among the 2 B - 1 other views, its mean.
+
+        Takes two views of the same images, float [B, 3, s, s], in the same order. Logs the share of the views whose
+        partner scores highest and `chance`, that share for a guess.
+        """
+        maps: Tensor = self.encoder(torch.cat(views))  # [2B, F, h, w]
+        z = self.projector(maps.mean(dim=(2, 3)))  # [2B, D]
+        with torch.autocast(z.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
+            z = F.normalize(z.float(), dim=1)
+            scores = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)  # [2B, 2B]
+        partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+        loss = F.cross_entropy(scores, partner)
+        accuracy = (scores.detach().argmax(dim=1) == partner).float().mean()
+        return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, 1 / (len(z) - 1))}
+
+    def export(self) -> dict[str, Tensor]:
+        """The encoder alone, as `models.encoder.Encoder` takes it."""
+        return {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}

@@ -1,0 +1,25 @@
+"""The network that BYOL and SimCLR pretrain, and the head that they train it behind."""
+
+from torch import Tensor, nn
+
+from selfie_cli.models.resnet import Stem, resnet
+
+
+class Encoder(nn.Module):
+    """Four stages on whole images and average pooling: what is kept of a BYOL or SimCLR run."""
+
+    def __init__(self, backbone: str, *, stem: Stem) -> None:
+        super().__init__()
+        self.encoder = resnet(backbone, stem=stem, num_stages=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""
+        maps: Tensor = self.encoder(images)  # [B, F, h, w]
+        return maps.mean(dim=(2, 3))
+
+
+def mlp(width_in: int, hidden: int, width: int) -> nn.Sequential:
+    """The two layers of a projector or predictor: [B, width_in] -> [B, width]. The second one has no bias."""
+    return nn.Sequential(
+        nn.Linear(width_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, width, bias=False)
+    )

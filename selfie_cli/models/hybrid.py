@@ -1,0 +1,70 @@
+"""Convolution below, attention above: the paper's own way to finetune (Trinh, Luong, Le 2019, section 3.2).
+
+B  images      N  patches an image      D  width of the third stage      C  classes      S  image side in pixels
+"""
+
+from torch import Tensor, nn
+
+from selfie_cli.models.attention import AttentionPooling, Positions
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.patches import encode
+from selfie_cli.models.resnet import ResNet, resnet, stem_for
+
+
+class Hybrid(nn.Module):
+    """The patch network P, attention pooling A in place of a fourth stage, and one linear layer.
+
+    Up to `features` this is what Selfie pretrains, with every patch visible.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        image_size: int,
+        patch_size: int,
+        factorized_positions: bool,
+        encoder_positions: bool,
+        final_norm: bool,
+        apart: bool,
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.encoder_positions = encoder_positions
+        self.apart = apart
+        self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=final_norm)
+        width = self.patch_network.num_features
+        self.attention_pooling = AttentionPooling(width)
+        self.positions = Positions(image_size // patch_size, width, factorized=factorized_positions)
+        self.head = nn.Linear(width, num_classes)
+
+    @property
+    def encoder(self) -> ResNet:
+        return self.patch_network
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> attention-pooled features [B, D]."""
+        h = encode(self.patch_network, images, self.patch_size, apart=self.apart)  # [B, N, D]
+        pooled: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
+        return pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> logits [B, C]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def take_over(self, pretrained: dict[str, Tensor]) -> None:
+        """Start P, A and the positions from a Selfie's state; the rest stays as it was drawn, and what only
+        pretraining needs is left out.
+
+        Raises RuntimeError if a tensor is missing or of another shape.
+        """
+        names = self.state_dict().keys()
+        own = {name: tensor for name, tensor in pretrained.items() if name in names}
+        missing, _ = self.load_state_dict(own, strict=False)
+        if left_out := [name for name in missing if not name.startswith("head.")]:
+            raise RuntimeError(f"weights do not fit: missing {left_out[:3]}")
+
+
+AnyClassifier = Classifier | Hybrid

@@ -1,0 +1,380 @@
+"""What finetune and curve share: labelled images, arms, and training one network after another, each a run of its own.
+
+An arm is one way to initialize a network; a cell is one network of an arm: a share of the labels and a seed.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from selfie_cli import config, runs
+from selfie_cli.config import LabelOptions
+from selfie_cli.data import splits
+from selfie_cli.data.augment import plain_view, training_view
+from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.sources import fingerprint
+from selfie_cli.data.splits import Labels
+from selfie_cli.data.store import BadFile, read_store, storage_size
+from selfie_cli.errors import RunError, UsageError, WeightsError
+from selfie_cli.evaluation.metrics import topk_accuracy
+from selfie_cli.files import read_json, write_json, write_json_lines
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.models.resnet import stem_for
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.comparison import Accuracies, Curve, Finetuned
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+from selfie_cli.training.loop import LossOf, train
+from selfie_cli.training.machine import Autocast, duration, micro_batch_for, num_cores, seconds_a_step
+from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
+
+SUPERVISED = "supervised"
+SIZES = ("batch_size", "micro_batch", "steps")
+
+AnyLabels = TypeVar("AnyLabels", bound=LabelOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """`shape` describes the network as a run's config does; `state` is what it starts from, None for from scratch."""
+
+    name: str
+    shape: dict[str, Any]
+    state: dict[str, Tensor] | None
+
+    def make(self) -> AnyClassifier:
+        module = networks.build(self.shape)
+        assert isinstance(module, AnyClassifier)
+        return module
+
+    def for_classes(self, classes: list[str]) -> "Arm":
+        return dataclasses.replace(self, shape={**self.shape, "classes": classes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Decoded images and their labels. pixels: uint8 [N, S, S, 3]; labels: int64 [N]; names: N."""
+
+    pixels: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A labelled data set, decoded. `record` is what a run's config keeps of it."""
+
+    name: str
+    classes: list[str]
+    train: Part
+    test: Part
+    record: dict[str, Any]
+    bad: list[BadFile]
+    num_images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A share of the labels: for each seed, which images of the training part, int64 [M], sorted."""
+
+    fraction: float
+    subsets: dict[int, Labels]
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.subsets)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.subsets[self.seeds[0]])
+
+    def cell(self, arm: Arm, seed: int) -> str:
+        return f"{arm.name}-f{self.fraction:g}-s{seed}"
+
+
+def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
+    """The run that --resume names and its options, or none and `options` themselves."""
+    run = None
+    if options.resume:
+        run = runs.open_to_resume(options.resume, verb)
+        options = config.resumed(options, run.config["asked"])
+    if options.dataset is None:
+        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+    return run, options
+
+
+def learning_rates(text: str) -> list[float]:
+    """'0.1' or '0.03,0.1,0.3'. Raises UsageError for anything else."""
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise UsageError(f"--lr {text!r}: expected a positive number, or several like 0.03,0.1,0.3")
+    return rates
+
+
+def load_pretrained(run: Run, options: LabelOptions) -> networks.Pretrained | AnyClassifier:
+    """The run's network, whose backbone and image size rule; an option that says otherwise is refused."""
+    for name, asked in (("backbone", options.backbone), ("image-size", options.image_size)):
+        there = run.derived.get(name.replace("-", "_"))
+        if asked is not None and asked != there:
+            raise UsageError(f"--{name} {asked} conflicts with {run.path}, which has {there}: leave it out")
+    return networks.load_module(run)
+
+
+def choose_out(options: LabelOptions, verb: str, name: str, sources: list[Run]) -> Path:
+    """The folder of a new run. Raises RunError or UsageError if it is not free."""
+    out = Path(options.out) if options.out else runs.default_folder(verb, name)
+    if any(out.resolve() == source.path.resolve() for source in sources):
+        raise UsageError(f"--out {out} is a run that --from names: choose another folder")
+    runs.check_free(out, overwrite=options.overwrite)
+    return out
+
+
+def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str, Any]) -> None:
+    """Write what was found; the network of `cell` becomes the run's own, for predict and embed."""
+    networks.copy_weights(runs.open_run(run.path / "cells" / cell), run)
+    write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
+    run.finish({**measured, "threads": torch.get_num_threads()})
+
+
+def from_path(source: Run | None) -> str:
+    """What --from would have to be to mean this run again."""
+    if source is None:
+        return "none"
+    return "bundled" if source.path == runs.bundled_folder() else str(source.path.resolve())
+
+
+def network_shape(options: LabelOptions, source: Run | None) -> dict[str, Any]:
+    """The networks to train, but for their classes: the pretrained run's, or what was asked."""
+    there = source.derived if source is not None else {}
+    image_size = int(there.get("image_size") or options.image_size or 32)
+    return {
+        "method": "finetune",
+        "arch": "resnet",
+        "pretraining": there.get("method", "none"),
+        "backbone": there.get("backbone") or options.backbone or "resnetv2_50",
+        "stem": there.get("stem") or stem_for(8 if image_size <= 64 else 32),
+        "image_size": image_size,
+    }
+
+
+def read_data(options: LabelOptions, image_size: int, run: Run | None, talk: Talk) -> Data:
+    """Both parts of --dataset, decoded. Raises RunError if they are not what `run` was started with."""
+    assert options.dataset is not None
+    found = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    talk.say(found.split_note)
+    marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
+    if run is not None and run.config["data"].get("fingerprints") != marks:
+        raise RunError(f"the images have changed since {run.path} was started: start a new run")
+    train_part, bad = read_part(found.train, size=storage_size(image_size), options=options, talk=talk)
+    test_part, bad_test = read_part(found.test, size=storage_size(image_size), options=options, talk=talk)
+    bad = bad + bad_test
+    return Data(
+        name=found.name,
+        classes=found.train.classes,
+        train=train_part,
+        test=test_part,
+        record={"fingerprints": marks, "unreadable": len(bad), "split": found.split_note},
+        bad=bad,
+        num_images=len(found.train.source) + len(found.test.source),
+    )
+
+
+def read_part(part: Labelled, *, size: int, options: LabelOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
+    store = read_store(
+        part.source, size=size, workers=options.workers or num_cores(), max_bad=options.max_bad, talk=talk
+    )
+    names = part.source.names
+    labels = torch.from_numpy(part.labels[store.kept])
+    return Part(pixels=store.pixels, labels=labels, names=[names[i] for i in store.kept]), store.bad
+
+
+def take(part: Part, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Part:
+    rows = torch.from_numpy(indices)
+    return Part(
+        pixels=part.pixels.index_select(0, rows), labels=part.labels[rows], names=[part.names[i] for i in indices]
+    )
+
+
+def take_share(data: Data, fraction: float, seeds: range, num_rates: int) -> Share:
+    """A subset for each seed. Raises UsageError if it leaves nothing to choose among `num_rates` with."""
+    labels = data.train.labels.numpy()
+    share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
+    if num_rates > 1 and share.num_labels <= len(data.classes):
+        raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
+    return share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Trains one network after another, all with the same batch, schedule and augmentation."""
+
+    options: LabelOptions
+    image_size: int
+    device: torch.device
+    autocast: Autocast
+    talk: Talk
+
+    @property
+    def batch_size(self) -> int:
+        return self.options.batch_size or (128 if self.image_size <= 64 else 512)
+
+    def loss_of(self, module: nn.Module) -> LossOf:
+        def loss(pixels: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            images = training_view(pixels, self.image_size, flip=True, min_crop=self.options.min_crop)
+            logits = module(images).float()
+            accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+            return nn.functional.cross_entropy(logits, labels), {"train_accuracy": accuracy}
+
+        return loss
+
+    def plan(self, arms: list[Arm], part: Part, shares: list[Share], num_rates: int) -> tuple[int, list[int]]:
+        """A micro-batch that all arms have room for, and the steps for each share; says how long it will take.
+
+        Speeds come from a trial on a few batches. A budget is for all networks of all shares together.
+        """
+        size, searched = self.batch_size, num_rates if num_rates > 1 else 0
+        order = SampleOrder(len(part.labels), size, 0).batch(0)
+        batch = (part.pixels.index_select(0, order).to(self.device), part.labels[order].to(self.device))
+        few = (batch[0][:4], batch[1][:4])
+        kinds = [repr({**arm.shape, "pretraining": None}) for arm in arms]  # arms of one kind are equally fast
+        modules = {kind: arm.make().to(self.device) for kind, arm in zip(kinds, arms, strict=True)}
+        with self.autocast():
+            micro = self.options.micro_batch or min(
+                micro_batch_for(module, self.loss_of(module), few, size, self.device) for module in modules.values()
+            )
+            seconds = {kind: seconds_a_step(module, self.loss_of, batch, micro) for kind, module in modules.items()}
+        of_all_arms = sum(seconds[kind] for kind in kinds)
+        an_arm = [len(share.seeds) + searched for share in shares]
+        steps, whole = [], 0.0
+        for share, count in zip(shares, an_arm, strict=True):
+            steps.append(
+                num_steps(
+                    steps=self.options.steps,
+                    epochs=self.options.epochs,
+                    budget=self.options.budget,
+                    num_images=share.num_labels,
+                    batch_size=size,
+                    step_seconds=of_all_arms * sum(an_arm),
+                )
+            )
+            each, count = steps[-1] * of_all_arms / len(arms), count * len(arms)
+            whole += each * count
+            self.talk.say(
+                f"{share.fraction * 100:.3g} % of the labels: {count} networks of {steps[-1]:,} steps "
+                f"({steps[-1] * size / share.num_labels:.0f} epochs) at {size * len(arms) / of_all_arms:,.0f} "
+                f"images/s: about {duration(each)} each, {duration(each * count)} in all"
+            )
+        if len(shares) > 1:
+            self.talk.say(f"the whole curve: about {duration(whole)}")
+        return micro, steps
+
+    def share(
+        self,
+        run: Run,
+        arms: list[Arm],
+        data: Data,
+        share: Share,
+        sizes: dict[str, int],
+        rates: list[float],
+        *,
+        searched: str = "search",
+    ) -> Accuracies:
+        """All cells of a share: each arm's rate is chosen on held-out labels of the first seed, never on test images.
+
+        The lists of labels are written first. `searched` begins the names of the cells that try a rate.
+        """
+        percent = f"{share.fraction * 100:.3g} %"
+        for seed, subset in share.subsets.items():
+            names = [{"path": data.train.names[i], "class": data.classes[data.train.labels[i]]} for i in subset]
+            write_json_lines(run.path / f"labels-f{share.fraction:g}-s{seed}.jsonl", names)
+        chosen = {arm.name: rates[0] for arm in arms}
+        if len(rates) > 1:
+            seed = share.seeds[0]
+            first = take(data.train, share.subsets[seed])
+            kept, held = (
+                take(first, each) for each in splits.hold_out(first.labels.numpy(), splits.HELD_OUT_SHARE, seed)
+            )
+            for arm in arms:
+                cells = {lr: f"{searched}-{arm.name}-lr{lr:g}" for lr in rates}
+                scores = {lr: self.cell(run, name, arm, sizes, lr, seed, kept, held) for lr, name in cells.items()}
+                chosen[arm.name] = max(scores, key=lambda lr: scores[lr])
+                tried = ", ".join(f"{lr:g}: {score:.1%}" for lr, score in scores.items())
+                self.talk.say(f"{percent}, {arm.name}: learning rate {chosen[arm.name]:g} (on held-out labels {tried})")
+        found: Accuracies = {arm.name: (chosen[arm.name], []) for arm in arms}
+        for seed in share.seeds:
+            labelled = take(data.train, share.subsets[seed])
+            for arm in arms:
+                name, lr = share.cell(arm, seed), chosen[arm.name]
+                found[arm.name][1].append(self.cell(run, name, arm, sizes, lr, seed, labelled, data.test))
+                self.talk.say(f"{percent}, seed {seed}, {arm.name}: {found[arm.name][1][-1]:.1%}")
+        return found
+
+    def cell(
+        self, run: Run, name: str, arm: Arm, sizes: dict[str, int], lr: float, seed: int, labelled: Part, test: Part
+    ) -> float:
+        """Train one network, or continue or look up an earlier attempt; returns its accuracy on `test`, 0..1.
+
+        `sizes` are the batch size, the micro-batch and the number of steps.
+        """
+        folder = run.path / "cells" / name
+        if (folder / "results.json").is_file():
+            accuracy = float(read_json(folder / "results.json")["accuracy"])
+            cell = runs.open_run(folder)
+            if not cell.finished:  # killed between the two
+                cell.finish({"accuracy": accuracy})
+            return accuracy
+        asked = {"cell": name, "lr": lr, "seed": seed}
+        if (folder / "config.json").is_file():
+            cell = runs.open_to_resume(str(folder), "finetune-cell")
+        else:
+            cell = runs.create(folder, verb="finetune-cell", asked=asked, derived={**arm.shape, **sizes})
+        torch.manual_seed(step_seed(seed, 0))
+        module = arm.make().to(self.device)
+        if arm.state is not None:
+            try:
+                module.take_over(arm.state)
+            except RuntimeError as error:
+                raise WeightsError(str(error)) from None
+            networks.estimate_batch_norm(
+                module, lambda pixels: module(plain_view(pixels, self.image_size)), labelled.pixels
+            )
+        order = SampleOrder(len(labelled.labels), sizes["batch_size"], seed)
+
+        def batch_of(step: int) -> tuple[Tensor, ...]:
+            indices = order.batch(step)
+            return labelled.pixels.index_select(0, indices), labelled.labels[indices]
+
+        train(
+            module,
+            torch.optim.SGD(
+                module.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=self.options.weight_decay
+            ),
+            self.loss_of(module),
+            batch_of,
+            folder=folder,
+            total=sizes["steps"],
+            lr=lr,
+            warmup=self.options.warmup_steps,
+            seed=seed,
+            micro_batch=sizes["micro_batch"],
+            save_every=self.options.save_every,
+            autocast=self.autocast,
+            talk=self.talk,
+            what=name,
+            resume_hint=f"selfie {run.verb} --resume {run.path}",
+        )
+        scores = networks.class_scores(module, test.pixels, self.image_size, self.device)
+        accuracy = topk_accuracy(scores, test.labels)
+        networks.save_classifier(cell, module, {**arm.shape, **sizes})
+        write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
+        cell.finish({"accuracy": accuracy})
+        return accuracy

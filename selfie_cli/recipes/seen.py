@@ -1,0 +1,54 @@
+"""Test images that a network has seen in pretraining: told, listed, and left out if asked."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfie_cli.data.duplicates import FILE_NAME, find_seen, load_marks, marks_of
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+
+
+def look_for_seen(
+    sources: Iterable[Run], pixels: Tensor, names: list[str], *, exclude: bool, talk: Talk
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Compare test images with those that runs were pretrained on.
+
+    Args:
+        sources: the runs; one without marks (the bundled network, a finetuned one) cannot be judged, which is said.
+        pixels: uint8 [M, S, S, 3], stored as for the runs' own images; names: M.
+
+    Returns:
+        The rows to go on with, int64 [M'], ascending: all, or with `exclude` those that no run has seen. And a record
+        for each image and run that has seen it.
+    """
+    records: list[dict[str, Any]] = []
+    keep = np.ones(len(names), dtype=np.bool_)
+    for source in sources:
+        where = source.path.name
+        if not (source.path / FILE_NAME).is_file():
+            talk.say(f"{where} keeps no marks of its images: test images among them would not be noticed")
+            continue
+        found = find_seen(marks_of(pixels), load_marks(source.path / FILE_NAME))
+        near, copies = int(found.near.sum()), int(found.exact.sum())
+        if near:
+            talk.warn(
+                f"{near:,} of {len(names):,} test images ({near / len(names):.1%}) were seen when {where} was "
+                f"pretrained: {copies:,} copies, {near - copies:,} near-duplicates"
+                + (", left out" if exclude else "; --exclude-seen leaves them out")
+            )
+        records += [
+            {
+                "path": names[i],
+                "run": where,
+                "kind": "copy" if found.exact[i] else "near-duplicate",
+                "bits": int(found.distance[i]),
+            }
+            for i in np.flatnonzero(found.near)
+        ]
+        if exclude:
+            keep &= ~found.near
+    return torch.from_numpy(np.flatnonzero(keep)), records

@@ -1,0 +1,307 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.functional import resized_crop
+
+from selfie_cli.data.augment import MEAN, STD, crop, random_boxes
+from selfie_cli.data.views import RGB_TO_YIQ, YIQ_TO_RGB, colour_matrices, gaussian_blur, random_view
+
+GREY = (0.299, 0.587, 0.114)
+
+
+def noise(num_images, side, seed=0):
+    """uint8 [B, S, S, 3]"""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def shade(view):
+    """A view's colours, 0..1 again: float32 [B, 3, s, s]."""
+    return view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+
+
+def seen(boxes, pixels, size):
+    """The crops before anything is done to their colours."""
+    return crop(pixels.permute(0, 3, 1, 2).float() / 255, boxes, size)
+
+
+# Colours once more: one image and one operation after the other, in double precision.
+
+
+def brightness(rgb):
+    return GREY[0] * rgb[0] + GREY[1] * rgb[1] + GREY[2] * rgb[2]
+
+
+def turned(rgb, angle):
+    """Hue: the colour's two coordinates beside its brightness are turned about it."""
+    y, i, q = np.einsum("ij,jhw->ihw", RGB_TO_YIQ.double().numpy(), rgb)
+    i, q = i * math.cos(angle) - q * math.sin(angle), i * math.sin(angle) + q * math.cos(angle)
+    return np.linalg.solve(RGB_TO_YIQ.double().numpy(), np.stack([y, i, q]).reshape(3, -1)).reshape(rgb.shape)
+
+
+def naive_colours(rgb, factors, angle, order, *, jittered, grey):
+    if jittered:
+        for chosen in order:
+            if chosen == 0:
+                rgb = rgb * factors[0]
+            elif chosen == 1:
+                rgb = factors[1] * rgb + (1 - factors[1]) * brightness(rgb).mean()
+            elif chosen == 2:
+                rgb = factors[2] * rgb + (1 - factors[2]) * brightness(rgb)
+            else:
+                rgb = turned(rgb, angle)
+    if grey:
+        rgb = np.stack([brightness(rgb)] * 3)
+    return rgb.clip(0, 1)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0, 2.0])
+def test_colours_agree_with_one_operation_after_the_other(jitter):
+    pixels = noise(40, 12)
+    torch.manual_seed(1)
+    view, boxes = random_view(pixels, 8, min_area=0.3, jitter=jitter)
+
+    torch.manual_seed(1)
+    assert random_boxes(40, min_area=0.3).equal(boxes)
+    spread = 2 * torch.rand(40, 3) - 1
+    factors = 1 + jitter * spread * torch.tensor([0.4, 0.4, 0.2])
+    angles = (2 * torch.rand(40) - 1) * jitter * 0.1 * 2 * math.pi
+    orders = torch.rand(40, 4).argsort(dim=1)
+    jittered, grey = torch.rand(40) < 0.8, torch.rand(40) < 0.2
+    assert 0 < jittered.sum() < 40 > grey.sum() > 0  # some of each
+    for image, rgb in enumerate(seen(boxes, pixels, 8)):
+        expected = naive_colours(
+            rgb.double().numpy(), factors[image].tolist(), angles[image].item(), orders[image].tolist(),
+            jittered=bool(jittered[image]), grey=bool(grey[image]),
+        )  # fmt: skip
+        np.testing.assert_allclose(shade(view)[image].numpy(), expected, atol=1e-5)
+
+
+def test_jitter_changes_all_that_it_should():
+    """With one image many times, the draws alone differ: each of the four operations is seen in the matrices."""
+    torch.manual_seed(0)
+    means = torch.tensor([0.2, 0.5, 0.6]).expand(4000, 3)
+    matrices = colour_matrices(means, jitter=1.0, grayscale=0.2).double()
+    grey = torch.tensor(GREY, dtype=torch.double)
+    m, offset = matrices[:, :, :3], matrices[:, :, 3]
+    untouched = (m - torch.eye(3)).abs().amax(dim=(1, 2)) < 1e-6
+    colourless = (m - m[:, :1]).abs().amax(dim=(1, 2)) < 1e-6  # red, green and blue come out alike
+    assert untouched.double().mean().item() == pytest.approx(0.2 * 0.8, abs=0.03)
+    assert colourless.double().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert offset[untouched].abs().max() == 0
+
+    scale = (m[~colourless] @ torch.ones(3, dtype=torch.double)).mean(dim=1)  # of a grey: brightness x contrast
+    assert 0.36 <= scale.min() < 0.45
+    assert 1.8 < scale.max() <= 1.96
+    # The mean's brightness is changed by the factor of brightness alone, whatever the order.
+    lit = (torch.einsum("bij,bj->bi", m, means.double()) + offset) @ grey / (means[0].double() @ grey)
+    assert 0.6 - 1e-5 <= lit.min() < 0.62
+    assert 1.38 < lit.max() <= 1.4 + 1e-5
+    # What is left of colour: a turn by up to a tenth of the circle, and a stretch by contrast, saturation, brightness.
+    yiq = RGB_TO_YIQ.double() @ m[~colourless] @ torch.linalg.inv(RGB_TO_YIQ.double())
+    angle = torch.atan2(yiq[:, 2, 1], yiq[:, 1, 1])
+    assert angle.abs().max().item() == pytest.approx(0.1 * 2 * math.pi, abs=0.01)
+    assert angle.mean().item() == pytest.approx(0, abs=0.03)
+    stretch = torch.hypot(yiq[:, 1, 1], yiq[:, 2, 1]) / scale
+    assert 0.8 - 1e-5 <= stretch.min() < 0.82
+    assert 1.18 < stretch.max() <= 1.2 + 1e-5
+
+
+def test_turning_the_hue_leaves_brightness_and_grey():
+    torch.testing.assert_close(RGB_TO_YIQ[0], torch.tensor(GREY))
+    torch.testing.assert_close(RGB_TO_YIQ @ YIQ_TO_RGB, torch.eye(3), atol=1e-6, rtol=0)
+    rgb = np.random.default_rng(0).random((3, 4, 4))
+    for angle in (0.3, -2.0, math.pi):
+        np.testing.assert_allclose(brightness(turned(rgb, angle)), brightness(rgb), atol=1e-6)
+        np.testing.assert_allclose(turned(np.full((3, 1, 1), 0.4), angle), 0.4, atol=1e-3)
+    np.testing.assert_allclose(turned(turned(rgb, 1.1), -1.1), rgb, atol=1e-9)
+
+
+def test_without_jitter_only_the_grey_ones_change():
+    pixels = noise(300, 8)
+    torch.manual_seed(0)
+    view, boxes = random_view(pixels, 8, min_area=0.5, jitter=0.0)
+    before, after = seen(boxes, pixels, 8), shade(view)
+    grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
+    torch.testing.assert_close(after[~grey], before[~grey], atol=1e-5, rtol=0)
+    expected = torch.einsum("c,bchw->bhw", torch.tensor(GREY), before[grey])
+    torch.testing.assert_close(after[grey][:, 0], expected, atol=1e-5, rtol=0)
+    assert 0 < int(grey.sum()) < 300
+
+
+def five_sigma(share, num_images):
+    return 5 * math.sqrt(share * (1 - share) / num_images)
+
+
+def test_shares_of_images():
+    n = 4000
+    pixels = noise(1, 4).expand(n, 4, 4, 3)
+    torch.manual_seed(0)
+    view, boxes = random_view(pixels, 4, min_area=1.0, jitter=1.0, grayscale=0.2)
+    before, after = seen(boxes, pixels, 4), shade(view)
+    grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert grey.float().mean().item() == pytest.approx(0.2, abs=five_sigma(0.2, n))
+    changed = (after - before)[~grey].abs().amax(dim=(1, 2, 3)) > 1e-5
+    assert changed.float().mean().item() == pytest.approx(0.8, abs=five_sigma(0.8, len(changed)))
+    assert (boxes[:, 2] < 0).float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, n))
+
+    view, boxes = random_view(pixels, 4, min_area=1.0, jitter=0.0, grayscale=0.0, blur=0.3)
+    sharp = (shade(view) - seen(boxes, pixels, 4)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    # Below a sigma of .2 px, one in nineteen, next to nothing happens.
+    assert 1 - sharp.float().mean().item() == pytest.approx(0.3 * 18 / 19, abs=five_sigma(0.3, n))
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_box_is_sampled_bilinearly(mirror):
+    """Against a loop over its pixels; half a pixel beyond the image, it is mirrored at its edge."""
+    side, size = 9, 7
+    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.1, -0.2, 0.5, 0.6], [0.4, 0.3, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0], [-0.5, 0.5, 0.3, 0.25]])
+    if mirror:
+        boxes[:, 2] *= -1
+    crops = crop(images, boxes, size)
+    for image, box, result in zip(images, boxes.tolist(), crops, strict=True):
+        for row in range(size):
+            for column in range(size):
+                # From the box's own -1..1 (pixels' centres) to the image's, and to places of its pixels.
+                x = box[0] + box[2] * ((2 * column + 1) / size - 1)
+                y = box[1] + box[3] * ((2 * row + 1) / size - 1)
+                left, top = (x + 1) / 2 * side - 0.5, (y + 1) / 2 * side - 0.5
+                expected = sum(
+                    (1 - abs(left - i))
+                    * (1 - abs(top - j))
+                    * image[:, min(max(j, 0), side - 1), min(max(i, 0), side - 1)]
+                    for i in (math.floor(left), math.floor(left) + 1)
+                    for j in (math.floor(top), math.floor(top) + 1)
+                )
+                torch.testing.assert_close(result[:, row, column], expected, atol=1e-5, rtol=0)
+
+
+def test_a_box_on_whole_pixels_is_torchvisions_resized_crop():
+    """On ramps, where it does not matter that torchvision sees nothing beyond the box's own edge."""
+    ramp = torch.arange(20.0) / 20
+    image = torch.stack([ramp.expand(20, 20), ramp[:, None].expand(20, 20), (ramp + ramp[:, None]) / 2])[None]
+    for top, left, height, width in [(2, 5, 8, 12), (0, 0, 20, 20), (10, 7, 4, 4)]:
+        box = torch.tensor([[(2 * left + width) / 20 - 1, (2 * top + height) / 20 - 1, width / 20, height / 20]])
+        expected = resized_crop(image, top, left, height, width, [16, 16], antialias=False)
+        edge = 4  # behind the outermost pixels' centres, torchvision repeats them
+        inner = (slice(None), slice(None), slice(edge, -edge), slice(edge, -edge))
+        torch.testing.assert_close(crop(image, box, 16)[inner], expected[inner], atol=1e-5, rtol=0)
+        box[:, 2] *= -1
+        torch.testing.assert_close(crop(image, box, 16).flip(3)[inner], expected[inner], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("min_area", "max_area"), [(0.08, 1.0), (0.3, 1.0), (0.05, 0.2)])
+def test_boxes_have_the_area_and_lie_inside(min_area, max_area):
+    torch.manual_seed(0)
+    x, y, width, height = random_boxes(4000, min_area=min_area, max_area=max_area).unbind(dim=1)
+    mirrored, width = width < 0, width.abs()
+    assert (x.abs() + width).max() <= 1 + 1e-6
+    assert (y.abs() + height).max() <= 1 + 1e-6
+    area, aspect = width * height, width / height
+    room = max_area - min_area
+    assert min_area - 1e-6 <= area.min() < min_area + 0.01 * room
+    assert max_area - 0.01 * room < area.max() <= max_area + 1e-6
+    assert area.mean().item() == pytest.approx((min_area + max_area) / 2, abs=0.02)
+    assert 3 / 4 - 1e-5 <= aspect.min() < 0.77
+    assert 1.3 < aspect.max() <= 4 / 3 + 1e-5
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, 4000))
+    assert (random_boxes(100, min_area=min_area, flip=False)[:, 2] > 0).all()
+
+
+def test_the_view_shows_the_box_that_is_returned():
+    """Red is the column, green the row. A mirrored box has a negative half width."""
+    ramp = torch.arange(256, dtype=torch.uint8)
+    image = torch.stack([ramp.expand(256, 256), ramp[:, None].expand(256, 256), torch.zeros(256, 256)], dim=2)
+    torch.manual_seed(0)
+    view, boxes = random_view(
+        image.to(torch.uint8).expand(50, 256, 256, 3), 32, min_area=0.2, jitter=0.0, grayscale=0.0
+    )
+    place = shade(view)[:, :2, 15:17, 15:17].mean(dim=(2, 3)) * 255 + 0.5  # in pixels from the left and the top
+    torch.testing.assert_close(place, 128 * (boxes[:, :2] + 1), atol=0.02, rtol=0)
+    slope = (shade(view)[:, 0, 16, 20] - shade(view)[:, 0, 16, 10]) * 255 / 10  # pixels of the image a pixel
+    torch.testing.assert_close(slope, 256 * boxes[:, 2] / 32, atol=0.02, rtol=0)
+    assert {-1.0, 1.0} == set(boxes[:, 2].sign().tolist())
+
+
+@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (32, 3), (50, 5)])
+def test_blur_agrees_with_a_loop_over_pixels(side, kernel):
+    images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    sigmas = torch.tensor([0.7, 0.0, 2.0])
+    blurred = gaussian_blur(images, sigmas)
+    assert blurred[1].equal(images[1])
+    reach = kernel // 2
+    for image in (0, 2):
+        weights = np.array([math.exp(-((t / sigmas[image].item()) ** 2) / 2) for t in range(-reach, reach + 1)])
+        weights /= weights.sum()
+        padded = np.pad(images[image].double().numpy(), ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
+        for row in range(side):
+            for column in range(side):
+                window = padded[:, row : row + kernel, column : column + kernel]
+                expected = np.einsum("cij,i,j->c", window, weights, weights)
+                np.testing.assert_allclose(blurred[image, :, row, column].numpy(), expected, atol=1e-5)
+
+
+def test_no_sigma_no_blur():
+    images = torch.rand(2, 3, 8, 8)
+    assert gaussian_blur(images, torch.zeros(2)).equal(images)
+    assert gaussian_blur(images, torch.tensor([0.1, 0.1])).allclose(images)
+
+
+def test_the_bright_half_is_inverted():
+    pixels = noise(200, 8)
+    torch.manual_seed(0)
+    view, boxes = random_view(pixels, 8, min_area=0.5, jitter=0.0, grayscale=0.0, solarize=0.4)
+    before, after = seen(boxes, pixels, 8), shade(view)
+    chosen = (after - before).abs().amax(dim=(1, 2, 3)) > 1e-4
+    assert chosen.float().mean().item() == pytest.approx(0.4, abs=five_sigma(0.4, 200))
+    expected = torch.minimum(before, 1 - before)
+    torch.testing.assert_close(after[chosen], expected[chosen], atol=1e-5, rtol=0)
+    always, _ = random_view(pixels, 8, min_area=0.5, jitter=0.0, solarize=1.0)
+    assert shade(always).max() < 0.5 + 1e-5
+
+
+def everything(pixels, size=24):
+    return random_view(pixels, size, min_area=0.3, jitter=1.0, blur=0.5, solarize=0.5)
+
+
+def test_a_view_is_a_function_of_the_seed_and_leaves_the_pixels():
+    pixels = noise(8, 32)
+    before = pixels.clone()
+    torch.manual_seed(5)
+    view, boxes = everything(pixels)
+    assert pixels.equal(before)
+    assert view.shape == (8, 3, 24, 24)
+    assert view.dtype == torch.float32
+    assert view.is_contiguous(memory_format=torch.channels_last)
+    assert boxes.shape == (8, 4)
+    torch.manual_seed(5)
+    again, same = everything(pixels)
+    assert again.equal(view)
+    assert same.equal(boxes)
+    assert not everything(pixels)[0].equal(view)
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    pixels = noise(8, 32)
+    torch.manual_seed(5)
+    view, _ = everything(pixels)
+    others = noise(8, 32, seed=1)
+    others[3] = pixels[3]
+    torch.manual_seed(5)
+    torch.testing.assert_close(everything(others)[0][3], view[3], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [24, 224])
+def test_autocast_leaves_views_precise(size):
+    """Places and colours in bf16 would be off by a quarter of a pixel and a shade."""
+    pixels = noise(4, size + 8)
+    torch.manual_seed(5)
+    view, _ = everything(pixels, size)
+    torch.manual_seed(5)
+    with torch.autocast("cpu", torch.bfloat16):
+        same, _ = everything(pixels, size)
+    assert same.dtype == torch.float32
+    assert same.equal(view)

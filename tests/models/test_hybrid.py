@@ -1,0 +1,105 @@
+"""The hybrid against Selfie's own modules, put together here by hand."""
+
+import pytest
+import torch
+
+from selfie_cli.models.attention import AttentionPooling, Positions
+from selfie_cli.models.hybrid import Hybrid
+from selfie_cli.models.patches import cut, encode
+from selfie_cli.models.resnet import resnet
+
+SMALL = "resnetv2_18_w16"
+
+
+def hybrid(**changed):
+    own = {"image_size": 32, "patch_size": 8, "factorized_positions": False, "encoder_positions": True}
+    return Hybrid(SMALL, **{**own, "final_norm": True, "apart": True, "num_classes": 3, **changed})
+
+
+def pretrained(*, encoder_positions=True, factorized=False, final_norm=True):
+    """What a Selfie run keeps, and the function of images that its attention-pooled vectors are."""
+    network = resnet(SMALL, stem="3x3", num_stages=3, final_norm=final_norm).eval()
+    pooling, positions = AttentionPooling(64).eval(), Positions(4, 64, factorized=factorized)
+    parts = {"patch_network": network, "attention_pooling": pooling, "positions": positions}
+    state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+
+    def pooled(images):
+        rows = []
+        for image in images:
+            patches = [image[:, y : y + 8, x : x + 8] for y in range(0, 32, 8) for x in range(0, 32, 8)]
+            vectors = torch.stack([network(patch[None]).mean(dim=(2, 3))[0] for patch in patches])
+            rows.append(pooling((vectors + positions() if encoder_positions else vectors)[None])[0])
+        return torch.stack(rows)
+
+    return state, pooled
+
+
+@pytest.mark.parametrize("encoder_positions", [True, False])
+@pytest.mark.parametrize("factorized", [True, False])
+def test_features_are_selfies_pooled_vectors(encoder_positions, factorized):
+    state, pooled = pretrained(encoder_positions=encoder_positions, factorized=factorized)
+    module = hybrid(encoder_positions=encoder_positions, factorized_positions=factorized).eval()
+    module.take_over({**state, "log_temperature": torch.tensor(0.0)})  # which only pretraining needs
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        features = module.features(images)
+        torch.testing.assert_close(features, pooled(images), atol=1e-6, rtol=0)
+        torch.testing.assert_close(module(images), features @ module.head.weight.T + module.head.bias)
+
+
+def test_seeing_whole_images_is_another_function_of_the_same_weights():
+    module = hybrid(apart=False).eval()
+    other = hybrid().eval()
+    other.load_state_dict(module.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(module.features(images), other.features(images), atol=1e-3)
+
+
+def test_the_head_stays_as_it_was_drawn():
+    module = hybrid()
+    head = module.head.weight.clone()
+    state, _ = pretrained()
+    module.take_over(state)
+    assert module.head.weight.equal(head)
+    assert all(tensor.equal(state[name]) for name, tensor in module.state_dict().items() if name in state)
+    assert module.encoder is module.patch_network
+
+
+def test_attention_pooling_drops_out_in_training_only():
+    module = hybrid()
+    images = torch.randn(2, 3, 32, 32)
+    module.patch_network.eval()
+    with torch.no_grad():
+        assert not module(images).equal(module(images))
+        module.eval()
+        assert module(images).equal(module(images))
+
+
+def test_what_does_not_fit_is_refused():
+    state, _ = pretrained()
+    for wrong in ({}, {k: v for k, v in state.items() if k != "positions.vectors"}, pretrained(final_norm=False)[0]):
+        with pytest.raises(RuntimeError, match="missing"):
+            hybrid().take_over(wrong)
+    with pytest.raises(RuntimeError):
+        hybrid(image_size=64).take_over(state)
+
+
+@pytest.mark.parametrize("stem", ["3x3", "7x7"])
+def test_encoding_apart_and_whole(stem):
+    """Apart: a patch's vector is that of the patch alone. Whole: it is its cell of the whole image's map."""
+    p, size = (8, 32) if stem == "3x3" else (32, 96)
+    network = resnet(SMALL, stem=stem, num_stages=3).eval()
+    images = torch.randn(2, 3, size, size)
+    g = size // p
+    with torch.no_grad():
+        apart, whole = (encode(network, images, p, apart=each) for each in (True, False))
+        maps = network(images)
+        alone = network(cut(images, p)).mean(dim=(2, 3)).view(2, g * g, -1)
+    assert apart.shape == whole.shape == (2, g * g, 64)
+    torch.testing.assert_close(apart, alone)
+    cell = maps.shape[-1] // g
+    for place in range(g * g):
+        y, x = divmod(place, g)
+        there = maps[:, :, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
+        torch.testing.assert_close(whole[:, place], there.mean(dim=(2, 3)))

@@ -1,0 +1,102 @@
+"""What --recipe stands for: one file, complete for every method, shown by the help, overruled by what is given."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from commands import SMALL, draw_folder, error_of, selfie
+
+from selfie_cli import config
+from selfie_cli.data.sources import open_unlabelled
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.pretrain import derive
+from selfie_cli.runs import open_run
+from selfie_cli.talk import Talk
+
+TABLES = [(method, recipe) for method, recipes in config.RECIPES.items() for recipe in recipes]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "images")
+
+
+@pytest.fixture(scope="module")
+def source(images):
+    return open_unlabelled((str(images),), data_root=Path("data"), offline=True, talk=Talk())
+
+
+def options_of_recipes():
+    kinds = (config.PretrainOptions, config.SelfieOptions, config.ByolOptions)
+    return {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.metadata.get("recipe")}
+
+
+def test_every_method_has_both_recipes():
+    assert set(config.RECIPES) == set(config.METHODS)
+    assert all(set(recipes) == {"best", "paper"} for recipes in config.RECIPES.values())
+
+
+def test_no_recipe_option_is_without_a_value():
+    named = {name for table in TABLES for name in config.recipe_values(*table, 32)}
+    assert set(options_of_recipes()) <= named
+
+
+@pytest.mark.parametrize(("method", "recipe"), TABLES)
+@pytest.mark.parametrize("image_size", [32, 224])
+def test_every_recipe_builds_its_method_and_what_is_kept_of_it(method, recipe, image_size, source):
+    options = config.PretrainOptions(
+        data=("x",), method=method, recipe=recipe, backbone="resnetv2_18_w16", image_size=image_size, batch_size=8
+    )
+    derived = derive(options, source)
+    built = networks.build_method(derived)
+    networks.build(derived).load_state_dict(built.export())
+    assert derived["recipe"] == recipe
+    assert derived["batch_size"] == 8
+    assert derived["optimizer"] in ("sgd", "lars", "adamw")
+
+
+def test_the_papers_values(source):
+    selfie_ = derive(config.PretrainOptions(recipe="paper"), source)
+    assert (selfie_["batch_size"], selfie_["warmup_steps"], selfie_["weight_decay"]) == (128, 100, 1e-4)
+    large = derive(config.PretrainOptions(recipe="paper", image_size=224), source)
+    assert large["batch_size"] == 512
+    assert large["selfie"]["factorized_positions"]
+    byol = derive(config.PretrainOptions(recipe="paper", method="byol", batch_size=30), source)
+    assert byol["lr"] == pytest.approx(0.45 * 30 / 256)
+    assert byol["warmup_steps"] == 20  # ten epochs of 60 images
+    given = derive(config.PretrainOptions(recipe="paper", method="byol", batch_size=30, lr=0.2, warmup_steps=3), source)
+    assert (given["lr"], given["warmup_steps"]) == (0.2, 3)
+
+
+def test_what_is_given_wins_and_is_saved_resolved(images, tmp_path):
+    run = tmp_path / "run"
+    selfie("pretrain", images, *SMALL, "--method", "simclr", "--steps", 2, "--temperature", 0.3, "--out", run)
+    config_ = open_run(run).config
+    assert config_["asked"]["temperature"] == 0.3
+    assert config_["asked"]["jitter"] is None
+    derived = config_["derived"]
+    best = config.recipe_values("simclr", "best", 32)
+    assert derived["simclr"]["temperature"] == 0.3
+    assert derived["simclr"]["jitter"] == best["jitter"]
+    assert derived["lr"] == best["lr"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--method", "selfie", "--tau", "0.9"],
+        ["--method", "byol", "--mask-ratio", "0.5"],
+        ["--method", "simclr", "--no-flip"],
+        ["--recipe", "paper", "--temperature", "0.3"],
+    ],
+)
+def test_an_option_of_another_method_is_refused(arguments, images, tmp_path):
+    message = error_of("pretrain", images, *SMALL, "--steps", 1, "--out", tmp_path / "run", *arguments, code=2)
+    assert "has no meaning for --method" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_each_recipes_values():
+    text = " ".join(selfie("pretrain", "--help").stdout.replace("│", " ").split())
+    assert "(paper 0.99, best 0.97)" in text  # --tau
+    assert "place up to 64 px, row-column above" in text

@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from selfie_cli.talk import Talk
+from selfie_cli.training.optimizers import LARS, make_optimizer
+from selfie_cli.training.state import load_state, put_optimizer_tensors, save_state
+
+NAMES = ("sgd", "lars", "adamw")
+
+
+class Small(nn.Module):
+    """A parameter of every kind: a convolution's (channels-last), a matrix, vectors, a number, and a frozen one."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.frozen = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+        self.last = nn.Linear(8, 2)
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.scale * self.last(self.norm(self.conv(x)).mean(dim=(2, 3)) @ self.frozen)
+
+
+def advance(module, optimizer, *, steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 / (step + 1)
+        optimizer.zero_grad()
+        module(torch.randn(4, 3, 5, 5, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.equal(b[name]), name
+
+
+def numpy_lars(w, gradients, rates, *, weight_decay, momentum=0.9, trust=1e-3):
+    """The weights after each step, in double precision."""
+    w = w.astype(np.float64)
+    velocity = np.zeros_like(w)
+    trail = []
+    for gradient, rate in zip(gradients, rates, strict=True):
+        if w.ndim >= 2:
+            gradient = gradient + weight_decay * w
+            size, length = np.sqrt((w**2).sum()), np.sqrt((gradient**2).sum())
+            if size > 0 and length > 0:
+                gradient = gradient * trust * size / length
+        velocity = momentum * velocity + gradient
+        w = w - rate * velocity
+        trail.append(w)
+    return trail
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2), (5,), ()], ids=str)
+def test_lars_agrees_with_numpy(shape):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=shape)
+    gradients = rng.normal(size=(6, *shape))
+    rates = [0.3, 1.0, 4.0, 4.0, 2.0, 0.1]
+    parameter = nn.Parameter(torch.tensor(start))
+    optimizer = LARS([parameter], lr=1.0, weight_decay=0.1)
+    for gradient, rate, expected in zip(
+        gradients, rates, numpy_lars(start, gradients, rates, weight_decay=0.1), strict=True
+    ):
+        optimizer.param_groups[0]["lr"] = rate
+        parameter.grad = torch.tensor(gradient)
+        optimizer.step()
+        np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
+
+
+def test_the_size_of_the_gradient_matters_to_vectors_alone():
+    steps = []
+    for factor in (1.0, 1000.0):
+        module = nn.Linear(3, 2)
+        nn.init.constant_(module.weight, 0.5)
+        nn.init.constant_(module.bias, 0.5)
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, 0.1 * factor)
+        LARS(module.parameters(), lr=1.0, weight_decay=0.0).step()
+        steps.append([(0.5 - parameter.detach()).norm().item() for parameter in module.parameters()])
+    (matrix, vector), (large_matrix, large_vector) = steps
+    assert matrix == pytest.approx(1e-3 * 0.5 * 6**0.5, rel=1e-3) == large_matrix
+    assert large_vector == pytest.approx(1000 * vector, rel=1e-3)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+@pytest.mark.parametrize("gradient", [0.0, 1.0])
+def test_lars_takes_a_plain_step_where_a_norm_is_zero(start, gradient):
+    parameter = nn.Parameter(torch.full((2, 2), start))
+    parameter.grad = torch.full((2, 2), gradient)
+    LARS([parameter], lr=0.1, weight_decay=0.0).step()
+    trust = 1e-3 if start and gradient else 1.0  # all four numbers are alike, so the norms' ratio is theirs
+    torch.testing.assert_close(parameter.detach(), torch.full((2, 2), start - 0.1 * trust * gradient))
+
+
+def test_sgd_is_nesterov_over_one_group_of_all_parameters():
+    module, other = Small(), Small()
+    optimizer = make_optimizer("sgd", module, lr=0.1, weight_decay=0.01)
+    expected = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    advance(module, optimizer, steps=5)
+    advance(other, expected, steps=5)
+    assert_same(module.state_dict(), other.state_dict())
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_decays(name):
+    """Without a gradient from the loss, what is left of a step is the decay."""
+    module = Small()
+    before = {key: tensor.clone() for key, tensor in module.named_parameters()}
+    optimizer = make_optimizer(name, module, lr=0.1, weight_decay=0.5)
+    for key, parameter in module.named_parameters():
+        if key != "frozen":
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {key for key, tensor in module.named_parameters() if not tensor.equal(before[key])}
+    matrices = {"conv.weight", "last.weight"}
+    not_zero = {key for key, tensor in before.items() if key != "frozen" and bool(tensor.any())}
+    assert moved == (not_zero if name == "sgd" else matrices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_parameters_are_left_out(name):
+    module = Small()
+    optimizer = make_optimizer(name, module, lr=0.1, weight_decay=0.1)
+    taken = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(taken) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+    before = module.frozen.clone()
+    advance(module, optimizer, steps=2)
+    assert module.frozen.equal(before)
+
+
+def test_other_names_are_refused():
+    with pytest.raises(ValueError, match="'adam'"):
+        make_optimizer("adam", Small(), lr=0.1, weight_decay=0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_optimizer_goes_on_the_same_way(name, tmp_path):
+    module, other = Small(), Small(seed=1)
+    optimizer, loaded = (make_optimizer(name, one, lr=0.1, weight_decay=0.01) for one in (module, other))
+    advance(module, optimizer, steps=3)
+    save_state(tmp_path, 3, module, optimizer)
+    assert load_state(tmp_path, other, loaded, Talk()) == 3
+    for (key, parameter), same in zip(module.named_parameters(), other.parameters(), strict=True):
+        assert optimizer.state[parameter].keys() == loaded.state[same].keys(), key
+        assert len(optimizer.state[parameter]) == (0 if key == "frozen" else 3 if name == "adamw" else 1)
+        for part, tensor in optimizer.state[parameter].items():
+            copy = loaded.state[same][part]
+            assert copy.equal(tensor), (key, part)
+            assert (copy.dtype, copy.device, copy.stride()) == (tensor.dtype, tensor.device, tensor.stride())
+    advance(module, optimizer, steps=4, seed=1)
+    advance(other, loaded, steps=4, seed=1)
+    assert_same(module.state_dict(), other.state_dict())
+
+
+def test_the_count_of_steps_stays_on_the_cpu():
+    """AdamW refuses it elsewhere. Even a parameter that is a single number must not take it along."""
+    number = nn.Parameter(torch.tensor(0.7, dtype=torch.double, device="meta"))
+    optimizer = torch.optim.AdamW([number], lr=0.1)
+    put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), "0.exp_avg": torch.tensor(0.1)})
+    step, average = optimizer.state[number]["step"], optimizer.state[number]["exp_avg"]
+    assert (step.device.type, step.dtype, step.item()) == ("cpu", torch.float32, 3.0)
+    assert (average.device.type, average.dtype) == ("meta", torch.double)
