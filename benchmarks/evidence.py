@@ -3,13 +3,16 @@
     python benchmarks/evidence.py cifar10-cpu CIFAR10_TREE --pretrain-seconds 1200 --fractions 0.05,0.2,1 --seeds 5,3,3
     python benchmarks/evidence.py cifar10-gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-seconds 480 \\
         --finetune-steps 2000 --seeds 2
+    python benchmarks/evidence.py batch-64 CIFAR10_TREE --arms byol-best,simclr-best --pretrain-epochs 4 \\
+        --batch-size 64 --pretrain-lr 0.025 --only pretraining
 
-DATASET is a folder with train/ and test/, each with a subfolder a class. Steps a second of every arm are measured first,
-in turns, on this machine with nothing else on it, and --pretrain-seconds are turned into steps with them; so arms may
-then be trained side by side (--only rates, then --only selfie-paper, ...) without robbing each other of steps.
+DATASET is a folder with train/ and test/, each with a subfolder a class. Steps a second of every arm are measured
+first, in turns, on this machine with nothing else on it, and --pretrain-seconds are turned into steps with them; so
+arms may then be trained side by side (--only rates, then --only selfie-paper, ...) without robbing each other of
+steps. With --pretrain-epochs, all see as many images instead.
 
-Lines go to docs/results/NAME.jsonl, a line a stage, with command, machine, versions and commit. Runs lie in WORK/NAME: a
-training that is finished is not repeated, one that was stopped is continued, so a later call goes on.
+Lines go to docs/results/NAME.jsonl, a line a stage, with command, machine, versions and commit. Runs lie in
+WORK/NAME: a training that is finished is not repeated, one that was stopped is continued, so a later call goes on.
 """
 
 import argparse
@@ -66,7 +69,9 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
     """Of whole steps, augmentation, optimizer and all; arms take turns, so that all see the same machine."""
     trials = {}
     for arm, options in asked.items():
-        source = Array(torch.zeros(dataset_size, 1, 1, 3, dtype=torch.uint8).numpy(), [str(i) for i in range(dataset_size)])
+        source = Array(
+            torch.zeros(dataset_size, 1, 1, 3, dtype=torch.uint8).numpy(), [str(i) for i in range(dataset_size)]
+        )
         derived = derive(options, source)
         device, autocast, _ = prepare(options.device, options.precision)
         method = networks.build_method(derived).to(device).train()
@@ -93,12 +98,14 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("dataset")
     parser.add_argument("--arms", default="selfie-paper,selfie-best,byol-best,simclr-best", help="METHOD-RECIPE, ...")
-    parser.add_argument("--only", help="rates, an arm, or curve. Unset: all of them, one after another")
+    parser.add_argument("--only", help="rates, an arm, pretraining (all arms), or curve. Unset: everything")
     parser.add_argument("--backbone", default="resnetv2_18_w16")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--pretrain-seconds", type=float, default=1200)
+    parser.add_argument("--pretrain-epochs", type=float)
+    parser.add_argument("--pretrain-lr", type=float)
     parser.add_argument("--fractions", default="0.05")
     parser.add_argument("--seeds", default="2")
     parser.add_argument("--finetune-steps", type=int)
@@ -119,6 +126,7 @@ def main() -> None:
             image_size=a.image_size,
             batch_size=a.batch_size,
             precision=a.precision,
+            lr=a.pretrain_lr,
             out=str(work / arm),
         )
         for arm, (method, recipe) in arms.items()
@@ -131,22 +139,23 @@ def main() -> None:
             file.write(json.dumps(line, default=lambda path: Path(path).name) + "\n")
 
     rates_file = work / "rates.json"
-    if not rates_file.exists():
+    if not rates_file.exists() and not a.pretrain_epochs:
         begun = time.perf_counter()
         num_images = sum(1 for file in Path(a.dataset).glob("train/*/*"))
         rates = steps_a_second(asked, num_images)
         write_json(rates_file, rates)
         record("rates", time.perf_counter() - begun, {"steps_a_second": rates, "images": num_images})
-    rates = read_json(rates_file)
     for arm, options in asked.items():
-        if a.only not in (None, arm):
+        if a.only not in (None, arm, "pretraining"):
             continue
         folder = work / arm
         there = (folder / "config.json").exists()
         if not there or not open_run(folder).finished:
-            steps = round(a.pretrain_seconds * rates[arm])
             begun = time.perf_counter()
-            fresh = dataclasses.replace(options, steps=steps)
+            if a.pretrain_epochs:
+                fresh = dataclasses.replace(options, epochs=a.pretrain_epochs)
+            else:
+                fresh = dataclasses.replace(options, steps=round(a.pretrain_seconds * read_json(rates_file)[arm]))
             done = pretrain(PretrainOptions(resume=str(folder)) if there else fresh, console)
             record("pretrain", time.perf_counter() - begun, dataclasses.asdict(done))
         if not list(folder.glob("eval-*.json")):
@@ -154,7 +163,7 @@ def main() -> None:
             judged = evaluate(EvalOptions(run=str(folder), dataset=a.dataset, precision=a.precision), console)
             record("eval", time.perf_counter() - begun, dataclasses.asdict(judged))
     if a.only in (None, "curve"):
-        folder = work / "curve"
+        folder = work / f"curve-{a.fractions}"
         there = (folder / "config.json").exists()
         if not there or not open_run(folder).finished:
             begun = time.perf_counter()

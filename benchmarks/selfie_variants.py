@@ -1,10 +1,10 @@
 """What could make Selfie worth more: variants at equal wall-clock, judged on held-out training images of CIFAR-10.
 
-    python benchmarks/selfie_variants.py --data CIFAR10/train --variant simclr --seconds 240 --out lines.jsonl
+    python benchmarks/selfie_variants.py --data CIFAR10 --name simclr --seconds 180 --rate 350 --set kind=simclr
 
-The steps that fit into --seconds are measured on a quiet core first (--rate fixes images/s instead, so that two runs
-side by side get what they would get alone). Never looks at the test images: 10,000 of the training images are held out
-for the linear probe and for networks finetuned on 5 % of the other labels.
+Steps are --seconds times --rate, what a quiet core was measured to do, so that runs side by side are not cut short.
+Never looks at the test images: 10,000 of the training images are held out for the linear probe and for networks
+finetuned on 5 % of the other labels. A log of what was tried and why is in docs/results/research.md.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import json
 import math
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +34,12 @@ from selfie_cli.models.attention import AttentionPooling, Positions
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.resnet import resnet
 from selfie_cli.recipes import networks
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import num_cores
 from selfie_cli.training.schedule import SampleOrder, cosine_with_warmup, step_seed
 
 BACKBONE = "resnetv2_18_w16"
 SIZE = 32
-
-
-class Quiet:
-    def say(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def track(self, what: str, total: int):  # noqa: ANN201
-        import contextlib
-
-        return contextlib.nullcontext(lambda done, note: None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +62,7 @@ class Variant:
     target_head: bool = True  # an MLP on the targets
     query_head: bool = True
     target_context: bool = False  # the target's vector comes from A over all cells of the other view
+    tau: float = 0.97  # BYOL's
     ema: float = 0.0  # targets from a moving average of P
     layers: int = 3
     hidden: int = 512
@@ -132,7 +125,9 @@ class TwoViews(nn.Module):
 
     def crops_loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         v, n = self.v, len(pixels)
-        whole, boxes = random_view(pixels.repeat(v.whole_views, 1, 1, 1), v.view_size, min_area=v.min_area, jitter=v.jitter)
+        whole, boxes = random_view(
+            pixels.repeat(v.whole_views, 1, 1, 1), v.view_size, min_area=v.min_area, jitter=v.jitter
+        )
         small, places = random_view(
             pixels.repeat(v.crops, 1, 1, 1), v.crop_size, min_area=v.crop_min, max_area=v.crop_max, jitter=v.jitter
         )
@@ -144,10 +139,7 @@ class TwoViews(nn.Module):
             queries = []
             target = z[g * n : (g + 1) * n]
             there = boxes[g * n : (g + 1) * n]
-            if v.relative:
-                asked = c + self.where(places, there.repeat(v.crops, 1))
-            else:
-                asked = c
+            asked = c + self.where(places, there.repeat(v.crops, 1)) if v.relative else c
             if v.alone:
                 queries.append(asked)
             if v.pooled:
@@ -281,7 +273,7 @@ class TwoViews(nn.Module):
     @torch.no_grad()
     def after_step(self, done: float) -> None:
         if self.v.kind == "byol":
-            tau = 1 - (1 - 0.97) * (math.cos(math.pi * done) + 1) / 2
+            tau = 1 - (1 - self.v.tau) * (math.cos(math.pi * done) + 1) / 2
             fast = [self.encoder, self.projector]
         elif self.v.ema:
             tau = 1 - (1 - self.v.ema) * (math.cos(math.pi * done) + 1) / 2
@@ -326,7 +318,7 @@ def optimizer_for(module: nn.Module, v: Variant) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=v.lr, momentum=0.9, nesterov=True, weight_decay=v.decay)
 
 
-def pretrain(v: Variant, pixels: Tensor, seconds: float, rate: float | None, seed: int) -> tuple[nn.Module, dict]:
+def pretrain(v: Variant, pixels: Tensor, seconds: float, rate: float, seed: int) -> tuple[nn.Module, dict]:
     torch.manual_seed(step_seed(seed, 0))
     module = Paper(v) if v.kind == "paper" else TwoViews(v)
     optimizer = optimizer_for(module, v)
@@ -344,16 +336,6 @@ def pretrain(v: Variant, pixels: Tensor, seconds: float, rate: float | None, see
         module.after_step(index / total)
         return loss.item(), accuracy.item()
 
-    if rate is None:
-        state = copy.deepcopy((module.state_dict(), optimizer.state_dict()))
-        for index in range(3):
-            step(0, 10)
-        begun = time.perf_counter()
-        for index in range(8):
-            step(0, 10)
-        rate = 8 * v.batch / (time.perf_counter() - begun)
-        module.load_state_dict(state[0])
-        optimizer = optimizer_for(module, v)
     total = int(seconds * rate / v.batch)
     begun = time.perf_counter()
     last = []
@@ -378,7 +360,7 @@ def vectors(network: nn.Module, pixels: Tensor) -> Tensor:
         return torch.cat([network(plain_view(part, SIZE)).mean(dim=(2, 3)).float() for part in pixels.split(256)])
 
 
-def finetune(state, pixels, labels, test, test_labels, *, seed: int, lr: float, steps: int) -> float:  # noqa: ANN001
+def finetune(state, pixels, labels, test, test_labels, *, seed: int, lr: float, steps: int) -> float:
     torch.manual_seed(step_seed(seed, 0))
     module = Classifier(BACKBONE, stem="3x3", num_classes=10)
     if state is not None:
@@ -408,7 +390,7 @@ def main() -> None:
     parser.add_argument("--name", default=None)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE")
     parser.add_argument("--seconds", type=float, default=240)
-    parser.add_argument("--rate", type=float)
+    parser.add_argument("--rate", type=float, required=True, help="images a second of this variant")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--finetune-seeds", type=int, default=2)
     parser.add_argument("--finetune-steps", type=int, default=200)
@@ -420,15 +402,9 @@ def main() -> None:
     chosen = dict(pair.split("=") for pair in given.set)
     v = Variant(**{k: (x == "True") if hints[k] is bool else hints[k](x) for k, x in chosen.items()})
 
-    cache = Path("/tmp/research/cifar.npz")
-    if cache.exists():
-        with np.load(cache) as file:
-            pixels, labels = torch.from_numpy(file["pixels"]), torch.from_numpy(file["labels"])
-    else:
-        data = open_labelled(given.data, data_root=Path("data"), offline=True, talk=Quiet())
-        parts = [(read_store(p.source, size=SIZE, workers=2, max_bad=0, talk=Quiet()), p.labels) for p in (data.train,)]
-        pixels, labels = parts[0][0].pixels, torch.from_numpy(parts[0][1][parts[0][0].kept])
-        np.savez(cache, pixels=pixels.numpy(), labels=labels.numpy())
+    data = open_labelled(given.data, data_root=Path("data"), offline=True, talk=Talk())
+    store = read_store(data.train.source, size=SIZE, workers=num_cores(), max_bad=0, talk=Talk())
+    pixels, labels = store.pixels, torch.from_numpy(data.train.labels[store.kept])
     kept, held = (torch.from_numpy(part) for part in splits.hold_out(labels.numpy(), 0.2, 0))
     train, train_labels, test, test_labels = pixels[kept], labels[kept], pixels[held], labels[held]
 
@@ -450,7 +426,13 @@ def main() -> None:
             rows = torch.from_numpy(splits.fraction_indices(train_labels.numpy(), 0.05, seed))
             tuned[f"{lr:g}"].append(
                 finetune(
-                    state, train[rows], train_labels[rows], test, test_labels, seed=seed, lr=lr,
+                    state,
+                    train[rows],
+                    train_labels[rows],
+                    test,
+                    test_labels,
+                    seed=seed,
+                    lr=lr,
                     steps=given.finetune_steps,
                 )
             )

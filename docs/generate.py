@@ -19,6 +19,7 @@ OPTIONS: dict[str, type] = {
     "eval": config.EvalOptions,
     "demo": config.DemoOptions,
     "predict": config.PredictOptions,
+    "curve": config.CurveOptions,
 }
 INTRODUCTION = """# Command line
 
@@ -94,7 +95,7 @@ def choices(hint: Any) -> list[str]:
 def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return "" if default is None else f"`{default}`"
+    return "" if default in (None, ()) else f"`{default}`"
 
 
 def main() -> None:

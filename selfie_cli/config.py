@@ -233,12 +233,14 @@ class PretrainOptions(TrainingOptions):
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
 
-EXCLUDE_SEEN_HELP = (
-    "Leave test images out that were seen in pretraining, copies and near-duplicates; else they are told."
-)
 FROM_HELP = (
     "Weights: a run's folder, 'bundled' (the small network in this package) or 'none'. "
     "Unset: the newest finished pretraining under ./runs, else bundled."
+)
+
+
+EXCLUDE_SEEN_HELP = (
+    "Leave out test images that were seen in pretraining, copies and near-duplicates. Unset: they are only told."
 )
 
 
@@ -249,6 +251,7 @@ class LabelOptions(TrainingOptions):
     dataset: str | None = option(
         None, "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; or a named set."
     )
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
     backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
     image_size: int | None = option(
         None, "Only with --from none; otherwise the pretrained network decides.", at_least=1

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import selfie_cli
-from selfie_cli.config import FinetuneOptions, PretrainOptions, SelfieOptions
+from selfie_cli.config import CurveOptions, FinetuneOptions, PretrainOptions, SelfieOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json, write_json
+from selfie_cli.recipes.curve import curve
 from selfie_cli.recipes.finetune import finetune
 from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.talk import Talk
@@ -266,3 +267,27 @@ def test_finished_runs_are_refused(pretrained, finetuned):
 def test_runs_of_another_verb_are_refused(stopped):
     with pytest.raises(RunError, match="selfie pretrain --resume"):
         finetune(FinetuneOptions(resume=str(stopped)), Talk())
+
+
+def test_curve_killed_in_a_cell(images, pretrained, tmp_path):
+    whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
+    options = {"fractions": "0.2,0.5", "seeds": "1", "steps": 6, "batch_size": 16, "device": "cpu"}
+    curve(CurveOptions(dataset=str(images), from_=(str(pretrained),), out=str(whole), **options), Talk())
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    killed = run / "cells" / "supervised-f0.5-s0"
+    with Selfie(
+        *("curve", "--dataset", images, "--from", pretrained, "--out", run, "--save-every", 0, *words), log=log
+    ) as selfie:
+        selfie.until(lambda: saved_states(killed / "state"))
+        assert selfie.end(signal.SIGKILL) == -signal.SIGKILL, log.read_text()
+    assert not (killed / "results.json").exists()
+    finished = run / "cells" / "selfie-f0.2-s0"
+    untouched = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert finished / "results.json" in untouched
+
+    result = curve(CurveOptions(resume=str(run)), Talk())
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == untouched
+    for cell in (whole / "cells").iterdir():
+        assert_same_weights(run / "cells" / cell.name, cell)
+    assert read_json(run / "results.json")["points"] == read_json(whole / "results.json")["points"]
+    assert [point.fraction for point in result.points] == [0.2, 0.5]

@@ -14,10 +14,10 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value * 100:.1f}"
 
 
-def spread(mean: float, std: float | None, *, signed: bool = False) -> str:
+def spread(mean: float, std: float | None, *, signed: bool = False, single: str = " (no spread)") -> str:
     """'59.1 ± 0.4', in percent; a single value has no spread, and says so."""
     sign = "+" if signed else ""
-    return f"{mean * 100:{sign}.1f} " + ("(no spread)" if std is None else f"± {std * 100:.1f}")
+    return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
 
 
 def finetuned(result: Finetuned) -> RenderableType:
@@ -32,11 +32,11 @@ def finetuned(result: Finetuned) -> RenderableType:
     for arm in result.arms:
         values = [percent(value) for value in arm.accuracies[: len(shown)]]
         table.add_row(printable(arm.name), spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
+    table.add_section()
     notes = [f"{result.num_test:,} test images, {result.steps:,} steps for every network."]
     for gain in result.comparisons:
         over = f" over {gain.baseline}" if len(result.comparisons) > 1 else ""
         values = [f"{each * 100:+.1f}" for each in gain.gains[: len(shown)]]
-        table.add_section()
         table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
         if gain.interval is not None:
             notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
@@ -55,7 +55,7 @@ def curve(result: Curve) -> RenderableType:
     for arm in result.points[0].arms:
         accuracies.add_column(printable(arm.name), justify="right", overflow="fold")
     for each in result.points:
-        means = [spread(arm.mean, arm.std) for arm in each.arms]
+        means = [spread(arm.mean, arm.std, single="") for arm in each.arms]
         accuracies.add_row(percent_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
     parts: list[RenderableType] = [accuracies, *(f"{name}: {remark}." for name, remark in result.remarks.items())]
     if result.points[0].comparisons:
@@ -64,7 +64,7 @@ def curve(result: Curve) -> RenderableType:
             gains.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
         for each in result.points:
             for gain in each.comparisons:
-                shown = spread(gain.mean, gain.std, signed=True)
+                shown = spread(gain.mean, gain.std, signed=True, single="")
                 gains.add_row(percent_of(each), printable(gain.arm), shown, interval(gain))
         parts.append(gains)
     lines = {printable(name): values for name, values in spreads(result.points).items()}
@@ -102,12 +102,13 @@ def evaluated(result: Evaluated) -> RenderableType:
         cut = percent(trained.pretext_accuracy), percent(untrained.pretext_accuracy)
         plain = percent(trained.pretext_accuracy_plain), percent(untrained.pretext_accuracy_plain)
         table.add_row("pretext task, cropped as in training", *cut, chance)
-        table.add_row("pretext task, plain images", *plain, chance)
+        if result.trained.pretext_accuracy_plain is not None:
+            table.add_row("pretext task, plain images", *plain, chance)
     if result.classified is not None:
         table.add_row("top-1", percent(result.classified.top1), "", majority)
         if len(result.classified.per_class) > 5:
             table.add_row("top-5", percent(result.classified.top5), "", "")
-    note = f"Features: {result.features}. Guessing is the largest class, and for the pretext task 1 / masked patches."
+    note = f"Features: {result.features}. Guessing is the largest class, and for the pretext task 1 / candidates."
     parts: list[RenderableType] = [table, note]
     if result.classified is not None:
         parts.append(confusion(result))

@@ -1,25 +1,58 @@
-"""Whether features have collapsed: all images at one place, or along few directions."""
+"""Whether a network still tells images apart, or has collapsed to one answer for all of them.
+
+N images    D features
+
+Watch the vectors that the loss is computed from. The vectors before a projector do not tell: with a batch norm at the
+encoder's end they stay apart while what is made of them collapses.
+"""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from selfie_cli.errors import TrainingError
+
+# Measured on 8 to 256 photographs. Healthy: untrained encoders have 0.054 and rank 3.6 at the least (8 images, batch
+# norms as new), trained ones 0.12 and 4.3, Selfie's pooled vectors 0.043 and 2.8. BYOL made to collapse, by taking its
+# predictor and slow target away: 0.023 and 2.3 after 70 steps, 0.017 and 1.9 after 150.
+LEAST_STD = 0.03
+LEAST_RANK = 2.0
+ROUNDING = 1e-6  # of the vectors' norm: less variation than this is float32's, not the images'
 
 
 def feature_spread(vectors: Tensor) -> tuple[float, float]:
-    """Spread of features, float32 [N, D]: standard deviation of the L2-normalized ones, and their effective rank.
+    """How far apart and in how many directions the vectors, float [N, D], lie; N of 8 at least, better 256.
 
-    The former is the mean over dimensions, times sqrt(D): 1 for isotropic features, 0 for equal ones (Chen & He 2021,
-    section 4.1). The latter is exp of the entropy of the normalized singular values of the centred features (Roy &
-    Vetterli 2007).
+    First the standard deviation over images of the vectors scaled to length 1, its mean over the features, times
+    sqrt(D): 0 if all are alike, 1 if they point everywhere alike (Chen and He 2021, "Exploring simple siamese
+    representation learning", section 4.1). Networks that end in a ReLU lie at 0.1 to 0.6: their vectors share a mean.
+
+    Then the effective rank of the vectors less their mean, 0 (no variation) or 1 to min(N - 1, D): exp of the entropy
+    of the singular values divided by their sum (Roy and Vetterli 2007, "The effective rank"; RankMe, Garrido et al.
+    2023, takes it without subtracting the mean, which would outweigh all else here).
+
+    Raises TrainingError where a feature is not finite.
     """
-    unit = torch.nn.functional.normalize(vectors.float(), dim=1)
-    std = unit.std(dim=0).mean().item() * vectors.shape[1] ** 0.5
-    values = torch.linalg.svdvals(vectors.float() - vectors.float().mean(dim=0))
-    shares = values / values.sum().clamp(min=1e-12)
-    rank = torch.exp(-(shares * shares.clamp(min=1e-12).log()).sum()).item()
-    return std, rank
+    vectors = vectors.detach().cpu().double()
+    if not vectors.isfinite().all():
+        raise TrainingError(
+            "The features are not finite numbers: this network has diverged; start again with a lower --lr."
+        )
+    std = F.normalize(vectors, dim=1).std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
+    values = torch.linalg.svdvals(vectors - vectors.mean(dim=0))  # [min(N, D)]
+    values = values[values > ROUNDING * vectors.norm()]
+    rank = torch.special.entr(values / values.sum()).sum().exp().item() if len(values) else 0.0
+    return std.item(), rank
 
 
 def collapse_warning(std: float, rank: float, width: int) -> str | None:
-    if rank >= 2 and std >= 0.01:
+    """What to tell the user of a `feature_spread` of vectors with `width` features; None if there is no need."""
+    if std >= LEAST_STD and rank >= LEAST_RANK:
         return None
-    return f"the features have collapsed (spread {std:.3f}, {rank:.1f} effective dimensions of {width}): try a lower --lr"
+    alike = "nearly the same vector" if std < LEAST_STD else "vectors that differ in hardly more than one way"
+    return (
+        f"the network gives all images {alike} (spread {std:.3f}, where a healthy one has 0.1 to 1; {rank:.1f} of "
+        f"{width} directions in use). This is called collapse: the loss may look good, but nothing about the images is "
+        "being learnt. If it lasts for some hundred steps, stop; look whether the images are too much alike, then start "
+        "again with a third of --lr, a larger --batch-size, or --method selfie, which cannot win by such an answer"
+    )

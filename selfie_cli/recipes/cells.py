@@ -20,14 +20,15 @@ from selfie_cli.data.augment import plain_view, training_view
 from selfie_cli.data.labelled import Labelled, open_labelled
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, read_store, storage_size
-from selfie_cli.errors import RunError, UsageError, WeightsError
+from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
+from selfie_cli.errors import DataError, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.comparison import Accuracies, Curve, Finetuned
+from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
@@ -68,7 +69,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A labelled data set, decoded. `record` is what a run's config keeps of it."""
+    """A labelled data set, decoded. `record` is what a run's config keeps of it.
+
+    `seen` names the test images that a pretraining has seen; if they were to be left out, they are not in `test`.
+    """
 
     name: str
     classes: list[str]
@@ -77,6 +81,13 @@ class Data:
     record: dict[str, Any]
     bad: list[BadFile]
     num_images: int
+    seen: list[dict[str, Any]]
+
+    def report(self, run: Run, talk: Talk) -> None:
+        """Write bad_files.jsonl and seen_test_images.jsonl, where there is anything to tell."""
+        report_bad(self.bad, self.num_images, run.path / "bad_files.jsonl", talk)
+        if self.seen:
+            write_json_lines(run.path / "seen_test_images.jsonl", self.seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +177,11 @@ def network_shape(options: LabelOptions, source: Run | None) -> dict[str, Any]:
     }
 
 
-def read_data(options: LabelOptions, image_size: int, run: Run | None, talk: Talk) -> Data:
-    """Both parts of --dataset, decoded. Raises RunError if they are not what `run` was started with."""
+def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: list[Run], talk: Talk) -> Data:
+    """Both parts of --dataset, decoded; test images are looked for among those that `sources` were pretrained on.
+
+    Raises RunError if they are not what `run` was started with, DataError if no test image is left.
+    """
     assert options.dataset is not None
     found = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(found.split_note)
@@ -177,14 +191,23 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, talk: Tal
     train_part, bad = read_part(found.train, size=storage_size(image_size), options=options, talk=talk)
     test_part, bad_test = read_part(found.test, size=storage_size(image_size), options=options, talk=talk)
     bad = bad + bad_test
+    rows, seen = look_for_seen(sources, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk)
+    if not len(rows):
+        raise DataError("every test image was seen in pretraining: without --exclude-seen they are only told")
     return Data(
         name=found.name,
         classes=found.train.classes,
         train=train_part,
-        test=test_part,
-        record={"fingerprints": marks, "unreadable": len(bad), "split": found.split_note},
+        test=test_part if len(rows) == len(test_part.labels) else take(test_part, rows.numpy()),
+        record={
+            "fingerprints": marks,
+            "unreadable": len(bad),
+            "split": found.split_note,
+            "seen_test_images": len({each["path"] for each in seen}),
+        },
         bad=bad,
         num_images=len(found.train.source) + len(found.test.source),
+        seen=seen,
     )
 
 

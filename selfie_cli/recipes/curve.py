@@ -6,7 +6,6 @@ from pathlib import Path
 
 from selfie_cli import runs
 from selfie_cli.config import CurveOptions
-from selfie_cli.data.store import report_bad
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.recipes import cells
 from selfie_cli.recipes.cells import SUPERVISED, Arm, Trainer
@@ -38,7 +37,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     device, autocast, precision = prepare(options.device, options.precision)
 
     shape = arms[0].shape
-    data = cells.read_data(options, shape["image_size"], run, talk)
+    data = cells.read_data(options, shape["image_size"], run, sources, talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = {fraction: range(options.seed, options.seed + count) for fraction, count in counts.items()}
     shares = [cells.take_share(data, fraction, seeds[fraction], len(rates)) for fraction in seeds]
@@ -62,7 +61,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
             **{"from": {"paths": [cells.from_path(source) for source in sources] or ["none"], "lines": lines}},
         )
         talk.say(f"run: {run.path}")
-    report_bad(data.bad, data.num_images, run.path / "bad_files.jsonl", talk)
+    data.report(run, talk)
 
     steps = run.derived.get("steps_of_shares", [])
     if len(steps) != len(shares) or not all(type(each) is int and each > 0 for each in steps):

@@ -1,6 +1,7 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import write_json, write_json_lines
-from selfie_cli.methods.selfie import Selfie
+from selfie_cli.methods.selfie import Selfie, SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.networks import Network
@@ -41,6 +42,8 @@ class Judged:
     """With images cut as in training, that is after its random crop."""
     pretext_accuracy_plain: float | None
     """With images cut as they are. At up to 64 px the padding's black border gives places away; here it cannot."""
+    chance: float | None
+    """Pretext accuracy of a guess."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         k=num_neighbours(options.k, len(train[1])),
         temperature=options.temperature,
         majority=majority_share(test[1]),
-        chance=network.module.chance if isinstance(network.module, Selfie) else None,
+        chance=trained.chance,
         trained=trained,
         untrained=untrained,
         classified=classified,
@@ -176,34 +179,39 @@ def judge(
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
     probe = fit_linear_probe(before, train[1], num_classes=num_classes, held_out=torch.from_numpy(held))
     module = network.module
-    as_trained = plain = None
-    if isinstance(module, Selfie):
-        with autocast():
-            as_trained = pretext_accuracy(module, module.augment, test[0], options.seed, size)
-            plain = pretext_accuracy(
-                module, lambda pixels: (plain_view(pixels, network.image_size),), test[0], options.seed, size
-            )
+    as_trained = plain = chance = None
+    with autocast():
+        if isinstance(module, SelfieNetwork):
+            as_trained, chance = pretext_accuracy(module, module.augment, test[0], options.seed, size)
+        if isinstance(module, Selfie):
+            centre = functools.partial(plain_view, size=network.image_size)
+            plain, _ = pretext_accuracy(module, lambda pixels: (centre(pixels),), test[0], options.seed, size)
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),
         linear_strength=probe.strength,
         pretext_accuracy=as_trained,
         pretext_accuracy_plain=plain,
+        chance=chance,
     )
 
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: Selfie, view: Callable[[Tensor], tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
-) -> float:
-    """Share of hidden patches that are picked right, a mask an image. pixels: uint8 [N, S, S, 3]; `view` augments."""
+    module: SelfieNetwork, view: Callable[[Tensor], tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
+) -> tuple[float, float]:
+    """How often the network picks right, one draw an image, and how often a guess would, both in 0..1.
+
+    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, what is picked from is the batch.
+    """
     torch.manual_seed(step_seed(seed, 1))
     device = next(module.parameters()).device
-    right = 0.0
+    right = chance = 0.0
     for batch in pixels.split(batch_size):
-        _, extra = module.loss(*view(batch.to(device)))
-        right += extra["pretext_accuracy"].item() * len(batch)
-    return right / len(pixels)
+        _, logged = module.loss(*view(batch.to(device)))
+        right += logged["pretext_accuracy"].item() * len(batch)
+        chance += logged["chance"].item() * len(batch)
+    return right / len(pixels), chance / len(pixels)
 
 
 def check_known(classes: list[str], known: list[str]) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from selfie_cli import runs
 from selfie_cli.config import FinetuneOptions
-from selfie_cli.data.store import report_bad
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.selfie import SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
@@ -35,7 +34,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     device, autocast, precision = prepare(options.device, options.precision)
 
     shape = arms[-1].shape
-    data = cells.read_data(options, shape["image_size"], run, talk)
+    data = cells.read_data(options, shape["image_size"], run, [source] if source else [], talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = range(options.seed, options.seed + options.seeds)
     share = cells.take_share(data, options.fraction, seeds, len(rates))
@@ -59,7 +58,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             **{"from": {"path": cells.from_path(source), "line": line}},
         )
         talk.say(f"run: {run.path}")
-    report_bad(data.bad, data.num_images, run.path / "bad_files.jsonl", talk)
+    data.report(run, talk)
 
     sizes = {name: int(run.derived[name]) for name in cells.SIZES}
     accuracies = trainer.share(run, arms, data, share, sizes, rates)

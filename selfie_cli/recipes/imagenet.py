@@ -31,9 +31,10 @@ def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Te
     Raises WeightsError if they cannot be fetched, are not there with `offline`, or do not fit.
     """
     import huggingface_hub
+    from huggingface_hub.constants import ENDPOINT
 
     repository = f"timm/{network}.tv_in1k"
-    host = huggingface_hub.constants.ENDPOINT.partition("://")[2]
+    host = ENDPOINT.partition("://")[2]
     if not offline:
         talk.say(f"taking {repository} (about {SIZES[network]}, torchvision's ImageNet weights) from {host}")
     try:
@@ -42,9 +43,10 @@ def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Te
         )
     except Exception as error:  # the client raises its own errors, those of its HTTP library and of the system
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"{repository} is not in the cache" if offline else f"{repository} could not be taken from {host}"
-        hint = "run once without --offline" if offline else "check the connection"
-        raise WeightsError(f"{what} ({reason}): {hint}, or leave --compare imagenet out") from error
+        what = f"{repository} could not be taken from {host} ({reason}): check the connection"
+        if offline:
+            what = f"{repository} is not in the Hub's cache here: run once without --offline"
+        raise WeightsError(f"{what}, or leave --compare imagenet out") from error
     try:
         tensors = safetensors.torch.load_file(file)
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}

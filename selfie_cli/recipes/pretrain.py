@@ -95,6 +95,8 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         with torch.no_grad(), autocast():
             vectors = networks.pooled_maps(method.eval(), plain_view(watched, derived["image_size"]))
         method.train()
+        if not vectors.isfinite().all():
+            return {}  # the loop sees to that
         std, rank = feature_spread(vectors)
         warning = collapse_warning(std, rank, vectors.shape[1])
         if warning is not None and not warned:

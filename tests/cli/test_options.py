@@ -129,7 +129,11 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [{"lr": "a"}, {"steps": "x"}, {"seed": 1.5}, {"data": 5}, {"selfie": 3}, {"max_bad": None}, {"backbone": "zz"}]
+    "damage",
+    [
+        *({"lr": "a"}, {"steps": "x"}, {"seed": 1.5}, {"data": 5}, {"selfie": 3}, {"max_bad": None}),
+        {"backbone": "zz"},
+    ],
 )
 def test_resumed_refuses_a_damaged_config(damage: dict[str, Any]) -> None:
     asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | damage

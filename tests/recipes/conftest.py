@@ -19,8 +19,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By the paper's recipe."""
     run = tmp_path_factory.mktemp("runs") / "pretrained"
-    selfie("pretrain", images, *SMALL, "--steps", 20, "--warmup-steps", 2, "--lr", 0.05, "--out", run)
+    recipe = ("--recipe", "paper", "--steps", 20, "--warmup-steps", 2, "--lr", 0.05)
+    selfie("pretrain", images, *SMALL, *recipe, "--out", run)
     return run
 
 

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from commands import draw_folder, error_of, same_weights, selfie
+from commands import SMALL, draw_folder, error_of, same_weights, selfie
 
 from selfie_cli import runs
+from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.images import decode_square, open_image
+from selfie_cli.models.patches import cut
 from selfie_cli.recipes import networks
+from selfie_cli.recipes.cells import network_shape
+from selfie_cli.recipes.finetune import hybrid_shape
 from selfie_cli.weights import load_weights
 
 ARMS = ("supervised", "selfie")
@@ -290,3 +294,97 @@ def test_truncated_weights(pretrained: Path, images: Path, share: float) -> None
     assert "model.safetensors" in error_of("finetune", "--dataset", images, "--from", "run")
     Path("run/model.safetensors").unlink()
     assert "model.safetensors" in error_of("embed", images, "--from", "run")
+
+
+@pytest.fixture(scope="module")
+def hybrid(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three arms; with a learning rate of next to nothing the weights are the ones training began with."""
+    run = tmp_path_factory.mktemp("runs") / "hybrid"
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--lr", "1e-30", "--weight-decay", 0)
+    selfie(*arguments, *SHORT, "--arch", "hybrid", "--seeds", 3, "--fraction", 0.5, "--out", run)
+    return run
+
+
+def test_hybrid_has_three_arms_and_two_comparisons(hybrid: Path) -> None:
+    arms = ("supervised", "hybrid", "hybrid-selfie")
+    assert {cell.name for cell in (hybrid / "cells").iterdir()} == {
+        f"{arm}-f0.5-s{s}" for arm in arms for s in range(3)
+    }
+    results = read(hybrid / "results.json")
+    assert [arm["name"] for arm in results["arms"]] == list(arms)
+    for gain, baseline in zip(results["comparisons"], ("hybrid", "supervised"), strict=True):
+        values = {arm["name"]: arm["accuracies"] for arm in results["arms"]}
+        differences = [b - a for a, b in zip(values[baseline], values["hybrid-selfie"], strict=True)]
+        assert (gain["arm"], gain["baseline"]) == ("hybrid-selfie", baseline)
+        assert gain["gains"] == pytest.approx(differences)
+    assert results["gains"] == results["comparisons"][0]["gains"]
+    assert "over hybrid" in results["sentence"] or "and hybrid" in results["sentence"]
+
+
+def test_hybrid_starts_from_the_whole_pretrained_network(hybrid: Path, pretrained: Path) -> None:
+    before, _ = load_weights(pretrained / "model.safetensors")
+    after, _ = load_weights(hybrid / "cells" / "hybrid-selfie-f0.5-s0" / "model.safetensors")
+    fresh, _ = load_weights(hybrid / "cells" / "hybrid-f0.5-s0" / "model.safetensors")
+    plain, header = load_weights(hybrid / "cells" / "supervised-f0.5-s0" / "model.safetensors")
+    carried = [name for name in before if name in after and "running" not in name and "num_batches" not in name]
+    assert all(after[name].equal(before[name]) for name in carried)
+    assert {name.partition(".")[0] for name in carried} == {"patch_network", "attention_pooling", "positions"}
+    assert not fresh["attention_pooling.u0"].equal(before["attention_pooling.u0"])
+    assert fresh["head.weight"].equal(after["head.weight"])  # the same draw from the same seed
+    assert plain.keys() & {"backbone.stages.3.blocks.0.conv1.weight"}
+    assert header["arch"] == "resnet"
+    assert same_weights(hybrid, hybrid / "cells" / "hybrid-selfie-f0.5-s0")
+
+
+@pytest.mark.parametrize("recipe", ["paper", "best"])
+def test_hybrid_computes_what_selfie_pooled(images: Path, recipe: str) -> None:
+    selfie("pretrain", images, *SMALL, "--steps", 1, "--recipe", recipe, "--out", "run")
+    run = runs.open_run("run")
+    pretrained = networks.load_module(run).eval()
+    shape = {**network_shape(FinetuneOptions(), run), "classes": ["a", "b"]}
+    hybrid = networks.build({**shape, "arch": "hybrid", "hybrid": hybrid_shape(pretrained)}).eval()
+    hybrid.take_over(pretrained.state_dict())
+    views = plain_view(torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8), 32)
+    with torch.no_grad():
+        torch.testing.assert_close(hybrid.features(views), pretrained.pooled(views), atol=1e-6, rtol=0)
+
+
+def test_hybrids_batch_norm_statistics_are_those_of_the_labelled_patches(hybrid: Path, pretrained: Path) -> None:
+    module = networks.load_module(runs.open_run(hybrid))
+    norm = module.patch_network.stages[0]["blocks"][0].norm1
+    paths = [line["path"] for line in lines_of(hybrid / "labels-f0.5-s0.jsonl")]
+    pixels = torch.stack([torch.from_numpy(decode_square(open_image(path), 32)) for path in paths])
+    with torch.no_grad():
+        views = plain_view(pixels, 32)
+        seen = module.patch_network.stem["conv"](cut(views, 8) if module.apart else views)
+    # One training step moved the running averages a tenth of the way to that step's batch.
+    expected = seen.std(dim=(0, 2, 3))
+    assert (norm.running_var.sqrt() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_finetuned_hybrid_serves_every_verb(hybrid: Path, images: Path, pretrained: Path) -> None:
+    photo = next((images / "test" / "cat").iterdir())
+    line = json.loads(selfie("predict", hybrid, photo).stdout)
+    assert line["label"] in read(hybrid / "config.json")["derived"]["classes"]
+    vector = json.loads(selfie("embed", photo, "--from", hybrid).stdout)["vector"]
+    module = networks.load_module(runs.open_run(hybrid)).eval()
+    pixels = torch.from_numpy(decode_square(open_image(str(photo)), 32))[None]
+    with torch.no_grad():
+        assert vector == pytest.approx(module.features(plain_view(pixels, 32))[0].tolist(), abs=1e-6)
+    judged = json.loads(selfie("eval", hybrid, "--dataset", images, "--json").stdout)
+    assert judged["classified"]["top1"] == read(hybrid / "results.json")["arms"][2]["accuracies"][0]
+    assert judged["features"] == "penultimate"
+    selfie("finetune", "--dataset", images, "--from", hybrid, *SHORT, "--no-baseline", "--out", "again")
+
+
+def test_only_selfie_runs_have_a_hybrid(images: Path, finetuned: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--arch", "hybrid", "--out", "r")
+    for source in ("none", finetuned):
+        assert "--arch hybrid needs a pretrained Selfie run" in error_of(*arguments, "--from", source, code=2)
+    assert not Path("r").exists()
+
+
+def test_hybrid_alone(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--arch", "hybrid", "--no-baseline")
+    selfie(*arguments, "--out", "r")
+    assert [cell.name for cell in Path("r/cells").iterdir()] == ["hybrid-selfie-f1-s0"]

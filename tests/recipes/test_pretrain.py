@@ -12,6 +12,8 @@ from safetensors import safe_open
 from selfie_cli import __version__
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "lr", "images_per_second", "data_wait"}
+PAPER = ("--recipe", "paper")
+WATCHED = {"feature_std", "effective_rank"}
 
 
 def config_of(run: Path) -> dict:
@@ -35,8 +37,10 @@ def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, imag
     assert config["asked"]["data"] == [str(images)]
     assert config["asked"]["lr"] == 0.05
     assert config["asked"]["image_size"] is None
-    assert config["asked"]["selfie"]["mask_ratio"] == 0.25
+    assert config["asked"]["selfie"]["mask_ratio"] is None
     derived = config["derived"]
+    assert derived["selfie"]["mask_ratio"] == 0.25
+    assert (derived["recipe"], derived["optimizer"], derived["lr"]) == ("paper", "sgd", 0.05)
     assert (derived["image_size"], derived["patch_size"], derived["stem"]) == (32, 8, "3x3")
     assert (derived["steps"], derived["batch_size"], derived["micro_batch"]) == (20, 8, 8)
     assert config["versions"]["selfie-cli"] == __version__
@@ -50,6 +54,7 @@ def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, imag
 def test_metrics_are_json_lines_with_every_key(pretrained: Path) -> None:
     lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20
+    assert lines[-1].keys() >= WATCHED
     for line in lines:
         assert line.keys() >= METRICS
         assert line["chance"] == 0.25  # 4 of 16 patches
@@ -96,13 +101,25 @@ def test_default_folder_is_under_runs(images: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--backbone", "resnet18", "--batch-size", "2", "--image-size", "64", "--patch-size", "32", "--no-flip"],
-        ["--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
+        [
+            *PAPER,
+            "--backbone",
+            "resnet18",
+            "--batch-size",
+            "2",
+            "--image-size",
+            "64",
+            "--patch-size",
+            "32",
+            "--no-flip",
+        ],
+        [*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
+        ["--backbone", "resnet18", "--image-size", "64", "--patch-size", "32", "--view-scale", "1"],
         ["--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
         ["--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--device", "cpu", "--mask-ratio", "0.5"],
         ["--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
     ],
-    ids=lambda arguments: " ".join(arguments[:4]),
+    ids=lambda arguments: " ".join(arguments[-4:]),
 )
 def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
     length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]

@@ -1,0 +1,260 @@
+import hashlib
+import io
+import math
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfie_cli.data import duplicates, synthetic
+from selfie_cli.data.duplicates import FAINT, NEAR, Marks, find_seen, load_marks, marks_of, save_marks
+from selfie_cli.errors import WeightsError
+from selfie_cli.weights import save_weights
+
+NUM = 150
+
+
+def drawn(num: int = NUM, seed: int = 0, size: int = 32) -> np.ndarray:
+    return synthetic.draw(num, seed, size)[0]
+
+
+def marked(pixels: np.ndarray) -> Marks:
+    return marks_of(torch.from_numpy(np.ascontiguousarray(pixels)))
+
+
+def rows(marks: Marks, chosen: slice) -> Marks:
+    return Marks(marks.exact[chosen], marks.perceptual[chosen])
+
+
+def each(pixels: np.ndarray, change) -> np.ndarray:
+    return np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels])
+
+
+def jpeg(quality: int):
+    def change(image: Image.Image) -> Image.Image:
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=quality)
+        return Image.open(data)
+
+    return change
+
+
+def smaller(image: Image.Image) -> Image.Image:
+    return image.resize((24, 24), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+
+
+def cut(image: Image.Image) -> Image.Image:
+    """A pixel less at the left."""
+    return image.resize(image.size, Image.Resampling.BICUBIC, box=(1, 0, image.width, image.height))
+
+
+def naive_bits(image: np.ndarray) -> list[int]:
+    """The perceptual hash by its definition, a sum over all pixels for each frequency."""
+    size = len(image)
+    tossed = np.unpackbits(np.frombuffer(hashlib.blake2b(image.tobytes(), digest_size=32).digest(), np.uint8))
+    order = [*range(0, 16, 2), *range(1, 16, 2)]
+    bits = []
+    for across in order:
+        for down in order:
+            wave = 0.0
+            for y in range(size):
+                for x in range(size):
+                    red, green, blue = (int(value) for value in image[y, x])
+                    grey = 0.299 * red + 0.587 * green + 0.114 * blue
+                    angles = math.pi * across * (x + 0.5) / size, math.pi * down * (y + 0.5) / size
+                    wave += grey * math.cos(angles[0]) * math.cos(angles[1]) * 2 / size
+            bits.append(int(tossed[len(bits)]) if abs(wave) < FAINT else int(wave > 0))
+    return [0, *bits[1:]]
+
+
+@pytest.mark.parametrize("size", [16, 19])
+def test_marks_are_what_their_definition_says(size):
+    images = drawn(2, size=size)
+    images[1] = images[1] // 16 + 100  # most of its coefficients are faint
+    marks = marked(images)
+    assert marks.exact.dtype == np.int64
+    assert marks.perceptual.dtype == np.uint8
+    for image, exact, perceptual in zip(images, marks.exact, marks.perceptual, strict=True):
+        digest = hashlib.blake2b(image.tobytes(), digest_size=32).digest()
+        assert exact == int.from_bytes(digest[:8], "little", signed=True)
+        assert np.unpackbits(perceptual).tolist() == naive_bits(image)
+
+
+def test_finds_what_a_double_loop_over_bits_finds():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)  # in which no coefficient is faint
+    test, seen = noise[:23], noise[20:]  # three are copies
+    found = find_seen(marked(test), marked(seen))
+    for i, (image, mirrored) in enumerate(zip(test, test[:, :, ::-1], strict=True)):
+        views = [np.unpackbits(marked(view[None]).perceptual) for view in (image, mirrored)]
+        distances = []
+        for other in marked(seen).perceptual:
+            bits = np.unpackbits(other)
+            distances.append(min(sum(int(a != b) for a, b in zip(view, bits, strict=True)) for view in views))
+        assert found.distance[i] == min(distances)
+        assert distances[found.nearest[i]] == min(distances)
+    assert found.exact.tolist() == found.near.tolist() == [i >= 20 for i in range(23)]
+    assert found.nearest[20:].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "share"),
+    [
+        (lambda image: image, 1.0),
+        (jpeg(90), 1.0),
+        (jpeg(50), 0.99),
+        (lambda image: image.point(lambda value: round(value * 1.05)), 1.0),
+        (lambda image: image.point(lambda value: round(value * 0.95)), 1.0),
+        (lambda image: image.convert("L").convert("RGB"), 1.0),
+        (smaller, 1.0),
+        (lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), 1.0),
+        (lambda image: jpeg(70)(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)), 1.0),
+        (cut, 0.8),
+    ],
+    ids=["same", "jpeg90", "jpeg50", "brighter", "darker", "grey", "smaller", "mirrored", "mirrored-jpeg", "cut"],
+)
+def test_near_duplicates_are_found(change, share):
+    images = drawn()
+    found = find_seen(marked(each(images, change)), marked(images))
+    own = found.near & (found.nearest == np.arange(NUM))
+    assert own.mean() >= share
+    assert not (found.near & ~own).any()
+
+
+def test_copies_are_told_from_near_duplicates():
+    images = drawn(20)
+    changed = images.copy()
+    changed[::2, 3, 4, 1] ^= 1  # the last bit of one value
+    found = find_seen(marked(changed), marked(images))
+    assert found.near.all()
+    assert found.exact.tolist() == [False, True] * 10
+
+
+def test_other_images_are_not_near():
+    found = find_seen(marked(drawn(1000, seed=1)), marked(drawn(1000, seed=2)))
+    assert not found.exact.any()
+    assert not found.near.any()
+    assert found.distance.min() > NEAR
+
+
+def test_upside_down_is_another_image():
+    images = drawn(50)
+    assert not find_seen(marked(images[:, ::-1]), marked(images)).near.any()
+
+
+@pytest.mark.parametrize("size", [33, 48, 64, 224])
+def test_sizes_compare(size):
+    scenes = drawn(20, size=224)
+    resized = each(scenes, lambda image: image.resize((size, size), Image.Resampling.BICUBIC))
+    found = find_seen(marked(resized), marked(each(scenes, lambda image: image.resize((32, 32)))))
+    assert found.near.mean() >= 0.95
+    assert (found.nearest == np.arange(20)).all()
+
+
+@pytest.mark.parametrize("size", [8, 32, 224])
+def test_pictures_without_structure_match_their_copies_only(size):
+    flat = np.repeat(np.arange(200, dtype=np.uint8), size * size * 3).reshape(200, size, size, 3)
+    ramp = np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8)[:, None, None], (size, size, 3))
+    ramps = np.stack([ramp // np.uint8(k) for k in (1, 2, 3, 4)])  # 16 of 255 coefficients
+    pictures = np.concatenate([flat, ramps])
+    marks = marked(pictures)
+    copies = find_seen(marks, marks)
+    assert copies.exact.all()
+    assert copies.nearest.tolist() == list(range(len(pictures)))
+    assert not find_seen(rows(marks, slice(0, None, 2)), rows(marks, slice(1, None, 2))).near.any()
+
+
+def test_faint_photographs_still_match():
+    images = drawn(60)
+    faint = (images // 4 + 90).astype(np.uint8)
+    found = find_seen(marked(each(faint, jpeg(90))), marked(images))
+    assert found.near.mean() > 0.9
+
+
+def test_chunks_change_nothing(monkeypatch):
+    test, seen = drawn(37, seed=3), drawn(50, seed=4)
+    seen[11] = test[5]
+    marks, others = marked(test), marked(seen)
+    found = find_seen(marks, others)
+    for chunk in (1, 32 * 32 * 3 * 5):
+        monkeypatch.setattr(duplicates, "CHUNK", chunk)
+        again = marked(test)
+        assert (again.exact == marks.exact).all()
+        assert find_seen(again, marks).distance.max() <= 1  # a coefficient may round to the other side of FAINT
+    for pairs in (1, 50 * 7, 2**30):
+        monkeypatch.setattr(duplicates, "PAIRS", pairs)
+        assert all((a == b).all() for a, b in zip(vars(find_seen(marks, others)).values(), vars(found).values()))
+    assert found.nearest[5] == 11
+
+
+def test_nothing_seen_and_nothing_to_test():
+    some, none = marked(drawn(3)), marks_of(torch.empty(0, 32, 32, 3, dtype=torch.uint8))
+    assert none.perceptual.shape == (0, 32)
+    found = find_seen(some, none)
+    assert not (found.exact | found.near).any()
+    assert found.nearest.tolist() == found.distance.tolist() == [-1] * 3
+    assert len(find_seen(none, some).near) == len(find_seen(none, none).near) == 0
+
+
+def test_marks_travel_through_a_file(tmp_path):
+    marks = marked(drawn(7))
+    save_marks(tmp_path / "seen.safetensors", marks)
+    loaded = load_marks(tmp_path / "seen.safetensors")
+    assert find_seen(loaded, marks).exact.all()
+    assert (loaded.perceptual == marks.perceptual).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["seen.safetensors"]
+    save_marks(tmp_path / "none", rows(marks, slice(0)))
+    assert len(load_marks(tmp_path / "none")) == 0
+
+
+def test_files_that_hold_no_marks_are_refused(tmp_path):
+    file = tmp_path / "seen.safetensors"
+    with pytest.raises(WeightsError, match="no weights at"):
+        load_marks(file)
+    exact, perceptual = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 32, dtype=torch.uint8)
+    for tensors, version in [
+        ({"exact": exact}, "1"),
+        ({"exact": exact, "perceptual": perceptual[:3]}, "1"),
+        ({"exact": exact, "perceptual": perceptual[:, :31]}, "1"),
+        ({"exact": exact.int(), "perceptual": perceptual}, "1"),
+        ({"exact": exact[:, None], "perceptual": perceptual}, "1"),
+        ({"exact": exact, "perceptual": perceptual, "more": exact}, "1"),
+        ({"exact": exact, "perceptual": perceptual}, "2"),
+    ]:
+        save_weights(file, tensors, {"marks_version": version})
+        with pytest.raises(WeightsError, match="pretrain again"):
+            load_marks(file)
+    file.write_bytes(b"not safetensors")
+    with pytest.raises(WeightsError, match="damaged"):
+        load_marks(file)
+
+
+# The same photographs in CIFAR-10's test and training images: four that ciFAIR lists (Barz and Denzler 2020), and four
+# that it does not (mirrored, mirrored, without colour, mirrored).
+TWICE = {
+    "dog/0739.jpg": "dog/1557.jpg",
+    "deer/0511.jpg": "deer/2881.jpg",
+    "frog/0972.jpg": "frog/1736.jpg",
+    "frog/0936.jpg": "frog/0677.jpg",
+    "bird/0634.jpg": "bird/4450.jpg",
+    "automobile/0479.jpg": "automobile/3021.jpg",
+    "horse/0907.jpg": "horse/3720.jpg",
+    "horse/0307.jpg": "horse/1333.jpg",
+}
+
+
+def test_known_duplicates_in_cifar(real_archives):
+    wanted = {f"test/{name}" for name in TWICE} | {f"train/{name}" for name in TWICE.values()}
+    images = {}
+    with tarfile.open(real_archives / "cifar10-jpeg.tar.xz", "r|*") as tar:
+        for member in tar:
+            if member.isfile() and (member.name in wanted or member.name.endswith(("1.jpg", "7.jpg"))):
+                images[member.name] = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())))
+    test = [f"test/{name}" for name in TWICE] + [n for n in images if n.startswith("test/") and n not in wanted][:1000]
+    train = [name for name in images if name.startswith("train/")]
+    found = find_seen(marked(np.stack([images[name] for name in test])), marked(np.stack([images[n] for n in train])))
+    pairs = {test[i]: train[found.nearest[i]] for i in np.flatnonzero(found.near)}
+    expected = {f"test/{name}": f"train/{other}" for name, other in TWICE.items()}
+    assert {name: pairs.get(name) for name in expected} == expected
+    assert len(pairs) <= len(expected) + 10  # of 1,000 others, with a fifth of the training images

@@ -1,0 +1,106 @@
+"""What finetune and curve share: whose plan is fair to all arms, and whose cells are looked up, not repeated."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+
+from selfie_cli.config import CurveOptions
+from selfie_cli.data.store import BadFile
+from selfie_cli.errors import UsageError
+from selfie_cli.recipes import cells
+from selfie_cli.recipes.cells import Arm, Data, Part, Share, Trainer
+from selfie_cli.talk import Talk
+
+SHAPE = {
+    "method": "finetune",
+    "arch": "resnet",
+    "pretraining": "none",
+    "backbone": "resnetv2_18_w16",
+    "stem": "3x3",
+    "image_size": 8,
+    "classes": ["a", "b"],
+}
+WIDER = {**SHAPE, "backbone": "resnet18"}
+
+
+class Listener(Talk):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def part(num_images: int = 40) -> Part:
+    labels = torch.arange(num_images) % 2
+    pixels = torch.randint(0, 255, (num_images, 8, 8, 3), dtype=torch.uint8)
+    return Part(pixels=pixels, labels=labels, names=[f"{i}.png" for i in range(num_images)])
+
+
+def data() -> Data:
+    bad: list[BadFile] = []
+    return Data(name="d", classes=["a", "b"], train=part(), test=part(), record={}, bad=bad, num_images=80)
+
+
+def trainer(talk: Talk, **options: object) -> Trainer:
+    asked = CurveOptions(batch_size=4, **options)  # type: ignore[arg-type]
+    device = torch.device("cpu")
+    return Trainer(options=asked, image_size=8, device=device, autocast=contextlib.nullcontext, talk=talk)
+
+
+def share(fraction: float, num_seeds: int) -> Share:
+    return cells.take_share(data(), fraction, range(num_seeds), 1)
+
+
+@pytest.fixture
+def _a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's network takes three times as long."""
+    monkeypatch.setattr(cells, "seconds_a_step", lambda module, *_: 3.0 if hasattr(module.encoder, "layer1") else 1.0)
+
+
+@pytest.mark.usefixtures("_a_second_a_step")
+def test_a_budget_is_for_all_cells_of_all_shares() -> None:
+    arms = [Arm(name=name, shape=shape, state=None) for name, shape in (("a", SHAPE), ("b", SHAPE), ("c", WIDER))]
+    shares = [share(0.1, 3), share(1.0, 2)]
+    talk = Listener()
+    _, steps = trainer(talk, budget="10m").plan(arms, part(), shares, num_rates=1)
+    # Five cells an arm; a step of all three arms takes 5 s.
+    assert steps == [600 // 25, 600 // 25]
+    assert "about 10 min" in talk.lines[-1]
+    _, steps = trainer(talk, budget="10m").plan(arms, part(), shares, num_rates=3)  # and three searches a share
+    assert steps == [int(600 / 55)] * 2
+
+
+@pytest.mark.usefixtures("_a_second_a_step")
+def test_epochs_are_of_the_labels_used() -> None:
+    arms = [Arm(name="a", shape=SHAPE, state=None)]
+    talk = Listener()
+    micro, steps = trainer(talk, epochs=10, micro_batch=3).plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
+    assert micro == 3
+    assert steps == [10 * 8 // 4, 10 * 40 // 4]
+    assert talk.lines[0].startswith("20 % of the labels: 1 networks of 20 steps (10 epochs)")
+
+
+def test_a_share_too_small_to_choose_a_rate_with() -> None:
+    assert cells.take_share(data(), 0.05, range(1), 1).num_labels == 2
+    with pytest.raises(UsageError, match="one label a class"):
+        cells.take_share(data(), 0.05, range(1), 2)
+
+
+def test_names_and_parts() -> None:
+    some = share(0.25, 2)
+    assert some.seeds == [0, 1]
+    assert some.cell(Arm(name="x", shape=SHAPE, state=None), 1) == "x-f0.25-s1"
+    whole = part()
+    taken = cells.take(whole, np.array([3, 5]))
+    assert taken.names == ["3.png", "5.png"]
+    assert taken.pixels.equal(whole.pixels[[3, 5]])
+    assert taken.labels.tolist() == [1, 1]
+
+
+def test_an_arm_makes_what_its_shape_says_and_learns_its_classes() -> None:
+    arm = Arm(name="x", shape=SHAPE, state=None).for_classes(["a", "b", "c"])
+    assert arm.make().head.out_features == 3
+    assert SHAPE["classes"] == ["a", "b"]
