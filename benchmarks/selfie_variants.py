@@ -70,16 +70,9 @@ class Variant:
     global_weight: float = 1.0
     simclr_weight: float = 0.0
     dropout: float = 0.1
-    crops: int = 4  # kind crops: small views, of which A makes the context
-    crop_size: int = 16
-    crop_min: float = 0.1
-    crop_max: float = 0.5
-    whole_views: int = 1
     view_size: int = SIZE
     residual: bool = False  # u is A's output + the mean of what it saw
     both_views: bool = False  # distractors are both views of the other images
-    alone: bool = True  # each small view by itself asks, too
-    pooled: bool = True  # A over all small views asks
     draws: int = 1
 
 
@@ -108,7 +101,7 @@ class TwoViews(nn.Module):
             self.projector = mlp(d, v.hidden, v.width)
         if v.kind == "byol":
             self.predictor = mlp(v.width, v.hidden, v.width)
-        if v.kind in ("selfie", "crops"):
+        if v.kind == "selfie":
             self.attention = AttentionPooling(d, num_layers=v.layers, dropout=v.dropout)
             self.positions = Positions(v.grid, d, factorized=False)
             self.place = nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, d))
@@ -123,41 +116,7 @@ class TwoViews(nn.Module):
         twice = torch.cat([pixels, pixels])
         return random_view(twice, self.v.view_size, min_area=self.v.min_area, jitter=self.v.jitter)
 
-    def crops_loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        v, n = self.v, len(pixels)
-        whole, boxes = random_view(
-            pixels.repeat(v.whole_views, 1, 1, 1), v.view_size, min_area=v.min_area, jitter=v.jitter
-        )
-        small, places = random_view(
-            pixels.repeat(v.crops, 1, 1, 1), v.crop_size, min_area=v.crop_min, max_area=v.crop_max, jitter=v.jitter
-        )
-        h = self.encoder(whole).mean(dim=(2, 3))  # [GB, D]
-        c = self.encoder(small).mean(dim=(2, 3))  # [MB, D]
-        z = F.normalize(self.target(h).float(), dim=1)
-        losses, accuracy = [], torch.zeros(())
-        for g in range(v.whole_views):
-            queries = []
-            target = z[g * n : (g + 1) * n]
-            there = boxes[g * n : (g + 1) * n]
-            asked = c + self.where(places, there.repeat(v.crops, 1)) if v.relative else c
-            if v.alone:
-                queries.append(asked)
-            if v.pooled:
-                u = self.attention(asked.view(v.crops, n, -1).transpose(0, 1))
-                queries.append(u)
-            if v.whole_views > 1:
-                queries.append(h.roll(n, 0)[g * n : (g + 1) * n])
-            q = F.normalize(self.query(torch.cat(queries)).float(), dim=1)
-            logits = q @ target.T / v.temperature
-            right = torch.arange(n).repeat(len(q) // n)
-            per = F.cross_entropy(logits, right, reduction="none").view(-1, n).mean(1)
-            losses.append(per.mean())
-            accuracy = (logits.argmax(1) == right).float().mean()
-        return torch.stack(losses).mean(), accuracy
-
     def loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        if self.v.kind == "crops":
-            return self.crops_loss(pixels)
         images, boxes = self.views(pixels)
         v, n = self.v, len(pixels)
         maps = self.encoder(images)  # [2B, D, h, w]

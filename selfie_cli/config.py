@@ -58,15 +58,19 @@ def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
     except KeyError:
         raise UsageError(f"--method {method} has no recipe {recipe!r}: {', '.join(RECIPES[method])}") from None
     size = "small" if image_size <= 64 else "large"
-    return {name: value[size] if isinstance(value, dict) else value for name, value in values.items()}
+    return {
+        name: value[size] if isinstance(value, dict) else value
+        for name, value in values.items()
+        if not isinstance(value, dict) or size in value
+    }
 
 
 def recipe_note(name: str, method: str | None = None) -> str:
     """For an option's help: its value in each recipe, of one method or of all that have it."""
     notes = []
     for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
-        values = {recipe: table[name] for recipe, table in recipes.items() if name in table}
-        words = {recipe: shown(value) for recipe, value in values.items()}
+        words = {recipe: shown_of(table, name) for recipe, table in recipes.items()}
+        words = {recipe: word for recipe, word in words.items() if word}
         if len(set(words.values())) == 1 and len(words) == len(recipes):
             words = {"": next(iter(words.values()))}
         text = ", ".join(f"{recipe} {word}".strip() for recipe, word in words.items())
@@ -75,9 +79,21 @@ def recipe_note(name: str, method: str | None = None) -> str:
     return f" ({'; '.join(notes)})" if notes else ""
 
 
+def shown_of(table: dict[str, Any], name: str) -> str:
+    """A recipe's value of an option, in words; '' if it has none."""
+    if name == "warmup_steps" and "warmup_epochs" in table:
+        return f"{table['warmup_epochs']} epochs"
+    return (
+        shown(table[name]) + " per 256 images" * (name == "lr" and "lr_per_256_images" in table)
+        if name in table
+        else ""
+    )
+
+
 def shown(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{shown(value['small'])} up to 64 px, {shown(value['large'])} above"
+        where = {"small": "up to 64 px", "large": "above"}
+        return ", ".join(f"{shown(each)} {where[size]}" for size, each in value.items())
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -157,7 +173,7 @@ class TrainingOptions(DataOptions):
         None, "Length in time, like 90s, 20m or 2h: the schedule is fitted to the first steps' speed.", panel=TRAINING
     )
     batch_size: int | None = option(
-        None, "Images a step. Unset: the recipe's, or 128 up to 64 px and 512 above.", panel=TRAINING, at_least=1
+        None, "Images a step. Unset: 128 up to 64 px, 512 above.", panel=TRAINING, at_least=1
     )
     micro_batch: int | None = option(
         None,
@@ -213,7 +229,10 @@ class PretrainOptions(TrainingOptions):
     image_size: int | None = option(
         None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1
     )
-    patch_size: int | None = option(None, "Side of a patch of Selfie's. Unset: 8 up to 64 px, 32 above.", at_least=1)
+    patch_size: int | None = option(
+        None, "Side of a patch, for --method selfie. Unset: 8 up to 64 px, 32 above.", at_least=1
+    )
+    batch_size: int | None = from_recipe("Images a step.", panel=TRAINING, at_least=1)
     optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("How weights are updated.", panel=TRAINING)
     lr: float | None = from_recipe("Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
     weight_decay: float | None = from_recipe("L2 penalty.", panel=TRAINING, at_least=0)
@@ -330,7 +349,12 @@ class EvalOptions(DataOptions):
     k: int = option(20, "Neighbours of the kNN classifier.", at_least=1)
     temperature: float = option(0.07, "Temperature of its weights.", above=0)
     seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.", at_least=0)
-    batch_size: int = option(128, "Images that go through the network at once.", panel=MACHINE, at_least=1)
+    batch_size: int = option(
+        128,
+        "Images that go through the network at once; two-view Selfie's pretext task picks among them.",
+        panel=MACHINE,
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

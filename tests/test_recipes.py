@@ -87,6 +87,8 @@ def test_what_is_given_wins_and_is_saved_resolved(images, tmp_path):
         ["--method", "selfie", "--tau", "0.9"],
         ["--method", "byol", "--mask-ratio", "0.5"],
         ["--method", "simclr", "--no-flip"],
+        ["--method", "simclr", "--patch-size", "8"],
+        ["--recipe", "paper", "--min-crop", "0.5"],
         ["--recipe", "paper", "--temperature", "0.3"],
     ],
 )
@@ -99,4 +101,15 @@ def test_an_option_of_another_method_is_refused(arguments, images, tmp_path):
 def test_help_shows_each_recipes_values():
     text = " ".join(selfie("pretrain", "--help").stdout.replace("│", " ").split())
     assert "(paper 0.99, best 0.97)" in text  # --tau
+    assert "byol paper 0.45 per 256 images" in text
+    assert "byol paper 10 epochs" in text
     assert "place up to 64 px, row-column above" in text
+
+
+@pytest.mark.parametrize("method", ["selfie", "byol", "simclr"])
+@pytest.mark.parametrize("sizes", [["--batch-size", "1"], ["--batch-size", "9", "--micro-batch", "4"]])
+def test_an_image_by_itself_cannot_be_told_from_others(method, sizes, images, tmp_path):
+    arguments = (images, "--backbone", "resnetv2_18_w16", "--method", method, "--steps", 1, *sizes)
+    assert "leaves an image by itself" in error_of("pretrain", *arguments, "--out", tmp_path / "run", code=2)
+    if method == "selfie":  # the paper's loss looks at one image at a time
+        selfie("pretrain", *arguments, "--recipe", "paper", "--out", tmp_path / "run")

@@ -108,7 +108,8 @@ def evaluated(result: Evaluated) -> RenderableType:
         table.add_row("top-1", percent(result.classified.top1), "", majority)
         if len(result.classified.per_class) > 5:
             table.add_row("top-5", percent(result.classified.top5), "", "")
-    note = f"Features: {result.features}. Guessing is the largest class, and for the pretext task 1 / candidates."
+    note = f"Features: {result.features}. Guessing is the largest class"
+    note += ", and for the pretext task 1 / candidates." if result.chance is not None else "."
     parts: list[RenderableType] = [table, note]
     if result.classified is not None:
         parts.append(confusion(result))

@@ -28,7 +28,6 @@ def random_view(
     size: int,
     *,
     min_area: float,
-    max_area: float = 1.0,
     jitter: float,
     grayscale: float = 0.2,
     blur: float = 0.0,
@@ -38,7 +37,7 @@ def random_view(
 
     Args:
         pixels: uint8 [B, S, S, 3].
-        min_area, max_area: bounds of the crop's area, shares of the image.
+        min_area: smallest area of the crop, a share of the image.
         jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
         grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px,
             kernel a tenth of `size`), have the bright half of their range inverted.
@@ -47,7 +46,7 @@ def random_view(
         The views, float32 [B, 3, s, s], normalized, channels-last, and the boxes they show, as `random_boxes` has them.
     """
     b = pixels.shape[0]
-    boxes = random_boxes(b, min_area=min_area, max_area=max_area)
+    boxes = random_boxes(b, min_area=min_area)
     x = crop(pixels.permute(0, 3, 1, 2).float() / 255, boxes, size)  # [B, 3, s, s], 0..1
     flat = x.permute(0, 2, 3, 1).reshape(b, size * size, 3)
     with torch.autocast(x.device.type, enabled=False):  # colours in bf16 would have fewer shades than the pixels

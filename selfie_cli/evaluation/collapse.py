@@ -51,8 +51,8 @@ def collapse_warning(std: float, rank: float, width: int) -> str | None:
         return None
     alike = "nearly the same vector" if std < LEAST_STD else "vectors that differ in hardly more than one way"
     return (
-        f"the network gives all images {alike} (spread {std:.3f}, where a healthy one has 0.1 to 1; {rank:.1f} of "
-        f"{width} directions in use). This is called collapse: the loss may look good, but nothing about the images is "
-        "being learnt. If it lasts for some hundred steps, stop; look whether the images are too much alike, then start "
-        "again with a third of --lr, a larger --batch-size, or --method selfie, which cannot win by such an answer"
+        f"the network gives all images {alike} (spread {std:.3f}, where 0.1 to 1 is healthy; {rank:.1f} of {width} "
+        "directions in use). This is called collapse: the loss may look good, but nothing about the images is being "
+        "learnt. If it lasts for some hundred steps, stop, look whether the images are too much alike, and start again "
+        "with a third of --lr, a larger --batch-size, or --method selfie, whose task has no such way out"
     )

@@ -82,6 +82,10 @@ class Byol(Method):
         cosine = (cosine1 + cosine2) / 2
         return 4 - 4 * cosine, {"cosine": cosine.detach()}
 
+    def embeddings(self, images: Tensor) -> Tensor:
+        """The online projections: images float [B, 3, s, s] -> [B, D]."""
+        return projection(self.encoder, self.projector, images)
+
     @torch.no_grad()
     def after_step(self, done: float) -> None:
         """Move the target towards the online network by 1 - tau, which falls from its base to 0 on a cosine.

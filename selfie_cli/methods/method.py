@@ -28,6 +28,10 @@ class Method(nn.Module, ABC):
         Where the method has a pretext accuracy, they hold it as `pretext_accuracy` (0..1), and a guess's as `chance`.
         """
 
+    @abstractmethod
+    def embeddings(self, images: Tensor) -> Tensor:
+        """What the loss compares, of images float [B, 3, s, s]: [B, D]. If these are all alike, nothing is learnt."""
+
     def after_step(self, done: float) -> None:
         """Called behind every step of the optimizer; `done` is the share of the training that lies behind, 0..1."""
 

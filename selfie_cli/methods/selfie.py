@@ -89,7 +89,7 @@ class SelfieNetwork(Method):
 class Selfie(SelfieNetwork):
     """The paper's loss: one view, distractors from the same image."""
 
-    def __init__(self, *, logit_scale: str, flip: bool, min_crop: float, **network: Any) -> None:
+    def __init__(self, *, logit_scale: str, flip: bool, min_crop: float = 1.0, **network: Any) -> None:
         if logit_scale not in ("dot", "sqrt", "cosine"):
             raise ValueError(f"logit_scale {logit_scale!r}")
         super().__init__(**network)
@@ -125,6 +125,10 @@ class Selfie(SelfieNetwork):
         with torch.autocast(h.device.type, enabled=False):  # a raw product of 1024 terms is too coarse in bf16
             products: Tensor = v.float() @ candidates.float().transpose(1, 2)  # [B, K, K]
         return products * scale
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """Candidates, their mean over patches: images float [B, 3, s, s] -> [B, D]."""
+        return self.patch_vectors(images).mean(dim=1)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy over all hidden places of all images [B, 3, s, s]; logs the share that is picked right.
@@ -202,6 +206,11 @@ class TwoViewSelfie(SelfieNetwork):
         with torch.autocast(h.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
             v, candidates = F.normalize(v.float(), dim=1), F.normalize(candidates.float(), dim=1)
             return (v @ candidates.T / self.temperature).fill_diagonal_(-torch.inf)
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """Candidates: images float [B, 3, s, s] -> [B, E]."""
+        candidates: Tensor = self.candidate_head(self.patch_vectors(images).mean(dim=1))
+        return candidates
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross entropy of the other view of the same image among all other views of the batch.

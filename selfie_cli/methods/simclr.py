@@ -58,8 +58,7 @@ class SimCLR(Method):
         Takes two views of the same images, float [B, 3, s, s], in the same order. Logs the share of the views whose
         partner scores highest and `chance`, that share for a guess.
         """
-        maps: Tensor = self.encoder(torch.cat(views))  # [2B, F, h, w]
-        z = self.projector(maps.mean(dim=(2, 3)))  # [2B, D]
+        z = self.embeddings(torch.cat(views))  # [2B, D]
         with torch.autocast(z.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
             z = F.normalize(z.float(), dim=1)
             scores = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)  # [2B, 2B]
@@ -67,6 +66,12 @@ class SimCLR(Method):
         loss = F.cross_entropy(scores, partner)
         accuracy = (scores.detach().argmax(dim=1) == partner).float().mean()
         return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, 1 / (len(z) - 1))}
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """The projections: images float [B, 3, s, s] -> [B, D]."""
+        maps: Tensor = self.encoder(images)  # [B, F, h, w]
+        z: Tensor = self.projector(maps.mean(dim=(2, 3)))
+        return z
 
     def export(self) -> dict[str, Tensor]:
         """The encoder alone, as `models.encoder.Encoder` takes it."""

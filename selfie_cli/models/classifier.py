@@ -27,12 +27,12 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def take_over(self, patch_network: dict[str, Tensor]) -> None:
-        """Start the first three stages from a pretrained patch network's state; the rest stays as it was drawn.
+    def take_over(self, pretrained: dict[str, Tensor]) -> None:
+        """Start from the state of a pretrained network's three or four stages; the rest stays as it was drawn.
 
-        Raises RuntimeError if `patch_network` holds a tensor that has no place here or is of another shape.
+        Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape.
         """
-        missing, unexpected = self.backbone.load_state_dict(carried_over(patch_network), strict=False)
+        missing, unexpected = self.backbone.load_state_dict(carried_over(pretrained), strict=False)
         allowed = ("stages.3.", "norm.", "layer4.")
         left_out = [name for name in missing if not name.startswith(allowed)]
         if unexpected or left_out:

@@ -21,7 +21,7 @@ from selfie_cli.data.labelled import Labelled, open_labelled
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
-from selfie_cli.errors import DataError, RunError, UsageError, WeightsError
+from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.models.hybrid import AnyClassifier
@@ -192,8 +192,6 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     test_part, bad_test = read_part(found.test, size=storage_size(image_size), options=options, talk=talk)
     bad = bad + bad_test
     rows, seen = look_for_seen(sources, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk)
-    if not len(rows):
-        raise DataError("every test image was seen in pretraining: without --exclude-seen they are only told")
     return Data(
         name=found.name,
         classes=found.train.classes,

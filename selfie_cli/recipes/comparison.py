@@ -198,4 +198,5 @@ def span(gain: Gain) -> str:
 
 
 def titled(name: str) -> str:
-    return name[:1].upper() + name[1:]
+    """An arm's name where a sentence begins; methods are written as their papers do."""
+    return {"byol": "BYOL", "simclr": "SimCLR"}.get(name, name[:1].upper() + name[1:])

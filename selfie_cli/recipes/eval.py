@@ -116,8 +116,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
 
     train = read(data.train)[:2]
     pixels, labels, names = read(data.test)
-    sources = [run] if run.verb == "pretrain" else []
-    rows, seen = look_for_seen(sources, pixels, names, exclude=options.exclude_seen, talk=talk)
+    rows, seen = look_for_seen([run], pixels, names, exclude=options.exclude_seen, talk=talk)
     test = pixels[rows], labels[rows]
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
     trained = judge(network, "trained", train, test, len(classes), options, autocast, talk)

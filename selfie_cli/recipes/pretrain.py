@@ -18,6 +18,7 @@ from selfie_cli.data.store import read_store, report_bad, storage_size
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
@@ -28,6 +29,7 @@ from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, s
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
+FEWEST_WATCHED = 8  # fewer say nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,28 +90,30 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         return lambda pixels: module.loss(*module.augment(pixels))
 
     watched = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(device)
-    warned = False
+    alarms = 0
 
     def watch() -> dict[str, float]:
-        nonlocal warned
+        nonlocal alarms
         with torch.no_grad(), autocast():
-            vectors = networks.pooled_maps(method.eval(), plain_view(watched, derived["image_size"]))
+            vectors = method.eval().embeddings(plain_view(watched, derived["image_size"]))
         method.train()
         if not vectors.isfinite().all():
             return {}  # the loop sees to that
         std, rank = feature_spread(vectors)
         warning = collapse_warning(std, rank, vectors.shape[1])
-        if warning is not None and not warned:
+        alarms = alarms + 1 if warning else 0
+        if warning and alarms == 2 and len(watched) >= FEWEST_WATCHED:  # once may be how a training begins
             talk.warn(warning)
-            warned = True
         return {"feature_std": std, "effective_rank": rank}
 
     if run is None:
         batch = tuple(tensor.to(device) for tensor in batch_of(0))
+        check_pieces(derived["batch_size"], options.micro_batch or derived["batch_size"], method)
         with autocast():
             derived["micro_batch"] = options.micro_batch or micro_batch_for(
                 method, loss_of(method), (batch[0][:4],), derived["batch_size"], device
             )
+            check_pieces(derived["batch_size"], derived["micro_batch"], method)
             step_seconds = seconds_a_step(method, loss_of, batch, derived["micro_batch"])
         derived["steps"] = num_steps(
             steps=options.steps,
@@ -152,13 +156,22 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         after_step=method.after_step,
         watch=watch,
     )
-    header = {
-        key: derived[key] for key in ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
-    }
+    told = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
+    header = {key: derived[key] for key in told if key in derived}
     save_weights(run.weights, method.export(), header)
     measured = {**dataclasses.asdict(trained), "device": str(device), "precision": precision}
     run.finish({**measured, "threads": torch.get_num_threads()})
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
+
+
+def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:
+    """Raises UsageError if an image would go through the network by itself where it has to be told from others."""
+    smallest = min(micro_batch, batch_size % micro_batch or micro_batch)
+    if smallest < 2 and not isinstance(method, Selfie):
+        raise UsageError(
+            f"--batch-size {batch_size} in pieces of {micro_batch} leaves an image by itself, and this method tells "
+            "images from each other: choose another --batch-size or --micro-batch"
+        )
 
 
 def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
@@ -167,15 +180,8 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
     Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
     """
     image_size = options.image_size or suggested_size(source)
-    patch_size = options.patch_size or (8 if image_size <= 64 else 32)
-    if image_size % patch_size or image_size // patch_size < 2:
-        raise UsageError(
-            f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
-            f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
-        )
     values = recipe_values(options.method, options.recipe, image_size)
-    usual = values.pop("batch_size")
-    batch_size = options.batch_size or usual
+    batch_size = options.batch_size or values["batch_size"]
     if values.pop("lr_per_256_images", False):
         values["lr"] *= batch_size / 256
     if epochs := values.pop("warmup_epochs", None):
@@ -188,23 +194,38 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
             if field.name not in values:
                 raise UsageError(
                     f"{flag_of(field.name)} has no meaning for --method {options.method} with --recipe "
-                    f"{options.recipe}: leave it out"
+                    f"{options.recipe} at {image_size} px: leave it out"
                 )
             values[field.name] = asked
-    training = {name: values.pop(name) for name in ("optimizer", "lr", "weight_decay", "warmup_steps")}
+    training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"
+    patch_size = patch_size_for(options, image_size)
     return {
         "method": options.method,
         "recipe": options.recipe,
         "backbone": options.backbone,
         "stem": stem_for(patch_size),
         "image_size": image_size,
-        "patch_size": patch_size,
-        "batch_size": batch_size,
+        **({"patch_size": patch_size} if options.method == "selfie" else {}),
         **training,
         options.method: values,
     }
+
+
+def patch_size_for(options: PretrainOptions, image_size: int) -> int:
+    """Raises UsageError if it does not divide the image, or is asked for where there are no patches."""
+    patch_size = options.patch_size or (8 if image_size <= 64 else 32)
+    if options.method != "selfie":
+        if options.patch_size:
+            raise UsageError(f"--patch-size has no meaning for --method {options.method}: leave it out")
+        return patch_size
+    if image_size % patch_size or image_size // patch_size < 2:
+        raise UsageError(
+            f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
+            f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
+        )
+    return patch_size
 
 
 def suggested_size(source: Source) -> int:

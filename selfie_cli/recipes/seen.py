@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from selfie_cli.data.duplicates import FILE_NAME, find_seen, load_marks, marks_of
+from selfie_cli.errors import DataError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 
@@ -18,18 +19,22 @@ def look_for_seen(
     """Compare test images with those that runs were pretrained on.
 
     Args:
-        sources: the runs; one without marks (the bundled network, a finetuned one) cannot be judged, which is said.
+        sources: the runs; of one without marks (the bundled network, a finetuned one) nothing is known, which is said.
         pixels: uint8 [M, S, S, 3], stored as for the runs' own images; names: M.
 
     Returns:
         The rows to go on with, int64 [M'], ascending: all, or with `exclude` those that no run has seen. And a record
         for each image and run that has seen it.
+
+    Raises UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
     """
     records: list[dict[str, Any]] = []
     keep = np.ones(len(names), dtype=np.bool_)
     for source in sources:
         where = source.path.name
         if not (source.path / FILE_NAME).is_file():
+            if exclude:
+                raise UsageError(f"--exclude-seen: {where} keeps no marks of the images that it was pretrained on")
             talk.say(f"{where} keeps no marks of its images: test images among them would not be noticed")
             continue
         found = find_seen(marks_of(pixels), load_marks(source.path / FILE_NAME))
@@ -51,4 +56,6 @@ def look_for_seen(
         ]
         if exclude:
             keep &= ~found.near
+    if len(keep) and not keep.any():
+        raise DataError("every test image was seen in pretraining: without --exclude-seen they are only told")
     return torch.from_numpy(np.flatnonzero(keep)), records

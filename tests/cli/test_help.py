@@ -61,7 +61,8 @@ def test_top_help_lists_every_verb() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_names_every_option_with_its_default(verb: str) -> None:
     shown = " ".join(selfie(verb, "--help").stdout.split())
-    for kind in (KINDS[verb], config.SelfieOptions) if verb == "pretrain" else (KINDS[verb],):
+    own = (config.SelfieOptions, config.ByolOptions) if verb == "pretrain" else ()
+    for kind in (KINDS[verb], *own):
         for field in dataclasses.fields(kind):
             if "help" not in field.metadata:
                 continue

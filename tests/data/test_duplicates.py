@@ -83,19 +83,27 @@ def test_marks_are_what_their_definition_says(size):
 
 
 def test_finds_what_a_double_loop_over_bits_finds():
-    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)  # in which no coefficient is faint
-    test, seen = noise[:23], noise[20:]  # three are copies
-    found = find_seen(marked(test), marked(seen))
-    for i, (image, mirrored) in enumerate(zip(test, test[:, :, ::-1], strict=True)):
-        views = [np.unpackbits(marked(view[None]).perceptual) for view in (image, mirrored)]
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    marks = marked(noise)
+    test, seen = rows(marks, slice(23)), rows(marks, slice(20, None))  # three are copies
+    found = find_seen(test, seen)
+    for i, query in enumerate(np.unpackbits(test.perceptual, axis=1).tolist()):
+        mirrored = query[:128] + [1 - bit for bit in query[128:]]
         distances = []
-        for other in marked(seen).perceptual:
-            bits = np.unpackbits(other)
-            distances.append(min(sum(int(a != b) for a, b in zip(view, bits, strict=True)) for view in views))
+        for other in np.unpackbits(seen.perceptual, axis=1).tolist():
+            differing = [sum(a != b for a, b in zip(view, other, strict=True)) for view in (query, mirrored)]
+            distances.append(min(differing))
         assert found.distance[i] == min(distances)
         assert distances[found.nearest[i]] == min(distances)
     assert found.exact.tolist() == found.near.tolist() == [i >= 20 for i in range(23)]
     assert found.nearest[20:].tolist() == [0, 1, 2]
+
+
+def test_mirroring_flips_the_bits_of_odd_frequencies():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
+    flips = np.unpackbits(marked(noise).perceptual ^ marked(noise[:, :, ::-1]).perceptual, axis=1)
+    assert flips[:, :128].mean() < 0.02  # what is faint tosses its coin again
+    assert flips[:, 128:].mean() > 0.98
 
 
 @pytest.mark.parametrize(
@@ -143,13 +151,14 @@ def test_upside_down_is_another_image():
     assert not find_seen(marked(images[:, ::-1]), marked(images)).near.any()
 
 
-@pytest.mark.parametrize("size", [33, 48, 64, 224])
-def test_sizes_compare(size):
-    scenes = drawn(20, size=224)
-    resized = each(scenes, lambda image: image.resize((size, size), Image.Resampling.BICUBIC))
-    found = find_seen(marked(resized), marked(each(scenes, lambda image: image.resize((32, 32)))))
-    assert found.near.mean() >= 0.95
-    assert (found.nearest == np.arange(20)).all()
+def test_sizes_compare():
+    scenes = drawn(20, size=112)
+    seen = marked(scenes)
+    for size in (32, 33, 64, 100):
+        resized = each(scenes, lambda image, side=size: image.resize((side, side), Image.Resampling.BICUBIC))
+        found = find_seen(marked(resized), seen)
+        assert found.near.all()
+        assert (found.nearest == np.arange(20)).all()
 
 
 @pytest.mark.parametrize("size", [8, 32, 224])
@@ -179,12 +188,14 @@ def test_chunks_change_nothing(monkeypatch):
     found = find_seen(marks, others)
     for chunk in (1, 32 * 32 * 3 * 5):
         monkeypatch.setattr(duplicates, "CHUNK", chunk)
-        again = marked(test)
-        assert (again.exact == marks.exact).all()
-        assert find_seen(again, marks).distance.max() <= 1  # a coefficient may round to the other side of FAINT
+        chunked = marked(test)
+        assert (chunked.exact == marks.exact).all()
+        differing = np.unpackbits(chunked.perceptual ^ marks.perceptual)
+        assert differing.sum() <= 2  # a coefficient may round to the other side of FAINT
     for pairs in (1, 50 * 7, 2**30):
         monkeypatch.setattr(duplicates, "PAIRS", pairs)
-        assert all((a == b).all() for a, b in zip(vars(find_seen(marks, others)).values(), vars(found).values()))
+        again = find_seen(marks, others)
+        assert all((getattr(again, name) == value).all() for name, value in vars(found).items())
     assert found.nearest[5] == 11
 
 
@@ -219,7 +230,7 @@ def test_files_that_hold_no_marks_are_refused(tmp_path):
         ({"exact": exact, "perceptual": perceptual[:, :31]}, "1"),
         ({"exact": exact.int(), "perceptual": perceptual}, "1"),
         ({"exact": exact[:, None], "perceptual": perceptual}, "1"),
-        ({"exact": exact, "perceptual": perceptual, "more": exact}, "1"),
+        ({"exact": exact, "perceptual": perceptual, "more": perceptual + 1}, "1"),
         ({"exact": exact, "perceptual": perceptual}, "2"),
     ]:
         save_weights(file, tensors, {"marks_version": version})
@@ -249,12 +260,12 @@ def test_known_duplicates_in_cifar(real_archives):
     images = {}
     with tarfile.open(real_archives / "cifar10-jpeg.tar.xz", "r|*") as tar:
         for member in tar:
-            if member.isfile() and (member.name in wanted or member.name.endswith(("1.jpg", "7.jpg"))):
+            if member.isfile() and (member.name in wanted or member.name.endswith("7.jpg")):
                 images[member.name] = np.asarray(Image.open(io.BytesIO(tar.extractfile(member).read())))
-    test = [f"test/{name}" for name in TWICE] + [n for n in images if n.startswith("test/") and n not in wanted][:1000]
+    test = [f"test/{name}" for name in TWICE] + [n for n in images if n.startswith("test/") and n not in wanted]
     train = [name for name in images if name.startswith("train/")]
     found = find_seen(marked(np.stack([images[name] for name in test])), marked(np.stack([images[n] for n in train])))
     pairs = {test[i]: train[found.nearest[i]] for i in np.flatnonzero(found.near)}
     expected = {f"test/{name}": f"train/{other}" for name, other in TWICE.items()}
     assert {name: pairs.get(name) for name in expected} == expected
-    assert len(pairs) <= len(expected) + 10  # of 1,000 others, with a fifth of the training images
+    assert len(pairs) <= len(expected) + 10  # among 1,000 others, with a tenth of the training images

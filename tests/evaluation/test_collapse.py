@@ -1,0 +1,195 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from selfie_cli import runs
+from selfie_cli.data import synthetic
+from selfie_cli.data.augment import plain_view
+from selfie_cli.errors import TrainingError
+from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
+from selfie_cli.models.resnet import resnet
+from selfie_cli.recipes import networks
+
+
+def warning_of(vectors):
+    std, rank = feature_spread(vectors)
+    return collapse_warning(std, rank, vectors.shape[1])
+
+
+@pytest.fixture
+def normal():
+    return torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return torch.from_numpy(synthetic.draw(256, seed=0)[0])
+
+
+def naive(vectors):
+    """Both numbers from their definitions, with eigenvalues of the covariance in place of singular values."""
+    rows = [[value / math.hypot(*row) for value in row] for row in vectors.tolist()]
+    columns = list(zip(*rows, strict=True))
+    std = sum(float(np.std(column)) for column in columns) / len(columns) * math.sqrt(len(columns))
+    centred = vectors.double().numpy() - vectors.double().numpy().mean(axis=0)
+    eigenvalues = np.linalg.eigvalsh(centred.T @ centred).clip(min=0)
+    shares = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum()
+    return std, math.exp(-sum(share * math.log(share) for share in shares if share > 1e-6))
+
+
+@pytest.mark.parametrize("num", [9, 64, 256])
+def test_agrees_with_the_naive_reference(normal, num):
+    vectors = normal[:num] * torch.linspace(0.1, 3, 32) + 1
+    assert feature_spread(vectors) == pytest.approx(naive(vectors), rel=1e-4)
+
+
+def test_isotropic_features_spread_by_one(normal):
+    std, rank = feature_spread(normal)
+    assert std == pytest.approx(1, abs=0.01)
+    assert 30 < rank <= 32
+    assert warning_of(normal) is None
+
+
+@pytest.mark.parametrize("directions", [1, 2, 5])
+def test_rank_counts_equally_strong_directions(directions):
+    signs = torch.tensor([[1.0 if i >> k & 1 else -1.0 for k in range(directions)] for i in range(64)])
+    axes = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(1)))[0][:directions]
+    assert feature_spread(signs @ axes + 7)[1] == pytest.approx(directions, rel=1e-5)  # [64, 48], 7 is no direction
+
+
+def test_what_does_not_matter(normal):
+    std, rank = feature_spread(normal)
+    assert feature_spread(normal * 1e-12) == pytest.approx((std, rank), rel=1e-4)
+    assert feature_spread(normal * 1e25) == pytest.approx((std, rank), rel=1e-4)
+    assert feature_spread(normal.flip(0)) == pytest.approx((std, rank))
+    assert feature_spread(normal.bfloat16()) == pytest.approx((std, rank), rel=1e-2)
+    assert feature_spread(normal.requires_grad_()) == pytest.approx((std, rank))
+
+
+def test_fewer_images_than_features():
+    vectors = torch.randn(16, 512, generator=torch.Generator().manual_seed(0)) + 1
+    _, rank = feature_spread(vectors)
+    assert 14 < rank <= 15  # the mean takes one direction
+    assert warning_of(vectors) is None
+
+
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        torch.full((256, 64), 0.3),
+        torch.full((256, 64), 0.3) + 3e-8 * torch.eye(64).repeat(4, 1),  # float32's last digit
+        torch.zeros(256, 64),
+        torch.ones(1, 64),
+    ],
+    ids=["constant", "rounding", "zero", "one image"],
+)
+def test_constant_features_have_no_spread(vectors):
+    assert feature_spread(vectors) == (pytest.approx(0, abs=1e-6), 0)
+    assert "collapse" in warning_of(vectors)
+
+
+def test_some_zero_vectors_are_no_trouble(normal):
+    normal[::4] = 0
+    std, rank = feature_spread(normal)
+    assert 0.8 < std < 1
+    assert rank > 30
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_refused(normal, value):
+    normal[3, 5] = value
+    with pytest.raises(TrainingError, match="diverged"):
+        feature_spread(normal)
+
+
+def test_the_warning_says_what_was_seen_and_what_to_try():
+    alike, one_way = collapse_warning(0.012, 7.0, 128), collapse_warning(0.4, 1.26, 256)
+    for words in ("nearly the same", "0.012", "7.0 of 128", "collapse", "--lr", "--batch-size", "--method"):
+        assert words in alike
+    for words in ("one way", "0.400", "1.3 of 256"):
+        assert words in one_way
+    assert "\n" not in alike
+
+
+# Healthy networks.
+
+
+@pytest.mark.parametrize("num", [16, 256])
+@pytest.mark.parametrize("num_stages", [3, 4])
+def test_untrained_networks_do_not_warn(drawn, num, num_stages):
+    torch.manual_seed(0)
+    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=num_stages).eval()  # its batch norms as new
+    with torch.no_grad():
+        assert warning_of(network(plain_view(drawn[:num], 32)).mean(dim=(2, 3))) is None
+        assert warning_of(network.train()(plain_view(drawn[:num], 32)).mean(dim=(2, 3))) is None
+
+
+def test_a_large_untrained_network_does_not_warn(drawn):
+    torch.manual_seed(0)
+    network = resnet("resnetv2_50", stem="3x3", num_stages=3).eval()
+    with torch.no_grad():
+        assert warning_of(network(plain_view(drawn[:24], 32)).mean(dim=(2, 3))) is None
+
+
+@pytest.mark.parametrize("features", ["whole", "patches", "pooled"])
+def test_the_bundled_network_does_not_warn(drawn, features):
+    run = runs.open_run(runs.bundled_folder())
+    network = networks.load_network(run, features=features, device=torch.device("cpu"))
+    assert warning_of(network.vectors(drawn)) is None
+
+
+# Networks that find the way out: the loss asks for agreement and for nothing else.
+
+
+def trained(loss_of, images):
+    """A small projection of 16 x 16 pictures, trained to a low loss of two views of theirs."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 32))
+    views = [F.avg_pool2d(view, 2) for view in (plain_view(images, 32), plain_view(images.flip(2), 32))]
+    before = network(views[0])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(400):
+        loss = loss_of(*(network(view) for view in views))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return before, network(views[0])
+
+
+def variance(first, second):
+    return torch.cat([first, second]).var(dim=0).sum()
+
+
+def agreement(first, second):
+    return 1 - F.cosine_similarity(first, second).mean()
+
+
+def contrast(first, second):
+    scores = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / 0.2
+    return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def one_direction(first, second):
+    """The share of the variance that lies off an axis."""
+    both = torch.cat([first, second])
+    both = both - both.mean(dim=0)
+    return 1 - both.mean(dim=1).square().sum() * both.shape[1] / both.square().sum()
+
+
+@pytest.mark.parametrize("loss_of", [variance, one_direction])
+def test_a_network_driven_to_collapse_warns(drawn, loss_of):
+    before, after = trained(loss_of, drawn)
+    assert warning_of(before) is None
+    assert "collapse" in warning_of(after)
+
+
+def test_agreement_alone_narrows_the_features_and_contrast_keeps_them_apart(drawn):
+    before, alone = trained(agreement, drawn)
+    _, apart = trained(contrast, drawn)
+    assert feature_spread(alone)[0] < 0.5 * feature_spread(before)[0]
+    assert feature_spread(apart)[0] > 0.8
+    assert warning_of(apart) is None
