@@ -302,13 +302,13 @@ def pretrain(v: Variant, pixels: Tensor, seconds: float, rate: float, seed: int)
         last.append(step(index, total))
         if index % 100 == 99:
             print(index + 1, total, *np.mean(last[-100:], axis=0).round(4), flush=True)
-    tail = np.mean(last[-100:], axis=0) if last else (float("nan"),) * 2
+    tail = np.mean(last[-100:], axis=0).tolist() if last else (None, None)
     return module, {
         "steps": total,
         "images_per_second_quiet": round(rate, 1),
         "wall": round(time.perf_counter() - begun, 1),
-        "loss": float(tail[0]),
-        "pretext": float(tail[1]),
+        "loss": tail[0],
+        "pretext": tail[1],
     }
 
 

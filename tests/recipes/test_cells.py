@@ -41,7 +41,7 @@ def part(num_images: int = 40) -> Part:
 
 def data() -> Data:
     bad: list[BadFile] = []
-    return Data(name="d", classes=["a", "b"], train=part(), test=part(), record={}, bad=bad, num_images=80)
+    return Data(name="d", classes=["a", "b"], train=part(), test=part(), record={}, bad=bad, num_images=80, seen=[])
 
 
 def trainer(talk: Talk, **options: object) -> Trainer:
