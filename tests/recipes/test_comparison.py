@@ -101,7 +101,7 @@ def test_a_curves_sentence_says_what_each_interval_says():
         "at 100 % no difference was found (+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds)."
     )
     said = curve_sentence(points, 1, "another network")
-    assert said.startswith("Byol (another network): at 1 % +0.0 points")
+    assert said.startswith("BYOL (another network): at 1 % +0.0 points")
     assert "at 5 % it hurt (-10.0 points, 95 % interval -12.5 to -7.5, 3 seeds)" in said
     assert spreads(points)["selfie"] == [
         (0.6, None),
