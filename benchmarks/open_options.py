@@ -60,6 +60,7 @@ def pretrain_variant(name: str, tree: Path, folder: Path) -> None:
             data=(str(tree / "train"),),
             backbone="resnetv2_18_w16",
             steps=STEPS,
+            recipe="paper",
             selfie=VARIANTS[name],
             out=str(folder),
             overwrite=True,

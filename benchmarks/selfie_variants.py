@@ -257,12 +257,12 @@ class Paper(nn.Module):
             final_norm=True,
             logit_scale="dot",
             flip=True,
-            min_crop=0.5,
+            apart=True,
         )
         self.encoder = self.selfie.patch_network
 
     def loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, extra = self.selfie.loss(self.selfie.augment(pixels))
+        loss, extra = self.selfie.loss(*self.selfie.augment(pixels))
         return loss, extra["pretext_accuracy"]
 
     def after_step(self, done: float) -> None: ...

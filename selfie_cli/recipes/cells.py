@@ -4,6 +4,7 @@ An arm is one way to initialize a network; a cell is one network of an arm: a sh
 """
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
 from selfie_cli.training.machine import Autocast, duration, micro_batch_for, num_cores, seconds_a_step
+from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
 
 SUPERVISED = "supervised"
@@ -126,8 +128,8 @@ def learning_rates(text: str) -> list[float]:
         rates = [float(part) for part in text.split(",")]
     except ValueError:
         rates = []
-    if not rates or not all(0 < rate < math.inf for rate in rates):
-        raise UsageError(f"--lr {text!r}: expected a positive number, or several like 0.03,0.1,0.3")
+    if not rates or not all(0 < rate < math.inf for rate in rates) or len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
     return rates
 
 
@@ -156,11 +158,34 @@ def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str,
     run.finish({**measured, "threads": torch.get_num_threads()})
 
 
-def from_path(source: Run | None) -> str:
-    """What --from would have to be to mean this run again."""
-    if source is None:
-        return "none"
-    return "bundled" if source.path == runs.bundled_folder() else str(source.path.resolve())
+def origin(source: Run) -> dict[str, str]:
+    """What --from would have to be to mean this run again, and the hash of the weights that it meant."""
+    path = "bundled" if source.path == runs.bundled_folder() else str(source.path.resolve())
+    return {"path": path, "sha256": hashlib.sha256(source.weights.read_bytes()).hexdigest()}
+
+
+def origins(run: Run) -> list[dict[str, str]]:
+    """Where the arms of a stopped run came from. Raises RunError if its config does not say, or the weights changed."""
+    found = run.config.get("from")
+    if not isinstance(found, list) or not all(isinstance(each, dict) and "path" in each for each in found):
+        raise RunError(
+            f"{run.path / 'config.json'} is damaged, it does not say where weights came from: start a new run"
+        )
+    for each in found:
+        source = runs.open_run(each["path"])
+        if origin(source) != each:
+            raise RunError(f"the weights of {each['path']} have changed since {run.path} was started: start a new run")
+    return found
+
+
+def tell_of_labels(sources: list[Run], talk: Talk) -> None:
+    """A network that was finetuned knows labels, maybe those that others are tested on or denied here."""
+    for source in sources:
+        if "classes" in source.derived:
+            talk.warn(
+                f"{source.path.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
+                "of the other arms"
+            )
 
 
 def network_shape(options: LabelOptions, source: Run | None) -> dict[str, Any]:
@@ -257,6 +282,10 @@ class Trainer:
 
         return loss
 
+    def optimizer_of(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The training loop sets the learning rate."""
+        return make_optimizer("sgd", module, lr=0.0, weight_decay=self.options.weight_decay)
+
     def plan(self, arms: list[Arm], part: Part, shares: list[Share], num_rates: int) -> tuple[int, list[int]]:
         """A micro-batch that all arms have room for, and the steps for each share; says how long it will take.
 
@@ -272,7 +301,10 @@ class Trainer:
             micro = self.options.micro_batch or min(
                 micro_batch_for(module, self.loss_of(module), few, size, self.device) for module in modules.values()
             )
-            seconds = {kind: seconds_a_step(module, self.loss_of, batch, micro) for kind, module in modules.items()}
+            seconds = {
+                kind: seconds_a_step(module, self.loss_of, batch, micro, self.optimizer_of)
+                for kind, module in modules.items()
+            }
         of_all_arms = sum(seconds[kind] for kind in kinds)
         an_arm = [len(share.seeds) + searched for share in shares]
         steps, whole = [], 0.0
@@ -376,9 +408,7 @@ class Trainer:
 
         train(
             module,
-            torch.optim.SGD(
-                module.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=self.options.weight_decay
-            ),
+            self.optimizer_of(module),
             self.loss_of(module),
             batch_of,
             folder=folder,

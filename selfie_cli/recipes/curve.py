@@ -23,12 +23,13 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     run, options = cells.begin(options, "curve")
     rates = cells.learning_rates(options.lr)
     counts = seed_counts(options.fractions, options.seeds)
-    asked: Sequence[str | None] = (
-        run.config.get("from", {}).get("paths", []) if run is not None else options.from_ or [None]
-    )
+    asked: Sequence[str | None] = options.from_ or [None]
+    if run is not None:
+        asked = [each["path"] for each in cells.origins(run)] or ["none"]
     sources, lines = open_sources(asked)
     for line in lines:
         talk.say(line)
+    cells.tell_of_labels(sources, talk)
     arms = arms_of(options, sources)
     out = None if run is not None else cells.choose_out(options, "curve", arms[-1].name, sources)
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
@@ -58,7 +59,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
             overwrite=options.overwrite,
             derived={**kept.shape, **sizes, "steps_of_shares": steps},
             data=data.record,
-            **{"from": {"paths": [cells.from_path(source) for source in sources] or ["none"], "lines": lines}},
+            **{"from": [cells.origin(source) for source in sources]},
         )
         talk.say(f"run: {run.path}")
     data.report(run, talk)

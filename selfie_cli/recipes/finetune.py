@@ -20,8 +20,12 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = cells.begin(options, "finetune")
     rates = cells.learning_rates(options.lr)
-    source, line = runs.resolve_from(run.config.get("from", {}).get("path") if run is not None else options.from_)
+    asked = options.from_
+    if run is not None:
+        asked = next((each["path"] for each in cells.origins(run)), "none")
+    source, line = runs.resolve_from(asked)
     talk.say(line)
+    cells.tell_of_labels([source] if source else [], talk)
     pretrained = None if source is None else cells.load_pretrained(source, options)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
@@ -55,7 +59,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             overwrite=options.overwrite,
             derived={**arms[-1].shape, "batch_size": trainer.batch_size, "micro_batch": micro, "steps": steps},
             data=data.record,
-            **{"from": {"path": cells.from_path(source), "line": line}},
+            **{"from": [cells.origin(source)] if source else []},
         )
         talk.say(f"run: {run.path}")
     data.report(run, talk)

@@ -71,6 +71,8 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
             return build_method(derived)
         if derived["method"] in config.METHODS:
             return Encoder(derived["backbone"], stem=derived["stem"])
+        if derived["method"] != "finetune":
+            raise ValueError(f"method {derived['method']!r}")
         if not derived["classes"] or not all(isinstance(name, str) for name in derived["classes"]):
             raise ValueError("classes")
         num_classes = len(derived["classes"])
@@ -146,7 +148,9 @@ BATCH_NORM_IMAGES = 2048
 
 
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    """Set all batch-norm statistics to the plain average over what `forward` sees of some of `pixels`.
+    """Set the statistics of 2-D batch norms to the plain average over what `forward` sees of some of `pixels`.
+
+    A head's one-dimensional ones stay as they are.
 
     pixels: uint8 [N, S, S, 3]. They are often sorted by class, so every batch is drawn from all of them.
     """

@@ -19,7 +19,7 @@ from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.resnet import stem_for
+from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import LossOf, train
@@ -79,7 +79,11 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
 
     torch.manual_seed(step_seed(options.seed, 0))
     method = networks.build_method(derived).to(device)
-    optimizer = make_optimizer(derived["optimizer"], method, lr=derived["lr"], weight_decay=derived["weight_decay"])
+
+    def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(derived["optimizer"], module, lr=derived["lr"], weight_decay=derived["weight_decay"])
+
+    optimizer = optimizer_of(method)
     order = SampleOrder(len(store), derived["batch_size"], options.seed)
 
     def batch_of(step: int) -> tuple[torch.Tensor, ...]:
@@ -89,13 +93,19 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         assert isinstance(module, Method)
         return lambda pixels: module.loss(*module.augment(pixels))
 
+    def halfway(module: nn.Module) -> None:
+        assert isinstance(module, Method)
+        module.after_step(0.5)
+
     watched = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(device)
     alarms = 0
 
     def watch() -> dict[str, float]:
         nonlocal alarms
         with torch.no_grad(), autocast():
-            vectors = method.eval().embeddings(plain_view(watched, derived["image_size"]))
+            method.eval()
+            parts = watched.split(derived["micro_batch"])
+            vectors = torch.cat([method.embeddings(plain_view(part, derived["image_size"])) for part in parts])
         method.train()
         if not vectors.isfinite().all():
             return {}  # the loop sees to that
@@ -114,7 +124,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 method, loss_of(method), (batch[0][:4],), derived["batch_size"], device
             )
             check_pieces(derived["batch_size"], derived["micro_batch"], method)
-            step_seconds = seconds_a_step(method, loss_of, batch, derived["micro_batch"])
+            step_seconds = seconds_a_step(method, loss_of, batch, derived["micro_batch"], optimizer_of, halfway)
         derived["steps"] = num_steps(
             steps=options.steps,
             epochs=options.epochs,
@@ -181,7 +191,7 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
     """
     image_size = options.image_size or suggested_size(source)
     values = recipe_values(options.method, options.recipe, image_size)
-    batch_size = options.batch_size or values["batch_size"]
+    values["batch_size"] = batch_size = batch_size_for(options, values, len(source))
     if values.pop("lr_per_256_images", False):
         values["lr"] *= batch_size / 256
     if epochs := values.pop("warmup_epochs", None):
@@ -197,6 +207,10 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
                     f"{options.recipe} at {image_size} px: leave it out"
                 )
             values[field.name] = asked
+    if options.backbone in TORCHVISION and options.selfie.final_norm is not None:
+        raise UsageError(
+            f"--final-norm has no meaning for --backbone {options.backbone}, which ends in a ReLU: leave it out"
+        )
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"
@@ -211,6 +225,24 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
         **training,
         options.method: values,
     }
+
+
+def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images: int) -> int:
+    """The batch as asked, or the recipe's; where images are told from each other, no image may be in it twice.
+
+    Raises UsageError if what was asked for is more than there are, or there is nothing to tell from each other.
+    """
+    alone = options.method == "selfie" and values["views"] == 1
+    if alone:
+        return int(options.batch_size or values["batch_size"])
+    if num_images < 2:
+        raise UsageError("one image: this method tells images from each other. Give it more, or take --recipe paper")
+    if options.batch_size is not None and options.batch_size > num_images:
+        raise UsageError(
+            f"--batch-size {options.batch_size} is more than there are images ({num_images}), and this method tells "
+            "the images of a batch from each other: leave it out, or choose a smaller one"
+        )
+    return int(options.batch_size or min(values["batch_size"], num_images))
 
 
 def patch_size_for(options: PretrainOptions, image_size: int) -> int:

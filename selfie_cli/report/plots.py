@@ -49,6 +49,11 @@ def as_text(fractions: list[float], arms: dict[str, list[Spread]], *, width: int
     return "\n".join(lines)
 
 
+def literal(text: str) -> str:
+    """Text that matplotlib shows as it is: a $ begins no formula, a leading _ keeps nothing out of the legend."""
+    return ("\u200b" if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def draw(
     files: list[Path], title: str, fractions: list[float], arms: dict[str, list[Spread]], ticks: list[str]
 ) -> None:
@@ -69,13 +74,16 @@ def draw(
             [100 * fraction * aside for fraction in fractions],
             [100 * mean for mean, _ in points],
             yerr=[100 * (std or 0) for _, std in points],
-            label=name,
+            label=literal(name),
             color=colour,
             marker=marker,
             capsize=3,
         )
     axes.set(
-        title=title, xlabel="share of the training labels (logarithmic)", ylabel="test accuracy in %", xscale="log"
+        title=literal(title),
+        xlabel="share of the training labels (logarithmic)",
+        ylabel="test accuracy in %",
+        xscale="log",
     )
     axes.set_xticks([100 * fraction for fraction in fractions], ticks)
     axes.minorticks_off()

@@ -63,7 +63,8 @@ def micro_batch_for(module: nn.Module, loss_of: LossOf, sample: Batch, batch_siz
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss_of(*sample)
     module.load_state_dict(before)
-    weights = sum(parameter.numel() * 4 for parameter in module.parameters())
+    # Of the weights, backward keeps those that learn; a target network's pass through without a trace.
+    weights = sum(parameter.numel() * 4 for parameter in module.parameters() if parameter.requires_grad)
     an_image = max(1, sum(bytes_of.values()) - weights) / len(sample[0])
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     room = free / 2 - 4 * weights
@@ -73,19 +74,30 @@ def micro_batch_for(module: nn.Module, loss_of: LossOf, sample: Batch, batch_siz
     return micro
 
 
-def seconds_a_step(module: nn.Module, loss_of: Callable[[nn.Module], LossOf], batch: Batch, micro_batch: int) -> float:
+def seconds_a_step(
+    module: nn.Module,
+    loss_of: Callable[[nn.Module], LossOf],
+    batch: Batch,
+    micro_batch: int,
+    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
+    after_step: Callable[[nn.Module], None] = lambda module: None,
+) -> float:
     """Time of one training step, measured on a copy of `module` for two to ten steps, ten seconds if it can be.
 
-    `loss_of(copy)` gives the copy's loss function. The first step, which allocates memory, does not count.
+    `loss_of(copy)` gives the copy's loss function, `optimizer_of(copy)` its optimizer; `after_step(copy)` follows each
+    of its steps. The first step, which allocates memory, does not count.
     """
     trial = copy.deepcopy(module).train()
-    loss = loss_of(trial)
+    loss, optimizer = loss_of(trial), optimizer_of(trial)
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) < 3 or (len(times) < 11 and time.perf_counter() - begun < 10):
         start = time.perf_counter()
         for piece in zip(*(tensor.split(micro_batch) for tensor in batch), strict=True):
             loss(*piece)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after_step(trial)
         if batch[0].device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)

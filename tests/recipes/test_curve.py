@@ -68,7 +68,7 @@ def test_files(curved: Path) -> None:
         assert lines_of(curved / "cells" / cell / "metrics.jsonl")[-1]["step"] == 2  # the same budget for all
     config = read(curved / "config.json")
     assert config["progress"]["status"] == "finished"
-    assert [Path(path).name for path in config["from"]["paths"]] == ["pretrained", "second"]
+    assert [Path(source["path"]).name for source in config["from"]] == ["pretrained", "second"]
     assert same_weights(curved, curved / "cells" / "pretrained-f1-s4")
 
 

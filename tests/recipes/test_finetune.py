@@ -1,5 +1,6 @@
 """selfie finetune, end to end: a fair comparison, and what is written about it."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -51,7 +52,10 @@ def test_files(finetuned: Path) -> None:
     assert config["progress"]["status"] == "finished"
     assert config["asked"]["fraction"] == 0.5
     assert len(config["derived"]["classes"]) == 10
-    assert config["from"]["path"].endswith("pretrained")
+    (source,) = config["from"]
+    assert source["path"].endswith("pretrained")
+    weights = (Path(source["path"]) / "model.safetensors").read_bytes()
+    assert source["sha256"] == hashlib.sha256(weights).hexdigest()
     assert config["data"]["split"]
 
 
@@ -388,3 +392,31 @@ def test_hybrid_alone(images: Path, pretrained: Path) -> None:
     arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--arch", "hybrid", "--no-baseline")
     selfie(*arguments, "--out", "r")
     assert [cell.name for cell in Path("r/cells").iterdir()] == ["hybrid-selfie-f1-s0"]
+
+
+def test_resuming_needs_the_weights_it_began_with(pretrained: Path, images: Path) -> None:
+    shutil.copytree(pretrained, "mine")
+    selfie("finetune", "--dataset", images, "--from", "mine", "--steps", 2, "--batch-size", 8, "--out", "run")
+    config = json.loads(Path("run/config.json").read_text())
+    unfinished = {**config, "progress": {"status": "running"}}
+    Path("run/config.json").write_text(json.dumps(unfinished))
+    shutil.copy("run/cells/supervised-f1-s0/model.safetensors", "mine/model.safetensors")
+    assert "have changed since run was started" in error_of("finetune", "--resume", "run")
+    Path("run/config.json").write_text(json.dumps({name: unfinished[name] for name in unfinished if name != "from"}))
+    assert "is damaged" in error_of("finetune", "--resume", "run")
+
+
+def test_a_run_that_knows_labels_is_told(finetuned: Path, images: Path) -> None:
+    result = selfie(
+        "finetune", "--dataset", images, "--from", finetuned, "--steps", 1, "--batch-size", 8, "--out", "run"
+    )
+    assert "finetuned was finetuned on labels" in result.stderr
+
+
+def test_a_method_that_is_none_of_ours(finetuned: Path, images: Path) -> None:
+    shutil.copytree(finetuned, "strange")
+    config = json.loads(Path("strange/config.json").read_text())
+    config["derived"]["method"] = "../../escaped"
+    Path("strange/config.json").write_text(json.dumps(config))
+    message = error_of("finetune", "--dataset", images, "--from", "strange", "--steps", 1, "--out", "run")
+    assert "does not describe a network of selfie's" in message

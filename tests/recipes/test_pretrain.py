@@ -130,8 +130,14 @@ def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> 
 
 
 def test_fewer_images_than_a_batch(images: Path) -> None:
-    selfie("pretrain", images / "train" / "cat", *SMALL, "--steps", 2, "--out", "run")
-    assert config_of(Path("run"))["data"]["images"] == 6
+    six = (images / "train" / "cat", "--backbone", "resnetv2_18_w16", "--steps", 2)
+    selfie("pretrain", *six, *PAPER, "--batch-size", 8, "--out", "paper")  # some come twice
+    assert config_of(Path("paper"))["data"]["images"] == 6
+    selfie("pretrain", *six, "--out", "best")  # an image cannot be told from itself
+    assert config_of(Path("best"))["derived"]["batch_size"] == 6
+    assert "more than there are images (6)" in error_of("pretrain", *six, "--batch-size", 8, "--out", "run", code=2)
+    one = next(six[0].iterdir())
+    assert "one image" in error_of("pretrain", one, *SMALL, "--steps", 1, "--out", "run", code=2)
 
 
 def test_unreadable_images_are_left_out_counted_and_listed(images: Path) -> None:

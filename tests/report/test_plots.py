@@ -68,3 +68,11 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ImportError):
         plots.draw([tmp_path / "curve.png"], "photos", [0.05, 1.0], ARMS, TICKS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_shown_as_they_are(tmp_path):
+    arms = {"_mine": ARMS["supervised"], r"$\foo$": ARMS["selfie"]}
+    plots.draw([tmp_path / "curve.svg", tmp_path / "curve.png"], r"a $\bar$ b", [0.05, 1.0], arms, TICKS)
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert "_mine" in plots.literal("_mine")
+    assert plots.literal("plain") == "plain"
