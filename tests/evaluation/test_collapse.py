@@ -135,11 +135,10 @@ def test_a_large_untrained_network_does_not_warn(drawn):
         assert warning_of(network(plain_view(drawn[:24], 32)).mean(dim=(2, 3))) is None
 
 
-@pytest.mark.parametrize("features", ["whole", "patches", "pooled"])
-def test_the_bundled_network_does_not_warn(drawn, features):
-    run = runs.open_run(runs.bundled_folder())
-    network = networks.load_network(run, features=features, device=torch.device("cpu"))
-    assert warning_of(network.vectors(drawn)) is None
+def test_the_bundled_network_does_not_warn(drawn):
+    module = networks.load_module(runs.open_run(runs.bundled_folder())).eval()
+    with torch.no_grad():
+        assert warning_of(module.embeddings(plain_view(drawn, 32))) is None
 
 
 # Networks that find the way out: the loss asks for agreement and for nothing else.
