@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 
 from selfie_cli.data.images import EXTENSIONS, FORMATS, decode_square, open_image, to_rgb
@@ -280,3 +281,43 @@ def test_no_setting_of_pillow_is_changed():
 
     assert (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS) == (False, 2**30 // 4 // 3)
     assert TiffImagePlugin.READ_LIBTIFF is False
+
+
+def photo(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """Smooth shapes, edges and grain, as a photo has them: float64 [height, width, 3] of 0 to 255."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width] / max(width, height)
+    waves = [np.sin(generator.uniform(3, 90) * (rows * a + columns * b)) for a, b in generator.normal(size=(9, 2))]
+    values = np.stack([sum(waves[channel::3]) * 35 + 120 for channel in range(3)], axis=2)
+    values += 60 * ((rows - 0.4) ** 2 + (columns - 0.5) ** 2 < 0.05)[..., None]
+    return np.clip(values + generator.normal(0, 5, values.shape), 0, 255)
+
+
+@pytest.mark.parametrize("size", [32, 74, 110, 256])
+@pytest.mark.parametrize(("width", "height"), [(341, 256), (500, 375), (120, 90)])
+def test_resizing_is_close_to_double_precision(width, height, size):
+    pixels = photo(width, height).astype(np.uint8)
+    left = (width - height) // 2
+    exact = torch.from_numpy(pixels[:, left : left + height]).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(exact, (size, size), mode="bicubic", antialias=True)
+    expected = exact[0].permute(1, 2, 0).clamp(0, 255).numpy()
+    with open_image(encoded(Image.fromarray(pixels), "PNG")) as image:
+        found = decode_square(image, size)
+    assert np.abs(found - expected).max() <= 4  # between its two passes it rounds and clips to whole levels
+    assert np.abs(found - expected).mean() <= 0.35
+    square = Image.fromarray(pixels[:, left : left + height])
+    pillows = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(found - pillows).max() <= 1
+
+
+@pytest.mark.parametrize("size", [64, 110, 256])
+def test_a_reduced_jpeg_is_close_to_the_full_decode(size):
+    data = encoded(Image.fromarray(photo(1400, 1100).astype(np.uint8)), "JPEG", quality=90)
+    with open_image(data) as image:
+        found = decode_square(image, size).astype(float)
+        assert image.size < (1400, 1100)
+    full = np.asarray(Image.open(data).convert("RGB"))[:, 150:1250]
+    exact = torch.from_numpy(full.copy()).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(exact, (size, size), mode="bicubic", antialias=True)
+    error = found - exact[0].permute(1, 2, 0).clamp(0, 255).numpy()
+    assert 10 * np.log10(255**2 / (error**2).mean()) > 35  # dB

@@ -3,9 +3,7 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +15,7 @@ from PIL import Image
 from selfie_cli.data import store as store_module
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.sources import Array, Files, Subset
-from selfie_cli.data.store import BadFile, Decoded, read_store, report_bad, storage_size, stream
+from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 
@@ -150,85 +148,6 @@ def test_an_interrupt_stops_promptly(tmp_path):
 
 def test_storage_size():
     assert [storage_size(size) for size in (32, 64, 65, 96, 224)] == [32, 64, 74, 110, 256]
-
-
-class Watched(Files):
-    """Notes which images are opened, and by which threads."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(names)
-        self.opened: list[int] = []
-        self.threads: set[threading.Thread] = set()
-
-    def open(self, index: int) -> Image.Image:
-        self.opened.append(index)
-        self.threads.add(threading.current_thread())
-        return super().open(index)
-
-
-def streamed(source, size=8, workers=3, batch_size=16) -> Iterator[Decoded]:
-    return stream(source, size=size, workers=workers, batch_size=batch_size)
-
-
-@pytest.mark.parametrize(
-    "batch_size", [1, 7, 20, 40, 100, 1000]
-)  # 40 and 41 are bad: at the edge of a batch, inside one
-def test_a_stream_is_in_order_with_bad_files_between(source, batch_size):
-    batches = list(streamed(source, batch_size=batch_size))
-    assert len(batches) == -(-100 // batch_size)
-    for number, batch in enumerate(batches):
-        members = range(number * batch_size, min((number + 1) * batch_size, 100))
-        good = [index for index in members if index not in BAD]
-        assert batch.indices.dtype == np.int64
-        assert batch.indices.tolist() == good
-        assert batch.pixels.dtype == torch.uint8
-        assert batch.pixels.shape == (len(good), 8, 8, 3)  # also where nothing could be read
-        assert batch.pixels[:, 0, 0, 0].tolist() == good
-        assert [bad.name for bad in batch.bad] == [source.names[index] for index in members if index in BAD]
-    assert batches[0].bad[0] == BadFile(source.names[0], "empty file")
-
-
-def test_streamed_pixels_are_those_of_the_store(source):
-    pixels = torch.cat([batch.pixels for batch in streamed(source)])
-    assert torch.equal(pixels, read(source).pixels)
-
-
-def test_a_stream_of_nothing():
-    assert list(streamed(Files([]))) == []
-
-
-def test_a_stream_runs_at_most_two_batches_ahead(source):
-    watched = Watched(source.names)
-    batches = streamed(watched, batch_size=10)
-    assert watched.opened == []
-    for taken in range(1, 11):
-        next(batches)
-        time.sleep(0.05)  # long enough for all that has been asked for
-        assert len(watched.opened) <= min(10 * (taken + 2), 100)
-    assert sorted(watched.opened) == list(range(100))
-
-
-def test_closing_a_stream_stops_its_threads(source):
-    watched = Watched(source.names)
-    batches = streamed(watched, batch_size=10)
-    next(batches)
-    batches.close()
-    assert not any(thread.is_alive() for thread in watched.threads)
-    assert len(watched.opened) <= 30
-
-
-def test_a_bug_while_streaming_is_raised_and_stops_the_threads(source):
-    class Broken(Watched):
-        def open(self, index):
-            if index == 35:
-                raise ZeroDivisionError("a bug")
-            return super().open(index)
-
-    broken = Broken(source.names)
-    batches = streamed(broken, batch_size=10)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        list(batches)
-    assert not any(thread.is_alive() for thread in broken.threads)
 
 
 def test_bad_files_are_listed_and_told(tmp_path):

@@ -1,0 +1,94 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfie_cli.data import blocks
+from selfie_cli.data.blocks import BlockReader
+from selfie_cli.data.sources import Shards
+from selfie_cli.errors import UnreadableImage
+from tests.data.pictures import png, shade, write_tar
+
+
+class Recorded(Shards):
+    """Notes which images are read together."""
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(paths)
+        self.reads: list[tuple[int, int]] = []
+
+    def read(self, first: int, end: int) -> list[bytes]:
+        self.reads.append((first, end))
+        return super().read(first, end)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Recorded:
+    """250 images in two shards, whose first pixel is their number; two thirds along a block lies in both."""
+    numbered = {f"{number:03d}.png": png(number) for number in range(250)}
+    names = sorted(numbered)
+    with_text = {name: numbered[name] for name in names[:170]} | {"169.txt": b"between"}
+    paths = [
+        write_tar(tmp_path / "0.tar", with_text),
+        write_tar(tmp_path / "1.tar", {name: numbered[name] for name in names[170:]}),
+    ]
+    return Recorded(paths)
+
+
+def test_contiguous_images_come_of_one_read_a_shard(shards):
+    alone = [Shards.read(shards, index, index + 1)[0] for index in range(250)]
+    assert shards.read(0, 250) == alone
+    assert shards.read(160, 180) == alone[160:180]
+
+
+def shade_of(reader: BlockReader, index: int) -> int:
+    with reader.open(index) as image:
+        return int(np.asarray(image)[0, 0, 0])
+
+
+def test_an_epoch_reads_each_block_once(shards):
+    reader = BlockReader(shards)
+    order = np.random.default_rng(0).permutation(250)
+    for _ in range(2):
+        shards.reads.clear()
+        assert [shade_of(reader, index) for index in order.tolist()] == order.tolist()
+        whole = sorted(read for read in shards.reads if read[1] - read[0] > 1)
+        assert whole == [(0, 64), (64, 128), (128, 192), (192, 250)]
+        assert len(shards.reads) == 2 * len(whole)  # and the first image of each by itself
+        assert not reader._blocks  # all were asked for: nothing is kept
+        assert reader._num_bytes == 0
+
+
+def test_a_few_of_many_are_read_alone(shards):
+    reader = BlockReader(shards)
+    assert [shade_of(reader, index) for index in (3, 70, 200)] == [3, 70, 200]
+    assert shards.reads == [(3, 4), (70, 71), (200, 201)]
+
+
+def test_many_threads_read_a_block_once(shards):
+    reader = BlockReader(shards)
+    order = np.random.default_rng(1).permutation(250).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda index: shade_of(reader, index), order)) == order
+    assert sum(end - first > 1 for first, end in shards.reads) == 4
+
+
+def test_memory_is_bounded(shards, monkeypatch):
+    monkeypatch.setattr(blocks, "MOST", 2 * 64 * len(png(200)))
+    reader = BlockReader(shards)
+    for index in (0, 1, 64, 65, 128, 129, 192, 193):
+        assert shade_of(reader, index) == index
+    assert len(reader._blocks) <= 3
+    assert reader._num_bytes <= 2 * 64 * len(png(200))
+    assert [shade_of(reader, index) for index in (2, 66)] == [2, 66]
+
+
+def test_a_lost_shard_makes_its_images_unreadable(shards, tmp_path):
+    reader = BlockReader(shards)
+    (tmp_path / "1.tar").unlink()
+    assert shade(shards, 5) == 5
+    for index in (200, 201, 202, 171):
+        with pytest.raises(UnreadableImage, match=r"1\.tar: No such file"):
+            reader.open(index)
+    assert [shade_of(reader, index) for index in (130, 131, 169)] == [130, 131, 169]  # of the block that lies in both
