@@ -136,7 +136,15 @@ class OutputOptions(Options):
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(OutputOptions):
     device: Device = option("auto", "Where to compute: auto takes cuda, then mps, then cpu.", panel=MACHINE)
-    precision: Precision = option("auto", "auto is bf16 autocast on cuda and fp32 elsewhere.", panel=MACHINE)
+    precision: Precision = option(
+        "auto",
+        "auto is bf16 on cuda; on a CPU that has it, whichever of bf16 and fp32 is measured to be faster in training, "
+        "and bf16 where vectors stay the same.",
+        panel=MACHINE,
+    )
+    compile: Literal["auto", "on", "off"] = option(
+        "auto", "torch.compile: auto takes it on cuda, and for long embeddings.", panel=MACHINE
+    )
     workers: int | None = option(
         None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1
     )
@@ -148,6 +156,16 @@ class DataOptions(MachineOptions):
     offline: bool = option(False, "Never use the network; a named set that is not there is an error.", panel=DATA)
     max_bad: float = option(
         0.1, "Stop if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
+    )
+    store: str | None = option(
+        None, "Where decoded images are kept for later runs. Unset: selfie in the user's cache folder.", panel=DATA
+    )
+    store_gb: float | None = option(
+        None,
+        "Room for all that is kept there, in GB; 0 keeps nothing. Unset: 100, and at most half of the disk's room. "
+        "Sets of up to 1 GB of pixels are held in memory instead.",
+        panel=DATA,
+        at_least=0,
     )
 
 
@@ -248,6 +266,7 @@ class PretrainOptions(TrainingOptions):
     solarize: float | None = from_recipe(
         "Share of the second views that are solarized.", panel=VIEWS, at_least=0, at_most=1
     )
+    profile: bool = option(False, "Trace five steps into <run>/trace.json with torch's profiler.", panel=RUN)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
@@ -320,7 +339,9 @@ class PredictOptions(MachineOptions):
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
     overwrite: bool = option(False, "Replace --out if it exists.")
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE, at_least=1)
+    batch_size: int | None = option(
+        None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +356,9 @@ class EmbedOptions(MachineOptions):
         "vector. Unset: whole.",
     )
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    batch_size: int = option(64, "Images that go through the network at once.", panel=MACHINE, at_least=1)
+    batch_size: int | None = option(
+        None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,8 +387,10 @@ class DemoOptions(OutputOptions):
     seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1)
 
 
-# What a resumed run may be given anew; the rest comes from its config.
-PER_INVOCATION = ("resume", "device", "workers", "save_every", "json", "quiet")
+# What belongs to an invocation, and is never taken from a resumed run's config.
+PER_INVOCATION = ("resume", "profile", "json", "quiet")
+# What a resumed run may be given anew; not given, it is as it was. The rest comes from its config.
+CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -409,7 +434,9 @@ def resumed(given: AnyTraining, asked: dict[str, Any]) -> AnyTraining:
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[field.name]):
             raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
-        if now not in (default, then):
+        if now not in (default, then) and field.name in CHANGEABLE:
+            then = now
+        elif now not in (default, then):
             raise UsageError(
                 f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
             )

@@ -4,7 +4,6 @@ A change here means that every run made before means something else: it needs a 
 `SELFIE_WRITE_GOLDEN=1 pytest tests/test_golden.py`.
 """
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +15,8 @@ from selfie_cli.data import synthetic
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import train
-from selfie_cli.training.schedule import SampleOrder
+from selfie_cli.training.schedule import SampleOrder, step_generator
+from selfie_cli.training.step import Step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 6
@@ -44,19 +44,16 @@ def losses(folder, image_size, patch_size, batch_size):
     for layer in method.attention_pooling.layers:
         layer.dropout = 0.0  # the one draw that differs between kinds of processors
     order = SampleOrder(len(pixels), batch_size, seed=0)
+    optimizer = torch.optim.SGD(method.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-4)
     train(
-        method,
-        torch.optim.SGD(method.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-4),
-        lambda batch: method.loss(*method.augment(batch)),
-        lambda step: (pixels[order.batch(step)],),
+        Step(method, method, optimizer, micro_batch=batch_size, precision="fp32"),
+        lambda step: (pixels[order.batch(step)], *method.draw(batch_size, step_generator(0, step))),
         folder=folder,
         total=STEPS,
         lr=LR,
         warmup=2,
         seed=0,
-        micro_batch=batch_size,
         save_every=0,
-        autocast=contextlib.nullcontext,
         talk=Talk(),
         what="golden",
         resume_hint="",

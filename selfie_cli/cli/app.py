@@ -30,9 +30,9 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
 
     def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         def run(values: dict[str, Any]) -> None:
-            from selfie_cli.cli.console import Console
+            from selfie_cli.cli.console import Console, Silent
 
-            console = Console(quiet=values["quiet"])
+            console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
                 body(build(kind, values), console)
                 sys.stdout.flush()
@@ -159,6 +159,11 @@ def curve(options: config.CurveOptions, console: Any) -> None:
     from selfie_cli.cli import render
 
     console.show(render.curve(result))
+
+
+def is_first_process() -> bool:
+    """Whether this is a job of one process, or the one that talks for all that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def lines_on_stdin() -> Iterable[str]:

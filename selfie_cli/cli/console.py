@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -101,3 +102,19 @@ class Console(Talk):
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance
+
+
+class Silent(Console):
+    """For the processes of a job that leave talking to the first one; what ends one of them is still said."""
+
+    def warn(self, line: str) -> None:
+        pass
+
+    def error(self, line: str) -> None:
+        super().error(f"process {os.environ.get('RANK')}: {line}")
+
+    def show(self, *tables: "RenderableType") -> None:
+        pass
+
+    def json(self, value: Any) -> None:
+        pass

@@ -2,24 +2,39 @@
 
     B  images      S  stored side, s  network's side, both in pixels
 
-Random numbers are few, so they are drawn on the CPU from torch's default generator (the training loop seeds it for
-each step) and are the same whatever the device.
+Random numbers are few and are drawn apart from the work that they ask for: functions named draw_... give small tensors
+on the CPU, a row an image, from the generator of a step (`training.schedule.step_generator`). So what happens to an
+image is the same whatever the device, and however a batch is divided among processes or micro-batches.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 # Channel means and standard deviations of ImageNet's training images, in units of 0..1, as torchvision documents them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+PADDING = 4
+"""Pixels of black that the field adds on every side of small images before it crops them back."""
 
 
 def normalize(pixels: Tensor) -> Tensor:
     """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, laid out channels-last."""
-    mean = torch.tensor(MEAN, device=pixels.device) * 255
-    scale = 1 / (torch.tensor(STD, device=pixels.device) * 255)
-    return ((pixels.float() - mean) * scale).permute(0, 3, 1, 2)
+    b, s = pixels.shape[:2]
+    mean, scale = constants(pixels.device)
+    # Over rows of 3 s values rather than over 3: loops of three are slow.
+    rows = pixels.reshape(b, s, 3 * s).float()
+    torch.addcmul((-mean * scale).repeat(s), rows, scale.repeat(s), out=rows)
+    return rows.view(b, s, s, 3).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3]: made once, as a copy to a GPU would wait."""
+    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    return mean * 255, 1 / (std * 255)
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
@@ -28,33 +43,58 @@ def centre_crop(pixels: Tensor, size: int) -> Tensor:
     return pixels[:, margin : margin + size, margin : margin + size]
 
 
-def pad_crop(pixels: Tensor, *, padding: int = 4, flip: bool = True) -> Tensor:
-    """Pad with black, crop back at a random place, mirror half of the images: uint8 [B, S, S, 3] -> the same."""
+def draw_shifts(num_images: int, generator: Generator, *, flip: bool = True) -> Tensor:
+    """Where `pad_crop` cuts: int64 [B, 3], down and right in 0..2 PADDING, and 1 for the half that are mirrored."""
+    offsets = torch.randint(0, 2 * PADDING + 1, (num_images, 2), generator=generator)
+    mirrored = torch.rand(num_images, 1, generator=generator) < (0.5 if flip else 0.0)
+    return torch.cat([offsets, mirrored.long()], dim=1)
+
+
+def pad_crop(pixels: Tensor, shifts: Tensor) -> Tensor:
+    """Pad with black, crop back where `shifts` [B, 3] say: uint8 [B, S, S, 3] -> the same."""
+    if pixels.device.type == "cpu":
+        return _pad_crop_by_slices(pixels, shifts)
     b, s = pixels.shape[:2]
-    padded = F.pad(pixels, (0, 0, padding, padding, padding, padding))
-    offsets = torch.randint(0, 2 * padding + 1, (b, 2))
-    mirrored = torch.rand(b, 1) < (0.5 if flip else 0.0)
-    side = torch.arange(s).expand(b, s)
-    rows = (side + offsets[:, :1]).to(pixels.device)  # [B, S]
-    columns = (torch.where(mirrored, s - 1 - side, side) + offsets[:, 1:]).to(pixels.device)  # [B, S]
+    padded = F.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    down, right, mirrored = shifts.unsqueeze(2).unbind(dim=1)  # [B, 1] each
+    side = torch.arange(s, device=pixels.device).expand(b, s)
+    rows = side + down  # [B, S]
+    columns = torch.where(mirrored == 1, s - 1 - side, side) + right  # [B, S]
     image = torch.arange(b, device=pixels.device)
     return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def random_boxes(num_images: int, *, min_area: float, flip: bool = True) -> Tensor:
+def _pad_crop_by_slices(pixels: Tensor, shifts: Tensor) -> Tensor:
+    """The same, an image at a time: a GPU would wait for the shifts, a CPU copies rows faster than single pixels."""
+    s = pixels.shape[1]
+    cropped = torch.zeros_like(pixels)
+    for image, out, (down, right, mirrored) in zip(pixels, cropped, shifts.tolist(), strict=True):
+        y, x = down - PADDING, right - PADDING  # where the crop begins in the image
+        top, bottom, left, end = max(0, y), min(s, s + y), max(0, x), min(s, s + x)
+        seen = image[top:bottom, left:end]
+        columns = slice(s - (end - x), s - (left - x)) if mirrored else slice(left - x, end - x)
+        out[top - y : bottom - y, columns] = seen.flip(1) if mirrored else seen
+    return cropped
+
+
+def draw_boxes(num_images: int, generator: Generator, *, min_area: float, flip: bool = True) -> Tensor:
     """A random box for each image, of area min_area..1 and aspect 3/4..4/3 as far as it fits, half of them mirrored.
 
-    float32 [B, 4], on the CPU: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the
-    image's half); a mirrored box has a negative half width.
+    float32 [B, 4]: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the image's half); a
+    mirrored box has a negative half width.
     """
-    area = min_area + (1 - min_area) * torch.rand(num_images)
+
+    def uniform() -> Tensor:
+        return torch.rand(num_images, generator=generator)
+
+    area = min_area + (1 - min_area) * uniform()
     widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # what still fits into the square at this area
-    aspect = widest ** (2 * torch.rand(num_images) - 1)
+    aspect = widest ** (2 * uniform() - 1)
     width = (area * aspect).sqrt()
     height = (area / aspect).sqrt()
-    x = (2 * torch.rand(num_images) - 1) * (1 - width)
-    y = (2 * torch.rand(num_images) - 1) * (1 - height)
-    mirror = torch.where(torch.rand(num_images) < (0.5 if flip else 0.0), -1.0, 1.0)
+    x = (2 * uniform() - 1) * (1 - width)
+    y = (2 * uniform() - 1) * (1 - height)
+    mirror = torch.where(uniform() < (0.5 if flip else 0.0), -1.0, 1.0)
     return torch.stack([x, y, width * mirror, height], dim=1)
 
 
@@ -66,26 +106,27 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """
     x, y, width, height = boxes.unbind(dim=1)
     zero = torch.zeros_like(x)
-    affine = torch.stack([width, zero, x, zero, height, y], dim=1).view(-1, 2, 3).to(images.device)
+    affine = torch.stack([width, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
     with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
         grid = F.affine_grid(affine, [len(boxes), 3, size, size], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def random_resized_crop(pixels: Tensor, size: int, *, min_area: float, flip: bool = True) -> Tensor:
-    """A random box of each image, resized: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized."""
-    return crop(normalize(pixels), random_boxes(len(pixels), min_area=min_area, flip=flip), size)
+def draw_crops(num_images: int, size: int, generator: Generator, *, flip: bool, min_crop: float) -> Tensor:
+    """What `training_view` needs at this size: shifts [B, 3] up to 64 px, boxes [B, 4] above."""
+    if size <= 64:
+        return draw_shifts(num_images, generator, flip=flip)
+    return draw_boxes(num_images, generator, min_area=min_crop, flip=flip)
 
 
-def training_view(pixels: Tensor, size: int, *, flip: bool, min_crop: float) -> Tensor:
+def training_view(pixels: Tensor, crops: Tensor, size: int) -> Tensor:
     """The field's usual augmentation: pad and crop up to 64 px, random resized crop above; mirrored half of the time.
 
-    uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, laid out channels-last.
+    uint8 [B, S, S, 3] and what `draw_crops` gave -> float32 [B, 3, s, s], normalized, laid out channels-last.
     """
     if size <= 64:
-        return normalize(pad_crop(pixels, flip=flip))
-    view = random_resized_crop(pixels, size, min_area=min_crop, flip=flip)
-    return view.contiguous(memory_format=torch.channels_last)
+        return normalize(pad_crop(pixels, crops))
+    return crop(normalize(pixels), crops, size).contiguous(memory_format=torch.channels_last)
 
 
 def plain_view(pixels: Tensor, size: int) -> Tensor:

@@ -69,7 +69,7 @@ class Seen:
 
 
 def marks_of(pixels: Tensor) -> Marks:
-    """The marks of stored pixels, uint8 [N, S, S, 3] on the CPU, of which few are looked at together."""
+    """The marks of stored pixels, uint8 [N, S, S, 3], of which few are looked at together."""
     size = pixels.shape[1]
     frequencies = torch.tensor([*range(0, SIDE, 2), *range(1, SIDE, 2)])[:, None]
     cosines = torch.cos(torch.pi / size * frequencies * (torch.arange(size) + 0.5)) * (2 / size) ** 0.5  # [16, S]
@@ -79,11 +79,13 @@ def marks_of(pixels: Tensor) -> Marks:
     rows = max(1, CHUNK // (size * size * 3))
     for start in range(0, len(pixels), rows):
         part = slice(start, start + rows)
-        images = pixels[part].contiguous()
+        images = pixels[part].cpu().contiguous()
         hashes = [hashlib.blake2b(image, digest_size=NUM_BYTES).digest() for image in images.numpy()]
         digests[part] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, NUM_BYTES)
-        grey = images.float() @ luma  # [n, S, S]
-        waves = (cosines @ grey.mT @ cosines.T).flatten(1).numpy()  # [n, 256], vertical frequencies run fastest
+        # All is linear: grey is taken last, when there are 16 rows left of S.
+        rows_done = cosines @ images.flatten(2).float()  # [n, 16, S * 3]
+        grey = rows_done.unflatten(2, (size, 3)) @ luma  # [n, 16, S]
+        waves = (grey @ cosines.T).mT.flatten(1).numpy()  # [n, 256], vertical frequencies run fastest
         # The pixels' hash tosses a coin for faint coefficients: pictures without structure are not alike for that.
         bits = np.where(abs(waves) < FAINT, np.unpackbits(digests[part], axis=1), waves > 0)
         bits[:, 0] = 0

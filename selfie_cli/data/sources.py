@@ -8,7 +8,8 @@ import os
 import re
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.named import NAMED, NamedPart, read_named
+from selfie_cli.data.names import Names
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
@@ -29,8 +31,8 @@ LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 class Source(ABC):
     """Images in a fixed order, each with the name by which its user knows it."""
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = names if isinstance(names, Names) else Names(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,12 +44,19 @@ class Source(ABC):
         May be called from several threads.
         """
 
+    def versions(self) -> Iterator[bytes]:
+        """Something of each file that holds images, which changes when the file does; may take a while."""
+        yield from ()
+
 
 class Files(Source):
     """Image files, named by their paths."""
 
     def open(self, index: int) -> Image.Image:
         return open_image(self.names[index])
+
+    def versions(self) -> Iterator[bytes]:
+        return map(_version, self.names)
 
 
 class Shards(Source):
@@ -58,36 +67,71 @@ class Shards(Source):
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        super().__init__([])
         self.paths = list(paths)
-        self.keys: list[str] = []
         self.classes: list[str] = []
-        where: list[tuple[int, int, int]] = []
+        where = array("q")
+        super().__init__(self._index(where))
+        self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
+
+    def _index(self, where: "array[int]") -> Iterator[str]:
+        """The names of the images; extends `where` and `classes` on the way."""
+        known: dict[str, str] = {"": ""}  # a class's text is held once
         for shard, path in enumerate(self.paths):
             texts: dict[str, str] = {}
             keys = []
             for name, start, size, text in _members(path):
-                folder, _, file = name.rpartition("/")
-                key = f"{folder}/{file.partition('.')[0]}"
                 if text is not None:
-                    texts[key] = text
+                    texts[_key(name)] = known.setdefault(text, text)
                 else:
-                    self.names.append(f"{path}/{name}")
-                    keys.append(key)
-                    where.append((shard, start, size))
-            self.keys += [f"{os.path.basename(path)}/{key}" for key in keys]
-            self.classes += [texts.get(key, "") for key in keys]
-        self.where = np.array(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
+                    keys.append(_key(name))
+                    where.extend((shard, start, size))
+                    yield f"{path}/{name}"
+            self.classes += [texts.get(key, "") for key in keys] if texts else [""] * len(keys)
+
+    @property
+    def keys(self) -> list[str]:
+        paths = [self.paths[shard] for shard in self.where[:, 0]]
+        members = (name[len(path) + 1 :] for name, path in zip(self.names, paths, strict=True))
+        return [f"{os.path.basename(path)}/{_key(member)}" for member, path in zip(members, paths, strict=True)]
 
     def open(self, index: int) -> Image.Image:
-        shard, start, size = self.where[index].tolist()
-        try:
-            with open(self.paths[shard], "rb", buffering=0) as file:
-                file.seek(start)
-                data = file.read(size)
-        except OSError as error:
-            raise UnreadableImage(f"{self.paths[shard]}: {error.strerror}") from error
-        return open_image(io.BytesIO(data))
+        return open_image(io.BytesIO(self.read(index, index + 1)[0]))
+
+    def read(self, first: int, end: int) -> list[bytes]:
+        """The bytes of the images from `first` up to `end`, by one sequential read of each shard they lie in.
+
+        Raises UnreadableImage. May be called from several threads.
+        """
+        found: list[bytes] = []
+        shards, starts, sizes = self.where[first:end].T.tolist()
+        for shard, group in itertools.groupby(range(end - first), key=shards.__getitem__):
+            members = list(group)
+            start, last = starts[members[0]], members[-1]
+            try:
+                with open(self.paths[shard], "rb", buffering=0) as file:
+                    file.seek(start)
+                    data = memoryview(file.read(starts[last] + sizes[last] - start))
+            except OSError as error:
+                raise UnreadableImage(f"{self.paths[shard]}: {error.strerror}") from error
+            found += [bytes(data[starts[i] - start : starts[i] - start + sizes[i]]) for i in members]
+        return found
+
+    def versions(self) -> Iterator[bytes]:
+        return map(_version, self.paths)
+
+
+def _version(path: str) -> bytes:
+    """A file's size and time of change."""
+    try:
+        known = os.stat(path)
+    except (OSError, ValueError):  # it will turn out to be unreadable
+        return b"absent"
+    return f"{known.st_size} {known.st_mtime_ns};".encode()
+
+
+def _key(member: str) -> str:
+    folder, _, file = member.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
 
 
 def _members(path: str) -> Iterator[tuple[str, int, int, str | None]]:
@@ -111,19 +155,22 @@ def _members(path: str) -> Iterator[tuple[str, int, int, str | None]]:
 class Array(Source):
     """Decoded pixels, uint8 `[N, H, W, 3]`."""
 
-    def __init__(self, pixels: NDArray[np.uint8], names: list[str]) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], names: Iterable[str]) -> None:
         super().__init__(names)
         self.pixels = pixels
 
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def versions(self) -> Iterator[bytes]:
+        return (hashlib.sha256(image.tobytes()).digest() for image in self.pixels)
+
 
 class Joined(Source):
     """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        super().__init__([name for source in sources for name in source.names])
+        super().__init__(itertools.chain.from_iterable(source.names for source in sources))
         self.sources = sources
         self.ends = list(itertools.accumulate(len(source) for source in sources))
 
@@ -131,27 +178,30 @@ class Joined(Source):
         which = bisect.bisect_right(self.ends, index)
         return self.sources[which].open(index - self.ends[which] + len(self.sources[which]))
 
+    def versions(self) -> Iterator[bytes]:
+        return itertools.chain.from_iterable(source.versions() for source in self.sources)
+
 
 class Subset(Source):
     """The images of `source` at `indices`, int64 [M], in that order."""
 
     def __init__(self, source: Source, indices: Labels) -> None:
-        super().__init__([source.names[index] for index in indices.tolist()])
+        super().__init__(map(source.names.__getitem__, indices.tolist()))
         self.source = source
         self.indices = indices
 
     def open(self, index: int) -> Image.Image:
         return self.source.open(int(self.indices[index]))
 
+    def versions(self) -> Iterator[bytes]:
+        return self.source.versions()
+
 
 def fingerprint(source: Source) -> str:
     """16 hex digits over the number of images and their names below the folder that they share."""
-    names = source.names
-    shared = os.path.commonprefix([min(names), max(names)]) if names else ""  # noqa: RUF071 - cut at a slash below
-    start = shared.rfind("/") + 1
-    digest = hashlib.sha256(f"{len(names)}\n".encode())
-    for name in names:
-        digest.update(name[start:].encode("utf-8", "surrogateescape") + b"\0")
+    digest = hashlib.sha256(f"{len(source)}\n".encode())
+    for names in source.names.below_shared_folder():
+        digest.update(names)
     return digest.hexdigest()[:16]
 
 
@@ -172,19 +222,25 @@ def entries(folder: str) -> list[tuple[str, bool]]:
     return sorted(kept)
 
 
-def list_images(folder: str, above: tuple[str, ...] = ()) -> list[str]:
+def list_images(folder: str) -> list[str]:
+    """As `walk_images`."""
+    return list(walk_images(folder))
+
+
+def walk_images(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Paths of the images below `folder`, depth first, by name within each folder. Raises DataError as `entries` does.
 
     Links are followed, but not one that leads back to a folder it lies in: `above` are the real paths of those.
     """
     here = os.path.realpath(folder)
     if here in above:
-        return []
-    found: list[str] = []
+        return
     prefix = os.path.join(folder, "")
     for name, inside in entries(folder):
-        found += list_images(prefix + name, (*above, here)) if inside else [prefix + name]
-    return found
+        if inside:
+            yield from walk_images(prefix + name, (*above, here))
+        else:
+            yield prefix + name
 
 
 def split_folders(folder: str) -> dict[str, str]:
@@ -235,9 +291,10 @@ def _unlabelled_folder(folder: str, talk: Talk) -> Files:
         others = " and ".join(f"{name}/" for part, name in parts.items() if part != "train")
         talk.say(f"{folder}: only train/ is read, {others} is kept for evaluation")
         folder = os.path.join(folder, "train")
-    if not (paths := list_images(folder)):
+    files = Files(walk_images(folder))
+    if not len(files):
         raise nothing_in(folder)
-    return Files(paths)
+    return files
 
 
 def named_tree(name: str, data_root: Path) -> str | None:
@@ -260,13 +317,13 @@ def _listed(path: str) -> Source:
     # Only "\n" ends a line: names may hold the other characters that str.splitlines would cut at.
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-            lines = [line.rstrip("\r\n") for line in file]
+            lines = (line.rstrip("\r\n") for line in file)
+            files = Files(os.path.join(folder, line) for line in lines if line.strip() and not line.startswith("#"))
     except OSError as error:
         raise DataError(f"cannot read the list {path}: {error.strerror}") from error
-    paths = [os.path.join(folder, line) for line in lines if line.strip() and not line.startswith("#")]
-    if not paths:
+    if not len(files):
         raise DataError(f"no paths in the list {path}: it should name an image a line")
-    return Files(paths)
+    return files
 
 
 def expand_braces(pattern: str) -> list[str]:

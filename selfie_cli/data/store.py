@@ -1,22 +1,23 @@
 """Every image of a source decoded once, as uint8 pixels in memory, or in a temporary file where they do not fit."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
 import threading
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from selfie_cli.data.duplicates import Marks, marks_of
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.memory import available_memory
+from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Array, Source, Subset
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.files import write_json_lines
@@ -43,13 +44,36 @@ class Store:
     pixels: torch.Tensor
     kept: NDArray[np.int64]
     bad: list[BadFile]
+    block = 1
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
-        """The rows at `indices`, int64 [B], as a new uint8 tensor [B, S, S, 3]."""
-        return self.pixels.index_select(0, indices)
+        """The rows at `indices`, int64 [B], as a new uint8 tensor [B, S, S, 3] where the pixels are."""
+        return self.pixels.index_select(0, indices.to(self.pixels.device))
+
+    def to(self, device: torch.device) -> "Store":
+        """The same with its pixels on `device`, where `take` then runs."""
+        return dataclasses.replace(self, pixels=self.pixels.to(device))
+
+    def marks(self) -> Marks:
+        """The marks of all rows, in their order."""
+        return marks_of(self.pixels)
+
+    def flush(self) -> None:
+        """There is nothing to flush or close; `mapped.MappedStore`, which pretraining may have instead, has."""
+
+    def close(self) -> None:
+        """As `flush`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def storage_size(image_size: int) -> int:
@@ -73,12 +97,12 @@ def read_store(
     num_images = len(source)
     if not num_images:
         raise DataError("no images to read")
-    decoded = _decoded(source)
+    decoded = decoded_pixels(source)
     if decoded is not None and decoded.shape[1:] == (size, size, 3):
         ready = np.require(decoded, requirements=["C", "W"])
         return Store(torch.from_numpy(ready), np.arange(num_images, dtype=np.int64), [])
 
-    pixels = _allocate((num_images, size, size, 3), available_memory() // 2 if memory is None else memory)
+    pixels = allocate((num_images, size, size, 3), available_memory() // 2 if memory is None else memory)
     bad: list[tuple[int, str]] = []
     stop = threading.Event()
 
@@ -94,21 +118,26 @@ def read_store(
                 unreadable.append((index, str(error)))
         return unreadable
 
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
+    pool = thread_pool(max(1, workers), "decode")
     try:
         with talk.track("reading images", num_images) as advance:
             chunks = [range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK)]
             for chunk, unreadable in zip(chunks, pool.map(decode, chunks), strict=True):
                 bad += unreadable
                 if len(bad) > max_bad * num_images or len(bad) == num_images:
-                    raise _too_many(source, bad, chunk.stop, max_bad)
+                    raise too_many(source, bad, chunk.stop, max_bad)
                 advance(chunk.stop, f"{len(bad)} unreadable" if bad else "")
     finally:
         # Also on Ctrl-C: what waits is dropped, what runs ends with the image in hand.
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
-    kept = np.setdiff1d(np.arange(num_images, dtype=np.int64), [index for index, _ in bad])
+    return without_bad(bad, pixels, source)
+
+
+def without_bad(bad: list[tuple[int, str]], pixels: NDArray[np.uint8], source: Source) -> Store:
+    """The store of pixels of which those of `bad` images say nothing; the others move to the front, in place."""
+    kept = np.setdiff1d(np.arange(len(source), dtype=np.int64), [index for index, _ in bad])
     if bad:
         for start in range(0, len(kept), CHUNK):  # rows only move towards the front, so none is lost
             rows = kept[start : start + CHUNK]
@@ -117,55 +146,8 @@ def read_store(
     return Store(torch.from_numpy(pixels[: len(kept)]), kept, [BadFile(names[index], reason) for index, reason in bad])
 
 
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """Some images of a source, in its order. indices: int64 [B]; pixels: uint8 [B, S, S, 3]; bad: what was between."""
-
-    indices: NDArray[np.int64]
-    pixels: torch.Tensor
-    bad: list[BadFile]
-
-
-def stream(source: Source, *, size: int, workers: int, batch_size: int) -> Iterator[Decoded]:
-    """Decode a source once, in order, at most two batches ahead of the one in hand: memory use stays flat.
-
-    Closing the iterator stops the decoding.
-    """
-
-    def decode(index: int) -> NDArray[np.uint8] | str:
-        try:
-            with source.open(index) as image:
-                return decode_square(image, size)
-        except UnreadableImage as error:
-            return str(error)
-
-    pool = ThreadPoolExecutor(max(1, workers), thread_name_prefix="decode")
-    try:
-        ahead: deque[tuple[int, list[Future[NDArray[np.uint8] | str]]]] = deque()
-        for start in range(0, len(source), batch_size):
-            ahead.append((start, [pool.submit(decode, i) for i in range(start, min(start + batch_size, len(source)))]))
-            if len(ahead) > 2:
-                yield _collected(source, size, *ahead.popleft())
-        while ahead:
-            yield _collected(source, size, *ahead.popleft())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _collected(source: Source, size: int, start: int, futures: list[Future[NDArray[np.uint8] | str]]) -> Decoded:
-    indices, pixels, bad = [], [], []
-    for index, future in enumerate(futures, start):
-        result = future.result()
-        if isinstance(result, str):
-            bad.append(BadFile(source.names[index], result))
-        else:
-            indices.append(index)
-            pixels.append(torch.from_numpy(result))
-    stacked = torch.stack(pixels) if pixels else torch.empty(0, size, size, 3, dtype=torch.uint8)
-    return Decoded(np.array(indices, dtype=np.int64), stacked, bad)
-
-
-def _decoded(source: Source) -> NDArray[np.uint8] | None:
+def decoded_pixels(source: Source) -> NDArray[np.uint8] | None:
+    """The pixels of a source that holds them, uint8 [N, H, W, 3]."""
     if isinstance(source, Array):
         return source.pixels
     if isinstance(source, Subset) and isinstance(source.source, Array):
@@ -173,7 +155,7 @@ def _decoded(source: Source) -> NDArray[np.uint8] | None:
     return None
 
 
-def _too_many(source: Source, bad: list[tuple[int, str]], num_read: int, max_bad: float) -> DataError:
+def too_many(source: Source, bad: list[tuple[int, str]], num_read: int, max_bad: float) -> DataError:
     first = "; ".join(f"{source.names[index]}: {reason}" for index, reason in bad[:3])
     if len(bad) == len(source):
         return DataError(f"none of the {len(source)} images is readable: {first}")
@@ -183,7 +165,7 @@ def _too_many(source: Source, bad: list[tuple[int, str]], num_read: int, max_bad
     )
 
 
-def _allocate(shape: tuple[int, int, int, int], memory: int) -> NDArray[Any]:
+def allocate(shape: tuple[int, int, int, int], memory: int) -> NDArray[Any]:
     """Uint8 of `shape`: in memory if that is at most `memory` bytes, else mapped from a file without a name."""
     needed = int(np.prod(shape, dtype=np.int64))
     if needed <= memory:

@@ -12,9 +12,9 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from selfie_cli.data.views import random_view
+from selfie_cli.data.views import both_views, draw_view, random_view
 from selfie_cli.methods.method import Method
 from selfie_cli.models.encoder import mlp
 from selfie_cli.models.resnet import ResNet, Stem, resnet
@@ -55,14 +55,20 @@ class Byol(Method):
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
-    def augment(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each. Draws come from torch's default generator."""
-        size, area, jitter = self.image_size, self.min_crop, self.jitter
-        first, _ = random_view(pixels, size, min_area=area, jitter=jitter, blur=self.blur)
-        second, _ = random_view(
-            pixels, size, min_area=area, jitter=jitter, blur=0.1 * self.blur, solarize=self.solarize
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Two views' `ViewDraws`, one after the other."""
+        like = {"min_area": self.min_crop, "jitter": self.jitter}
+        first = draw_view(num_images, generator, **like, blur=self.blur)
+        return *first, *draw_view(num_images, generator, **like, blur=0.1 * self.blur, solarize=self.solarize)
+
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each."""
+        first, second = both_views(draws)
+        blur = self.blur > 0
+        return (
+            random_view(pixels, first, self.image_size, blur=blur, solarize=False),
+            random_view(pixels, second, self.image_size, blur=blur, solarize=self.solarize > 0),
         )
-        return first, second
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """2 - 2 cos(prediction, target), its mean over the images, summed over both directions: 0..8.
@@ -96,8 +102,7 @@ class Byol(Method):
         share = (1 - self.tau) * (math.cos(math.pi * done) + 1) / 2
         online = chain(self.encoder.parameters(), self.projector.parameters())
         target = chain(self.target_encoder.parameters(), self.target_projector.parameters())
-        for slow, fast in zip(target, online, strict=True):
-            slow.lerp_(fast, share)
+        torch._foreach_lerp_(list(target), list(online), share)
 
     def export(self) -> dict[str, Tensor]:
         """The online encoder alone, as `models.encoder.Encoder` takes it."""

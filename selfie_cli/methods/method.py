@@ -2,28 +2,37 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from selfie_cli.models.resnet import ResNet
+from selfie_cli.training.distributed import Group
 
 
 class Method(nn.Module, ABC):
     """A network to pretrain with everything that trains it.
 
     `image_size` is the side in pixels of what `augment` gives. `encoder` is the network that is pretrained: images
-    float [B, 3, s, s], normalized -> feature maps [B, D, h, w].
+    float [B, 3, s, s], normalized -> feature maps [B, D, h, w]. `compares_images` says that the loss tells the images
+    of a batch from each other: then the batch, and what batch norm makes of it, are part of the task. `group` are the
+    processes whose images make a batch together.
     """
 
     image_size: int
     encoder: ResNet
+    compares_images = True
+    group = Group()
 
     @abstractmethod
-    def augment(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """Stored pixels, uint8 [B, S, S, 3] -> what `loss` takes. Draws come from torch's default generator."""
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """The random numbers of a step: tensors on the CPU, a row an image."""
+
+    @abstractmethod
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, ...]:
+        """Stored pixels, uint8 [B, S, S, 3], and what was drawn for these images -> what `loss` takes."""
 
     @abstractmethod
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss, and detached scalars to log.
+        """The mean loss, and detached scalars to log. Draws nothing but dropout, so it can be compiled.
 
         Where the method has a pretext accuracy, they hold it as `pretext_accuracy` (0..1), and a guess's as `chance`.
         """

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from selfie_cli.data.augment import training_view
-from selfie_cli.data.views import random_view
+from selfie_cli.data.augment import draw_crops, training_view
+from selfie_cli.data.views import ViewDraws, both_views, draw_view, random_view
+from selfie_cli.methods.contrastive import find_partner, score_views
 from selfie_cli.methods.method import Method
 from selfie_cli.models import patches
 from selfie_cli.models.attention import AttentionPooling, Positions
@@ -74,10 +75,9 @@ class SelfieNetwork(Method):
         """The position embeddings beside patch vectors h [B, N, D]: [B, N, D]."""
         return self.positions().expand(h.shape[0], -1, -1)  # type: ignore[no-any-return]
 
-    def draw_masks(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Places to hide and to see for each of B images by itself: int64 [B, K] and [B, N - K]."""
-        masked, visible = patches.random_masks(torch.rand(len(images), self.num_patches), self.num_masked)
-        return masked.to(images.device), visible.to(images.device)
+    def draw_masks(self, num_masks: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Places to hide and to see, each time drawn anew: int64 [M, K] and [M, N - K]."""
+        return patches.random_masks(torch.rand(num_masks, self.num_patches, generator=generator), self.num_masked)
 
     def pooled(self, images: Tensor) -> Tensor:
         """The attention-pooled vector u with every patch visible: float [B, 3, s, s] -> [B, D]."""
@@ -88,6 +88,8 @@ class SelfieNetwork(Method):
 
 class Selfie(SelfieNetwork):
     """The paper's loss: one view, distractors from the same image."""
+
+    compares_images = False
 
     def __init__(self, *, logit_scale: str, flip: bool, min_crop: float = 1.0, **network: Any) -> None:
         if logit_scale not in ("dot", "sqrt", "cosine"):
@@ -104,9 +106,15 @@ class Selfie(SelfieNetwork):
         """Pretext accuracy of a guess: 1 / K."""
         return 1 / self.num_masked
 
-    def augment(self, pixels: Tensor) -> tuple[Tensor]:
-        """uint8 [B, S, S, 3] -> float32 [B, 3, s, s]. Random numbers come from torch's default generator."""
-        return (training_view(pixels, self.image_size, flip=self.flip, min_crop=self.min_crop),)
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """What `draw_crops` gives, and the places to hide and to see."""
+        crops = draw_crops(num_images, self.image_size, generator, flip=self.flip, min_crop=self.min_crop)
+        return crops, *self.draw_masks(num_images, generator)
+
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> float32 [B, 3, s, s], and the places to hide and to see as they were drawn."""
+        crops, masked, visible = draws
+        return training_view(pixels, crops, self.image_size), masked, visible
 
     def logits(self, images: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
         """Score of every hidden patch for every hidden place (the right one is on the diagonal): [B, K, K].
@@ -119,9 +127,9 @@ class Selfie(SelfieNetwork):
         candidates = patches.gather_places(h, masked)  # [B, K, D]
         if self.log_temperature is not None:
             v, candidates = F.normalize(v, dim=-1), F.normalize(candidates, dim=-1)
-            scale = torch.exp(-self.log_temperature)
+            scale: Tensor | float = torch.exp(-self.log_temperature)
         else:
-            scale = torch.tensor(h.shape[-1] ** -0.5 if self.logit_scale == "sqrt" else 1.0)
+            scale = h.shape[-1] ** -0.5 if self.logit_scale == "sqrt" else 1.0
         with torch.autocast(h.device.type, enabled=False):  # a raw product of 1024 terms is too coarse in bf16
             products: Tensor = v.float() @ candidates.float().transpose(1, 2)  # [B, K, K]
         return products * scale
@@ -131,12 +139,11 @@ class Selfie(SelfieNetwork):
         return self.patch_vectors(images).mean(dim=1)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy over all hidden places of all images [B, 3, s, s]; logs the share that is picked right.
+        """Mean cross entropy over all hidden places of all images; logs the share that is picked right.
 
-        Masks are drawn for each image by itself, from torch's default generator.
+        Takes what `augment` gives.
         """
-        (images,) = views
-        logits = self.logits(images, *self.draw_masks(images)).float()
+        logits = self.logits(*views).float()
         right = torch.arange(self.num_masked, device=logits.device).expand(logits.shape[0], -1)
         loss = F.cross_entropy(logits.flatten(0, 1), right.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == right).float().mean()
@@ -168,6 +175,7 @@ class TwoViewSelfie(SelfieNetwork):
         **network: Any,
     ) -> None:
         super().__init__(**network)
+        self.positions.requires_grad_(self.encoder_positions)  # or they take no part
         grid = self.image_size // self.patch_size
         # The cells of a view are as many as the image's patches, so its side is a multiple of theirs.
         self.cell_size = max(1, round(self.image_size * view_scale / grid))
@@ -181,31 +189,31 @@ class TwoViewSelfie(SelfieNetwork):
         self.query_head = mlp(d, hidden, width)
         self.candidate_head = mlp(d, hidden, width)
 
-    def augment(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3] -> both views of all images, float32 [2B, 3, s, s], and the boxes they show, [2B, 4]."""
-        return random_view(
-            torch.cat([pixels, pixels]),
-            self.view_size,
-            min_area=self.min_crop,
-            jitter=self.jitter,
-            blur=0.5 * self.blur,
-        )
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Two views' `ViewDraws`, one after the other, and the cells of each that make the context."""
+        like = {"min_area": self.min_crop, "jitter": self.jitter, "blur": 0.5 * self.blur}
+        draws = *draw_view(num_images, generator, **like), *draw_view(num_images, generator, **like)
+        _, visible = self.draw_masks(2 * num_images, generator)
+        return *draws, *visible.chunk(2)
 
-    def logits(self, views: Tensor, boxes: Tensor, visible: Tensor) -> Tensor:
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> both views of all images, float32 [2B, 3, s, s], first all first ones; the boxes that
+        they show, [2B, 4]; and the cells that make their contexts, int64 [2B, N - K]."""
+        both = ViewDraws(*(torch.cat(pair) for pair in zip(*both_views(draws), strict=True)))
+        views = random_view(torch.cat([pixels, pixels]), both, self.view_size, blur=self.blur > 0, solarize=False)
+        return views, both.boxes, torch.cat(draws[-2:])
+
+    def logits(self, views: Tensor, boxes: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Score of each view (column) for being what the context of each view (row) asks for: [2B, 2B].
 
-        views float [2B, 3, s, s] and their boxes [2B, 4], first all first ones; visible [2B, N - K] are int64 indices
-        of the cells that make the context. A view is no candidate for itself: minus infinity on the diagonal.
+        Takes what `augment` gives, returns what `score_views` does.
         """
         num_images = len(views) // 2
         h = patches.encode(self.patch_network, views, self.cell_size, apart=self.apart)  # [2B, N, D]
         u = self.context(h, visible) + patches.gather_places(h, visible).mean(dim=1)  # [2B, D]
-        place = relative_place(boxes, boxes.roll(num_images, dims=0)).to(h.device)  # [2B, 5]
+        place = relative_place(boxes, boxes.roll(num_images, dims=0))  # [2B, 5]
         v = self.query_head(u + self.place(place))  # [2B, E]
-        candidates = self.candidate_head(h.mean(dim=1))  # [2B, E]
-        with torch.autocast(h.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
-            v, candidates = F.normalize(v.float(), dim=1), F.normalize(candidates.float(), dim=1)
-            return (v @ candidates.T / self.temperature).fill_diagonal_(-torch.inf)
+        return score_views(v, self.candidate_head(h.mean(dim=1)), self.temperature, self.group)
 
     def embeddings(self, images: Tensor) -> Tensor:
         """Candidates: images float [B, 3, s, s] -> [B, E]."""
@@ -217,16 +225,11 @@ class TwoViewSelfie(SelfieNetwork):
 
         Takes what `augment` gives; logs the share of the contexts that score the right view highest, and a guess's.
         """
-        images, boxes = views
-        logits = self.logits(images, boxes, self.draw_masks(images)[1])
-        right = torch.arange(len(images), device=logits.device).roll(len(images) // 2)
-        loss = F.cross_entropy(logits, right)
-        accuracy = (logits.detach().argmax(dim=1) == right).float().mean()
-        return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, 1 / (len(images) - 1))}
+        return find_partner(*self.logits(*views))
 
 
 def relative_place(context: Tensor, target: Tensor) -> Tensor:
-    """Where boxes lie in the frame of others, [B, 4] each as `random_boxes` has them: [B, 5].
+    """Where boxes lie in the frame of others, [B, 4] each as `draw_boxes` has them: [B, 5].
 
     Centre x and y in halves of the context's side, mirrored with it; the logarithm of how much wider and higher the
     target is; and 1 if both are mirrored or neither, else -1.

@@ -6,10 +6,10 @@ Two views of each image. Every view must find its partner among all other views 
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
-from selfie_cli.data.views import random_view
+from selfie_cli.data.views import both_views, draw_view, random_view
+from selfie_cli.methods.contrastive import find_partner, score_views
 from selfie_cli.methods.method import Method
 from selfie_cli.models.encoder import mlp
 from selfie_cli.models.resnet import Stem, resnet
@@ -45,27 +45,28 @@ class SimCLR(Method):
         self.encoder = resnet(backbone, stem=stem, num_stages=4)
         self.projector = mlp(self.encoder.num_features, hidden, width)
 
-    def augment(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each. Draws come from torch's default generator."""
-        size, area, jitter, blur = self.image_size, self.min_crop, self.jitter, 0.5 * self.blur
-        first, _ = random_view(pixels, size, min_area=area, jitter=jitter, blur=blur)
-        second, _ = random_view(pixels, size, min_area=area, jitter=jitter, blur=blur)
-        return first, second
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """Two views' `ViewDraws`, one after the other."""
+        like = {"min_area": self.min_crop, "jitter": self.jitter, "blur": 0.5 * self.blur}
+        return *draw_view(num_images, generator, **like), *draw_view(num_images, generator, **like)
+
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each."""
+        first, second = both_views(draws)
+        blur = self.blur > 0
+        return (
+            random_view(pixels, first, self.image_size, blur=blur, solarize=False),
+            random_view(pixels, second, self.image_size, blur=blur, solarize=False),
+        )
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """NT-Xent (section 2.1): cross entropy of each view's partner among the 2 B - 1 other views, its mean.
+        """NT-Xent: cross entropy of each view's partner among the 2 B - 1 other views of the batch.
 
         Takes two views of the same images, float [B, 3, s, s], in the same order. Logs the share of the views whose
         partner scores highest and `chance`, that share for a guess.
         """
         z = self.embeddings(torch.cat(views))  # [2B, D]
-        with torch.autocast(z.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
-            z = F.normalize(z.float(), dim=1)
-            scores = (z @ z.T / self.temperature).fill_diagonal_(-torch.inf)  # [2B, 2B]
-        partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
-        loss = F.cross_entropy(scores, partner)
-        accuracy = (scores.detach().argmax(dim=1) == partner).float().mean()
-        return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, 1 / (len(z) - 1))}
+        return find_partner(*score_views(z, z, self.temperature, self.group))
 
     def embeddings(self, images: Tensor) -> Tensor:
         """The projections: images float [B, 3, s, s] -> [B, D]."""

@@ -7,11 +7,15 @@ Pre-activation networks are those of He et al. 2016, "Identity mappings in deep 
 the ones that timm uses for the same networks, so that whole networks fit there.
 """
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Stem = Literal["3x3", "7x7"]
 
@@ -60,7 +64,40 @@ class PreActivationBlock(nn.Module):
         return out
 
 
-class PreActivationResNet(nn.Module):
+class Stages(nn.Module):
+    """A row of stages. If `checkpointed`, only what enters a stage is kept for the backward pass, which computes the
+    rest again (Chen et al. 2016, "Training deep nets with sublinear memory cost"): a third more work, far less memory.
+    """
+
+    checkpointed = False
+
+    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Maps [B, C, H, W] -> [B, C', h, w]."""
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return stage(x)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():  # what changes statistics is no part of what is computed again
+            return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        again = functools.partial(statistics_kept, stage)
+        return checkpoint(  # type: ignore[no-any-return]
+            stage, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), again())
+        )
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """What runs within leaves batch norms' running statistics as they are: they have seen this batch already."""
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
+    for layer in norms:
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for layer, (momentum, count) in zip(norms, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, count
+
+
+class PreActivationResNet(Stages):
     """The first `num_stages` stages of a pre-activation ResNet; `norm` (batch norm, then ReLU) closes them if asked."""
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int, final_norm: bool) -> None:
@@ -86,11 +123,11 @@ class PreActivationResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem_pool(self.stem["conv"](x))
         for stage in self.stages:
-            x = stage.get_submodule("blocks")(x)  # [B, C, h, w]
+            x = self.run_stage(stage.get_submodule("blocks"), x)  # [B, C, h, w]
         return x if self.norm is None else F.relu(self.norm(x))
 
 
-class TorchvisionResNet(nn.Module):
+class TorchvisionResNet(Stages):
     """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names."""
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
@@ -109,7 +146,7 @@ class TorchvisionResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for stage in range(1, self.num_stages + 1):
-            x = self.get_submodule(f"layer{stage}")(x)  # [B, C, h, w]
+            x = self.run_stage(self.get_submodule(f"layer{stage}"), x)  # [B, C, h, w]
         return x
 
 

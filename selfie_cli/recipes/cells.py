@@ -6,25 +6,29 @@ An arm is one way to initialize a network; a cell is one network of an arm: a sh
 import dataclasses
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfie_cli import config, runs
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
-from selfie_cli.data.augment import plain_view, training_view
+from selfie_cli.data.ahead import ReadAhead
+from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.mapped import SMALL, read_all
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
+from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
@@ -32,13 +36,15 @@ from selfie_cli.recipes.comparison import Accuracies, Curve, Finetuned
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.loop import LossOf, train
-from selfie_cli.training.machine import Autocast, duration, micro_batch_for, num_cores, seconds_a_step
+from selfie_cli.training.distributed import group
+from selfie_cli.training.loop import train
+from selfie_cli.training.machine import duration, fit, micro_batch_for, num_cores, precisions
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, num_steps, step_seed
+from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
+from selfie_cli.training.step import Batch, Step
 
 SUPERVISED = "supervised"
-SIZES = ("batch_size", "micro_batch", "steps")
+SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
 
 AnyLabels = TypeVar("AnyLabels", bound=LabelOptions)
 
@@ -87,6 +93,8 @@ class Data:
 
     def report(self, run: Run, talk: Talk) -> None:
         """Write bad_files.jsonl and seen_test_images.jsonl, where there is anything to tell."""
+        if not group().first:
+            return
         report_bad(self.bad, self.num_images, run.path / "bad_files.jsonl", talk)
         if self.seen:
             write_json_lines(run.path / "seen_test_images.jsonl", self.seen)
@@ -144,15 +152,34 @@ def load_pretrained(run: Run, options: LabelOptions) -> networks.Pretrained | An
 
 def choose_out(options: LabelOptions, verb: str, name: str, sources: list[Run]) -> Path:
     """The folder of a new run. Raises RunError or UsageError if it is not free."""
-    out = Path(options.out) if options.out else runs.default_folder(verb, name)
+    out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
     if any(out.resolve() == source.path.resolve() for source in sources):
         raise UsageError(f"--out {out} is a run that --from names: choose another folder")
     runs.check_free(out, overwrite=options.overwrite)
     return out
 
 
+def sizes_of(run: Run) -> dict[str, Any]:
+    """What `Trainer.plan` found. Raises UsageError if it was for another number of processes."""
+    sizes = {name: run.derived.get(name) for name in SIZES}
+    if sizes["processes"] != group().world:
+        raise UsageError(f"{run.path} was started with {sizes['processes']} processes: resume it with as many")
+    return sizes
+
+
+def start(out: Path | None, **config: Any) -> Run:
+    """A new run in `out`, made by the first process."""
+    assert out is not None
+    if group().first:
+        runs.create(out, **config)
+    group().wait()
+    return runs.open_run(out)
+
+
 def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str, Any]) -> None:
     """Write what was found; the network of `cell` becomes the run's own, for predict and embed."""
+    if not group().first:
+        return
     networks.copy_weights(runs.open_run(run.path / "cells" / cell), run)
     write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
     run.finish({**measured, "threads": torch.get_num_threads()})
@@ -235,8 +262,14 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
 
 
 def read_part(part: Labelled, *, size: int, options: LabelOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
-    store = read_store(
-        part.source, size=size, workers=options.workers or num_cores(), max_bad=options.max_bad, talk=talk
+    store = read_all(
+        part.source,
+        size=size,
+        workers=options.workers or num_cores(),
+        max_bad=options.max_bad,
+        talk=talk,
+        folder=options.store,
+        limit_gb=options.store_gb,
     )
     names = part.source.names
     labels = torch.from_numpy(part.labels[store.kept])
@@ -266,45 +299,74 @@ class Trainer:
     options: LabelOptions
     image_size: int
     device: torch.device
-    autocast: Autocast
     talk: Talk
 
     @property
     def batch_size(self) -> int:
         return self.options.batch_size or (128 if self.image_size <= 64 else 512)
 
-    def loss_of(self, module: nn.Module) -> LossOf:
-        def loss(pixels: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            images = training_view(pixels, self.image_size, flip=True, min_crop=self.options.min_crop)
-            logits = module(images).float()
-            accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-            return nn.functional.cross_entropy(logits, labels), {"train_accuracy": accuracy}
+    def step_of(self, module: AnyClassifier, sizes: dict[str, Any]) -> tuple[Supervised, Step]:
+        """What `module` is trained with, and a step of it. The training loop sets the learning rate."""
+        task = Supervised(module, image_size=self.image_size, min_crop=self.options.min_crop)
+        here = group()
+        compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.device.type == "cuda")
+        if here.world > 1 and self.device.type == "cuda":
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        step = Step(
+            module,
+            task,
+            make_optimizer("sgd", module, lr=0.0, weight_decay=self.options.weight_decay),
+            micro_batch=sizes["micro_batch"],
+            precision=sizes["precision"],
+            compiled=compiled and sizes["compiles"],
+            graphs=self.device.type == "cuda" and self.image_size <= 64 and here.world == 1,
+            group=here,
+        )
+        return task, step
 
-        return loss
+    def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
+        """This process's part of the batch of each step."""
+        order = SampleOrder(len(part.labels), self.batch_size, seed)
+        mine = group().part(self.batch_size)
 
-    def optimizer_of(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The training loop sets the learning rate."""
-        return make_optimizer("sgd", module, lr=0.0, weight_decay=self.options.weight_decay)
+        def batch_of(step: int) -> Batch:
+            rows = order.batch(step)[mine]
+            crops = task.draw(self.batch_size, step_generator(seed, step))[mine]
+            return part.pixels.index_select(0, rows.to(part.pixels.device)), part.labels[rows], crops
 
-    def plan(self, arms: list[Arm], part: Part, shares: list[Share], num_rates: int) -> tuple[int, list[int]]:
-        """A micro-batch that all arms have room for, and the steps for each share; says how long it will take.
+        return batch_of
+
+    def plan(
+        self, arms: list[Arm], part: Part, shares: list[Share], num_rates: int
+    ) -> tuple[dict[str, Any], list[int]]:
+        """A micro-batch and a precision for all arms, and the steps for each share; says how long it will take.
 
         Speeds come from a trial on a few batches. A budget is for all networks of all shares together.
         """
         size, searched = self.batch_size, num_rates if num_rates > 1 else 0
-        order = SampleOrder(len(part.labels), size, 0).batch(0)
-        batch = (part.pixels.index_select(0, order).to(self.device), part.labels[order].to(self.device))
-        few = (batch[0][:4], batch[1][:4])
+        world = group().world
+        if size % world:
+            raise UsageError(f"a batch of {size} cannot be divided among {world} processes evenly")
         kinds = [repr({**arm.shape, "pretraining": None}) for arm in arms]  # arms of one kind are equally fast
-        modules = {kind: arm.make().to(self.device) for kind, arm in zip(kinds, arms, strict=True)}
-        with self.autocast():
-            micro = self.options.micro_batch or min(
-                micro_batch_for(module, self.loss_of(module), few, size, self.device) for module in modules.values()
-            )
-            seconds = {
-                kind: seconds_a_step(module, self.loss_of, batch, micro, self.optimizer_of)
-                for kind, module in modules.items()
-            }
+        tried = precisions(self.device, self.options.precision)
+        sizes = {"batch_size": size, "micro_batch": size // world, "precision": tried[0]}
+        sizes |= {"compiles": True, "processes": world}
+        trials = {}
+        for kind, arm in zip(kinds, arms, strict=True):
+            if kind not in trials:
+                task, step = self.step_of(arm.make().to(self.device), sizes)
+                batch = tuple(tensor.to(self.device) for tensor in self.batches(task, part, 0)(0))
+                trials[kind] = step, batch
+        micro = self.options.micro_batch or min(
+            micro_batch_for(step, tuple(tensor[:4] for tensor in batch), size // world)
+            for step, batch in trials.values()
+        )
+        seconds, wanted = {}, [step for step, _ in trials.values() if step.compiled]
+        for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
+            step.micro_batch = micro
+            seconds[kind] = fit(step, batch, tried, self.talk)
+            tried = [step.precision]
+        sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
         of_all_arms = sum(seconds[kind] for kind in kinds)
         an_arm = [len(share.seeds) + searched for share in shares]
         steps, whole = [], 0.0
@@ -328,7 +390,7 @@ class Trainer:
             )
         if len(shares) > 1:
             self.talk.say(f"the whole curve: about {duration(whole)}")
-        return micro, steps
+        return sizes, steps
 
     def share(
         self,
@@ -336,17 +398,18 @@ class Trainer:
         arms: list[Arm],
         data: Data,
         share: Share,
-        sizes: dict[str, int],
+        sizes: dict[str, Any],
         rates: list[float],
         *,
         searched: str = "search",
     ) -> Accuracies:
         """All cells of a share: each arm's rate is chosen on held-out labels of the first seed, never on test images.
 
-        The lists of labels are written first. `searched` begins the names of the cells that try a rate.
+        `sizes` are what `plan` found, and the steps. The lists of labels are written first. `searched` begins the names
+        of the cells that try a rate.
         """
         percent = f"{share.fraction * 100:.3g} %"
-        for seed, subset in share.subsets.items():
+        for seed, subset in share.subsets.items() if group().first else ():
             names = [{"path": data.train.names[i], "class": data.classes[data.train.labels[i]]} for i in subset]
             write_json_lines(run.path / f"labels-f{share.fraction:g}-s{seed}.jsonl", names)
         chosen = {arm.name: rates[0] for arm in arms}
@@ -372,24 +435,24 @@ class Trainer:
         return found
 
     def cell(
-        self, run: Run, name: str, arm: Arm, sizes: dict[str, int], lr: float, seed: int, labelled: Part, test: Part
+        self, run: Run, name: str, arm: Arm, sizes: dict[str, Any], lr: float, seed: int, labelled: Part, test: Part
     ) -> float:
-        """Train one network, or continue or look up an earlier attempt; returns its accuracy on `test`, 0..1.
-
-        `sizes` are the batch size, the micro-batch and the number of steps.
-        """
+        """Train one network, or continue or look up an earlier attempt; returns its accuracy on `test`, 0..1."""
+        here = group()
         folder = run.path / "cells" / name
-        if (folder / "results.json").is_file():
+        if here.from_first((folder / "results.json").is_file()):
             accuracy = float(read_json(folder / "results.json")["accuracy"])
             cell = runs.open_run(folder)
-            if not cell.finished:  # killed between the two
+            if not cell.finished and here.first:  # killed between the two
                 cell.finish({"accuracy": accuracy})
             return accuracy
         asked = {"cell": name, "lr": lr, "seed": seed}
-        if (folder / "config.json").is_file():
-            cell = runs.open_to_resume(str(folder), "finetune-cell")
-        else:
-            cell = runs.create(folder, verb="finetune-cell", asked=asked, derived={**arm.shape, **sizes})
+        if here.first and (folder / "config.json").is_file():
+            runs.open_to_resume(str(folder), "finetune-cell")
+        elif here.first:
+            runs.create(folder, verb="finetune-cell", asked=asked, derived={**arm.shape, **sizes})
+        here.wait()
+        cell = runs.open_run(folder)
         torch.manual_seed(step_seed(seed, 0))
         module = arm.make().to(self.device)
         if arm.state is not None:
@@ -400,32 +463,28 @@ class Trainer:
             networks.estimate_batch_norm(
                 module, lambda pixels: module(plain_view(pixels, self.image_size)), labelled.pixels
             )
-        order = SampleOrder(len(labelled.labels), sizes["batch_size"], seed)
-
-        def batch_of(step: int) -> tuple[Tensor, ...]:
-            indices = order.batch(step)
-            return labelled.pixels.index_select(0, indices), labelled.labels[indices]
-
-        train(
-            module,
-            self.optimizer_of(module),
-            self.loss_of(module),
-            batch_of,
-            folder=folder,
-            total=sizes["steps"],
-            lr=lr,
-            warmup=self.options.warmup_steps,
-            seed=seed,
-            micro_batch=sizes["micro_batch"],
-            save_every=self.options.save_every,
-            autocast=self.autocast,
-            talk=self.talk,
-            what=name,
-            resume_hint=f"selfie {run.verb} --resume {run.path}",
-        )
+        task, step = self.step_of(module, sizes)
+        if labelled.pixels.numel() <= SMALL:  # where it is needed
+            labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
+        with ReadAhead(self.batches(task, labelled, seed), device=self.device) as batch_of:
+            train(
+                step,
+                batch_of,
+                folder=folder,
+                total=sizes["steps"],
+                lr=lr,
+                warmup=self.options.warmup_steps,
+                seed=seed,
+                save_every=self.options.save_every,
+                talk=self.talk,
+                what=name,
+                resume_hint=f"{here.command} {run.verb} --resume {run.path}",
+            )
         scores = networks.class_scores(module, test.pixels, self.image_size, self.device)
-        accuracy = topk_accuracy(scores, test.labels)
-        networks.save_classifier(cell, module, {**arm.shape, **sizes})
-        write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
-        cell.finish({"accuracy": accuracy})
+        accuracy = here.from_first(topk_accuracy(scores, test.labels))
+        if here.first:
+            networks.save_classifier(cell, module, {**arm.shape, **sizes})
+            write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
+            cell.finish({"accuracy": accuracy})
+        here.wait()
         return accuracy

@@ -14,6 +14,7 @@ from selfie_cli.recipes.imagenet import imagenet_arm
 from selfie_cli.report import plots
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import prepare
 from selfie_cli.training.schedule import check_length
 
@@ -35,29 +36,27 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
-    device, autocast, precision = prepare(options.device, options.precision)
+    device, _, _ = prepare(options.device, options.precision)
 
     shape = arms[0].shape
     data = cells.read_data(options, shape["image_size"], run, sources, talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = {fraction: range(options.seed, options.seed + count) for fraction, count in counts.items()}
     shares = [cells.take_share(data, fraction, seeds[fraction], len(rates)) for fraction in seeds]
-    trainer = Trainer(options=options, image_size=shape["image_size"], device=device, autocast=autocast, talk=talk)
+    trainer = Trainer(options=options, image_size=shape["image_size"], device=device, talk=talk)
     talk.say(
         f"{', '.join(arm.name for arm in arms)}; {len(data.classes)} classes, {len(data.test.labels):,} test images; "
-        f"{shape['backbone']} at {shape['image_size']} px, {device} in {precision}, batch {trainer.batch_size}"
+        f"{shape['backbone']} at {shape['image_size']} px, {device}, batch {trainer.batch_size}"
     )
     kept = arms[min(1, len(arms) - 1)]  # its first network with the most labels becomes the run's own
     if run is None:
-        assert out is not None
-        micro, steps = trainer.plan(arms, data.train, shares, len(rates))
-        sizes = {"batch_size": trainer.batch_size, "micro_batch": micro, "steps": steps[-1]}
-        run = runs.create(
+        sizes, steps = trainer.plan(arms, data.train, shares, len(rates))
+        run = cells.start(
             out,
             verb="curve",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
-            derived={**kept.shape, **sizes, "steps_of_shares": steps},
+            derived={**kept.shape, **sizes, "steps": steps[-1], "steps_of_shares": steps},
             data=data.record,
             **{"from": [cells.origin(source) for source in sources]},
         )
@@ -69,7 +68,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
     for share, steps_here in zip(shares, steps, strict=True):
-        sizes = {**{name: int(run.derived[name]) for name in cells.SIZES}, "steps": steps_here}
+        sizes = {**cells.sizes_of(run), "steps": steps_here}
         searched = f"search-f{share.fraction:g}"
         points.append(
             point(
@@ -94,10 +93,9 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         points=points,
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
-        plots=draw(run.path, data.name, points, talk),
+        plots=draw(run.path, data.name, points, talk) if group().first else [],
     )
-    measured = {"device": str(device), "precision": precision}
-    cells.conclude(run, result, shares[-1].cell(kept, options.seed), measured)
+    cells.conclude(run, result, shares[-1].cell(kept, options.seed), {"device": str(device)})
     return result
 
 

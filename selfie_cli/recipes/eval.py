@@ -1,7 +1,6 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from selfie_cli import runs
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.mapped import read_all
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -27,8 +27,10 @@ from selfie_cli.recipes import networks
 from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import Autocast, num_cores, prepare
-from selfie_cli.training.schedule import step_seed
+from selfie_cli.training.distributed import group
+from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.schedule import step_generator, step_seed
+from selfie_cli.training.step import Autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +106,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     bad: list[BadFile] = []
 
     def read(part: Labelled) -> tuple[Tensor, Tensor, list[str]]:
-        store = read_store(
+        store = read_all(
             part.source,
             size=storage_size(network.image_size),
             workers=options.workers or num_cores(),
             max_bad=options.max_bad,
             talk=talk,
+            folder=options.store,
+            limit_gb=options.store_gb,
         )
         bad.extend(store.bad)
         return store.pixels, torch.from_numpy(part.labels[store.kept]), [part.source.names[i] for i in store.kept]
@@ -143,6 +147,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         untrained=untrained,
         classified=classified,
     )
+    if not group().first:
+        return result
     if run.path == runs.bundled_folder():
         for one in bad:
             talk.warn(f"left out: {one.name}: {one.reason}")
@@ -183,8 +189,11 @@ def judge(
         if isinstance(module, SelfieNetwork):
             as_trained, chance = pretext_accuracy(module, module.augment, test[0], options.seed, size)
         if isinstance(module, Selfie):
-            centre = functools.partial(plain_view, size=network.image_size)
-            plain, _ = pretext_accuracy(module, lambda pixels: (centre(pixels),), test[0], options.seed, size)
+
+            def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
+                return plain_view(pixels, network.image_size), *places
+
+            plain, _ = pretext_accuracy(module, centre, test[0], options.seed, size)
     return Judged(
         knn=topk_accuracy(votes, test[1]),
         linear=topk_accuracy(probe.scores(after), test[1]),
@@ -197,19 +206,19 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: SelfieNetwork, view: Callable[[Tensor], tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
+    module: SelfieNetwork, view: Callable[..., tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
 ) -> tuple[float, float]:
     """How often the network picks right, one draw an image, and how often a guess would, both in 0..1.
 
     pixels: uint8 [N, S, S, 3]; `view` augments. With two views, what is picked from is the batch.
     """
-    torch.manual_seed(step_seed(seed, 1))
     device = next(module.parameters()).device
+    draws = module.draw(len(pixels), step_generator(seed, 1))
     right = chance = 0.0
-    for batch in pixels.split(batch_size):
-        _, logged = module.loss(*view(batch.to(device)))
-        right += logged["pretext_accuracy"].item() * len(batch)
-        chance += logged["chance"].item() * len(batch)
+    for batch in zip(*(tensor.split(batch_size) for tensor in (pixels, *draws)), strict=True):
+        _, logged = module.loss(*view(*(tensor.to(device) for tensor in batch)))
+        right += logged["pretext_accuracy"].item() * len(batch[0])
+        chance += logged["chance"].item() * len(batch[0])
     return right / len(pixels), chance / len(pixels)
 
 

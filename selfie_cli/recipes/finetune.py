@@ -35,36 +35,35 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     arms = arms_of(options, cells.network_shape(options, source), pretrained)
     out = None if run is not None else cells.choose_out(options, "finetune", arms[-1].name, [source] if source else [])
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
-    device, autocast, precision = prepare(options.device, options.precision)
+    device, _, _ = prepare(options.device, options.precision)
 
     shape = arms[-1].shape
     data = cells.read_data(options, shape["image_size"], run, [source] if source else [], talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = range(options.seed, options.seed + options.seeds)
     share = cells.take_share(data, options.fraction, seeds, len(rates))
-    trainer = Trainer(options=options, image_size=shape["image_size"], device=device, autocast=autocast, talk=talk)
+    trainer = Trainer(options=options, image_size=shape["image_size"], device=device, talk=talk)
     talk.say(
         f"{share.num_labels:,} labels of {len(data.train.labels):,} ({options.fraction * 100:.3g} % of each class), "
         f"{len(data.classes)} classes, {len(data.test.labels):,} test images; "
-        f"{shape['backbone']} at {shape['image_size']} px, {device} in {precision}, batch {trainer.batch_size}, "
+        f"{shape['backbone']} at {shape['image_size']} px, {device}, batch {trainer.batch_size}, "
         f"seeds {seeds[0]} to {seeds[-1]}"
     )
     if run is None:
-        assert out is not None
-        micro, (steps,) = trainer.plan(arms, data.train, [share], len(rates))
-        run = runs.create(
+        sizes, (steps,) = trainer.plan(arms, data.train, [share], len(rates))
+        run = cells.start(
             out,
             verb="finetune",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
-            derived={**arms[-1].shape, "batch_size": trainer.batch_size, "micro_batch": micro, "steps": steps},
+            derived={**arms[-1].shape, **sizes, "steps": steps},
             data=data.record,
             **{"from": [cells.origin(source)] if source else []},
         )
         talk.say(f"run: {run.path}")
     data.report(run, talk)
 
-    sizes = {name: int(run.derived[name]) for name in cells.SIZES}
+    sizes = cells.sizes_of(run)
     accuracies = trainer.share(run, arms, data, share, sizes, rates)
     result = summarize(
         run=run.path,
@@ -77,7 +76,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         seeds=share.seeds,
         accuracies=accuracies,
     )
-    cells.conclude(run, result, share.cell(arms[-1], seeds[0]), {"device": str(device), "precision": precision})
+    cells.conclude(run, result, share.cell(arms[-1], seeds[0]), {"device": str(device)})
     return result
 
 

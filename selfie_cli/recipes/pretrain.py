@@ -1,31 +1,35 @@
 """selfie pretrain: unlabelled images in, a pretrained network out."""
 
+import contextlib
 import dataclasses
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from selfie_cli import config, runs
 from selfie_cli.config import PretrainOptions, flag_of, recipe_values
+from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.duplicates import FILE_NAME, marks_of, save_marks
+from selfie_cli.data.duplicates import FILE_NAME, save_marks
+from selfie_cli.data.mapped import MappedStore, open_store
 from selfie_cli.data.sources import Source, fingerprint, open_unlabelled
-from selfie_cli.data.store import read_store, report_bad, storage_size
+from selfie_cli.data.store import Store, report_bad, storage_size
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
-from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
-from selfie_cli.training.loop import LossOf, train
-from selfie_cli.training.machine import duration, micro_batch_for, num_cores, prepare, seconds_a_step
+from selfie_cli.training.distributed import Group, group
+from selfie_cli.training.loop import train
+from selfie_cli.training.machine import duration, fit, micro_batch_for, num_cores, precisions, prepare
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_seed
+from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_generator, step_seed
+from selfie_cli.training.step import Batch, Step
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -52,132 +56,214 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         options = config.resumed(options, run.config["asked"])
     elif not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
-    out = Path(options.out) if options.out else runs.default_folder("pretrain", options.method)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
+    device, _, _ = prepare(options.device, options.precision)
+    here = group()
+    out = here.from_first(Path(options.out) if options.out else runs.default_folder("pretrain", options.method))
     if run is None:
         runs.check_free(out, overwrite=options.overwrite)
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
-    device, autocast, precision = prepare(options.device, options.precision)
 
     source = open_unlabelled(options.data, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     data = {"images": len(source), "fingerprint": fingerprint(source)}
     if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     derived = run.derived if run is not None else derive(options, source)
+    check_processes(derived, here.world)
     talk.say(
         f"{derived['method']}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
-        f"{derived['image_size']} px, {device} in {precision}, batch {derived['batch_size']}, {derived['optimizer']}, "
+        f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], here)}, {derived['optimizer']}, "
         f"lr {derived['lr']:g}, seed {options.seed}"
     )
     talk.say(", ".join(f"{name} {config.shown(value)}" for name, value in derived[derived["method"]].items()))
-    store = read_store(
-        source,
-        size=storage_size(derived["image_size"]),
-        workers=options.workers or num_cores(),
-        max_bad=options.max_bad,
-        talk=talk,
-    )
 
+    with contextlib.ExitStack() as stack:
+        opened = open_store(
+            source,
+            size=storage_size(derived["image_size"]),
+            workers=options.workers or num_cores(),
+            max_bad=options.max_bad,
+            talk=talk,
+            folder=options.store,
+            limit_gb=options.store_gb,
+        )
+        stack.callback(opened.close)
+        # What is small lives where it is needed.
+        store = opened.to(device) if isinstance(opened, Store) else opened
+        method, step = make_step(derived, options, device)
+        watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
+        ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
+        batch_of = stack.enter_context(ahead)
+        if run is None:
+            step_seconds = fit_to_machine(step, method, batch_of(0), options, derived, talk)
+            derived["steps"] = num_steps(
+                steps=options.steps,
+                epochs=options.epochs,
+                budget=options.budget,
+                num_images=len(store),
+                batch_size=derived["batch_size"],
+                step_seconds=step_seconds,
+            )
+            say_length(derived, len(store), step_seconds, talk)
+            if here.first:
+                asked = dataclasses.asdict(options)
+                runs.create(out, verb="pretrain", asked=asked, overwrite=options.overwrite, derived=derived, data=data)
+            here.wait()
+            run = runs.open_run(out)
+            talk.say(f"run: {run.path}")
+        if here.first:
+            report_bad(store.bad, len(source), run.path / "bad_files.jsonl", talk)
+
+        trained = train(
+            step,
+            batch_of,
+            folder=run.path,
+            total=derived["steps"],
+            lr=derived["lr"],
+            warmup=derived["warmup_steps"],
+            seed=options.seed,
+            save_every=options.save_every,
+            talk=talk,
+            what="pretraining",
+            resume_hint=f"{here.command} pretrain --resume {run.path}",
+            watch=watch,
+            trace=run.path / "trace.json" if options.profile else None,
+        )
+        if isinstance(store, MappedStore):
+            store.flush()  # for the first process, which writes
+        bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
+        if here.first:
+            told = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
+            save_weights(run.weights, method.export(), {key: derived[key] for key in told if key in derived})
+            save_marks(run.path / FILE_NAME, store.marks())
+            if len(bad) > len(store.bad) or isinstance(store, MappedStore):
+                report_bad(bad, len(source), run.path / "bad_files.jsonl", talk)
+            run.update(data={"unreadable": len(bad)})
+            measured = {**dataclasses.asdict(trained), "device": str(device), "precision": step.precision}
+            run.finish({**measured, "compiled": step.compiled, "threads": torch.get_num_threads()})
+        here.wait()
+    return Pretrained(run=run.path, **dataclasses.asdict(trained))
+
+
+def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.device) -> tuple[Method, Step]:
+    """The method on its device, freshly initialized, and a training step of it."""
+    here = group()
+    compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
     torch.manual_seed(step_seed(options.seed, 0))
     method = networks.build_method(derived).to(device)
+    if here.world > 1 and device.type == "cuda" and method.compares_images:
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.encoder.checkpointed = derived.get("checkpointed", False)
+    method.group = here
+    step = Step(
+        method,
+        method,
+        make_optimizer(derived["optimizer"], method, lr=derived["lr"], weight_decay=derived["weight_decay"]),
+        micro_batch=derived.get("micro_batch", derived["batch_size"]),
+        precision=derived.get("precision", "fp32"),
+        compiled=compiled and derived.get("compiles", True),
+        graphs=device.type == "cuda" and derived["image_size"] <= 64 and here.world == 1,
+        group=here,
+        after=method.after_step,
+    )
+    return method, step
 
-    def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
-        return make_optimizer(derived["optimizer"], module, lr=derived["lr"], weight_decay=derived["weight_decay"])
 
-    optimizer = optimizer_of(method)
-    order = SampleOrder(len(store), derived["batch_size"], options.seed)
+def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
+    """This process's part of the batch of each step: pixels, and what is drawn for them."""
+    size, here = derived["batch_size"], group()
+    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world)
+    mine = here.part(size)
 
-    def batch_of(step: int) -> tuple[torch.Tensor, ...]:
-        return (store.take(order.batch(step)),)
+    def batch_of(step: int) -> Batch:
+        rows = order.batch(step)
+        draws = method.draw(size, step_generator(seed, step))
+        return (store.take(rows if len(rows) < size else rows[mine]), *(each[mine] for each in draws))
 
-    def loss_of(module: nn.Module) -> LossOf:
-        assert isinstance(module, Method)
-        return lambda pixels: module.loss(*module.augment(pixels))
+    return batch_of
 
-    def halfway(module: nn.Module) -> None:
-        assert isinstance(module, Method)
-        module.after_step(0.5)
 
-    watched = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(device)
-    alarms = 0
+class Watch:
+    """Call it to learn whether the features of some images are still apart; warns when they have collapsed."""
 
-    def watch() -> dict[str, float]:
-        nonlocal alarms
-        with torch.no_grad(), autocast():
-            method.eval()
-            parts = watched.split(derived["micro_batch"])
-            vectors = torch.cat([method.embeddings(plain_view(part, derived["image_size"])) for part in parts])
-        method.train()
+    def __init__(self, step: Step, method: Method, store: Store | MappedStore, talk: Talk) -> None:
+        self.step, self.method, self.talk = step, method, talk
+        self.pixels = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(step.device)
+        self.alarms = 0
+
+    def __call__(self) -> dict[str, float]:
+        """Values for the log."""
+        with torch.no_grad(), self.step.autocast():
+            self.method.eval()
+            views = (plain_view(part, self.method.image_size) for part in self.pixels.split(self.step.micro_batch))
+            vectors = torch.cat([self.method.embeddings(view) for view in views])
+        self.method.train()
         if not vectors.isfinite().all():
             return {}  # the loop sees to that
         std, rank = feature_spread(vectors)
         warning = collapse_warning(std, rank, vectors.shape[1])
-        alarms = alarms + 1 if warning else 0
-        if warning and alarms == 2 and len(watched) >= FEWEST_WATCHED:  # once may be how a training begins
-            talk.warn(warning)
+        self.alarms = self.alarms + 1 if warning else 0
+        if warning and self.alarms == 2 and len(vectors) >= FEWEST_WATCHED:  # once may be how a training begins
+            self.talk.warn(warning)
         return {"feature_std": std, "effective_rank": rank}
 
-    if run is None:
-        batch = tuple(tensor.to(device) for tensor in batch_of(0))
-        check_pieces(derived["batch_size"], options.micro_batch or derived["batch_size"], method)
-        with autocast():
-            derived["micro_batch"] = options.micro_batch or micro_batch_for(
-                method, loss_of(method), (batch[0][:4],), derived["batch_size"], device
-            )
-            check_pieces(derived["batch_size"], derived["micro_batch"], method)
-            step_seconds = seconds_a_step(method, loss_of, batch, derived["micro_batch"], optimizer_of, halfway)
-        derived["steps"] = num_steps(
-            steps=options.steps,
-            epochs=options.epochs,
-            budget=options.budget,
-            num_images=len(store),
-            batch_size=derived["batch_size"],
-            step_seconds=step_seconds,
-        )
-        say_length(derived, len(store), step_seconds, talk)
-        run = runs.create(
-            out,
-            verb="pretrain",
-            asked=dataclasses.asdict(options),
-            overwrite=options.overwrite,
-            derived=derived,
-            data={**data, "unreadable": len(store.bad)},
-        )
-        talk.say(f"run: {run.path}")
-    if not (run.path / FILE_NAME).is_file():
-        save_marks(run.path / FILE_NAME, marks_of(store.pixels))
-    report_bad(store.bad, len(source), run.path / "bad_files.jsonl", talk)
 
-    trained = train(
-        method,
-        optimizer,
-        loss_of(method),
-        batch_of,
-        folder=run.path,
-        total=derived["steps"],
-        lr=derived["lr"],
-        warmup=derived["warmup_steps"],
-        seed=options.seed,
-        micro_batch=derived["micro_batch"],
-        save_every=options.save_every,
-        autocast=autocast,
-        talk=talk,
-        what="pretraining",
-        resume_hint=f"selfie pretrain --resume {run.path}",
-        after_step=method.after_step,
-        watch=watch,
+def fit_to_machine(
+    step: Step,
+    method: Method,
+    batch: Batch,
+    options: PretrainOptions,
+    derived: dict[str, Any],
+    talk: Talk,
+) -> float:
+    """Set the micro-batch and the precision of `step`, and note them in `derived`; returns the seconds a step takes.
+
+    Where the loss is over a batch as a whole, stages of the network are computed twice before the batch is cut.
+    """
+    batch = tuple(tensor.to(step.device) for tensor in batch)
+    size = len(batch[0])
+    check_pieces(size, options.micro_batch or size, method)
+    tried = precisions(step.device, options.precision)
+    step.precision = tried[0]
+    sample = tuple(tensor[:4] for tensor in batch)
+    step.micro_batch = options.micro_batch or micro_batch_for(step, sample, size)
+    if step.micro_batch < size and not options.micro_batch and method.compares_images:
+        method.encoder.checkpointed = True
+        step.micro_batch = micro_batch_for(step, sample, size)
+        talk.say("memory is short: activations within a stage are computed twice instead of kept")
+    check_pieces(size, step.micro_batch, method)
+    if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
+        talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")
+    wanted = step.compiled
+    seconds = fit(step, batch, tried, talk)
+    derived.update(
+        micro_batch=step.micro_batch,
+        precision=step.precision,
+        compiles=step.compiled or not wanted,
+        checkpointed=method.encoder.checkpointed,
+        processes=step.group.world,
     )
-    told = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
-    header = {key: derived[key] for key in told if key in derived}
-    save_weights(run.weights, method.export(), header)
-    measured = {**dataclasses.asdict(trained), "device": str(device), "precision": precision}
-    run.finish({**measured, "threads": torch.get_num_threads()})
-    return Pretrained(run=run.path, **dataclasses.asdict(trained))
+    return seconds
+
+
+def divided(batch_size: int, here: Group) -> str:
+    """'256', or '256 as 2 x 128' in a job of two processes."""
+    return f"{batch_size}" if here.world == 1 else f"{batch_size} as {here.world} x {batch_size // here.world}"
+
+
+def check_processes(derived: dict[str, Any], world: int) -> None:
+    """Raises UsageError if the batch cannot be divided, or a run was started with another number of processes."""
+    if derived["batch_size"] % world:
+        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
+    if derived.get("processes", world) != world:
+        raise UsageError(
+            f"this run was started with {derived['processes']} processes, not {world}: resume it with as many"
+        )
 
 
 def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:
     """Raises UsageError if an image would go through the network by itself where it has to be told from others."""
     smallest = min(micro_batch, batch_size % micro_batch or micro_batch)
-    if smallest < 2 and not isinstance(method, Selfie):
+    if smallest < 2 and method.compares_images:
         raise UsageError(
             f"--batch-size {batch_size} in pieces of {micro_batch} leaves an image by itself, and this method tells "
             "images from each other: choose another --batch-size or --micro-batch"

@@ -12,16 +12,16 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfie_cli.errors import Stopped, TrainingError
-from selfie_cli.files import json_line, write_json_lines
+from selfie_cli.errors import RunError, Stopped, TrainingError
+from selfie_cli.files import json_line, replacing, write_json_lines
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state
+from selfie_cli.training.step import Batch, Step
 
-Batch = tuple[Tensor, ...]
-LossOf = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+WATCH_STEPS = 50  # between two looks at the network, at least: each costs about a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +72,7 @@ def cut_metrics(file: Path, step: int) -> dict[str, float]:
 
 
 def train(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss_of: LossOf,
+    step_of: Step,
     batch_of: Callable[[int], Batch],
     *,
     folder: Path,
@@ -82,71 +80,76 @@ def train(
     lr: float,
     warmup: int,
     seed: int,
-    micro_batch: int,
     save_every: float,
-    autocast: Callable[[], contextlib.AbstractContextManager[object]],
     talk: Talk,
     what: str,
     resume_hint: str,
-    after_step: Callable[[float], None] = lambda done: None,
     watch: Callable[[], dict[str, float]] = dict,
+    trace: Path | None = None,
 ) -> Trained:
-    """Train `module` in place up to step `total`, continuing from `folder`/state if there is one.
+    """Take steps up to `total`, continuing from `folder`/state if there is one.
 
-    `batch_of(step)` gives a tuple of CPU tensors of equal length; `loss_of(*batch)` takes them on the module's device
-    and gives a scalar mean loss and detached scalars to log. A batch larger than `micro_batch` goes through in pieces
-    whose gradients are averaged. `after_step(share done)` follows each step of the optimizer; `watch()` looks at the
-    network some twenty times and gives values for the next line of metrics.jsonl.
+    `batch_of(step)` gives this process's part of a batch, a tuple of tensors of equal length. `watch()` looks at the
+    network some twenty times in a long run, and at its end, and gives values for the next line of metrics.jsonl.
+    `trace` names a file for what torch's profiler sees of a few steps.
 
     Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
     is on disk.
     """
+    module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
     states = folder / "state"
     metrics_file = folder / "metrics.jsonl"
     step = load_state(states, module, optimizer, talk)
-    last = cut_metrics(metrics_file, step)
+    if len(set(group.gather(step))) > 1:
+        raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
+    last = cut_metrics(metrics_file, step) if group.first else {}
     begun = saved = logged = time.perf_counter()
     waited = waited_in_all = 0.0
     sums: dict[str, Tensor] = {}
     watched: dict[str, float] = {}
     summed = num_images = 0
-    device = next(module.parameters()).device
     module.train()
 
-    with signals_noted() as signals, talk.track(what, total) as advance, metrics_file.open("a") as log:
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(signals_noted())
+        advance = stack.enter_context(talk.track(what, total))
+        log = stack.enter_context((metrics_file if group.first else Path(os.devnull)).open("a"))
+        profiled = stack.enter_context(profiler(trace if group.first else None, step_of.device, talk))
         while step < total:
-            torch.manual_seed(step_seed(seed, step))
-            for group in optimizer.param_groups:
-                group["lr"] = lr * cosine_with_warmup(step, total=total, warmup=warmup)
+            # What is drawn while computing is dropout; processes must not draw the same.
+            torch.manual_seed(step_seed(seed, step, group.rank))
+            for each in optimizer.param_groups:
+                each["lr"] = lr * cosine_with_warmup(step, total=total, warmup=warmup)
 
             asked_at = time.perf_counter()
             batch = batch_of(step)
             waited += time.perf_counter() - asked_at
             # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
-            batch = tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-
-            optimizer.zero_grad(set_to_none=True)
-            pieces = list(zip(*(tensor.split(micro_batch) for tensor in batch), strict=True))
-            for piece in pieces:
-                share = len(piece[0]) / len(batch[0])
-                with autocast():
-                    loss, extra = loss_of(*piece)
-                (loss * share).backward()
-                for name, value in {"loss": loss.detach(), **extra}.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * share
-            optimizer.step()
+            batch = tuple(tensor.to(step_of.device, non_blocking=True) for tensor in batch)
             step += 1
-            after_step(step / total)
-            if step % max(1, total // 20) == 0:
+            for name, value in step_of(batch, step / total).items():
+                sums[name] = sums[name] + value if name in sums else value
+            profiled()
+            if (step % max(WATCH_STEPS, total // 20) == 0 or step == total) and group.first:
                 watched = watch()
             summed += 1
-            num_images += len(batch[0])
+            images = len(batch[0]) * group.world
+            num_images += images
 
             now = time.perf_counter()
             # The last step is kept by whoever called us; it needs a state only if we are asked to stop right there.
-            due = bool(signals) or (step < total and now - saved >= save_every)
-            if due or step == total or (step % 10 == 0 and now - logged >= 1):
+            stop = max(signals, default=0)
+            due = step < total and now - saved >= save_every
+            told = step == total or (step % 10 == 0 and now - logged >= 1)
+            if group.world > 1:  # clocks and signals differ, what is done about them must not
+                if step % 10 and step < total:
+                    continue
+                highest = group.highest(stop, due, told)
+                stop, due, told = highest[0], highest[1] > 0, highest[2] > 0
+            due = due or stop > 0
+            if due or told:
                 means = {name: (value / summed).item() for name, value in sums.items()}  # waits for the device
+                means = group.mean(means)
                 now = time.perf_counter()
                 if not all(map(math.isfinite, means.values())):
                     raise TrainingError(not_finite("the loss", step, states))
@@ -154,7 +157,7 @@ def train(
                     **means,
                     **watched,
                     "lr": optimizer.param_groups[0]["lr"],
-                    "images_per_second": summed * len(batch[0]) / (now - logged),
+                    "images_per_second": summed * images / (now - logged),
                     "data_wait": waited / (now - logged),
                 }
                 log.write(json_line({"step": step, **last}) + "\n")
@@ -165,10 +168,12 @@ def train(
             if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise TrainingError(not_finite("a weight", step, states))
             if due:
-                save_state(states, step, module, optimizer)
+                if group.first:
+                    save_state(states, step, module, optimizer)
+                group.wait()
                 saved = time.perf_counter()
-            if signals:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", signals[0])
+            if stop:
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", stop)
 
     seconds = time.perf_counter() - begun
     return Trained(
@@ -178,6 +183,33 @@ def train(
         data_wait=waited_in_all / seconds,
         last=last,
     )
+
+
+@contextlib.contextmanager
+def profiler(trace: Path | None, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
+    """A function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
+    if trace is None:
+        yield lambda: None
+        return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would tell of GPUs that are not there
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+
+    def write(profile: torch.profiler.profile) -> None:
+        with replacing(trace) as temporary:
+            profile.export_chrome_trace(str(temporary))
+        key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"  # microseconds
+        totals = {event.key: (getattr(event, key), event.count) for event in profile.key_averages()}
+        totals = {name: found for name, found in totals.items() if not name.startswith("ProfilerStep")}
+        whole = sum(time for time, _ in totals.values())
+        for name, (spent, calls) in sorted(totals.items(), key=lambda item: -item[1][0])[:12]:
+            talk.say(f"{spent / whole:6.1%} {spent / 5000:9.2f} ms a step, {calls / 5:6.0f} calls  {name[:80]}")
+        talk.say(f"five steps are traced in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
+
+    schedule = torch.profiler.schedule(wait=2, warmup=1, active=5, repeat=1)
+    with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profile:
+        yield profile.step
 
 
 def not_finite(what: str, step: int, states: Path) -> str:

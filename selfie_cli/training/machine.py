@@ -1,57 +1,96 @@
-"""The machine as this process really has it, and how fast it takes a step."""
+"""The machine as this process really has it: its cores, its device, what fits into its memory, how fast it steps."""
 
 import contextlib
-import copy
+import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import UsageError
-from selfie_cli.training.loop import Batch, LossOf
+from selfie_cli.hardware import bf16_pays
+from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import environment, group
+from selfie_cli.training.step import Autocast, Batch, Step, autocast, reason_of, undone
 
-Autocast = Callable[[], contextlib.AbstractContextManager[object]]
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+FEW = 8  # images whose time says how many more to try
 
 
 def num_cores() -> int:
-    """Cores this process may use: OMP_NUM_THREADS if it is set, else its affinity within its control group's quota."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    """Cores for this process: OMP_NUM_THREADS if it is set, else its affinity within its control group's quota.
+
+    Processes that torchrun started on one machine share the cores evenly. (It sets OMP_NUM_THREADS to 1 itself where
+    nobody else did, so there a 1 says nothing.)
+    """
+    processes = environment().local_world
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and not (processes > 1 and asked == "1"):
+        return max(1, int(asked))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+    return max(1, min([cores, *quotas(Path("/sys/fs/cgroup"))]) // processes)
+
+
+def quotas(mount: Path) -> Iterator[int]:
+    """How many cores the control group allows, of version 2 or 1, as a container sees it."""
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (int(word) for file in files for word in (mount / file).read_text().split())
+            if quota > 0:
+                yield max(1, round(quota / period))
 
 
 def prepare(device: str, precision: str) -> tuple[torch.device, Autocast, str]:
     """The device, an autocast context for it, and the precision's name; torch's threads are set to the cores.
 
-    Raises UsageError for a device that is not there.
+    "auto" is bf16 on CUDA and fp32 elsewhere; `precisions` says what training may try. Joins the other processes of the
+    job, if there are any. Raises UsageError for a device that is not there.
     """
     torch.set_num_threads(num_cores())
+    keep_freed_memory()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = next(d for d in ("cuda", "mps", "cpu") if there[d]) if device == "auto" else device
     if not there[name]:
         raise UsageError(f"--device {name}: torch {torch.__version__} finds none here; leave it out, or take cpu")
+    if name == "cuda" and environment().local_world > torch.cuda.device_count():
+        raise UsageError(
+            f"{environment().local_world} processes were started on this machine, which has "
+            f"{torch.cuda.device_count()} GPUs: give torchrun a smaller --nproc-per-node"
+        )
     if precision == "auto":
         precision = "bf16" if name == "cuda" else "fp32"
-    autocast: Autocast = contextlib.nullcontext
-    if precision == "bf16":
-        autocast = lambda: torch.autocast(name, torch.bfloat16)  # noqa: E731
-    return torch.device(name), autocast, precision
+    here = torch.device(name, group().local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
+    if name == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes stay the same
+    return here, autocast(here, precision), precision
 
 
-def micro_batch_for(module: nn.Module, loss_of: LossOf, sample: Batch, batch_size: int, device: torch.device) -> int:
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next step: otherwise large blocks go back to the system each time, and their
+    pages are handed out and zeroed anew, which costs a tenth of a step on a CPU. Elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def precisions(device: torch.device, asked: str) -> list[str]:
+    """What to try training in: what was asked, else bf16 on CUDA, else fp32, and bf16 too on a CPU that has it."""
+    if asked != "auto":
+        return [asked]
+    if device.type == "cuda":
+        return ["bf16"]
+    return ["fp32", "bf16"] if device.type == "cpu" and bf16_pays(device) else ["fp32"]
+
+
+def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
     """How many images may go through at once: `batch_size`, halved until what backward needs fits half of the memory.
 
     Measured on `sample`, a small batch on the device; the module is left as it was.
     """
-    before = copy.deepcopy(module.state_dict())
     bytes_of: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,49 +98,70 @@ def micro_batch_for(module: nn.Module, loss_of: LossOf, sample: Batch, batch_siz
         bytes_of[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    module.train()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss_of(*sample)
-    module.load_state_dict(before)
+    with undone(step), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), step.autocast():
+        step.module.train()
+        step.task.loss(*step.task.augment(*sample))
     # Of the weights, backward keeps those that learn; a target network's pass through without a trace.
-    weights = sum(parameter.numel() * 4 for parameter in module.parameters() if parameter.requires_grad)
+    weights = sum(parameter.numel() * 4 for parameter in step.module.parameters() if parameter.requires_grad)
     an_image = max(1, sum(bytes_of.values()) - weights) / len(sample[0])
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    on_gpu = step.device.type == "cuda"
+    free = torch.cuda.mem_get_info(step.device)[0] if on_gpu else available_memory() // step.group.local_world
     room = free / 2 - 4 * weights
     micro = batch_size
     while micro > 1 and micro * an_image > room:
         micro = -(-micro // 2)
-    return micro
+    return min(step.group.gather(micro))
 
 
-def seconds_a_step(
-    module: nn.Module,
-    loss_of: Callable[[nn.Module], LossOf],
-    batch: Batch,
-    micro_batch: int,
-    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
-    after_step: Callable[[nn.Module], None] = lambda module: None,
-) -> float:
-    """Time of one training step, measured on a copy of `module` for two to ten steps, ten seconds if it can be.
+def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:
+    """Set `step` to the fastest of the precisions `tried`, and to uncompiled where compiling fails; leaves no trace.
 
-    `loss_of(copy)` gives the copy's loss function, `optimizer_of(copy)` its optimizer; `after_step(copy)` follows each
-    of its steps. The first step, which allocates memory, does not count.
+    Returns the seconds that a step of `batch`, which is on the device, takes: the longest among processes.
     """
-    trial = copy.deepcopy(module).train()
-    loss, optimizer = loss_of(trial), optimizer_of(trial)
+    seconds = {}
+    for precision in tried if step.group.world == 1 else tried[-1:]:
+        step.precision = precision
+        with undone(step):
+            step.module.train()
+            try:
+                seconds[precision] = seconds_a_step(step, batch)
+            except Exception as error:
+                if not step.compiled:
+                    raise
+                talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
+                step.stop_compiling()
+                seconds[precision] = seconds_a_step(step, batch)
+    step.precision = min(seconds, key=lambda precision: seconds[precision])
+    if len(seconds) > 1:
+        speeds = " and ".join(f"{len(batch[0]) / each:,.0f} images/s in {name}" for name, each in seconds.items())
+        talk.say(f"precision {step.precision}: measured {speeds}")
+    return max(step.group.gather(seconds[step.precision]))
+
+
+def seconds_a_step(step: Step, batch: Batch) -> float:
+    """Time of a step, from two to ten of them, about five seconds if it can be. The first one does not count.
+
+    On a CPU, where time grows with the images, a part of a large batch stands for the whole.
+    """
+    part = batch
+    alone = step.group.world == 1  # in a job of several, all must take as many steps
+    if alone and step.device.type == "cpu" and not step.compiled:
+        few = tuple(tensor[:FEW] for tensor in batch)
+        timed(step, few)
+        rows = max(FEW, int(FEW / timed(step, few)))  # about a second
+        part = tuple(tensor[:rows] for tensor in batch)
     times: list[float] = []
-    begun = time.perf_counter()
-    while len(times) < 3 or (len(times) < 11 and time.perf_counter() - begun < 10):
-        start = time.perf_counter()
-        for piece in zip(*(tensor.split(micro_batch) for tensor in batch), strict=True):
-            loss(*piece)[0].backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        after_step(trial)
-        if batch[0].device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sum(times[1:]) / len(times[1:])
+    while len(times) < 3 or (alone and len(times) < 11 and sum(times) < 5):
+        times.append(timed(step, part))
+    return sum(times[1:]) / len(times[1:]) * len(batch[0]) / len(part[0])
+
+
+def timed(step: Step, batch: Batch) -> float:
+    start = time.perf_counter()
+    step(batch, 0.5)
+    if step.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def duration(seconds: float) -> str:

@@ -28,20 +28,24 @@ class LARS(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here re-evaluates the loss
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = parameter.grad
-                if parameter.dim() > 1:
-                    update = update.add(parameter, alpha=group["weight_decay"])
-                    length, update_length = parameter.norm(), update.norm()
-                    known = (length > 0) & (update_length > 0)
-                    update = update * torch.where(known, group["trust"] * length / update_length, 1.0)
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                parameter.add_(state["momentum_buffer"], alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            wide = [parameter for parameter in parameters if parameter.dim() > 1]
+            gradients = {parameter: parameter.grad for parameter in parameters}
+            if wide:  # for all of them at once: a GPU would spend its time on starting small kernels
+                updates = torch._foreach_add([gradients[each] for each in wide], wide, alpha=group["weight_decay"])
+                lengths, update_lengths = torch._foreach_norm(wide), torch._foreach_norm(updates)
+                length, update_length = torch.stack(lengths), torch.stack(update_lengths)
+                known = (length > 0) & (update_length > 0)
+                rates = torch.where(known, group["trust"] * length / update_length, 1.0)
+                torch._foreach_mul_(updates, list(rates.unbind()))
+                gradients.update(zip(wide, updates, strict=True))
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, list(gradients.values()))
+            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
 
 
 def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -51,8 +55,9 @@ def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: flo
     dimensions. Raises ValueError for another name.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fused = parameters[0].device.type in ("cpu", "cuda")  # one pass over memory
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=fused)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
     if name == "adamw":
@@ -60,5 +65,5 @@ def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: flo
             {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
             {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused)
     raise ValueError(f"no optimizer {name!r}")

@@ -60,9 +60,17 @@ def seconds(budget: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def step_seed(seed: int, step: int) -> int:
-    """A 63-bit seed for all random draws of one step."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A 63-bit seed for what one process draws in one step."""
+    return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """For what is drawn for the images of one step, the same in all processes."""
+    return torch.Generator().manual_seed(step_seed(seed, step))
+
+
+WINDOW = 32  # blocks whose images are shuffled together
 
 
 class SampleOrder:
@@ -70,28 +78,62 @@ class SampleOrder:
 
     A function of (seed, step), so a run can be resumed anywhere. Every image comes equally often, and a set smaller
     than a batch simply comes several times in it.
+
+    With `block` > 1, for images that are read from a stream: `batch` gives the part of process `rank` of `world`. An
+    epoch shuffles blocks of neighbours, deals them out, and shuffles the images of 32 blocks of a process at a time.
+    What holds: within an epoch no image comes twice, in whichever process, and all processes have the same number of
+    images, so that their epochs end at the same step. With one process no image is left out; with more, fewer than
+    2 x (`world` - 1) blocks of them, other ones in every epoch. Blocks are smaller where a process would have fewer
+    than 32.
     """
 
-    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, num_images: int, batch_size: int, seed: int, *, block: int = 1, rank: int = 0, world: int = 1
+    ) -> None:
+        """batch_size: of all processes together. Raises ValueError if they cannot share it equally."""
+        self.streamed = block > 1
         self.num_images = num_images
-        self.batch_size = batch_size
         self.seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self.seed, epoch, 0x0DE5]).permutation(self.num_images)
-            self._epoch = epoch
-        return self._order
+        self.rank, self.world = (rank, world) if self.streamed else (0, 1)
+        if batch_size % self.world or num_images < self.world:
+            raise ValueError(f"{self.world} processes cannot share {num_images} images in batches of {batch_size}")
+        self.batch_size = batch_size // self.world
+        self.block = max(1, min(block, num_images // (WINDOW * self.world)))
+        self.num_blocks = -(-num_images // self.block)
+        # That of a process with the fewest blocks, with the last one among them, which may be cut short.
+        self.epoch_length = self.num_blocks // self.world * self.block - (self.num_blocks * self.block - num_images)
+        self.window = WINDOW * self.block if self.streamed else num_images
+        self._epoch = self._number = -1
+        self._order = self._images = np.empty(0, dtype=np.int64)
 
     def batch(self, step: int) -> Tensor:
-        """Indices of the images of a step: int64 [batch_size]."""
+        """Indices of the images of a step: int64 [batch_size], or [batch_size / world] where `block` > 1."""
         position, end = step * self.batch_size, (step + 1) * self.batch_size
         parts = []
         while position < end:
-            epoch, offset = divmod(position, self.num_images)
-            count = min(end - position, self.num_images - offset)
-            parts.append(self._shuffled(epoch)[offset : offset + count])
-            position += count
+            epoch, offset = divmod(position, self.epoch_length)
+            number, offset = divmod(offset, self.window)
+            parts.append(self._shuffled(epoch, number)[offset : offset + end - position])
+            position += len(parts[-1])
         return torch.from_numpy(np.concatenate(parts))
+
+    def _shuffled(self, epoch: int, number: int) -> np.ndarray:
+        """The images of an epoch's window of that number, in the order in which they are seen."""
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch, 0x0DE5]).permutation(self.num_blocks)
+            self._epoch, self._number = epoch, -1
+        if not self.streamed:
+            return self._order
+        if number != self._number:
+            self._images, self._number = self._window_of_blocks(number), number
+        return self._images
+
+    def _window_of_blocks(self, number: int) -> np.ndarray:
+        mine = self._order[self.rank :: self.world]
+        is_last = mine == self.num_blocks - 1
+        mine = np.concatenate([mine[~is_last], mine[is_last]])  # cut short, it would shift all windows after it
+        blocks = mine[number * WINDOW : (number + 1) * WINDOW]
+        images = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        generator = np.random.default_rng([self.seed, self._epoch, 0x0B10C, self.rank, number])
+        shuffled = generator.permutation(images[images < self.num_images])
+        return shuffled[: self.epoch_length - number * self.window]

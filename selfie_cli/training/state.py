@@ -68,7 +68,8 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if name != "step":  # AdamW's count of steps is a float32 scalar on the CPU, wherever the parameter is
-            # The parameter's own memory layout, so that resumed arithmetic goes through the same kernels.
+        if name == "step":  # AdamW's count of steps is a float32 scalar, on the CPU but for CUDA's fused kernel
+            value = value.to(parameter.device) if parameter.device.type == "cuda" else value
+        else:  # the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
             value = torch.empty_like(parameter).copy_(value)
         optimizer.state[parameter][name] = value

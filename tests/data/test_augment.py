@@ -6,12 +6,16 @@ from selfie_cli.data.augment import (
     MEAN,
     STD,
     centre_crop,
+    crop,
+    draw_boxes,
+    draw_crops,
+    draw_shifts,
     normalize,
     pad_crop,
     plain_view,
-    random_resized_crop,
     training_view,
 )
+from selfie_cli.training.schedule import step_generator
 
 
 def noise_images(num_images, side):
@@ -26,6 +30,15 @@ def coordinate_images(num_images, side=256):
         [ramp.expand(side, side), ramp.unsqueeze(1).expand(side, side), torch.zeros_like(ramp.expand(side, side))]
     )
     return image.permute(1, 2, 0).expand(num_images, side, side, 3)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def resized_crop(pixels, size, **how):
+    """A random box of each image."""
+    return crop(normalize(pixels), draw_boxes(len(pixels), seeded(), **how), size)
 
 
 def denormalize(view):
@@ -58,10 +71,9 @@ def test_normalization_is_that_of_imagenet():
 
 def test_pad_crop_is_a_slice_of_the_padded_image_or_its_mirror():
     pixels = noise_images(600, 12)
-    torch.manual_seed(0)
-    cropped = pad_crop(pixels)
+    shifts = draw_shifts(600, seeded())
     found = []
-    for image, crop in zip(pixels, cropped, strict=True):
+    for image, cropped in zip(pixels, pad_crop(pixels, shifts), strict=True):
         padded = torch.zeros(20, 20, 3, dtype=torch.uint8)
         padded[4:16, 4:16] = image
         matches = [
@@ -69,7 +81,7 @@ def test_pad_crop_is_a_slice_of_the_padded_image_or_its_mirror():
             for top in range(9)
             for left in range(9)
             for mirrored in (False, True)
-            if crop.equal(
+            if cropped.equal(
                 padded[top : top + 12, left : left + 12].flip(1)
                 if mirrored
                 else padded[top : top + 12, left : left + 12]
@@ -77,22 +89,26 @@ def test_pad_crop_is_a_slice_of_the_padded_image_or_its_mirror():
         ]
         assert len(matches) == 1
         found += matches
+    assert found == [(top, left, bool(mirrored)) for top, left, mirrored in shifts.tolist()]
     tops, lefts, mirrors = zip(*found, strict=True)
     assert set(tops) == set(lefts) == set(range(9))
     assert sum(mirrors) / 600 == pytest.approx(0.5, abs=0.1)
 
 
 def test_pad_crop_without_flip_mirrors_nothing():
+    shifts = draw_shifts(100, seeded(), flip=False)
+    assert not shifts[:, 2].any()
+    assert len(shifts.unique(dim=0)) > 30
+    in_place = torch.tensor([[4, 4, 0]]).expand(100, 3)
     pixels = noise_images(100, 12)
-    torch.manual_seed(0)
-    cropped = pad_crop(pixels, padding=0, flip=False)
-    assert cropped.equal(pixels)
+    assert pad_crop(pixels, in_place).equal(pixels)
+    in_place = torch.tensor([[4, 4, 1]]).expand(100, 3)
+    assert pad_crop(pixels, in_place).equal(pixels.flip(2))
 
 
 @pytest.mark.parametrize("min_area", [0.2, 0.5])
 def test_boxes_of_the_resized_crop(min_area):
-    torch.manual_seed(0)
-    left, right, top, bottom, mirrored = boxes(random_resized_crop(coordinate_images(400), 32, min_area=min_area))
+    left, right, top, bottom, mirrored = boxes(resized_crop(coordinate_images(400), 32, min_area=min_area))
     assert torch.stack([left, top]).min() > -0.1
     assert torch.stack([right, bottom]).max() < 256.1
     width, height = (right - left) / 256, (bottom - top) / 256
@@ -110,32 +126,54 @@ def test_boxes_of_the_resized_crop(min_area):
 
 
 def test_the_resized_crop_without_flip_mirrors_nothing():
-    torch.manual_seed(0)
-    *_, mirrored = boxes(random_resized_crop(coordinate_images(50), 32, min_area=0.5, flip=False))
+    *_, mirrored = boxes(resized_crop(coordinate_images(50), 32, min_area=0.5, flip=False))
     assert not mirrored.any()
 
 
 def test_the_whole_image_is_resized_bilinearly():
     pixels = noise_images(2, 40)
     expected = F.interpolate(normalize(pixels), 32, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(
-        random_resized_crop(pixels, 32, min_area=1.0, flip=False), expected, atol=1e-4, rtol=1e-4
-    )
+    found = resized_crop(pixels, 32, min_area=1.0, flip=False)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_small_images_are_shifted_and_large_ones_cropped():
-    torch.manual_seed(0)
-    small = training_view(noise_images(3, 32), 32, flip=True, min_crop=0.5)
-    torch.manual_seed(0)
-    assert small.equal(normalize(pad_crop(noise_images(3, 32))))
+    shifts = draw_crops(3, 32, seeded(), flip=True, min_crop=0.5)
+    assert shifts.equal(draw_shifts(3, seeded()))
+    small = training_view(noise_images(3, 32), shifts, 32)
+    assert small.equal(normalize(pad_crop(noise_images(3, 32), shifts)))
 
-    torch.manual_seed(0)
-    large = training_view(noise_images(3, 256), 224, flip=True, min_crop=0.5)
-    torch.manual_seed(0)
-    assert large.equal(random_resized_crop(noise_images(3, 256), 224, min_area=0.5))
+    drawn = draw_crops(3, 224, seeded(), flip=True, min_crop=0.5)
+    assert drawn.equal(draw_boxes(3, seeded(), min_area=0.5))
+    large = training_view(noise_images(3, 256), drawn, 224)
+    assert large.equal(resized_crop(noise_images(3, 256), 224, min_area=0.5))
     for view, side in ((small, 32), (large, 224)):
         assert view.shape == (3, 3, side, side)
         assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_crops_are_a_function_of_seed_step_and_row(size):
+    def drawn(seed, step):
+        return draw_crops(64, size, step_generator(seed, step), flip=True, min_crop=0.5)
+
+    torch.manual_seed(1)
+    crops = drawn(0, 7)
+    torch.manual_seed(2)  # the default generator has no part in it
+    assert drawn(0, 7).equal(crops)
+    assert len(crops) == 64
+    assert len(crops.unique(dim=0)) > 32
+    for other in (drawn(1, 7), drawn(0, 8)):
+        assert (other != crops).any(dim=1).sum() > 56
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_parts_of_a_batch_are_augmented_as_the_whole(size):
+    pixels = noise_images(10, size + 8 * (size > 64))
+    crops = draw_crops(10, size, seeded(), flip=True, min_crop=0.5)
+    whole = training_view(pixels, crops, size)
+    for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
+        assert training_view(pixels[part], crops[part], size).equal(whole[part])
 
 
 def test_evaluation_looks_at_the_centre():

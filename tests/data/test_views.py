@@ -5,8 +5,18 @@ import pytest
 import torch
 from torchvision.transforms.functional import resized_crop
 
-from selfie_cli.data.augment import MEAN, STD, crop, random_boxes
-from selfie_cli.data.views import RGB_TO_YIQ, YIQ_TO_RGB, colour_matrices, gaussian_blur, random_view
+from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes
+from selfie_cli.data.views import (
+    RGB_TO_YIQ,
+    YIQ_TO_RGB,
+    ViewDraws,
+    both_views,
+    draw_colours,
+    draw_view,
+    gaussian_blur,
+    random_view,
+)
+from selfie_cli.training.schedule import step_generator
 
 GREY = (0.299, 0.587, 0.114)
 
@@ -15,6 +25,17 @@ def noise(num_images, side, seed=0):
     """uint8 [B, S, S, 3]"""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def view_and_boxes(pixels, size, *, seed=0, **how):
+    """A view of each image as it is drawn, and the box that it shows."""
+    draws = draw_view(len(pixels), seeded(seed), **how)
+    asked = {"blur": how.get("blur", 0) > 0, "solarize": how.get("solarize", 0) > 0}
+    return random_view(pixels, draws, size, **asked), draws.boxes
 
 
 def shade(view):
@@ -60,16 +81,15 @@ def naive_colours(rgb, factors, angle, order, *, jittered, grey):
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0, 2.0])
 def test_colours_agree_with_one_operation_after_the_other(jitter):
     pixels = noise(40, 12)
-    torch.manual_seed(1)
-    view, boxes = random_view(pixels, 8, min_area=0.3, jitter=jitter)
+    view, boxes = view_and_boxes(pixels, 8, seed=1, min_area=0.3, jitter=jitter)
 
-    torch.manual_seed(1)
-    assert random_boxes(40, min_area=0.3).equal(boxes)
-    spread = 2 * torch.rand(40, 3) - 1
+    again = seeded(1)
+    assert draw_boxes(40, again, min_area=0.3).equal(boxes)
+    spread = 2 * torch.rand(40, 3, generator=again) - 1
     factors = 1 + jitter * spread * torch.tensor([0.4, 0.4, 0.2])
-    angles = (2 * torch.rand(40) - 1) * jitter * 0.1 * 2 * math.pi
-    orders = torch.rand(40, 4).argsort(dim=1)
-    jittered, grey = torch.rand(40) < 0.8, torch.rand(40) < 0.2
+    angles = (2 * torch.rand(40, generator=again) - 1) * jitter * 0.1 * 2 * math.pi
+    orders = torch.rand(40, 4, generator=again).argsort(dim=1)
+    jittered, grey = torch.rand(40, generator=again) < 0.8, torch.rand(40, generator=again) < 0.2
     assert 0 < jittered.sum() < 40 > grey.sum() > 0  # some of each
     for image, rgb in enumerate(seen(boxes, pixels, 8)):
         expected = naive_colours(
@@ -81,11 +101,10 @@ def test_colours_agree_with_one_operation_after_the_other(jitter):
 
 def test_jitter_changes_all_that_it_should():
     """With one image many times, the draws alone differ: each of the four operations is seen in the matrices."""
-    torch.manual_seed(0)
     means = torch.tensor([0.2, 0.5, 0.6]).expand(4000, 3)
-    matrices = colour_matrices(means, jitter=1.0, grayscale=0.2).double()
+    m, contrast = (each.double() for each in draw_colours(4000, seeded(), jitter=1.0, grayscale=0.2))
+    offset = torch.einsum("bij,bj->bi", contrast, means.double())
     grey = torch.tensor(GREY, dtype=torch.double)
-    m, offset = matrices[:, :, :3], matrices[:, :, 3]
     untouched = (m - torch.eye(3)).abs().amax(dim=(1, 2)) < 1e-6
     colourless = (m - m[:, :1]).abs().amax(dim=(1, 2)) < 1e-6  # red, green and blue come out alike
     assert untouched.double().mean().item() == pytest.approx(0.2 * 0.8, abs=0.03)
@@ -121,8 +140,7 @@ def test_turning_the_hue_leaves_brightness_and_grey():
 
 def test_without_jitter_only_the_grey_ones_change():
     pixels = noise(300, 8)
-    torch.manual_seed(0)
-    view, boxes = random_view(pixels, 8, min_area=0.5, jitter=0.0)
+    view, boxes = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0)
     before, after = seen(boxes, pixels, 8), shade(view)
     grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
     torch.testing.assert_close(after[~grey], before[~grey], atol=1e-5, rtol=0)
@@ -138,8 +156,7 @@ def five_sigma(share, num_images):
 def test_shares_of_images():
     n = 4000
     pixels = noise(1, 4).expand(n, 4, 4, 3)
-    torch.manual_seed(0)
-    view, boxes = random_view(pixels, 4, min_area=1.0, jitter=1.0, grayscale=0.2)
+    view, boxes = view_and_boxes(pixels, 4, min_area=1.0, jitter=1.0, grayscale=0.2)
     before, after = seen(boxes, pixels, 4), shade(view)
     grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
     assert grey.float().mean().item() == pytest.approx(0.2, abs=five_sigma(0.2, n))
@@ -147,7 +164,7 @@ def test_shares_of_images():
     assert changed.float().mean().item() == pytest.approx(0.8, abs=five_sigma(0.8, len(changed)))
     assert (boxes[:, 2] < 0).float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, n))
 
-    view, boxes = random_view(pixels, 4, min_area=1.0, jitter=0.0, grayscale=0.0, blur=0.3)
+    view, boxes = view_and_boxes(pixels, 4, seed=1, min_area=1.0, jitter=0.0, grayscale=0.0, blur=0.3)
     sharp = (shade(view) - seen(boxes, pixels, 4)).abs().amax(dim=(1, 2, 3)) < 1e-5
     # Below a sigma of .2 px, one in nineteen, next to nothing happens.
     assert 1 - sharp.float().mean().item() == pytest.approx(0.3 * 18 / 19, abs=five_sigma(0.3, n))
@@ -195,8 +212,7 @@ def test_a_box_on_whole_pixels_is_torchvisions_resized_crop():
 
 @pytest.mark.parametrize("min_area", [0.08, 0.3])
 def test_boxes_have_the_area_and_lie_inside(min_area):
-    torch.manual_seed(0)
-    x, y, width, height = random_boxes(4000, min_area=min_area).unbind(dim=1)
+    x, y, width, height = draw_boxes(4000, seeded(), min_area=min_area).unbind(dim=1)
     mirrored, width = width < 0, width.abs()
     assert (x.abs() + width).max() <= 1 + 1e-6
     assert (y.abs() + height).max() <= 1 + 1e-6
@@ -208,17 +224,15 @@ def test_boxes_have_the_area_and_lie_inside(min_area):
     assert 3 / 4 - 1e-5 <= aspect.min() < 0.77
     assert 1.3 < aspect.max() <= 4 / 3 + 1e-5
     assert mirrored.float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, 4000))
-    assert (random_boxes(100, min_area=min_area, flip=False)[:, 2] > 0).all()
+    assert (draw_boxes(100, seeded(), min_area=min_area, flip=False)[:, 2] > 0).all()
 
 
 def test_the_view_shows_the_box_that_is_returned():
     """Red is the column, green the row. A mirrored box has a negative half width."""
     ramp = torch.arange(256, dtype=torch.uint8)
     image = torch.stack([ramp.expand(256, 256), ramp[:, None].expand(256, 256), torch.zeros(256, 256)], dim=2)
-    torch.manual_seed(0)
-    view, boxes = random_view(
-        image.to(torch.uint8).expand(50, 256, 256, 3), 32, min_area=0.2, jitter=0.0, grayscale=0.0
-    )
+    pixels = image.to(torch.uint8).expand(50, 256, 256, 3)
+    view, boxes = view_and_boxes(pixels, 32, min_area=0.2, jitter=0.0, grayscale=0.0)
     place = shade(view)[:, :2, 15:17, 15:17].mean(dim=(2, 3)) * 255 + 0.5  # in pixels from the left and the top
     torch.testing.assert_close(place, 128 * (boxes[:, :2] + 1), atol=0.02, rtol=0)
     slope = (shade(view)[:, 0, 16, 20] - shade(view)[:, 0, 16, 10]) * 255 / 10  # pixels of the image a pixel
@@ -252,56 +266,93 @@ def test_no_sigma_no_blur():
 
 def test_the_bright_half_is_inverted():
     pixels = noise(200, 8)
-    torch.manual_seed(0)
-    view, boxes = random_view(pixels, 8, min_area=0.5, jitter=0.0, grayscale=0.0, solarize=0.4)
+    view, boxes = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0, grayscale=0.0, solarize=0.4)
     before, after = seen(boxes, pixels, 8), shade(view)
     chosen = (after - before).abs().amax(dim=(1, 2, 3)) > 1e-4
     assert chosen.float().mean().item() == pytest.approx(0.4, abs=five_sigma(0.4, 200))
     expected = torch.minimum(before, 1 - before)
     torch.testing.assert_close(after[chosen], expected[chosen], atol=1e-5, rtol=0)
-    always, _ = random_view(pixels, 8, min_area=0.5, jitter=0.0, solarize=1.0)
+    always, _ = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0, solarize=1.0)
     assert shade(always).max() < 0.5 + 1e-5
 
 
-def everything(pixels, size=24):
-    return random_view(pixels, size, min_area=0.3, jitter=1.0, blur=0.5, solarize=0.5)
+EVERYTHING = {"min_area": 0.3, "jitter": 1.0, "blur": 0.5, "solarize": 0.5}
+
+
+def everything(pixels, size=24, seed=5):
+    return view_and_boxes(pixels, size, seed=seed, **EVERYTHING)[0]
 
 
 def test_a_view_is_a_function_of_the_seed_and_leaves_the_pixels():
     pixels = noise(8, 32)
     before = pixels.clone()
-    torch.manual_seed(5)
-    view, boxes = everything(pixels)
+    torch.manual_seed(1)
+    view = everything(pixels)
     assert pixels.equal(before)
     assert view.shape == (8, 3, 24, 24)
     assert view.dtype == torch.float32
     assert view.is_contiguous(memory_format=torch.channels_last)
-    assert boxes.shape == (8, 4)
-    torch.manual_seed(5)
-    again, same = everything(pixels)
-    assert again.equal(view)
-    assert same.equal(boxes)
-    assert not everything(pixels)[0].equal(view)
+    torch.manual_seed(2)  # the default generator has no part in it
+    assert everything(pixels).equal(view)
+    assert not everything(pixels, seed=6).equal(view)
+
+
+def test_draws_are_a_function_of_seed_step_and_row():
+    def drawn(seed, step):
+        return draw_view(64, step_generator(seed, step), **EVERYTHING)
+
+    draws = drawn(0, 7)
+    shapes = {"boxes": (64, 4), "colours": (64, 3, 3), "contrast": (64, 3, 3), "sigmas": (64,), "solarized": (64,)}
+    assert {name: tuple(tensor.shape) for name, tensor in draws._asdict().items()} == shapes
+    assert all(same.equal(tensor) for same, tensor in zip(drawn(0, 7), draws, strict=True))
+    for other in (drawn(1, 7), drawn(0, 8)):
+        assert not any(same.equal(tensor) for same, tensor in zip(other, draws, strict=True))
+    for name in ("boxes", "colours"):  # no two images share theirs, but for colours left as they are
+        assert len(getattr(draws, name).unique(dim=0)) > 64 * 0.7
+
+
+def test_what_is_not_asked_for_is_drawn_for_no_image():
+    draws = draw_view(500, seeded(), min_area=1.0, jitter=0.0, grayscale=0.0)
+    assert not draws.sigmas.any()
+    assert not draws.solarized.any()
+    torch.testing.assert_close(draws.colours, torch.eye(3).expand(500, 3, 3), atol=1e-6, rtol=0)
+    assert draws.contrast.abs().max() < 1e-6
+
+
+def test_draws_of_two_views_come_apart_again():
+    first, second = (draw_view(3, seeded(seed), **EVERYTHING) for seed in (0, 1))
+    apart = both_views((*first, *second, torch.zeros(3)))
+    assert all(isinstance(each, ViewDraws) for each in apart)
+    for found, expected in zip(apart, (first, second), strict=True):
+        assert all(a is b for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("size", [24, 96])
+def test_parts_of_a_batch_are_augmented_as_the_whole(size):
+    pixels = noise(10, size + 8)
+    draws = draw_view(10, seeded(5), **EVERYTHING)
+    assert 0 < (draws.sigmas[:5] > 0).sum() < 5  # in the parts, too, some are blurred and some are not
+    whole = random_view(pixels, draws, size, blur=True, solarize=True)
+    for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
+        rows = ViewDraws(*(each[part] for each in draws))
+        view = random_view(pixels[part], rows, size, blur=True, solarize=True)
+        torch.testing.assert_close(view, whole[part], atol=1e-5, rtol=0)
 
 
 def test_an_image_does_not_depend_on_its_neighbours():
     pixels = noise(8, 32)
-    torch.manual_seed(5)
-    view, _ = everything(pixels)
+    view = everything(pixels)
     others = noise(8, 32, seed=1)
     others[3] = pixels[3]
-    torch.manual_seed(5)
-    torch.testing.assert_close(everything(others)[0][3], view[3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(everything(others)[3], view[3], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [24, 224])
 def test_autocast_leaves_views_precise(size):
-    """Places and colours in bf16 would be off by a quarter of a pixel and a shade."""
+    """Places and colours in bf16 would be off by a quarter of a pixel and a shade. That goes for what is drawn, too."""
     pixels = noise(4, size + 8)
-    torch.manual_seed(5)
-    view, _ = everything(pixels, size)
-    torch.manual_seed(5)
+    view = everything(pixels, size)
     with torch.autocast("cpu", torch.bfloat16):
-        same, _ = everything(pixels, size)
+        same = everything(pixels, size)
     assert same.dtype == torch.float32
     assert same.equal(view)

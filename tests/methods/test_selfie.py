@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from trained import augmented
 
 from selfie_cli.methods.selfie import Selfie
 
@@ -151,10 +152,12 @@ def naive_loss(table):
 
 
 def loss_and_masks(method, images):
-    torch.manual_seed(7)
-    masked, visible = method.draw_masks(images)
-    torch.manual_seed(7)
-    return *method.loss(images), masked, visible
+    masked, visible = masks(method, len(images))
+    return *method.loss(images, masked, visible), masked, visible
+
+
+def masks(method, num_images, seed=7):
+    return method.draw_masks(num_images, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=name_of)
@@ -223,23 +226,21 @@ def test_untrained_it_guesses(grid, logit_scale):
     method = make(grid, logit_scale=logit_scale)
     images = torch.randn(16 if grid is LARGE else 128, 3, grid["image_size"], grid["image_size"])
     with torch.no_grad():
-        loss, logged = method.loss(images)
+        loss, logged = method.loss(images, *masks(method, len(images)))
     assert loss.item() == pytest.approx(math.log(method.num_masked), abs=0.25)
     num_guesses = len(images) * method.num_masked
     spread = (method.chance * (1 - method.chance) / num_guesses) ** 0.5
     assert logged["pretext_accuracy"].item() == pytest.approx(method.chance, abs=5 * spread)
 
 
-def test_masks_are_drawn_from_the_default_generator_for_each_image():
+def test_masks_are_drawn_for_each_image():
     method = make(SMALL)
-    images = torch.zeros(64, 3, 32, 32)
-    torch.manual_seed(3)
-    masked, visible = method.draw_masks(images)
-    torch.manual_seed(3)
-    again, _ = method.draw_masks(images)
-    assert masked.equal(again)
+    torch.manual_seed(1)
+    masked, visible = masks(method, 64)
+    torch.manual_seed(2)  # the default generator has no part in it
+    assert masked.equal(masks(method, 64)[0])
     assert len({frozenset(row) for row in masked.tolist()}) > 32
-    assert not masked.equal(method.draw_masks(images)[0])
+    assert not masked.equal(masks(method, 64, seed=8)[0])
     assert torch.cat([masked, visible], dim=1).sort(dim=1).values.equal(torch.arange(16).expand(64, 16))
 
 
@@ -273,7 +274,7 @@ def test_images_of_a_batch_do_not_meet_outside_batch_norm():
     torch.manual_seed(0)
     method = stirred(make(SMALL)).double().eval()
     images = torch.randn(3, 3, 32, 32, dtype=torch.double)
-    masked, visible = method.draw_masks(images)
+    masked, visible = masks(method, 3)
     with torch.no_grad():
         together = method.logits(images, masked, visible)
         for i in range(3):
@@ -286,10 +287,13 @@ def test_augmentation_is_a_function_of_the_seed(grid):
     method = make(grid)
     stored = 32 if grid is SMALL else 256
     pixels = torch.randint(0, 256, (4, stored, stored, 3), dtype=torch.uint8)
-    torch.manual_seed(5)
-    (first,) = method.augment(pixels)
-    assert first.shape == (4, 3, grid["image_size"], grid["image_size"])
-    assert first.dtype == torch.float32
-    torch.manual_seed(5)
-    assert method.augment(pixels)[0].equal(first)
-    assert not method.augment(pixels)[0].equal(first)
+    images, masked, visible = augmented(method, pixels, 5)
+    assert images.shape == (4, 3, grid["image_size"], grid["image_size"])
+    assert images.dtype == torch.float32
+    assert masked.shape == (4, method.num_masked)
+    assert visible.shape == (4, method.num_patches - method.num_masked)
+    torch.manual_seed(1)  # the default generator has no part in it
+    assert all(a.equal(b) for a, b in zip(augmented(method, pixels, 5), (images, masked, visible), strict=True))
+    others = augmented(method, pixels, 6)
+    assert not others[0].equal(images)
+    assert not others[1].equal(masked)

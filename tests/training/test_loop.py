@@ -1,4 +1,3 @@
-import contextlib
 import json
 import math
 import os
@@ -14,6 +13,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics, signals_noted, train
 from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.state import saved_states
+from selfie_cli.training.step import Step
 
 
 class Toy:
@@ -28,6 +28,7 @@ class Toy:
         self.steps_seen = []
         self.rates = []
         self.noise = noise
+        self.signal = None
 
     def batch_of(self, step):
         self.steps_seen.append(step)
@@ -35,36 +36,36 @@ class Toy:
         x = torch.randn(12, 5, generator=torch.Generator().manual_seed(step))
         return x, x @ self.target
 
-    def loss_of(self, x, y):
+    def augment(self, *batch):
+        return batch
+
+    def loss(self, x, y):
+        if self.signal and self.steps_seen[-1] == self.signal[0]:
+            os.kill(os.getpid(), self.signal[1])
         loss = (self.module(x) - y + self.noise * torch.randn_like(y)).square().mean()
         return loss, {"double": 2 * loss.detach()}
 
-    def train(self, total=60, *, loss_of=None, **given):
+    def train(self, total=60, *, micro_batch=12, after=lambda done: None, **given):
         settings = {
             "folder": self.folder,
             "total": total,
             "lr": 0.05,
             "warmup": 5,
             "seed": 0,
-            "micro_batch": 12,
             "save_every": 1e9,
-            "autocast": contextlib.nullcontext,
             "talk": Talk(),
             "what": "toy",
             "resume_hint": "try again",
         }
-        return train(self.module, self.optimizer, loss_of or self.loss_of, self.batch_of, **(settings | given))
+        step = Step(self.module, self, self.optimizer, micro_batch=micro_batch, precision="fp32", after=after)
+        return train(step, self.batch_of, **(settings | given))
 
     def interrupted_at(self, step, number, **given):
         """Train, with a signal on the way; returns what was raised."""
 
-        def loss_of(x, y):
-            if self.steps_seen[-1] == step:
-                os.kill(os.getpid(), number)
-            return self.loss_of(x, y)
-
+        self.signal = step, number
         with pytest.raises(Stopped) as caught:
-            self.train(loss_of=loss_of, **given)
+            self.train(**given)
         return caught.value
 
 
@@ -77,14 +78,15 @@ def toy(tmp_path):
     return Toy(tmp_path)
 
 
-def test_what_follows_a_step_and_what_watches(toy):
+def test_what_follows_a_step_and_what_watches(toy, monkeypatch):
+    monkeypatch.setattr("selfie_cli.training.loop.WATCH_STEPS", 3)
     done, looked = [], []
 
     def watch():
         looked.append(len(done))
         return {"seen": float(len(done))}
 
-    toy.train(after_step=done.append, watch=watch, save_every=0)
+    toy.train(after=done.append, watch=watch, save_every=0)
     assert done == [step / 60 for step in range(1, 61)]
     assert looked == list(range(3, 61, 3))
     for line in lines(toy.folder):
@@ -112,14 +114,14 @@ def test_the_schedule_sets_the_learning_rate(toy):
 def test_a_line_holds_the_mean_since_the_last_one(toy):
     toy.train(4)
     losses = []
-    other = Toy(toy.folder)
 
-    def loss_of(x, y):
-        loss, extra = other.loss_of(x, y)
-        losses.append(loss.item())
-        return loss, extra
+    class Noting(Toy):
+        def loss(self, x, y):
+            loss, extra = super().loss(x, y)
+            losses.append(loss.item())
+            return loss, extra
 
-    other.train(4, loss_of=loss_of)
+    Noting(toy.folder).train(4)
     (line,) = lines(toy.folder)
     assert line["loss"] == pytest.approx(sum(losses) / 4)
 
@@ -203,12 +205,13 @@ def test_a_signal_is_noted_and_the_handlers_come_back():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy, value):
-    def loss_of(x, y):
-        loss, extra = toy.loss_of(x, y)
-        return loss * value if toy.steps_seen[-1] >= 6 else loss, extra
+    class Exploding(Toy):
+        def loss(self, x, y):
+            loss, extra = super().loss(x, y)
+            return loss * value if self.steps_seen[-1] >= 6 else loss, extra
 
     with pytest.raises(TrainingError, match="--lr") as caught:
-        toy.train(loss_of=loss_of, save_every=0)
+        Exploding(toy.folder).train(save_every=0)
     assert str(toy.folder / "state") in str(caught.value)
     assert [path.name for path in saved_states(toy.folder / "state")] == ["00000005", "00000006"]
     assert all(math.isfinite(line["loss"]) for line in lines(toy.folder))

@@ -103,3 +103,59 @@ def test_the_order_is_a_function_of_seed_and_step():
 def test_epochs_are_shuffled_anew():
     order = SampleOrder(32, 32, seed=0)
     assert len({tuple(order.batch(step).tolist()) for step in range(10)}) == 10
+
+
+def epochs_of(order: SampleOrder, num_epochs: int) -> np.ndarray:
+    """What one process sees, a row an epoch."""
+    needed = -(-num_epochs * order.epoch_length // order.batch_size)
+    row = np.concatenate([order.batch(step).numpy() for step in range(needed)])
+    return row[: num_epochs * order.epoch_length].reshape(num_epochs, -1)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "block", "world"),
+    [(10_000, 64, 1), (10_001, 64, 1), (4096, 64, 2), (9_999, 64, 3), (100_003, 64, 7), (500, 64, 4), (33, 64, 8)],
+)
+def test_streamed_epochs_are_disjoint_and_all_but_complete(num_images, block, world):
+    orders = [SampleOrder(num_images, 8 * world, 5, block=block, rank=rank, world=world) for rank in range(world)]
+    size = orders[0].block
+    seen = np.stack([epochs_of(order, 3) for order in orders], axis=1)  # [3, world, epoch_length]: of one length
+    for epoch in seen:
+        assert len(np.unique(epoch)) == epoch.size  # nothing twice, in whichever process
+        assert 0 <= num_images - epoch.size < max(1, 2 * (world - 1) * size)
+        owners = [set((part // size).tolist()) for part in epoch]
+        assert not set.intersection(*owners) or world == 1  # a block is read by one process
+        assert sum(map(len, owners)) == len(set.union(*owners))
+    if world > 1:
+        left_out = [np.setdiff1d(np.arange(num_images), epoch) for epoch in seen]
+        assert all(not np.array_equal(left_out[0], other) for other in left_out[1:] if len(other))
+
+
+def test_streamed_windows_are_few_blocks_well_mixed():
+    order = SampleOrder(100_000, 128, 0, block=64)
+    epoch = epochs_of(order, 1)[0]
+    windows = epoch[: 2048 * 48].reshape(48, 2048)
+    for window in windows:
+        assert len(set((window // 64).tolist())) == 32
+        assert len(set((window[:128] // 64).tolist())) > 20  # a batch has images of most of them
+    assert abs(np.corrcoef(epoch, np.arange(len(epoch)))[0, 1]) < 0.05  # blocks are shuffled as well
+    assert not np.array_equal(epoch, epochs_of(SampleOrder(100_000, 128, 1, block=64), 1)[0])
+
+
+def test_the_streamed_order_is_a_function_of_seed_and_step():
+    def order() -> SampleOrder:
+        return SampleOrder(5_000, 64, 3, block=64, rank=1, world=2)
+
+    forwards = [order().batch(0)]
+    going = order()
+    forwards = [going.batch(step) for step in range(200)]
+    assert all(len(batch) == 32 for batch in forwards)
+    for step in (199, 0, 77, 76, 150):
+        assert order().batch(step).equal(forwards[step])
+        assert going.batch(step).equal(forwards[step])
+
+
+def test_processes_must_share_equally():
+    with pytest.raises(ValueError, match="3 processes"):
+        SampleOrder(1000, 64, 0, block=64, world=3)
+    assert len(SampleOrder(1000, 64, 0, rank=1, world=3).batch(0)) == 64  # without blocks, the whole batch

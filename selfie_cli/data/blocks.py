@@ -1,0 +1,76 @@
+"""Images of tar shards, opened out of blocks of neighbours that are read from the disk in one go."""
+
+import io
+import threading
+from collections import Counter, OrderedDict
+from concurrent.futures import Future
+
+from PIL import Image
+
+from selfie_cli.data.images import open_image
+from selfie_cli.data.sources import Shards
+from selfie_cli.errors import UnreadableImage
+
+BLOCK = 64
+"""Neighbours that are read together: some 7 MB of photos, which takes a disk longer to read than to find."""
+MOST = 10**9
+"""Bytes of blocks in memory: a window of 32 blocks (`training.schedule.SampleOrder`), if a photo has under 500 KB."""
+
+
+class BlockReader:
+    """Opens images as `Shards.open` does, and is fast where those of a block are asked for within a short time.
+
+    The first of a block is read alone: somebody may just look at a few of a million. With the second the whole block
+    is read, and stays in memory until each image has been asked for, or others need the room.
+    """
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self._lock = threading.Lock()
+        self._asked: Counter[int] = Counter()
+        self._blocks: OrderedDict[int, Future[list[bytes]]] = OrderedDict()
+        self._num_bytes = 0
+
+    def open(self, index: int) -> Image.Image:
+        """May be called from several threads; raises UnreadableImage."""
+        number, offset = divmod(index, BLOCK)
+        first, end = number * BLOCK, min((number + 1) * BLOCK, len(self.shards))
+        with self._lock:
+            self._asked[number] += 1
+            alone = self._asked[number] == 1 and number not in self._blocks
+            block = None if alone else self._blocks.get(number)
+            if reading := not alone and block is None:
+                block = self._blocks[number] = Future()
+        if block is None:
+            return self.shards.open(index)
+        if reading:
+            self._read(block, number, first, end)  # for all who wait for it
+        try:
+            data = block.result()[offset]
+        except UnreadableImage:  # perhaps not this image, if the block lies in two shards
+            return self.shards.open(index)
+        with self._lock:
+            if self._asked[number] >= end - first:
+                self._drop(number)
+        return open_image(io.BytesIO(data))
+
+    def _read(self, block: Future[list[bytes]], number: int, first: int, end: int) -> None:
+        try:
+            data = self.shards.read(first, end)
+        except BaseException as error:
+            with self._lock:
+                del self._blocks[number]
+            block.set_exception(error)
+            return
+        block.set_result(data)
+        with self._lock:
+            self._num_bytes += sum(map(len, data))
+            for oldest in [other for other, one in self._blocks.items() if one.done() and other != number]:
+                if self._num_bytes <= MOST:
+                    break
+                self._drop(oldest)
+
+    def _drop(self, number: int) -> None:
+        del self._asked[number]
+        if block := self._blocks.pop(number, None):
+            self._num_bytes -= sum(map(len, block.result()))

@@ -1,0 +1,135 @@
+"""A batch of 16 images trained on by one process, or by as many as torchrun starts: `torchrun shared_batch.py FOLDER`.
+
+Batch norm is in evaluation mode: on a CPU it would see each process's own images only.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from selfie_cli.data import synthetic
+from selfie_cli.methods.byol import Byol
+from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
+from selfie_cli.methods.simclr import SimCLR
+from selfie_cli.methods.supervised import Supervised
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.training.distributed import Group, group
+from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.schedule import step_generator
+from selfie_cli.training.step import Batch, Step
+
+BATCH = 16
+PIECE = 4  # of two processes, each of which has 8 images
+STEPS = 3
+NAMES = ("selfie", "two-view selfie", "two-view selfie, places unseen", "simclr", "byol", "supervised")
+
+BACKBONE: dict[str, Any] = {"backbone": "resnetv2_18_w16", "image_size": 32}
+VIEWS: dict[str, Any] = {"min_crop": 0.3, "jitter": 1.0, "blur": 0.5}
+HEADS: dict[str, Any] = {"hidden": 24, "width": 10}
+PATCHES: dict[str, Any] = {
+    "patch_size": 8,
+    "mask_ratio": 0.25,
+    "factorized_positions": False,
+    "encoder_positions": True,
+    "final_norm": True,
+}
+
+
+def make_task(name: str, **options: Any) -> Any:
+    """A freshly initialized method, or labels to train with: anything that has `draw`, `augment` and `loss`."""
+    torch.manual_seed(0)
+    if name == "selfie":
+        return Selfie(**BACKBONE, **PATCHES, apart=True, logit_scale="sqrt", flip=True, **options)
+    if name.startswith("two-view selfie"):
+        own = {"apart": False, "temperature": 0.2, "view_scale": 0.75, "encoder_positions": "unseen" not in name}
+        return TwoViewSelfie(**{**BACKBONE, **PATCHES, **VIEWS, **HEADS, **own, **options})
+    if name == "simclr":
+        return SimCLR(**BACKBONE, **VIEWS, **HEADS, stem="3x3", temperature=0.2, **options)
+    if name == "byol":
+        return Byol(**BACKBONE, **VIEWS, **HEADS, stem="3x3", tau=0.9, solarize=0.2, **options)
+    return Supervised(Classifier("resnetv2_18_w16", stem="3x3", num_classes=10), image_size=32, min_crop=0.5)
+
+
+class Precise:
+    """A task in double precision, but for its loss. In single precision, of a million ReLUs one or two fall on the
+    other side for a rounding error, and gradients differ by a thousandth."""
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        module_of(task).double()
+
+    def augment(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(view.double() if view.is_floating_point() else view for view in self.task.augment(*batch))
+
+    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        found: tuple[Tensor, dict[str, Tensor]] = self.task.loss(*views)
+        return found
+
+
+def module_of(task: Any) -> torch.nn.Module:
+    module: torch.nn.Module = task.classifier if isinstance(task, Supervised) else task
+    return module
+
+
+def make_step(task: Any, *, lr: float = 0.01, micro_batch: int = BATCH, **options: Any) -> Step:
+    """A step of SGD, with what the method does behind it."""
+    module = module_of(task)
+    after = getattr(task, "after_step", id)
+    optimizer = make_optimizer("sgd", module, lr=lr, weight_decay=1e-4)
+    task = Precise(task) if options.pop("double", False) else task
+    return Step(module, task, optimizer, micro_batch=micro_batch, after=after, **({"precision": "fp32"} | options))
+
+
+def batch_of(task: Any, number: int) -> Batch:
+    """The whole batch of a step: other images each time."""
+    pixels, labels = (torch.from_numpy(each[number * BATCH :]) for each in synthetic.draw((number + 1) * BATCH, seed=0))
+    draws = task.draw(BATCH, step_generator(0, number))
+    return (pixels, labels.long(), draws) if isinstance(draws, Tensor) else (pixels, *draws)
+
+
+def dealt(world: int, piece: int) -> Tensor:
+    """The rows of a batch in the order in which `world` processes see them, all first pieces first: int64 [BATCH]."""
+    rows = torch.arange(BATCH).view(world, -1, piece)  # [P, pieces, piece]
+    return rows.transpose(0, 1).flatten()
+
+
+def trained(
+    name: str, here: Group, *, micro_batch: int, double: bool, order: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The losses of a few steps, the gradients of the first one, and the weights after the last."""
+    task = make_task(name)
+    module = module_of(task).eval()
+    if hasattr(task, "group"):
+        task.group = here
+    step = make_step(task, micro_batch=micro_batch, group=here, double=double)
+    found: dict[str, Tensor] = {}
+    for number in range(STEPS):
+        batch = batch_of(task, number)
+        if order is not None:
+            batch = tuple(tensor[order] for tensor in batch)
+        logged = step(tuple(tensor[here.part(BATCH)] for tensor in batch), (number + 1) / STEPS)
+        for key, mean in here.mean({key: value.item() for key, value in logged.items()}).items():
+            found[f"{key} {number}"] = torch.tensor(mean)
+        if number == 0:
+            learning = {key: p for key, p in module.named_parameters() if p.requires_grad}
+            found |= {f"gradient {key}": p.grad.clone() for key, p in learning.items() if p.grad is not None}
+    return found | {f"weight {key}": tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    here = group()
+    for name in NAMES:
+        for micro_batch in (BATCH, PIECE):
+            for double in (True, False):
+                found = trained(name, here, micro_batch=micro_batch, double=double)
+                tensors = {key: tensor.contiguous() for key, tensor in found.items()}
+                save_file(tensors, folder / f"{name} {micro_batch} {double} {here.rank}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,142 @@
+"""Several processes are to do what one does: real ones, two of them, over gloo on the CPU, in float32."""
+
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from commands import ENVIRONMENT, TORCHRUN
+from safetensors.torch import load_file
+from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
+
+from selfie_cli.errors import UsageError
+from selfie_cli.training.distributed import Group, check_shared_memory, environment
+
+LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+WORKER = Path(__file__).with_name("shared_batch.py")
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """What two processes made of it: a function of the task's name, micro-batch and precision; a dictionary each."""
+    folder = tmp_path_factory.mktemp("two")
+    done = subprocess.run([*TORCHRUN, str(WORKER), str(folder)], env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()
+    return lambda *what: [load_file(folder / " ".join(map(str, (*what, rank)))) for rank in (0, 1)]
+
+
+def of_one(name, micro_batch, double):
+    """One process, which sees at a time what two see together."""
+    micro_batch = min(micro_batch, BATCH // 2)
+    return trained(name, Group(), micro_batch=2 * micro_batch, double=double, order=dealt(2, micro_batch))
+
+
+def part(found, kind):
+    return {name: tensor.double() for name, tensor in found.items() if name.startswith(f"{kind} ")}
+
+
+def distance(found, expected):
+    """As a share of the expected tensors' length, all of them together."""
+    pairs = [(found[name].double(), tensor) for name, tensor in expected.items()]
+    return (sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)).sqrt().item()
+
+
+@pytest.mark.parametrize("micro_batch", [BATCH, PIECE])
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_train_as_one(of_two, name, micro_batch):
+    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after three steps to 1e-5 of theirs."""
+    first, _ = of_two(name, micro_batch, True)
+    expected = of_one(name, micro_batch, True)
+    assert first.keys() == expected.keys()
+    losses, gradients, weights = (part(expected, kind) for kind in ("loss", "gradient", "weight"))
+    assert len(gradients) > 30
+    assert len({round(loss.item(), 4) for loss in losses.values()}) == STEPS  # it moves
+    for key in expected.keys() - losses.keys() - gradients.keys() - weights.keys():
+        assert first[key].item() == pytest.approx(expected[key].item(), abs=1e-6)  # of all processes together
+    for key, loss in losses.items():
+        assert first[key].item() == pytest.approx(loss.item(), rel=5e-6)
+    for key, gradient in gradients.items():
+        assert distance(first, {key: gradient}) < 2e-5, key
+    assert distance(first, weights) < 1e-5
+
+
+@pytest.mark.parametrize("micro_batch", [BATCH, PIECE])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_single_precision_too(of_two, name, micro_batch):
+    """The first loss to 5e-6, all gradients together to 2e-3."""
+    first, _ = of_two(name, micro_batch, False)
+    expected = of_one(name, micro_batch, False)
+    assert first["loss 0"].item() == pytest.approx(expected["loss 0"].item(), rel=5e-6)
+    assert distance(first, part(expected, "gradient")) < 2e-3
+    assert {tensor.dtype for key, tensor in first.items() if key.startswith("gradient ")} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_processes_hold_the_same_weights(of_two, name):
+    """Bit for bit, gradients as well."""
+    for micro_batch in (BATCH, PIECE):
+        first, second = of_two(name, micro_batch, False)
+        assert first.keys() == second.keys()
+        assert all(tensor.equal(second[key]) for key, tensor in first.items())
+
+
+def launched(monkeypatch, **changed):
+    for name, value in {**LAUNCHED, **changed}.items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+
+
+def test_the_environment_says_who_we_are(monkeypatch):
+    launched(monkeypatch)
+    assert environment() == Group(rank=3, world=4, local_rank=1, local_world=2)
+    launched(monkeypatch, WORLD_SIZE="1", RANK="0")  # torchrun with one process
+    assert environment() == Group()
+    launched(monkeypatch, WORLD_SIZE=None)
+    assert environment() == Group()
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_an_incomplete_environment_is_refused(monkeypatch, name):
+    launched(monkeypatch, **{name: None})
+    with pytest.raises(UsageError, match=rf"{name}.*torchrun"):
+        environment()
+
+
+def test_a_batch_is_divided_in_order():
+    rows = torch.arange(12)
+    parts = [rows[Group(rank, 3).part(12)] for rank in range(3)]
+    assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert Group().part(5) == slice(0, 5)
+
+
+def test_alone_nothing_is_exchanged():
+    alone = Group()
+    assert alone.first
+    assert not Group(1, 2).first
+    values = {"loss": 1.5}
+    assert (alone.from_first("x"), alone.gather(3), alone.mean(values), alone.highest(4, 5)) == (
+        "x",
+        [3],
+        values,
+        [4, 5],
+    )
+    alone.wait()
+
+
+def test_shared_memory_too_small_for_nccl_is_noticed(monkeypatch):
+    def statvfs(path):
+        assert path == "/dev/shm"
+        return SimpleNamespace(f_frsize=4096, f_blocks=64 * 2**20 // 4096)  # Docker's 64 MB
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    with pytest.raises(UsageError, match=r"64 MB.*8 processes.*--shm-size"):
+        check_shared_memory(8)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_frsize=4096, f_blocks=2**30 // 4096))
+    check_shared_memory(8)
+
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "statvfs", missing)  # macOS has none, and needs none
+    check_shared_memory(8)

@@ -1,0 +1,224 @@
+"""One step of training: the same maths however it is computed, and no waiting for the device on the way."""
+
+import copy
+
+import pytest
+import torch
+from shared_batch import BATCH, NAMES, batch_of, make_step, make_task, module_of
+from torch import nn
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from selfie_cli.data.augment import constants
+from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.step import reason_of, undone
+
+STEPS = 20
+# The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
+CURVES = {
+    "selfie": (0.03, 0.003, 1e-4, 2e-3),
+    "two-view selfie": (0.01, 1.0, 1e-4, 0.25),
+    "simclr": (0.01, 0.8, 1e-4, 0.25),
+    "byol": (0.01, 2.5, 1e-4, 0.25),
+    "supervised": (0.0003, 0.1, 2e-3, 1.5e-2),
+}
+
+
+def shallow(task):
+    """One convolution in place of the method's network, and one layer of attention.
+
+    A deep one in training mode turns a rounding error into another loss within a few steps: weights moved by 1e-7 of
+    themselves change SimCLR's gradient by 1e-3. And it takes a minute to compile.
+    """
+    if not hasattr(task, "encoder"):
+        return task
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(3, task.encoder.num_features, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2))
+    setattr(task, "patch_network" if hasattr(task, "patch_network") else "encoder", network)
+    if hasattr(task, "target_encoder"):
+        task.target_encoder = copy.deepcopy(network).requires_grad_(False)
+    if hasattr(task, "attention_pooling"):
+        del task.attention_pooling.layers[1:]
+        task.attention_pooling.layers[0].dropout = 0.0
+    return task
+
+
+def losses(name, **options):
+    task = shallow(make_task(name))
+    module_of(task).train()
+    step = make_step(task, lr=CURVES[name][0], **options)
+    found = [step(batch_of(task, number % 4), number / STEPS)["loss"].item() for number in range(STEPS)]
+    assert step.compiled == options.get("compiled", False)
+    return found
+
+
+def farthest(losses, others):
+    return max(abs(one - other) for one, other in zip(losses, others, strict=True))
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return {name: losses(name) for name in CURVES}
+
+
+@pytest.fixture
+def compiler():
+    """A C++ compiler, and no trace of what was compiled before."""
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler:
+        pytest.skip("no C++ compiler")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_compiled_and_eager_losses_agree(eager, name, compiler):
+    _, fall, tolerance, _ = CURVES[name]
+    assert eager[name][-1] < eager[name][0] - fall
+    assert farthest(losses(name, compiled=True), eager[name]) < tolerance
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_bf16_and_fp32_losses_lie_on_each_other(eager, name):
+    *_, tolerance = CURVES[name]
+    found = losses(name, precision="bf16")
+    assert found != eager[name]
+    assert farthest(found, eager[name]) < tolerance
+
+
+@pytest.mark.parametrize("micro_batch", [1, 5, 8])
+@pytest.mark.parametrize("name", ["selfie", "byol", "supervised"])
+def test_pieces_of_a_batch_have_its_gradients(name, micro_batch):
+    """Where the loss is a mean over images. Batch norm, which sees a piece at a time, is in evaluation mode."""
+    found = []
+    for size in (BATCH, micro_batch):
+        task = make_task(name)
+        module = module_of(task).eval()
+        logged = make_step(task, micro_batch=size, double=True)(batch_of(task, 0), 0.5)
+        found.append((logged, [p.grad for p in module.parameters() if p.grad is not None]))
+    (logged, gradients), (of_pieces, sums) = found
+    assert logged.keys() == of_pieces.keys()
+    for key, value in logged.items():
+        assert of_pieces[key].item() == pytest.approx(value.item(), abs=2e-6), key
+    for gradient, other in zip(gradients, sums, strict=True):
+        assert (gradient - other).norm() < 2e-5 * gradient.norm()
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses whatever copies between devices: a GPU's queue would run dry meanwhile."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)}
+        assert len(devices) < 2, f"{func} between {devices}"
+        return out
+
+
+@pytest.fixture
+def pretended_gpu():
+    """Tensors on a GPU that is not there. They have shapes and no values, so reading one is an error."""
+    constants.cache_clear()
+    with FakeTensorMode():
+        constants(torch.device("cuda", 0))  # made once, before training begins
+        yield
+    constants.cache_clear()
+
+
+def on_gpu(tensor):
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+
+
+def move_to_gpu(module):
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            setattr(child, name, nn.Parameter(on_gpu(parameter), requires_grad=parameter.requires_grad))
+        for name, buffer in child.named_buffers(recurse=False):
+            setattr(child, name, on_gpu(buffer))
+
+
+READS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x[0]),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "cpu": lambda x: x.cpu(),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_the_pretended_gpu_notices_whoever_waits(pretended_gpu, read):
+    with NoWaiting(), pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
+        read(torch.empty(3, device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 32) for name in NAMES), ("simclr", 96), ("byol", 96), ("supervised", 96)]
+)
+def test_a_step_waits_for_nothing(request, name, size, monkeypatch):
+    """From pixels and draws on the device to new weights; the backward pass alone, torch's own, is left out."""
+    task = make_task(name)
+    task.image_size = size  # a larger one has more taps to its blur
+    module = module_of(task)
+    batch = tuple(tensor.clone() for tensor in batch_of(task, 0))
+    request.getfixturevalue("pretended_gpu")
+    batch = (torch.empty(BATCH, size, size, 3, dtype=torch.uint8, device="cuda"), *map(on_gpu, batch[1:]))
+    move_to_gpu(module)
+    step = make_step(task, micro_batch=BATCH // 2)
+    step.optimizer = make_optimizer("lars", module, lr=0.1, weight_decay=0.1)  # the one written here
+
+    def backward(loss):
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    with NoWaiting():
+        logged = step(batch, 0.5)
+    assert {value.device.type for value in logged.values()} == {"cuda"}
+    assert all(value.shape == () for value in logged.values())
+
+
+def snapshot(step):
+    tensors = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
+    return tensors, [module.training for module in step.module.modules()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["byol", "supervised"])
+def test_what_is_undone_leaves_no_trace(name, training):
+    task = make_task(name)
+    module_of(task).train(training)
+    step = make_step(task, lr=0.1)
+    tensors, modes = snapshot(step)
+    with undone(step):
+        step.module.train()
+        for number in range(2):
+            step(batch_of(task, number), 0.1)
+        moved = [key for key, tensor in step.module.state_dict().items() if not tensor.equal(tensors[key])]
+        assert any("running_mean" in key for key in moved)
+        assert any("weight" in key for key in moved)
+        assert step.optimizer.state
+    after, modes_after = snapshot(step)
+    assert all(tensor.equal(tensors[key]) for key, tensor in after.items())
+    assert modes_after == modes
+    assert not step.optimizer.state
+    assert all(parameter.grad is None for parameter in step.module.parameters())
+
+
+def test_what_is_undone_after_an_error_leaves_no_trace():
+    task = make_task("supervised")
+    step = make_step(task, lr=0.1)
+    tensors, _ = snapshot(step)
+    with pytest.raises(AttributeError), undone(step):
+        step(batch_of(task, 0), 0.1).nothing  # noqa: B018
+    assert all(tensor.equal(tensors[key]) for key, tensor in step.module.state_dict().items())
+
+
+def test_the_reason_is_the_first_line_that_says_something():
+    assert reason_of(RuntimeError("\n  \n  no compiler\nTraceback ...")) == "no compiler"
+    assert reason_of(ValueError()) == "ValueError"
