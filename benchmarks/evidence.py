@@ -33,13 +33,16 @@ from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
 from selfie_cli.data.sources import Array
 from selfie_cli.data.store import storage_size
 from selfie_cli.files import read_json, write_json
+from selfie_cli.methods.method import Method
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.curve import curve
 from selfie_cli.recipes.eval import evaluate
 from selfie_cli.recipes.pretrain import derive, pretrain
 from selfie_cli.runs import open_run, versions
-from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import fit, num_cores, precisions, prepare
 from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.step import Batch, Step
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -73,22 +76,31 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
             torch.zeros(dataset_size, 1, 1, 3, dtype=torch.uint8).numpy(), [str(i) for i in range(dataset_size)]
         )
         derived = derive(options, source)
-        device, autocast, _ = prepare(options.device, options.precision)
+        device, _, _ = prepare(options.device, options.precision)
         method = networks.build_method(derived).to(device).train()
         side = storage_size(derived["image_size"])
         pixels = torch.randint(0, 256, (derived["batch_size"], side, side, 3), dtype=torch.uint8, device=device)
-        optimizer = make_optimizer(derived["optimizer"], method, lr=1e-4, weight_decay=derived["weight_decay"])
-        trials[arm] = (method, optimizer, pixels, autocast, [])
+        step = Step(
+            method,
+            method,
+            make_optimizer(derived["optimizer"], method, lr=1e-4, weight_decay=derived["weight_decay"]),
+            micro_batch=len(pixels),
+            precision="fp32",
+            compiled=options.compile == "on" or (options.compile == "auto" and device.type == "cuda"),
+            graphs=device.type == "cuda" and derived["image_size"] <= 64,
+            after=method.after_step,
+        )
+
+        def batch(method: Method = method, pixels: torch.Tensor = pixels) -> Batch:
+            draws = method.draw(len(pixels), torch.default_generator)
+            return (pixels, *(each.to(pixels.device) for each in draws))
+
+        fit(step, batch(), precisions(device, options.precision), Talk())  # as pretraining would choose
+        trials[arm] = (step, batch, [])
     for _ in range(rounds):
-        for method, optimizer, pixels, autocast, times in trials.values():
+        for step, batch, times in trials.values():
             begun = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            with autocast():
-                loss, _ = method.loss(*method.augment(pixels))
-            loss.backward()
-            optimizer.step()
-            method.after_step(0.5)
-            loss.item()
+            step(batch(), 0.5)["loss"].item()
             times.append(time.perf_counter() - begun)
     return {arm: 1 / statistics.median(times[2:]) for arm, (*_, times) in trials.items()}
 

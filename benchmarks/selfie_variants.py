@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfie_cli.data import splits
-from selfie_cli.data.augment import plain_view, training_view
+from selfie_cli.data.augment import draw_crops, plain_view, training_view
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.store import read_store
-from selfie_cli.data.views import random_view
+from selfie_cli.data.views import draw_view, random_view
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.methods.selfie import Selfie
@@ -114,7 +114,8 @@ class TwoViews(nn.Module):
 
     def views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         twice = torch.cat([pixels, pixels])
-        return random_view(twice, self.v.view_size, min_area=self.v.min_area, jitter=self.v.jitter)
+        draws = draw_view(len(twice), torch.default_generator, min_area=self.v.min_area, jitter=self.v.jitter)
+        return random_view(twice, draws, self.v.view_size, blur=False, solarize=False), draws.boxes
 
     def loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         images, boxes = self.views(pixels)
@@ -262,7 +263,8 @@ class Paper(nn.Module):
         self.encoder = self.selfie.patch_network
 
     def loss(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, extra = self.selfie.loss(*self.selfie.augment(pixels))
+        draws = self.selfie.draw(len(pixels), torch.default_generator)
+        loss, extra = self.selfie.loss(*self.selfie.augment(pixels, *draws))
         return loss, extra["pretext_accuracy"]
 
     def after_step(self, done: float) -> None: ...
@@ -333,8 +335,9 @@ def finetune(state, pixels, labels, test, test_labels, *, seed: int, lr: float, 
         for group in optimizer.param_groups:
             group["lr"] = lr * cosine_with_warmup(step, total=steps, warmup=50)
         rows = order.batch(step)
+        crops = draw_crops(len(rows), SIZE, torch.default_generator, flip=True, min_crop=0.35)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = module(training_view(pixels[rows], SIZE, flip=True, min_crop=0.35))
+            logits = module(training_view(pixels[rows], crops, SIZE))
         loss = F.cross_entropy(logits.float(), labels[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -1,0 +1,138 @@
+"""What feeds a training: from JPEG files, and from decoded pixels, to batches that a network takes.
+
+    python benchmarks/data_path.py PHOTOS_WITH_CLASSES [--small CIFAR10/train]
+
+The peer is what people write: torchvision's ImageFolder with Resize, RandomCrop, RandomHorizontalFlip, ToTensor and
+Normalize, behind a DataLoader with as many workers as we have threads. Both give shuffled, cropped, mirrored and
+normalized float32 batches of 64; a pass counts from the ninth batch on, so that nobody's start-up does. With --small,
+the same of small images, padded by 4 instead of resized.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import decode
+import measure
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from selfie_cli.data import augment
+from selfie_cli.data.ahead import ReadAhead
+from selfie_cli.data.mapped import MappedStore
+from selfie_cli.data.sources import Files
+from selfie_cli.data.store import Store, read_store, storage_size
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import num_cores
+from selfie_cli.training.schedule import SampleOrder
+
+BATCH = 64
+PASSES = 2
+SKIPPED = 8  # batches that a loader may have ready, or be late with
+PEER = "ImageFolder + DataLoader"
+
+
+def usual(folder: Path, size: int, count: int, workers: int) -> DataLoader:
+    """As people write it."""
+    crop = (
+        [transforms.RandomCrop(size, padding=augment.PADDING)]
+        if size <= 64
+        else [transforms.Resize(storage_size(size)), transforms.RandomCrop(size)]
+    )
+    dataset = datasets.ImageFolder(
+        str(folder),
+        transforms.Compose(
+            [
+                *crop,
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(augment.MEAN, augment.STD),
+            ]
+        ),
+    )
+    some = Subset(dataset, np.random.default_rng(0).permutation(len(dataset))[:count].tolist())
+    return DataLoader(some, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def cropped(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Our crop and flip: uint8 [B, S, S, 3] -> uint8 [B, s, s, 3]."""
+    return augment.pad_crop(augment.centre_crop(pixels, size), augment.draw_shifts(len(pixels), generator))
+
+
+def from_files(store: MappedStore, size: int) -> Iterator[Tensor]:
+    """A pass as `selfie pretrain` reads sets too large to keep: decoded when asked for, two batches ahead."""
+    generator = torch.Generator().manual_seed(0)
+    order = SampleOrder(len(store), BATCH, seed=0)
+    with ReadAhead(lambda step: (store.take(order.batch(step)),)) as batch_of:
+        for step in range(len(store) // BATCH):
+            yield augment.normalize(cropped(*batch_of(step), size, generator))
+
+
+def from_store(store: Store, size: int, *, normalized: bool) -> Iterator[Tensor]:
+    """Several passes over decoded pixels, shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    order = SampleOrder(len(store), BATCH, seed=0)
+    for step in range(PASSES * len(store) // BATCH):
+        pixels = cropped(store.take(order.batch(step)), size, generator)
+        yield augment.normalize(pixels) if normalized else pixels
+
+
+def rate(batches: Iterable[object]) -> float:
+    """Images a second, of batches of BATCH, once what was read ahead is gone."""
+    times = [time.perf_counter() for _ in batches][SKIPPED:]
+    return BATCH * (len(times) - 1) / (times[-1] - times[0])
+
+
+def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_images: int, rounds: int) -> None:
+    """All contestants on images below `folder`, which has a subfolder a class."""
+    workers = num_cores()
+    found = [str(path) for path in measure.images_below(folder)]
+    paths = [found[index] for index in np.random.default_rng(0).permutation(len(found))[: num_images // BATCH * BATCH]]
+    loader = usual(folder, size, len(paths), workers)
+    how = {"size": storage_size(size), "workers": workers, "max_bad": 0.0, "talk": Talk()}
+    store = read_store(Files(paths), **how)
+    streamed = MappedStore(Files(paths), **how, limit_gb=0)
+    measured = measure.turns(
+        rounds,
+        {
+            PEER: lambda: rate(loader),
+            "files": lambda: rate(from_files(streamed, size)),
+            "store": lambda: rate(from_store(store, size, normalized=False)),
+            "store, normalized": lambda: rate(from_store(store, size, normalized=True)),
+        },
+    )
+    some = paths[:200]
+    decoding = workers * len(some) * measure.calls_a_second(lambda: decode.pillow_alone(some, size))
+    # What must be moved: bytes read and written, and written once more as floats where they are normalized.
+    copy, values = measure.copy_rate("cpu") * 1e9, 3 * size * size
+    rows = {
+        "files": ("files to batches", 1.6, decoding, "decoding alone"),
+        "store": ("store, crop and flip", 10.0, copy / (2 * values), "memory copy"),
+        "store, normalized": ("store, crop, flip and normalize", None, copy / (7 * values), "memory copy"),
+        PEER: (PEER, None, decoding, "decoding alone"),
+    }
+    for name, (row, target, limit, bound) in rows.items():
+        ratio = {} if name == PEER else measure.against(PEER, measured[name], measured[PEER], target)
+        lines.add(f"{what}: {row}", measured[name], "images/s", limit=limit, bound=bound, threads=workers, **ratio)
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--small", type=Path, help="A folder of 32 px images with a subfolder a class.")
+    parser.add_argument("--images", type=int, default=2048)
+    a = parser.parse_args()
+    lines = measure.Lines("data_path", a.results)
+    torch.set_num_threads(num_cores())
+    mosaics = measure.mosaics(a.photos, a.work / f"mosaics-{a.images}", a.images)
+    compare(lines, "mosaics of 512 px at 224 px", mosaics, 224, num_images=a.images, rounds=a.rounds)
+    compare(lines, "photos at 224 px", a.photos, 224, num_images=a.images, rounds=a.rounds)
+    if a.small:
+        compare(lines, "small images at 32 px", a.small, 32, num_images=5 * a.images, rounds=a.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What a training step is made of, as the benchmarks time it: our own step on fixed pixels, and how much work it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from selfie_cli.config import PretrainOptions
+from selfie_cli.data.ahead import ReadAhead
+from selfie_cli.data.mapped import open_store
+from selfie_cli.data.sources import Array, Files, Source, list_images
+from selfie_cli.data.store import storage_size
+from selfie_cli.methods.supervised import Supervised
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.resnet import stem_for
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.pretrain import batches, derive
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import num_cores
+from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.schedule import step_generator
+from selfie_cli.training.step import Step
+
+# Bytes that a step moves for an image, by SPEED.md's model: 16 passes over the activations in bf16, of which there are
+# 10.5 M at 224 px, 3.2 M at 32 px (Selfie, paper's recipe) and 11 M in ResNet-50 at 224 px.
+MEGABYTES = {"pretrain 32 px": 100, "pretrain 224 px": 326, "finetune 224 px": 348}
+
+
+@dataclass
+class Training:
+    """A training without its recipe. Call it to take a step, augmentation and optimizer and all; returns its loss."""
+
+    step: Step
+    batch_of: Callable[[int], tuple[Tensor, ...]]
+    taken: int = 0
+
+    def __call__(self) -> Tensor:
+        batch = tuple(tensor.to(self.step.device, non_blocking=True) for tensor in self.batch_of(self.taken))
+        self.taken += 1
+        return self.step(batch, 0.5)["loss"]
+
+    def gflop(self) -> float:
+        """Of an image, forward and backward, as torch counts them: convolutions and products, a multiply-add twice."""
+        few = Training(self.step, lambda number: tuple(tensor[:4] for tensor in self.batch_of(number)))
+        compiled, self.step.forward._compiled_call_impl = self.step.forward._compiled_call_impl, None
+        with FlopCounterMode(display=False) as counter:
+            few()
+        self.step.forward._compiled_call_impl = compiled
+        return float(counter.get_total_flops()) / 4e9
+
+
+def noise(num_images: int, image_size: int, device: str) -> Tensor:
+    """Stored pixels of the size that networks of `image_size` are given: uint8 [B, S, S, 3]."""
+    side = storage_size(image_size)
+    return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8).to(device)
+
+
+def pretraining(
+    *,
+    method: str = "selfie",
+    recipe: str = "best",
+    backbone: str = "resnetv2_50",
+    image_size: int = 32,
+    batch_size: int = 128,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+    graphs: bool = False,
+    photos: Path | None = None,
+) -> Training:
+    """What `selfie pretrain` does again and again: on noise that is there, or on `photos` as it would read them."""
+    options = PretrainOptions(
+        method=method,  # type: ignore[arg-type]
+        recipe=recipe,  # type: ignore[arg-type]
+        backbone=backbone,  # type: ignore[arg-type]
+        image_size=image_size,
+        batch_size=batch_size,
+    )
+    if photos is None:
+        pixels = noise(batch_size, image_size, device)
+        source: Source = Array(np.zeros((batch_size, 1, 1, 3), np.uint8), [str(index) for index in range(batch_size)])
+    else:
+        source = Files(list_images(str(photos)))
+    derived: dict[str, Any] = derive(options, source)
+    torch.manual_seed(0)
+    task = networks.build_method(derived).to(device).train()
+    optimizer = make_optimizer(derived["optimizer"], task, lr=1e-4, weight_decay=derived["weight_decay"])
+    step = Step(
+        task,
+        task,
+        optimizer,
+        micro_batch=batch_size,
+        precision=precision,
+        compiled=compiled,
+        graphs=graphs,
+        after=task.after_step,
+    )
+    if photos is None:
+        return Training(step, lambda number: (pixels, *task.draw(batch_size, step_generator(0, number))))
+    store = open_store(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
+    return Training(step, ReadAhead(batches(store, task, derived, 0), device=torch.device(device)))
+
+
+def finetuning(
+    *,
+    backbone: str = "resnet50",
+    image_size: int = 224,
+    batch_size: int = 256,
+    num_classes: int = 1000,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+    graphs: bool = False,
+) -> Training:
+    """What `selfie finetune` does again and again."""
+    stem = stem_for(8 if image_size <= 64 else 32)
+    module: nn.Module = Classifier(backbone, stem=stem, num_classes=num_classes).to(device).train()
+    task = Supervised(module, image_size=image_size, min_crop=0.35)
+    optimizer = make_optimizer("sgd", module, lr=1e-4, weight_decay=1e-4)
+    pixels = noise(batch_size, image_size, device)
+    labels = torch.randint(0, num_classes, (batch_size,)).to(device)
+    step = Step(module, task, optimizer, micro_batch=batch_size, precision=precision, compiled=compiled, graphs=graphs)
+    return Training(step, lambda number: (pixels, labels, task.draw(batch_size, step_generator(0, number))))
+
+
+def forward_gflop(forward: Callable[[Tensor], object], image_size: int, device: str = "cpu") -> float:
+    """Of an image through `forward`, which takes stored pixels."""
+    pixels = noise(2, image_size, device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward(pixels)
+    return float(counter.get_total_flops()) / 2e9

@@ -1,0 +1,33 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu
+
+STAGES = "limits,small eager,labels eager,embed compiled,small profile,small command"
+
+
+def run(folder: Path, *more: str) -> list[dict[str, object]]:
+    """The script on a CPU, with small networks; returns the raw lines it has left so far."""
+    where = ["--results", folder, "--work", folder / "work"]
+    subprocess.run(
+        [sys.executable, gpu.__file__, "--device", "cpu", "--tiny", "--rounds", "1", *where, *more],
+        env={**os.environ, "PYTHONPATH": str(Path(gpu.__file__).parents[1])},
+        check=True,
+    )
+    return [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
+
+
+def test_stages_leave_rows_and_are_not_repeated(tmp_path: Path) -> None:
+    lines = run(tmp_path, "--only", STAGES)
+    assert [line["note"] for line in lines if line["unit"] == "failed"] == []
+    assert {line["stage"] for line in lines} == set(STAGES.split(","))
+    rates = [line for line in lines if line["unit"] == "images/s"]
+    assert rates
+    assert all(line["share"] > 0 for line in rates)  # type: ignore[operator]
+    assert next(line for line in lines if line["stage"] == "small profile")["top"]
+    assert "data_wait" in next(line for line in lines if line["stage"] == "small command")
+    assert str(tmp_path) not in json.dumps(lines)
+    assert run(tmp_path, "--deadline", "-1") == lines

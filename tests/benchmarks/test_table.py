@@ -1,0 +1,64 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import table
+
+LINE = {
+    "unit": "images/s",
+    "command": "python benchmarks/embed.py photos",
+    "machine": {"processor": "a CPU", "features": ["avx2"], "cores": 2, "gpu": None, "gpus": 0},
+    "versions": {"torch": "2.15.0"},
+    "commit": "abc1234",
+}
+PAGE = "# Speed\n\n<!-- speed: embed -->\nold\n<!-- /speed -->\n\nEnd.\n"
+
+
+def write(folder: Path, *lines: dict[str, object]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "embed.jsonl").write_text("".join(json.dumps({**LINE, **line}) + "\n" for line in lines))
+    return folder
+
+
+def test_a_table_shows_the_newest_line_of_each_row(tmp_path: Path) -> None:
+    limit = {"limit": 80.0, "bound": "bf16 arithmetic", "share": 0.5}
+    peer = {"peer": "LightlyTrain", "ratio": 4.0, "ratios": [4.0], "target": 2.5}
+    folder = write(
+        tmp_path / "raw",
+        {"row": "ours", "value": 12.0},
+        {"row": "theirs", "value": 10.0},
+        {"row": "ours", "value": 40.0, **limit, **peer, "lowest_cosine_to_fp32": 0.99991},
+    )
+    made = table.render(PAGE, folder)
+    shown = "| ours | 40 images/s | 50% | 80 images/s: bf16 arithmetic | 4.00 x LightlyTrain (aim 2.5) | cosine to fp32"
+    assert shown in made
+    assert "| theirs | 10 images/s |" in made
+    assert "12 images/s" not in made
+    assert "old" not in made
+    assert "a CPU (avx2), 2 cores; torch 2.15.0; commit `abc1234`" in made
+    assert made.endswith("<!-- /speed -->\n\nEnd.\n")
+    assert table.render(made, folder) == made
+
+
+def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
+    assert "Not measured yet." in table.render(PAGE, tmp_path)
+
+
+def test_the_command_writes_page_and_plot_and_checks_them(tmp_path: Path) -> None:
+    folder = write(tmp_path / "raw", {"row": "ours", "value": 40.0, "peer": "theirs", "ratio": 4.0, "target": 2.5})
+    page = tmp_path / "speed.md"
+    page.write_text(PAGE)
+    command = [sys.executable, table.__file__, "--results", folder, "--page", page]
+    stale = subprocess.run([*command, "--check"], capture_output=True, text=True)
+    assert stale.returncode == 1
+    assert "python benchmarks/table.py" in stale.stderr
+    subprocess.run(command, check=True)
+    assert "40 images/s" in page.read_text()
+    assert page.with_suffix(".png").stat().st_size > 1000
+    assert subprocess.run([*command, "--check"]).returncode == 0
+
+
+def test_the_page_is_what_the_raw_lines_give() -> None:
+    page = table.RESULTS / "speed.md"
+    assert table.render(page.read_text(encoding="utf-8"), table.RESULTS / "speed") == page.read_text(encoding="utf-8")
