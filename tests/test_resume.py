@@ -46,7 +46,13 @@ def pretrained(images, tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(
         PretrainOptions(
-            data=(str(images),), out=str(out), backbone="resnetv2_18_w16", steps=STEPS, batch_size=8, device="cpu"
+            data=(str(images),),
+            out=str(out),
+            backbone="resnetv2_18_w16",
+            steps=STEPS,
+            batch_size=8,
+            device="cpu",
+            precision="fp32",
         ),
         Talk(),
     )
@@ -59,7 +65,7 @@ def finetuned(images, pretrained, tmp_path_factory):
     finetune(
         FinetuneOptions(
             dataset=str(images), from_=str(pretrained), out=str(out), fraction=0.5, seeds=2, steps=10, batch_size=16,
-            device="cpu",
+            device="cpu", precision="fp32",
         ),
         Talk(),
     )  # fmt: skip
@@ -117,7 +123,7 @@ class Selfie:
 def pretrain_words(images, out):
     return (
         "pretrain", images, "--out", out, "--backbone", "resnetv2_18_w16", "--steps", STEPS, "--batch-size", 8,
-        "--device", "cpu",
+        "--device", "cpu", "--precision", "fp32",
     )  # fmt: skip
 
 
@@ -185,7 +191,7 @@ def test_finetuning_killed_in_a_cell(images, pretrained, finetuned, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     words = (
         "finetune", "--dataset", images, "--from", pretrained, "--out", run, "--fraction", 0.5, "--seeds", 2,
-        "--steps", 10, "--batch-size", 16, "--device", "cpu", "--save-every", 0,
+        "--steps", 10, "--batch-size", 16, "--device", "cpu", "--precision", "fp32", "--save-every", 0,
     )  # fmt: skip
     finished, killed = run / "cells" / "supervised-f0.5-s0", run / "cells" / "selfie-f0.5-s0"
     with Selfie(*words, log=log) as selfie:
@@ -271,7 +277,7 @@ def test_runs_of_another_verb_are_refused(stopped):
 
 def test_curve_killed_in_a_cell(images, pretrained, tmp_path):
     whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
-    options = {"fractions": "0.2,0.5", "seeds": "1", "steps": 6, "batch_size": 16, "device": "cpu"}
+    options = {"fractions": "0.2,0.5", "seeds": "1", "steps": 6, "batch_size": 16, "device": "cpu", "precision": "fp32"}
     curve(CurveOptions(dataset=str(images), from_=(str(pretrained),), out=str(whole), **options), Talk())
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     killed = run / "cells" / "supervised-f0.5-s0"

@@ -25,7 +25,8 @@ PREACTIVATION = {
     "resnetv2_18": (False, (2, 2, 2, 2), 64),
     "resnetv2_18_w16": (False, (2, 2, 2, 2), 16),
 }
-TORCHVISION = ("resnet18", "resnet50")
+# name: (bottleneck blocks?, blocks a stage)
+TORCHVISION = {"resnet18": (False, (2, 2, 2, 2)), "resnet50": (True, (3, 4, 6, 3))}
 
 
 def stem_for(patch_size: int) -> Stem:
@@ -127,21 +128,62 @@ class PreActivationResNet(Stages):
         return x if self.norm is None else F.relu(self.norm(x))
 
 
+class TorchvisionBlock(nn.Module):
+    """As a `PreActivationBlock`, but each convolution before its norm, and a ReLU after the sum."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        inner = channels_out // 4 if bottleneck else channels_out
+        if bottleneck:
+            self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(inner)
+            self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
+            self.bn3 = nn.BatchNorm2d(channels_out)
+        else:
+            self.conv1 = nn.Conv2d(channels_in, inner, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv2 = nn.Conv2d(inner, channels_out, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(channels_out)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or channels_in != channels_out:
+            conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+        self.bottleneck = bottleneck
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(F.relu(y, inplace=True)))
+        y += x if self.downsample is None else self.downsample(x)
+        return F.relu(y, inplace=True)
+
+
 class TorchvisionResNet(Stages):
-    """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names."""
+    """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names.
+
+    Written out here: to import them from there takes as long as to import torch.
+    """
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
         super().__init__()
-        from torchvision.models import resnet
-
-        full = getattr(resnet, name)()
-        self.conv1 = full.conv1 if stem == "7x7" else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-        self.bn1 = full.bn1
-        self.maxpool = full.maxpool if stem == "7x7" else nn.Identity()
+        bottleneck, depths = TORCHVISION[name]
+        pooled_stem = stem == "7x7"
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if pooled_stem else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if pooled_stem else nn.Identity()
         self.num_stages = num_stages
-        for stage in range(1, num_stages + 1):
-            self.add_module(f"layer{stage}", getattr(full, f"layer{stage}"))
-        self.num_features = full.fc.in_features * 2**num_stages // 16
+        channels = 64
+        for stage, depth in enumerate(depths[:num_stages]):
+            channels_out = 64 * 2**stage * (4 if bottleneck else 1)
+            blocks = nn.Sequential()
+            for block in range(depth):
+                stride = 2 if stage > 0 and block == 0 else 1
+                blocks.append(TorchvisionBlock(channels, channels_out, stride=stride, bottleneck=bottleneck))
+                channels = channels_out
+            self.add_module(f"layer{stage + 1}", blocks)
+        self.num_features = channels
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))

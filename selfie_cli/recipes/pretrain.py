@@ -364,7 +364,8 @@ def suggested_size(source: Source) -> int:
 def say_length(derived: dict[str, Any], num_images: int, step_seconds: float, talk: Talk) -> None:
     steps, batch = derived["steps"], derived["batch_size"]
     estimate = steps * step_seconds
-    pieces = "" if derived["micro_batch"] == batch else f" in pieces of {derived['micro_batch']}"
+    whole = derived["micro_batch"] * derived["processes"] == batch
+    pieces = "" if whole else f" in pieces of {derived['micro_batch']}"
     shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
     talk.say(
         f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "

@@ -37,12 +37,19 @@ class Trained:
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one ends the process at once."""
+    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one ends the process at once.
+
+    One that follows within a second is the same one: a terminal tells a whole job, and torchrun tells its processes.
+    """
     noted: list[int] = []
+    first_at = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        if len(noted) > 1:
+        nonlocal first_at
+        if not noted:
+            noted.append(number)
+            first_at = time.monotonic()
+        elif time.monotonic() - first_at > 1:
             os._exit(128 + number)
 
     try:
@@ -108,6 +115,7 @@ def train(
     sums: dict[str, Tensor] = {}
     watched: dict[str, float] = {}
     summed = num_images = 0
+    first_step, look_every = step, 1
     module.train()
 
     with contextlib.ExitStack() as stack:
@@ -142,10 +150,12 @@ def train(
             due = step < total and now - saved >= save_every
             told = step == total or (step % 10 == 0 and now - logged >= 1)
             if group.world > 1:  # clocks and signals differ, what is done about them must not
-                if step % 10 and step < total:
+                if step % look_every and step < total:
                     continue
-                highest = group.highest(stop, due, told)
+                microseconds = int(1e6 * (now - begun) / (step - first_step))
+                highest = group.highest(stop, due, told, microseconds)
                 stop, due, told = highest[0], highest[1] > 0, highest[2] > 0
+                look_every = 10 if highest[3] < 100_000 else 1  # whoever asks us to stop does not wait for long
             due = due or stop > 0
             if due or told:
                 means = {name: (value / summed).item() for name, value in sums.items()}  # waits for the device

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -144,3 +146,69 @@ def test_whole_backbones_are_carried_over_as_they_are(name):
 def test_without_a_closing_norm_nothing_is_renamed():
     state = resnet("resnetv2_18_w16", stem="3x3", num_stages=3, final_norm=False).state_dict()
     assert carried_over(state) == state
+
+
+def backward(network, images):
+    """The maps, the bytes that were kept for the backward pass, and the gradients of weights and images."""
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = images.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        maps = network(images)
+    maps.square().mean().backward()
+    return maps, sum(kept.values()), [images.grad, *(parameter.grad for parameter in network.parameters())]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
+def test_checkpointing_changes_nothing_but_what_is_kept(name, precision):
+    torch.manual_seed(0)
+    network = resnet(name, stem="3x3", num_stages=4).train()
+    lean = copy.deepcopy(network)
+    lean.checkpointed = True
+    images = torch.randn(8, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        maps, kept, gradients = backward(network, images)
+        same_maps, kept_lean, same_gradients = backward(lean, images)
+    assert same_maps.equal(maps)
+    for gradient, same in zip(gradients, same_gradients, strict=True):
+        assert (gradient - same).norm() <= 1e-6 * gradient.norm()
+    weights = sum(parameter.numel() * 4 for parameter in network.parameters())
+    assert kept_lean - weights < 0.5 * (kept - weights)
+    for key, buffer in network.named_buffers():  # batch norm's statistics have seen the batch once
+        assert buffer.equal(lean.get_buffer(key)), key
+    counts = {buffer.item() for key, buffer in lean.named_buffers() if key.endswith("num_batches_tracked")}
+    assert counts == {1}
+    assert all(layer.momentum == 0.1 for layer in lean.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_checkpointing_under_torch_compile():
+    """Statistics, too, see each batch once."""
+    torch.manual_seed(0)
+    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=1).train()
+    lean = copy.deepcopy(network)
+    lean.checkpointed = True
+    lean.compile(dynamic=False)
+    images = torch.randn(4, 3, 16, 16)
+    for _ in range(2):
+        for each in (network, lean):
+            each.zero_grad()
+            each(images).square().mean().backward()
+    for parameter, same in zip(network.parameters(), lean.parameters(), strict=True):
+        assert (parameter.grad - same.grad).norm() < 1e-4 * parameter.grad.norm()
+    for key, buffer in network.named_buffers():
+        torch.testing.assert_close(lean.get_buffer(key), buffer)
+
+
+def test_checkpointing_stays_out_of_the_way_without_gradients():
+    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=3).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        maps = network(images)
+        network.checkpointed = True
+        assert network(images).equal(maps)

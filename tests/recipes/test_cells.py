@@ -1,7 +1,5 @@
 """What finetune and curve share: whose plan is fair to all arms, and whose cells are looked up, not repeated."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
@@ -47,7 +45,7 @@ def data() -> Data:
 def trainer(talk: Talk, **options: object) -> Trainer:
     asked = CurveOptions(batch_size=4, **options)  # type: ignore[arg-type]
     device = torch.device("cpu")
-    return Trainer(options=asked, image_size=8, device=device, autocast=contextlib.nullcontext, talk=talk)
+    return Trainer(options=asked, image_size=8, device=device, talk=talk)
 
 
 def share(fraction: float, num_seeds: int) -> Share:
@@ -57,7 +55,7 @@ def share(fraction: float, num_seeds: int) -> Share:
 @pytest.fixture
 def _a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's network takes three times as long."""
-    monkeypatch.setattr(cells, "seconds_a_step", lambda module, *_: 3.0 if hasattr(module.encoder, "layer1") else 1.0)
+    monkeypatch.setattr(cells, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
 
 
 @pytest.mark.usefixtures("_a_second_a_step")
@@ -77,8 +75,9 @@ def test_a_budget_is_for_all_cells_of_all_shares() -> None:
 def test_epochs_are_of_the_labels_used() -> None:
     arms = [Arm(name="a", shape=SHAPE, state=None)]
     talk = Listener()
-    micro, steps = trainer(talk, epochs=10, micro_batch=3).plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
-    assert micro == 3
+    asked = trainer(talk, epochs=10, micro_batch=3, precision="fp32")
+    sizes, steps = asked.plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
+    assert sizes == {"batch_size": 4, "micro_batch": 3, "precision": "fp32", "compiles": True, "processes": 1}
     assert steps == [10 * 8 // 4, 10 * 40 // 4]
     assert talk.lines[0].startswith("20 % of the labels: 1 networks of 20 steps (10 epochs)")
 

@@ -17,7 +17,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "PRETRAIN_STEPS", 1)
     monkeypatch.setattr(demo, "FINETUNE_STEPS", 1)
     for recipe in ("pretrain", "cells"):  # trial steps of whole batches would take most of the time
-        monkeypatch.setattr(f"selfie_cli.recipes.{recipe}.seconds_a_step", lambda *_: 0.5)
+        monkeypatch.setattr(f"selfie_cli.recipes.{recipe}.fit", lambda *_: 0.5)
 
 
 def test_the_whole_story() -> None:

@@ -10,6 +10,8 @@ from commands import SMALL, error_of, same_weights, selfie
 from safetensors import safe_open
 
 from selfie_cli import __version__
+from selfie_cli.errors import UsageError
+from selfie_cli.recipes.pretrain import check_processes
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "lr", "images_per_second", "data_wait"}
 PAPER = ("--recipe", "paper")
@@ -223,3 +225,42 @@ def test_data_that_is_not_there() -> None:
     Path("list.txt").write_text("\n")
     assert "list.txt" in error_of("pretrain", "list.txt")
     assert "--offline" in error_of("pretrain", "cifar10", "--offline")
+
+
+def test_a_profile_is_a_trace_that_browsers_show(images: Path) -> None:
+    asked = ("pretrain", images, *SMALL, "--steps", 10, "--out")
+    result = selfie(*asked, "run", "--profile")
+    trace = json.loads(Path("run/trace.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert any("conv" in name for name in names)
+    assert any("Backward" in name for name in names)
+    assert sum(name.startswith("Optimizer.step#") for name in names) == 5
+    assert "run/trace.json" in result.stderr
+    assert "convolution" in result.stderr  # the table of what takes longest
+    assert json.loads(selfie(*asked, "json", "--profile", "--json").stdout)["step"] == 10
+    selfie(*asked, "without")
+    assert not Path("without/trace.json").exists()
+    assert same_weights(Path("run"), Path("without"))
+
+
+@pytest.mark.usefixtures("broken_compiler")
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) -> None:
+    asked = {
+        "pretrain": (images, *SMALL, "--recipe", "paper"),
+        "finetune": ("--dataset", images, "--from", "none", *SMALL, "--lr", 0.03, "--seeds", 1),
+    }[verb]
+    result = selfie(verb, *asked, "--steps", 2, "--out", "run", "--compile", "on")
+    assert result.stderr.count("warning: torch.compile does not work here, going on without") == 1
+    config = config_of(Path("run"))
+    assert config["derived"]["compiles"] is False
+    assert config["progress"]["status"] == "finished"
+
+
+def test_refusals_of_several_processes() -> None:
+    check_processes({"batch_size": 8}, 2)
+    check_processes({"batch_size": 8, "processes": 2}, 2)
+    with pytest.raises(UsageError, match="batch of 9 cannot be divided among 2 processes"):
+        check_processes({"batch_size": 9}, 2)
+    with pytest.raises(UsageError, match="with 2 processes, not 1: resume it with as many"):
+        check_processes({"batch_size": 8, "processes": 2}, 1)

@@ -5,8 +5,6 @@ import os
 import pytest
 import torch
 from shared_batch import batch_of, make_step, make_task, module_of
-from torch._inductor import config as inductor
-from torch._inductor.utils import fresh_cache
 
 from selfie_cli.talk import Talk
 from selfie_cli.training import machine
@@ -160,17 +158,6 @@ def test_the_faster_precision_is_taken(monkeypatch):
     times["bf16"] = 3.0
     assert fit(step, batch, ["fp32", "bf16"], Talk()) == 2.0
     assert step.precision == "fp32"
-
-
-@pytest.fixture
-def broken_compiler(monkeypatch, tmp_path):
-    """No C++ compiler where one is looked for, and nothing compiled before."""
-    monkeypatch.setattr(inductor.cpp, "cxx", (str(tmp_path / "nowhere" / "g++"),))
-    monkeypatch.setenv("CXX", str(tmp_path / "nowhere" / "g++"))
-    torch._dynamo.reset()
-    with fresh_cache(), inductor.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("broken_compiler")

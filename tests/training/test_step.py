@@ -6,8 +6,6 @@ import pytest
 import torch
 from shared_batch import BATCH, NAMES, batch_of, make_step, make_task, module_of
 from torch import nn
-from torch._inductor import cpp_builder
-from torch._inductor.exc import InvalidCxxCompiler
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -64,20 +62,9 @@ def eager():
     return {name: losses(name) for name in CURVES}
 
 
-@pytest.fixture
-def compiler():
-    """A C++ compiler, and no trace of what was compiled before."""
-    try:
-        cpp_builder.get_cpp_compiler()
-    except InvalidCxxCompiler:
-        pytest.skip("no C++ compiler")
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", CURVES)
-def test_compiled_and_eager_losses_agree(eager, name, compiler):
+def test_compiled_and_eager_losses_agree(eager, name):
     _, fall, tolerance, _ = CURVES[name]
     assert eager[name][-1] < eager[name][0] - fall
     assert farthest(losses(name, compiled=True), eager[name]) < tolerance
