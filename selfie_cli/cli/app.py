@@ -32,6 +32,8 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
         def run(values: dict[str, Any]) -> None:
             from selfie_cli.cli.console import Console, Silent
 
+            # Threads that wait for the next operation give way to those that decode; read when torch is loaded.
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
                 body(build(kind, values), console)
@@ -47,6 +49,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except BrokenPipeError:  # whoever read our output has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
+            except RuntimeError as error:
+                if is_alone() or not ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
+                    raise
+                console.error("another process of this job has ended, see what it said")
+                raise typer.Exit(1) from None
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
@@ -161,9 +168,14 @@ def curve(options: config.CurveOptions, console: Any) -> None:
     console.show(render.curve(result))
 
 
+def is_alone() -> bool:
+    """Whether this is not one of several processes that torchrun has started."""
+    return os.environ.get("WORLD_SIZE", "1") in ("", "1")
+
+
 def is_first_process() -> bool:
-    """Whether this is a job of one process, or the one that talks for all that torchrun started."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    """Whether this is a job of one process, or the one that talks for all."""
+    return is_alone() or os.environ.get("RANK", "0") == "0"
 
 
 def lines_on_stdin() -> Iterable[str]:

@@ -38,7 +38,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.loop import train
-from selfie_cli.training.machine import duration, fit, micro_batch_for, num_cores, precisions
+from selfie_cli.training.machine import duration, fit, micro_batch_for, num_cores, precisions, warm_up
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step
@@ -319,7 +319,7 @@ class Trainer:
             micro_batch=sizes["micro_batch"],
             precision=sizes["precision"],
             compiled=compiled and sizes["compiles"],
-            graphs=self.device.type == "cuda" and self.image_size <= 64 and here.world == 1,
+            graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
         )
         return task, step
@@ -364,6 +364,8 @@ class Trainer:
         seconds, wanted = {}, [step for step, _ in trials.values() if step.compiled]
         for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
             step.micro_batch = micro
+            if micro < size // world:
+                step.leave_graphs()
             seconds[kind] = fit(step, batch, tried, self.talk)
             tried = [step.precision]
         sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
@@ -467,6 +469,7 @@ class Trainer:
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
         with ReadAhead(self.batches(task, labelled, seed), device=self.device) as batch_of:
+            warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
             train(
                 step,
                 batch_of,

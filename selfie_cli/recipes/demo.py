@@ -8,13 +8,14 @@ from PIL import Image
 
 from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
-from selfie_cli.errors import RunError
+from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.recipes.comparison import Finetuned
 from selfie_cli.recipes.eval import Evaluated, evaluate
 from selfie_cli.recipes.finetune import finetune
 from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import environment
 
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps rather than a time budget, so that everyone's table is comparable; sized for two laptop cores.
@@ -33,6 +34,8 @@ class Demo:
 
 def demo(options: DemoOptions, talk: Talk) -> Demo:
     """Draw, pretrain, evaluate, finetune with and without pretraining: the real verbs, one after another."""
+    if environment().world > 1:
+        raise UsageError("the demo is for one process: start it without torchrun")
     folder = Path(options.out)
     if folder.exists() and any(folder.iterdir()):
         if not options.overwrite:

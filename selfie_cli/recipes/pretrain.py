@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,18 @@ from selfie_cli.recipes import networks
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.loop import train
-from selfie_cli.training.machine import duration, fit, micro_batch_for, num_cores, precisions, prepare
+from selfie_cli.training.machine import (
+    Pace,
+    duration,
+    fit,
+    micro_batch_for,
+    num_cores,
+    precisions,
+    prepare,
+    warm_up,
+)
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, step_generator, step_seed
+from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step
 from selfie_cli.weights import save_weights
 
@@ -93,22 +103,25 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
-        if run is None:
-            step_seconds = fit_to_machine(step, method, batch_of(0), options, derived, talk)
+        if run is not None:
+            warm_up(step, on_device(batch_of(0), device), talk)
+        else:
+            step_seconds = fit_to_machine(step, method, on_device(batch_of(0), device), options, derived, talk)
+            pace = pace_of(step_seconds, store, batch_of, derived["batch_size"], device)
             derived["steps"] = num_steps(
-                steps=options.steps,
+                steps=pace.steps(seconds(options.budget)) if options.budget else options.steps,
                 epochs=options.epochs,
-                budget=options.budget,
+                budget=None,
                 num_images=len(store),
                 batch_size=derived["batch_size"],
                 step_seconds=step_seconds,
             )
-            say_length(derived, len(store), step_seconds, talk)
+            say_length(derived, len(store), pace, talk)
             if here.first:
                 asked = dataclasses.asdict(options)
                 runs.create(out, verb="pretrain", asked=asked, overwrite=options.overwrite, derived=derived, data=data)
-            here.wait()
-            run = runs.open_run(out)
+            run = here.from_first(runs.open_run(out) if here.first else None)
+            assert run is not None
             talk.say(f"run: {run.path}")
         if here.first:
             report_bad(store.bad, len(source), run.path / "bad_files.jsonl", talk)
@@ -154,14 +167,15 @@ def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.d
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.encoder.checkpointed = derived.get("checkpointed", False)
     method.group = here
+    micro_batch = derived.get("micro_batch", derived["batch_size"] // here.world)
     step = Step(
         method,
         method,
         make_optimizer(derived["optimizer"], method, lr=derived["lr"], weight_decay=derived["weight_decay"]),
-        micro_batch=derived.get("micro_batch", derived["batch_size"]),
+        micro_batch=micro_batch,
         precision=derived.get("precision", "fp32"),
         compiled=compiled and derived.get("compiles", True),
-        graphs=device.type == "cuda" and derived["image_size"] <= 64 and here.world == 1,
+        graphs=device.type == "cuda" and derived["image_size"] <= 64 and micro_batch == derived["batch_size"],
         group=here,
         after=method.after_step,
     )
@@ -219,7 +233,6 @@ def fit_to_machine(
 
     Where the loss is over a batch as a whole, stages of the network are computed twice before the batch is cut.
     """
-    batch = tuple(tensor.to(step.device) for tensor in batch)
     size = len(batch[0])
     check_pieces(size, options.micro_batch or size, method)
     tried = precisions(step.device, options.precision)
@@ -231,6 +244,8 @@ def fit_to_machine(
         step.micro_batch = micro_batch_for(step, sample, size)
         talk.say("memory is short: activations within a stage are computed twice instead of kept")
     check_pieces(size, step.micro_batch, method)
+    if step.micro_batch < size:
+        step.leave_graphs()
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
         talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")
     wanted = step.compiled
@@ -243,6 +258,30 @@ def fit_to_machine(
         processes=step.group.world,
     )
     return seconds
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    return tuple(tensor.to(device) for tensor in batch)
+
+
+def pace_of(
+    step_seconds: float,
+    store: Store | MappedStore,
+    batch_of: Callable[[int], Batch],
+    batch_size: int,
+    device: torch.device,
+) -> Pace:
+    """How long steps take with the decoding that a store does on the way, measured on two batches."""
+    if isinstance(store, Store):
+        return Pace(step_seconds)
+    begun = time.perf_counter()
+    for number in (1, 2):
+        batch_of(number)
+    decoding = group().longest((time.perf_counter() - begun) / 2)
+    # A CPU does the one at the cost of the other.
+    slower = step_seconds + decoding if device.type == "cpu" else max(step_seconds, decoding)
+    keeps_all = store.rows.capacity >= len(store)
+    return Pace(step_seconds if keeps_all else slower, slower, round(len(store) / batch_size))
 
 
 def divided(batch_size: int, here: Group) -> str:
@@ -361,13 +400,13 @@ def suggested_size(source: Source) -> int:
     return 32 if median <= 48 else 64 if median <= 128 else 224
 
 
-def say_length(derived: dict[str, Any], num_images: int, step_seconds: float, talk: Talk) -> None:
+def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:
     steps, batch = derived["steps"], derived["batch_size"]
-    estimate = steps * step_seconds
+    estimate = pace.seconds(steps)
     whole = derived["micro_batch"] * derived["processes"] == batch
     pieces = "" if whole else f" in pieces of {derived['micro_batch']}"
     shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
     talk.say(
         f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "
-        f"about {duration(estimate)} at {batch / step_seconds:,.0f} images/s{shorter}"
+        f"about {duration(estimate)} at {steps * batch / estimate:,.0f} images/s{shorter}"
     )

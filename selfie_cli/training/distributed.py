@@ -69,6 +69,10 @@ class Group:
         dist.all_reduce(together)
         return dict(zip(values, (together / self.world).tolist(), strict=True))
 
+    def longest(self, seconds: float) -> float:
+        """The longest of what the processes took."""
+        return max(self.gather(seconds))
+
     def highest(self, *values: int) -> list[int]:
         """For each value, the highest among the processes."""
         if self.world == 1:
@@ -85,7 +89,7 @@ class Group:
 
 def environment() -> Group:
     """What torchrun says, without joining the others. Raises UsageError if it is incomplete."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return Group()
     try:
         rank, world, local_rank, local_world = (

@@ -122,10 +122,10 @@ def train(
         signals = stack.enter_context(signals_noted())
         advance = stack.enter_context(talk.track(what, total))
         log = stack.enter_context((metrics_file if group.first else Path(os.devnull)).open("a"))
-        profiled = stack.enter_context(profiler(trace if group.first else None, step_of.device, talk))
+        profiled = stack.enter_context(profiler(trace if group.first else None, total - step, step_of.device, talk))
         while step < total:
             # What is drawn while computing is dropout; processes must not draw the same.
-            torch.manual_seed(step_seed(seed, step, group.rank))
+            torch.manual_seed(step_seed(seed, step, group.rank + 1))
             for each in optimizer.param_groups:
                 each["lr"] = lr * cosine_with_warmup(step, total=total, warmup=warmup)
 
@@ -133,7 +133,7 @@ def train(
             batch = batch_of(step)
             waited += time.perf_counter() - asked_at
             # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
-            batch = tuple(tensor.to(step_of.device, non_blocking=True) for tensor in batch)
+            batch = tuple(tensor.to(step_of.device, non_blocking=step_of.device.type == "cuda") for tensor in batch)
             step += 1
             for name, value in step_of(batch, step / total).items():
                 sums[name] = sums[name] + value if name in sums else value
@@ -160,6 +160,7 @@ def train(
             if due or told:
                 means = {name: (value / summed).item() for name, value in sums.items()}  # waits for the device
                 means = group.mean(means)
+                waited = group.longest(waited)
                 now = time.perf_counter()
                 if not all(map(math.isfinite, means.values())):
                     raise TrainingError(not_finite("the loss", step, states))
@@ -196,9 +197,11 @@ def train(
 
 
 @contextlib.contextmanager
-def profiler(trace: Path | None, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
+def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
     """A function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
-    if trace is None:
+    if trace is not None and steps < 8:
+        talk.warn(f"--profile traces the fourth to the eighth step, and there are {steps}: nothing is traced")
+    if trace is None or steps < 8:
         yield lambda: None
         return
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would tell of GPUs that are not there

@@ -4,8 +4,10 @@ import contextlib
 import ctypes
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +18,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
 from selfie_cli.training.step import Autocast, Batch, Step, autocast, reason_of, undone
 
+T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 FEW = 8  # images whose time says how many more to try
 
@@ -61,7 +64,7 @@ def prepare(device: str, precision: str) -> tuple[torch.device, Autocast, str]:
             f"{torch.cuda.device_count()} GPUs: give torchrun a smaller --nproc-per-node"
         )
     if precision == "auto":
-        precision = "bf16" if name == "cuda" else "fp32"
+        precision = "bf16" if name == "cuda" and bf16_pays(torch.device(name)) else "fp32"
     here = torch.device(name, group().local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
     if name == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes stay the same
@@ -82,8 +85,8 @@ def precisions(device: torch.device, asked: str) -> list[str]:
     if asked != "auto":
         return [asked]
     if device.type == "cuda":
-        return ["bf16"]
-    return ["fp32", "bf16"] if device.type == "cpu" and bf16_pays(device) else ["fp32"]
+        return ["bf16"] if bf16_pays(device) else ["fp32"]
+    return ["fp32", "bf16"] if bf16_pays(device) else ["fp32"]
 
 
 def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
@@ -119,23 +122,58 @@ def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:
     Returns the seconds that a step of `batch`, which is on the device, takes: the longest among processes.
     """
     seconds = {}
-    for precision in tried if step.group.world == 1 else tried[-1:]:
+    for precision in tried:
         step.precision = precision
-        with undone(step):
-            step.module.train()
-            try:
-                seconds[precision] = seconds_a_step(step, batch)
-            except Exception as error:
-                if not step.compiled:
-                    raise
-                talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
-                step.stop_compiling()
-                seconds[precision] = seconds_a_step(step, batch)
+        seconds[precision] = tried_out(step, lambda: seconds_a_step(step, batch), talk)
+    seconds = {precision: max(step.group.gather(each)) for precision, each in seconds.items()}
     step.precision = min(seconds, key=lambda precision: seconds[precision])
     if len(seconds) > 1:
         speeds = " and ".join(f"{len(batch[0]) / each:,.0f} images/s in {name}" for name, each in seconds.items())
         talk.say(f"precision {step.precision}: measured {speeds}")
-    return max(step.group.gather(seconds[step.precision]))
+    return seconds[step.precision]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a step: `first` for the first `count` steps, which decode their images, `later` for the rest."""
+
+    later: float
+    first: float = 0.0
+    count: int = 0
+
+    def seconds(self, steps: int) -> float:
+        return min(steps, self.count) * self.first + max(0, steps - self.count) * self.later
+
+    def steps(self, seconds: float) -> int:
+        """How many fit into a time, one at least."""
+        early = self.count * self.first
+        return max(1, int(seconds / self.first if seconds < early else self.count + (seconds - early) / self.later))
+
+
+def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
+    """Take two steps that leave no trace, where a run goes on without `fit`.
+
+    What compiling does, or fails to do, is done then; and processes lay out what they exchange as in a run that was
+    never stopped, so that sums have the same order.
+    """
+    if step.compiled or step.group.world > 1:
+        tried_out(step, lambda: [timed(step, batch) for _ in range(2)], talk)
+
+
+def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
+    """What `trial` gives, which leaves no trace in the module; where compiling fails, again without it."""
+    with undone(step):
+        step.module.train()
+        try:
+            return trial()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if not step.compiled:
+                raise
+            talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
+            step.stop_compiling()
+            return trial()
 
 
 def seconds_a_step(step: Step, batch: Batch) -> float:
@@ -146,14 +184,20 @@ def seconds_a_step(step: Step, batch: Batch) -> float:
     part = batch
     alone = step.group.world == 1  # in a job of several, all must take as many steps
     if alone and step.device.type == "cpu" and not step.compiled:
-        few = tuple(tensor[:FEW] for tensor in batch)
+        few = first_rows(batch, FEW, step.micro_batch)
         timed(step, few)
-        rows = max(FEW, int(FEW / timed(step, few)))  # about a second
-        part = tuple(tensor[:rows] for tensor in batch)
+        part = first_rows(batch, int(FEW / timed(step, few)), step.micro_batch)  # about a second
     times: list[float] = []
     while len(times) < 3 or (alone and len(times) < 11 and sum(times) < 5):
         times.append(timed(step, part))
     return sum(times[1:]) / len(times[1:]) * len(batch[0]) / len(part[0])
+
+
+def first_rows(batch: Batch, count: int, micro_batch: int) -> Batch:
+    """About as many rows, FEW at least, that leave no smaller piece behind: batch norm wants more than one image."""
+    count = max(FEW, count)
+    count -= count % micro_batch if count > micro_batch else 0
+    return tuple(tensor[:count] for tensor in batch)
 
 
 def timed(step: Step, batch: Batch) -> float:

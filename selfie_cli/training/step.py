@@ -75,10 +75,17 @@ class Step:
             forward = DistributedDataParallel(forward, gradient_as_bucket_view=True, **buffers)
             self.no_sync = forward.no_sync
         self.compiled = compiled
+        self.graphs = graphs
         if compiled:
             # CUDA graphs spare the launches of small kernels, at the price of memory that is never given back.
             forward.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
         self.forward = forward
+
+    def leave_graphs(self) -> None:
+        """Compile without CUDA graphs: gradients that are summed over pieces would lie in memory that they reuse."""
+        if self.compiled and self.graphs:
+            self.graphs = False
+            self.forward.compile(dynamic=False)
 
     def stop_compiling(self) -> None:
         """Go on with the same maths, step by step."""
