@@ -26,7 +26,7 @@ from selfie_cli.data.mapped import MappedStore
 from selfie_cli.data.sources import Files
 from selfie_cli.data.store import Store, read_store, storage_size
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.machine import keep_freed_memory, num_cores
 from selfie_cli.training.schedule import SampleOrder
 
 BATCH = 64
@@ -126,7 +126,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048)
     a = parser.parse_args()
     lines = measure.Lines("data_path", a.results)
-    torch.set_num_threads(num_cores())
+    # What takes the batches has one thread beside those that decode, as DataLoader's has beside its workers.
+    torch.set_num_threads(1)
+    keep_freed_memory()
     mosaics = measure.mosaics(a.photos, a.work / f"mosaics-{a.images}", a.images)
     compare(lines, "mosaics of 512 px at 224 px", mosaics, 224, num_images=a.images, rounds=a.rounds)
     compare(lines, "photos at 224 px", a.photos, 224, num_images=a.images, rounds=a.rounds)

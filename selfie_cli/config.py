@@ -18,6 +18,7 @@ from selfie_cli.errors import UsageError
 Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_18_w16", "resnet18", "resnet50"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
 Features = Literal["whole", "patches", "pooled"]
 
 
@@ -133,6 +134,9 @@ class OutputOptions(Options):
     quiet: bool = option(False, "No progress and no remarks on stderr; warnings and errors remain.", panel=OUTPUT)
 
 
+COMPILE_HELP = "torch.compile: auto takes it on cuda, and for long embeddings."
+
+
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions(OutputOptions):
     device: Device = option("auto", "Where to compute: auto takes cuda, then mps, then cpu.", panel=MACHINE)
@@ -141,9 +145,6 @@ class MachineOptions(OutputOptions):
         "auto is bf16 on cuda; on a CPU that has it, whichever of bf16 and fp32 is measured to be faster in training, "
         "and bf16 where vectors stay the same.",
         panel=MACHINE,
-    )
-    compile: Literal["auto", "on", "off"] = option(
-        "auto", "torch.compile: auto takes it on cuda, and for long embeddings.", panel=MACHINE
     )
     workers: int | None = option(
         None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1
@@ -173,6 +174,7 @@ class DataOptions(MachineOptions):
 class TrainingOptions(DataOptions):
     """What every verb that trains has in common."""
 
+    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
     out: str | None = option(None, "The run's folder. Unset: runs/<verb>-<method>-<time>.", panel=RUN)
     overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
     resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)
@@ -339,6 +341,7 @@ class PredictOptions(MachineOptions):
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
     overwrite: bool = option(False, "Replace --out if it exists.")
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
+    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
     batch_size: int | None = option(
         None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
     )
@@ -355,7 +358,14 @@ class EmbedOptions(MachineOptions):
         "Of a Selfie run: the patch network over the whole image, its mean over patches, or the attention-pooled "
         "vector. Unset: whole.",
     )
+    precision: Literal[Precision, "int8"] = option(  # type: ignore[assignment]  # one more than elsewhere
+        "auto",
+        "auto is bf16 where the hardware has it and vectors stay the same. int8, on a CPU with VNNI, is faster and "
+        "coarser: its scales suit the first images of the job.",
+        panel=MACHINE,
+    )
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
+    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
     batch_size: int | None = option(
         None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
     )

@@ -8,3 +8,8 @@ def bf16_pays(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def has_vnni(device: torch.device) -> bool:
+    """Whether `device` is a CPU that multiplies 8-bit integers four at a time."""
+    return device.type == "cpu" and bool(torch.cpu._is_vnni_supported())

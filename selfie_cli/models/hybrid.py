@@ -37,6 +37,7 @@ class Hybrid(nn.Module):
         width = self.patch_network.num_features
         self.attention_pooling = AttentionPooling(width)
         self.positions = Positions(image_size // patch_size, width, factorized=factorized_positions)
+        self.positions.requires_grad_(encoder_positions)  # or they take no part
         self.head = nn.Linear(width, num_classes)
 
     @property

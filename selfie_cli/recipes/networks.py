@@ -1,6 +1,7 @@
 """Rebuilding the network of a run from its config and weights, and what can be computed with it."""
 
 import contextlib
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
+from selfie_cli.models.lean import for_inference
+from selfie_cli.models.quantized import quantized
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
@@ -38,6 +41,10 @@ class Network:
     image_size: int
     features: str
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
     @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
@@ -51,6 +58,26 @@ class Network:
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """What a classifier makes of stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
+        scores: Tensor = self.module(plain_view(pixels, self.image_size))
+        return scores.float().softmax(dim=1)
+
+    def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
+        """The same, made for inference: see `models.lean.for_inference`."""
+        return dataclasses.replace(self, module=for_inference(self.module, dtype, compiled=compiled))
+
+    def in_int8(self, pixels: Tensor) -> "Network":
+        """The same in 8 bits, whose ranges are those on `pixels`, uint8 [N, S, S, 3]: see `models.quantized`."""
+
+        def run(module: Any) -> None:
+            network = dataclasses.replace(self, module=module)
+            for batch in pixels.split(images_at_once(self.device, self.image_size)):
+                network.vectors(batch)
+
+        return dataclasses.replace(self, module=quantized(self.module, run))
 
 
 def pooled_maps(module: Pretrained, images: Tensor) -> Tensor:
@@ -170,30 +197,33 @@ def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], 
         layer.momentum = momentum
 
 
+def images_at_once(device: torch.device, image_size: int) -> int:
+    """How many suit a device: on a CPU, what passes from layer to layer should stay within a core's caches."""
+    return min(256, max(8, 8 * 224**2 // image_size**2)) if device.type == "cpu" else 256
+
+
 def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk, what: str) -> Tensor:
-    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU."""
-    device = next(network.module.parameters()).device
+    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. In bf16 within autocast to it."""
+    device = network.device
+    coarse = torch.is_autocast_enabled(device.type)
+    lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
+    at_once = images_at_once(device, network.image_size) * (torch.get_num_threads() if device.type == "cpu" else 1)
     parts = []
     done = 0
     with talk.track(what, len(pixels)) as advance:
-        for batch in pixels.split(batch_size):
-            parts.append(network.vectors(batch.to(device)).cpu())
+        for batch in pixels.split(min(batch_size, at_once)):
+            parts.append(lean.vectors(batch.to(device)).cpu())
             done += len(batch)
             advance(done, "")
     return torch.cat(parts)
 
 
-@torch.inference_mode()
 def class_scores(
     module: AnyClassifier, pixels: Tensor, image_size: int, device: torch.device, batch_size: int = BATCH
 ) -> Tensor:
     """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
-    module.eval()
-    parts = [
-        module(plain_view(batch.to(device), image_size)).float().softmax(dim=1).cpu()
-        for batch in pixels.split(batch_size)
-    ]
-    return torch.cat(parts)
+    network = Network(module.eval(), image_size, "penultimate")
+    return torch.cat([network.probabilities(batch.to(device)).cpu() for batch in pixels.split(batch_size)])
 
 
 def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:

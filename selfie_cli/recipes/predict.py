@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from selfie_cli import runs
 from selfie_cli.config import PredictOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import json_line
-from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import Result, check_out, conclude, expand, line_writer, run_through
+from selfie_cli.recipes.networks import Network
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import prepare
 
 SUFFIXES = (".csv", ".jsonl")
@@ -49,25 +48,19 @@ def predict(
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
     names = expand(options.paths, stdin)
     classes: list[str] = run.derived["classes"]
-    device, autocast, _ = prepare(options.device, options.precision)
+    device, _, _ = prepare(options.device, options.precision)
     network = networks.load_network(run, features=None, device=device)
-    module = network.module
-    assert isinstance(module, AnyClassifier)
-
-    def compute(pixels: Tensor) -> Tensor:
-        with autocast():
-            return networks.class_scores(module, pixels, network.image_size, device, batch_size=options.batch_size)
 
     def row(result: Result) -> dict[str, Any]:
         best = int(result[1].argmax())
         return {"path": result[0], "label": classes[best], "probability": round(float(result[1][best]), 6)}
 
-    with contextlib.nullcontext(emit) if out is None else writing(out) as write:
+    with contextlib.nullcontext(emit) if out is None or not group().first else writing(out) as write:
         bad = run_through(
             names,
-            compute,
+            network,
+            Network.probabilities,
             lambda result: write(row(result)),
-            image_size=network.image_size,
             options=options,
             what="predicting",
             talk=talk,

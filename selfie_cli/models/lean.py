@@ -1,0 +1,134 @@
+"""A network as it is used and no longer trained: batch norms folded into convolutions, and what follows them fused.
+
+On a CPU, oneDNN does a convolution, the sum with the shortcut and the ReLU in one pass over memory; torch has no public
+name for that, so the operators are those that its own compiler calls. Elsewhere `torch.compile` finds the same fusions.
+"""
+
+import copy
+import operator
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from selfie_cli.models.resnet import PreActivationResNet, TorchvisionResNet
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FusedConvolution(nn.Module):
+    """A convolution, then, if asked, a sum with `shortcut` (which is overwritten), then, if asked, a ReLU; oneDNN's."""
+
+    def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.relu = conv.weight, conv.bias, relu
+        self.shape = conv.padding, conv.stride, conv.dilation, conv.groups
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Maps [B, C, H, W], laid out channels-last, and a shortcut of the output's shape -> [B, C', h, w]."""
+        after = "relu" if self.relu else None
+        out: Tensor
+        if shortcut is None:
+            out = torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, *self.shape, after or "none", [], None
+            )
+        else:
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(
+                shortcut, x, self.weight, self.bias, *self.shape, "add", 1.0, after, [], None
+            )
+        return out
+
+
+class InferenceResNet(nn.Module):
+    """A ResNet in evaluation mode with its norms folded, computing in `dtype`; `network` itself is left as it is."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.network = folded(network, dtype)
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        if compiled:
+            # Frozen weights are laid out once, as oneDNN wants them.
+            self.network.compile(dynamic=False, options={"freezing": on_cpu})
+        elif on_cpu and onednn_has(dtype):
+            fuse_what_follows(self.network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W], float, normalized, laid out channels-last -> feature maps float32 [B, C, h, w]."""
+        maps: Tensor = self.network(images.to(self.dtype))
+        return maps.float()
+
+
+def onednn_has(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def folded(network: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
+    """A copy in `dtype` in which a batch norm is part of the convolution before it; where there is none, it stays."""
+    traced = fx.symbolic_trace(network)  # its layers are still those of `network`
+    for node in list(traced.graph.nodes):
+        layer = layer_of(network, node)
+        if isinstance(layer, nn.BatchNorm2d):
+            (before,) = node.all_input_nodes
+            conv = layer_of(network, before)
+            if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
+                traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, layer).to(dtype))
+                node.replace_all_uses_with(before)
+                traced.graph.erase_node(node)
+                continue
+        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d):
+            traced.set_submodule(str(node.target), copy.deepcopy(layer).to(dtype))
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def fuse_what_follows(network: fx.GraphModule) -> None:
+    """Let each convolution do the sum and the ReLU behind it, where its output has no other use."""
+    graph = network.graph
+    for node in list(graph.nodes):
+        conv = layer_of(network, node)
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        last, inputs = node, node.all_input_nodes
+        total = only_user(node)
+        if total is not None and total.target in (operator.add, operator.iadd):
+            (shortcut,) = (each for each in total.all_input_nodes if each is not node)
+            if all(user <= total for user in shortcut.users):  # it is overwritten, so nobody may want it later
+                last, inputs = total, [*inputs, shortcut]
+        relu = only_user(last)
+        if relu is not None and relu.target is F.relu:
+            last = relu
+        network.set_submodule(str(node.target), FusedConvolution(conv, relu=last is relu))
+        with graph.inserting_before(last):
+            last.replace_all_uses_with(graph.call_module(str(node.target), tuple(inputs)))
+    graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def for_inference(module: Module, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> Module:
+    """One of our networks, in evaluation mode, with its ResNet folded and computing in `dtype`; the rest is shared with
+    `module` and computes in float32.
+
+    It gives what `module` gives, within rounding, and can no longer be trained or saved. `compiled`
+    has torch.compile do it for the shape of the batches to come, at the first of them, which raises what goes wrong.
+    """
+    lean = copy.copy(module)
+    lean._modules = dict(module._modules)
+    for name, child in module.named_children():
+        if isinstance(child, PreActivationResNet | TorchvisionResNet):
+            setattr(lean, name, InferenceResNet(child, dtype, compiled=compiled))
+    return lean

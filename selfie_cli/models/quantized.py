@@ -1,0 +1,170 @@
+"""A ResNet that computes in 8-bit integers, for CPUs that multiply those (AVX-512 VNNI, AVX-VNNI).
+
+Post-training quantization (Jacob et al. 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference"): what passes between two layers is uint8 on a scale and zero point of its own, which
+cover the range seen on some images; weights are int8 on a scale for each output channel. oneDNN's operators do the
+convolution, the sum and the ReLU at once; torch has no public name for them either.
+
+    B  images (or patches folded into the batch)      C  channels      H, W and h, w  height and width
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from selfie_cli.models.lean import FusedConvolution, folded, fuse_what_follows, layer_of
+from selfie_cli.models.resnet import PreActivationResNet, TorchvisionResNet
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer saw and gave: the lowest and highest values of its output, and its input's shape."""
+
+    lowest: float
+    highest: float
+    shape: torch.Size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the 256 values lie: `value = (stored - zero) * scale`."""
+
+    scale: float
+    zero: int
+
+    @classmethod
+    def over(cls, seen: Seen) -> "Grid":
+        """From the lowest to the highest; 0, which convolutions pad with, is one of the values."""
+        scale = max(seen.highest - seen.lowest, 1e-6) / 255
+        return cls(scale, round(-seen.lowest / scale))
+
+    def stored(self, values: Tensor) -> Tensor:
+        """Float -> uint8 of the same shape and layout."""
+        return (values / self.scale + self.zero).round_().clamp_(0, 255).to(torch.uint8)
+
+    def values(self, stored: Tensor) -> Tensor:
+        """Uint8 -> float32 of the same shape and layout."""
+        return (stored.float() - self.zero) * self.scale
+
+
+class QuantizedConvolution(nn.Module):
+    """`FusedConvolution` on uint8, between the grids of what comes in, of the shortcut, and of what goes out."""
+
+    def __init__(self, conv: FusedConvolution, inputs: list[Grid], output: Grid, shape: torch.Size) -> None:
+        super().__init__()
+        self.inputs, self.output, self.bias, self.relu = inputs, output, conv.bias, conv.relu
+        padding, stride, dilation, groups = conv.shape
+        self.shape = stride, padding, dilation, groups
+        scale = conv.weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127  # [C']
+        rounded = (conv.weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8)
+        x = inputs[0]
+        packed = torch.ops.onednn.qconv_prepack(rounded, scale, x.scale, x.zero, *self.shape, shape)
+        self.weight = packed, scale, torch.zeros(len(scale), dtype=torch.int32)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """uint8 [B, C, H, W], laid out channels-last, and a shortcut of the output's shape -> uint8 [B, C', h, w]."""
+        grid, out = self.inputs[0], self.output
+        start = (x, grid.scale, grid.zero, *self.weight)
+        end = (self.bias, *self.shape, out.scale, out.zero, torch.uint8)
+        relu = "relu" if self.relu else None
+        y: Tensor
+        if shortcut is None:
+            y = torch.ops.onednn.qconv2d_pointwise(*start, *end, relu or "none", [], None)
+        else:
+            other = self.inputs[1]
+            y = torch.ops.onednn.qconv2d_pointwise.binary(
+                *start, shortcut, *end, other.scale, other.zero, "sum", 1.0, relu, [], None
+            )
+        return y
+
+
+class QuantizedPooling(nn.Module):
+    """The stem's max-pooling, 3x3 with stride 2, on uint8, for which torch has none that is fast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> uint8 [B, C, H / 2, W / 2]. The border of zeros is lower than all values, or equal."""
+        x = F.pad(x, (1, 1, 1, 1))
+        x = torch.maximum(torch.maximum(x[:, :, 0:-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
+        return torch.maximum(torch.maximum(x[..., 0:-2:2], x[..., 1:-1:2]), x[..., 2::2])
+
+
+class QuantizedResNet(nn.Module):
+    """A ResNet on uint8. `seen`: what its convolutions saw, by name, and under "" the images."""
+
+    def __init__(self, network: fx.GraphModule, seen: dict[str, Seen]) -> None:
+        super().__init__()
+        grids: dict[fx.Node, Grid] = {}
+        for node in network.graph.nodes:
+            layer, inputs = layer_of(network, node), [grids[each] for each in node.all_input_nodes]
+            if isinstance(layer, FusedConvolution):
+                here = seen[str(node.target)]
+                grids[node] = Grid.over(here)
+                network.set_submodule(str(node.target), QuantizedConvolution(layer, inputs, grids[node], here.shape))
+                continue
+            if isinstance(layer, nn.MaxPool2d):
+                network.set_submodule(str(node.target), QuantizedPooling())
+            grids[node] = inputs[0] if inputs else Grid.over(seen[""])
+        self.network = network
+        self.first, *_, self.last = grids.values()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W], float, normalized, laid out channels-last -> feature maps float32 [B, C, h, w]."""
+        return self.last.values(self.network(self.first.stored(images)))
+
+
+def quantized(module: Module, run: Callable[[Module], object]) -> Module:
+    """One of our networks, in evaluation mode and on a CPU, with its ResNet in 8 bits; the rest is shared.
+
+    `run` takes the network it is given through some images as `module` will be used: they set the ranges.
+    """
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    for name, child in module.named_children():
+        if isinstance(child, PreActivationResNet | TorchvisionResNet):
+            network = only_convolutions(child)
+            setattr(made, name, network)
+            setattr(made, name, QuantizedResNet(network, watched(network, lambda: run(made))))
+    return made
+
+
+def only_convolutions(network: nn.Module) -> fx.GraphModule:
+    """A folded copy, float32. A norm that follows no convolution becomes one: 1x1, each channel by itself."""
+    made = folded(network, torch.float32)
+    for node in made.graph.nodes:
+        norm = layer_of(made, node)
+        if isinstance(norm, nn.BatchNorm2d):
+            single = nn.Conv2d(norm.num_features, norm.num_features, 1, groups=norm.num_features, bias=False)
+            nn.init.ones_(single.weight)
+            made.set_submodule(str(node.target), fuse_conv_bn_eval(single.eval(), norm))
+    fuse_what_follows(made)
+    return made
+
+
+def watched(network: fx.GraphModule, run: Callable[[], object]) -> dict[str, Seen]:
+    """What each convolution of `network` sees while `run` runs, and under "" the images."""
+    seen: dict[str, Seen] = {}
+
+    def note(name: str, x: Tensor, output: Tensor) -> None:
+        before = seen.get(name, Seen(0.0, 0.0, x.shape))
+        lowest, highest = (each.item() for each in output.aminmax())
+        seen[name] = Seen(min(before.lowest, lowest), max(before.highest, highest), before.shape)
+
+    def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda layer, inputs, output: note(name, inputs[0], output)
+
+    hooks = [network.register_forward_pre_hook(lambda module, inputs: note("", *inputs, *inputs))]
+    for name, layer in network.named_modules():
+        if isinstance(layer, FusedConvolution):
+            hooks.append(layer.register_forward_hook(after(name)))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen

@@ -1,0 +1,122 @@
+"""A network made for inference against the one that it was made from."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_resnet import with_statistics
+from torch import nn
+
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.hybrid import Hybrid
+from selfie_cli.models.lean import for_inference
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, PreActivationResNet
+from selfie_cli.recipes.networks import Network
+
+BACKBONES = [*PREACTIVATION, *TORCHVISION]
+SMALL = "resnetv2_18_w16"
+SHAPE = {"image_size": 32, "patch_size": 8, "factorized_positions": False, "encoder_positions": True}
+
+
+def selfie(*, apart=True, final_norm=True):
+    own = {"mask_ratio": 0.25, "logit_scale": "dot", "flip": False}
+    return Selfie(backbone=SMALL, final_norm=final_norm, apart=apart, **own, **SHAPE)
+
+
+def hybrid(*, apart=True):
+    return Hybrid(SMALL, **SHAPE, final_norm=True, apart=apart, num_classes=3)
+
+
+def network(module, features="whole"):
+    torch.manual_seed(0)
+    return Network(with_statistics(module), 32, features)
+
+
+KINDS = {
+    **{f"encoder {name}": (lambda name=name: Encoder(name, stem="3x3"), "whole") for name in BACKBONES},
+    **{f"classifier {name}": (lambda name=name: Classifier(name, stem="3x3", num_classes=3), "penultimate")
+       for name in (SMALL, "resnet18")},
+    **{f"selfie {features}": (selfie, features) for features in ("whole", "patches", "pooled")},
+    "selfie, whole images": (lambda: selfie(apart=False), "pooled"),
+    "selfie without a closing norm": (lambda: selfie(final_norm=False), "patches"),
+    "hybrid": (hybrid, "penultimate"),
+    "hybrid, whole images": (lambda: hybrid(apart=False), "penultimate"),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["oneDNN", "plain"])
+def _kernels(request, monkeypatch):
+    """Once with oneDNN's fused operators, once as on machines that lack them."""
+    if request.param == "plain":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    elif not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+
+
+def pixels():
+    return torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_vectors_within_rounding(kind):
+    make, features = KINDS[kind]
+    exact = network(make(), features)
+    before, expected = copy.deepcopy(exact.module.state_dict()), exact.vectors(pixels())
+    lean = exact.lean(torch.float32)
+    for some in (pixels(), pixels()[:1]):
+        found = lean.vectors(some)
+        assert found.dtype == torch.float32
+        assert (found - expected[: len(some)]).norm() < 1e-5 * expected[: len(some)].norm()
+    assert all(tensor.equal(before[name]) for name, tensor in exact.module.state_dict().items())
+    assert exact.vectors(pixels()).equal(expected)  # what it was made from is what it was
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_points_the_same_way(kind):
+    make, features = KINDS[kind]
+    exact = network(make(), features)
+    lean = exact.lean(torch.bfloat16)
+    assert {tensor.dtype for tensor in lean.module.state_dict().values() if tensor.dim() == 4} == {torch.bfloat16}
+    found = lean.vectors(pixels())
+    assert found.dtype == torch.float32
+    assert F.cosine_similarity(found, exact.vectors(pixels())).min() > 0.999
+    assert not found.bfloat16().float().equal(found)  # the average over space is no longer bf16
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("make", [lambda: Classifier(SMALL, stem="3x3", num_classes=3), hybrid])
+def test_the_same_probabilities(make):
+    exact = network(make())
+    found = exact.lean(torch.float32).probabilities(pixels())
+    torch.testing.assert_close(found, exact.probabilities(pixels()))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(3))
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("num_stages", [3, 4])
+def test_norms_that_follow_a_convolution_are_gone(name, num_stages):
+    module = nn.Module()
+    module.encoder = with_statistics(Encoder(name, stem="3x3")).encoder
+    found = for_inference(module)
+    left = {key for key, layer in found.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+    if not isinstance(module.encoder, PreActivationResNet):
+        assert left == set()
+    else:  # what opens a block, and what closes the network, normalizes a sum
+        assert {key.split(".")[-1] for key in left} == {"norm1", "norm"}
+
+
+def test_the_input_is_left_alone():
+    exact = network(Encoder(SMALL, stem="3x3"))
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    for dtype in (torch.float32, torch.bfloat16):
+        lean = for_inference(exact.module, dtype)
+        with torch.no_grad():
+            assert lean(images).equal(lean(images))
+        assert images.equal(before)
