@@ -19,10 +19,20 @@ class ReadAhead:
 
     At most `depth` batches are waiting besides the one in hand. What `batch_of` raises is raised for the step it was
     called for.
+
+    end: steps from here on are made only when asked for; None where it is not known yet. It may be set at any time.
     """
 
-    def __init__(self, batch_of: Callable[[int], Batch], *, depth: int = 2, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        batch_of: Callable[[int], Batch],
+        *,
+        depth: int = 2,
+        device: torch.device | None = None,
+        end: int | None = None,
+    ) -> None:
         """device: a GPU, for which batches are put into page-locked memory: it copies from there while it computes."""
+        self.end = end
         self._batch_of = batch_of
         self._depth = depth
         self._device = device if device is not None and device.type == "cuda" else None
@@ -34,7 +44,10 @@ class ReadAhead:
         while self._ahead and self._ahead[0][0] != step:
             self._ahead.popleft()[1].cancel()
         last = self._ahead[-1][0] if self._ahead else step - 1
-        for each in range(last + 1, step + self._depth + 1):
+        beyond = step + self._depth + 1
+        if self.end is not None:
+            beyond = min(beyond, max(self.end, step + 1))
+        for each in range(last + 1, beyond):
             self._ahead.append((each, self._pool.submit(self._make, each)))
         return self._ahead.popleft()[1].result()
 

@@ -11,6 +11,7 @@ What is missed: the same photograph cut by more than about a thirtieth of its si
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,14 @@ def _differing(queries: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray
     count: NDArray[np.uint8] = np.bitwise_count(queries[:, 0] ^ keys[0])
     count += np.bitwise_count(queries[:, 1] ^ keys[1])
     return count
+
+
+def joined(parts: Iterable[Marks]) -> Marks:
+    """All of `parts`, which are one at least, in their order; of images with the same pixels the first alone."""
+    parts = list(parts)
+    exact = np.concatenate([part.exact for part in parts])
+    first = np.sort(np.unique(exact, return_index=True)[1])
+    return Marks(exact[first], np.concatenate([part.perceptual for part in parts])[first])
 
 
 def save_marks(path: Path, marks: Marks) -> None:

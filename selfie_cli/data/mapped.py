@@ -6,6 +6,7 @@ N images    B of them in a batch    S side in pixels
 import hashlib
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfie_cli.data.blocks import BLOCK, BlockReader
-from selfie_cli.data.duplicates import VERSION, Marks, marks_of
+from selfie_cli.data.duplicates import VERSION, Marks, joined, marks_of
 from selfie_cli.data.images import DECODING, decode_square
-from selfie_cli.data.memory import available_memory
+from selfie_cli.data.memory import share_of_memory
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.rows import MARKS, PIXELS, Rows
 from selfie_cli.data.sources import Shards, Source, fingerprint
@@ -38,13 +39,19 @@ Bad = list[tuple[int, str]]
 """Positions of unreadable images, and why."""
 
 
-def store_folder(asked: str | None) -> Path:
-    """Where stores are kept: as asked, else `$XDG_CACHE_HOME/selfie`, or `~/.cache/selfie`."""
-    return Path(asked or os.path.join(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "selfie"))
+def store_folder(asked: str | None) -> Path | None:
+    """Where stores are kept: as asked, else `$XDG_CACHE_HOME/selfie`, or `~/.cache/selfie`; None without a home."""
+    if asked:
+        return Path(asked)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfie"
+    except RuntimeError:  # no HOME, and a user without an entry in the system's list, as in many containers
+        return None
 
 
 def is_small(source: Source, size: int) -> bool:
-    """Whether its pixels are few, or decoded already."""
+    """Whether its pixels are few, or decoded already: then they are in memory in any case (the largest named set,
+    STL-10, has 2.9 GB), and pretraining moves them to its GPU."""
     return decoded_pixels(source) is not None or len(source) * size * size * 3 <= SMALL
 
 
@@ -94,7 +101,7 @@ def read_all(
     """
     if is_small(source, size):
         return read_store(source, size=size, workers=workers, max_bad=max_bad, talk=talk)
-    pixels = allocate((len(source), size, size, 3), available_memory() // 2)
+    pixels = allocate((len(source), size, size, 3), share_of_memory())
     kept = MappedStore(source, size=size, workers=workers, max_bad=max_bad, talk=talk, folder=folder, limit_gb=limit_gb)
     with kept, talk.track("reading images", len(source)) as advance:
         for start in range(0, len(source), CHUNK):
@@ -136,13 +143,16 @@ class MappedStore:
         self._num_tried = 0
         self._flushed = time.monotonic()
         self._warned = False
+        self._earlier: Marks | None = None
         self.rows = self._rows(store_folder(folder), None if limit_gb is None else int(limit_gb * 1e9))
         self._pool = thread_pool(self.workers, "decode")
 
-    def _rows(self, folder: Path, limit: int | None) -> Rows:
+    def _rows(self, folder: Path | None, limit: int | None) -> Rows:
         num_images = len(self.source)
         whole = num_images * self.size * self.size * 3 / 1e9
-        if limit != 0:
+        if limit != 0 and folder is None:
+            self.talk.warn("decoded images cannot be kept, as there is no home folder: name one with --store")
+        elif limit != 0 and folder is not None:
             store = folder / f"{store_key(self.source, self.size)}-{self.size}px"
             try:
                 rows = Rows(num_images, self.size, store, limit)
@@ -197,8 +207,21 @@ class MappedStore:
         return out
 
     def marks(self) -> Marks:
-        """The marks of every image that was decoded so far, in this run or an earlier one, in their order."""
-        return self.rows.marks()
+        """The marks of every image that was decoded so far: by this process, into the store, or as `recall` says."""
+        marks = self.rows.marks()
+        return marks if self._earlier is None else joined([self._earlier, marks])
+
+    def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:
+        """Go on from what `marks()` and `bad` were when an earlier part of this run ended: both stay in them.
+
+        Raises DataError as `take` does.
+        """
+        self._earlier = marks
+        reasons = {one.name: one.reason for one in bad}
+        if reasons:  # looks at every name
+            found = [(index, reasons[name]) for index, name in enumerate(self.source.names) if name in reasons]
+            self._num_tried += len(found)
+            self._found(found)
 
     def flush(self) -> None:
         """Make what was decoded survive, and seen by other processes now, not some seconds later."""

@@ -19,6 +19,13 @@ def available_memory() -> int:
     return min(found, default=4 * 2**30)
 
 
+def share_of_memory() -> int:
+    """Bytes of pixels that this process may hold: half of what is available, divided among the processes of a job that
+    are on this machine, whose number torchrun puts into the environment."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return available_memory() // 2 // max(1, int(processes) if processes.isdecimal() else 1)
+
+
 def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
     """Limit less use for each control group this process is in, of version 1 or 2; page cache counts as free."""
     try:

@@ -1,6 +1,7 @@
 """Known data sets by name: a table of them, and torchvision's readers, whose downloads arrive whole or not at all."""
 
 import contextlib
+import fcntl
 import importlib
 import os
 import sys
@@ -35,6 +36,9 @@ class NamedSet:
 def _parts(**splits: str) -> dict[str, dict[str, Any]]:
     return {part: {"split": split} for part, split in splits.items()}
 
+
+LOCK = ".lock"
+"""In the data root: held by the process that downloads."""
 
 TRAIN_OR_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = _parts(train="train", test="test")
@@ -106,8 +110,13 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
     legacy = data_root / known.reader / "processed"
     if name == "fashionmnist" and legacy.exists():
         raise DataError(f"{legacy} holds pickled files of an old torchvision: remove it")
-    with contextlib.suppress(RuntimeError, OSError):  # torchvision's way to say that it is not there
-        return reader(str(data_root), download=False, **arguments)
+
+    def there() -> Any:
+        with contextlib.suppress(RuntimeError, OSError):  # torchvision's way to say that it is not there
+            return reader(str(data_root), download=False, **arguments)
+
+    if (dataset := there()) is not None:
+        return dataset
     if offline:
         raise DataError(
             f"{name} is not in {data_root}: run once without --offline to download it from {known.host} "
@@ -116,12 +125,17 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
     talk.say(f"downloading {name} ({known.size}) from {known.host} to {data_root}")
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        # Into a folder of its own first: torchvision takes a half-extracted one for the whole.
-        with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=data_root) as folder:
-            with contextlib.redirect_stdout(sys.stderr):
-                reader(folder, download=True, **arguments)
-            for entry in os.listdir(folder):
-                os.replace(os.path.join(folder, entry), data_root / entry)
+        with (data_root / LOCK).open("ab") as lock:  # closing it lets go
+            with contextlib.suppress(OSError):  # a disk without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if (dataset := there()) is not None:  # another process of this job has downloaded it
+                return dataset
+            # Into a folder of its own first: torchvision takes a half-extracted one for the whole.
+            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=data_root) as folder:
+                with contextlib.redirect_stdout(sys.stderr):
+                    reader(folder, download=True, **arguments)
+                for entry in os.listdir(folder):
+                    os.replace(os.path.join(folder, entry), data_root / entry)
     except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
     return reader(str(data_root), download=False, **arguments)

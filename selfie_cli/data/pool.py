@@ -1,5 +1,6 @@
 """Threads that decode beside those that compute, and leave the cores to them."""
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,11 +21,18 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
     def set_up() -> None:
         torch.get_num_threads()  # takes over what is set, which would otherwise happen later
         torch.set_num_threads(1)
-        all_set.wait()
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_set.wait()
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=set_up)
-    for _ in range(num_threads):  # none is idle before all have been started: a thread for each
-        pool.submit(int)
-    all_set.wait()
-    torch.set_num_threads(team)
+    try:
+        for _ in range(num_threads):  # none is idle before all have been started: a thread for each
+            pool.submit(int)
+        all_set.wait()
+    except BaseException:  # the system has no more threads, or Ctrl-C: those that wait would wait for ever
+        all_set.abort()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    finally:
+        torch.set_num_threads(team)
     return pool

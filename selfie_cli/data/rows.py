@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -28,9 +29,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfie_cli.data.duplicates import NUM_BYTES, Marks
-from selfie_cli.files import remove_leftovers, replacing_folder
+from selfie_cli.files import TEMPORARY, replacing_folder
 
 FILES = {"lock", "pixels", "flags", "marks"}
+HALF_MADE = re.compile(re.escape(TEMPORARY) + r"\d+-[0-9a-f]{16}-\d+px")
+"""What `replacing_folder` calls a store in the making."""
 PIXELS, MARKS = 1, 2
 RECORD = np.dtype([("exact", "<i8"), ("perceptual", "u1", NUM_BYTES)])
 MOST = 10**11
@@ -150,15 +153,20 @@ def _claimed(store: Path, num_rows: int, row_bytes: int, limit: int | None) -> I
     store.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with _lock(store.parent / "lock", fcntl.LOCK_EX):  # one process at a time makes, claims or removes stores
-            remove_leftovers(store.parent)
-            others = [path for path in store.parent.iterdir() if path != store and _is_store(path)]
+            others = []
+            for path in store.parent.iterdir():
+                if HALF_MADE.fullmatch(path.name) and _files_of(path) <= FILES:  # by a process that was killed
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path != store and _files_of(path) == FILES:
+                    others.append(path)
             if limit is None:
                 taken = sum((other / "pixels").stat().st_blocks * 512 for other in [*others, store] if other.exists())
                 limit = min(MOST, (shutil.disk_usage(store.parent).free + taken) // 2)
             sizes = {other: (other / "pixels").stat().st_size for other in others}
             for other in sorted(others, key=lambda path: (path / "lock").stat().st_mtime_ns):
                 if needed > limit - sum(sizes.values()):
-                    with contextlib.suppress(BlockingIOError), _lock(other / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    # In use, or another user's.
+                    with contextlib.suppress(OSError), _lock(other / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
                         shutil.rmtree(other)
                         del sizes[other]
             room = min(needed, max(0, limit - sum(sizes.values())))
@@ -176,14 +184,21 @@ def _claimed(store: Path, num_rows: int, row_bytes: int, limit: int | None) -> I
 @contextlib.contextmanager
 def _lock(path: Path, kind: int) -> Iterator[None]:
     """Raises BlockingIOError if `kind` says not to wait, and somebody else holds it."""
-    with path.open("ab") as file:  # closing it lets go
+    others = path.exists() and not os.access(path, os.W_OK)  # another user's, who shares the folder
+    with path.open("rb" if others else "ab") as file:  # closing it lets go
         fcntl.flock(file, kind)
         yield
 
 
-def _is_store(path: Path) -> bool:
-    """Nothing else is ever removed from a folder that a user may have named by mistake."""
-    return path.is_dir() and {file.name for file in path.iterdir()} == FILES
+def _files_of(path: Path) -> set[str]:
+    """The names in a folder that can be read and has files alone, else {""}, which is no store's.
+
+    Only stores are ever removed from a folder that a user may have named by mistake.
+    """
+    try:
+        return {file.name if file.is_file() else "" for file in path.iterdir()}
+    except OSError:
+        return {""}
 
 
 def _shrink(store: Path, capacity: int, row_bytes: int) -> None:
@@ -191,5 +206,8 @@ def _shrink(store: Path, capacity: int, row_bytes: int) -> None:
     if (store / "pixels").stat().st_size > capacity * row_bytes:
         flags = np.fromfile(store / "flags", np.uint8)
         flags[capacity:] &= MARKS
-        flags.tofile(store / "flags")
+        with (store / "flags").open("r+b") as file:
+            file.write(flags.data)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave a flag over a row that is gone
         os.truncate(store / "pixels", capacity * row_bytes)

@@ -25,6 +25,8 @@ from selfie_cli.talk import Talk
 
 LISTS = (".txt", ".lst")
 ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
+GAP = 2**22
+"""Bytes between two images of a shard that are read over rather than skipped: a disk finds a place as fast."""
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 
 
@@ -98,22 +100,23 @@ class Shards(Source):
         return open_image(io.BytesIO(self.read(index, index + 1)[0]))
 
     def read(self, first: int, end: int) -> list[bytes]:
-        """The bytes of the images from `first` up to `end`, by one sequential read of each shard they lie in.
+        """The bytes of the images from `first` up to `end`, by a sequential read of each shard they lie in, and
+        one more after each GAP.
 
         Raises UnreadableImage. May be called from several threads.
         """
         found: list[bytes] = []
-        shards, starts, sizes = self.where[first:end].T.tolist()
-        for shard, group in itertools.groupby(range(end - first), key=shards.__getitem__):
-            members = list(group)
-            start, last = starts[members[0]], members[-1]
+        shards, starts, sizes = self.where[first:end].T
+        apart = (np.diff(shards) != 0) | (starts[1:] - (starts + sizes)[:-1] > GAP)
+        for members in np.split(self.where[first:end], np.flatnonzero(apart) + 1):
+            path, start, end_of_last = self.paths[members[0, 0]], int(members[0, 1]), int(members[-1, 1:].sum())
             try:
-                with open(self.paths[shard], "rb", buffering=0) as file:
+                with open(path, "rb") as file:  # buffered: it reads on where the system has read less than asked for
                     file.seek(start)
-                    data = memoryview(file.read(starts[last] + sizes[last] - start))
+                    data = memoryview(file.read(end_of_last - start))
             except OSError as error:
-                raise UnreadableImage(f"{self.paths[shard]}: {error.strerror}") from error
-            found += [bytes(data[starts[i] - start : starts[i] - start + sizes[i]]) for i in members]
+                raise UnreadableImage(f"{path}: {error.strerror}") from error
+            found += [bytes(data[each - start : each - start + size]) for _, each, size in members.tolist()]
         return found
 
     def versions(self) -> Iterator[bytes]:
@@ -262,21 +265,30 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     a folder (its train/ alone where it is parted), an image, a list (.txt, .lst: a path a line, relative to the list),
     a tar shard or a brace pattern of them (`train-{0000..0099}.tar`), or the name of a known data set.
 
+    Shards that follow each other are one source.
+
     Raises:
         DataError: if one of them is missing, empty or cannot be downloaded; the message says what to do.
     """
-    sources = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in data]
+    sources: list[Source] = []
+    for shards, group in itertools.groupby(data, _is_shard):
+        if shards:
+            sources.append(open_shards(*group))
+        else:
+            sources += [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
     if not sources:
         raise DataError("no data: name a folder of images, a file, a list, a tar shard or a data set")
     return sources[0] if len(sources) == 1 else Joined(sources)
+
+
+def _is_shard(one: str) -> bool:
+    return one.lower().endswith(".tar") and not os.path.isdir(one)
 
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
     suffix = os.path.splitext(one)[1].lower()
     if os.path.isdir(one):
         return _unlabelled_folder(one, talk)
-    if suffix == ".tar":
-        return open_shards(one)
     if os.path.exists(one):
         if suffix in ARCHIVES:
             raise DataError(f"{one} is compressed: unpack it, and give the folder or the tar file inside")
@@ -339,13 +351,13 @@ def expand_braces(pattern: str) -> list[str]:
     return [head + middle + rest for middle in middles for rest in expand_braces(tail)]
 
 
-def open_shards(pattern: str) -> Shards:
-    """A shard, or the shards of a brace pattern; a file of that very name wins. Raises DataError."""
-    paths = [pattern] if os.path.exists(pattern) else expand_braces(pattern)
+def open_shards(*patterns: str) -> Shards:
+    """Shards by their paths or brace patterns; a file of that very name wins. Raises DataError."""
+    paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
     shards = Shards(paths)
     if not len(shards):
-        raise DataError(f"no images in {pattern} ({LOOKED_FOR})")
+        raise DataError(f"no images in {', '.join(patterns[:3])}{', ...' * (len(patterns) > 3)} ({LOOKED_FOR})")
     return shards

@@ -1,10 +1,12 @@
 """Every image of a source decoded once, as uint8 pixels in memory, or in a temporary file where they do not fit."""
 
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from selfie_cli.data.duplicates import Marks, marks_of
 from selfie_cli.data.images import decode_square
-from selfie_cli.data.memory import available_memory
+from selfie_cli.data.memory import share_of_memory
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Array, Source, Subset
 from selfie_cli.errors import DataError, UnreadableImage
@@ -61,11 +63,14 @@ class Store:
         """The marks of all rows, in their order."""
         return marks_of(self.pixels)
 
+    def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:
+        """Nothing is to be done for what follows: `mapped.MappedStore`, which pretraining may have instead, does it."""
+
     def flush(self) -> None:
-        """There is nothing to flush or close; `mapped.MappedStore`, which pretraining may have instead, has."""
+        """As `recall`."""
 
     def close(self) -> None:
-        """As `flush`."""
+        """As `recall`."""
 
     def __enter__(self) -> Self:
         return self
@@ -88,8 +93,8 @@ def read_store(
 
     Args:
         max_bad: the share of unreadable images above which reading stops, 0 to 1.
-        memory: bytes of pixels to hold in memory at most; half of what is available if not given. More than that goes
-            to an unnamed temporary file, which vanishes with the process.
+        memory: bytes of pixels to hold in memory at most; `share_of_memory` if not given. More than that goes to an
+            unnamed temporary file, which vanishes with the process.
 
     Raises:
         DataError: if too many images are unreadable, or all, or if neither memory nor disk has room.
@@ -102,7 +107,7 @@ def read_store(
         ready = np.require(decoded, requirements=["C", "W"])
         return Store(torch.from_numpy(ready), np.arange(num_images, dtype=np.int64), [])
 
-    pixels = allocate((num_images, size, size, 3), available_memory() // 2 if memory is None else memory)
+    pixels = allocate((num_images, size, size, 3), share_of_memory() if memory is None else memory)
     bad: list[tuple[int, str]] = []
     stop = threading.Event()
 
@@ -188,9 +193,23 @@ def allocate(shape: tuple[int, int, int, int], memory: int) -> NDArray[Any]:
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
+def save_bad(file: Path, bad: list[BadFile]) -> None:
+    """As JSON Lines."""
+    write_json_lines(file, [{"path": one.name, "reason": one.reason} for one in bad])
+
+
+def load_bad(file: Path) -> list[BadFile]:
+    """What `save_bad` wrote; nothing where there is no such file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()  # JSON escapes what else would end a line
+    except FileNotFoundError:
+        return []
+    return [BadFile(one["path"], one["reason"]) for one in map(json.loads, lines)]
+
+
 def report_bad(bad: list[BadFile], num_images: int, file: Path, talk: Talk) -> None:
-    """Write `file` (JSON Lines) if there is anything to report, and say so."""
+    """Write `file` as `save_bad` does if there is anything to report, and say so."""
     if not bad:
         return
-    write_json_lines(file, [{"path": one.name, "reason": one.reason} for one in bad])
+    save_bad(file, bad)
     talk.warn(f"{len(bad)} of {num_images} images cannot be read and are left out, see {file}")

@@ -26,6 +26,7 @@ from selfie_cli.models.lean import for_inference
 from selfie_cli.models.quantized import quantized
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import group
 from selfie_cli.weights import load_weights, save_weights
 
 DEFAULT_FEATURES = "whole"
@@ -208,14 +209,26 @@ def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk,
     coarse = torch.is_autocast_enabled(device.type)
     lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
     at_once = images_at_once(device, network.image_size) * (torch.get_num_threads() if device.type == "cpu" else 1)
-    parts = []
-    done = 0
-    with talk.track(what, len(pixels)) as advance:
-        for batch in pixels.split(min(batch_size, at_once)):
-            parts.append(lean.vectors(batch.to(device)).cpu())
-            done += len(batch)
-            advance(done, "")
-    return torch.cat(parts)
+
+    def work(mine: Tensor) -> Tensor:
+        parts = []
+        done = 0
+        with talk.track(what, len(mine)) as advance:
+            for batch in mine.split(min(batch_size, at_once)):
+                parts.append(lean.vectors(batch.to(device)).cpu())
+                done += len(batch)
+                advance(done, "")
+        return torch.cat(parts)
+
+    return shared_out(pixels, work)
+
+
+def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `work` makes of all images, [N, ...] on the CPU, of which each process of a job takes its share."""
+    here = group()
+    if len(pixels) < here.world:
+        return work(pixels)
+    return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
 
 
 def class_scores(
@@ -223,7 +236,11 @@ def class_scores(
 ) -> Tensor:
     """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
     network = Network(module.eval(), image_size, "penultimate")
-    return torch.cat([network.probabilities(batch.to(device)).cpu() for batch in pixels.split(batch_size)])
+
+    def work(mine: Tensor) -> Tensor:
+        return torch.cat([network.probabilities(batch.to(device)).cpu() for batch in mine.split(batch_size)])
+
+    return shared_out(pixels, work)
 
 
 def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:

@@ -15,15 +15,16 @@ from selfie_cli import config, runs
 from selfie_cli.config import PretrainOptions, flag_of, recipe_values
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.duplicates import FILE_NAME, save_marks
+from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
 from selfie_cli.data.sources import Source, fingerprint, open_unlabelled
-from selfie_cli.data.store import Store, report_bad, storage_size
-from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
+from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
+from selfie_cli.errors import DataError, RunError, Stopped, UnreadableImage, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.recipes import networks
+from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.loop import train
@@ -43,6 +44,7 @@ from selfie_cli.training.step import Batch, Step
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
+BAD_FILES = "bad_files.jsonl"
 FEWEST_WATCHED = 8  # fewer say nothing
 
 
@@ -104,6 +106,9 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
         if run is not None:
+            there = (run.path / FILE_NAME).is_file()
+            marks = load_marks(run.path / FILE_NAME) if there else None
+            store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
             step_seconds = fit_to_machine(step, method, on_device(batch_of(0), device), options, derived, talk)
@@ -124,37 +129,54 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             assert run is not None
             talk.say(f"run: {run.path}")
         if here.first:
-            report_bad(store.bad, len(source), run.path / "bad_files.jsonl", talk)
+            report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
 
-        trained = train(
-            step,
-            batch_of,
-            folder=run.path,
-            total=derived["steps"],
-            lr=derived["lr"],
-            warmup=derived["warmup_steps"],
-            seed=options.seed,
-            save_every=options.save_every,
-            talk=talk,
-            what="pretraining",
-            resume_hint=f"{here.command} pretrain --resume {run.path}",
-            watch=watch,
-            trace=run.path / "trace.json" if options.profile else None,
-        )
-        if isinstance(store, MappedStore):
-            store.flush()  # for the first process, which writes
-        bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
+        num_bad = len(store.bad)
+        ahead.end = derived["steps"]
+        try:
+            trained = train(
+                step,
+                batch_of,
+                folder=run.path,
+                total=derived["steps"],
+                lr=derived["lr"],
+                warmup=derived["warmup_steps"],
+                seed=options.seed,
+                save_every=options.save_every,
+                talk=talk,
+                what="pretraining",
+                resume_hint=f"{here.command} pretrain --resume {run.path}",
+                watch=watch,
+                trace=run.path / "trace.json" if options.profile else None,
+            )
+        except Stopped:
+            keep_what_was_seen(run, store)
+            raise
+        bad = keep_what_was_seen(run, store)
         if here.first:
+            if len(bad) > num_bad:
+                talk.warn(f"{len(bad)} of {len(source)} images cannot be read, see {run.path / BAD_FILES}")
             told = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
             save_weights(run.weights, method.export(), {key: derived[key] for key in told if key in derived})
-            save_marks(run.path / FILE_NAME, store.marks())
-            if len(bad) > len(store.bad) or isinstance(store, MappedStore):
-                report_bad(bad, len(source), run.path / "bad_files.jsonl", talk)
             run.update(data={"unreadable": len(bad)})
             measured = {**dataclasses.asdict(trained), "device": str(device), "precision": step.precision}
             run.finish({**measured, "compiled": step.compiled, "threads": torch.get_num_threads()})
         here.wait()
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
+
+
+def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
+    """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
+    here = group()
+    store.flush()
+    bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
+    marks = store.marks() if here.world == 1 else joined(here.gather(store.marks()))
+    if here.first:
+        save_marks(run.path / FILE_NAME, marks)
+        if bad:
+            save_bad(run.path / BAD_FILES, bad)
+    here.wait()
+    return bad
 
 
 def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.device) -> tuple[Method, Step]:

@@ -76,5 +76,16 @@ def test_its_thread_starts_no_team():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_batches_are_pinned_if_asked():
-    with ReadAhead(Maker(), pin=True) as ahead:
+    with ReadAhead(Maker(), device=torch.device("cuda")) as ahead:
         assert all(tensor.is_pinned() for tensor in ahead(0))
+
+
+def test_nothing_is_made_beyond_the_end_unless_asked_for():
+    maker = Maker()
+    with ReadAhead(maker, depth=3) as ahead:
+        ahead.end = 5
+        assert [ahead(step)[0][0].item() for step in range(5)] == list(range(5))
+    assert maker.made == list(range(5))
+    with ReadAhead(maker, end=5) as ahead:
+        assert ahead(7)[0][0] == 7
+    assert maker.made == [*range(5), 7]

@@ -4,7 +4,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,12 @@ import torch
 from PIL import Image
 
 from selfie_cli.data import mapped, rows
-from selfie_cli.data.duplicates import marks_of
+from selfie_cli.data.duplicates import joined, load_marks, marks_of, save_marks
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.mapped import MappedStore, open_store, read_all, store_key
 from selfie_cli.data.rows import MARKS, PIXELS, Rows
 from selfie_cli.data.sources import Array, Files, Joined, Shards, Subset
-from selfie_cli.data.store import Store, read_store
+from selfie_cli.data.store import BadFile, Store, read_store
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 from tests.data.pictures import Lines, png, write_tar
@@ -452,3 +454,113 @@ def test_room_is_limited_to_half_of_the_disk_by_default(source, tmp_path, monkey
     monkeypatch.setattr(rows, "MOST", 30 * ROW)
     with opened(source, tmp_path / "store", gb=None) as store:
         assert store.rows.capacity == 30
+
+
+def test_a_folder_named_by_mistake_loses_nothing(source, tmp_path):
+    folder, key = tmp_path / "store", f"{store_key(source, SIZE)}-{SIZE}px"
+    theirs = [".tmp-1-mine/pixels", ".tmp-2", f".tmp-3-{key}/diary", ".tmp-x/lock", "a/lock/pixels"]
+    for name in theirs:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    (folder / f".tmp-4-{key}").mkdir()
+    (folder / f".tmp-4-{key}/flags").touch()
+    with opened(source, folder):
+        assert all((folder / name).is_file() for name in theirs)
+        assert not (folder / f".tmp-4-{key}").exists()
+
+
+ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from selfie_cli.data.rows import Rows
+os.setuid(65534)
+rows = Rows(10, 4, Path(sys.argv[1]), 800)
+print(rows.capacity)
+"""
+
+
+@pytest.fixture
+def everyones() -> Iterator[Path]:
+    """Other users do not get into pytest's folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_belongs_to_other_users_is_left_alone(everyones):
+    folder = everyones / "store"
+    Rows(10, 4, folder / "roots", 10**6).close()
+    (folder / "lost+found").mkdir(mode=0o700)
+    folder.chmod(0o1777)
+    for name in ("roots/lock", "lock"):
+        (folder / name).chmod(0o644)
+    command = [sys.executable, "-c", ANOTHER_USER, str(folder / "theirs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "6\n", done.stderr  # 800 bytes less the 480 that root has
+    assert (folder / "roots/pixels").stat().st_size == 480
+    assert (folder / "lost+found").is_dir()
+
+
+def test_without_a_home_nothing_is_kept(source, whole, monkeypatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for gb, line in ((None, "there is no home folder: name one with --store"), (0.0, "are not kept")):
+        talk = Lines()
+        with MappedStore(source, size=SIZE, workers=2, max_bad=0, talk=talk, limit_gb=gb) as store:
+            assert torch.equal(store.take(torch.arange(9)), whole[:9])
+        assert line in talk.lines[0]
+
+
+def test_the_parts_of_a_run_and_its_processes_have_all_marks_together(source, whole, tmp_path):
+    seen = [[[3, 8], [8, 60]], [[5], [3, 99]]]  # of each process, by the part of the run
+    for part in (0, 1):
+        for rank in (0, 1):
+            file = tmp_path / f"seen-{rank}.safetensors"
+            with opened(source, tmp_path / "store", gb=0) as store:
+                store.recall(marks=load_marks(file) if file.exists() else None, bad=[])
+                store.take(torch.tensor(seen[rank][part]))
+                save_marks(file, store.marks())
+    found = joined(load_marks(tmp_path / f"seen-{rank}.safetensors") for rank in (0, 1))
+    expected = marks_of(whole[[3, 8, 60, 5, 99]])
+    np.testing.assert_array_equal(found.exact, expected.exact)
+    np.testing.assert_array_equal(found.perceptual, expected.perceptual)
+
+
+def test_files_known_to_be_unreadable_count_from_the_start(source, whole, tmp_path):
+    known = [BadFile(source.names[index], "was damaged") for index in (40, 7)]
+    spoil(source, 7, 9, 40)
+    with opened(source, tmp_path / "store", max_bad=0.02) as store:
+        store.recall(marks=None, bad=known)
+        assert store.bad == known[::-1]
+        assert torch.equal(store.take(torch.tensor([7])), whole[[8]])
+        with pytest.raises(DataError, match=r"3 of the first .*2\.0%"):
+            store.take(torch.tensor([9]))
+    with opened(source, tmp_path / "store", max_bad=0.01) as store, pytest.raises(DataError, match="2 of the first 2"):
+        store.recall(marks=None, bad=known)
+
+
+def test_flags_are_cleared_on_the_disk_before_the_rows_go(source, tmp_path, monkeypatch):
+    with opened(source, tmp_path / "store") as store:
+        store.take(torch.arange(100))
+    flags, events = next((tmp_path / "store").glob("*/flags")), []
+    fsync, truncate = os.fsync, os.truncate
+
+    def noted_fsync(file: int) -> None:
+        if os.path.sameopenfile(file, watched):
+            events.append(("flags flushed", np.count_nonzero(np.fromfile(flags, np.uint8) & PIXELS)))
+        fsync(file)
+
+    def noted_truncate(file, size: int) -> None:
+        events.append(("cut", size))
+        truncate(file, size)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "truncate", noted_truncate)
+    with flags.open("rb") as file:
+        watched = file.fileno()
+        opened(source, tmp_path / "store", gb=30.5 * ROW / 1e9).close()
+    assert events[:2] == [("flags flushed", 30), ("cut", 30 * ROW)]

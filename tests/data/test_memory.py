@@ -1,4 +1,7 @@
-from selfie_cli.data.memory import _control_group_room, available_memory
+import pytest
+
+from selfie_cli.data import memory
+from selfie_cli.data.memory import _control_group_room, available_memory, share_of_memory
 
 
 def test_memory_limits_of_control_groups(tmp_path):
@@ -18,3 +21,12 @@ def test_memory_limits_of_control_groups(tmp_path):
     assert list(_control_group_room(tmp_path / "membership", tmp_path / "two")) == [2950, 500]
     assert list(_control_group_room(tmp_path / "absent", tmp_path)) == []
     assert available_memory() > 0
+
+
+@pytest.mark.parametrize(("processes", "share"), [(None, 400), ("1", 400), ("4", 100), ("none", 400), ("0", 400)])
+def test_the_processes_of_a_machine_share_its_memory(monkeypatch, processes, share):
+    monkeypatch.setattr(memory, "available_memory", lambda: 800)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert share_of_memory() == share

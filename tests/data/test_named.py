@@ -1,4 +1,6 @@
 import pickle
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +9,7 @@ import pytest
 from pictures import Lines, labelled, shade, unlabelled, write
 
 from selfie_cli.data.labelled import open_labelled
-from selfie_cli.data.named import NAMED
+from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.errors import DataError
 
 
@@ -112,7 +114,7 @@ def test_a_download_is_announced_and_whole_or_absent(tmp_path, monkeypatch):
     fails = True
     with pytest.raises(DataError, match=r"could not be downloaded from www\.cs\.toronto\.edu: connection reset"):
         open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
-    assert list((tmp_path / "root").iterdir()) == []
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
     fails = False
     found = open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
     assert found.train.labels.tolist() == [0, 1]
@@ -128,3 +130,34 @@ def test_unpickling_readers_check_first(tmp_path):
         (folder / name).write_bytes(pickle.dumps(SimpleNamespace()))
     with pytest.raises(DataError, match="cifar10 is not in"):
         labelled("cifar10", root=tmp_path)
+
+
+def test_one_process_downloads_and_the_others_find_it_there(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    downloads = []
+
+    class Reader:
+        def __init__(self, root: str, download: bool, train: bool) -> None:
+            if download:
+                downloads.append(root)
+                (Path(root) / "base").mkdir()
+                time.sleep(0.2)
+                (Path(root) / "base/file").touch()
+            elif not (Path(root) / "base").exists():
+                raise RuntimeError("Dataset not found")
+            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Reader)
+    found = []
+
+    def read() -> None:  # as a process does: each opens the lock for itself
+        found.append(read_named("cifar10", "train", data_root=tmp_path / "root", offline=False, talk=Lines()))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(downloads) == 1

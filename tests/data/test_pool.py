@@ -1,6 +1,26 @@
 import subprocess
 import sys
 
+FAILING = """
+import threading, torch
+from selfie_cli.data.pool import thread_pool
+
+start, started = threading.Thread.start, []
+
+def limited(thread):
+    if len(started) == 2:
+        raise RuntimeError("can't start new thread")
+    started.append(thread)
+    start(thread)
+
+threading.Thread.start = limited
+torch.set_num_threads(3)
+try:
+    thread_pool(4, "test")
+except RuntimeError as error:
+    print(error, len(started), any(thread.is_alive() for thread in started), torch.get_num_threads())
+"""
+
 TEAMS = """
 import os, threading, torch
 from selfie_cli.data.pool import thread_pool
@@ -35,3 +55,9 @@ pool.shutdown()
 def test_pool_threads_start_no_teams_and_all_others_do_as_before():
     done = subprocess.run([sys.executable, "-c", TEAMS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_thread_that_cannot_be_started_leaves_none_waiting():
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "can't start new thread 2 False 3\n"
+    assert done.stderr == ""

@@ -15,7 +15,7 @@ from PIL import Image
 from selfie_cli.data import store as store_module
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.sources import Array, Files, Subset
-from selfie_cli.data.store import BadFile, read_store, report_bad, storage_size
+from selfie_cli.data.store import BadFile, load_bad, read_store, report_bad, storage_size
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 
@@ -167,3 +167,5 @@ def test_bad_files_are_listed_and_told(tmp_path):
         {"path": "c.png", "reason": "damaged"},
     ]
     assert told == [f"2 of 9 images cannot be read and are left out, see {file}"]
+    assert load_bad(file) == [BadFile("a\nb.jpg", "empty file"), BadFile("c.png", "damaged")]
+    assert load_bad(tmp_path / "absent") == []
