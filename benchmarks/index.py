@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+import measure
 import torch
 
 from selfie_cli.data.sources import Files, fingerprint
@@ -72,7 +73,7 @@ def main() -> None:
         "peak_mb": {"index": round(index_mb, 1), "with orders": round(peak_mb() - before, 1)},
         "batch_size": BATCH,
     }
-    print(json.dumps(line))
+    print(json.dumps({**line, **measure.Lines("index", measure.RESULTS).here}))
 
 
 if __name__ == "__main__":
