@@ -138,7 +138,6 @@ def test_stopped_and_resumed_equals_uninterrupted(
     states = saved_states(run / "state")
     step = int(states[-1].name)
     assert 0 < step < STEPS
-    assert step % 10 == 0
     assert not (run / "model.safetensors").exists()
     if number == signal.SIGTERM:
         assert log.read_text().count(f"stopped after step {step}") >= 1
