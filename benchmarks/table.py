@@ -31,6 +31,7 @@ NOTES: dict[str, Callable[[Any], str]] = {
     "peak_memory_mb": lambda value: f"peak {value:,.0f} MB",
     "memory_of_peer": lambda value: f"{value:.2f} of its memory",
     "lowest_cosine_to_fp32": lambda value: f"cosine to fp32 at least {value:.5f}",
+    "knn_accuracy": lambda value: f"kNN {value:.1%}",
     "times_the_first": lambda value: f"{value:.2f} times the first row's time an image",
     "seconds_around": lambda value: f"{value:.1f} s before and after the loop",
     "first_step_seconds": lambda value: f"first step {value:.1f} s",
