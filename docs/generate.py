@@ -9,7 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selfie_cli import config
 from selfie_cli.cli.app import app
-from selfie_cli.cli.options import flag_of
+from selfie_cli.cli.options import negated
+from selfie_cli.option import flag_of
 
 REFERENCE = Path(__file__).with_name("reference.md")
 OPTIONS: dict[str, type] = {
@@ -20,6 +21,12 @@ OPTIONS: dict[str, type] = {
     "demo": config.DemoOptions,
     "predict": config.PredictOptions,
     "curve": config.CurveOptions,
+    "similar": config.SimilarOptions,
+    "doctor": config.DoctorOptions,
+    "report": config.ReportOptions,
+    "export": config.ExportOptions,
+    "push": config.PushOptions,
+    "pull": config.PullOptions,
 }
 INTRODUCTION = """# Command line
 
@@ -79,7 +86,8 @@ def rows_of(kind: type, method: str | None) -> Iterator[tuple[str, str]]:
             yield "Arguments", f"| `{field.name.upper()}` | | {html.escape(field.metadata['help'], quote=False)} |"
         else:
             flag = flag_of(field.name)
-            name = f"`{flag}`, `--no-{flag[2:]}`" if field.default is True else f"`{flag}`"
+            two_sided = bool in (hint, *get_args(hint)) and field.default is not False
+            name = f"`{flag}`, `{negated(field)}`" if two_sided else f"`{flag}`"
             meaning = " ".join([html.escape(field.metadata["help"], quote=False), *choices(hint)])
             yield field.metadata["panel"] or method or "Options", f"| {name} | {shown(field.default)} | {meaning} |"
 

@@ -6,14 +6,10 @@ No torch and no typer here, so that printing help stays fast.
 """
 
 import dataclasses
-import math
-import operator
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from selfie_cli.errors import UsageError
+from selfie_cli.option import Options, option
 
 Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_18_w16", "resnet18", "resnet50"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -22,103 +18,9 @@ Compile = Literal["auto", "on", "off"]
 Features = Literal["whole", "patches", "pooled"]
 
 
-def option(
-    default: Any,
-    help: str,
-    *,
-    panel: str | None = None,
-    argument: bool = False,
-    recipe: bool = False,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A field: `panel` groups it in the help, `argument` makes it positional, `recipe` says that recipes have a value
-    for it; the rest are a number's limits."""
-    given = {"at least": at_least, "above": above, "at most": at_most}
-    limits = {word: limit for word, limit in given.items() if limit is not None}
-    metadata = {"help": help, "panel": panel, "argument": argument, "recipe": recipe, "limits": limits}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
-    resources.files("selfie_cli").joinpath("pretraining.toml").read_text("utf-8")
-)
-"""method -> recipe -> option -> value, or a table of its values for `small` (up to 64 px) and `large` images."""
-
-
 def from_recipe(help: str, **more: Any) -> Any:
     """A field that is left to `--recipe` unless it is given."""
     return option(None, help, recipe=True, **more)
-
-
-def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
-    """What a recipe says for images of this size. Raises UsageError if the method has no such recipe."""
-    try:
-        values = RECIPES[method][recipe]
-    except KeyError:
-        raise UsageError(f"--method {method} has no recipe {recipe!r}: {', '.join(RECIPES[method])}") from None
-    size = "small" if image_size <= 64 else "large"
-    return {
-        name: value[size] if isinstance(value, dict) else value
-        for name, value in values.items()
-        if not isinstance(value, dict) or size in value
-    }
-
-
-def recipe_note(name: str, method: str | None = None) -> str:
-    """For an option's help: its value in each recipe, of one method or of all that have it."""
-    notes = []
-    for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
-        words = {recipe: shown_of(table, name) for recipe, table in recipes.items()}
-        words = {recipe: word for recipe, word in words.items() if word}
-        if len(set(words.values())) == 1 and len(words) == len(recipes):
-            words = {"": next(iter(words.values()))}
-        text = ", ".join(f"{recipe} {word}".strip() for recipe, word in words.items())
-        if text:
-            notes.append(text if method else f"{each} {text}")
-    return f" ({'; '.join(notes)})" if notes else ""
-
-
-def shown_of(table: dict[str, Any], name: str) -> str:
-    """A recipe's value of an option, in words; '' if it has none."""
-    if name == "warmup_steps" and "warmup_epochs" in table:
-        return f"{table['warmup_epochs']} epochs"
-    return (
-        shown(table[name]) + " per 256 images" * (name == "lr" and "lr_per_256_images" in table)
-        if name in table
-        else ""
-    )
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, dict):
-        where = {"small": "up to 64 px", "large": "above"}
-        return ", ".join(f"{shown(each)} {where[size]}" for size, each in value.items())
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
-
-
-def flag_of(name: str) -> str:
-    return "--" + name.rstrip("_").replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, limits = getattr(self, field.name), field.metadata.get("limits", {})
-            if not isinstance(value, int | float):
-                continue
-            if not math.isfinite(value) or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
-                allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
-                raise UsageError(f"{flag_of(field.name)} {value:g}: give a number {allowed}".rstrip())
 
 
 TRAINING = "Training"
@@ -152,12 +54,16 @@ class MachineOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(MachineOptions):
+class SourceOptions(MachineOptions):
     data_root: str = option("data", "Where named data sets lie, and are downloaded to.", panel=DATA)
     offline: bool = option(False, "Never use the network; a named set that is not there is an error.", panel=DATA)
     max_bad: float = option(
         0.1, "Stop if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(SourceOptions):
     store: str | None = option(
         None, "Where decoded images are kept for later runs. Unset: selfie in the user's cache folder.", panel=DATA
     )
@@ -178,6 +84,10 @@ class TrainingOptions(DataOptions):
     out: str | None = option(None, "The run's folder. Unset: runs/<verb>-<method>-<time>.", panel=RUN)
     overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
     resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)
+    log: Literal["tensorboard"] | None = option(
+        None, "Also write the metrics for TensorBoard, to <run>/tensorboard.", panel=RUN
+    )
+    report: bool = option(True, "Write the run's page, report.html, at the end.", panel=RUN)
     save_every: float = option(
         60.0, "Seconds between two saved states (what --resume continues from).", panel=RUN, at_least=0
     )
@@ -274,7 +184,7 @@ class PretrainOptions(TrainingOptions):
 
 
 FROM_HELP = (
-    "Weights: a run's folder, 'bundled' (the small network in this package) or 'none'. "
+    "Weights: a run's folder, hf://owner/name[@revision], 'bundled' (the small network in this package) or 'none'. "
     "Unset: the newest finished pretraining under ./runs, else bundled."
 )
 
@@ -351,8 +261,18 @@ class PredictOptions(MachineOptions):
 class EmbedOptions(MachineOptions):
     paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
     from_: str | None = option(None, FROM_HELP)
-    out: str | None = option(None, "A .npy, .jsonl, .csv or .safetensors file. Unset: JSON Lines on stdout.")
+    out: str | None = option(
+        None,
+        "A .parquet, .arrow, .npy, .jsonl, .csv or .safetensors file; with --shard-rows a folder. "
+        "Unset: JSON Lines on stdout.",
+    )
     overwrite: bool = option(False, "Replace --out if it exists.")
+    append: bool = option(False, "Add to --out (parquet, arrow) the images whose contents are not in it yet.")
+    shard_rows: int | None = option(
+        None,
+        "Write parquet files of this many images into the folder --out; several processes write each its own.",
+        at_least=1,
+    )
     features: Features | None = option(
         None,
         "Of a Selfie run: the patch network over the whole image, its mean over patches, or the attention-pooled "
@@ -397,58 +317,66 @@ class DemoOptions(OutputOptions):
     seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1)
 
 
-# What belongs to an invocation, and is never taken from a resumed run's config.
-PER_INVOCATION = ("resume", "profile", "json", "quiet")
-# What a resumed run may be given anew; not given, it is as it was. The rest comes from its config.
-CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every")
+RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type that an option is declared with."""
-    allowed = get_args(hint)
-    if get_origin(hint) is Literal:
-        return value in allowed
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
-    if allowed:  # int | None
-        return any(fits(value, one) for one in allowed)
-    return type(value) in ((int, float) if hint is float else (hint,))
+@dataclass(frozen=True, kw_only=True)
+class SimilarOptions(MachineOptions):
+    query: tuple[str, ...] = option((), "Image files to find the like of.", argument=True)
+    in_: str | None = option(None, "What selfie embed has written: a file, or a folder of shards.")
+    from_: str | None = option(None, "Weights to embed the query with. Unset: those that the file was made with.")
+    top: int = option(10, "How many to show for each query.", at_least=1)
+    duplicates: bool = option(False, "Show groups of near-duplicates within --in instead of answering a query.")
+    threshold: float = option(0.98, "Cosine from which two images count as near-duplicates.", above=-1, at_most=1)
+    search: Literal["auto", "exact", "usearch"] = option(
+        "auto", "exact compares with every vector; usearch (an extra) builds an index: auto takes it beyond a million."
+    )
 
 
-AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(SourceOptions):
+    data: tuple[str, ...] = option(
+        (), "Folders, image files, lists (.txt), tar shards or named sets such as cifar10.", argument=True
+    )
+    max_bad: float = option(
+        0.0, "Exit 1 if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
+    )
 
 
-def resumed(given: AnyTraining, asked: dict[str, Any]) -> AnyTraining:
-    """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`.
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(SourceOptions):
+    run: str = option("", "A run's folder.", argument=True)
+    dataset: str | None = option(
+        None, "Images to show, a labelled folder or a named set. Unset: what the run was made with."
+    )
+    out: str | None = option(None, "The page. Unset: report.html in the run's folder.")
+    overwrite: bool = option(False, "Replace --out if it exists; the run's own page is always replaced.")
+    images: int = option(1000, "How many images to embed for the map and the neighbours, at most.", at_least=2)
 
-    Raises UsageError if `given` asks for anything else than the run did, or the config lacks an option.
-    """
-    kind = type(given)
-    hints = get_type_hints(kind)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(given):
-        now = getattr(given, field.name)
-        if field.name in PER_INVOCATION:
-            values[field.name] = now
-            continue
-        default = getattr(kind(), field.name)
-        if field.name not in asked:
-            raise UsageError(f"the run's config is of another version (no {field.name!r}): start a new run")
-        then: Any = asked[field.name]
-        if isinstance(then, list):
-            then = tuple(then)
-        if isinstance(default, Options):
-            try:
-                then = type(default)(**then)
-            except TypeError as error:
-                raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
-        elif not fits(then, hints[field.name]):
-            raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
-        if now not in (default, then) and field.name in CHANGEABLE:
-            then = now
-        elif now not in (default, then):
-            raise UsageError(
-                f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
-            )
-        values[field.name] = then
-    return kind(**values)
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(OutputOptions):
+    run: str = option("", RUN_HELP, argument=True)
+    to: Literal["timm", "torchvision", "onnx", "safetensors"] | None = option(None, "What shall read it.")
+    out: str | None = option(None, "The file. Unset: <run>-<to>.safetensors, or .onnx, in the current folder.")
+    overwrite: bool = option(False, "Replace --out if it exists.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(OutputOptions):
+    run: str = option("", "A finished run's folder, or bundled.", argument=True)
+    repo: str = option("", "owner/name on the Hugging Face Hub.", argument=True)
+    private: bool | None = option(
+        None, "Who may read a repository that has to be made. Unset: you are asked.", off="public"
+    )
+    revision: str | None = option(None, "The branch to push to, made if it is not there. Unset: main.")
+    dry_run: bool = option(False, "Only show what would be uploaded.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullOptions(OutputOptions):
+    repo: str = option("", "owner/name on the Hugging Face Hub, or hf://owner/name[@revision].", argument=True)
+    revision: str | None = option(None, "A branch, tag or commit. Unset: main.")
+    out: str | None = option(None, "The run's folder. Unset: runs/<name>.")
+    overwrite: bool = option(False, "Replace the run in --out, if there is one.")
+    offline: bool = option(False, "Take only what is in the Hub's cache on this machine.")

@@ -8,12 +8,13 @@ from commands import SMALL, draw_folder, error_of, selfie
 
 from selfie_cli import config
 from selfie_cli.data.sources import open_unlabelled
+from selfie_cli.pretraining import RECIPES, recipe_values
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.pretrain import derive
 from selfie_cli.runs import open_run
 from selfie_cli.talk import Talk
 
-TABLES = [(method, recipe) for method, recipes in config.RECIPES.items() for recipe in recipes]
+TABLES = [(method, recipe) for method, recipes in RECIPES.items() for recipe in recipes]
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +33,12 @@ def options_of_recipes():
 
 
 def test_every_method_has_both_recipes():
-    assert set(config.RECIPES) == set(config.METHODS)
-    assert all(set(recipes) == {"best", "paper"} for recipes in config.RECIPES.values())
+    assert set(RECIPES) == set(config.METHODS)
+    assert all(set(recipes) == {"best", "paper"} for recipes in RECIPES.values())
 
 
 def test_no_recipe_option_is_without_a_value():
-    named = {name for table in TABLES for name in config.recipe_values(*table, 32)}
+    named = {name for table in TABLES for name in recipe_values(*table, 32)}
     assert set(options_of_recipes()) <= named
 
 
@@ -75,7 +76,7 @@ def test_what_is_given_wins_and_is_saved_resolved(images, tmp_path):
     assert config_["asked"]["temperature"] == 0.3
     assert config_["asked"]["jitter"] is None
     derived = config_["derived"]
-    best = config.recipe_values("simclr", "best", 32)
+    best = recipe_values("simclr", "best", 32)
     assert derived["simclr"]["temperature"] == 0.3
     assert derived["simclr"]["jitter"] == best["jitter"]
     assert derived["lr"] == best["lr"]

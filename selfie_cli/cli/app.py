@@ -168,6 +168,82 @@ def curve(options: config.CurveOptions, console: Any) -> None:
     console.show(render.curve(result))
 
 
+@verb(config.SimilarOptions)
+def similar(options: config.SimilarOptions, console: Any) -> None:
+    """Find the images most like a photo, or near-duplicates, among those that selfie embed has seen."""
+    from selfie_cli.recipes.similar import similar
+
+    result = similar(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli import render
+
+    console.show(render.similar(result))
+
+
+@verb(config.DoctorOptions)
+def doctor(options: config.DoctorOptions, console: Any) -> None:
+    """Look through images before training on them: what is broken, double, tiny or odd, and how long it will take."""
+    from selfie_cli.recipes.doctor import doctor
+
+    result = doctor(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+    else:
+        from selfie_cli.cli import render
+
+        console.show(render.doctor(result))
+    if not result.healthy:
+        raise typer.Exit(1)
+
+
+@verb(config.ReportOptions)
+def report(options: config.ReportOptions, console: Any) -> None:
+    """Draw a run as one page of HTML: what was learned, on real images, beside chance and baseline."""
+    from selfie_cli.recipes.report import report
+
+    result = report(options, console)
+    console.json(dataclasses.asdict(result)) if options.json else console.show(f"{result.out}")
+
+
+@verb(config.ExportOptions)
+def export(options: config.ExportOptions, console: Any) -> None:
+    """Write a run's network for timm, torchvision, ONNX Runtime or any reader of safetensors, and how to load it."""
+    from selfie_cli.recipes.export import export
+
+    result = export(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli import render
+
+    console.show(*render.exported(result))
+
+
+@verb(config.PushOptions)
+def push(options: config.PushOptions, console: Any) -> None:
+    """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
+    from selfie_cli.recipes.push import push
+
+    result = push(options, console)
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli import render
+
+    console.show(*render.pushed(result))
+
+
+@verb(config.PullOptions)
+def pull(options: config.PullOptions, console: Any) -> None:
+    """Get a run from the Hugging Face Hub into a folder, checked."""
+    from selfie_cli.recipes.pull import pull
+
+    result = pull(options, console)
+    console.json(dataclasses.asdict(result)) if options.json else console.show(f"{result.run}")
+
+
 def is_alone() -> bool:
     """Whether this is not one of several processes that torchrun has started."""
     return os.environ.get("WORLD_SIZE", "1") in ("", "1")

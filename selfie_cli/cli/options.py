@@ -7,7 +7,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from selfie_cli.config import flag_of, recipe_note
+from selfie_cli.option import flag_of
+from selfie_cli.pretraining import recipe_note
 
 
 def parameters_of(kind: type, method: str | None = None) -> list[inspect.Parameter]:
@@ -30,7 +31,7 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
                 metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common
             )
         elif bool in (hint, *get_args(hint)) and field.default is not False:
-            shown = typer.Option(f"{flag_of(field.name)}/--no-{flag_of(field.name)[2:]}", **common)
+            shown = typer.Option(f"{flag_of(field.name)}/{negated(field)}", **common)
         else:
             shown = typer.Option(flag_of(field.name), **common)
         parameters.append(
@@ -42,6 +43,11 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
             )
         )
     return parameters
+
+
+def negated(field: "dataclasses.Field[Any]") -> str:
+    """The flag that says no: --no-baseline of --baseline, unless the option names another."""
+    return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
 def build(kind: type, values: dict[str, Any]) -> Any:

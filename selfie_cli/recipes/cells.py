@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli import config, runs
+from selfie_cli import option, runs
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.ahead import ReadAhead
@@ -124,7 +124,7 @@ def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
     run = None
     if options.resume:
         run = runs.open_to_resume(options.resume, verb)
-        options = config.resumed(options, run.config["asked"])
+        options = option.resumed(options, run.config["asked"])
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
     return run, options

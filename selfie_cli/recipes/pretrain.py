@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from selfie_cli import config, runs
-from selfie_cli.config import PretrainOptions, flag_of, recipe_values
+from selfie_cli import option, runs
+from selfie_cli.config import PretrainOptions
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
@@ -23,6 +23,8 @@ from selfie_cli.errors import DataError, RunError, Stopped, UnreadableImage, Usa
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import TORCHVISION, stem_for
+from selfie_cli.option import flag_of
+from selfie_cli.pretraining import recipe_values, shown
 from selfie_cli.recipes import networks
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -65,7 +67,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     run = None
     if options.resume:
         run = runs.open_to_resume(options.resume, "pretrain")
-        options = config.resumed(options, run.config["asked"])
+        options = option.resumed(options, run.config["asked"])
     elif not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
@@ -86,7 +88,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], here)}, {derived['optimizer']}, "
         f"lr {derived['lr']:g}, seed {options.seed}"
     )
-    talk.say(", ".join(f"{name} {config.shown(value)}" for name, value in derived[derived["method"]].items()))
+    talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
 
     with contextlib.ExitStack() as stack:
         opened = open_store(

@@ -12,8 +12,12 @@ from commands import ENVIRONMENT, selfie
 
 from selfie_cli import __version__, config
 from selfie_cli.cli.app import app
+from selfie_cli.option import flag_of
 
-VERBS = ("pretrain", "finetune", "embed", "eval", "demo", "predict", "curve")
+VERBS = (
+    *("pretrain", "finetune", "embed", "eval", "demo", "predict", "curve"),
+    *("similar", "doctor", "report", "export", "push", "pull"),
+)
 KINDS = {verb: getattr(config, f"{verb.capitalize()}Options") for verb in VERBS}
 # A changed command line is a conscious change: after one, write the new list there.
 FROZEN = Path(__file__).with_name("options.json")
@@ -70,7 +74,7 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
             if field.metadata["argument"]:
                 assert field.name.upper() in shown
                 continue
-            assert config.flag_of(field.name) in shown
+            assert flag_of(field.name) in shown
             if field.default not in (None, False, True, ()):
                 assert f"[default: {field.default}]" in shown
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from selfie_cli import config
 from selfie_cli.cli.options import build, command, parameters_of
-from selfie_cli.config import Options, option
 from selfie_cli.errors import UsageError
+from selfie_cli.option import Options, option, resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,10 +122,10 @@ def test_no_number_may_be_infinite_or_no_number(kind: type) -> None:
 def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
     then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
-    now = config.resumed(config.PretrainOptions(resume="run", workers=3), asked)
+    now = resumed(config.PretrainOptions(resume="run", workers=3), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
     with pytest.raises(UsageError, match="--lr cannot change"):
-        config.resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+        resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
 def test_resumed_refuses_a_damaged_config(damage: dict[str, Any]) -> None:
     asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | damage
     with pytest.raises(UsageError, match="start a new run"):
-        config.resumed(config.PretrainOptions(resume="run"), asked)
+        resumed(config.PretrainOptions(resume="run"), asked)

@@ -56,6 +56,6 @@ def test_the_shared_folder_is_left_out(names, expected):
 
 
 def test_the_shared_folder_is_left_out_of_every_chunk():
-    names = [f"/root/folder/{index}.jpg" for index in range(2 * CHUNK + 5)]
+    names = [f"/data/folder/{index}.jpg" for index in range(2 * CHUNK + 5)]
     expected = b"".join(name[13:].encode() + b"\0" for name in names)
     assert b"".join(Names(names).below_shared_folder()) == b"".join([expected])

@@ -1,0 +1,107 @@
+"""What an option is: a field of a frozen dataclass, with its help and its limits; and how options survive in a run."""
+
+import dataclasses
+import math
+import operator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from selfie_cli.errors import UsageError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    panel: str | None = None,
+    argument: bool = False,
+    recipe: bool = False,
+    off: str | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field: `panel` groups it in the help, `argument` makes it positional, `recipe` says that recipes have a value
+    for it, `off` is the word that negates a flag (unset: no-<name>); the rest are a number's limits."""
+    given = {"at least": at_least, "above": above, "at most": at_most}
+    limits = {word: limit for word, limit in given.items() if limit is not None}
+    metadata = {"help": help, "panel": panel, "argument": argument, "recipe": recipe, "off": off, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, limits = getattr(self, field.name), field.metadata.get("limits", {})
+            if not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value) or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
+                allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
+                raise UsageError(f"{flag_of(field.name)} {value:g}: give a number {allowed}".rstrip())
+
+
+# What belongs to an invocation, and is never taken from a resumed run's config.
+PER_INVOCATION = ("resume", "profile", "json", "quiet")
+# What a resumed run may be given anew; not given, it is as it was. The rest comes from its config.
+CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every", "log", "report")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether `value` is of the type that an option is declared with."""
+    allowed = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in allowed
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(isinstance(each, str) for each in value)
+    if allowed:  # int | None
+        return any(fits(value, one) for one in allowed)
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def resumed(given: AnyOptions, asked: dict[str, Any]) -> AnyOptions:
+    """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`.
+
+    Raises UsageError if `given` asks for anything else than the run did, or the config lacks an option.
+    """
+    kind = type(given)
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(given):
+        now = getattr(given, field.name)
+        if field.name in PER_INVOCATION:
+            values[field.name] = now
+            continue
+        default = getattr(kind(), field.name)
+        if field.name not in asked:
+            raise UsageError(f"the run's config is of another version (no {field.name!r}): start a new run")
+        then: Any = asked[field.name]
+        if isinstance(then, list):
+            then = tuple(then)
+        if isinstance(default, Options):
+            try:
+                then = type(default)(**then)
+            except TypeError as error:
+                raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
+        elif not fits(then, hints[field.name]):
+            raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
+        if now not in (default, then) and field.name in CHANGEABLE:
+            then = now
+        elif now not in (default, then):
+            raise UsageError(
+                f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
+            )
+        values[field.name] = then
+    return kind(**values)

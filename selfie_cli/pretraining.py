@@ -1,0 +1,60 @@
+"""What `--recipe` says: the values of pretraining.toml, for code and for the help."""
+
+import tomllib
+from importlib import resources
+from typing import Any
+
+from selfie_cli.errors import UsageError
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
+    resources.files("selfie_cli").joinpath("pretraining.toml").read_text("utf-8")
+)
+"""method -> recipe -> option -> value, or a table of its values for `small` (up to 64 px) and `large` images."""
+
+
+def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
+    """What a recipe says for images of this size. Raises UsageError if the method has no such recipe."""
+    try:
+        values = RECIPES[method][recipe]
+    except KeyError:
+        raise UsageError(f"--method {method} has no recipe {recipe!r}: {', '.join(RECIPES[method])}") from None
+    size = "small" if image_size <= 64 else "large"
+    return {
+        name: value[size] if isinstance(value, dict) else value
+        for name, value in values.items()
+        if not isinstance(value, dict) or size in value
+    }
+
+
+def recipe_note(name: str, method: str | None = None) -> str:
+    """For an option's help: its value in each recipe, of one method or of all that have it."""
+    notes = []
+    for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
+        words = {recipe: shown_of(table, name) for recipe, table in recipes.items()}
+        words = {recipe: word for recipe, word in words.items() if word}
+        if len(set(words.values())) == 1 and len(words) == len(recipes):
+            words = {"": next(iter(words.values()))}
+        text = ", ".join(f"{recipe} {word}".strip() for recipe, word in words.items())
+        if text:
+            notes.append(text if method else f"{each} {text}")
+    return f" ({'; '.join(notes)})" if notes else ""
+
+
+def shown_of(table: dict[str, Any], name: str) -> str:
+    """A recipe's value of an option, in words; '' if it has none."""
+    if name == "warmup_steps" and "warmup_epochs" in table:
+        return f"{table['warmup_epochs']} epochs"
+    return (
+        shown(table[name]) + " per 256 images" * (name == "lr" and "lr_per_256_images" in table)
+        if name in table
+        else ""
+    )
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, dict):
+        where = {"small": "up to 64 px", "large": "above"}
+        return ", ".join(f"{shown(each)} {where[size]}" for size, each in value.items())
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
