@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -231,14 +229,6 @@ class MappedStore:
         """Stop the threads, and make what was decoded survive."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self.rows.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self, indices: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> Bad:
         try:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -205,18 +206,18 @@ def test_shards_had_better_be_asked_for_in_blocks(source, tmp_path):
 
 def test_small_and_decoded_sets_are_read_at_once(source, whole, tmp_path, monkeypatch):
     settings = {"size": SIZE, "workers": 2, "max_bad": 0.1, "talk": Talk(), "folder": str(tmp_path / "store")}
-    with open_store(source, **settings) as store:
+    with closing(open_store(source, **settings)) as store:
         assert isinstance(store, Store)
         assert store.block == 1
         assert torch.equal(store.to(torch.device("cpu")).take(torch.tensor([2, 0])), whole[[2, 0]])
         np.testing.assert_array_equal(store.marks().exact, marks_of(whole).exact)
     monkeypatch.setattr(mapped, "SMALL", 100 * ROW - 1)
     assert isinstance(open_store(Array(whole.numpy(), source.names), **settings), Store)
-    with open_store(source, **settings, limit_gb=1.0) as store:
+    with closing(open_store(source, **settings, limit_gb=1.0)) as store:
         assert isinstance(store, MappedStore)
         assert torch.equal(store.take(torch.tensor([2, 0])), whole[[2, 0]])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with open_store(source, **settings | {"folder": None}):
+    with closing(open_store(source, **settings | {"folder": None})):
         assert len(list((tmp_path / "cache/selfie").glob("*/pixels"))) == 1
 
 
@@ -510,7 +511,7 @@ def test_without_a_home_nothing_is_kept(source, whole, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for gb, line in ((None, "there is no home folder: name one with --store"), (0.0, "are not kept")):
         talk = Lines()
-        with MappedStore(source, size=SIZE, workers=2, max_bad=0, talk=talk, limit_gb=gb) as store:
+        with closing(MappedStore(source, size=SIZE, workers=2, max_bad=0, talk=talk, limit_gb=gb)) as store:
             assert torch.equal(store.take(torch.arange(9)), whole[:9])
         assert line in talk.lines[0]
 
