@@ -3,6 +3,7 @@
 N images    B of them in a batch    S side in pixels
 """
 
+import contextlib
 import hashlib
 import os
 import time
@@ -101,7 +102,7 @@ def read_all(
         return read_store(source, size=size, workers=workers, max_bad=max_bad, talk=talk)
     pixels = allocate((len(source), size, size, 3), share_of_memory())
     kept = MappedStore(source, size=size, workers=workers, max_bad=max_bad, talk=talk, folder=folder, limit_gb=limit_gb)
-    with kept, talk.track("reading images", len(source)) as advance:
+    with contextlib.closing(kept), talk.track("reading images", len(source)) as advance:
         for start in range(0, len(source), CHUNK):
             part = slice(start, min(start + CHUNK, len(source)))
             pixels[part] = kept.take(torch.arange(part.start, part.stop)).numpy()

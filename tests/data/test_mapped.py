@@ -68,9 +68,10 @@ def whole(source: Watched) -> torch.Tensor:
     return torch.stack(pixels)
 
 
-def opened(source, folder, *, max_bad=0.2, gb=1.0, talk=None, workers=3) -> MappedStore:
-    return MappedStore(
-        source, size=SIZE, workers=workers, max_bad=max_bad, talk=talk or Talk(), folder=str(folder), limit_gb=gb
+def opened(source, folder, *, max_bad=0.2, gb=1.0, talk=None, workers=3) -> closing[MappedStore]:
+    talk = talk or Talk()
+    return closing(
+        MappedStore(source, size=SIZE, workers=workers, max_bad=max_bad, talk=talk, folder=str(folder), limit_gb=gb)
     )
 
 
@@ -402,12 +403,13 @@ class Said(Talk):
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 source = Files(list_images(sys.argv[1]))
-with mapped.MappedStore(
+store = mapped.MappedStore(
     source, size=16, workers=2, max_bad=0, talk=Said(), folder=sys.argv[2], limit_gb=1
-) as store:
-    for part in torch.arange(100).split(10):
-        assert store.take(part)[:, 0, 0, 0].tolist() == part.tolist()
-    print(len(store.marks()))
+)
+for part in torch.arange(100).split(10):
+    assert store.take(part)[:, 0, 0, 0].tolist() == part.tolist()
+print(len(store.marks()))
+store.close()
 """
 
 
@@ -563,5 +565,6 @@ def test_flags_are_cleared_on_the_disk_before_the_rows_go(source, tmp_path, monk
     monkeypatch.setattr(os, "truncate", noted_truncate)
     with flags.open("rb") as file:
         watched = file.fileno()
-        opened(source, tmp_path / "store", gb=30.5 * ROW / 1e9).close()
+        with opened(source, tmp_path / "store", gb=30.5 * ROW / 1e9):
+            pass
     assert events[:2] == [("flags flushed", 30), ("cut", 30 * ROW)]
