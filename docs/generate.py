@@ -1,7 +1,12 @@
-"""Write docs/reference.md from the option classes; with --check, only say whether it is what they would give."""
+"""Write docs/reference.md from the option classes, and the map in CONTRIBUTING.md from what modules say of themselves.
 
+With --check, only say whether the files are what they would be.
+"""
+
+import ast
 import dataclasses
 import html
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +32,17 @@ OPTIONS: dict[str, type] = {
     "export": config.ExportOptions,
     "push": config.PushOptions,
     "pull": config.PullOptions,
+}
+CONTRIBUTING = REFERENCE.parents[1] / "CONTRIBUTING.md"
+PACKAGE = REFERENCE.parents[1] / "selfie_cli"
+MAP = re.compile(r"(?<=<!-- map: written by docs/generate.py -->\n).*?(?=<!-- /map -->)", re.DOTALL)
+FLOORS = {
+    "5, `cli/`: words in, words out": ["cli"],
+    "4, `recipes/`: one file a verb, the only place where parts meet; recipes return, they do not print": ["recipes"],
+    "3, `methods/` and `report/`": ["methods", "report"],
+    "2, `training/` and `evaluation/`": ["training", "evaluation"],
+    "1, `models/` and `data/`": ["models", "data"],
+    "0, the ground": [""],
 }
 INTRODUCTION = """# Command line
 
@@ -106,12 +122,29 @@ def shown(default: Any) -> str:
     return "" if default in (None, ()) else f"`{default}`"
 
 
+def house() -> str:
+    """A table for each floor: its modules, and the first sentence of each."""
+    lines = []
+    for title, folders in FLOORS.items():
+        lines += [f"**{title}**", "", "| module | |", "| --- | --- |"]
+        for folder in folders:
+            for file in sorted((PACKAGE / folder).glob("[!_]*.py")):
+                name = f"{folder}/{file.stem}" if len(folders) > 1 else file.stem
+                text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                sentence = re.split(r"(?<=[.]) (?=[A-Z])", " ".join(text.split("\n\n")[0].split()))[0]
+                lines.append(f"| `{name}` | {sentence.rstrip('.:').replace('|', '&#124;')} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    page = reference()
-    if "--check" not in sys.argv[1:]:
-        REFERENCE.write_text(page, encoding="utf-8")
-    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != page:
-        sys.exit("docs/reference.md is stale: run python docs/generate.py")
+    contributing = CONTRIBUTING.read_text(encoding="utf-8")
+    pages = {REFERENCE: reference(), CONTRIBUTING: MAP.sub(lambda _: f"\n{house()}\n", contributing)}
+    for file, page in pages.items():
+        if "--check" not in sys.argv[1:]:
+            file.write_text(page, encoding="utf-8")
+        elif not file.exists() or file.read_text(encoding="utf-8") != page:
+            sys.exit(f"{file.name} is stale: run python docs/generate.py")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 Features = Literal["whole", "patches", "pooled"]
+Target = Literal["timm", "torchvision", "onnx", "safetensors"]
 
 
 def from_recipe(help: str, **more: Any) -> Any:
@@ -85,7 +86,7 @@ class TrainingOptions(DataOptions):
     overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
     resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)
     log: Literal["tensorboard"] | None = option(
-        None, "Also write the metrics for TensorBoard, to <run>/tensorboard.", panel=RUN
+        None, "Also write metrics for TensorBoard, to tensorboard/ in the run's folder, or in each cell's.", panel=RUN
     )
     report: bool = option(True, "Write the run's page, report.html, at the end.", panel=RUN)
     save_every: float = option(
@@ -139,15 +140,17 @@ class ByolOptions(Options):
     )
 
 
+DATA_HELP = (
+    "Folders, image files, lists (.txt), tar shards, parquet files, named sets such as cifar10, or "
+    "hf://datasets/owner/name."
+)
 METHODS = ("selfie", "byol", "simclr")
 VIEWS = "Views"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainOptions(TrainingOptions):
-    data: tuple[str, ...] = option(
-        (), "Folders, image files, lists (.txt), tar shards or named sets such as cifar10.", argument=True
-    )
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True)
     method: Literal["selfie", "byol", "simclr"] = option("selfie", "How to pretrain.")
     recipe: Literal["best", "paper"] = option(
         "best", "Values of all options that are not given: what serves best here, or the method's own paper."
@@ -199,7 +202,9 @@ class LabelOptions(TrainingOptions):
     """What the verbs that train on labels have in common."""
 
     dataset: str | None = option(
-        None, "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; or a named set."
+        None,
+        "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; parquet files; a named set; "
+        "or hf://datasets/owner/name.",
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
     backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
@@ -246,7 +251,7 @@ class CurveOptions(LabelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(MachineOptions):
-    run: str = option("", "A finetuned run's folder.", argument=True)
+    run: str = option("", "A finetuned run: its folder, or hf://owner/name[@revision].", argument=True)
     paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
     overwrite: bool = option(False, "Replace --out if it exists.")
@@ -295,9 +300,11 @@ class EmbedOptions(MachineOptions):
 class EvalOptions(DataOptions):
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
     run: str | None = option(
-        None, "A run's folder, or bundled. Unset: the newest finished pretraining, else bundled.", argument=True
+        None,
+        "A run's folder, hf://owner/name[@revision], or bundled. Unset: the newest finished pretraining, else bundled.",
+        argument=True,
     )
-    dataset: str | None = option(None, "A folder with a subfolder a class, or a named set.")
+    dataset: str | None = option(None, "Labelled images, as for finetune.")
     features: Features | None = option(None, "As for embed.")
     k: int = option(20, "Neighbours of the kNN classifier.", at_least=1)
     temperature: float = option(0.07, "Temperature of its weights.", above=0)
@@ -325,46 +332,59 @@ class SimilarOptions(MachineOptions):
     query: tuple[str, ...] = option((), "Image files to find the like of.", argument=True)
     in_: str | None = option(None, "What selfie embed has written: a file, or a folder of shards.")
     from_: str | None = option(None, "Weights to embed the query with. Unset: those that the file was made with.")
-    top: int = option(10, "How many to show for each query.", at_least=1)
+    top: int = option(10, "How many to show: matches of each query, or groups.", at_least=1)
     duplicates: bool = option(False, "Show groups of near-duplicates within --in instead of answering a query.")
-    threshold: float = option(0.98, "Cosine from which two images count as near-duplicates.", above=-1, at_most=1)
+    threshold: float = option(0.998, "Cosine from which two images count as near-duplicates.", above=-1, at_most=1)
     search: Literal["auto", "exact", "usearch"] = option(
-        "auto", "exact compares with every vector; usearch (an extra) builds an index: auto takes it beyond a million."
+        "auto",
+        "exact compares with every vector; usearch (an extra) builds an index beside --in. Beyond a million vectors "
+        "auto takes the index that is there and, for --duplicates, builds it.",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(SourceOptions):
-    data: tuple[str, ...] = option(
-        (), "Folders, image files, lists (.txt), tar shards or named sets such as cifar10.", argument=True
-    )
+    data: tuple[str, ...] = option((), DATA_HELP, argument=True)
     max_bad: float = option(
         0.0, "Exit 1 if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
+    )
+    time: bool = option(True, "Take a few training steps, to say how long pretraining takes here.")
+    backbone: Backbone | None = option(
+        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_18_w16 as well."
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(SourceOptions):
-    run: str = option("", "A run's folder.", argument=True)
+    run: str = option("", RUN_HELP, argument=True)
     dataset: str | None = option(
-        None, "Images to show, a labelled folder or a named set. Unset: what the run was made with."
+        None, "Images to show: a labelled folder, a named set, or any images. Unset: what the run was made with."
     )
     out: str | None = option(None, "The page. Unset: report.html in the run's folder.")
     overwrite: bool = option(False, "Replace --out if it exists; the run's own page is always replaced.")
-    images: int = option(1000, "How many images to embed for the map and the neighbours, at most.", at_least=2)
+    images: int | None = option(
+        None,
+        "How many images to embed for the map and the neighbours, at most. Unset: 1,000, or what ten seconds allow.",
+        at_least=2,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(OutputOptions):
     run: str = option("", RUN_HELP, argument=True)
-    to: Literal["timm", "torchvision", "onnx", "safetensors"] | None = option(None, "What shall read it.")
-    out: str | None = option(None, "The file. Unset: <run>-<to>.safetensors, or .onnx, in the current folder.")
+    to: Target | None = option(
+        None,
+        "What shall read it: timm and torchvision take networks with a 7x7 stem, onnx (an extra) and safetensors all.",
+    )
+    out: str | None = option(
+        None, "The file. Unset: <run>-<to>.safetensors, or <run>.onnx, or <run>.safetensors, in the current folder."
+    )
     overwrite: bool = option(False, "Replace --out if it exists.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions(OutputOptions):
-    run: str = option("", "A finished run's folder, or bundled.", argument=True)
+    run: str = option("", RUN_HELP, argument=True)
     repo: str = option("", "owner/name on the Hugging Face Hub.", argument=True)
     private: bool | None = option(
         None, "Who may read a repository that has to be made. Unset: you are asked.", off="public"

@@ -6,6 +6,7 @@
     │   └── UnreadableImage    one image; skipped, counted and listed by whoever reads many
     ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
     ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
+    ├── HubError               a repository on the Hub that cannot be found, reached, read or written
     ├── TrainingError          a loss that is not a number
     └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
 
@@ -36,6 +37,10 @@ class RunError(SelfieError):
 
 
 class WeightsError(SelfieError):
+    pass
+
+
+class HubError(SelfieError):
     pass
 
 

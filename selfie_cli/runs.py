@@ -18,20 +18,37 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from selfie_cli import __version__
+from selfie_cli import __version__, hub
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, read_json, remove_leftovers, write_json
+from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
+SILENT = Talk()
 
 
 class Run:
-    """A folder that holds a config.json of ours. `config` is what was last read or written."""
+    """A folder that holds a config.json of ours. `config` is what was last read or written.
 
-    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+    `address` is what --from has to be to mean this run, where it is none of the user's folders and nothing may be
+    written to it: 'bundled', or hf://owner/name@commit for one in the Hub's cache.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], address: str | None = None) -> None:
         self.path = path
         self.config = config
+        self.address = address
+
+    @property
+    def name(self) -> str:
+        """Its folder's, or its repository's."""
+        if self.address is not None and hub.is_address(self.address):
+            return hub.parse(self.address).repo.partition("/")[2]
+        return self.path.resolve().name
+
+    def __str__(self) -> str:
+        return self.address or str(self.path)
 
     @property
     def verb(self) -> str:
@@ -117,9 +134,22 @@ def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = Fa
     return Run(path, config)
 
 
-def open_run(path: str | Path) -> Run:
-    """Raises RunError if `path` is no run's folder, or its config is damaged or of another format."""
-    folder = bundled_folder() if str(path) == "bundled" else Path(path)
+def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) -> Run:
+    """A run's folder, 'bundled', or one from the Hub (hf://owner/name[@revision]), fetched if it is not in the cache.
+
+    Raises RunError if `path` is no run's folder, or its config is damaged or of another format; HubError.
+    """
+    if hub.is_address(str(path)):
+        there = hub.find(hub.parse(str(path)), offline=offline, talk=talk)
+        run = read_run(there.fetch("config.json").parent, str(there.address))
+        for name in ("model.safetensors", "README.md"):
+            if name != "README.md" or there.has(name):
+                there.fetch(name)
+        return run
+    return read_run(bundled_folder(), "bundled") if str(path) == "bundled" else read_run(Path(path))
+
+
+def read_run(folder: Path, address: str | None = None) -> Run:
     try:
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
@@ -133,7 +163,7 @@ def open_run(path: str | Path) -> Run:
         raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
     if config.get("format") != RUN_FORMAT:
         raise RunError(f"{folder} has run format {config.get('format')}, this selfie reads {RUN_FORMAT}")
-    return Run(folder, config)
+    return Run(folder, config, address)
 
 
 def open_to_resume(path: str, verb: str) -> Run:
@@ -170,16 +200,12 @@ def newest_pretraining() -> Run | None:
     return None
 
 
-def resolve_from(from_: str | None) -> tuple[Run | None, str]:
+def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> tuple[Run | None, str]:
     """The run that --from means (None for 'none'), and a line that says which it is and why."""
     if from_ == "none":
         return None, "weights: none, a freshly initialized network"
     if from_ is not None:
-        if from_.startswith("hf://"):
-            raise RunError(
-                f"{from_}: weights are not fetched from the Hub yet; download the repository and name its folder"
-            )
-        run = open_run(from_)
+        run = open_run(from_, offline=offline, talk=talk)
         if not run.finished:
             raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {from_}")
         return run, f"weights: {describe(run)}"
@@ -192,5 +218,5 @@ def resolve_from(from_: str | None) -> tuple[Run | None, str]:
 
 def describe(run: Run) -> str:
     d = run.config["derived"]
-    where = "the network bundled with selfie" if run.path == bundled_folder() else str(run.path)
+    where = "the network bundled with selfie" if run.address == "bundled" else str(run)
     return f"{where} ({d.get('method', run.verb)}, {d.get('backbone')}, {d.get('image_size')} px)"

@@ -7,6 +7,11 @@ Advance = Callable[[int, str], None]
 """Called with how many are done in all, and a short note to show beside the bar."""
 
 
+def printable(text: str) -> str:
+    """Without the control characters and half characters that a file's name may hold: they are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class Talk:
     """Says nothing: for programs that call recipes. `cli.console.Console` is the one that speaks, on stderr."""
 

@@ -16,7 +16,7 @@ from selfie_cli.cli.app import app
 from selfie_cli.data import synthetic
 
 # On a CPU that has bf16, the faster precision is measured: nothing that repeats.
-SMALL = ("--backbone", "resnetv2_18_w16", "--batch-size", "8", "--precision", "fp32")
+SMALL = ("--backbone", "resnetv2_18_w16", "--batch-size", "8", "--precision", "fp32", "--no-report")
 
 
 def selfie(*arguments: object, code: int = 0, stdin: str | None = None) -> Result:

@@ -1,10 +1,15 @@
 """What all tests share: one thread (small networks are faster so, and runs repeat exactly), real data where it lies."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+from hub_server import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -21,6 +26,42 @@ def real_archives() -> Path:
     if found is None:
         pytest.skip("no real images: set SELFIE_TEST_DATA to a folder with cifar10-jpeg.tar.xz and clothing256.tar")
     return found
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[Hub]:
+    server = Hub()
+    yield server
+    server.close()
+
+
+HUB_CLIENT: dict[str, ModuleType] = {}
+
+
+def take_client() -> dict[str, ModuleType]:
+    """The modules of huggingface_hub, taken out: it reads its environment when it is imported."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+@pytest.fixture
+def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub on loopback that this process talks to, with an empty cache, and no token."""
+    hub_server.clear()
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    before = take_client()
+    sys.modules.update(HUB_CLIENT)
+    from huggingface_hub import constants
+
+    for name, place in {"HF_HUB_CACHE": "hub", "HF_TOKEN_PATH": "token", "HF_STORED_TOKENS_PATH": "stored"}.items():
+        monkeypatch.setattr(constants, name, str(tmp_path / "hf" / place))
+    yield hub_server
+    HUB_CLIENT.update(take_client())
+    sys.modules.update(before)
 
 
 @pytest.fixture
@@ -52,3 +93,20 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     with fresh_cache(), config.patch({"cpp.cxx": (missing,), "force_disable_caches": True}):
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")  # no longer: while it lives, this thread has an event loop that runs
+def browser() -> Iterator[Any]:
+    """A real Chromium without a screen. Without one the test is skipped; with SELFIE_REQUIRE_BROWSER=1 it fails."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        missing = "no Chromium on PATH"
+        pytest.fail(missing) if os.environ.get("SELFIE_REQUIRE_BROWSER") == "1" else pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    flags = ("background-networking", "component-update", "sync", "gpu")
+    args = ["--no-sandbox", "--no-first-run", *(f"--disable-{flag}" for flag in flags)]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=args)
+        yield started
+        started.close()

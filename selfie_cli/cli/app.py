@@ -106,12 +106,16 @@ def finetune(options: config.FinetuneOptions, console: Any) -> None:
 @verb(config.EmbedOptions)
 def embed(options: config.EmbedOptions, console: Any) -> None:
     """Turn images into vectors, to stdout or a file."""
-    from selfie_cli.recipes.embed import as_json, embed
+    from selfie_cli.recipes.embed import embed
+    from selfie_cli.recipes.vector_files import as_json
 
     result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(as_json(result)), talk=console)
     if result.out is not None:
-        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
-        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} vectors")
+        parts = {"parts": result.num_parts, "parts_kept": result.num_parts_kept}
+        known = {"known": result.num_known, "copies": result.num_copies}
+        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad), **known, **parts}
+        new = " new" if options.append else ""
+        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,}{new} vectors")
 
 
 @verb(config.EvalOptions)
@@ -179,7 +183,7 @@ def similar(options: config.SimilarOptions, console: Any) -> None:
         return
     from selfie_cli.cli import render
 
-    console.show(render.similar(result))
+    console.show(render.similar(result, options.top))
 
 
 @verb(config.DoctorOptions)
@@ -191,9 +195,9 @@ def doctor(options: config.DoctorOptions, console: Any) -> None:
     if options.json:
         console.json(dataclasses.asdict(result))
     else:
-        from selfie_cli.cli import render
+        from selfie_cli.cli.checkup import lines_of
 
-        console.show(render.doctor(result))
+        console.show(*lines_of(result))
     if not result.healthy:
         raise typer.Exit(1)
 
@@ -215,10 +219,8 @@ def export(options: config.ExportOptions, console: Any) -> None:
     result = export(options, console)
     if options.json:
         console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli import render
-
-    console.show(*render.exported(result))
+    else:
+        console.show(*result.code.rstrip().split("\n"))
 
 
 @verb(config.PushOptions)
@@ -226,7 +228,7 @@ def push(options: config.PushOptions, console: Any) -> None:
     """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
     from selfie_cli.recipes.push import push
 
-    result = push(options, console)
+    result = push(options, console, ask=ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
     if options.json:
         console.json(dataclasses.asdict(result))
         return
@@ -241,7 +243,12 @@ def pull(options: config.PullOptions, console: Any) -> None:
     from selfie_cli.recipes.pull import pull
 
     result = pull(options, console)
-    console.json(dataclasses.asdict(result)) if options.json else console.show(f"{result.run}")
+    if options.json:
+        console.json(dataclasses.asdict(result))
+        return
+    from selfie_cli.cli import render
+
+    console.show(*render.pulled(result))
 
 
 def is_alone() -> bool:
@@ -252,6 +259,11 @@ def is_alone() -> bool:
 def is_first_process() -> bool:
     """Whether this is a job of one process, or the one that talks for all."""
     return is_alone() or os.environ.get("RANK", "0") == "0"
+
+
+def ask(question: str) -> bool:
+    """A question on the terminal, on stderr; there is no answer by default."""
+    return typer.confirm(question, default=None, err=True)
 
 
 def lines_on_stdin() -> Iterable[str]:

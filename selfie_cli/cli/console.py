@@ -8,18 +8,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from selfie_cli.talk import Advance, Talk
+from selfie_cli.talk import Advance, Talk, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 PLAIN_SECONDS = 15.0
-
-
-def printable(text: str) -> str:
-    """Without the control characters and half characters that a file's name may hold."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def time_left(seconds: float) -> str:

@@ -4,10 +4,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfie_cli.cli.console import printable
 from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, Point, spreads
 from selfie_cli.recipes.eval import Evaluated
+from selfie_cli.recipes.pull import Pulled
+from selfie_cli.recipes.push import Pushed
+from selfie_cli.recipes.similar import Similar
 from selfie_cli.report.plots import as_text
+from selfie_cli.talk import printable
 
 
 def percent(value: float | None) -> str:
@@ -130,3 +133,57 @@ def confusion(result: Evaluated) -> RenderableType:
     for name, accuracy, row in zip(names, result.classified.per_class, result.classified.confusion, strict=True):
         table.add_row(name, percent(accuracy), *(str(count) for count in row[: len(shown)]))
     return table
+
+
+def pushed(result: Pushed) -> list[str]:
+    """What is on the Hub now; after a dry run, what would be, with the card."""
+    files = [f"{size:>13,} bytes  {name}" for name, size in result.files.items()]
+    if result.url is None:
+        return [f"would be sent to {result.address}:", *files, "", *result.card.splitlines()]
+    made = "made, and " if result.created else ""
+    return [*files, f"{result.url}: {made}now at {result.commit}", f"next, anywhere: selfie pull {result.address}"]
+
+
+def pulled(result: Pulled) -> list[str]:
+    """Where the run is, and what to do with it."""
+    verb = f"selfie embed photo.jpg --from {result.run}"
+    if result.verb != "pretrain":
+        verb = f"selfie predict {result.run} photo.jpg"
+    return [
+        f"{result.run}: {result.address}, checked",
+        f"next: {verb}",
+        f"or:   selfie finetune --from {result.run} --dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3",
+    ]
+
+
+MEMBERS = 20  # of a group of near-duplicates that are shown
+
+
+def similar(result: Similar, top: int) -> RenderableType:
+    """A table for each query, or of the `top` largest groups."""
+    parts: list[RenderableType] = []
+    for answer in result.answers or ():
+        table = Table(title=f"Most like {printable(answer.query)}", title_justify="left")
+        for column in ("rank", "cosine", "path"):
+            table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+        for match in answer.matches:
+            table.add_row(str(match.rank), f"{match.cosine:.4f}", printable(match.path))
+        parts.append(table)
+    if result.groups is not None:
+        table = Table(title=f"Groups of near-duplicates in {printable(result.file)}", title_justify="left")
+        for column in ("group", "cosine", "same file", "path"):
+            table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+        for number, group in enumerate(result.groups[:top], 1):
+            for member in group[:MEMBERS]:
+                copy = "yes" if member.copy and member is not group[0] else ""
+                table.add_row(str(number), f"{member.cosine:.4f}", copy, printable(member.path))
+            if len(group) > MEMBERS:
+                table.add_row(str(number), "", "", f"and {len(group) - MEMBERS:,} more")
+            table.add_section()
+        count, images = len(result.groups), sum(map(len, result.groups))
+        note = f"{images:,} of {result.num_vectors:,} images are in {count:,} groups, by cosines from "
+        note += f"{result.threshold:g} or equal contents; cosines to each group's first."
+        if count > top:
+            note += f" The {top} largest are shown: --top shows more, --json all."
+        parts += [table, note] if count else [note]
+    return Group(*parts)

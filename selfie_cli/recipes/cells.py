@@ -42,6 +42,7 @@ from selfie_cli.training.machine import duration, fit, micro_batch_for, num_core
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.tensorboard import check_log
 
 SUPERVISED = "supervised"
 SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
@@ -125,6 +126,7 @@ def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
     if options.resume:
         run = runs.open_to_resume(options.resume, verb)
         options = option.resumed(options, run.config["asked"])
+    check_log(options.log)
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
     return run, options
@@ -146,7 +148,7 @@ def load_pretrained(run: Run, options: LabelOptions) -> networks.Pretrained | An
     for name, asked in (("backbone", options.backbone), ("image-size", options.image_size)):
         there = run.derived.get(name.replace("-", "_"))
         if asked is not None and asked != there:
-            raise UsageError(f"--{name} {asked} conflicts with {run.path}, which has {there}: leave it out")
+            raise UsageError(f"--{name} {asked} conflicts with {run}, which has {there}: leave it out")
     return networks.load_module(run)
 
 
@@ -187,11 +189,11 @@ def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str,
 
 def origin(source: Run) -> dict[str, str]:
     """What --from would have to be to mean this run again, and the hash of the weights that it meant."""
-    path = "bundled" if source.path == runs.bundled_folder() else str(source.path.resolve())
+    path = source.address or str(source.path.resolve())
     return {"path": path, "sha256": hashlib.sha256(source.weights.read_bytes()).hexdigest()}
 
 
-def origins(run: Run) -> list[dict[str, str]]:
+def origins(run: Run, *, offline: bool, talk: Talk) -> list[dict[str, str]]:
     """Where the arms of a stopped run came from. Raises RunError if its config does not say, or the weights changed."""
     found = run.config.get("from")
     if not isinstance(found, list) or not all(isinstance(each, dict) and "path" in each for each in found):
@@ -199,7 +201,7 @@ def origins(run: Run) -> list[dict[str, str]]:
             f"{run.path / 'config.json'} is damaged, it does not say where weights came from: start a new run"
         )
     for each in found:
-        source = runs.open_run(each["path"])
+        source = runs.open_run(each["path"], offline=offline, talk=talk)
         if origin(source) != each:
             raise RunError(f"the weights of {each['path']} have changed since {run.path} was started: start a new run")
     return found
@@ -210,7 +212,7 @@ def tell_of_labels(sources: list[Run], talk: Talk) -> None:
     for source in sources:
         if "classes" in source.derived:
             talk.warn(
-                f"{source.path.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
+                f"{source.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
                 "of the other arms"
             )
 
@@ -235,7 +237,9 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     Raises RunError if they are not what `run` was started with, DataError if no test image is left.
     """
     assert options.dataset is not None
-    found = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    pinned = run.config["data"].get("pinned", {}) if run is not None else {}
+    dataset = pinned.get(options.dataset, options.dataset)
+    found = open_labelled(dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(found.split_note)
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
     if run is not None and run.config["data"].get("fingerprints") != marks:
@@ -251,6 +255,7 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
         test=test_part if len(rows) == len(test_part.labels) else take(test_part, rows.numpy()),
         record={
             "fingerprints": marks,
+            "pinned": dict(found.train.source.pinned),
             "unreadable": len(bad),
             "split": found.split_note,
             "seen_test_images": len({each["path"] for each in seen}),
@@ -482,6 +487,7 @@ class Trainer:
                 talk=self.talk,
                 what=name,
                 resume_hint=f"{here.command} {run.verb} --resume {run.path}",
+                tensorboard=self.options.log == "tensorboard",
             )
         scores = networks.class_scores(module, test.pixels, self.image_size, self.device)
         accuracy = here.from_first(topk_accuracy(scores, test.labels))

@@ -11,6 +11,7 @@ from selfie_cli.recipes import cells
 from selfie_cli.recipes.cells import SUPERVISED, Arm, Trainer
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, point, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
+from selfie_cli.recipes.report import report_at_end
 from selfie_cli.report import plots
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -26,8 +27,8 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     counts = seed_counts(options.fractions, options.seeds)
     asked: Sequence[str | None] = options.from_ or [None]
     if run is not None:
-        asked = [each["path"] for each in cells.origins(run)] or ["none"]
-    sources, lines = open_sources(asked)
+        asked = [each["path"] for each in cells.origins(run, offline=options.offline, talk=talk)] or ["none"]
+    sources, lines = open_sources(asked, offline=options.offline, talk=talk)
     for line in lines:
         talk.say(line)
     cells.tell_of_labels(sources, talk)
@@ -96,6 +97,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         plots=draw(run.path, data.name, points, talk) if group().first else [],
     )
     cells.conclude(run, result, shares[-1].cell(kept, options.seed), {"device": str(device)})
+    report_at_end(run, options, talk)
     return result
 
 
@@ -116,11 +118,11 @@ def seed_counts(fractions: str, seeds: str) -> dict[float, int]:
     return dict(sorted(zip(shares, counts * (len(shares) // len(counts)), strict=True)))
 
 
-def open_sources(asked: Sequence[str | None]) -> tuple[list[Run], list[str]]:
+def open_sources(asked: Sequence[str | None], *, offline: bool, talk: Talk) -> tuple[list[Run], list[str]]:
     """The runs that --from names, and a line on each; none for 'none', which stands alone."""
     if "none" in asked and len(asked) > 1:
         raise UsageError("--from none stands alone: the arm without pretraining is always there")
-    found = [runs.resolve_from(each) for each in asked]
+    found = [runs.resolve_from(each, offline=offline, talk=talk) for each in asked]
     return [run for run, _ in found if run is not None], [line for _, line in found]
 
 
@@ -131,14 +133,14 @@ def arms_of(options: CurveOptions, sources: list[Run]) -> list[Arm]:
     fresh = {**cells.network_shape(options, sources[0] if sources else None), "pretraining": "none"}
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
     for source, method, state in zip(sources, methods, states, strict=True):
-        name = source.path.resolve().name if methods.count(method) > 1 else method
+        name = source.name if methods.count(method) > 1 else method
         if name in [arm.name for arm in arms]:
             raise UsageError(f"--from names two arms {name!r}: name every run once, or rename a folder")
         arm = Arm(name=name, shape=cells.network_shape(options, source), state=state)
         for key in ("backbone", "stem", "image_size"):
             if arm.shape[key] != fresh[key]:
                 raise UsageError(
-                    f"{source.path} has {key} {arm.shape[key]}, {sources[0].path} has {fresh[key]}: "
+                    f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "
                     "one curve compares runs of one network, draw another for the rest"
                 )
         arms.append(arm)

@@ -89,7 +89,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
-    run, line = runs.resolve_from(options.run)
+    run, line = runs.resolve_from(options.run, offline=options.offline, talk=talk)
     if run is None:
         raise UsageError("eval needs a run: its folder, or bundled")
     talk.say(line)
@@ -149,9 +149,10 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     )
     if not group().first:
         return result
-    if run.path == runs.bundled_folder():
+    if run.address is not None:  # no folder of the user's
         for one in bad:
             talk.warn(f"left out: {one.name}: {one.reason}")
+        talk.say(f"kept nowhere: results go into a run's folder, and {run.address} is not one of yours")
     else:
         file = run.path / f"eval-{Path(data.name).name}.json"
         num_images = len(data.train.source) + len(data.test.source)

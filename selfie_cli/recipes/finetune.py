@@ -11,6 +11,7 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import cells, networks
 from selfie_cli.recipes.cells import SUPERVISED, Arm, Trainer
 from selfie_cli.recipes.comparison import Finetuned, summarize
+from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import prepare
 from selfie_cli.training.schedule import check_length
@@ -22,15 +23,15 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     rates = cells.learning_rates(options.lr)
     asked = options.from_
     if run is not None:
-        asked = next((each["path"] for each in cells.origins(run)), "none")
-    source, line = runs.resolve_from(asked)
+        asked = next((each["path"] for each in cells.origins(run, offline=options.offline, talk=talk)), "none")
+    source, line = runs.resolve_from(asked, offline=options.offline, talk=talk)
     talk.say(line)
     cells.tell_of_labels([source] if source else [], talk)
     pretrained = None if source is None else cells.load_pretrained(source, options)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
     if options.arch == "hybrid" and not isinstance(pretrained, SelfieNetwork):
-        what = "none" if source is None else f"{source.path}, a run of {source.derived['method']}"
+        what = "none" if source is None else f"{source}, a run of {source.derived['method']}"
         raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
     arms = arms_of(options, cells.network_shape(options, source), pretrained)
     out = None if run is not None else cells.choose_out(options, "finetune", arms[-1].name, [source] if source else [])
@@ -77,6 +78,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         accuracies=accuracies,
     )
     cells.conclude(run, result, share.cell(arms[-1], seeds[0]), {"device": str(device)})
+    report_at_end(run, options, talk)
     return result
 
 

@@ -7,12 +7,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from selfie_cli import hub
 from selfie_cli.errors import WeightsError
 from selfie_cli.models.resnet import resnet
 from selfie_cli.recipes.cells import Arm
 from selfie_cli.talk import Talk
-
-SIZES = {"resnet18": "47 MB", "resnet50": "102 MB"}
 
 
 def imagenet_arm(shape: dict[str, Any], *, offline: bool, talk: Talk) -> Arm:
@@ -28,25 +27,11 @@ def imagenet_arm(shape: dict[str, Any], *, offline: bool, talk: Talk) -> Arm:
 def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Tensor]:
     """The state of torchvision's resnet18 or resnet50 with a 7x7 stem, without its last layer.
 
-    Raises WeightsError if they cannot be fetched, are not there with `offline`, or do not fit.
+    Raises HubError if they cannot be fetched, or are not there with `offline`; WeightsError if they do not fit.
     """
-    import huggingface_hub
-    from huggingface_hub.constants import ENDPOINT
-
-    repository = f"timm/{network}.tv_in1k"
-    host = ENDPOINT.partition("://")[2]
-    if not offline:
-        talk.say(f"taking {repository} (about {SIZES[network]}, torchvision's ImageNet weights) from {host}")
-    try:
-        file = huggingface_hub.hf_hub_download(
-            repository, "model.safetensors", revision="main", local_files_only=offline
-        )
-    except Exception as error:  # the client raises its own errors, those of its HTTP library and of the system
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"{repository} could not be taken from {host} ({reason}): check the connection"
-        if offline:
-            what = f"{repository} is not in the Hub's cache here: run once without --offline"
-        raise WeightsError(f"{what}, or leave --compare imagenet out") from error
+    there = hub.find(hub.Address(f"timm/{network}.tv_in1k"), offline=offline, talk=talk)
+    talk.say(f"ImageNet weights: {there.address}, torchvision's")
+    _, file = there.fetch("config.json"), there.fetch("model.safetensors")  # without the former, none is there offline
     try:
         tensors = safetensors.torch.load_file(file)
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
@@ -55,5 +40,5 @@ def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Te
         resnet(network, stem="7x7", num_stages=4).load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise WeightsError(f"{file} does not hold torchvision's {network}: {reason}") from None
+        raise WeightsError(f"{there.address} does not hold torchvision's {network}: {reason}") from None
     return state

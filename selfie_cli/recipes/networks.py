@@ -150,6 +150,9 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {reason}") from None
+    there = module.state_dict()  # which would take any number as its own type
+    if other := [name for name, tensor in weights.items() if tensor.dtype != there[name].dtype]:
+        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {other[0]} is of another type")
     return module
 
 

@@ -13,10 +13,18 @@ from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import json_line
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.inference import Result, check_out, conclude, expand, line_writer, run_through
+from selfie_cli.recipes.inference import (
+    Emit,
+    Result,
+    check_out,
+    conclude,
+    expand,
+    line_writer,
+    one_writer,
+    run_through,
+)
 from selfie_cli.recipes.networks import Network
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import prepare
 
 SUFFIXES = (".csv", ".jsonl")
@@ -39,11 +47,9 @@ def predict(
     out = check_out(options, SUFFIXES)
     if not options.run:
         raise UsageError("name a finetuned run's folder, then the images")
-    run = runs.open_run(options.run)
+    run = runs.open_run(options.run, talk=talk)
     if "classes" not in run.derived:
-        raise RunError(
-            f"{run.path} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run.path}"
-        )
+        raise RunError(f"{run} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run}")
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
     names = expand(options.paths, stdin)
@@ -51,21 +57,21 @@ def predict(
     device, _, _ = prepare(options.device, options.precision)
     network = networks.load_network(run, features=None, device=device)
 
-    def row(result: Result) -> dict[str, Any]:
-        best = int(result[1].argmax())
-        return {"path": result[0], "label": classes[best], "probability": round(float(result[1][best]), 6)}
+    @contextlib.contextmanager
+    def opened(precision: str) -> Iterator[Emit]:
+        with contextlib.nullcontext(emit) if out is None else writing(out) as write:
 
-    with contextlib.nullcontext(emit) if out is None or not group().first else writing(out) as write:
-        bad = run_through(
-            names,
-            network,
-            Network.probabilities,
-            lambda result: write(row(result)),
-            options=options,
-            what="predicting",
-            talk=talk,
-        )
-    conclude(bad, len(names), out, strict=options.strict, talk=talk)
+            def write_row(result: Result) -> None:
+                best = int(result.vector.argmax())
+                probability = round(float(result.vector[best]), 6)
+                write({"path": result.name, "label": classes[best], "probability": probability})
+
+            yield write_row
+
+    bad = run_through(
+        names, network, Network.probabilities, one_writer(opened), options=options, what="predicting", talk=talk
+    )
+    conclude(bad, len(names), None if out is None else out.parent, strict=options.strict, talk=talk)
     return Predicted(out=out, num_images=len(names) - len(bad), classes=classes, bad=bad)
 
 

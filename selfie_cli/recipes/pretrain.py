@@ -26,6 +26,7 @@ from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of
 from selfie_cli.pretraining import recipe_values, shown
 from selfie_cli.recipes import networks
+from selfie_cli.recipes.report import report_at_end
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
@@ -43,6 +44,7 @@ from selfie_cli.training.machine import (
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -71,14 +73,17 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     elif not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
+    check_log(options.log)
     device, _, _ = prepare(options.device, options.precision)
     here = group()
     out = here.from_first(Path(options.out) if options.out else runs.default_folder("pretrain", options.method))
     if run is None:
         runs.check_free(out, overwrite=options.overwrite)
 
-    source = open_unlabelled(options.data, data_root=Path(options.data_root), offline=options.offline, talk=talk)
-    data = {"images": len(source), "fingerprint": fingerprint(source)}
+    pinned = run.config["data"].get("pinned", {}) if run is not None else {}
+    asked_for = [pinned.get(one, one) for one in options.data]
+    source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    data = {"images": len(source), "fingerprint": fingerprint(source), "pinned": dict(source.pinned)}
     if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     derived = run.derived if run is not None else derive(options, source)
@@ -150,6 +155,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 resume_hint=f"{here.command} pretrain --resume {run.path}",
                 watch=watch,
                 trace=run.path / "trace.json" if options.profile else None,
+                tensorboard=options.log == "tensorboard",
             )
         except Stopped:
             keep_what_was_seen(run, store)
@@ -164,6 +170,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             measured = {**dataclasses.asdict(trained), "device": str(device), "precision": step.precision}
             run.finish({**measured, "compiled": step.compiled, "threads": torch.get_num_threads()})
         here.wait()
+    report_at_end(run, options, talk)
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
 
 
@@ -302,10 +309,17 @@ def pace_of(
     for number in (1, 2):
         batch_of(number)
     decoding = group().longest((time.perf_counter() - begun) / 2)
+    keeps_all = store.rows.capacity >= len(store)
+    return decoding_pace(step_seconds, decoding, keeps_all, round(len(store) / batch_size), device)
+
+
+def decoding_pace(
+    step_seconds: float, decoding: float, keeps_all: bool, steps_an_epoch: int, device: torch.device
+) -> Pace:
+    """The pace where decoding a batch takes `decoding` seconds, in the first epoch or, unless all is kept, in each."""
     # A CPU does the one at the cost of the other.
     slower = step_seconds + decoding if device.type == "cpu" else max(step_seconds, decoding)
-    keeps_all = store.rows.capacity >= len(store)
-    return Pace(step_seconds if keeps_all else slower, slower, round(len(store) / batch_size))
+    return Pace(step_seconds if keeps_all else slower, slower, steps_an_epoch)
 
 
 def divided(batch_size: int, here: Group) -> str:

@@ -31,7 +31,7 @@ def look_for_seen(
     records: list[dict[str, Any]] = []
     keep = np.ones(len(names), dtype=np.bool_)
     for source in sources:
-        where = source.path.name
+        where = source.name
         if not (source.path / FILE_NAME).is_file():
             if exclude:
                 raise UsageError(f"--exclude-seen: {where} keeps no marks of the images that it was pretrained on")

@@ -7,7 +7,8 @@ import pytest
 from rich.table import Table
 
 from selfie_cli.cli import console as module
-from selfie_cli.cli.console import Console, printable, time_left
+from selfie_cli.cli.console import Console, time_left
+from selfie_cli.talk import printable
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,17 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from commands import SMALL, error_of, process, same_weights, selfie
-from huggingface_hub.errors import LocalEntryNotFoundError
+from hub_server import Hub, Repository
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.weights import load_weights
 
-SHORT = ("--steps", 2, "--batch-size", 8)
+SHORT = ("--steps", 2, "--batch-size", 8, "--no-report")
 
 
 def read(file: Path) -> Any:
@@ -224,23 +223,23 @@ def test_runs_that_cannot_be_compared(images: Path, pretrained: Path, tmp_path: 
     assert "no run at nowhere" in error_of(*arguments, "--from", "nowhere")
 
 
+IMAGENET = "timm/resnet18.tv_in1k"
+
+
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A Hub of one file with torchvision's names and random weights; what it was asked for."""
+def imagenet(hub: Hub) -> dict[str, torch.Tensor]:
+    """On the Hub, torchvision's names with random weights."""
     torch.manual_seed(3)
     network = Classifier("resnet18", stem="7x7", num_classes=5)
     tensors = {name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}
-    file = tmp_path / "hub.safetensors"
     tensors = {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
-    save_file({**tensors, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, file)
-    asked: dict[str, Any] = {"file": file, "tensors": tensors}
+    publish(hub, save({**tensors, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}))
+    return tensors
 
-    def download(repository: str, filename: str, **named: Any) -> str:
-        asked.update(repository=repository, filename=filename, **named)
-        return str(file)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    return asked
+def publish(hub: Hub, weights: bytes) -> None:
+    hub.repositories[IMAGENET] = Repository()
+    hub.repositories[IMAGENET].commit("main", {"config.json": (b"{}", False), "model.safetensors": (weights, True)})
 
 
 def compare(images: Path, pretrained: Path, *more: object) -> tuple[object, ...]:
@@ -248,41 +247,31 @@ def compare(images: Path, pretrained: Path, *more: object) -> tuple[object, ...]
     return ("curve", "--dataset", images, "--from", pretrained, *SHORT, "--weight-decay", 0, *fixed)
 
 
-def test_imagenet_weights_are_another_arm(images: Path, pretrained: Path, hub: dict[str, Any]) -> None:
+def test_imagenet_weights_are_another_arm(
+    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
     result = selfie(*compare(images, pretrained))
-    assert hub["repository"] == "timm/resnet18.tv_in1k"
-    assert (hub["filename"], hub["revision"], hub["local_files_only"]) == ("model.safetensors", "main", False)
-    assert "47 MB" in result.stderr
-    assert "huggingface.co" in result.stderr
+    commit = hub.repositories[IMAGENET].branches["main"]
+    assert f"fetching hf://{IMAGENET}@{commit} (46.8 MB) from {hub.url.partition('://')[2]}" in result.stderr
     results = read(Path("r/results.json"))
     assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet-resnet18"]
     assert "another network than supervised: resnet18, stem 7x7" in results["sentences"][1]
     after, header = load_weights(Path("r/cells/imagenet-resnet18-f1-s0/model.safetensors"))
     assert (header["backbone"], header["stem"], header["image_size"]) == ("resnet18", "7x7", "32")
-    learned = [name for name, tensor in hub["tensors"].items() if tensor.ndim == 4]  # zeros move by any rate
-    assert all(after[f"backbone.{name}"].equal(hub["tensors"][name]) for name in learned)
+    learned = [name for name, tensor in imagenet.items() if tensor.ndim == 4]  # zeros move by any rate
+    assert all(after[f"backbone.{name}"].equal(imagenet[name]) for name in learned)
     assert same_weights(Path("r"), Path("r/cells/selfie-f1-s0"))
     assert read(Path("r/config.json"))["derived"]["pretraining"] == "selfie"
 
+    before = len(hub.requests)
+    result = selfie(*compare(images, pretrained, "--offline", "--overwrite"))
+    assert len(hub.requests) == before
+    assert "fetching" not in result.stderr
 
-def test_imagenet_offline(images: Path, pretrained: Path, hub: dict[str, Any]) -> None:
-    result = selfie(*compare(images, pretrained, "--offline"))
-    assert hub["local_files_only"] is True
-    assert "MB" not in result.stderr
 
-
-@pytest.mark.parametrize("more", [(), ("--offline",)])
-def test_imagenet_that_is_not_there(
-    images: Path, pretrained: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
-) -> None:
-    def download(*_: Any, **named: Any) -> str:
-        raise LocalEntryNotFoundError("An error happened.\nAnd more of it.")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    error = error_of(*compare(images, pretrained, *more))
-    assert "timm/resnet18.tv_in1k" in error
-    assert ("without --offline" if more else "huggingface.co") in error
-    assert ("An error happened." in error) == (not more)
+def test_imagenet_that_is_not_there(images: Path, pretrained: Path, hub: Hub) -> None:
+    assert f"no repository {IMAGENET}" in error_of(*compare(images, pretrained))
+    assert "without --offline" in error_of(*compare(images, pretrained, "--offline"))
     assert not Path("r").exists()
 
 
@@ -294,9 +283,10 @@ def test_imagenet_in_a_process_of_its_own(images: Path, pretrained: Path) -> Non
     assert b"Traceback" not in done.stderr
 
 
-def test_imagenet_file_that_does_not_fit(images: Path, pretrained: Path, hub: dict[str, Any]) -> None:
-    some = dict(list(hub["tensors"].items())[:20])
-    save_file(some, hub["file"])
+def test_imagenet_file_that_does_not_fit(
+    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
+    publish(hub, save(dict(list(imagenet.items())[:20])))
     assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))
-    hub["file"].write_bytes(b"no tensors")
+    publish(hub, b"no tensors")
     assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))

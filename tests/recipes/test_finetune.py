@@ -25,7 +25,7 @@ from selfie_cli.weights import load_weights
 
 ARMS = ("supervised", "selfie")
 SEEDS = (4, 5, 6)
-SHORT = ("--steps", 1, "--batch-size", 8)
+SHORT = ("--steps", 1, "--batch-size", 8, "--no-report")
 
 
 def read(file: Path) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from commands import SMALL, error_of, selfie
 from PIL import Image, ImageEnhance
 
-FEW = ("--steps", 2, "--warmup-steps", 1, "--batch-size", 8)
+FEW = ("--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--no-report")
 
 
 @pytest.fixture

@@ -1,0 +1,335 @@
+"""What comes from the Hub: the real client over real HTTP against a server on loopback (tests/hub_server.py).
+
+Xet, the Hub's other way to move large files, is switched off (HF_HUB_DISABLE_XET=1): its own servers and chunks are not
+imitated. Neither are multipart uploads, rate limits, OIDC tokens, or a cache on a file system without links.
+"""
+
+import os
+import shutil
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import draw_folder, error_of, same_weights, selfie
+from hub_server import READ_ONLY, TOKEN, Hub, Repository, sha256
+from safetensors.torch import load_file, save
+
+from selfie_cli import hub as on_hub
+from selfie_cli import runs
+from selfie_cli.errors import HubError, UsageError
+from selfie_cli.files import read_json, write_json
+from selfie_cli.recipes import cells
+from selfie_cli.talk import Talk
+
+BUNDLED = runs.bundled_folder()
+NET = "hf://acme/net"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def net(hub: Hub) -> Repository:
+    """The bundled network as a repository, beside files that nobody has asked for."""
+    hub.repositories["acme/net"] = repository = Repository()
+    commit(repository)
+    return repository
+
+
+def commit(repository: Repository, **changed: bytes) -> str:
+    names = {"config": ("config.json", False), "model": ("model.safetensors", True)}
+    files = {name: ((BUNDLED / name).read_bytes(), large) for name, large in names.values()}
+    files |= {"README.md": (b"# net\n", False), "weights.pkl": (b"cos\nsystem\n.", True), "run.py": (b"1/0\n", False)}
+    return repository.commit("main", files | {names[key][0]: (data, names[key][1]) for key, data in changed.items()})
+
+
+def weights_of(net: Repository) -> bytes:
+    return net.commits[net.branches["main"]]["model.safetensors"][0]
+
+
+def set_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def cache() -> set[str]:
+    """Blobs in the Hub's cache."""
+    from huggingface_hub import constants
+
+    return {path.name for path in Path(constants.HF_HUB_CACHE).glob("*/blobs/*")}
+
+
+@pytest.mark.parametrize("text", ["acme/net", NET])
+def test_addresses(text: str) -> None:
+    assert on_hub.parse(text) == on_hub.Address("acme/net")
+    assert str(on_hub.parse(f"{text}@feature/x")) == str(on_hub.parse(text, "feature/x")) == f"{NET}@feature/x"
+
+
+@pytest.mark.parametrize(
+    "text", ["net", "a/b/c", "", "hf://datasets/acme/net", "acme/net@", "acme/ne t", "../net", "acme/net@../x", "a\n/b"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError):
+        on_hub.parse(text)
+
+
+def test_two_revisions_are_one_too_many(net: Repository) -> None:
+    assert "two revisions" in error_of("pull", f"{NET}@a", "--revision", "b", code=2)
+
+
+def test_only_the_runs_own_files_are_fetched(hub: Hub, net: Repository) -> None:
+    selfie("pull", "acme/net")
+    assert sorted(os.listdir("runs/net")) == ["README.md", "config.json", "model.safetensors"]
+    assert same_weights(Path("runs/net"), BUNDLED)
+    asked = [path.rpartition("/")[2] for _, path, _ in hub.requests if "/resolve/" in path]
+    assert set(asked) == {"README.md", "config.json", "model.safetensors"}
+    assert not any("agent" in path or "torch" in headers["user-agent"] for _, path, headers in hub.requests)
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net.private = True
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    selfie("pull", "acme/net")
+    sent = [(path.startswith("/storage"), headers.get("authorization")) for _, path, headers in hub.requests]
+    assert {token for stored, token in sent if stored} == {None}
+    assert {token for stored, token in sent if not stored} == {f"Bearer {TOKEN}"}
+
+
+def test_an_interrupted_download_goes_on_where_it_broke_off(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)  # what it can go on from: else every 10 MB
+    hub.cuts = 1
+    selfie("pull", "acme/net")
+    ranges = [headers.get("range") for _, path, headers in hub.requests if path.startswith("/storage")]
+    assert ranges == [None, f"bytes={len(weights_of(net)) * 3 // 4 // 2**16 * 2**16}-"]
+    assert same_weights(Path("runs/net"), BUNDLED)
+
+
+def test_a_download_that_breaks_off_again_and_again_leaves_nothing(hub: Hub, net: Repository) -> None:
+    hub.cuts = 1000
+    assert "broke off" in error_of("pull", "acme/net")
+    assert not Path("runs").exists()
+    assert sha256(weights_of(net)) not in cache()
+    hub.cuts = 0
+    selfie("pull", "acme/net")
+    assert same_weights(Path("runs/net"), BUNDLED)
+
+
+@pytest.mark.parametrize("lost", [0, 1000])
+def test_damaged_and_truncated_weights_are_refused_and_forgotten(hub: Hub, net: Repository, lost: int) -> None:
+    good = weights_of(net)
+    hub.corrupt = good[: 2 * len(good) // 3] + b"\1" * (len(good) - 2 * len(good) // 3 - lost)
+    said = error_of("pull", "acme/net")
+    assert "could not be transferred" in said if lost else "is damaged" in said
+    assert not Path("runs").exists()
+    assert sha256(good) not in cache()
+    hub.corrupt = None
+    selfie("pull", "acme/net")
+    assert same_weights(Path("runs/net"), BUNDLED)
+
+
+def test_a_cache_that_was_damaged_later_is_noticed_offline(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.open_run(NET)
+    blob = run.weights.resolve()
+    blob.write_bytes(blob.read_bytes()[:-4] + b"\1\2\3\4")
+    set_offline(monkeypatch)
+    with pytest.raises(HubError, match="is damaged"):
+        runs.open_run(NET)
+
+
+def config_with(**derived: Any) -> bytes:
+    config = read_json(BUNDLED / "config.json")
+    write_json(Path("changed.json"), {**config, "derived": {**config["derived"], **derived}})
+    return Path("changed.json").read_bytes()
+
+
+def weights_with(change: Any) -> bytes:
+    tensors = load_file(BUNDLED / "model.safetensors")
+    return save(change(tensors), {"format_version": "1"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda: {"config": b"{}"}, "is not the config of a selfie run"),
+        (lambda: {"config": b'{"architectures": ["ViT"]}'}, "is not the config of a selfie run"),
+        (lambda: {"config": b"not JSON"}, "cannot be read"),
+        (lambda: {"config": config_with(backbone="resnetv2_18")}, "does not fit"),
+        (lambda: {"config": config_with(backbone="__import__('os')")}, "does not describe a network"),
+        (lambda: {"model": b"cos\nsystem\n(S'true'\ntR."}, "no safetensors file"),
+        (lambda: {"model": weights_with(lambda t: {key: each.half() for key, each in t.items()})}, "another type"),
+        (
+            lambda: {"model": weights_with(lambda t: {key: t[key] for key in t if not key.endswith("bias")})},
+            "does not fit",
+        ),
+        (lambda: {"model": weights_with(lambda t: t)[:-100]}, "no safetensors file"),
+    ],
+)
+def test_what_is_no_run_or_does_not_fit_is_not_placed(net: Repository, changed: Any, words: str) -> None:
+    commit(net, **changed())
+    assert words in error_of("pull", "acme/net")
+    assert not Path("runs").exists()
+
+
+def test_another_repository_is_told_before_its_weights_are_fetched(hub: Hub, net: Repository) -> None:
+    commit(net, config=b'{"architectures": ["ViT"]}')
+    error_of("pull", "acme/net")
+    assert not [path for _, path, _ in hub.requests if path.startswith("/storage")]
+    del net.commits[net.branches["main"]]["config.json"]
+    assert "has no config.json" in error_of("pull", "acme/net")
+
+
+@pytest.mark.parametrize(
+    ("asked", "token", "change", "words"),
+    [
+        ("acme/nothing", None, {}, "no repository acme/nothing"),
+        ("acme/net", None, {"private": True}, "log in with hf auth login"),
+        ("acme/net", READ_ONLY, {"private": True}, "the token here may not see it"),
+        ("acme/net", "hf_wrong", {}, "is not valid"),
+        ("acme/net", None, {"gated": True}, "is gated: ask for access at"),
+        ("acme/net@v9", None, {}, "no revision v9"),
+        ("acme--x/net", None, {}, "is no name that the Hub allows"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(
+    net: Repository, monkeypatch: pytest.MonkeyPatch, asked: str, token: str | None, change: Any, words: str
+) -> None:
+    vars(net).update(change)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    for arguments in (("pull", asked), ("embed", "photo.jpg", "--from", f"hf://{asked}")):
+        Path("photo.jpg").touch()
+        said = error_of(*arguments, code=2 if "--" in asked else 1)
+        assert words in said
+        assert token is None or token not in said
+
+
+def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repository) -> None:
+    hub.answers = {"GET /api/models/acme/net": [500, 503, 429], "HEAD /acme/net": [502]}
+    selfie("pull", "acme/net")
+    hub.answers = {"GET /api/models/acme/net": [500] * 99}
+    assert "answered 500" in error_of("pull", "acme/net", "--out", "again")
+
+
+def test_without_a_network(net: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "127.0.0.1:9 cannot be reached" in error_of("pull", "acme/net")
+
+
+@pytest.mark.parametrize("token", ["hf_secret\x01", "hf_secrét", "hf_secret"])
+def test_no_token_in_any_error_nor_its_traceback(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("SELFIE_DEBUG", "1")
+    monkeypatch.setenv("HF_TOKEN", token)
+    for arguments in (("pull", "acme/net"), ("push", "bundled", "acme/net")):
+        with pytest.raises(HubError) as caught:
+            selfie(*arguments)
+        assert "hf_secr" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_offline_the_cache_serves_and_nothing_else_is_asked(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_folder(Path("drawn"), train=1, test=1)
+    online = selfie("embed", "drawn", "--from", NET).stdout
+    hub.requests.clear()
+    selfie("pull", "acme/net", "--offline")
+    set_offline(monkeypatch)
+    assert selfie("embed", "drawn", "--from", NET).stdout == online
+    assert "not in the Hub's cache" in error_of("embed", "drawn", "--from", f"{NET}@v2")
+    assert "HF_HUB_OFFLINE is set" in error_of("push", "bundled", "acme/net")
+    assert "--offline" in error_of("pull", "acme/other", "--offline")
+    assert hub.requests == []
+
+
+def test_it_says_once_what_is_fetched_from_where_and_how_large(hub: Hub, net: Repository) -> None:
+    draw_folder(Path("drawn"), train=1, test=1)
+    sha = net.branches["main"]
+    said = selfie("embed", "drawn", "--from", NET).stderr
+    size = sum(len(net.commits[sha][name][0]) for name in ("config.json", "model.safetensors", "README.md"))
+    assert f"fetching {NET}@{sha} ({size / 1e6:.1f} MB) from {hub.url[7:]}" in said
+    assert f"weights: {NET}@{sha} (selfie, resnetv2_18_w16, 32 px)" in said
+    assert "fetching" not in selfie("embed", "drawn", "--from", NET).stderr
+
+
+def test_a_commit_stays_what_it_was_and_needs_no_network_again(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = net.branches["main"]
+    second = commit(net, model=weights_with(lambda t: {key: each * 0 for key, each in t.items()}))
+    pinned, newest = runs.open_run(f"{NET}@{first}"), runs.open_run(NET)
+    assert (pinned.address, newest.address) == (f"{NET}@{first}", f"{NET}@{second}")
+    assert same_weights(pinned.path, BUNDLED)
+    assert not same_weights(newest.path, BUNDLED)
+    hub.requests.clear()
+    runs.open_run(f"{NET}@{first}")
+    assert hub.requests == []
+
+
+def test_finetune_and_curve_keep_the_commit_and_know_it_again(hub: Hub, net: Repository) -> None:
+    first = f"{NET}@{net.branches['main']}"
+    draw_folder(Path("drawn"), train=40, test=20)
+    short = ("--dataset", "drawn", "--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--precision", "fp32")
+    selfie("finetune", "--from", NET, *short, "--no-report", "--out", "tuned")
+    selfie("curve", "--from", NET, *short, "--fractions", "1", "--seeds", "1", "--no-report", "--out", "curve")
+    commit(net, model=weights_with(lambda t: {key: each * 0 for key, each in t.items()}))
+    for out in ("tuned", "curve"):
+        run = runs.open_run(out)
+        assert [each["path"] for each in run.config["from"]] == [first]
+        assert cells.origins(run, offline=False, talk=Talk()) == run.config["from"]
+    selfie("predict", "tuned", "drawn")
+
+
+def test_other_verbs_take_it_too(hub: Hub, net: Repository) -> None:
+    photo = next(draw_folder(Path("drawn"), train=2, test=2).rglob("*.png"))
+    selfie("export", NET, "--to", "safetensors")
+    assert {key for key in load_file("net.safetensors") if "num_batches" not in key}
+    selfie("embed", "drawn", "--from", NET, "--out", "vectors.npy")
+    assert photo.name in selfie("similar", photo, "--in", "vectors.npy", "--from", NET).stdout
+    selfie("report", NET, "--dataset", "drawn", "--out", "page.html")
+    assert Path("page.html").stat().st_size > 10_000
+
+
+def test_eval_writes_nothing_into_the_cache(hub: Hub, net: Repository) -> None:
+    from huggingface_hub import constants
+
+    draw_folder(Path("drawn"), train=40, test=20)
+    before = runs.open_run(NET)
+    files = sorted(Path(constants.HF_HUB_CACHE).rglob("*"))
+    said = selfie("eval", NET, "--dataset", "drawn").stderr
+    assert f"{before.address} is not one of yours" in said
+    assert sorted(Path(constants.HF_HUB_CACHE).rglob("*")) == files
+    selfie("pull", "acme/net")
+    selfie("eval", "runs/net", "--dataset", "drawn")
+    assert Path("runs/net/eval-drawn.json").is_file()
+
+
+def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: Hub, net: Repository) -> None:
+    address = f"{NET}@{net.branches['main']}"
+    shown = selfie("pull", NET).stdout
+    assert address in shown
+    assert "next: selfie embed photo.jpg --from runs/net" in shown
+    assert read_json(Path("runs/net/config.json"))["hub"] == {"address": address}
+    assert "--overwrite" in error_of("pull", "acme/net")
+    selfie("pull", "acme/net", "--overwrite")
+    shutil.rmtree("runs/net")
+    Path("runs/net").mkdir()
+    Path("runs/net/photo.jpg").touch()
+    assert "holds no run" in error_of("pull", "acme/net", "--overwrite")
+    assert os.listdir("runs/net") == ["photo.jpg"]
