@@ -1,14 +1,13 @@
-"""Images of tar shards, opened out of blocks of neighbours that are read from the disk in one go."""
+"""Images of tar shards and parquet files, opened out of blocks of neighbours that are read from the disk in one go."""
 
-import io
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from PIL import Image
 
-from selfie_cli.data.images import open_image
-from selfie_cli.data.sources import Shards
+from selfie_cli.data.source import Packed, opened
 from selfie_cli.errors import UnreadableImage
 
 BLOCK = 64
@@ -16,45 +15,47 @@ BLOCK = 64
 MOST = 10**9
 """Bytes of blocks in memory: a window of 32 blocks (`training.schedule.SampleOrder`), if a photo has under 500 KB."""
 
+Data = Sequence[bytes | UnreadableImage]
+
 
 class BlockReader:
-    """Opens images as `Shards.open` does, and is fast where those of a block are asked for within a short time.
+    """Opens packed images, and is fast where those of a block of neighbours are asked for within a short time.
 
-    The first of a block is read alone: somebody may just look at a few of a million. With the second the whole block
-    is read, and stays in memory until each image has been asked for, or others need the room.
+    The first of a block is read alone, if that is `cheap`: somebody may just look at a few of a million. With the
+    second the whole block is read, and stays in memory until each image has been asked for, or others need the room.
     """
 
-    def __init__(self, shards: Shards) -> None:
-        self.shards = shards
+    def __init__(self, shards: Packed, block: int = BLOCK, *, cheap: bool = True) -> None:
+        self.shards, self.block, self.cheap = shards, block, cheap
         self._lock = threading.Lock()
         self._asked: Counter[int] = Counter()
-        self._blocks: OrderedDict[int, Future[list[bytes]]] = OrderedDict()
+        self._blocks: OrderedDict[int, Future[Data]] = OrderedDict()
         self._num_bytes = 0
 
     def open(self, index: int) -> Image.Image:
         """May be called from several threads; raises UnreadableImage."""
-        number, offset = divmod(index, BLOCK)
-        first, end = number * BLOCK, min((number + 1) * BLOCK, len(self.shards))
+        number, offset = divmod(index, self.block)
+        first, end = number * self.block, min((number + 1) * self.block, len(self.shards))
         with self._lock:
             self._asked[number] += 1
-            alone = self._asked[number] == 1 and number not in self._blocks
+            alone = self.cheap and self._asked[number] == 1 and number not in self._blocks
             block = None if alone else self._blocks.get(number)
             if reading := not alone and block is None:
                 block = self._blocks[number] = Future()
         if block is None:
-            return self.shards.open(index)
+            return Packed.open(self.shards, index)
         if reading:
             self._read(block, number, first, end)  # for all who wait for it
         try:
             data = block.result()[offset]
         except UnreadableImage:  # perhaps not this image, if the block lies in two shards
-            return self.shards.open(index)
+            return Packed.open(self.shards, index)
         with self._lock:
             if self._asked[number] >= end - first:
                 self._drop(number)
-        return open_image(io.BytesIO(data))
+        return opened(data)
 
-    def _read(self, block: Future[list[bytes]], number: int, first: int, end: int) -> None:
+    def _read(self, block: Future[Data], number: int, first: int, end: int) -> None:
         try:
             data = self.shards.read(first, end)
         except BaseException as error:
@@ -64,7 +65,7 @@ class BlockReader:
             return
         block.set_result(data)
         with self._lock:
-            self._num_bytes += sum(map(len, data))
+            self._num_bytes += size_of(data)
             for oldest in [other for other, one in self._blocks.items() if one.done() and other != number]:
                 if self._num_bytes <= MOST:
                     break
@@ -73,4 +74,8 @@ class BlockReader:
     def _drop(self, number: int) -> None:
         del self._asked[number]
         if block := self._blocks.pop(number, None):
-            self._num_bytes -= sum(map(len, block.result()))
+            self._num_bytes -= size_of(block.result())
+
+
+def size_of(data: Data) -> int:
+    return sum(len(each) for each in data if isinstance(each, bytes))

@@ -47,6 +47,8 @@ FORMATS = tuple(str(plugin.format) for plugin, _ in PLUGINS)
 """What may be opened, whatever the suffix says. None of these starts another program, as EPS would."""
 EXTENSIONS = frozenset(" ".join(suffixes for _, suffixes in PLUGINS).split())
 """What is picked up from folders and shards, in lower case."""
+SUFFIXES = {str(plugin.format): frozenset(suffixes.split()) for plugin, suffixes in PLUGINS}
+"""Those of each format."""
 
 DECODING = "2"
 """Version of what `decode_square` makes of a file: kept pixels of other versions are not used."""
@@ -86,6 +88,12 @@ def _readable() -> Iterator[None]:
         raise UnreadableImage(" ".join(str(reason).split())) from error
 
 
+def read_file(file: str | os.PathLike[str]) -> bytes:
+    """All of it: faster for small files, and no handle stays open. Raises UnreadableImage."""
+    with _readable(), open(file, "rb", buffering=0) as opened:
+        return opened.read()
+
+
 def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """Read the header of an image; its pixels are decoded when asked for.
 
@@ -94,8 +102,7 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """
     with _readable():
         if isinstance(file, str | os.PathLike):
-            with open(file, "rb", buffering=0) as opened:  # whole: faster for small files, and no handle stays open
-                file = io.BytesIO(opened.read())
+            file = io.BytesIO(read_file(file))
         if not file.seek(0, os.SEEK_END):
             raise UnreadableImage("empty file")
         return Image.open(file, formats=FORMATS)  # which goes back to the start first
@@ -114,11 +121,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     rgb = _flat(image)
-    method = UPRIGHT.get(_orientation(image))
+    method = UPRIGHT.get(orientation(image))
     return rgb if method is None else rgb.transpose(method)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """How an opened image lies, as EXIF has it: 1 is upright, see `UPRIGHT`."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except DECODER_ERRORS:  # damaged metadata are no reason to lose sound pixels

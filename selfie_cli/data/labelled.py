@@ -1,23 +1,29 @@
-"""Labelled images, in a part to train on and a part to test on: folders of classes, tar shards, named sets."""
+"""Labelled images, in a part to train on and a part to test on: folders of classes, tar shards, parquet files, named
+sets."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from selfie_cli.data.hub_sets import Found
 from selfie_cli.data.named import NAMED, read_named
+from selfie_cli.data.parquet import Parquet, parts_of
 from selfie_cli.data.sources import (
     Files,
     Source,
     Subset,
     entries,
+    expanded,
     list_images,
     named_source,
     named_tree,
     nothing_in,
     open_shards,
+    packed_as,
+    parquet_set,
     split_folders,
 )
 from selfie_cli.data.splits import Labels, hash_test_part
@@ -46,19 +52,31 @@ class LabelledSplits:
 
 
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members, or a named set.
+    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members, parquet files
+    with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`).
 
     Raises:
         DataError: if it is missing, empty, not laid out like this, cannot be downloaded, or has one class only.
     """
+    if found := parquet_set(dataset, only_train=False, offline=offline, talk=talk):
+        return _labelled_parquet(found, talk)
     if os.path.isdir(dataset):
         return _labelled_folder(dataset, os.path.basename(os.path.abspath(dataset)), talk)
-    if dataset.lower().endswith(".tar"):
-        return _labelled_shards(dataset, os.path.basename(dataset))
+    name = os.path.basename(dataset)
+    if packed_as(dataset) == ".tar":
+        return _labelled_shards(dataset, name)
+    if packed_as(dataset) == ".parquet":
+        paths = {os.path.abspath(path): path for path in expanded([dataset])}
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
+        parts = parts_of(list(files), where=dataset, hint="name files of one of them", only_train=False, talk=talk)
+        return _labelled_parquet(
+            Found(name, {part: [files[each] for each in there] for part, there in parts.items()}, {}), talk
+        )
     if os.path.exists(dataset):
-        raise DataError(f"{dataset} is a file: labelled data are a folder with a subfolder a class, or tar shards")
+        raise DataError(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
     if tree := named_tree(dataset, data_root):
         return _labelled_folder(tree, dataset, talk)
     return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
@@ -127,11 +145,48 @@ def _labelled_shards(pattern: str, name: str) -> LabelledSplits:
     shards = open_shards(pattern)
     if bare := [name for name, text in zip(shards.names, shards.classes, strict=True) if not text]:
         raise DataError(f"{len(bare)} images have no .cls file beside them, the first is {bare[0]}")
-    numeric = all(text.isascii() and text.isdigit() for text in shards.classes)
-    classes = _at_least_two(sorted(set(shards.classes), key=lambda text: (int(text) if numeric else 0, text)), pattern)
+    classes = _at_least_two(_in_order(set(shards.classes)), pattern)
     position = {text: label for label, text in enumerate(classes)}
     labels = np.array([position[text] for text in shards.classes], np.int64)
     return _hash_split(Labelled(shards, labels, classes), shards.keys, name)
+
+
+def _in_order(classes: Collection[str]) -> list[str]:
+    numeric = all(text.isascii() and text.isdigit() for text in classes)
+    return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))
+
+
+def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
+    read: dict[str, Labelled] = {}
+    classes: list[str] = []
+    for part in [part for part in ("all", "train", "validation", "test") if part in found.files]:
+        rows = Parquet(found.files[part], found.pinned)
+        source: Source = rows
+        texts, known = rows.labels()
+        there = {text for text in texts if text is not None}
+        where = found.name if part == "all" else f"{part} of {found.name}"
+        if not there and classes:
+            talk.warn(f"{where} has no labels and is left out")
+            continue
+        if None in texts:
+            talk.warn(f"{where}: {texts.count(None)} images have no label and are left out")
+            source = Subset(source, np.array([row for row, text in enumerate(texts) if text is not None], np.int64))
+        if not there:
+            raise DataError(f"{where} has no labels")
+        classes = classes or _at_least_two([each for each in known or _in_order(there) if each in there], where)
+        if unknown := sorted(there - set(classes)):
+            raise DataError(f"{where} has classes that the training part lacks: {_some(unknown)}")
+        position = {text: label for label, text in enumerate(classes)}
+        labels = np.array([position[text] for text in texts if text is not None], np.int64)
+        read[part] = Labelled(source, labels, classes)
+    if len(read) == 1:
+        (whole,) = read.values()
+        return _hash_split(whole, ["/".join(name.split("/")[-2:]) for name in whole.source.names], found.name)
+    if "test" in read:
+        note = "The test part is the data set's own."
+        return LabelledSplits(read["train"], read.get("validation"), read["test"], found.name, note)
+    note = "The test part is the data set's validation part, as there is no test part with labels."
+    return LabelledSplits(read["train"], None, read["validation"], found.name, note)
 
 
 def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:

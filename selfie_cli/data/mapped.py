@@ -136,7 +136,7 @@ class MappedStore:
             raise DataError("no images to read")
         self.source, self.size, self.max_bad, self.talk = source, size, max_bad, talk
         self.workers = max(1, workers)
-        self.block = BLOCK if isinstance(source, Shards) else 1
+        self.block = BLOCK if isinstance(source, Shards) else source.block
         self._open = BlockReader(source).open if isinstance(source, Shards) else source.open
         self.unreadable: dict[int, str] = {}
         self._num_tried = 0

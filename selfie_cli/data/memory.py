@@ -1,6 +1,7 @@
 """How much memory there is to take."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def available_memory() -> int:
     if not found and hasattr(os, "sysconf"):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(found, default=4 * 2**30)
+
+
+def shared_memory() -> tuple[int, int] | None:
+    """Bytes of shared memory (/dev/shm) in all, and free; None where there is none.
+
+    A container has 64 MB unless it was started with another --shm-size.
+    """
+    try:
+        room = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return None
+    return room.total, room.free
 
 
 def share_of_memory() -> int:

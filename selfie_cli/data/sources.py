@@ -1,13 +1,11 @@
-"""Where images come from: folders, files, lists, tar shards, named sets."""
+"""Where images come from: folders, files, lists, tar shards, parquet files, named sets, sets on the Hub."""
 
 import bisect
 import hashlib
-import io
 import itertools
 import os
 import re
 import tarfile
-from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from selfie_cli.data import hub_sets
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.named import NAMED, NamedPart, read_named
-from selfie_cli.data.names import Names
+from selfie_cli.data.parquet import Parquet, check_numbers, files_below, parts_of
+from selfie_cli.data.source import Packed, file_version
+from selfie_cli.data.source import Source as Source
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
@@ -30,27 +31,6 @@ GAP = 2**22
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 
 
-class Source(ABC):
-    """Images in a fixed order, each with the name by which its user knows it."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self.names = names if isinstance(names, Names) else Names(names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @abstractmethod
-    def open(self, index: int) -> Image.Image:
-        """The header of an image, to be decoded and closed by the caller; raises UnreadableImage.
-
-        May be called from several threads.
-        """
-
-    def versions(self) -> Iterator[bytes]:
-        """Something of each file that holds images, which changes when the file does; may take a while."""
-        yield from ()
-
-
 class Files(Source):
     """Image files, named by their paths."""
 
@@ -58,10 +38,10 @@ class Files(Source):
         return open_image(self.names[index])
 
     def versions(self) -> Iterator[bytes]:
-        return map(_version, self.names)
+        return map(file_version, self.names)
 
 
-class Shards(Source):
+class Shards(Packed):
     """Images inside uncompressed tar files, named `shard.tar/member`, read in place and never extracted.
 
     The headers are read once, in order. `keys` and `classes` follow the WebDataset layout: a member's key is its name
@@ -96,9 +76,6 @@ class Shards(Source):
         members = (name[len(path) + 1 :] for name, path in zip(self.names, paths, strict=True))
         return [f"{os.path.basename(path)}/{_key(member)}" for member, path in zip(members, paths, strict=True)]
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(io.BytesIO(self.read(index, index + 1)[0]))
-
     def read(self, first: int, end: int) -> list[bytes]:
         """The bytes of the images from `first` up to `end`, by a sequential read of each shard they lie in, and
         one more after each GAP.
@@ -120,16 +97,7 @@ class Shards(Source):
         return found
 
     def versions(self) -> Iterator[bytes]:
-        return map(_version, self.paths)
-
-
-def _version(path: str) -> bytes:
-    """A file's size and time of change."""
-    try:
-        known = os.stat(path)
-    except (OSError, ValueError):  # it will turn out to be unreadable
-        return b"absent"
-    return f"{known.st_size} {known.st_mtime_ns};".encode()
+        return map(file_version, self.paths)
 
 
 def _key(member: str) -> str:
@@ -176,6 +144,8 @@ class Joined(Source):
         super().__init__(itertools.chain.from_iterable(source.names for source in sources))
         self.sources = sources
         self.ends = list(itertools.accumulate(len(source) for source in sources))
+        self.block = max(source.block for source in sources)
+        self.pinned = {name: pin for source in sources for name, pin in source.pinned.items()}
 
     def open(self, index: int) -> Image.Image:
         which = bisect.bisect_right(self.ends, index)
@@ -192,6 +162,7 @@ class Subset(Source):
         super().__init__(map(source.names.__getitem__, indices.tolist()))
         self.source = source
         self.indices = indices
+        self.block, self.pinned = source.block, source.pinned
 
     def open(self, index: int) -> Image.Image:
         return self.source.open(int(self.indices[index]))
@@ -263,17 +234,19 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     """Every image of `data`, each of which is one of:
 
     a folder (its train/ alone where it is parted), an image, a list (.txt, .lst: a path a line, relative to the list),
-    a tar shard or a brace pattern of them (`train-{0000..0099}.tar`), or the name of a known data set.
+    a tar shard, a parquet file or a brace pattern of them (`train-{0000..0099}.tar`), the name of a known data set, or
+    `hf://datasets/owner/name`.
 
-    Shards that follow each other are one source.
+    Shards and parquet files that follow each other are one source.
 
     Raises:
         DataError: if one of them is missing, empty or cannot be downloaded; the message says what to do.
     """
     sources: list[Source] = []
-    for shards, group in itertools.groupby(data, _is_shard):
-        if shards:
-            sources.append(open_shards(*group))
+    for packed, group in itertools.groupby(data, packed_as):
+        if packed:
+            several = list(group)
+            sources.append(open_shards(*several) if packed == ".tar" else Parquet(expanded(several)))
         else:
             sources += [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
     if not sources:
@@ -281,11 +254,15 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _is_shard(one: str) -> bool:
-    return one.lower().endswith(".tar") and not os.path.isdir(one)
+def packed_as(one: str) -> str:
+    """'.tar', '.parquet', or '' for what is no file of many images."""
+    suffix = os.path.splitext(one)[1].lower()
+    return suffix if suffix in (".tar", ".parquet") and not os.path.isdir(one) and not hub_sets.is_address(one) else ""
 
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
+    if found := parquet_set(one, only_train=True, offline=offline, talk=talk):
+        return Parquet(next(iter(found.files.values())), found.pinned)
     suffix = os.path.splitext(one)[1].lower()
     if os.path.isdir(one):
         return _unlabelled_folder(one, talk)
@@ -351,13 +328,33 @@ def expand_braces(pattern: str) -> list[str]:
     return [head + middle + rest for middle in middles for rest in expand_braces(tail)]
 
 
-def open_shards(*patterns: str) -> Shards:
-    """Shards by their paths or brace patterns; a file of that very name wins. Raises DataError."""
+def expanded(patterns: Sequence[str]) -> list[str]:
+    """Files by their paths or brace patterns; a file of that very name wins. Raises DataError."""
     paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
-    shards = Shards(paths)
+    return paths
+
+
+def parquet_set(one: str, *, only_train: bool, offline: bool, talk: Talk) -> hub_sets.Found | None:
+    """A set on the Hub, or a folder of parquet files without images; None if it is neither.
+
+    Raises DataError as `parquet.parts_of` and `hub_sets.fetch` do.
+    """
+    if hub_sets.is_address(one):
+        return hub_sets.fetch(one, only_train=only_train, offline=offline, talk=talk)
+    if not os.path.isdir(one) or next(walk_images(one), None) is not None or not (inside := files_below(one)):
+        return None
+    parts = parts_of(inside, where=one, hint=f"name one of the folders in {one}", only_train=only_train, talk=talk)
+    check_numbers(parts, one)
+    files = {part: [os.path.join(one, each) for each in there] for part, there in parts.items()}
+    return hub_sets.Found(os.path.basename(os.path.abspath(one)), files, {})
+
+
+def open_shards(*patterns: str) -> Shards:
+    """Raises DataError as `expanded` does, and if there are no images in them."""
+    shards = Shards(expanded(patterns))
     if not len(shards):
         raise DataError(f"no images in {', '.join(patterns[:3])}{', ...' * (len(patterns) > 3)} ({LOOKED_FOR})")
     return shards

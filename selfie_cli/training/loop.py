@@ -20,6 +20,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state
 from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.tensorboard import events
 
 WATCH_STEPS = 50  # between two looks at the network, at least: each costs about a step
 
@@ -93,12 +94,14 @@ def train(
     resume_hint: str,
     watch: Callable[[], dict[str, float]] = dict,
     trace: Path | None = None,
+    tensorboard: bool = False,
 ) -> Trained:
     """Take steps up to `total`, continuing from `folder`/state if there is one.
 
     `batch_of(step)` gives this process's part of a batch, a tuple of tensors of equal length. `watch()` looks at the
     network some twenty times in a long run, and at its end, and gives values for the next line of metrics.jsonl.
-    `trace` names a file for what torch's profiler sees of a few steps.
+    `trace` names a file for what torch's profiler sees of a few steps. `tensorboard` asks for what goes to
+    metrics.jsonl in `folder`/tensorboard, too.
 
     Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
     is on disk.
@@ -122,6 +125,7 @@ def train(
         signals = stack.enter_context(signals_noted())
         advance = stack.enter_context(talk.track(what, total))
         log = stack.enter_context((metrics_file if group.first else Path(os.devnull)).open("a"))
+        also_log = stack.enter_context(events(folder / "tensorboard" if tensorboard and group.first else None, step))
         profiled = stack.enter_context(profiler(trace if group.first else None, total - step, step_of.device, talk))
         while step < total:
             # What is drawn while computing is dropout; processes must not draw the same.
@@ -173,6 +177,7 @@ def train(
                 }
                 log.write(json_line({"step": step, **last}) + "\n")
                 log.flush()
+                also_log(step, last)
                 advance(step, note_of(last))
                 waited_in_all += waited
                 logged, waited, sums, watched, summed = now, 0.0, {}, {}, 0

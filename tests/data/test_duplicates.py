@@ -6,11 +6,12 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from selfie_cli.data import duplicates, synthetic
-from selfie_cli.data.duplicates import FAINT, NEAR, Marks, find_seen, load_marks, marks_of, save_marks
+from selfie_cli.data.duplicates import FAINT, NEAR, Marks, find_earlier, find_seen, load_marks, marks_of, save_marks
 from selfie_cli.errors import WeightsError
+from selfie_cli.talk import Talk
 from selfie_cli.weights import save_weights
 
 NUM = 150
@@ -269,3 +270,32 @@ def test_known_duplicates_in_cifar(real_archives):
     expected = {f"test/{name}": f"train/{other}" for name, other in TWICE.items()}
     assert {name: pairs.get(name) for name in expected} == expected
     assert len(pairs) <= len(expected) + 10  # among 1,000 others, with a tenth of the training images
+
+
+def test_the_earlier_image_that_is_most_like(monkeypatch):
+    """Against every pair by itself; blocks are small, so that many are looked at."""
+    monkeypatch.setattr(duplicates, "ROWS", 7)
+    monkeypatch.setattr(duplicates, "KEYS", 5)
+    originals = drawn(20)
+    variants = [each(originals[:12], change) for change in (jpeg(60), ImageOps.mirror, jpeg(30))]
+    marks = marked(np.concatenate([originals, *variants, drawn(9, seed=1)]))
+    distance = {row: [] for row in range(len(marks))}
+    for row in distance:
+        for key in range(row):
+            apart = np.unpackbits(marks.perceptual[row] ^ marks.perceptual[key]).astype(int)
+            odd = apart[128:].sum()
+            distance[row].append(apart[:128].sum() + min(odd, 128 - odd))
+    for near, pairs in ((40, 1e9), (70, 1e9), (200, 15 * len(marks)), (40, 15 * len(marks))):
+        nearest, bits, window = find_earlier(marks, near=near, pairs=pairs, workers=3, talk=Talk())
+        assert window == (15 if pairs < 1e9 else len(marks))
+        for row, all_before in distance.items():
+            before = all_before[max(0, row - window) :]
+            best = min(before, default=999)
+            first = row - len(before) + before.index(best) if best <= near else -1
+            assert (nearest[row], bits[row]) == ((first, best) if best <= near else (-1, -1))
+    assert (nearest >= 0).sum() > 0
+
+
+def test_nothing_is_earlier_than_nothing():
+    nearest, bits, _ = find_earlier(marked(drawn(3)[:0]), workers=1, talk=Talk())
+    assert len(nearest) == len(bits) == 0

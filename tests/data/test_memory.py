@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from selfie_cli.data import memory
-from selfie_cli.data.memory import _control_group_room, available_memory, share_of_memory
+from selfie_cli.data.memory import _control_group_room, available_memory, share_of_memory, shared_memory
 
 
 def test_memory_limits_of_control_groups(tmp_path):
@@ -30,3 +32,12 @@ def test_the_processes_of_a_machine_share_its_memory(monkeypatch, processes, sha
     if processes is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert share_of_memory() == share
+
+
+def test_shared_memory_is_what_is_mounted():
+    there = shared_memory()
+    if Path("/dev/shm").exists():
+        assert there is not None
+        assert 0 <= there[1] <= there[0]
+    else:
+        assert there is None

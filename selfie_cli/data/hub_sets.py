@@ -1,0 +1,156 @@
+"""Data sets on the Hugging Face Hub: their parquet files, in the Hub's own cache. No code of theirs is run."""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfie_cli import hub
+from selfie_cli.data.parquet import check_numbers, parts_of
+from selfie_cli.errors import DataError, HubError, UsageError
+from selfie_cli.files import read_json, write_json
+from selfie_cli.talk import Talk
+
+PREFIX = "hf://datasets/"
+ADDRESS = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?", re.ASCII)
+CONVERTED = "refs/convert/parquet"
+"""Where the Hub keeps parquet files that it has made of other formats."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A data set's name, its files by their part, as of `parquet.parts_of`, and its `Source.pinned`."""
+
+    name: str
+    files: dict[str, list[str]]
+    pinned: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Size and hash of the parquet files of a data set at a commit."""
+
+    commit: str
+    files: Mapping[str, tuple[int, str]]
+
+
+def is_address(text: str) -> bool:
+    return text.startswith(PREFIX)
+
+
+def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found:
+    """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`, downloaded if they are not there.
+
+    Where the repository has none, those that the Hub has converted are taken. `only_train` leaves out what is kept for
+    evaluation, if the data set is parted.
+
+    Raises:
+        UsageError: if this is no such address.
+        HubError: if it cannot be found or reached, or is not in the cache and `offline`.
+        DataError: if it has no parquet files, or several configurations.
+    """
+    from huggingface_hub import constants, hf_hub_download, is_offline_mode, try_to_load_from_cache
+
+    match = ADDRESS.fullmatch(address)
+    if match is None or ".." in address:
+        raise UsageError(
+            f"{address!r} is no data set on the Hub: expected hf://datasets/owner/name[@revision][:config]"
+        )
+    repo, revision, config = match.groups()
+    offline = offline or is_offline_mode()
+    where = hub.Address(f"datasets/{repo}", revision)
+    listing = list_files(repo, revision, where, offline=offline, talk=talk)
+    if not listing.files and revision is None:
+        with contextlib.suppress(NoRevision):
+            listing = list_files(repo, CONVERTED, where, offline=offline, talk=talk)
+    if not listing.files:
+        raise DataError(
+            f"{where} has no parquet files, nor has the Hub made any: download it, and lay it out as folders"
+        )
+    hint = f"name one as hf://datasets/{repo}:config"
+    parts = parts_of(
+        sorted(listing.files), where=str(where), hint=hint, only_train=only_train, talk=talk, config=config
+    )
+    check_numbers(parts, str(where))
+    wanted = [name for names in parts.values() for name in names]
+    if any(Path(name).parent.name.startswith("partial-") for name in wanted):
+        talk.warn(f"{where}: the Hub has converted the first part of this set only")
+
+    def cached(name: str) -> str | None:
+        path = try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit)
+        return path if isinstance(path, str) else None
+
+    missing = [name for name in wanted if cached(name) is None]
+    if missing and offline:
+        raise HubError(
+            f"{where} is not whole in the Hub's cache here: fetch it once online (no --offline, no HF_HUB_OFFLINE)"
+        )
+    if missing:
+        size = sum(listing.files[name][0] for name in missing)
+        talk.say(
+            f"downloading {len(missing)} files ({size / 1e6:,.1f} MB) of {where} from {hub.host()} to "
+            f"{constants.HF_HUB_CACHE}"
+        )
+    at = hub.Address(where.repo, listing.commit)
+    bars = hub.Snapshot(address=at, asked=where, marks=None, talk=talk)
+    for name in missing:
+        size, mark = listing.files[name]
+        try:
+            with hub.in_our_words(where), bars.progress(name, size) as bar:
+                path = hf_hub_download(repo, name, repo_type="dataset", revision=listing.commit, tqdm_class=bar)
+        except OSError as error:
+            raise DataError(f"{name} cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}") from None
+        hub.check(Path(path), mark, at)
+    files = {part: [str(cached(name)) for name in names] for part, names in parts.items()}
+    talk.say(f"data: {at}")
+    name = "-".join([repo.partition("/")[2], *(config.split("/") if config else [])])
+    return Found(name, files, {address: f"{at}:{config}" if config else str(at)})
+
+
+class NoRevision(HubError):
+    """The repository is there, but not this branch, tag or commit."""
+
+
+def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: bool, talk: Talk) -> Listing:
+    """What the Hub tells of a revision; it is noted in the Hub's cache, and taken from there if `offline`.
+
+    Raises HubError, of which NoRevision is one.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    named = (revision or constants.DEFAULT_REVISION).replace("/", "--")
+    note = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "selfie" / f"{named}.json"
+    if offline:
+        try:
+            noted = read_json(note)
+            return Listing(noted["commit"], {name: (size, mark) for name, (size, mark) in noted["files"].items()})
+        except FileNotFoundError:
+            error = NoRevision if revision == CONVERTED else HubError
+            raise error(
+                f"{where} is not in the Hub's cache here: fetch it once online (no --offline, no HF_HUB_OFFLINE)"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise HubError(f"{note} is damaged: remove it, and fetch {where} once without --offline") from None
+
+    def ask() -> Any:
+        try:
+            return HfApi().dataset_info(repo, revision=revision, files_metadata=True)
+        except RevisionNotFoundError:
+            raise NoRevision(
+                f"{where.repo} has no revision {revision}: name a branch, a tag or a whole commit"
+            ) from None
+
+    with hub.in_our_words(where):
+        info = hub.retried(ask, talk=talk)
+    files = {
+        each.rfilename: (each.size or 0, str(each.lfs.sha256 if each.lfs else each.blob_id))
+        for each in info.siblings or []
+        if each.rfilename.endswith(".parquet") and not each.rfilename.startswith(".")
+    }
+    with contextlib.suppress(OSError):  # a cache that is read only serves, too
+        for each in (note, note.with_name(f"{info.sha}.json")):
+            write_json(each, {"commit": info.sha, "files": files})
+    return Listing(info.sha, files)

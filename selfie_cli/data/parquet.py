@@ -1,0 +1,287 @@
+"""Images in parquet files, in the layout of data sets on the Hugging Face Hub."""
+
+import bisect
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
+from selfie_cli.data.source import Packed, file_version
+from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.talk import Talk
+
+PARTS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)\.parquet")
+STREAMS = 16
+"""Row groups that are read at a time, at most: each holds an open file."""
+
+
+class Parquet(Packed):
+    """The rows of parquet files, named `file.parquet/row-000123`.
+
+    An image column holds a structure of bytes and path, or bytes; a path counts where there are no bytes, and leads to
+    a file below the folder of the parquet file. Only the files' footers are read at once.
+
+    A row group is read from its beginning, as its pages say nowhere how many rows they hold: so images are read in
+    blocks, as large as 32 of them may be in memory (`blocks.MOST`), and where a block follows another, reading goes on.
+    """
+
+    def __init__(self, paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> None:
+        """Raises DataError if one of them is no parquet file, or has not one column of images; UsageError without
+        pyarrow."""
+        if importlib.util.find_spec("pyarrow") is None:
+            raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")
+        self.paths, self.pinned = list(paths), dict(pinned or {})
+        self.columns, self._metadata = [], []
+        self._groups: list[tuple[int, int]] = []  # of all files: which file, and which in it
+        sizes, num_bytes, largest = [], 0, 1
+        for number, path in enumerate(self.paths):
+            with opened(path) as file:
+                column, metadata = image_column(path, file.schema_arrow), file.metadata
+            for each in range(metadata.num_row_groups):
+                group = metadata.row_group(each)
+                self._groups.append((number, each))
+                sizes.append(group.num_rows)
+                chunks = (group.column(place) for place in range(group.num_columns))
+                inside = [one for one in chunks if one.path_in_schema.partition(".")[0] == column]
+                there = sum(one.total_uncompressed_size for one in inside)
+                num_bytes, largest = num_bytes + there, max(largest, there)
+            self.columns.append(column)
+            self._metadata.append(metadata)
+        self._ends = list(itertools.accumulate(sizes))
+        rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
+        super().__init__(f"{path}/row-{row:06d}" for path, row in rows)
+        if not len(self):
+            raise DataError(f"no rows in {self.paths[0]}")
+        self.block = max(BLOCK, min(max(sizes), MOST // 32 // (num_bytes // len(self) + 1)))
+        # A page may be as large as its row group, and is decoded whole.
+        self._num_streams = max(1, min(STREAMS, MOST // (2 * largest)))
+        self._room = threading.Semaphore(self._num_streams)
+        self._lock = threading.Lock()
+        self._streams: OrderedDict[tuple[int, int], Iterator[Any]] = OrderedDict()
+        self._reader = BlockReader(self, self.block, cheap=False)
+
+    def open(self, index: int) -> Image.Image:
+        return self._reader.open(index)
+
+    def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
+        """As `Packed.read`; what is damaged is told of the images that it costs."""
+        found: list[bytes | UnreadableImage] = []
+        while first < end:
+            group = bisect.bisect_right(self._ends, first)
+            stop, begins = min(end, self._ends[group]), self._ends[group - 1] if group else 0
+            with self._room:
+                found += self._rows(group, first - begins, stop - begins)
+            first = stop
+        return found
+
+    def _rows(self, group: int, first: int, end: int) -> list[bytes | UnreadableImage]:
+        import pyarrow as pa
+
+        path = self.paths[self._groups[group][0]]
+        with self._lock:
+            stream = self._streams.pop((group, first), None)
+        stream = stream or self._cells(*self._groups[group], first)
+        found: list[bytes | UnreadableImage] = []
+        damage = "a row group ends too soon"
+        try:
+            found.extend(image_bytes(cell, path) for cell in itertools.islice(stream, end - first))
+        except (OSError, pa.ArrowException) as error:
+            damage = one_line(error)
+        if missing := end - first - len(found):
+            return found + [UnreadableImage(f"{path} is damaged: {damage}")] * missing
+        with self._lock:
+            self._streams[group, end] = stream
+            while len(self._streams) > self._num_streams:
+                self._streams.popitem(last=False)
+        return found
+
+    def _cells(self, number: int, group: int, first: int) -> Iterator[Any]:
+        """The cells of a row group from row `first` on; reads some MB at a time."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.paths[number], metadata=self._metadata[number], buffer_size=2**20) as file:
+            columns = [self.columns[number]]
+            for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=columns, use_threads=False):
+                yield from batch.column(0)[first:].to_pylist()
+                first = max(0, first - len(batch))
+
+    def versions(self) -> Iterator[bytes]:
+        return map(file_version, self.paths)
+
+    def labels(self) -> tuple[list[str | None], list[str] | None]:
+        """The class of each row (None where there is none), and all classes in their order if the files name them.
+
+        Raises DataError if the files have not one column of labels, or name different classes.
+        """
+        import pyarrow as pa
+
+        texts: list[str | None] = []
+        known: list[list[str] | None] = []
+        for path in self.paths:
+            with opened(path) as file:
+                column, names = label_column(path, file.schema_arrow)
+                try:
+                    values = file.read(columns=[column]).column(0).to_pylist()
+                except (OSError, pa.ArrowException) as error:
+                    raise DataError(f"the labels in {path} cannot be read: {one_line(error)}") from None
+            known.append(names)
+            if names is None:
+                texts += [None if value is None else str(value) for value in values]
+            else:
+                texts += [names[each] if each is not None and 0 <= each < len(names) else None for each in values]
+        if any(names != known[0] for names in known):
+            raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
+        return texts, known[0]
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path} (a parquet file is expected): {one_line(error)}") from None
+    with file:
+        yield file
+
+
+def one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+def image_bytes(cell: Any, path: str) -> bytes | UnreadableImage:
+    """What a cell of an image column of the file `path` holds."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    if data is not None:
+        return bytes(data)
+    beside = cell.get("path") if isinstance(cell, dict) else None
+    if beside is None:
+        return UnreadableImage("the cell is empty")
+    outside = os.path.isabs(beside) or ".." in beside.replace("\\", "/").split("/")
+    if outside or "\0" in beside:
+        return UnreadableImage(f"holds no bytes, but a path ({beside}) that leads out of the parquet file's folder")
+    try:
+        with open(os.path.join(os.path.dirname(path), beside), "rb") as file:
+            return file.read()
+    except OSError as error:
+        return UnreadableImage(f"holds no bytes, but the path of a file beside it ({beside}): {error.strerror}")
+
+
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
+    """What the library `datasets` has noted of the columns."""
+    try:
+        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def image_column(path: str, schema: Any) -> str:
+    import pyarrow.types as types
+
+    def is_binary(kind: Any) -> bool:
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+    def holds_images(field: Any) -> bool:
+        if types.is_struct(field.type):
+            inside = {each.name: each.type for each in field.type}
+            return "bytes" in inside and is_binary(inside["bytes"])
+        return is_binary(field.type)
+
+    found = [field.name for field in schema if holds_images(field)]
+    return only_one(found, ("image", "img"), "images", path, schema)
+
+
+def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
+    """The column of labels, and the names of the classes if it holds their positions."""
+    import pyarrow.types as types
+
+    def holds_labels(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        return any(is_it(kind) for is_it in (types.is_integer, types.is_string, types.is_large_string))
+
+    features = features_of(schema)
+    found = [field.name for field in schema if holds_labels(field.type)]
+    noted = [name for name in found if features.get(name, {}).get("_type") == "ClassLabel"]
+    usual = ("label", "labels", "fine_label")
+    column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
+    names = features[column].get("names") if column in noted else None
+    return column, [str(name) for name in names] if isinstance(names, list) else None
+
+
+def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schema: Any) -> str:
+    """The first usual name among those found, else the only one. Raises DataError if there is no telling."""
+    named = [each for each in usual if each in found]
+    if named or len(found) == 1:
+        return (named or found)[0]
+    have = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    which = "several columns" if found else "no column"
+    raise DataError(f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}")
+
+
+def files_below(folder: str) -> list[str]:
+    """Paths of the parquet files below a folder, relative to it, sorted; hidden ones are left out."""
+    found = []
+    for here, folders, files in os.walk(folder):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        names = [each for each in files if each.lower().endswith(".parquet") and not each.startswith(".")]
+        found += [os.path.relpath(os.path.join(here, each), folder).replace(os.sep, "/") for each in names]
+    return sorted(found)
+
+
+def parts_of(
+    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
+) -> dict[str, list[str]]:
+    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
+
+    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
+    leaves out what is kept for evaluation. Raises DataError, which ends in `hint`, if there are several configurations.
+    """
+    configs: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        *folders, name = file.split("/")
+        inside = (
+            folders[-1].removeprefix("partial-") if folders else ""
+        )  # that much the Hub has converted of a large set
+        part = PARTS.get(inside) or PARTS.get(re.split(r"[-_.]", name)[0], "")
+        folders = folders[:-1] if inside in PARTS else folders
+        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
+        configs.setdefault(path, {}).setdefault(part, []).append(file)
+    if config is None and len(configs) == 1:
+        config = next(iter(configs))
+    if config not in configs:
+        wrong = "holds several data sets" if config is None else f"has no {config}, but"
+        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
+    parts = configs[config]
+    unknown = parts.pop("", [])
+    if "train" not in parts or len(parts) == 1:
+        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    if unknown:
+        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
+    if only_train:
+        talk.say(
+            f"{where}: only train is read, {' and '.join(sorted(parts.keys() - {'train'}))} is kept for evaluation"
+        )
+        return {"train": parts["train"]}
+    return parts
+
+
+def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raises DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
+    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
+    for (head, count), there in Counter(match.groups() for match in numbered if match).items():
+        if there != int(count):
+            raise DataError(f"{where} has {there} files {head}...-of-{count}.parquet, not {int(count)}: get the others")

@@ -1,0 +1,71 @@
+"""What everything that holds images has in common."""
+
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from PIL import Image
+
+from selfie_cli.data.images import open_image
+from selfie_cli.data.names import Names
+from selfie_cli.errors import UnreadableImage
+
+
+class Source(ABC):
+    """Images in a fixed order, each with the name by which its user knows it.
+
+    block: how many neighbours had better be asked for together, 1 if it does not matter. pinned: of what was asked for
+    by a name that may come to mean something else, a name that always means these images.
+    """
+
+    block: int = 1
+    pinned: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = names if isinstance(names, Names) else Names(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """The header of an image, to be decoded and closed by the caller; raises UnreadableImage.
+
+        May be called from several threads.
+        """
+
+    def versions(self) -> Iterator[bytes]:
+        """Something of each file that holds images, which changes when the file does; may take a while."""
+        yield from ()
+
+
+class Packed(Source):
+    """Many images in one file."""
+
+    @abstractmethod
+    def read(self, first: int, end: int) -> Sequence[bytes | UnreadableImage]:
+        """The bytes of the images from `first` up to `end`, or why there are none.
+
+        Raises UnreadableImage. May be called from several threads.
+        """
+
+    def open(self, index: int) -> Image.Image:
+        return opened(self.read(index, index + 1)[0])
+
+
+def opened(data: bytes | UnreadableImage) -> Image.Image:
+    """The header of an image. Raises UnreadableImage."""
+    if isinstance(data, UnreadableImage):
+        raise UnreadableImage(str(data))
+    return open_image(io.BytesIO(data))
+
+
+def file_version(path: str) -> bytes:
+    """A file's size and time of change."""
+    try:
+        known = os.stat(path)
+    except (OSError, ValueError):  # it will turn out to be unreadable
+        return b"absent"
+    return f"{known.st_size} {known.st_mtime_ns};".encode()

@@ -1,0 +1,171 @@
+"""Data sets from the Hub: the real client over real HTTP against a server on loopback (tests/hub_server.py)."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import SMALL, error_of, same_weights, selfie
+from hub_server import READ_ONLY, TOKEN, Hub, Repository
+
+from selfie_cli.data.hub_sets import fetch
+from selfie_cli.errors import DataError, HubError, UsageError
+from selfie_cli.files import read_json, write_json
+from selfie_cli.talk import Talk
+from tests.data.pictures import Lines, png, write_parquet
+
+PETS = "hf://datasets/acme/pets"
+CLASSES = ["cat", "dog"]
+
+
+def parquet(folder: Path, first: int, count: int = 10) -> bytes:
+    rows = range(first, first + count)
+    return Path(
+        write_parquet(folder / "made.parquet", [png(row) for row in rows], [row % 2 for row in rows], CLASSES)
+    ).read_bytes()
+
+
+@pytest.fixture
+def pets(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A set with two files to train on and one to test on, beside files that nobody has asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.repositories["datasets/acme/pets"] = repository = Repository()
+    commit(repository, tmp_path)
+    return repository
+
+
+def commit(repository: Repository, folder: Path, *, first: int = 0, config: str = "data", branch: str = "main") -> str:
+    names = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+    files = {f"{config}/{name}.parquet": (parquet(folder, first + 10 * n), True) for n, name in enumerate(names)}
+    more = {"README.md": (b"# pets\n", False), "pets.py": (b"1/0\n", False), "old.pkl": (b"cos\nsystem\n.", True)}
+    return repository.commit(branch, {**files, **more})
+
+
+def get(address: str = PETS, *, only_train: bool = False, offline: bool = False, talk: Talk | None = None):
+    return fetch(address, only_train=only_train, offline=offline, talk=talk or Talk())
+
+
+def fetched(hub: Hub) -> list[str]:
+    """Names of files that were asked for: what is stored large comes from elsewhere, by its hash."""
+    return sorted(
+        path.rpartition("/")[2] for method, path, _ in hub.requests if method == "HEAD" and "/resolve/" in path
+    )
+
+
+def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) -> None:
+    talk = Lines()
+    found = get(only_train=True, talk=talk)
+    sha = pets.branches["main"]
+    assert [Path(path).name for path in found.files["train"]] == [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert fetched(hub) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    assert (found.name, found.pinned) == ("pets", {PETS: f"{PETS}@{sha}"})
+    assert talk.lines[0] == f"{PETS}: only train is read, test is kept for evaluation"
+    assert talk.lines[1].startswith(f"downloading 2 files (0.0 MB) of {PETS} from 127.0.0.1")
+    assert talk.lines[2] == f"data: {PETS}@{sha}"
+    hub.requests.clear()
+    assert get(only_train=True) == found
+    assert fetched(hub) == []
+
+
+def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) -> None:
+    with pytest.raises(HubError, match="not in the Hub's cache here: fetch it once online"):
+        get(offline=True)
+    found = get(only_train=True)
+    hub.requests.clear()
+    assert get(only_train=True, offline=True) == found
+    with pytest.raises(HubError, match="not whole in the Hub's cache"):  # the test part is known, and not there
+        get(offline=True)
+    assert hub.requests == []
+
+
+def test_a_commit_stays_what_it_was(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+    before = get()
+    commit(pets, tmp_path, first=100)
+    assert get().files != before.files
+    (pinned,) = before.pinned.values()
+    assert get(pinned).files == get(pinned, offline=True).files == before.files
+    assert get(f"{PETS}@main").files == get().files
+
+
+def test_what_the_hub_has_converted(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+    pets.commits[pets.branches["main"]] = {"pets.zip": (b"PK", True)}
+    with pytest.raises(DataError, match="no parquet files, nor has the Hub made any"):
+        get()
+    converted = {
+        f"default/{part}/0000.parquet": (parquet(tmp_path, n), True) for n, part in enumerate(("train", "test"))
+    }
+    pets.commits["c" * 40], pets.branches["refs/convert/parquet"] = converted, "c" * 40
+    found = get()
+    assert list(found.files) == ["test", "train"] or list(found.files) == ["train", "test"]
+    assert found.pinned == {PETS: f"{PETS}@{'c' * 40}"}
+    assert get(offline=True) == found
+    assert get(found.pinned[PETS], offline=True).files == found.files
+
+
+def test_configurations(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+    commit(pets, tmp_path, config="grey")
+    with pytest.raises(DataError, match=r"several data sets default, grey: name one as hf://datasets/acme/pets:config"):
+        get()
+    found = get(f"{PETS}@main:grey")
+    assert all("/grey/" in path for paths in found.files.values() for path in paths)
+    assert found.name == "pets-grey"
+    (pinned,) = found.pinned.values()
+    assert get(pinned).files == found.files
+    with pytest.raises(DataError, match="has no blue, but default, grey"):
+        get(f"{PETS}:blue")
+
+
+@pytest.mark.parametrize("text", ["hf://datasets/pets", f"{PETS}@", f"{PETS}:", f"{PETS}@../x", "hf://datasets/a/b/c"])
+def test_what_is_no_address(hub: Hub, text: str) -> None:
+    with pytest.raises(UsageError, match="expected hf://datasets/owner/name"):
+        get(text)
+    assert hub.requests == []
+
+
+def test_errors_in_one_line_without_the_token(hub: Hub, pets: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", READ_ONLY)
+    pets.gated = True
+    seen = [error_of("pretrain", address) for address in (PETS, "hf://datasets/acme/none", f"{PETS}@nowhere")]
+    assert "datasets/acme/pets is gated: ask for access at 127.0.0.1" in seen[0]
+    assert "no repository datasets/acme/none" in seen[1]
+    assert "no revision nowhere" in seen[2]
+    pets.gated = False
+    hub.corrupt = b"PAR1" * 200
+    seen.append(error_of("pretrain", PETS))
+    hub.corrupt = None
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    seen.append(error_of("pretrain", PETS))
+    assert "cannot be reached" in seen[-1]
+    assert not any(token in line for line in seen for token in (TOKEN, READ_ONLY))
+
+
+def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
+    whole = parquet(Path.cwd(), 0)
+    hub.corrupt = b"\0" * len(whole)
+    with pytest.raises(HubError):
+        get()
+    hub.corrupt = None
+    assert Path(get().files["train"][0]).read_bytes() == whole
+
+
+def test_a_run_records_its_commit_and_resumes_on_it(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+    run, more = tmp_path / "run", (*SMALL, "--steps", 4, "--warmup-steps", 1, "--no-report")
+    selfie("pretrain", PETS, *more, "--out", run)
+    config = read_json(run / "config.json")
+    assert config["asked"]["data"] == [PETS]
+    assert config["data"]["pinned"] == {PETS: f"{PETS}@{pets.branches['main']}"}
+    selfie("finetune", "--from", run, "--dataset", PETS, "--steps", 2, "--no-report", "--out", tmp_path / "tuned")
+    assert read_json(tmp_path / "tuned" / "config.json")["data"]["pinned"] == config["data"]["pinned"]
+    assert read_json(tmp_path / "tuned" / "results.json")["num_test"] == 10
+
+    commit(pets, tmp_path, first=100)
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    write_json(stopped / "config.json", {**config, "progress": {"status": "running"}})
+    result = selfie("pretrain", "--resume", stopped)
+    assert config["data"]["pinned"][PETS] in result.stderr
+    assert same_weights(run, stopped)
+    losses = [json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for each in (run, stopped)]
+    assert losses[0] == losses[1]

@@ -1,0 +1,126 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfie_cli.data import synthetic
+from selfie_cli.data.duplicates import marks_of
+from selfie_cli.data.images import FORMATS, decode_square, open_image
+from selfie_cli.data.inspection import Oddity, inspect, inspect_all
+from selfie_cli.data.sources import Files
+from selfie_cli.talk import Talk
+
+PICTURE = Image.fromarray(np.asarray(synthetic.draw(1, seed=5, size=48)[0][0]))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def deep_colours() -> bytes:
+    """A PNG of 4 x 2 pixels with 16 bits a colour, which Pillow does not write."""
+    rows = b"".join(b"\0" + np.arange(12 * row, 12 * row + 12, dtype=">u2").tobytes() for row in range(1, 3))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def saved(image: Image.Image, format: str, **more: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, format, **more)
+    return data.getvalue()
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+def opaque(value: int) -> Image.Image:
+    image = PICTURE.copy()
+    image.putalpha(value)
+    return image
+
+
+FADED = Image.fromarray((np.asarray(PICTURE) // 64 + 100).astype(np.uint8))
+TWO = {"save_all": True, "append_images": [PICTURE.rotate(90)]}
+CASES = {
+    "plain.png": (saved(PICTURE, "PNG"), Oddity(0)),
+    "plain.JPG": (saved(PICTURE, "JPEG"), Oddity(0)),
+    "no-suffix": (saved(PICTURE, "PNG"), Oddity(0)),
+    "png.jpg": (saved(PICTURE, "PNG"), Oddity.MISNAMED),
+    "grey.jpg": (saved(PICTURE.convert("L"), "JPEG"), Oddity.GREY),
+    "grey-in-colour.png": (saved(PICTURE.convert("L").convert("RGB"), "PNG"), Oddity.GREY),
+    "deep-grey.png": (
+        saved(Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.uint16) * 256), "PNG"),
+        Oddity.DEEP | Oddity.GREY,
+    ),
+    "deep-colours.png": (deep_colours(), Oddity.DEEP | Oddity.BLANK),
+    "ink.jpg": (saved(PICTURE.convert("CMYK"), "JPEG"), Oddity.CMYK),
+    "clear.png": (saved(opaque(200), "PNG"), Oddity.TRANSPARENT),
+    "clear.webp": (saved(opaque(200), "WEBP", lossless=True), Oddity.TRANSPARENT),
+    "opaque.png": (saved(opaque(255), "PNG"), Oddity(0)),
+    "palette.gif": (saved(PICTURE.quantize(32), "GIF", transparency=1), Oddity.TRANSPARENT),
+    "moving.gif": (saved(PICTURE, "GIF", **TWO), Oddity.ANIMATED),
+    "moving.png": (saved(PICTURE, "PNG", **TWO), Oddity.ANIMATED),
+    "moving.webp": (saved(PICTURE, "WEBP", **TWO), Oddity.ANIMATED),
+    "pages.tif": (saved(PICTURE, "TIFF", **TWO), Oddity.ANIMATED),
+    "stereo.jpg": (saved(PICTURE, "MPO", **TWO), Oddity(0)),
+    "on-its-head.jpg": (saved(PICTURE, "JPEG", exif=orientation(3)), Oddity.TURNED),
+    "nonsense.jpg": (saved(PICTURE, "JPEG", exif=orientation(9)), Oddity(0)),
+    "black.png": (saved(Image.new("RGB", (9, 9)), "PNG"), Oddity.BLANK),
+    "faded.png": (saved(FADED, "PNG"), Oddity.BLANK),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_oddities(name, tmp_path):
+    data, expected = CASES[name]
+    with open_image(io.BytesIO(data)) as image:
+        pixels, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=str(tmp_path / name))
+    assert Oddity(oddities) == expected
+    assert num_bytes == len(data)
+    with open_image(io.BytesIO(data)) as image:
+        assert np.array_equal(pixels, decode_square(image, 32))  # looked at, and still what training sees
+
+
+def test_sizes_are_those_of_the_upright_image():
+    data = saved(PICTURE.resize((40, 20)), "JPEG", exif=orientation(6))
+    with open_image(io.BytesIO(data)) as image:
+        _, record = inspect(image, size=16, name="a.jpg")
+    assert record == (20, 40, len(data), FORMATS.index("JPEG"), int(Oddity.TURNED))
+
+
+def test_damaged_later_frames_are_frames():
+    data = saved(PICTURE, "GIF", **TWO)
+    for cut in (len(data) * 3 // 4, len(data) - 20):
+        with open_image(io.BytesIO(data[:cut])) as image:
+            _, record = inspect(image, size=16, name="a.gif")
+        assert record[:2] == PICTURE.size
+
+
+def test_every_row_is_its_own_file(tmp_path: Path):
+    """Over several tasks of several threads, with some that cannot be read."""
+    pixels = synthetic.draw(75, seed=3, size=24)[0]
+    for number, each in enumerate(pixels):
+        Image.fromarray(np.asarray(each)).resize((24, 24 + number)).save(tmp_path / f"{number:02}.png")
+    for number in (0, 40, 74):
+        (tmp_path / f"{number:02}.png").write_bytes(b"nothing")
+    (tmp_path / "41.png").unlink()
+    (tmp_path / "41.png").symlink_to(tmp_path / "lost.png")
+    files = Files(str(tmp_path / f"{number:02}.png") for number in range(75))
+    seen = inspect_all(files, size=24, workers=3, talk=Talk())
+    assert list(seen.bad) == [0, 40, 41, 74]
+    assert seen.bad[41] == f"a link to {tmp_path / 'lost.png'}, which is not there"
+    good = [number for number in range(75) if number not in seen.bad]
+    assert seen.records["height"][good].tolist() == [24 + number for number in good]
+    assert seen.records["bytes"][good].tolist() == [(tmp_path / f"{number:02}.png").stat().st_size for number in good]
+    squares = np.stack([decode_square(files.open(number), 24) for number in good])
+    alone = marks_of(torch.from_numpy(squares))
+    assert np.array_equal(seen.marks.exact[good], alone.exact)
+    assert np.array_equal(seen.marks.perceptual[good], alone.perceptual)

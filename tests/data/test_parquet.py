@@ -1,0 +1,269 @@
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from selfie_cli.data import mapped, parquet
+from selfie_cli.data.labelled import LabelledSplits
+from selfie_cli.data.mapped import open_store, store_key
+from selfie_cli.data.parquet import Parquet
+from selfie_cli.data.sources import Files, Joined, Subset, fingerprint
+from selfie_cli.data.store import read_store
+from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.talk import Talk
+from tests.data.pictures import Lines, labelled, png, shade, unlabelled, write, write_parquet, write_tar
+
+CLASSES = ["wool", "ash", "oak"]
+SETTINGS = {"size": 8, "workers": 2, "max_bad": 0.5, "talk": Talk()}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """12 images to train on in two files, 3 to validate, 6 to test, whose classes are not in alphabetical order."""
+    for name, first, count in (
+        ("train-00000-of-00002", 0, 6),
+        ("train-00001-of-00002", 6, 6),
+        ("test-00000-of-00001", 20, 6),
+    ):
+        rows = range(first, first + count)
+        write_parquet(
+            tmp_path / "set" / "data" / f"{name}.parquet",
+            [png(row) for row in rows], [row % 3 for row in rows], CLASSES, group=4,
+        )  # fmt: skip
+    write_parquet(tmp_path / "set" / "data" / "validation-00000-of-00001.parquet", [png(9)] * 3, [0, 1, 2], CLASSES)
+    return tmp_path / "set"
+
+
+def shades(found: Parquet | Files | Subset | Joined) -> list[int]:
+    return [shade(found, index) for index in range(len(found))]
+
+
+def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
+    talk = Lines()
+    source = unlabelled(repository, talk=talk)
+    assert shades(source) == list(range(12))
+    assert source.names[7] == f"{repository}/data/train-00001-of-00002.parquet/row-000001"
+    assert talk.lines == [f"{repository}: only train is read, test and validation is kept for evaluation"]
+
+    found = labelled(repository)
+    assert found.train.classes == CLASSES
+    assert (shades(found.train.source), found.train.labels.tolist()) == (list(range(12)), [0, 1, 2] * 4)
+    assert (shades(found.test.source), found.test.labels.tolist()) == (list(range(20, 26)), [2, 0, 1, 2, 0, 1])
+    assert found.validation is not None
+    assert found.name == "set"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-00000-of-00001", "test-00000-of-00001"],
+        ["default/train/0000", "default/test/0000"],
+        ["data/train/0000", "data/test/0000"],
+        ["train", "test"],
+        ["plain/train-0-of-1", "plain/test-0-of-1"],
+        ["plain/partial-train/0000", "plain/test/0000"],
+    ],
+)
+def test_layouts(tmp_path: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        write_parquet(tmp_path / f"{name}.parquet", [png(number)] * 2, [0, 1], CLASSES)
+    found = labelled(tmp_path)
+    assert (shades(found.train.source), shades(found.test.source)) == ([0, 0], [1, 1])
+
+
+def test_without_a_part_to_test_on_a_hash_chooses(tmp_path: Path) -> None:
+    path = write_parquet(
+        tmp_path / "train.parquet", [png(row) for row in range(20)], [row % 2 for row in range(20)], CLASSES
+    )
+    for dataset in (tmp_path, path):
+        found = labelled(dataset)
+        assert "hash" in found.split_note
+        assert (len(found.train.labels), len(found.test.labels)) == (16, 4)
+        assert [shade(found.test.source, row) % 2 for row in range(4)] == found.test.labels.tolist()
+
+
+def test_files_and_patterns(repository: Path, tmp_path: Path) -> None:
+    pattern = repository / "data" / "train-{00000..00001}-of-00002.parquet"
+    assert shades(unlabelled(pattern)) == list(range(12))
+    shard, (file,) = write_tar(tmp_path / "a.tar", {"a.png": png(90)}), write(tmp_path, "b.png")
+    both = unlabelled(repository / "data" / "test-00000-of-00001.parquet", shard, file, pattern)
+    assert shades(both) == [*range(20, 26), 90, 0, *range(12)]
+    parted = labelled(repository / "data" / "{train-00000-of-00002,test-00000-of-00001}.parquet")
+    assert (len(parted.train.labels), len(parted.test.labels)) == (6, 6)
+    with pytest.raises(DataError, match="1 of 3 shards are missing"):
+        unlabelled(repository / "data" / "train-{00000..00002}-of-00002.parquet")
+
+
+def test_images_win_over_parquet_files_beside_them(tmp_path: Path) -> None:
+    write(tmp_path / "photos", "a.png")
+    write_parquet(tmp_path / "photos" / "vectors.parquet", [png(1)])
+    assert isinstance(unlabelled(tmp_path / "photos"), Files)
+
+
+def test_several_sets_in_a_folder_are_named(tmp_path: Path) -> None:
+    for config in ("small", "large"):
+        write_parquet(tmp_path / config / "train-00000-of-00001.parquet", [png(1)], [0], CLASSES)
+    with pytest.raises(DataError, match=r"several data sets large, small: name one of the folders"):
+        unlabelled(tmp_path)
+    assert len(unlabelled(tmp_path / "small")) == 1
+
+
+def test_a_missing_file_is_not_passed_over(repository: Path) -> None:
+    (repository / "data" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(DataError, match=r"1 files data/train-\.\.\.-of-00002.parquet, not 2"):
+        unlabelled(repository)
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [(["oak", "ash"], ["ash", "oak"]), ([10, 9], ["9", "10"]), (pa.array(["b", "a"]).dictionary_encode(), ["a", "b"])],
+)
+def test_labels_without_names_of_classes(tmp_path: Path, values: object, classes: list[str]) -> None:
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", [png(0), png(1)], values)  # type: ignore[arg-type]
+    found = labelled(tmp_path)
+    assert (found.train.classes, found.train.labels.tolist()) == (classes, [1, 0])
+
+
+def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
+    """-1 is how public sets keep the labels of their test part secret."""
+    write_parquet(tmp_path / "train.parquet", [png(row) for row in range(4)], [1, -1, 0, None], CLASSES)
+    write_parquet(tmp_path / "validation.parquet", [png(7)], [0], CLASSES)
+    write_parquet(tmp_path / "test.parquet", [png(8)], [-1], CLASSES)
+    talk = Lines()
+    found: LabelledSplits = labelled(tmp_path, talk=talk)
+    assert (shades(found.train.source), found.train.labels.tolist()) == ([0, 2], [1, 0])
+    assert found.train.classes == ["wool", "ash"]
+    assert (shades(found.test.source), "validation" in found.split_note) == ([7], True)
+    assert [line.partition(":")[0] for line in talk.lines[:1]] == [f"train of {tmp_path.name}"]
+    assert talk.lines[1] == f"test of {tmp_path.name} has no labels and is left out"
+
+
+def test_which_column(tmp_path: Path) -> None:
+    two = [{"bytes": png(5), "path": None}]
+    path = write_parquet(tmp_path / "a.parquet", [png(4)], [1], CLASSES, mask=pa.array(two))
+    assert shades(Parquet([path])) == [4]
+    plain = str(tmp_path / "b.parquet")
+    pq.write_table(pa.table({"jpg": [png(6)], "kind": [1]}), plain)
+    assert shades(Parquet([plain])) == [6]
+    with pytest.raises(DataError, match=r"no column of labels, name one of them label: it has jpg \(binary\), kind"):
+        labelled(plain)
+    pq.write_table(pa.table({"left": [png(6)], "right": [png(7)]}), plain)
+    with pytest.raises(DataError, match=r"several columns of images.*left \(binary\), right \(binary\)"):
+        Parquet([plain])
+    pq.write_table(pa.table({"vector": [[1.0, 2.0]]}), plain)
+    with pytest.raises(DataError, match="no column of images"):
+        Parquet([plain])
+
+
+def test_cells_without_bytes(tmp_path: Path) -> None:
+    write(tmp_path, "0.png", "inside/1.png")
+    (tmp_path / "sub").mkdir()
+    beside = ["../0.png", str(tmp_path / "0.png"), "absent.png", "1.png"]
+    cells = [png(9), None, {"bytes": None, "path": None}, *({"bytes": None, "path": each} for each in beside)]
+    source = Parquet([write_parquet(tmp_path / "inside" / "a.parquet", cells)])
+    store = read_store(source, **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
+    assert store.kept.tolist() == [0, 6]
+    assert store.pixels[:, 0, 0, 0].tolist() == [9, 1]
+    reasons = [one.reason for one in store.bad]
+    assert reasons[:2] == ["the cell is empty"] * 2
+    assert all("leads out of the parquet file's folder" in reason for reason in reasons[2:4])
+    assert "No such file" in reasons[4]
+
+
+def test_what_is_no_parquet_file(tmp_path: Path) -> None:
+    whole = Path(write_parquet(tmp_path / "a.parquet", [png(1)])).read_bytes()
+    for data in (b"", b"PAR1", b"<html>\n", whole[:-9]):
+        (tmp_path / "b.parquet").write_bytes(data)
+        with pytest.raises(DataError, match="a parquet file is expected") as caught:
+            unlabelled(tmp_path / "b.parquet")
+        assert "\n" not in str(caught.value)
+
+
+def test_damage_costs_only_the_images_in_it(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).bytes(3000)
+    path = Path(write_parquet(tmp_path / "a.parquet", [png(row) + noise for row in range(200)], group=100))
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[place.data_page_offset : place.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    source = Parquet([str(path)])
+    assert [shade(source, row) for row in (0, 99)] == [0, 99]
+    with pytest.raises(UnreadableImage, match="is damaged"):
+        source.open(100)
+    assert shade(source, 50) == 50
+
+
+class Counted(Parquet):
+    """Counts the rows that come out of the files."""
+
+    def _cells(self, number, group, first):
+        self.rows = getattr(self, "rows", 0) + first  # what is passed over is decoded, too
+        for cell in super()._cells(number, group, first):
+            self.rows += 1
+            yield cell
+
+
+@pytest.mark.parametrize("group", [7, 100, 1000])
+def test_in_order_each_row_is_decoded_once(tmp_path: Path, group: int) -> None:
+    """However large the row groups are, and with several threads."""
+    paths = [
+        write_parquet(tmp_path / f"{n}.parquet", [png(row) for row in range(n, n + 150)], group=group) for n in (0, 90)
+    ]
+    source = Counted(paths)
+    store = read_store(source, **SETTINGS)  # type: ignore[arg-type]
+    assert store.pixels[:, 0, 0, 0].tolist() == [*range(150), *range(90, 240)]
+    assert source.rows == 300
+
+
+def test_any_order_and_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, of which memory holds some: none is read twice while it is there."""
+    rows = [png(row) for row in range(250)]
+    path = write_parquet(tmp_path / "a.parquet", rows, group=100)
+    source = Counted([path])
+    assert source.block == 100
+    order = np.random.default_rng(0).permutation(250).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda index: shade(source, index), order)) == order
+    assert source.rows == 250
+    monkeypatch.setattr(parquet, "MOST", 32 * 64 * len(rows[0]))  # 32 blocks must have room
+    monkeypatch.setattr("selfie_cli.data.blocks.MOST", 64 * len(rows[0]))
+    source = Counted([path])
+    assert source.block == 64
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda index: shade(source, index), order)) == order
+
+
+def test_large_sets_are_shuffled_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    source = Parquet([write_parquet(tmp_path / "a.parquet", [png(row) for row in range(200)], group=100)])
+    files = Files(write(tmp_path / "files", "a.png"))
+    for one in (source, Joined([files, source])):
+        with closing(open_store(one, **SETTINGS, folder=str(tmp_path / "store"), limit_gb=0)) as store:  # type: ignore[arg-type]
+            assert store.block == 100
+            order = torch.randperm(200) + len(one) - 200
+            assert store.take(order)[:, 0, 0, 0].tolist() == (order - len(one) + 200).tolist()
+
+
+def test_fingerprint_and_version(repository: Path, tmp_path: Path) -> None:
+    here = unlabelled(repository)
+    mark, key = fingerprint(here), store_key(here, 8)
+    os.rename(repository, tmp_path / "moved")
+    moved = unlabelled(tmp_path / "moved")
+    assert fingerprint(moved) == mark
+    os.utime(tmp_path / "moved" / "data" / "train-00000-of-00002.parquet", (1, 1))
+    assert store_key(moved, 8) != key
+
+
+def test_pyarrow_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", [png(1)])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'selfie-cli\[parquet\]'"):
+        unlabelled(path)
