@@ -44,7 +44,7 @@ class FusedConvolution(nn.Module):
 class InferenceResNet(nn.Module):
     """A ResNet in evaluation mode with its norms folded, computing in `dtype`; `network` itself is left as it is."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool, fused: bool) -> None:
         super().__init__()
         self.dtype = dtype
         self.network = folded(network, dtype)
@@ -52,7 +52,7 @@ class InferenceResNet(nn.Module):
         if compiled:
             # Frozen weights are laid out once, as oneDNN wants them.
             self.network.compile(dynamic=False, options={"freezing": on_cpu})
-        elif on_cpu and onednn_has(dtype):
+        elif fused and on_cpu and onednn_has(dtype):
             fuse_what_follows(self.network)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,16 +119,19 @@ def only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def for_inference(module: Module, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> Module:
+def for_inference(
+    module: Module, dtype: torch.dtype = torch.float32, *, compiled: bool = False, fused: bool = True
+) -> Module:
     """One of our networks, in evaluation mode, with its ResNet folded and computing in `dtype`; the rest is shared with
     `module` and computes in float32.
 
     It gives what `module` gives, within rounding, and can no longer be trained or saved. `compiled`
     has torch.compile do it for the shape of the batches to come, at the first of them, which raises what goes wrong.
+    Without `fused`, there are none of oneDNN's operators in it.
     """
     lean = copy.copy(module)
     lean._modules = dict(module._modules)
     for name, child in module.named_children():
         if isinstance(child, PreActivationResNet | TorchvisionResNet):
-            setattr(lean, name, InferenceResNet(child, dtype, compiled=compiled))
+            setattr(lean, name, InferenceResNet(child, dtype, compiled=compiled, fused=fused))
     return lean

@@ -1,6 +1,9 @@
 """What embed and predict share: named images in, one result for every readable one, in input order."""
 
 import contextlib
+import hashlib
+import io
+import itertools
 import os
 import tempfile
 import threading
@@ -10,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfie_cli.config import EmbedOptions, PredictOptions
-from selfie_cli.data.images import decode_square
+from selfie_cli.data.images import decode_square, open_image, orientation, read_file
+from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
-from selfie_cli.data.sources import Files, list_images
+from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.files import replacing
@@ -31,7 +35,17 @@ from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import num_cores
 from selfie_cli.training.step import reason_of
 
-Result = tuple[str, NDArray[np.float32]]
+
+class Result(NamedTuple):
+    """What is known of a readable image. vector: float32 [D]. width, height: in pixels, upright, in full."""
+
+    name: str
+    vector: NDArray[np.float32]
+    width: int
+    height: int
+    content_hash: bytes
+
+
 Emit = Callable[[Result], Any]
 Compute = Callable[[Network, Tensor], Tensor]
 """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]: `Network.vectors` or the like."""
@@ -48,51 +62,64 @@ LONG_JOB = 600.0  # seconds: compiling takes 5 to 20 of them, and makes the rest
 MANY_IMAGES = 4096  # on a GPU, where compiling is taken to pay from here: an estimate, not yet measured
 
 
-def expand(paths: Sequence[str], stdin: Iterable[str]) -> list[str]:
+def expand(paths: Sequence[str], stdin: Iterable[str]) -> Names:
     """Files as given, folders as the images below them, '-' as the paths on stdin (one a line), in this order.
 
     Raises UsageError if nothing is named, DataError for a folder without images.
     """
-    names: list[str] = []
-    for path in paths:
-        if path == "-":
-            lines = group().from_first(list(stdin) if group().first else [])
-            names += [line.rstrip("\r\n") for line in lines if line.strip()]
-        elif os.path.isdir(path):
-            names += list_images(path) or _none_in(path)
-        else:
-            names.append(path)
-    if not names:
+
+    def found() -> Iterator[str]:
+        for path in paths:
+            if path == "-":
+                lines = (line.rstrip("\r\n") for line in stdin if line.strip())
+                yield from group().from_first(Names(lines if group().first else ()))
+            elif os.path.isdir(path):
+                images = walk_images(path)
+                first = next(images, None)
+                if first is None:
+                    raise DataError(f"no images in {path}")
+                yield first
+                yield from images
+            else:
+                yield path
+
+    if not (names := Names(found())):
         raise UsageError("name the images: files, folders, or - for paths on stdin")
     return names
 
 
-def _none_in(folder: str) -> list[str]:
-    raise DataError(f"no images in {folder}")
-
-
 def check_out(options: EmbedOptions | PredictOptions, suffixes: Sequence[str]) -> Path | None:
-    """--out as a path, tried before the work begins; None where results go to stdout.
-
-    Raises UsageError for a name that no writer fits, a file that would be lost, or a folder that cannot be written to.
-    """
+    """--out as `check_file` has it; None where results go to stdout. Raises UsageError."""
     if options.out is None:
         if options.json:
             raise UsageError("--json goes with --out; without it, every image gives a line of JSON already")
         return None
-    out = Path(options.out)
+    return check_file(options.out, suffixes, overwrite=options.overwrite)
+
+
+def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
+    """--out as a path, tried before the work begins.
+
+    Raises UsageError for a name that no writer fits, a file that would be lost, or a folder that cannot be written to.
+    """
+    out = Path(name)
     if out.suffix not in suffixes:
-        raise UsageError(f"--out {options.out!r}: the name must end in {' or '.join(suffixes)}")
+        raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file")
-    if out.exists() and not options.overwrite:
+    if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
+    check_writable(out, out.parent)
+    return out
+
+
+def check_writable(out: Path, folder: Path) -> None:
+    """Make `folder`. Raises UsageError if nothing can be written there."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from None
-    return out
 
 
 @contextlib.contextmanager
@@ -107,9 +134,23 @@ def line_writer(out: Path) -> Iterator[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What became of some of the images, in input order."""
+    """What became of the images at `indices`, in input order."""
 
+    indices: range
     results: list[Result]
+    bad: list[BadFile]
+
+
+Opening = Callable[[str], contextlib.AbstractContextManager[Callable[[Part], Any]]]
+"""Given the precision that was chosen, a writer of parts."""
+
+
+class Decoded(NamedTuple):
+    """Images that could be read. pixels: uint8 [B, S, S, 3], theirs first, in order, then black ones; in pinned memory
+    for a GPU. facts: of each its index, width, height and content hash."""
+
+    pixels: Tensor
+    facts: list[tuple[int, int, int, bytes]]
     bad: list[BadFile]
 
 
@@ -117,9 +158,9 @@ class Worker:
     """Decodes images and takes them through a network, in batches padded to one shape. Several threads may call it."""
 
     def __init__(
-        self, names: list[str], network: Network, compute: Compute, *, lean: Network, dtype: torch.dtype, batch: int
+        self, names: Sequence[str], network: Network, compute: Compute, *, lean: Network, dtype: torch.dtype, batch: int
     ) -> None:
-        self.source = Files(names)
+        self.names = names
         self.network = network
         self.compute = compute
         self.lean = lean
@@ -130,14 +171,18 @@ class Worker:
 
     @torch.inference_mode()
     def __call__(self, indices: range) -> Part:
-        pixels, readable, bad = decode(self.source, indices, self.network, self.batch)
-        if not readable:
-            return Part([], bad)
+        pixels, facts, bad = decode(self.names, indices, self.network, self.batch)
+        if not facts:
+            return Part(indices, [], bad)
         on_device = pixels.to(self.network.device, non_blocking=True)
         with self.turn:
             vectors = self.compute(self.lean, on_device)
-        rows = vectors.cpu().numpy()[: len(readable)]
-        return Part([(self.source.names[index], row) for index, row in zip(readable, rows, strict=True)], bad)
+        rows = vectors.cpu().numpy()
+        results = [
+            Result(self.names[index], row, width, height, digest)
+            for (index, width, height, digest), row in zip(facts, rows, strict=False)
+        ]
+        return Part(indices, results, bad)
 
     @torch.inference_mode()
     def compile(self, talk: Talk) -> None:
@@ -154,28 +199,31 @@ class Worker:
             self.lean = lean
 
 
-def decode(source: Files, indices: range, network: Network, batch: int) -> tuple[Tensor, list[int], list[BadFile]]:
-    """The images at `indices` as the network's stored pixels, uint8 [batch, S, S, 3], in pinned memory for a GPU.
-
-    The readable ones come first, in order, black ones fill up; with the indices of the former, and what could not be
-    read.
-    """
+def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch: int) -> Decoded:
+    """The images at `indices`, `batch` at most, as the network's stored pixels, and what could not be read."""
     side = storage_size(network.image_size)
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
-    readable: list[int] = []
-    bad: list[BadFile] = []
+    decoded = Decoded(pixels, [], [])
     for index in indices:
         try:
-            with source.open(index) as image:
-                pixels[len(readable)] = torch.from_numpy(decode_square(image, side))
-            readable.append(index)
+            data = read_file(names[index])
+            with open_image(io.BytesIO(data)) as image:
+                stored = image.size
+                pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side))
+                width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already
+                decoded.facts.append((index, width, height, content_hash(data)))
         except UnreadableImage as error:
-            bad.append(BadFile(source.names[index], str(error)))
-    return pixels, readable, bad
+            decoded.bad.append(BadFile(names[index], str(error)))
+    return decoded
+
+
+def content_hash(data: bytes) -> bytes:
+    """BLAKE2b of 128 bits, as `b2sum -l 128` gives it: 16 bytes."""
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def made_lean(
-    network: Network, compute: Compute, names: list[str], *, precision: str, talk: Talk
+    network: Network, compute: Compute, names: Sequence[str], *, precision: str, talk: Talk
 ) -> tuple[Network, torch.dtype]:
     """The network to use, and what it computes in. `precision` "auto" is bf16 if the hardware has it and it gives the
     same vectors; that is tried on the first of the job's images. A short job takes fp32.
@@ -200,7 +248,7 @@ def made_lean(
     return network.lean(torch.float32), torch.float32
 
 
-def in_int8(network: Network, compute: Compute, names: list[str], talk: Talk) -> Network:
+def in_int8(network: Network, compute: Compute, names: Sequence[str], talk: Talk) -> Network:
     """The network in 8 bits, on scales that suit the first of the job's images. Raises UsageError."""
     if not has_vnni(network.device):
         raise UsageError("--precision int8 needs a CPU with VNNI: leave it out, or take bf16")
@@ -213,11 +261,11 @@ def in_int8(network: Network, compute: Compute, names: list[str], talk: Talk) ->
     return lean
 
 
-def first_readable(names: list[str], count: int, network: Network) -> Tensor:
+def first_readable(names: Sequence[str], count: int, network: Network) -> Tensor:
     """Those of the first `count` images that are readable, uint8 [N, S, S, 3], on the network's device; one is black
     where none is."""
-    pixels, readable, _ = decode(Files(names), range(min(count, len(names))), network, count)
-    return pixels[: len(readable) or 1].to(network.device)
+    pixels, facts, _ = decode(names, range(min(count, len(names))), network, count)
+    return pixels[: len(facts) or 1].to(network.device)
 
 
 def lowest_cosine(network: Network, lean: Network, compute: Compute, sample: Tensor) -> float:
@@ -227,7 +275,7 @@ def lowest_cosine(network: Network, lean: Network, compute: Compute, sample: Ten
 
 
 def in_order(
-    pool: ThreadPoolExecutor, worker: Callable[[range], Part], pieces: list[range], ahead: int
+    pool: ThreadPoolExecutor, worker: Callable[[range], Part], pieces: Iterable[range], ahead: int
 ) -> Iterator[Part]:
     """What `worker` makes of each piece, in order; at most `ahead` are under way or wait, so memory stays flat."""
     waiting: deque[Future[Part]] = deque()
@@ -239,33 +287,56 @@ def in_order(
         yield waiting.popleft().result()
 
 
+def one_writer(opened: Callable[[str], contextlib.AbstractContextManager[Emit]]) -> Opening:
+    """The first process writes results one by one; `opened` is given the precision."""
+
+    @contextlib.contextmanager
+    def opening(precision: str) -> Iterator[Callable[[Part], Any]]:
+        with opened(precision) if group().first else contextlib.nullcontext(lambda result: None) as emit:
+            yield lambda part: [emit(result) for result in part.results]
+
+    return opening
+
+
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+
+
 def run_through(
-    names: list[str],
+    names: Names,
     network: Network,
     compute: Compute,
-    emit: Emit,
+    opening: Opening,
     *,
     options: EmbedOptions | PredictOptions,
     what: str,
     talk: Talk,
+    shards: list[range] | None = None,
+    none_is_fine: bool = False,
 ) -> list[BadFile]:
-    """Decode, compute, emit (name, vector), in input order; returns what could not be read.
+    """Decode, compute, write results, in input order; returns what could not be read.
 
     Each thread decodes a batch and computes it by itself: so no core waits for another, nor computing for decoding.
-    Several processes take batches in turn, and the first one emits. Raises DataError if nothing could be read.
+    Several processes take batches in turn, and the first one writes. With `shards`, ranges of images, they take these
+    in turn, and each process writes its own. Raises DataError if nothing could be read, unless `none_is_fine`.
     """
     here, cores = group(), num_cores()
     lanes = options.workers or cores
-    share = -(-len(names) // (lanes * here.world))
-    batch = min(options.batch_size or images_at_once(network.device, network.image_size), share)
-    pieces = [range(start, min(start + batch, len(names))) for start in range(0, len(names), batch)]
-    mine = pieces[here.rank :: here.world]
-    lanes = max(1, min(lanes, len(mine)))
+    num_images = len(names) if shards is None else sum(map(len, shards))
+    at_once = options.batch_size or images_at_once(network.device, network.image_size)
+    if shards is None:
+        batch = min(at_once, -(-num_images // (lanes * here.world)))
+        turns = [range(start, min(start + batch, len(names))) for start in range(0, len(names), batch)]
+    else:  # whatever the number of threads and processes: batches of one shape give the same numbers, bit for bit
+        batch = min(at_once, max(map(len, shards)))
+        turns = shards
+    mine = turns[here.rank :: here.world]
+    pieces = (each[start : start + batch] for each in mine for start in range(0, len(each), batch))
+    lanes = max(1, min(lanes, sum(-(-len(each) // batch) for each in mine)))
 
     if options.compile == "on" and options.precision == "int8":
         raise UsageError("--compile on is not for --precision int8: leave one of them out")
     on_gpu = network.device.type == "cuda"
-    compile_now = options.compile == "on" or (options.compile == "auto" and on_gpu and len(names) >= MANY_IMAGES)
+    compile_now = options.compile == "on" or (options.compile == "auto" and on_gpu and num_images >= MANY_IMAGES)
     compile_later = options.compile == "auto" and not on_gpu and options.precision != "int8"
 
     bad: list[BadFile] = []
@@ -277,36 +348,44 @@ def run_through(
         making = pool.submit(made_lean, network, compute, names, precision=options.precision, talk=talk)
         lean, dtype = making.result()
         worker = Worker(names, network, compute, lean=lean, dtype=dtype, batch=batch)
-        with talk.track(what, len(names)) as advance:
+        with opening(PRECISIONS[dtype]) as write, talk.track(what, num_images) as advance:
             if compile_now:
                 pool.submit(worker.compile, talk).result()
             begun = time.perf_counter()
-            parts = in_order(pool, worker, mine, 2 * lanes)
-            for _ in range(-(-len(pieces) // here.world)):
-                for part in here.gather(next(parts, Part([], []))):
+            parts = in_order(pool, worker, pieces, 2 * lanes)
+            for turn in range(-(-len(turns) // here.world)):
+                found: list[Part] = []
+                for _ in range(0, len(mine[turn]) if turn < len(mine) else 0, batch):
+                    part = next(parts)
+                    if shards is not None:
+                        write(part)
+                        part = Part(part.indices, [], part.bad)
+                    found.append(part)
+                    if shards is not None and len(found) % 16 == 0:
+                        advance(min(num_images, done + len(found) * batch * here.world), "")
+                for part in itertools.chain.from_iterable(here.gather(found)):
                     for one in part.bad:
                         talk.warn(f"left out: {one.name}: {one.reason}")
                     bad += part.bad
-                    if here.first:
-                        for result in part.results:
-                            emit(result)
-                    done += len(part.results) + len(part.bad)
+                    if shards is None and here.first:
+                        write(part)
+                    done += len(part.indices)
                 advance(done, f"{len(bad)} unreadable" if bad else "")
                 elapsed = time.perf_counter() - begun
                 if compile_later and elapsed > COMPILE_AFTER:
                     compile_later = False
-                    if elapsed / done * (len(names) - done) > LONG_JOB:
+                    if elapsed / done * (num_images - done) > LONG_JOB:
                         pool.submit(worker.compile, talk)
+            if len(bad) == num_images and not none_is_fine:
+                raise DataError(f"none of the {num_images} images could be read, first {bad[0].name}: {bad[0].reason}")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    if len(bad) == len(names):
-        raise DataError(f"none of the {len(names)} images could be read, first {bad[0].name}: {bad[0].reason}")
     return bad
 
 
-def conclude(bad: list[BadFile], num_images: int, out: Path | None, *, strict: bool, talk: Talk) -> None:
-    """List unreadable images beside `out`. Raises DataError for any of them if `strict`."""
-    if out is not None and group().first:
-        report_bad(bad, num_images, out.with_name("bad_files.jsonl"), talk)
+def conclude(bad: list[BadFile], num_images: int, folder: Path | None, *, strict: bool, talk: Talk) -> None:
+    """List unreadable images in `folder`. Raises DataError for any of them if `strict`."""
+    if folder is not None and group().first:
+        report_bad(bad, num_images, folder / "bad_files.jsonl", talk)
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")

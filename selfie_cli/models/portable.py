@@ -1,0 +1,87 @@
+"""Networks as others hold them: under the names of timm and torchvision, and as an ONNX graph."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.models.lean import folded, for_inference
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
+
+# Which of our networks, with a 7x7 stem, each library has under the same name and with the same tensors.
+KNOWN_TO = {"timm": ("resnetv2_50", "resnetv2_18", *TORCHVISION), "torchvision": tuple(TORCHVISION)}
+OPSET = 18  # what torch writes without converting
+
+
+def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tuple[dict[str, Tensor], list[str]]:
+    """The state of an encoder of three or four stages, with its classifier, under the names that timm and torchvision
+    give to the whole network; and, sorted, which tensors of that network `load_state_dict` will report as missing.
+
+    timm's classifier of pre-activation networks is a 1x1 convolution: its weight is [C, F, 1, 1], elsewhere [C, F].
+    """
+    state = carried_over(encoder.state_dict())
+    with torch.device("meta"):  # for the names alone
+        whole = resnet(name, stem="7x7", num_stages=4).state_dict()
+    # Where a plain dict lacks a batch norm's count of batches, torch starts it at 0 and does not report it.
+    missing = sorted(name for name in whole.keys() - state.keys() if not name.endswith("num_batches_tracked"))
+    if head is not None:
+        layer = "head.fc" if name in PREACTIVATION else "fc"
+        weight = head.weight[:, :, None, None] if name in PREACTIVATION else head.weight
+        state |= {f"{layer}.weight": weight.detach(), f"{layer}.bias": head.bias.detach()}
+    return state, missing
+
+
+class FeaturesAndProbabilities(nn.Module):
+    """An encoder's or a classifier's inference in plain operators, its batch norms folded into convolutions."""
+
+    def __init__(self, network: ResNet | AnyClassifier) -> None:
+        super().__init__()
+        self.network: nn.Module
+        if isinstance(network, AnyClassifier):
+            self.network, self.outputs = for_inference(network, fused=False), ["features", "probabilities"]
+        else:
+            self.network, self.outputs = folded(network, torch.float32), ["features"]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images [B, 3, s, s], float, normalized -> features [B, D] and, of a classifier, probabilities [B, C]."""
+        if not isinstance(self.network, AnyClassifier):
+            return (self.network(images).mean(dim=(2, 3)),)
+        features = self.network.features(images)
+        return features, self.network.head(features).softmax(dim=1)
+
+
+def as_onnx(network: ResNet | AnyClassifier, *, image_size: int, metadata: dict[str, str], producer: str) -> bytes:
+    """An ONNX file, float32: `images` [batch, 3, s, s] to what `FeaturesAndProbabilities` gives, for any batch.
+
+    torch notes at every operator where in whose files it was called; that is taken out. Needs the packages onnx and
+    onnxscript.
+    """
+    import onnx
+
+    module = FeaturesAndProbabilities(network.eval()).eval()
+    example = torch.zeros(2, 3, image_size, image_size)  # of one image, a batch would be taken for fixed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's are of its own future
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=module.outputs,
+            dynamic_shapes=({0: "batch"},),
+        )
+    assert program is not None
+    model = program.model_proto
+    graph = model.graph
+    values = (*graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output)
+    for part in (model, graph, *values):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    model.producer_name, _, model.producer_version = producer.partition(" ")
+    onnx.helper.set_model_props(model, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
