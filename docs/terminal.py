@@ -1,0 +1,47 @@
+"""Write docs/figures/terminal.svg, the picture of a terminal in README.md: python docs/terminal.py [RESULTS.json [SVG]]
+
+It shows what the command line shows of a real result, docs/figures/terminal.json: the results.json of a `selfie
+finetune`, as that wrote it. Nothing in the picture is typed by hand but the command.
+"""
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from selfie_cli.cli.render import finetuned
+from selfie_cli.recipes.comparison import ArmResult, Finetuned, Gain
+
+FIGURES = Path(__file__).with_name("figures")
+COMMAND = "selfie finetune --from runs/cifar-selfie --dataset cifar10 --fraction 0.05 --seeds 3 --budget 4m"
+
+
+def read(file: Path) -> Finetuned:
+    """A finetuning's results.json. TypeError for one of another shape."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    found["arms"] = [ArmResult(**arm) for arm in found["arms"]]
+    found["comparisons"] = [Gain(**gain) for gain in found["comparisons"]]
+    return Finetuned(**{**found, "run": Path(found["run"])})
+
+
+def picture(result: Finetuned) -> str:
+    """SVG that asks no network for a font: rich's own names one on a server."""
+    console = Console(record=True, width=100, file=io.StringIO(), highlight=False, markup=False)
+    console.print(Text("$ ", style="green") + Text(COMMAND, style="bold"))
+    console.print(finetuned(result))
+    svg = console.export_svg(title="selfie", unique_id="selfie")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace")
+
+
+def main(source: Path, target: Path) -> None:
+    target.write_text(picture(read(source)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    given = [Path(each) for each in sys.argv[1:]]
+    main(*(given + [FIGURES / "terminal.json", FIGURES / "terminal.svg"][len(given) :]))

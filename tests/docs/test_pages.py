@@ -1,0 +1,118 @@
+"""Figures that their scripts draw, snippets that run, and completion as the docs have it."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ENVIRONMENT, selfie
+from PIL import Image
+
+DOCS = Path(__file__).parents[2] / "docs"
+# As the installed program: Typer completes for the name that it was started by.
+PROGRAM = (sys.executable, "-c", "import sys; sys.argv[0] = 'selfie'; from selfie_cli.cli.app import main; main()")
+LINK = re.compile(r"!\[[^]]*\]\(([^)#]+)\)")
+
+
+def script(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+    runpy.run_path(str(DOCS / name), run_name="__main__")
+
+
+def test_figures_are_drawn_again_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice on this machine; other versions of matplotlib may write other bytes than those that are committed."""
+    for again in ("one", "two"):
+        script("figures.py", tmp_path / again, monkeypatch=monkeypatch)
+    drawn = {file.name: file.read_bytes() for file in (tmp_path / "one").iterdir()}
+    assert drawn == {file.name: file.read_bytes() for file in (tmp_path / "two").iterdir()}
+    shown = {Path(link).name for link in LINK.findall((DOCS / "method.md").read_text(encoding="utf-8"))}
+    assert shown == drawn.keys()
+    for name, content in drawn.items():
+        assert len(content) < 150_000
+        drawing = content[content.index(b"<defs>") :].replace(b"http://www.w3.org/", b"")
+        assert b"http" not in drawing
+        assert (DOCS / "figures" / name).stat().st_size < 150_000
+
+
+def test_terminal_picture_is_that_of_the_result_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("terminal.py", DOCS / "figures" / "terminal.json", tmp_path / "terminal.svg", monkeypatch=monkeypatch)
+    drawn = (tmp_path / "terminal.svg").read_text(encoding="utf-8")
+    assert drawn == (DOCS / "figures" / "terminal.svg").read_text(encoding="utf-8")
+    words = re.sub(r"<[^>]*>|\s", "", drawn).replace("&#160;", "")
+    result = json.loads((DOCS / "figures" / "terminal.json").read_text(encoding="utf-8"))
+    assert result["sentence"].replace(" ", "") in words
+    for arm in result["arms"]:
+        assert f"{arm['mean'] * 100:.1f}±{arm['std'] * 100:.1f}" in words
+    assert not re.search(r"url\((?!#)|https?://(?!www\.w3\.org|www\.textualize\.io)|/tmp|/root|/home", drawn)
+
+
+def test_pictures_of_all_pages_are_there() -> None:
+    for page in DOCS.rglob("*.md"):
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            assert (page.parent / link).is_file(), f"{page}: {link}"
+
+
+def snippets(page: str) -> dict[str, str]:
+    """The Python files that a page shows, by the name in their first line."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return {name: code for code, name in re.findall(r"^```python\n(# (\S+)\n.*?)^```$", text, re.DOTALL | re.MULTILINE)}
+
+
+def test_scans_and_scenes_become_what_selfie_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = snippets("howto/medical-and-satellite.md")
+    assert code.keys() == {"window.py", "tiles.py", "split.py"}
+
+    scan = np.full((64, 64), 1000, np.uint16)
+    scan[:, 32:] = 1200
+    scan[0, 0] = 4000
+    Path("scans/patient").mkdir(parents=True)
+    Image.fromarray(scan).save("scans/patient/1.png")
+    exec(code["window.py"], {})
+    windowed = np.asarray(Image.open("images/patient/1.png"))
+    assert windowed.dtype == np.uint8
+    assert windowed[0, 0] == 255
+    assert windowed[5, 5] == 0
+    assert windowed[5, 40] == 128  # the middle of the window
+
+    Path("scenes").mkdir()
+    scene = np.random.default_rng(0).integers(1, 255, (600, 800, 3), np.uint8)
+    scene[:, 512:] = 0  # beyond the scene's edge
+    for number in range(12):
+        Image.fromarray(scene).save(f"scenes/{number}.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the snippet sets
+    exec(code["tiles.py"], {})
+    tiles = sorted(file.name for file in Path("tiles/3").iterdir())
+    assert tiles == ["000000-000000.png", "000000-000256.png", "000256-000000.png", "000256-000256.png"]
+    assert (np.asarray(Image.open("tiles/3/000256-000000.png")) == scene[256:512, :256]).all()
+    exec(code["split.py"], {})
+    parts = {part: {folder.name for folder in Path("data", part).iterdir()} for part in ("train", "test")}
+    assert parts["train"] | parts["test"] == {str(number) for number in range(12)}
+    assert not parts["train"] & parts["test"]
+
+    embedded = selfie("embed", "images", "tiles/3", "--from", "bundled").stdout.splitlines()
+    assert len(embedded) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("selfie pret", ["pretrain"]), ("selfie pretrain --method b", ["byol"]), ("selfie finetune --seeds", ["--seeds"])],
+)
+def test_bash_completes_verbs_options_and_their_values(words: str, offered: list[str]) -> None:
+    asked = {"_SELFIE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(PROGRAM, env={**ENVIRONMENT, **asked}, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == offered
+
+
+def test_completion_is_written_where_the_page_says(tmp_path: Path) -> None:
+    page = (DOCS / "howto" / "completion.md").read_text(encoding="utf-8")
+    detection = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    for name, file in (("bash", ".bash_completions/selfie.sh"), ("zsh", ".zfunc/_selfie")):
+        argv = [*PROGRAM, "--install-completion", name]
+        subprocess.run(argv, env={**ENVIRONMENT, **detection}, capture_output=True, check=True)
+        assert f"`~/{file}`" in page
+        assert (tmp_path / file).is_file()
