@@ -1,62 +1,323 @@
 """selfie embed: a vector for every readable image, rows in input order."""
 
 import contextlib
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from selfie_cli import runs
 from selfie_cli.config import EmbedOptions
-from selfie_cli.data.images import open_image
-from selfie_cli.data.store import BadFile
+from selfie_cli.data.images import open_image, read_file
+from selfie_cli.data.names import Names
+from selfie_cli.data.pool import thread_pool
+from selfie_cli.data.store import BadFile, storage_size
 from selfie_cli.errors import UnreadableImage, UsageError
-from selfie_cli.files import json_line, replacing
+from selfie_cli.files import TEMPORARY, remove_leftovers
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.inference import Emit, Result, check_out, conclude, expand, line_writer, run_through
+from selfie_cli.recipes.inference import (
+    Emit,
+    Part,
+    check_file,
+    check_out,
+    check_writable,
+    conclude,
+    content_hash,
+    expand,
+    one_writer,
+    run_through,
+)
 from selfie_cli.recipes.networks import Network
+from selfie_cli.recipes.vector_files import PIECES, about_of, bad_of, hashes_of, need_arrow, table_writer, writing
+from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.machine import prepare
+from selfie_cli.training.machine import num_cores, prepare
 
-SUFFIXES = (".npy", ".jsonl", ".csv", ".safetensors")
+TABLES = (".parquet", ".arrow")
+PARTS = "part-*.parquet"
+CHUNK = 256  # files whose contents are hashed together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What `embed` did. `out` is None where rows went to `emit`."""
+    """What `embed` did. `out` is None where rows went to `emit`.
+
+    num_images: rows that were written. With --append, num_known and num_copies images were left out: those whose
+    contents were in `out`, and further copies of others. num_parts files were written into a folder, and num_parts_kept
+    were there.
+    """
 
     out: Path | None
     num_images: int
     features: str
     bad: list[BadFile]
+    num_known: int = 0
+    num_copies: int = 0
+    num_parts: int = 0
+    num_parts_kept: int = 0
 
 
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
     """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
-    out = check_out(options, SUFFIXES)
-    names = expand(options.paths, stdin)
-    run, line = runs.resolve_from(options.from_)
+    out, in_parts = check_table(options)
+    every_name = names = expand(options.paths, stdin)
+    run, line = runs.resolve_from(options.from_, talk=talk)
     if run is None:
         raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
     talk.say(line)
     device, _, _ = prepare(options.device, options.precision)
-    network = networks.load_network(run, features=options.features, device=device)
-    talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
-    if run.path == runs.bundled_folder():
-        tell_of_size(names, network.image_size, talk)
+    made_by = described(run, networks.choose_features(run.derived, options.features))
+    old = group().from_first([] if options.overwrite or out is None else tables_at(out, in_parts, options))
+    if old:
+        options = dataclasses.replace(options, precision=check_same(old, made_by, options))
+    num_known, copies = 0, np.empty((0, 2), np.int64)
+    if options.append:
+        fresh, copies, num_known = without_known(names, hashes_of(old), options.workers, talk)
+        names = Names(names[index] for index in fresh.tolist())
+        talk.say(f"{num_known:,} images are in {out}, {len(copies):,} are copies of others, {len(names):,} are new")
+    shards: list[Shard] | None = None
+    if in_parts:
+        assert out is not None
+        shards = planned(out, old, names, options, talk)
+    bad: list[BadFile] = []
+    if len(names) if shards is None else shards:
+        network = networks.load_network(run, features=options.features, device=device)
+        talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
+        if run.address == "bundled":
+            tell_of_size(names, network.image_size, talk)
+        width = width_of(network)
 
-    with contextlib.nullcontext(emit) if out is None or not group().first else writing(out) as write:
-        bad = run_through(names, network, Network.vectors, write, options=options, what="embedding", talk=talk)
-    conclude(bad, len(names), out, strict=options.strict, talk=talk)
-    return Embedded(out=out, num_images=len(names) - len(bad), features=network.features, bad=bad)
+        def opened(precision: str) -> contextlib.AbstractContextManager[Emit]:
+            if out is None:
+                return contextlib.nullcontext(emit)
+            if out.suffix not in TABLES:
+                return writing(out)
+            about = {"network": made_by | {"precision": precision}}
+            return table_writer(out, width=width, about=about, old=old[0] if old else None)
+
+        def opened_parts(precision: str) -> contextlib.AbstractContextManager[Callable[[Part], Any]]:
+            return part_writer(shards or [], width, made_by | {"precision": precision})
+
+        bad = run_through(
+            names,
+            network,
+            Network.vectors,
+            one_writer(opened) if shards is None else opened_parts,
+            options=options,
+            what="embedding",
+            talk=talk,
+            shards=None if shards is None else [shard.images for shard in shards],
+            none_is_fine=bool(old),
+        )
+    num_images = (len(names) if shards is None else sum(len(shard.images) for shard in shards)) - len(bad)
+    reasons = {one.name: one.reason for one in bad}
+    if in_parts:  # those of earlier calls, too
+        assert out is not None
+        bad = [one for file in sorted(out.glob(PARTS)) for one in bad_of(file)]
+    for copy, first in copies.tolist() if reasons else ():  # of what was not known to be no image
+        if (reason := reasons.get(every_name[first])) is not None:
+            bad.append(BadFile(every_name[copy], reason))
+    folder = None if out is None else out if in_parts else out.parent
+    conclude(bad, len(every_name), folder, strict=options.strict, talk=talk)
+    return Embedded(
+        out=out,
+        num_images=num_images,
+        features=made_by["features"],
+        bad=bad,
+        num_known=num_known,
+        num_copies=len(copies),
+        num_parts=len(shards or ()),
+        num_parts_kept=len(old) if in_parts else 0,
+    )
 
 
-def tell_of_size(names: list[str], image_size: int, talk: Talk) -> None:
+def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
+    """--out, tried before the work begins, and whether it is a folder of parts. Raises UsageError."""
+    out = None if options.out is None else Path(options.out)
+    in_parts = options.shard_rows is not None or (options.append and out is not None and out.is_dir())
+    if options.append and options.overwrite:
+        raise UsageError("--append keeps what is in --out and --overwrite does not: leave one of them out")
+    if (options.append or in_parts) and out is None:
+        raise UsageError("--append and --shard-rows go with --out")
+    if out is None or not (options.append or in_parts):
+        out = check_out(options, tuple(PIECES))
+    elif in_parts:
+        if out.suffix in PIECES or out.is_file():
+            raise UsageError(f"--out {out}: with --shard-rows it is a folder")
+        check_writable(out, out)
+    else:
+        check_file(str(out), TABLES, overwrite=True)
+    if in_parts or (out is not None and out.suffix in TABLES):
+        need_arrow()
+    return out, in_parts
+
+
+def tables_at(out: Path, in_parts: bool, options: EmbedOptions) -> list[Path]:
+    """The file, or the parts in the folder, to be continued. Raises UsageError for a folder of other things."""
+    if not in_parts:
+        return [out] if options.append and out.exists() else []
+    parts = sorted(out.glob(PARTS))
+    others = [file.name for file in out.iterdir() if not file.name.startswith(TEMPORARY)]
+    if others and not parts:
+        raise UsageError(f"--out {out} holds other things ({others[0]}): name an empty or a new folder")
+    return parts
+
+
+def described(run: Run, features: str) -> dict[str, Any]:
+    """What a file of vectors says about the network that made them, but for the precision."""
+    with run.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "run": run.name,
+        "from": run.address or str(run.path.resolve()),
+        "sha256": digest,
+        "features": features,
+        "image_size": run.derived["image_size"],
+    }
+
+
+def check_same(old: list[Path], made_by: dict[str, Any], options: EmbedOptions) -> Any:
+    """The precision to go on in. Raises UsageError if the files are of another network, or cannot be gone on with."""
+    for file in old:
+        was = about_of(file).get("network", {})
+        for what in ("sha256", "features"):
+            if was.get(what) != made_by[what]:
+                ours, theirs = (f"{each.get('run')}, {what} {str(each.get(what))[:12]}" for each in (made_by, was))
+                raise UsageError(f"{file} was made by another network ({theirs}) than this one ({ours}): see --from")
+        asked, found = options.precision, was.get("precision")
+        if found == "int8" and (options.append or asked == "auto"):
+            raise UsageError(f"{file} is of --precision int8, whose scales suit the images of one job: embed all anew")
+        if asked not in ("auto", found) or found not in ("fp32", "bf16", "int8"):
+            raise UsageError(f"{file} is of --precision {found}, not {asked}: go on in that one")
+        options = dataclasses.replace(options, precision=found)
+    return options.precision
+
+
+def without_known(
+    names: Names, known: NDArray[np.bytes_], workers: int | None, talk: Talk
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Which images are new by their contents, in order; of further copies of those [copy, first]; how many are known.
+
+    Files that cannot be read count as new: they will be reported.
+    """
+    here = group()
+
+    def hashes(indices: Sequence[int]) -> list[bytes]:
+        found = []
+        for index in indices:
+            found.append(b"")
+            with contextlib.suppress(UnreadableImage):
+                data = read_file(names[index])
+                found[-1] = content_hash(data) if data else b""
+        return found
+
+    mine = range(len(names) * here.rank // here.world, len(names) * (here.rank + 1) // here.world)
+    chunks = [mine[start : start + CHUNK] for start in range(0, len(mine), CHUNK)]
+    digests = np.zeros(len(mine), "S16")
+    with (
+        thread_pool(workers or num_cores(), "hashing") as pool,
+        talk.track("comparing contents", len(mine)) as advance,
+    ):
+        for number, found in enumerate(pool.map(hashes, chunks)):
+            digests[number * CHUNK : number * CHUNK + len(found)] = found
+            advance(number * CHUNK + len(found), "")
+    digests = np.concatenate(here.gather(digests))
+    readable = digests != b""
+    values, first, which = np.unique(digests, return_index=True, return_inverse=True)
+    seen = np.isin(values, known)[which] & readable
+    original = first[which] == np.arange(len(digests))
+    copies = np.flatnonzero(readable & ~seen & ~original)
+    pairs = np.stack([copies, first[which[copies]]], axis=1)
+    return np.flatnonzero(~readable | (original & ~seen)), pairs, int(seen.sum())
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file to be written, and the images whose vectors it will hold. `about` tells parts of different jobs apart."""
+
+    file: Path
+    images: range
+    about: dict[str, Any]
+
+
+def planned(folder: Path, old: list[Path], names: Names, options: EmbedOptions, talk: Talk) -> list[Shard]:
+    """The parts that are not there yet. With --overwrite, and what a killed process left, old files are removed.
+
+    Raises UsageError if parts that are there are of other images, or were cut otherwise.
+    """
+    abouts = {file: about_of(file).get("part", {}) for file in old}
+    rows = options.shard_rows or next(iter(abouts.values())).get("shard_rows")
+    if not isinstance(rows, int):
+        raise UsageError(f"{old[0]} does not say how many images a part has: give --shard-rows")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")
+    first = 1 + max((int(file.stem[5:]) for file in old), default=-1) if options.append else 0
+    shards = []
+    for number, start in enumerate(range(0, len(names), rows)):
+        about = {"number": first + number, "shard_rows": rows, "inputs": digest.hexdigest()}
+        images = range(start, min(start + rows, len(names)))
+        shards.append(Shard(folder / f"part-{first + number:05d}.parquet", images, about))
+    if not options.append:
+        expected = {shard.file: shard.about for shard in shards}
+        for file in old:
+            if abouts[file] != expected.get(file):
+                raise UsageError(
+                    f"{file} is of another job (other images, or another --shard-rows): name a new folder, add to this "
+                    "one with --append, or replace it with --overwrite"
+                )
+        shards = [shard for shard in shards if shard.file not in abouts]
+        if old:
+            talk.say(f"{len(old):,} parts are in {folder}, {len(shards):,} are to be made")
+    if group().first:
+        remove_leftovers(folder)
+        for file in folder.glob(PARTS) if options.overwrite else ():
+            file.unlink()
+    group().wait()
+    return shards
+
+
+@contextlib.contextmanager
+def part_writer(shards: list[Shard], width: int, made_by: dict[str, Any]) -> Iterator[Callable[[Part], Any]]:
+    """A writer of shards, whose images come in order; each file appears when it is whole."""
+    by_start = {shard.images.start: shard for shard in shards}
+    with contextlib.ExitStack() as stack:
+        shard: Shard | None = None
+        bad: list[BadFile] = []
+        emit: Emit | None = None
+
+        def write(part: Part) -> None:
+            nonlocal shard, bad, emit
+            if part.indices.start in by_start:
+                shard, bad = by_start[part.indices.start], []
+                about = {"network": made_by, "part": shard.about}
+                emit = stack.enter_context(table_writer(shard.file, width=width, about=about, bad=bad))
+            assert shard is not None
+            assert emit is not None
+            for result in part.results:
+                emit(result)
+            bad += part.bad
+            if part.indices.stop == shard.images.stop:
+                stack.close()
+
+        yield write
+
+
+def width_of(network: Network) -> int:
+    """D of the network's vectors."""
+    side = storage_size(network.image_size)
+    return network.vectors(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=network.device)).shape[1]
+
+
+def tell_of_size(names: Sequence[str], image_size: int, talk: Talk) -> None:
     """Warn if the small bundled network is to look at pictures far larger than what it was made for."""
     for name in names:
         with contextlib.suppress(UnreadableImage), open_image(name) as image:
@@ -66,79 +327,3 @@ def tell_of_size(names: list[str], image_size: int, talk: Talk) -> None:
                     "sees a small copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
                 )
             return
-
-
-def as_json(result: Result) -> str:
-    """One line of JSON Lines; nine digits give every float32 back exactly."""
-    name, vector = result
-    return json_line({"path": name, "vector": [float(f"{value:.9g}") for value in vector]})
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[Emit]:
-    """A writer of results for the suffix of `out`, which appears whole, at the end, or not at all.
-
-    .npy and .safetensors hold float32 [N, D] (in the latter as 'vectors'); beside them lies <out>.rows.jsonl, which
-    says which image each row is. Rows are written as they come: memory use does not grow with their number.
-    """
-    if out.suffix in HEADERS:
-        with matrix_writer(out, HEADERS[out.suffix]) as write:
-            yield write
-        return
-    with line_writer(out) as file:
-        if out.suffix == ".jsonl":
-            yield lambda result: file.write(as_json(result) + "\n")
-        else:
-            table = csv.writer(file)
-            width = 0
-
-            def write_row(result: Result) -> None:
-                nonlocal width
-                if not width:
-                    width = len(result[1])
-                    table.writerow(["path", *(f"v{i}" for i in range(width))])
-                table.writerow([result[0], *(f"{value:.9g}" for value in result[1])])
-
-            yield write_row
-
-
-@contextlib.contextmanager
-def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Emit]:
-    """Vectors behind a header, which is only known at the end and as long whatever it says; names in .rows.jsonl."""
-    height = width = 0
-    with (
-        replacing(out) as temporary,
-        line_writer(out.with_name(out.name + ".rows.jsonl")) as names,
-        temporary.open("wb") as file,
-    ):
-
-        def write(result: Result) -> None:
-            nonlocal height, width
-            name, vector = result
-            if not height:
-                width = len(vector)
-                file.write(header(0, width))
-            file.write(vector.astype("<f4").tobytes())
-            names.write(json_line({"row": height, "path": name}) + "\n")
-            height += 1
-
-        yield write
-        file.seek(0)
-        file.write(header(height, width))
-
-
-def npy_header(height: int, width: int) -> bytes:
-    """NumPy pads it, so that there is room for any height."""
-    file = io.BytesIO()
-    description = {"descr": "<f4", "fortran_order": False, "shape": (height, width)}
-    np.lib.format.write_array_header_1_0(file, description)
-    return file.getvalue()
-
-
-def safetensors_header(height: int, width: int) -> bytes:
-    """The length of what follows, then JSON, which may end in spaces: 128 bytes."""
-    vectors = {"dtype": "F32", "shape": [height, width], "data_offsets": [0, 4 * height * width]}
-    return (120).to_bytes(8, "little") + json.dumps({"vectors": vectors}).ljust(120).encode("ascii")
-
-
-HEADERS = {".npy": npy_header, ".safetensors": safetensors_header}

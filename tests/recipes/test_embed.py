@@ -1,24 +1,40 @@
 """selfie embed, end to end: one vector an image, in input order, the same in every format."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from commands import COMMAND, ENVIRONMENT, error_of, process, selfie
+from commands import COMMAND, ENVIRONMENT, TORCHRUN, error_of, process, selfie
 from PIL import Image
 from safetensors.numpy import load_file
 
-FORMATS = (".npy", ".jsonl", ".csv", ".safetensors")
+FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet", ".arrow")
 
 
 def rows_of(text: str) -> list[tuple[str, list[float]]]:
     return [(row["path"], row["vector"]) for row in map(json.loads, text.splitlines())]
+
+
+def table(*files: Path | str) -> pa.Table:
+    return pa.concat_tables(
+        pq.read_table(file) if str(file).endswith(".parquet") else pa.ipc.open_file(str(file)).read_all()
+        for file in files
+    )
+
+
+def about(file: Path | str) -> dict:
+    return json.loads(table(file).schema.metadata[b"selfie"])
 
 
 def read_back(file: Path) -> tuple[list[str], np.ndarray]:
@@ -28,6 +44,13 @@ def read_back(file: Path) -> tuple[list[str], np.ndarray]:
         rows = [json.loads(line) for line in Path(f"{file}.rows.jsonl").read_text().splitlines()]
         assert [row["row"] for row in rows] == list(range(len(vectors)))
         return [row["path"] for row in rows], vectors
+    if file.suffix in (".parquet", ".arrow"):
+        rows = table(file).to_pylist()
+        names = [
+            os.fsdecode(unquote_to_bytes(row["path"][5:])) if row["path"].startswith("file:") else row["path"]
+            for row in rows
+        ]
+        return names, np.array([row["vector"] for row in rows], np.float32)
     if file.suffix == ".csv":
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
             header, *rows = csv.reader(lines)
@@ -92,7 +115,8 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
     assert "--json goes with --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
-    assert document == {"out": "w.csv", "images": 7, "unreadable": 0}
+    nothing = {"known": 0, "copies": 0, "parts": 0, "parts_kept": 0}
+    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, **nothing}
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
@@ -144,7 +168,16 @@ def test_odd_images(pretrained: Path) -> None:
     assert all(np.isfinite(vector).all() for _, vector in rows)
 
 
-NAMES = ["two\nlines.png", "😀 木.png", "red\x1b[31m.png", "[bold].png", 'comma, "quote".png', "half\udcff.png"]
+NAMES = [
+    "two\nlines.png",
+    "😀 木.png",
+    "back\\slash.png",
+    "file:%41.png",
+    "red\x1b[31m.png",
+    "[bold].png",
+    'comma, "quote".png',
+    "half\udcff.png",
+]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse names that are not UTF-8")
@@ -198,3 +231,174 @@ def test_what_cannot_be_embedded_with(pretrained: Path, images: Path) -> None:
     assert "needs trained weights" in error_of("embed", images, "--from", "none", code=2)
     for wrong in (["--batch-size", "0"], ["--workers", "-1"]):
         assert wrong[0] in error_of("embed", images, "--from", pretrained, *wrong, code=2)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path], suffix: str) -> None:
+    lying = Image.new("RGB", (40, 30), "red")
+    for number, format in enumerate(("jpg", "png", "tiff", "webp")):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        lying.save(f"{number}.{format}", exif=exif)
+    lying.resize((900, 500)).save("4.jpg")  # decoded at an eighth
+    paths = [*some[:2], *sorted(Path().glob("[0-4].*"))]
+    Path("bad.jpg").write_bytes(b"no image")
+    asked = ("--from", pretrained, "--precision", "fp32", "--out", f"v{suffix}")
+    selfie("embed", *paths[:3], "bad.jpg", *paths[3:], *asked)
+    found = table(f"v{suffix}")
+    types = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "content_hash": pa.string()}
+    assert {field.name: field.type for field in found.schema if field.name != "vector"} == types
+    vector = found.schema.field("vector").type
+    assert (vector.value_type, vector.list_size) == (pa.float32(), 64)
+    rows = found.to_pylist()
+    assert [row["path"] for row in rows] == [str(path) for path in paths]  # row i is file i of the readable ones
+    sizes = [(row["width"], row["height"]) for row in rows]
+    assert sizes == [(32, 32)] * 2 + [(30, 40)] * 4 + [(900, 500)]
+    for row, path in zip(rows, paths, strict=True):
+        assert row["content_hash"] == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    network = about(f"v{suffix}")["network"]
+    assert network == {
+        "run": "pretrained",
+        "from": str(pretrained),
+        "sha256": hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest(),
+        "features": "whole",
+        "image_size": 32,
+        "precision": "fp32",
+    }
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_append_adds_what_is_not_there(pretrained: Path, some: list[Path], suffix: str) -> None:
+    out = f"v{suffix}"
+    shutil.copy(some[1], "again.png")
+    shutil.copy(some[5], "five.png")
+    for name in ("bad.jpg", "bad too.jpg"):
+        Path(name).write_bytes(b"no image")
+    Path("empty.jpg").touch()
+    asked = ("--from", pretrained, "--out", out, "--append")
+    selfie("embed", *some[:3], *asked)  # there is no file yet
+    summary = json.loads(
+        selfie(
+            "embed", *some[2:6], "again.png", "five.png", "bad.jpg", "empty.jpg", "bad too.jpg", *asked, "--json"
+        ).stdout
+    )
+    assert summary == {
+        "out": out,
+        "images": 3,
+        "known": 2,
+        "copies": 2,
+        "unreadable": 3,
+        "parts": 0,
+        "parts_kept": 0,
+    }
+    assert read_back(Path(out))[0] == [str(path) for path in some[:6]]
+    assert len(Path("bad_files.jsonl").read_text().splitlines()) == 3
+    selfie("embed", *some[:6], "--from", pretrained, "--out", f"w{suffix}")
+    assert table(out).equals(table(f"w{suffix}"))
+    before = Path(out).read_bytes()
+    assert "0 are new" in selfie("embed", *some[:6], *asked).stderr
+    selfie("embed", "bad.jpg", *asked)
+    assert table(out).equals(table(f"w{suffix}"))
+    Path(out).write_bytes(before)
+    for wrong in (["--from", "bundled"], ["--features", "pooled"], ["--precision", "bf16"]):
+        error_of("embed", some[6], *asked, *wrong, code=2)
+    assert Path(out).read_bytes() == before
+    error_of("embed", *some, "--append", "--from", pretrained, "--out", "v.csv", code=2)
+    error_of("embed", *some, *asked, "--overwrite", code=2)
+
+
+def test_append_keeps_the_precision_of_the_file(pretrained: Path, images: Path, some: list[Path]) -> None:
+    """auto would take fp32 for a few images, whatever it took for many."""
+    selfie("embed", some[0], "--from", pretrained, "--precision", "bf16", "--out", "v.parquet")
+    selfie("embed", some[1], "--from", pretrained, "--append", "--out", "v.parquet")
+    selfie("embed", *some[:2], "--from", pretrained, "--precision", "bf16", "--out", "w.parquet")
+    assert about("v.parquet")["network"]["precision"] == "bf16"
+    np.testing.assert_allclose(read_back(Path("v.parquet"))[1], read_back(Path("w.parquet"))[1], rtol=1e-5, atol=1e-6)
+
+
+def test_parts(pretrained: Path, images: Path) -> None:
+    """They are in input order, those that are there are kept, and several processes write the same files."""
+    Path("bad.png").write_bytes(b"no image")
+    paths = sorted(images.rglob("*.png"))[:40]
+    lines = "".join(f"{path}\n" for path in [*paths[:9], Path("bad.png"), *paths[9:]])
+    common = ["embed", "-", "--from", str(pretrained), "--shard-rows", "9", "--precision", "fp32"]
+    assert selfie(*common, "--out", "one", stdin=lines).stdout == "one: 40 vectors\n"
+    parts = sorted(Path("one").glob("part-*"))
+    assert [file.name for file in parts] == [f"part-{number:05d}.parquet" for number in range(5)]
+    assert [len(table(file)) for file in parts] == [9, 8, 9, 9, 5]
+    assert table(*parts)["path"].to_pylist() == [str(path) for path in paths]
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "selfie_cli", *common, "--out", "two"],
+        env=ENVIRONMENT,
+        input=lines,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    bytes_of = {file.name: file.read_bytes() for file in Path("one").iterdir()}
+    assert {file.name: file.read_bytes() for file in Path("two").iterdir()} == bytes_of
+    assert "bad.png" in bytes_of["bad_files.jsonl"].decode()
+
+    parts[3].unlink()
+    Path("one", "bad_files.jsonl").unlink()
+    Path("one", ".tmp-7-part-00003.parquet").touch()  # what a killed process leaves
+    kept = parts[0].stat().st_mtime_ns
+    summary = json.loads(selfie(*common, "--out", "one", "--json", stdin=lines).stdout)
+    assert (summary["parts"], summary["parts_kept"], summary["images"], summary["unreadable"]) == (1, 4, 9, 1)
+    assert parts[0].stat().st_mtime_ns == kept
+    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
+    selfie(*common, "--out", "one", stdin=lines)  # nothing is left to do
+
+    for wrong in (["--shard-rows", "10"], ["--from", "bundled"], ["--precision", "bf16"]):
+        selfie(*common, "--out", "one", *wrong, code=2, stdin=lines)
+    assert "another job" in selfie(*common, "--out", "one", code=2, stdin=lines + "bad.png\n").stderr
+    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
+
+    more = sorted(images.rglob("*.png"))[38:52]
+    selfie("embed", *more, "--from", pretrained, "--append", "--out", "one")
+    parts = sorted(Path("one").glob("part-*"))
+    assert [len(table(file)) for file in parts] == [9, 8, 9, 9, 5, 9, 3]
+    assert table(*parts)["path"].to_pylist() == [str(path) for path in sorted(images.rglob("*.png"))[:52]]
+    selfie(*common, "--out", "one", "--overwrite", stdin=lines)
+    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
+
+
+def test_a_killed_job_goes_on(pretrained: Path, images: Path) -> None:
+    selfie("embed", images, "--from", pretrained, "--shard-rows", 10, "--out", "whole")
+    argv = [*COMMAND, "embed", str(images), "--from", str(pretrained), "--shard-rows", "10", "--batch-size", "1"]
+    with subprocess.Popen([*argv, "--out", "killed"], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as running:
+        while running.poll() is None and len(list(Path("killed").glob("part-*"))) < 2:
+            time.sleep(0.01)
+        running.kill()
+    there = {file.name: file.stat().st_mtime_ns for file in Path("killed").glob("part-*")}
+    assert len(there) >= 2
+    selfie("embed", images, "--from", pretrained, "--shard-rows", 10, "--out", "killed")
+    assert there.items() <= {file.name: file.stat().st_mtime_ns for file in Path("killed").iterdir()}.items()
+    assert sorted(file.name for file in Path("killed").iterdir()) == sorted(
+        file.name for file in Path("whole").iterdir()
+    )
+    whole, killed = (table(*sorted(Path(folder).glob("part-*"))) for folder in ("whole", "killed"))
+    assert killed.drop("vector").equals(whole.drop("vector"))
+    vectors = [np.array(each["vector"].to_pylist()) for each in (whole, killed)]
+    np.testing.assert_allclose(*vectors, rtol=1e-3, atol=1e-3)
+
+
+def test_where_parts_may_go(pretrained: Path, some: list[Path]) -> None:
+    Path("full").mkdir()
+    Path("full", "dear.txt").touch()
+    Path("file").touch()
+    common = ("embed", *some, "--from", pretrained, "--shard-rows", 2)
+    for out in ("full", "file", "v.parquet", "/proc/parts"):
+        assert "--out" in error_of(*common, "--out", out, code=2)
+    assert "--out" in error_of(*common, code=2)
+    assert "--out" in error_of("embed", *some, "--from", pretrained, "--append", code=2)
+    Path("v.parquet").write_bytes(b"no table")
+    assert "holds no vectors" in error_of("embed", *some, "--from", pretrained, "--append", "--out", "v.parquet")
+    assert Path("v.parquet").read_bytes() == b"no table"
+
+
+def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for more in (["--out", "v.parquet"], ["--out", "v.arrow"], ["--out", "v", "--shard-rows", "3"]):
+        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, *more, code=2)
+    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")

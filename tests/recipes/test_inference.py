@@ -21,9 +21,9 @@ from selfie_cli.hardware import has_vnni
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 from selfie_cli.recipes import inference
-from selfie_cli.recipes.embed import HEADERS, writing
-from selfie_cli.recipes.inference import SHORT_JOB, Worker, made_lean
+from selfie_cli.recipes.inference import SHORT_JOB, Result, Worker, made_lean
 from selfie_cli.recipes.networks import Network, estimate_batch_norm
+from selfie_cli.recipes.vector_files import HEADERS, writing
 from selfie_cli.talk import Talk
 
 
@@ -109,7 +109,7 @@ def test_real_photos_keep_their_direction(photos: list[str], backbone: str, esti
     With statistics of its own in each of 16 blocks, a random ResNet-50 makes a rounding error grow, and fp32 is taken.
     """
     exact, talk = network(backbone, 224), Heard()
-    pixels = inference.decode(inference.Files(photos), range(16), exact, 16)[0]
+    pixels = inference.decode(photos, range(16), exact, 16)[0]
     if estimated:
         estimate_batch_norm(exact.module, exact.vectors, pixels)
         exact.module.eval()
@@ -137,10 +137,10 @@ def test_batches_are_padded_to_one_shape(names: list[str]) -> None:
     worker = working([*names[:5], "bad.png", names[5]], compute, batch=4)
     first, second = worker(range(4)), worker(range(4, 7))
     assert seen == [(4, 32, 32, 3)] * 2
-    assert [name for name, _ in first.results + second.results] == names[:6]
+    assert [result.name for result in first.results + second.results] == names[:6]
     assert [one.name for one in second.bad] == ["bad.png"]
     alone = working(names[4:5], Network.vectors, batch=1)(range(1))
-    np.testing.assert_allclose(second.results[0][1], alone.results[0][1], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(second.results[0].vector, alone.results[0].vector, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", HEADERS)
@@ -148,7 +148,7 @@ def test_rows_reach_the_file_as_they_come(suffix: str) -> None:
     rows = np.random.default_rng(0).normal(size=(1000, 384)).astype(np.float32)
     with writing(Path(f"v{suffix}")) as write:
         for number, row in enumerate(rows):
-            write((f"{number}.jpg", row))
+            write(Result(f"{number}.jpg", row, 1, 1, b""))
             if number == 500:
                 (growing,) = Path().glob(f".tmp-*{suffix}")
                 assert growing.stat().st_size > 400 * row.nbytes
@@ -163,7 +163,7 @@ def test_rows_reach_the_file_as_they_come(suffix: str) -> None:
 @pytest.mark.parametrize("suffix", HEADERS)
 def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
     with contextlib.suppress(ZeroDivisionError), writing(Path(f"v{suffix}")) as write:
-        write(("a.jpg", np.ones(3, np.float32)))
+        write(Result("a.jpg", np.ones(3, np.float32), 1, 1, b""))
         raise ZeroDivisionError
     assert list(Path().iterdir()) == []
 
@@ -229,8 +229,8 @@ def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.Mon
     assert len(calls) == 1
     after = worker(range(4))
     assert len(calls) == 1  # one shape, compiled once
-    for (_, one), (_, other) in zip(before.results, after.results, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    for one, other in zip(before.results, after.results, strict=True):
+        np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-6)
 
 
 def test_large_pictures_and_small(pretrained: Path) -> None:

@@ -1,0 +1,270 @@
+"""selfie similar: the images most like a photo, or groups of near-duplicates, among those that were embedded."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfie_cli import runs
+from selfie_cli.config import SimilarOptions
+from selfie_cli.data.memory import available_memory
+from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
+from selfie_cli.files import read_json, replacing, write_json
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.embed import described
+from selfie_cli.recipes.inference import decode, expand
+from selfie_cli.recipes.vector_files import VectorFile, open_vectors
+from selfie_cli.talk import Talk
+from selfie_cli.training.machine import num_cores, prepare
+
+MANY = 1_000_000
+"""Vectors beyond which an index is used, if there is one, and groups are looked for with one."""
+NEIGHBOURS = 32  # of each image that an index is asked for, to find groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    rank: int
+    cosine: float
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    query: str
+    matches: list[Match]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """cosine: to the group's first. copy: whether its file has the same bytes as the first's."""
+
+    path: str
+    cosine: float
+    copy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similar:
+    """What was asked of `file`, and found: `answers` to queries, or `groups`, the largest first. search: exact, or
+    usearch."""
+
+    file: str
+    num_vectors: int
+    search: str
+    answers: list[Answer] | None = None
+    threshold: float | None = None
+    groups: list[list[Member]] | None = None
+
+
+def similar(options: SimilarOptions, talk: Talk) -> Similar:
+    """Search what `options.in_` holds. Raises UsageError, DataError."""
+    if options.in_ is None:
+        raise UsageError("say where to look: --in what selfie embed --out has written")
+    if options.duplicates == bool(options.query):
+        raise UsageError("name query images, or give --duplicates" + " without" * options.duplicates)
+    if options.search == "usearch":
+        need_usearch()
+    file = open_vectors(options.in_)
+    return duplicates(file, options, talk) if options.duplicates else answered(file, options, talk)
+
+
+def answered(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
+    """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
+    names, queries = embedded(file, options, talk)
+    begun = time.perf_counter()
+    index = load_index(file, options, talk, min_rows=MANY)
+    if index is not None:
+        check_width(file, queries.shape[1], index.ndim)
+        found = index.search(unit(queries), min(options.top, len(index)), threads=num_cores())
+        shape = (len(names), -1)
+        rows = np.asarray(found.keys).reshape(shape).astype(np.int64)
+        cosines = 1 - np.asarray(found.distances).reshape(shape)
+        paths, num_vectors = file.names_at(rows), len(index)
+    else:
+        nearest = Nearest(queries, options.top)
+        paths = {}
+        for piece in file.pieces():
+            check_width(file, queries.shape[1], piece.vectors.shape[1])
+            first = nearest.num_seen
+            nearest.add(piece.vectors)
+            paths |= {row: piece.names[row - first] for row in set(nearest.rows[nearest.rows >= first].tolist())}
+        rows, cosines, num_vectors = nearest.rows, nearest.cosines, nearest.num_seen
+    talk.say(f"{num_vectors:,} vectors searched in {time.perf_counter() - begun:.1f} s")
+    if index is None and num_vectors > MANY:
+        talk.say("--search usearch builds an index beside the file, with which later searches take a moment")
+    answers = []
+    for name, places, values in zip(names, rows.tolist(), cosines.tolist(), strict=True):
+        there = [(row, value) for row, value in zip(places, values, strict=True) if row >= 0]
+        matches = [
+            Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in enumerate(there, 1)
+        ]
+        answers.append(Answer(query=name, matches=matches))
+    search = "exact" if index is None else "usearch"
+    return Similar(file=str(file.path), num_vectors=num_vectors, search=search, answers=answers)
+
+
+def check_width(file: VectorFile, ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise UsageError(f"{file.path} holds vectors of {theirs} numbers, this network's have {ours}: see --from")
+
+
+def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[list[str], NDArray[np.float32]]:
+    """The queries and their vectors, float32 [M, D], by the network that made the file.
+
+    Raises UsageError if that is not the network asked for, RunError if it is not there, DataError for a query that
+    cannot be read.
+    """
+    made_by: dict[str, Any] = file.about.get("network", {})
+    if not made_by:
+        talk.say(f"{file.path} does not say which network made it: taken to be the following")
+    try:
+        run, line = runs.resolve_from(options.from_ or made_by.get("from"), talk=talk)
+    except RunError as error:
+        if options.from_ is not None or not made_by:
+            raise
+        raise RunError(f"{file.path} was made by {made_by['from']}: say where that is with --from ({error})") from None
+    if run is None:
+        raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
+    talk.say(line)
+    if made_by and described(run, made_by["features"])["sha256"] != made_by["sha256"]:
+        raise UsageError(
+            f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
+            "name those with --from, or embed anew"
+        )
+    device, _, _ = prepare(options.device, options.precision)
+    features = made_by.get("features") if run.derived["method"] == "selfie" else None
+    network = networks.load_network(run, features=features, device=device)
+    precision = made_by.get("precision") if options.precision == "auto" else options.precision
+    lean = network.lean(torch.bfloat16 if precision == "bf16" else torch.float32)
+    names = list(expand(options.query, ()))
+    at_once = min(len(names), networks.images_at_once(device, network.image_size))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(names), at_once):
+            pixels, facts, bad = decode(names, range(start, min(start + at_once, len(names))), network, at_once)
+            if bad:
+                raise DataError(f"{bad[0].name} cannot be read: {bad[0].reason}")
+            parts.append(lean.vectors(pixels.to(device)).cpu().numpy()[: len(facts)])
+    return names, np.concatenate(parts)
+
+
+def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
+    """Groups of images that are joined by a cosine of the threshold or more, or by equal contents."""
+    names: list[str] = []
+    same: dict[str, list[int]] = {}
+    parts: list[NDArray[np.float32]] = []
+    index: Any = load_index(file, options, talk) if options.search == "usearch" else None
+    for piece in file.pieces():
+        for row, digest in enumerate(piece.hashes or (), len(names)):
+            same.setdefault(digest, []).append(row)
+        names += piece.names
+        if index is None:
+            parts.append(unit(piece.vectors))
+            if options.search == "auto" and len(names) > MANY:
+                index = load_index(file, options, talk)
+                parts = []
+            elif 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
+                raise DataError(f"{file.path} does not fit into memory: give --search usearch")
+    groups = Groups(len(names))
+    for rows in same.values():
+        if len(rows) > 1:
+            groups.join(np.array(rows, np.int64))
+    vectors = None if index is not None else np.concatenate(parts)
+    parts = []
+    with talk.track("comparing", len(names)) as advance:
+        if vectors is not None:
+            join_near(groups, vectors, options.threshold, lambda done: advance(done, ""))
+        else:
+            done = 0
+            for piece in file.pieces():
+                found = index.search(unit(piece.vectors), NEIGHBOURS, threads=num_cores())
+                for keys, close in zip(found.keys, 1 - found.distances >= options.threshold, strict=True):
+                    groups.join(np.append(keys[close].astype(np.int64), done))
+                    done += 1
+                advance(done, "")
+    found_groups = groups.found()
+    where = np.unique(np.concatenate([np.empty(0, np.int64), *found_groups]))
+    picked = vectors[where] if vectors is not None else picked_rows(file, where)
+    hashes = {row: digest for digest, rows in same.items() if len(rows) > 1 for row in rows}
+    shown = []
+    for group in found_groups:
+        near = picked[np.searchsorted(where, group)]
+        copy = [row == group[0] or hashes.get(row, row) == hashes.get(group[0]) for row in group.tolist()]
+        cosines = (near @ near[0]).clip(-1, 1).tolist()
+        shown.append(
+            [
+                Member(path=names[row], cosine=round(cosine, 6), copy=bool(equal))
+                for row, cosine, equal in zip(group.tolist(), cosines, copy, strict=True)
+            ]
+        )
+    return Similar(
+        file=str(file.path),
+        num_vectors=len(names),
+        search="exact" if index is None else "usearch",
+        threshold=options.threshold,
+        groups=shown,
+    )
+
+
+def picked_rows(file: VectorFile, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The vectors at `rows`, ascending, at length one: float32 [len(rows), D]."""
+
+    def parts() -> Iterator[NDArray[np.float32]]:
+        start = 0
+        for piece in file.pieces():
+            here = rows[(rows >= start) & (rows < start + len(piece.names))] - start
+            yield unit(piece.vectors[here])
+            start += len(piece.names)
+
+    return np.concatenate(list(parts()))
+
+
+def need_usearch() -> None:
+    """Raises UsageError if there is no usearch."""
+    try:
+        import usearch  # noqa: F401
+    except ImportError:
+        raise UsageError("an index needs usearch: pip install 'selfie-cli[search]'; or give --search exact") from None
+
+
+def load_index(file: VectorFile, options: SimilarOptions, talk: Talk, *, min_rows: int = 0) -> Any:
+    """The usearch index beside the file, made if it is not there or older; None if the search is to be exact.
+
+    With --search auto and `min_rows`, one that is there and of more rows is taken, and none is made.
+    """
+    place = file.path.with_name(file.path.name + ".usearch")
+    versions = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in file.files]
+    fresh = False
+    with contextlib.suppress(OSError, ValueError):  # none, or damaged: then it is made again
+        fresh = read_json(Path(f"{place}.json")) == {"files": versions, "size": place.stat().st_size}
+    if options.search == "exact" or (options.search == "auto" and min_rows and not fresh):
+        return None
+    need_usearch()
+    from usearch.index import Index
+
+    if fresh:
+        try:
+            index: Any = Index.restore(str(place), view=True)
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{place} is damaged ({error}): remove it") from None
+        return index if len(index) > min_rows or options.search == "usearch" else None
+    talk.say(f"building {place}, which later searches use until {file.path} changes")
+    index, done = None, 0
+    for piece in file.pieces():
+        if index is None:
+            index = Index(ndim=piece.vectors.shape[1], metric="cos", dtype="f16")
+        index.add(np.arange(done, done + len(piece.names)), unit(piece.vectors), threads=num_cores())
+        done += len(piece.names)
+    assert index is not None  # a file without vectors has raised
+    with replacing(place) as temporary:
+        index.save(str(temporary))
+    write_json(Path(f"{place}.json"), {"files": versions, "size": place.stat().st_size})
+    return index

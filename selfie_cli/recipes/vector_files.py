@@ -1,0 +1,437 @@
+"""Vectors in files: what `embed` writes, row by row, and what reads it back, a piece at a time.
+
+N rows    D features of a vector
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from selfie_cli import __version__
+from selfie_cli.data.store import BadFile
+from selfie_cli.errors import DataError, UsageError
+from selfie_cli.files import json_line, replacing
+from selfie_cli.recipes.inference import Emit, Result, line_writer
+
+FORMAT = 1
+KEY = "selfie"
+BAD_KEY = "selfie_bad"
+PART = "part-{:05d}.parquet"
+DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
+"""What readers raise on files that are not what they should be; pyarrow's errors are children of these."""
+VALUES = 2**22
+ROWS = 2**13
+"""Numbers, 16 MB of them, and rows that are written and read together at most; a row group of parquet has as many."""
+
+
+def need_arrow() -> None:
+    """Raises UsageError if there is no pyarrow."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise UsageError("parquet and arrow files need pyarrow: pip install 'selfie-cli[parquet]'") from None
+
+
+def as_json(result: Result) -> str:
+    """One line of JSON Lines; nine digits give every float32 back exactly."""
+    return json_line({"path": result.name, "vector": [float(f"{value:.9g}") for value in result.vector]})
+
+
+def as_text(name: str) -> str:
+    """A path as a column of strings holds it, so that every tool opens it and nothing is lost: as it is; one that is
+    not UTF-8, or begins with 'file:' itself, as 'file:' and its bytes, percent-encoded as in a URI."""
+    if name.startswith("file:") or any("\ud800" <= character <= "\udfff" for character in name):
+        return "file:" + quote(os.fsencode(name))
+    return name
+
+
+def as_name(text: str) -> str:
+    """The path that `as_text` was given."""
+    return os.fsdecode(unquote_to_bytes(text[5:])) if text.startswith("file:") else text
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Emit]:
+    """A writer of results for .npy, .safetensors, .jsonl or .csv, which appears whole, at the end, or not at all.
+
+    .npy and .safetensors hold float32 [N, D] (in the latter as 'vectors'); beside them lies <out>.rows.jsonl, which
+    says which image each row is. Rows are written as they come: memory use does not grow with their number.
+    """
+    if out.suffix in HEADERS:
+        with matrix_writer(out, HEADERS[out.suffix]) as write:
+            yield write
+        return
+    with line_writer(out) as file:
+        if out.suffix == ".jsonl":
+            yield lambda result: file.write(as_json(result) + "\n")
+        else:
+            table = csv.writer(file)
+            width = 0
+
+            def write_row(result: Result) -> None:
+                nonlocal width
+                if not width:
+                    width = len(result.vector)
+                    table.writerow(["path", *(f"v{i}" for i in range(width))])
+                table.writerow([result.name, *(f"{value:.9g}" for value in result.vector)])
+
+            yield write_row
+
+
+@contextlib.contextmanager
+def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Emit]:
+    """Vectors behind a header, which is only known at the end and as long whatever it says; names in .rows.jsonl."""
+    height = width = 0
+    with (
+        replacing(out) as temporary,
+        line_writer(out.with_name(out.name + ".rows.jsonl")) as names,
+        temporary.open("wb") as file,
+    ):
+
+        def write(result: Result) -> None:
+            nonlocal height, width
+            if not height:
+                width = len(result.vector)
+                file.write(header(0, width))
+            file.write(result.vector.astype("<f4").tobytes())
+            names.write(json_line({"row": height, "path": result.name}) + "\n")
+            height += 1
+
+        yield write
+        file.seek(0)
+        file.write(header(height, width))
+
+
+def npy_header(height: int, width: int) -> bytes:
+    """NumPy pads it, so that there is room for any height."""
+    file = io.BytesIO()
+    description = {"descr": "<f4", "fortran_order": False, "shape": (height, width)}
+    np.lib.format.write_array_header_1_0(file, description)
+    return file.getvalue()
+
+
+def safetensors_header(height: int, width: int) -> bytes:
+    """The length of what follows, then JSON, which may end in spaces: 128 bytes."""
+    vectors = {"dtype": "F32", "shape": [height, width], "data_offsets": [0, 4 * height * width]}
+    return (120).to_bytes(8, "little") + json.dumps({"vectors": vectors}).ljust(120).encode("ascii")
+
+
+HEADERS = {".npy": npy_header, ".safetensors": safetensors_header}
+
+
+@contextlib.contextmanager
+def table_writer(
+    out: Path, *, width: int, about: dict[str, Any], old: Path | None = None, bad: Sequence[BadFile] = ()
+) -> Iterator[Emit]:
+    """A writer of results as .parquet or .arrow, which appears whole, at the end, or not at all; rows of `old` first.
+
+    Columns: path, width, height, content_hash, vector. `about` is kept in the file's metadata as JSON, and so is what
+    `bad` holds at the end. What waits in memory is bounded.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), width), nullable=False),
+        ],
+        metadata={KEY: json.dumps({"format": FORMAT, "selfie_version": __version__, **about})},
+    )
+    rows = rows_of(width)
+
+    def batch_of(results: list[Result]) -> Any:
+        numbers = pa.array(np.stack([result.vector for result in results]).ravel())
+        columns = [
+            pa.array([as_text(result.name) for result in results], pa.string()),
+            *(pa.array([each[i] for each in results], pa.int32()) for i in (2, 3)),
+            pa.array([result.content_hash.hex() for result in results], pa.string()),
+            pa.FixedSizeListArray.from_arrays(numbers, type=schema.field("vector").type),
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    with replacing(out) as temporary, contextlib.ExitStack() as stack:
+        if out.suffix == ".arrow":  # as it lies in memory, so that it can be mapped
+            writer = stack.enter_context(pa.ipc.new_file(str(temporary), schema))
+        else:
+            # Of float32 numbers a quarter to a third is saved, where zstd alone saves a tenth to a fifth, and nothing
+            # repeats that a dictionary would help.
+            packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+            split = {"use_byte_stream_split": ["vector.list.element"]}
+            writer = stack.enter_context(pq.ParquetWriter(temporary, schema, **packing, **split))
+        waiting: list[Any] = []  # results, or batches of the old file
+        count = 0
+
+        def put(batches: list[Any]) -> None:
+            if batches:
+                table = pa.Table.from_batches(batches, schema).combine_chunks()
+                limit = {"row_group_size": rows} if out.suffix == ".parquet" else {"max_chunksize": rows}
+                writer.write_table(table, **limit)
+
+        for batch in [] if old is None else batches_of(old):
+            batch = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+            waiting.append(batch)
+            count += len(batch)
+            if count >= rows:
+                put(waiting)
+                waiting, count = [], 0
+        put(waiting)
+        waiting = []
+
+        def write(result: Result) -> None:
+            waiting.append(result)
+            if len(waiting) == rows:
+                put([batch_of(waiting)])
+                waiting.clear()
+
+        yield write
+        if waiting:
+            put([batch_of(waiting)])
+        if bad and out.suffix == ".parquet":
+            writer.add_key_value_metadata({BAD_KEY: json.dumps([[one.name, one.reason] for one in bad])})
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever goes wrong in here is the fault of a file of vectors. Raises DataError."""
+    try:
+        yield
+    except (*DAMAGED, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from None
+
+
+def opened(file: Path) -> Any:
+    """A parquet file, or a record batch reader of an Arrow file. Both have `schema_arrow` or `schema`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file.suffix == ".parquet":
+        return pq.ParquetFile(file)
+    return pa.ipc.open_file(pa.memory_map(str(file)))
+
+
+def schema_of(file: Path) -> Any:
+    found = opened(file)
+    return found.schema_arrow if file.suffix == ".parquet" else found.schema
+
+
+def batches_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Record batches of a parquet or Arrow file, of bounded size."""
+    found = opened(file)
+    if file.suffix == ".parquet":
+        rows = rows_of(width_of(found.schema_arrow))
+        yield from found.iter_batches(rows, columns=None if columns is None else list(columns))
+    else:
+        for number in range(found.num_record_batches):
+            batch = found.get_batch(number)
+            yield batch if columns is None else batch.select(list(columns))
+
+
+def rows_of(width: int) -> int:
+    """How many vectors of that width are handled together."""
+    return max(1, min(ROWS, VALUES // width))
+
+
+def width_of(schema: Any) -> int:
+    """D, or 1 where the column's type does not say it."""
+    return max(1, getattr(schema.field("vector").type, "list_size", 1))
+
+
+def about_of(file: Path) -> dict[str, Any]:
+    """What `table_writer` was told about the file; {} where nothing is said. Raises DataError."""
+    if file.suffix not in (".parquet", ".arrow"):
+        return {}
+    need_arrow()
+    with reading(file):
+        about = json.loads((schema_of(file).metadata or {}).get(KEY.encode(), b"{}"))
+        if about and not (about["format"] == FORMAT and isinstance(about["network"]["sha256"], str)):
+            raise ValueError(f"it is of format {about['format']}, this selfie reads {FORMAT}")
+        return dict(about)
+
+
+def bad_of(file: Path) -> list[BadFile]:
+    """What `table_writer` was told of unreadable images. Raises DataError."""
+    with reading(file):
+        return [BadFile(*one) for one in json.loads(opened(file).metadata.metadata.get(BAD_KEY.encode(), b"[]"))]
+
+
+def hashes_of(files: Iterable[Path]) -> NDArray[np.bytes_]:
+    """The content hashes in files of ours, S16 [N]. Raises DataError."""
+    parts = [np.empty(0, "S16")]
+    for file in files:
+        with reading(file):
+            for batch in batches_of(file, ["content_hash"]):
+                parts.append(np.array([bytes.fromhex(each) for each in batch.column(0).to_pylist()], "S16"))
+    return np.concatenate(parts)
+
+
+class Piece(NamedTuple):
+    """Some rows of a file of vectors. vectors: float32 [n, D]. hashes: of their contents, where the file has them."""
+
+    names: Sequence[str]
+    vectors: NDArray[np.float32]
+    hashes: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """What `selfie embed` wrote: one file, or the parts in a folder, in their order."""
+
+    path: Path
+    files: list[Path]
+    about: dict[str, Any]
+
+    def pieces(self) -> Iterator[Piece]:
+        """All rows, some at a time, in order. Raises DataError for what is damaged, or not of one width."""
+        width: int | None = None
+        for file in self.files:
+            first = 0
+            with reading(file):
+                for piece in PIECES[file.suffix](file):
+                    height, found = piece.vectors.shape
+                    if len(piece.names) != height:
+                        raise ValueError("names and vectors differ in number")
+                    if found != (width := width or found):
+                        raise ValueError(f"vectors of {found} and of {width} numbers")
+                    # One sum tells of any number that is none; squares might overflow.
+                    sizes = np.abs(piece.vectors).max(axis=1, initial=0)
+                    if not (good := np.isfinite(sizes) & (sizes > 0)).all():
+                        row = int(np.argmin(good))
+                        raise ValueError(f"the vector of {piece.names[row]} (row {first + row}) has no direction")
+                    first += height
+                    yield piece
+        if width is None:
+            raise DataError(f"{self.path} holds no vectors")
+
+    def names_at(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        """The names of some rows; of tables nothing else is read. Raises DataError as `pieces` does."""
+        wanted = np.unique(rows)
+        found: dict[int, str] = {}
+        start = 0
+        for names in self._names():
+            for row in wanted[(wanted >= start) & (wanted < start + len(names))].tolist():
+                found[row] = names[row - start] if isinstance(names, list) else as_name(names[row - start].as_py())
+            start += len(names)
+        return found
+
+    def _names(self) -> Iterator[Any]:
+        """Lists of names, or columns of texts."""
+        if self.files[0].suffix not in (".parquet", ".arrow"):
+            yield from (piece.names for piece in self.pieces())
+            return
+        for file in self.files:
+            with reading(file):
+                yield from (batch.column(0) for batch in batches_of(file, ["path"]))
+
+
+def open_vectors(name: str) -> VectorFile:
+    """Raises DataError if there is nothing that `selfie embed` writes, UsageError if its reader is not installed."""
+    path = Path(name)
+    files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path} holds no part-*.parquet: name what selfie embed --out has written")
+    if not files[0].is_file():
+        raise DataError(f"no file {path}: name what selfie embed --out has written")
+    if files[0].suffix not in PIECES:
+        raise DataError(f"{path}: vectors are read from {', '.join(PIECES)}, or a folder of parts")
+    networks = [about_of(file) for file in files]
+    for file, about in zip(files, networks, strict=True):
+        if about.get("network") != networks[0].get("network"):
+            raise DataError(f"{file} and {files[0]} were made by different networks: keep them in two folders")
+    return VectorFile(path, files, networks[0])
+
+
+def table_pieces(file: Path) -> Iterator[Piece]:
+    names = schema_of(file).names
+    columns = [name for name in ("path", "vector", "content_hash") if name in names]
+    if columns[:2] != ["path", "vector"]:
+        raise ValueError("it has no columns 'path' and 'vector'")
+    for batch in batches_of(file, columns):
+        vector = batch.column("vector")
+        if len(batch):
+            if vector.null_count or batch.column("path").null_count:
+                raise ValueError("it has rows without path or vector")
+            numbers = vector.flatten().to_numpy(zero_copy_only=False)
+            lengths = set(np.diff(vector.offsets)) if hasattr(vector, "offsets") else {len(numbers) // len(batch)}
+            if len(lengths) > 1:
+                raise ValueError("its vectors differ in length")
+            vectors = numbers.astype(np.float32, copy=False).reshape(len(batch), -1)
+            paths = [as_name(text) for text in batch.column("path").to_pylist()]
+            yield Piece(paths, vectors, batch.column("content_hash").to_pylist() if len(columns) > 2 else None)
+
+
+def matrix_pieces(file: Path) -> Iterator[Piece]:
+    """Mapped, not read whole."""
+    with contextlib.ExitStack() as stack:
+        if file.suffix == ".npy":
+            matrix: Any = np.load(file, mmap_mode="r", allow_pickle=False)
+            shape = matrix.shape
+        else:
+            matrix = stack.enter_context(safe_open(file, framework="numpy")).get_slice("vectors")
+            shape = tuple(matrix.get_shape())
+        if len(shape) != 2 or not shape[1]:
+            raise ValueError(f"an array of shape {shape}, not [N, D]")
+        lines = stack.enter_context(Path(f"{file}.rows.jsonl").open(encoding="utf-8"))
+        rows = rows_of(shape[1])
+        for start in range(0, shape[0], rows):
+            vectors = np.asarray(matrix[start : min(start + rows, shape[0])], np.float32)
+            yield Piece([json.loads(line)["path"] for line in itertools.islice(lines, len(vectors))], vectors, None)
+        if next(lines, None) is not None:
+            raise ValueError("names and vectors differ in number")
+
+
+def text_pieces(file: Path) -> Iterator[Piece]:
+    """Of .jsonl and .csv."""
+    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+        rows: Iterator[tuple[str, list[Any]]]
+        table = csv.reader(lines)
+        if file.suffix == ".csv":
+            next(table, None)
+            rows = ((row[0], row[1:]) for row in table)
+        else:
+            rows = ((row["path"], row["vector"]) for row in map(json.loads, lines))
+        names: list[str] = []
+        vectors: list[NDArray[np.float32]] = []
+        width = 0
+        for number in itertools.count(1):
+            try:
+                name, values = next(rows, ("", None))
+                if values is not None:
+                    names.append(name)
+                    vectors.append(np.array(values, np.float32))
+                    width = width or len(values)
+                    if vectors[-1].shape != (width,):
+                        raise ValueError(f"{len(values)} numbers, not {width}")
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"line {table.line_num or number}: {error}") from None
+            if vectors and (values is None or len(vectors) == rows_of(width)):
+                yield Piece(names, np.stack(vectors), None)
+                names, vectors = [], []
+            if values is None:
+                return
+
+
+PIECES: dict[str, Callable[[Path], Iterator[Piece]]] = {
+    ".parquet": table_pieces,
+    ".arrow": table_pieces,
+    ".npy": matrix_pieces,
+    ".safetensors": matrix_pieces,
+    ".jsonl": text_pieces,
+    ".csv": text_pieces,
+}
