@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from selfie_cli import config
 from selfie_cli.cli.app import app
-from selfie_cli.cli.options import negated
-from selfie_cli.option import flag_of
+from selfie_cli.option import flag_of, negated
 
 REFERENCE = Path(__file__).with_name("reference.md")
 OPTIONS: dict[str, type] = {

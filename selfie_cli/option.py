@@ -36,6 +36,11 @@ def flag_of(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
+def negated(field: "dataclasses.Field[Any]") -> str:
+    """The flag that says no: --no-baseline of --baseline, unless the option names another."""
+    return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from selfie_cli.option import flag_of
+from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_note
 
 
@@ -43,11 +43,6 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
             )
         )
     return parameters
-
-
-def negated(field: "dataclasses.Field[Any]") -> str:
-    """The flag that says no: --no-baseline of --baseline, unless the option names another."""
-    return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
 def build(kind: type, values: dict[str, Any]) -> Any:

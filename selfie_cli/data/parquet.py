@@ -272,9 +272,9 @@ def parts_of(
     if unknown:
         talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
     if only_train:
-        talk.say(
-            f"{where}: only train is read, {' and '.join(sorted(parts.keys() - {'train'}))} is kept for evaluation"
-        )
+        others = sorted(parts.keys() - {"train"})
+        kept = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} kept for evaluation"
+        talk.say(f"{where}: only train is read, {kept}")
         return {"train": parts["train"]}
     return parts
 

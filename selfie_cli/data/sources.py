@@ -278,7 +278,7 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
 def _unlabelled_folder(folder: str, talk: Talk) -> Files:
     if parts := split_folders(folder):
         others = " and ".join(f"{name}/" for part, name in parts.items() if part != "train")
-        talk.say(f"{folder}: only train/ is read, {others} is kept for evaluation")
+        talk.say(f"{folder}: only train/ is read, {others} {'is' if len(parts) == 2 else 'are'} kept for evaluation")
         folder = os.path.join(folder, "train")
     files = Files(walk_images(folder))
     if not len(files):

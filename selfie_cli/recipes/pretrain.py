@@ -23,7 +23,7 @@ from selfie_cli.errors import DataError, RunError, Stopped, UnreadableImage, Usa
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import TORCHVISION, stem_for
-from selfie_cli.option import flag_of
+from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_values, shown
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.report import report_at_end
@@ -365,8 +365,9 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
             if not field.metadata.get("recipe") or asked is None:
                 continue
             if field.name not in values:
+                given = negated(field) if asked is False else flag_of(field.name)
                 raise UsageError(
-                    f"{flag_of(field.name)} has no meaning for --method {options.method} with --recipe "
+                    f"{given} has no meaning for --method {options.method} with --recipe "
                     f"{options.recipe} at {image_size} px: leave it out"
                 )
             values[field.name] = asked

@@ -14,7 +14,7 @@ from selfie_cli import hub, runs
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
-from selfie_cli.option import Options, flag_of
+from selfie_cli.option import Options, flag_of, negated
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.comparison import Curve, Finetuned
 from selfie_cli.recipes.eval import Evaluated
@@ -28,6 +28,7 @@ KINDS = {
     "curve": configs.CurveOptions,
 }
 RESULTS = {"finetune": Finetuned, "curve": Curve}
+NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
 # Text that is a number, or numbers; other free text may be a path or a name.
 HARMLESS = ("lr", "fractions", "seeds", "budget")
 NAMES_DATA = ("data", "dataset")
@@ -106,7 +107,7 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 
     Everything is named here that is kept, so nothing new is published by oversight. The classes are in `derived`.
     """
-    numbers = {key: value for key, value in config.get("data", {}).items() if key != "split"}
+    numbers = {key: value for key, value in config.get("data", {}).items() if key in NUMBERS_OF_DATA}
     kept = {key: config[key] for key in ("format", "verb", "derived", "versions")}
     measured = {
         key: value
@@ -166,7 +167,7 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
         elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
             continue
         elif isinstance(value, bool):
-            found.append(flag_of(field.name) if value else f"--no-{flag_of(field.name)[2:]}")
+            found.append(flag_of(field.name) if value else negated(field))
         else:
             found += [flag_of(field.name), shlex.quote(str(value))]
     return found

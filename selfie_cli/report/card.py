@@ -122,7 +122,8 @@ def known(name: Any) -> str | None:
 
 def told(found: dict[str, Any]) -> str:
     name = known(found["dataset"])
-    return f"{found['num_test']:,} test images of {name or 'a set that is not named'}"
+    count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
+    return f"{count} of {name or 'a set that is not named'}"
 
 
 def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":

@@ -50,7 +50,7 @@ def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
     source = unlabelled(repository, talk=talk)
     assert shades(source) == list(range(12))
     assert source.names[7] == f"{repository}/data/train-00001-of-00002.parquet/row-000001"
-    assert talk.lines == [f"{repository}: only train is read, test and validation is kept for evaluation"]
+    assert talk.lines == [f"{repository}: only train is read, test and validation are kept for evaluation"]
 
     found = labelled(repository)
     assert found.train.classes == CLASSES
