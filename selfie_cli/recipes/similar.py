@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from selfie_cli import runs
 from selfie_cli.config import SimilarOptions
 from selfie_cli.data.memory import available_memory
-from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.errors import DataError, HubError, RunError, UsageError
 from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
 from selfie_cli.files import read_json, replacing, write_json
+from selfie_cli.hub import is_address
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.embed import described
 from selfie_cli.recipes.inference import decode, expand
@@ -125,12 +126,17 @@ def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[lis
     made_by: dict[str, Any] = file.about.get("network", {})
     if not made_by:
         talk.say(f"{file.path} does not say which network made it: taken to be the following")
+    asked = options.from_ or made_by.get("from")
     try:
-        run, line = runs.resolve_from(options.from_ or made_by.get("from"), talk=talk)
-    except RunError as error:
+        # What a file names is not fetched, only what the user names.
+        run, line = runs.resolve_from(asked, offline=options.from_ is None, talk=talk)
+    except (RunError, HubError) as error:
         if options.from_ is not None or not made_by:
             raise
-        raise RunError(f"{file.path} was made by {made_by['from']}: say where that is with --from ({error})") from None
+        hint = (
+            f"give --from {asked} to fetch it" if is_address(str(asked)) else f"say where that is with --from ({error})"
+        )
+        raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
     if run is None:
         raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
     talk.say(line)

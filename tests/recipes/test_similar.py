@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import error_of, selfie
+from hub_server import Hub, Repository
 from PIL import Image
 
 from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
 from selfie_cli.recipes import similar
 from selfie_cli.recipes.inference import Result
 from selfie_cli.recipes.vector_files import table_writer, writing
+from selfie_cli.runs import bundled_folder
 
 FORMATS = (".parquet", ".arrow", ".npy", ".safetensors", ".jsonl", ".csv")
 
@@ -133,6 +135,20 @@ def test_only_the_network_that_made_the_file(embedded: Path, pretrained: Path, i
     assert "9 numbers" in error_of("similar", query, "--in", "wide.npy", "--from", pretrained, code=2)
     Path("bad.jpg").write_bytes(b"no image")
     assert "bad.jpg" in error_of("similar", "bad.jpg", "--in", embedded / "v.parquet")
+
+
+def test_what_a_file_names_is_not_fetched(images: Path, hub: Hub) -> None:
+    """It may come from a stranger; what the user names is."""
+    photo = next((images / "test").rglob("*.png"))
+    hub.repositories["acme/net"] = Repository()
+    there = {name: ((bundled_folder() / name).read_bytes(), True) for name in ("config.json", "model.safetensors")}
+    address = f"hf://acme/net@{hub.repositories['acme/net'].commit('main', there)}"
+    selfie("embed", images / "test", "--from", address, "--out", "v.parquet")
+    shutil.rmtree("hf")  # the cache
+    hub.requests.clear()
+    assert f"give --from {address} to fetch it" in error_of("similar", photo, "--in", "v.parquet")
+    assert not hub.requests
+    assert found(photo, "--in", "v.parquet", "--from", address)["answers"][0]["matches"][0]["path"] == str(photo)
 
 
 def test_usage(embedded: Path) -> None:
