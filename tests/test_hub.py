@@ -19,7 +19,7 @@ from selfie_cli import hub as on_hub
 from selfie_cli import runs
 from selfie_cli.errors import HubError, UsageError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes import cells
+from selfie_cli.recipes.arms import origins
 from selfie_cli.talk import Talk
 
 BUNDLED = runs.bundled_folder()
@@ -292,7 +292,7 @@ def test_finetune_and_curve_keep_the_commit_and_know_it_again(hub: Hub, net: Rep
     for out in ("tuned", "curve"):
         run = runs.open_run(out)
         assert [each["path"] for each in run.config["from"]] == [first]
-        assert cells.origins(run, offline=False, talk=Talk()) == run.config["from"]
+        assert origins(run, offline=False, talk=Talk()) == run.config["from"]
     selfie("predict", "tuned", "drawn")
 
 

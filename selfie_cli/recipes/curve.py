@@ -7,10 +7,24 @@ from pathlib import Path
 from selfie_cli import runs
 from selfie_cli.config import CurveOptions
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.recipes import cells
-from selfie_cli.recipes.cells import SUPERVISED, Arm, Trainer
+from selfie_cli.recipes.arms import (
+    SUPERVISED,
+    Arm,
+    begin,
+    choose_out,
+    conclude,
+    learning_rates,
+    load_pretrained,
+    network_shape,
+    origin,
+    origins,
+    start,
+    tell_of_labels,
+)
+from selfie_cli.recipes.cells import Trainer, sizes_of
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, point, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
+from selfie_cli.recipes.labels import read_data, take_share
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.report import plots
 from selfie_cli.runs import Run
@@ -22,28 +36,28 @@ from selfie_cli.training.schedule import check_length
 
 def curve(options: CurveOptions, talk: Talk) -> Curve:
     """Train all cells as `options` say, or continue `options.resume` without repeating what is finished."""
-    run, options = cells.begin(options, "curve")
-    rates = cells.learning_rates(options.lr)
+    run, options = begin(options, "curve")
+    rates = learning_rates(options.lr)
     counts = seed_counts(options.fractions, options.seeds)
     asked: Sequence[str | None] = options.from_ or [None]
     if run is not None:
-        asked = [each["path"] for each in cells.origins(run, offline=options.offline, talk=talk)] or ["none"]
+        asked = [each["path"] for each in origins(run, offline=options.offline, talk=talk)] or ["none"]
     sources, lines = open_sources(asked, offline=options.offline, talk=talk)
     for line in lines:
         talk.say(line)
-    cells.tell_of_labels(sources, talk)
+    tell_of_labels(sources, talk)
     arms = arms_of(options, sources)
-    out = None if run is not None else cells.choose_out(options, "curve", arms[-1].name, sources)
+    out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
     device, _, _ = prepare(options.device, options.precision)
 
     shape = arms[0].shape
-    data = cells.read_data(options, shape["image_size"], run, sources, talk)
+    data = read_data(options, shape["image_size"], run, sources, talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = {fraction: range(options.seed, options.seed + count) for fraction, count in counts.items()}
-    shares = [cells.take_share(data, fraction, seeds[fraction], len(rates)) for fraction in seeds]
+    shares = [take_share(data, fraction, seeds[fraction], len(rates)) for fraction in seeds]
     trainer = Trainer(options=options, image_size=shape["image_size"], device=device, talk=talk)
     talk.say(
         f"{', '.join(arm.name for arm in arms)}; {len(data.classes)} classes, {len(data.test.labels):,} test images; "
@@ -52,14 +66,14 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     kept = arms[min(1, len(arms) - 1)]  # its first network with the most labels becomes the run's own
     if run is None:
         sizes, steps = trainer.plan(arms, data.train, shares, len(rates))
-        run = cells.start(
+        run = start(
             out,
             verb="curve",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
             derived={**kept.shape, **sizes, "steps": steps[-1], "steps_of_shares": steps},
             data=data.record,
-            **{"from": [cells.origin(source) for source in sources]},
+            **{"from": [origin(source) for source in sources]},
         )
         talk.say(f"run: {run.path}")
     data.report(run, talk)
@@ -69,7 +83,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
     for share, steps_here in zip(shares, steps, strict=True):
-        sizes = {**cells.sizes_of(run), "steps": steps_here}
+        sizes = {**sizes_of(run), "steps": steps_here}
         searched = f"search-f{share.fraction:g}"
         points.append(
             point(
@@ -96,7 +110,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
         plots=draw(run.path, data.name, points, talk) if group().first else [],
     )
-    cells.conclude(run, result, shares[-1].cell(kept, options.seed), {"device": str(device)})
+    conclude(run, result, shares[-1].cell(kept.name, options.seed), {"device": str(device)})
     report_at_end(run, options, talk)
     return result
 
@@ -128,15 +142,15 @@ def open_sources(asked: Sequence[str | None], *, offline: bool, talk: Talk) -> t
 
 def arms_of(options: CurveOptions, sources: list[Run]) -> list[Arm]:
     """The supervised arm, then one for each run, named after its method; after its folder where two share a method."""
-    states = [cells.load_pretrained(source, options).encoder.state_dict() for source in sources]
+    states = [load_pretrained(source, options).encoder.state_dict() for source in sources]
     methods = [str(source.derived["method"]) for source in sources]
-    fresh = {**cells.network_shape(options, sources[0] if sources else None), "pretraining": "none"}
+    fresh = {**network_shape(options, sources[0] if sources else None), "pretraining": "none"}
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
     for source, method, state in zip(sources, methods, states, strict=True):
         name = source.name if methods.count(method) > 1 else method
         if name in [arm.name for arm in arms]:
             raise UsageError(f"--from names two arms {name!r}: name every run once, or rename a folder")
-        arm = Arm(name=name, shape=cells.network_shape(options, source), state=state)
+        arm = Arm(name=name, shape=network_shape(options, source), state=state)
         for key in ("backbone", "stem", "image_size"):
             if arm.shape[key] != fresh[key]:
                 raise UsageError(

@@ -8,9 +8,24 @@ from selfie_cli.config import FinetuneOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.selfie import SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.recipes import cells, networks
-from selfie_cli.recipes.cells import SUPERVISED, Arm, Trainer
+from selfie_cli.recipes import networks
+from selfie_cli.recipes.arms import (
+    SUPERVISED,
+    Arm,
+    begin,
+    choose_out,
+    conclude,
+    learning_rates,
+    load_pretrained,
+    network_shape,
+    origin,
+    origins,
+    start,
+    tell_of_labels,
+)
+from selfie_cli.recipes.cells import Trainer, sizes_of
 from selfie_cli.recipes.comparison import Finetuned, summarize
+from selfie_cli.recipes.labels import read_data, take_share
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import prepare
@@ -19,30 +34,30 @@ from selfie_cli.training.schedule import check_length
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
-    run, options = cells.begin(options, "finetune")
-    rates = cells.learning_rates(options.lr)
+    run, options = begin(options, "finetune")
+    rates = learning_rates(options.lr)
     asked = options.from_
     if run is not None:
-        asked = next((each["path"] for each in cells.origins(run, offline=options.offline, talk=talk)), "none")
+        asked = next((each["path"] for each in origins(run, offline=options.offline, talk=talk)), "none")
     source, line = runs.resolve_from(asked, offline=options.offline, talk=talk)
     talk.say(line)
-    cells.tell_of_labels([source] if source else [], talk)
-    pretrained = None if source is None else cells.load_pretrained(source, options)
+    tell_of_labels([source] if source else [], talk)
+    pretrained = None if source is None else load_pretrained(source, options)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
     if options.arch == "hybrid" and not isinstance(pretrained, SelfieNetwork):
         what = "none" if source is None else f"{source}, a run of {source.derived['method']}"
         raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
-    arms = arms_of(options, cells.network_shape(options, source), pretrained)
-    out = None if run is not None else cells.choose_out(options, "finetune", arms[-1].name, [source] if source else [])
+    arms = arms_of(options, network_shape(options, source), pretrained)
+    out = None if run is not None else choose_out(options, "finetune", arms[-1].name, [source] if source else [])
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
     device, _, _ = prepare(options.device, options.precision)
 
     shape = arms[-1].shape
-    data = cells.read_data(options, shape["image_size"], run, [source] if source else [], talk)
+    data = read_data(options, shape["image_size"], run, [source] if source else [], talk)
     arms = [arm.for_classes(data.classes) for arm in arms]
     seeds = range(options.seed, options.seed + options.seeds)
-    share = cells.take_share(data, options.fraction, seeds, len(rates))
+    share = take_share(data, options.fraction, seeds, len(rates))
     trainer = Trainer(options=options, image_size=shape["image_size"], device=device, talk=talk)
     talk.say(
         f"{share.num_labels:,} labels of {len(data.train.labels):,} ({options.fraction * 100:.3g} % of each class), "
@@ -52,19 +67,19 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     )
     if run is None:
         sizes, (steps,) = trainer.plan(arms, data.train, [share], len(rates))
-        run = cells.start(
+        run = start(
             out,
             verb="finetune",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
             derived={**arms[-1].shape, **sizes, "steps": steps},
             data=data.record,
-            **{"from": [cells.origin(source)] if source else []},
+            **{"from": [origin(source)] if source else []},
         )
         talk.say(f"run: {run.path}")
     data.report(run, talk)
 
-    sizes = cells.sizes_of(run)
+    sizes = sizes_of(run)
     accuracies = trainer.share(run, arms, data, share, sizes, rates)
     result = summarize(
         run=run.path,
@@ -77,7 +92,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         seeds=share.seeds,
         accuracies=accuracies,
     )
-    cells.conclude(run, result, share.cell(arms[-1], seeds[0]), {"device": str(device)})
+    conclude(run, result, share.cell(arms[-1].name, seeds[0]), {"device": str(device)})
     report_at_end(run, options, talk)
     return result
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from selfie_cli import hub
 from selfie_cli.errors import WeightsError
 from selfie_cli.models.resnet import resnet
-from selfie_cli.recipes.cells import Arm
+from selfie_cli.recipes.arms import Arm
 from selfie_cli.talk import Talk
 
 

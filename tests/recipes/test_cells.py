@@ -8,7 +8,9 @@ from selfie_cli.config import CurveOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes import cells
-from selfie_cli.recipes.cells import Arm, Data, Part, Share, Trainer
+from selfie_cli.recipes.arms import Arm
+from selfie_cli.recipes.cells import Trainer
+from selfie_cli.recipes.labels import Data, Part, Share, take, take_share
 from selfie_cli.talk import Talk
 
 SHAPE = {
@@ -49,7 +51,7 @@ def trainer(talk: Talk, **options: object) -> Trainer:
 
 
 def share(fraction: float, num_seeds: int) -> Share:
-    return cells.take_share(data(), fraction, range(num_seeds), 1)
+    return take_share(data(), fraction, range(num_seeds), 1)
 
 
 @pytest.fixture
@@ -83,17 +85,17 @@ def test_epochs_are_of_the_labels_used() -> None:
 
 
 def test_a_share_too_small_to_choose_a_rate_with() -> None:
-    assert cells.take_share(data(), 0.05, range(1), 1).num_labels == 2
+    assert take_share(data(), 0.05, range(1), 1).num_labels == 2
     with pytest.raises(UsageError, match="one label a class"):
-        cells.take_share(data(), 0.05, range(1), 2)
+        take_share(data(), 0.05, range(1), 2)
 
 
 def test_names_and_parts() -> None:
     some = share(0.25, 2)
     assert some.seeds == [0, 1]
-    assert some.cell(Arm(name="x", shape=SHAPE, state=None), 1) == "x-f0.25-s1"
+    assert some.cell("x", 1) == "x-f0.25-s1"
     whole = part()
-    taken = cells.take(whole, np.array([3, 5]))
+    taken = take(whole, np.array([3, 5]))
     assert taken.names == ["3.png", "5.png"]
     assert taken.pixels.equal(whole.pixels[[3, 5]])
     assert taken.labels.tolist() == [1, 1]

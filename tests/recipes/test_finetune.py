@@ -19,7 +19,7 @@ from selfie_cli.data.augment import plain_view
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.models.patches import cut
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.cells import network_shape
+from selfie_cli.recipes.arms import network_shape
 from selfie_cli.recipes.finetune import hybrid_shape
 from selfie_cli.weights import load_weights
 
