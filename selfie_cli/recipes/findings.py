@@ -1,0 +1,339 @@
+"""What a page tells from the files of a run: the verdict, what was run on what, results, charts, details."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
+from selfie_cli.files import read_json
+from selfie_cli.recipes.gallery import LABELLED_DATA
+from selfie_cli.report import page as pages
+from selfie_cli.report.drawing import Line
+from selfie_cli.report.markup import Markup, tag
+from selfie_cli.report.page import Page, percent
+from selfie_cli.runs import Run
+from selfie_cli.training.machine import duration
+
+POINTS = 300  # of a line, at most: more are averaged
+LISTED = 10  # of the files that are listed
+
+Values = dict[str, float]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """JSON Lines up to the first that is none, as a kill may leave; nothing where there is no file."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+    return found
+
+
+def share(value: float) -> str:
+    return f"{value * 100:.3g} %"
+
+
+def in_points(value: float) -> str:
+    return f"{value * 100:+.1f}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    return percent(mean) if std is None else f"{mean * 100:.1f} ± {std * 100:.1f} %"
+
+
+def gain_of(gain: dict[str, Any]) -> tuple[str, str]:
+    """Its mean with its spread, and its interval, if it has one."""
+    mean = in_points(gain["mean"]) + (f" ± {gain['std'] * 100:.1f}" if gain["std"] is not None else "")
+    return mean, " to ".join(map(in_points, gain["interval"] or ()))
+
+
+def results_of(run: Run) -> dict[str, Any] | None:
+    file = run.path / "results.json"
+    return dict(read_json(file)) if file.is_file() else None
+
+
+NAMES = {"byol": "BYOL", "simclr": "SimCLR", "selfie": "Selfie"}
+
+
+def method_of(run: Run) -> str:
+    """In words; of a finetuned run what it started from."""
+    derived = run.derived
+    if derived.get("method") == "selfie":
+        return "two-view Selfie" if derived["selfie"]["views"] == 2 else "Selfie (the paper's)"
+    name = str(derived.get("pretraining") or derived.get("method") or run.verb)
+    return NAMES.get(name, name)
+
+
+def heading_of(run: Run) -> Markup:
+    """The verdict, and what was run on what."""
+    derived, data, is_pretraining = run.derived, run.config.get("data", {}), run.verb == "pretrain"
+    what = f"{method_of(run)} · " if is_pretraining else ""
+    kicker = f"selfie {run.verb} · {what}{derived.get('backbone')} · {derived.get('image_size')} px"
+    patches = f"patches of {derived['patch_size']} px" if "patch_size" in derived else "whole images"
+    facts = [
+        ("Network", str(derived.get("backbone")), f"stem {derived.get('stem')}"),
+        ("Image size", f"{derived.get('image_size')} px", patches),
+    ]
+    verdict: list[str] = []
+    notes: list[str] = []
+    metrics = read_lines(run.path / "metrics.jsonl")
+    if not run.finished and is_pretraining:
+        notes = [f"Not finished: step {metrics[-1]['step'] if metrics else 0:,} of {derived.get('steps', 0):,}."]
+    elif not run.finished:
+        notes = [f"Not finished. When it is: selfie report {run}"]
+    if is_pretraining:
+        last: Values = {key: value for row in metrics for key, value in row.items()}
+        verdict, remarks = pretraining_verdict(last, derived)
+        notes += remarks
+        facts += pretraining_facts(last, run)
+    elif found := results_of(run):
+        verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
+        origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
+        facts += [
+            ("Data", str(found["dataset"]), f"{found['num_classes']:,} classes"),
+            ("Test images", f"{found['num_test']:,}", ""),
+            ("Pretraining", method_of(run), origins),
+            ("Computed on", str(run.config["measured"].get("device", "")), ""),
+        ]
+    if seen := data.get("seen_test_images"):
+        told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
+        notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
+    if unreadable := data.get("unreadable"):
+        facts.append(("Unreadable images", f"{unreadable:,}", "left out"))
+    return pages.heading(kicker, run.name, verdict, notes, facts)
+
+
+def pretraining_facts(last: Values, run: Run) -> list[tuple[str, str, str]]:
+    data, measured, batch = run.config.get("data", {}), run.config["measured"], run.derived.get("batch_size", 0)
+    facts = []
+    if data:
+        facts.append(("Images", f"{data['images']:,}", f"fingerprint {data['fingerprint']}"))
+    if data and "step" in last:
+        passes = last["step"] * batch / data["images"]
+        facts.append(("Steps", f"{last['step']:,}", f"of {batch:,} images, {passes:.3g} epochs"))
+    if measured:
+        machine = f"{measured['device']}, {measured['precision']}, {measured['threads']} threads"
+        speed = f"{measured['images_per_second']:,.0f} images/s"
+        facts.append(("Time", duration(measured["seconds"]), machine))
+        facts.append(("Speed", speed, f"data wait {percent(measured['data_wait'])}"))
+    if "loss" in last:
+        facts.append(("Loss at the end", f"{last['loss']:.3f}", ""))
+    if "pretext_accuracy" in last:
+        facts.append(("Pretext accuracy", percent(last["pretext_accuracy"]), f"a guess: {percent(last['chance'])}"))
+    return facts
+
+
+def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What the last logged values say, and remarks on them."""
+    sentences, notes = [], []
+    method = derived.get("method")
+    if "pretext_accuracy" in last:
+        right, chance = last["pretext_accuracy"], last["chance"]
+        what = "right patch" if method == "selfie" and derived["selfie"]["views"] == 1 else "other view"
+        times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
+        sentences.append(
+            f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
+        )
+    if method == "byol":
+        sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
+    if method == "simclr":
+        notes.append("SimCLR's own task needs its projector, which is not kept: its picks are not shown.")
+    if "feature_std" in last and "effective_rank" in last:
+        std, rank = last["feature_std"], last["effective_rank"]
+        well = std >= LEAST_STD and rank >= LEAST_RANK
+        kept = "Images are kept apart, no collapse" if well else "The network has collapsed: images come out alike"
+        notes.append(f"{kept} (spread {std:.2f}, healthy is 0.1 to 1; about {rank:.0f} directions in use).")
+    notes.append("Whether pretraining helps is for labels to say: selfie finetune, or selfie curve.")
+    return sentences, notes
+
+
+def results(run: Run, page: Page) -> None:
+    """What finetune or curve found, and every selfie eval of this run."""
+    found = results_of(run) if run.verb in LABELLED_DATA else None
+    if found is not None and "points" in found:
+        page.add("results", "Accuracy over the share of the labels", *curve_of(found, page))
+    elif found is not None:
+        page.add("results", "With pretraining and without", *comparison(found))
+    evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
+    if evaluated:
+        rows = []
+        for each in evaluated:
+            trained, untrained, guess = each["trained"], each["untrained"], percent(each["majority"])
+            name = f"{each['dataset']} ({each['num_test']:,} test images)"
+            rows.append((f"{name}: kNN, k {each['k']}", percent(trained["knn"]), percent(untrained["knn"]), guess))
+            rows.append((f"{name}: linear probe", percent(trained["linear"]), percent(untrained["linear"]), guess))
+            if each.get("classified"):
+                rows.append((f"{name}: its own classifier", percent(each["classified"]["top1"]), "", guess))
+        page.add(
+            "evaluated",
+            "What its features are worth",
+            pages.paragraph("By selfie eval, on frozen features; guessing is always answering the largest class."),
+            pages.table(["", "this network", "untrained", "guessing"], rows),
+        )
+
+
+def comparison(found: dict[str, Any]) -> list[Markup | None]:
+    seeds = found["seeds"]
+    rows: list[list[str]] = []
+    for arm in found["arms"]:
+        rows.append([arm["name"], spread(arm["mean"], arm["std"]), *map(percent, arm["accuracies"]), f"{arm['lr']:g}"])
+    for gain in found["comparisons"]:
+        mean, interval = gain_of(gain)
+        rows.append([f"gain over {gain['baseline']}", mean, *map(in_points, gain["gains"]), ""])
+        if interval:
+            rows.append([f"95 % interval of the gain over {gain['baseline']}", interval, *[""] * (len(seeds) + 1)])
+    return [
+        pages.paragraph(
+            f"{found['num_labels']:,} labels ({share(found['fraction'])}), {found['steps']:,} steps for every network, "
+            f"tested on {found['num_test']:,} images. ± is the standard deviation over seeds; a gain is of the same "
+            "seed, in points."
+        ),
+        pages.table(
+            ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"], rows, strong=len(found["arms"]) - 1
+        ),
+    ]
+
+
+def curve_of(found: dict[str, Any], page: Page) -> list[Markup | None]:
+    points = found["points"]
+    names = [arm["name"] for arm in points[0]["arms"]]
+    lines = [
+        Line(
+            name,
+            [(each["fraction"], each["arms"][i]["mean"]) for each in points],
+            [each["arms"][i]["std"] or 0.0 for each in points],
+        )
+        for i, name in enumerate(names)
+    ]
+    drawn = pages.chart(
+        page,
+        "Test accuracy (mean ± standard deviation)",
+        lines,
+        show=percent,
+        show_x=share,
+        x_ticks=[each["fraction"] for each in points],
+        log=True,
+    )
+    rows = [
+        [share(each["fraction"]), f"{each['num_labels']:,}", len(each["seeds"]), f"{each['steps']:,}"]
+        + [spread(arm["mean"], arm["std"]) for arm in each["arms"]]
+        for each in points
+    ]
+    gains = [[share(each["fraction"]), gain["arm"], *gain_of(gain)] for each in points for gain in each["comparisons"]]
+    remarks = [f"{name}: {remark}." for name, remark in found["remarks"].items()]
+    return [
+        pages.paragraph(
+            f"{found['num_test']:,} test images of {found['dataset']}. Across: the share of the training labels, "
+            "logarithmic."
+        ),
+        tag("div", drawn, class_="charts wide"),
+        pages.legend(names),
+        pages.table(
+            ["share", "labels", "seeds", "steps", *names], rows, caption="Test accuracy, mean ± standard deviation"
+        ),
+        pages.table(["share", "arm", "gain", "95 % interval"], gains, caption="Gain over supervised, in points")
+        if gains
+        else None,
+        *(pages.paragraph(remark) for remark in remarks),
+    ]
+
+
+@dataclass(frozen=True)
+class Metric:
+    title: str
+    show: Callable[[float], str]
+    from_zero: bool = True
+
+
+METRICS = {
+    "loss": Metric("Loss", "{:.3g}".format, from_zero=False),
+    "pretext_accuracy": Metric("Pretext accuracy", share),
+    "train_accuracy": Metric("Accuracy on its training images", share),
+    "cosine": Metric("Cosine between the views", "{:.3g}".format),
+    "feature_std": Metric("Spread of the features", "{:.3g}".format),
+    "effective_rank": Metric("Directions in use", "{:.3g}".format),
+    "lr": Metric("Learning rate", "{:.3g}".format),
+    "images_per_second": Metric("Images a second", "{:,.0f}".format),
+    "data_wait": Metric("Waiting for data", share),
+}
+
+
+def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS of them: neighbours are averaged."""
+    width = -(-len(rows) // POINTS)
+    parts = [rows[start : start + width] for start in range(0, len(rows), width)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def training(run: Run, page: Page) -> None:
+    """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
+    if run.verb in LABELLED_DATA:
+        found = results_of(run)
+        last = found["points"][-1] if found and "points" in found else found
+        if last:
+            names = {f"{arm['name']}-f{last['fraction']:g}-s{last['seeds'][0]}": arm["name"] for arm in last["arms"]}
+        else:
+            names = {each.name: each.name for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
+        logged = {arm: read_lines(run.path / "cells" / cell / "metrics.jsonl") for cell, arm in names.items()}
+        told = "Over steps."
+        if last:
+            told = f"Over steps, with {share(last['fraction'])} of the labels, seed {last['seeds'][0]}."
+    else:
+        logged = {method_of(run): read_lines(run.path / "metrics.jsonl")}
+        told = "Over steps."
+    charts = []
+    for key, metric in METRICS.items():
+        lines = []
+        for name, rows in logged.items():
+            values = [(row["step"], float(row[key])) for row in rows if math.isfinite(row.get(key, math.nan))]
+            if len(values) > 1:
+                lines.append(Line(name, thinned(values)))
+        if lines:
+            chances = [row["chance"] for rows in logged.values() for row in rows if "chance" in row]
+            guide = (chances[-1], f"chance {percent(chances[-1])}") if key == "pretext_accuracy" and chances else None
+            charts.append(
+                pages.chart(
+                    page,
+                    metric.title,
+                    lines,
+                    show=metric.show,
+                    show_x="{:,.0f}".format,
+                    at="at step",
+                    guide=guide,
+                    from_zero=metric.from_zero,
+                )
+            )
+    if charts:
+        more = pages.legend(list(logged))
+        page.add("training", "Training", pages.paragraph(told), more, tag("div", *charts, class_="charts"))
+
+
+def details(run: Run, page: Page) -> None:
+    """Everything that was asked, derived and recorded; what could not be read; what was seen before."""
+    inside: list[Markup | None] = [
+        pages.folded("Options as asked", pages.settings(run.config["asked"])),
+        pages.folded("Derived and measured", pages.settings({**run.derived, "measured": run.config["measured"]})),
+        pages.folded(
+            "Data and versions",
+            pages.settings({"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}),
+        ),
+    ]
+    for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen in pretraining")):
+        if lines := read_lines(run.path / f"{file}.jsonl"):
+            rows = [
+                (each["path"], each.get("reason") or f"{each['kind']}, in {each['run']}") for each in lines[:LISTED]
+            ]
+            rest = (
+                f"The first {len(rows)} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > len(rows) else ""
+            )
+            inside.append(
+                pages.folded(f"{title}: {len(lines):,}", pages.paragraph(rest), pages.table([], rows, kind="plain"))
+            )
+    page.add("details", "Details", *inside)
