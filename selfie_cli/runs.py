@@ -92,9 +92,12 @@ def default_folder(verb: str, method: str) -> Path:
     return RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def check_free(path: Path, *, overwrite: bool) -> None:
+def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
     """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
-    is there is no run of ours, which even --overwrite does not delete. Changes nothing."""
+    is there is no run of ours, which even --overwrite does not delete. Changes nothing.
+
+    `instead` is what else the user may do, before the path.
+    """
     if not path.exists():
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         if not os.access(parent, os.W_OK):
@@ -110,7 +113,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
         raise RunError(message) from None
     if not overwrite:
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or continue it with --resume {path}")
+        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
 
 
 def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:

@@ -15,6 +15,8 @@ from typing import Any
 from PIL import Image
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
+from selfie_cli.data.images import read_file
+from selfie_cli.data.memory import available_memory
 from selfie_cli.data.source import Packed, file_version
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
@@ -23,6 +25,8 @@ PARTS = {"train": "train", "validation": "validation", "val": "validation", "val
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)\.parquet")
 STREAMS = 16
 """Row groups that are read at a time, at most: each holds an open file."""
+COPIES = 8
+"""How often what a row group holds is in memory while it is read, at most: some 1 GB took 8."""
 
 
 class Parquet(Packed):
@@ -62,6 +66,11 @@ class Parquet(Packed):
         super().__init__(f"{path}/row-{row:06d}" for path, row in rows)
         if not len(self):
             raise DataError(f"no rows in {self.paths[0]}")
+        if COPIES * largest > available_memory():
+            raise DataError(
+                f"a row group of {self.paths[0]}, or of a file beside it, holds {largest / 1e9:.1f} GB of images: too "
+                "much for the memory here, write it with smaller row groups"
+            )
         self.block = max(BLOCK, min(max(sizes), MOST // 32 // (num_bytes // len(self) + 1)))
         # A page may be as large as its row group, and is decoded whole.
         self._num_streams = max(1, min(STREAMS, MOST // (2 * largest)))
@@ -167,16 +176,18 @@ def image_bytes(cell: Any, path: str) -> bytes | UnreadableImage:
     if data is not None:
         return bytes(data)
     beside = cell.get("path") if isinstance(cell, dict) else None
-    if beside is None:
+    if not isinstance(beside, str):
         return UnreadableImage("the cell is empty")
-    outside = os.path.isabs(beside) or ".." in beside.replace("\\", "/").split("/")
-    if outside or "\0" in beside:
+    folder = os.path.realpath(os.path.dirname(path))
+    file = os.path.realpath(os.path.join(folder, beside.replace("\0", "")))
+    if not file.startswith(os.path.join(folder, "")):
         return UnreadableImage(f"holds no bytes, but a path ({beside}) that leads out of the parquet file's folder")
+    if not os.path.isfile(file):
+        return UnreadableImage(f"holds no bytes, but the path of a file beside it ({beside}), which is not there")
     try:
-        with open(os.path.join(os.path.dirname(path), beside), "rb") as file:
-            return file.read()
-    except OSError as error:
-        return UnreadableImage(f"holds no bytes, but the path of a file beside it ({beside}): {error.strerror}")
+        return read_file(file)
+    except UnreadableImage as error:
+        return error
 
 
 def features_of(schema: Any) -> dict[str, dict[str, Any]]:
@@ -184,7 +195,7 @@ def features_of(schema: Any) -> dict[str, dict[str, Any]]:
     try:
         noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
 
 

@@ -31,7 +31,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 found.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
     return found
 

@@ -27,7 +27,7 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
         raise UsageError("name the repository: selfie pull owner/name")
     address = hub.parse(options.repo, options.revision)
     out = Path(options.out) if options.out else runs.RUNS / address.repo.partition("/")[2]
-    runs.check_free(out, overwrite=options.overwrite)
+    runs.check_free(out, overwrite=options.overwrite, instead="choose another --out than")
     run = runs.open_run(str(address), offline=options.offline, talk=talk)
     if not run.finished:
         raise RunError(f"{run} is not finished: its owner has to push it again")

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def describing(run: Run) -> Iterator[None]:
     """What is missing or of another kind in here is so in the run's files. Raises RunError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"a file in {run.path} is damaged, or of another version of selfie: {error!r}") from error
 
 
@@ -134,11 +135,13 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     except DataError as error:
         if options.dataset:
             raise
-        talk.say(f"without images: {error}")
+        # The run's own data are never downloaded for a page, whatever the options.
+        reason = re.sub(": (run|fetch it) once without --offline.*", "", str(error))
+        talk.say(f"without images: {reason}")
         page.add(
             "images",
             "Images",
-            pages.paragraph(f"The images of this run were not found when the page was made: {error}."),
+            pages.paragraph(f"The images of this run were not found when the page was made: {reason}."),
             pages.paragraph(f"selfie report {run} --dataset FOLDER shows others."),
         )
         return 0

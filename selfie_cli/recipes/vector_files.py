@@ -29,8 +29,9 @@ FORMAT = 1
 KEY = "selfie"
 BAD_KEY = "selfie_bad"
 PART = "part-{:05d}.parquet"
-DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
-"""What readers raise on files that are not what they should be; pyarrow's errors are children of these."""
+DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+"""What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
+implemented, JSON that is nested too deeply."""
 VALUES = 2**22
 ROWS = 2**13
 """Numbers, 16 MB of them, and rows that are written and read together at most; a row group of parquet has as many."""
