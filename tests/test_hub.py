@@ -326,7 +326,8 @@ def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: 
     assert address in shown
     assert "next: selfie embed photo.jpg --from runs/net" in shown
     assert read_json(Path("runs/net/config.json"))["hub"] == {"address": address}
-    assert "--overwrite" in error_of("pull", "acme/net")
+    occupied = error_of("pull", "acme/net")
+    assert "--overwrite, or choose another --out" in occupied
     selfie("pull", "acme/net", "--overwrite")
     shutil.rmtree("runs/net")
     Path("runs/net").mkdir()
