@@ -57,7 +57,8 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                console.error(f"{error.filename or 'reading or writing failed'}: {error.strerror or error}")
+                where = error.filename2 or error.filename or "reading or writing failed"  # of two, what is written to
+                console.error(f"{where}: {error.strerror or error}")
                 raise typer.Exit(1) from None
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
@@ -228,7 +229,8 @@ def push(options: config.PushOptions, console: Any) -> None:
     """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
     from selfie_cli.recipes.push import push
 
-    result = push(options, console, ask=ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
+    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()  # it may be closed
+    result = push(options, console, ask=ask if on_terminal else None)
     if options.json:
         console.json(dataclasses.asdict(result))
         return
@@ -270,7 +272,7 @@ def lines_on_stdin() -> Iterable[str]:
     """Paths of any bytes, as file systems have them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    return sys.stdin
+    return sys.stdin or ()  # it may be closed
 
 
 def show_version(value: bool) -> None:

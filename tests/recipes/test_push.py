@@ -85,6 +85,14 @@ def test_without_a_terminal_nobody_is_asked_and_nothing_is_made(hub: Hub, token:
     assert hub.repositories == {}
 
 
+@pytest.mark.parametrize(("arguments", "code"), [("push bundled a/b --dry-run", 0), ("embed -", 2)])
+def test_with_standard_input_closed(arguments: str, code: int) -> None:
+    command = [*COMMAND, *arguments.split()]
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], env=ENVIRONMENT, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_on_a_terminal_one_is_asked(hub: Hub, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "x")}
