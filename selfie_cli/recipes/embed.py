@@ -126,6 +126,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
         if (reason := reasons.get(every_name[first])) is not None:
             bad.append(BadFile(every_name[copy], reason))
     folder = None if out is None else out if in_parts else out.parent
+    bad = list(dict.fromkeys(bad))  # what cannot be read is tried in each call
     conclude(bad, len(every_name), folder, strict=options.strict, talk=talk)
     return Embedded(
         out=out,

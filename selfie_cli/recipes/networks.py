@@ -5,7 +5,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -134,6 +134,8 @@ def describing() -> Iterator[None]:
 
 def choose_features(derived: dict[str, Any], features: str | None) -> str:
     """Raises UsageError if the network has no such features."""
+    if features is not None and features not in get_args(config.Features):
+        raise UsageError(f"no network has features {features!r}")
     if features is not None and derived["method"] != "selfie":
         raise UsageError("--features chooses among the vectors of a Selfie run; other networks have one kind")
     if derived["method"] == "finetune":

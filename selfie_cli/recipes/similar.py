@@ -170,7 +170,8 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     index: Any = load_index(file, options, talk) if options.search == "usearch" else None
     for piece in file.pieces():
         for row, digest in enumerate(piece.hashes or (), len(names)):
-            same.setdefault(digest, []).append(row)
+            if digest is not None:  # another program's rows may have none
+                same.setdefault(digest, []).append(row)
         names += piece.names
         if index is None:
             parts.append(unit(piece.vectors))

@@ -28,6 +28,8 @@ from selfie_cli.recipes.inference import Emit, Result, line_writer
 FORMAT = 1
 KEY = "selfie"
 BAD_KEY = "selfie_bad"
+NETWORK = ("run", "from", "sha256", "features", "precision")
+"""What a table says in words of the network that made it."""
 PART = "part-{:05d}.parquet"
 DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 """What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
@@ -261,8 +263,10 @@ def about_of(file: Path) -> dict[str, Any]:
     need_arrow()
     with reading(file):
         about = json.loads((schema_of(file).metadata or {}).get(KEY.encode(), b"{}"))
-        if about and not (about["format"] == FORMAT and isinstance(about["network"]["sha256"], str)):
+        if about and about["format"] != FORMAT:
             raise ValueError(f"it is of format {about['format']}, this selfie reads {FORMAT}")
+        if about and not all(isinstance(about["network"][key], str) for key in NETWORK):
+            raise ValueError("what it says of the network that made it is damaged")
         return dict(about)
 
 

@@ -359,6 +359,9 @@ def test_parts(pretrained: Path, images: Path) -> None:
     parts = sorted(Path("one").glob("part-*"))
     assert [len(table(file)) for file in parts] == [9, 8, 9, 9, 5, 9, 3]
     assert table(*parts)["path"].to_pylist() == [str(path) for path in sorted(images.rglob("*.png"))[:52]]
+    again = selfie("embed", "bad.png", more[0], "--from", pretrained, "--append", "--out", "one")  # it is tried anew
+    assert "1 of 2 images cannot be read" in again.stderr
+    assert len(Path("one", "bad_files.jsonl").read_text().splitlines()) == 1
     selfie(*common, "--out", "one", "--overwrite", stdin=lines)
     assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
 

@@ -21,7 +21,7 @@ from PIL import Image
 from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
 from selfie_cli.recipes import similar
 from selfie_cli.recipes.inference import Result
-from selfie_cli.recipes.vector_files import table_writer, writing
+from selfie_cli.recipes.vector_files import NETWORK, table_writer, writing
 from selfie_cli.runs import bundled_folder
 
 FORMATS = (".parquet", ".arrow", ".npy", ".safetensors", ".jsonl", ".csv")
@@ -34,10 +34,9 @@ def found(*arguments: object) -> dict:
 def write(out: Path, vectors: np.ndarray, names: list[str] | None = None, hashes: list[bytes] | None = None) -> None:
     names = names or [f"{i}.jpg" for i in range(len(vectors))]
     hashes = hashes or [hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names]
+    about = {"network": dict.fromkeys(NETWORK, "0")}
     table = out.suffix in (".parquet", ".arrow")
-    with (
-        table_writer(out, width=vectors.shape[1], about={"network": {"sha256": "0"}}) if table else writing(out) as put
-    ):
+    with table_writer(out, width=vectors.shape[1], about=about) if table else writing(out) as put:
         for name, vector, digest in zip(names, vectors.astype(np.float32), hashes, strict=True):
             put(Result(name, vector, 4, 3, digest))
 
@@ -238,6 +237,15 @@ def test_damaged_and_foreign_files() -> None:
     assert "differ in length" in error_of("similar", "--duplicates", "--in", "a.parquet")
     pq.write_table(pa.table({"path": ["a", "b"], "vector": [[1.0, 3.0], [1.0, 3.0]]}), "a.parquet")  # as DuckDB writes
     assert len(found("--duplicates", "--in", "a.parquet")["groups"][0]) == 2
+    rows = pa.table(
+        {"path": ["a", "b"], "content_hash": pa.array([None, None], pa.string()), "vector": [[1, 0], [0, 1]]}
+    )
+    pq.write_table(rows, "a.parquet")
+    assert found("--duplicates", "--in", "a.parquet")["groups"] == []
+    for key, value in {"from": 7, "features": None}.items():
+        about = {"format": 1, "network": dict.fromkeys(NETWORK, "0") | {key: value}}
+        pq.write_table(rows.replace_schema_metadata({"selfie": json.dumps(about)}), "a.parquet")
+        assert "of the network that made it is damaged" in error_of("similar", "x.jpg", "--in", "a.parquet")
     Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1]}\n')
     assert "line 2: 1 numbers, not 2" in error_of("similar", "--duplicates", "--in", "v.jsonl")
     Path("v.csv").write_text("path,v0,v1\na,1,2\nb,3,4\nc,5\n")
