@@ -79,7 +79,8 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         talk.warn(f"{where}: the Hub has converted the first part of this set only")
 
     def cached(name: str) -> str | None:
-        path = try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit)
+        with hub.in_our_words(where):  # a name may lead out of the cache, which the client refuses
+            path = try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit)
         return path if isinstance(path, str) else None
 
     missing = [name for name in wanted if cached(name) is None]

@@ -27,6 +27,7 @@ from selfie_cli.data.sources import (
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, read_store, storage_size
 from selfie_cli.errors import DataError
+from selfie_cli.hub import is_address
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes.eval import check_known
 from selfie_cli.recipes.networks import Network, images_at_once
@@ -90,6 +91,8 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
     Raises DataError where it is not there, or has classes that a finetuned network does not know.
     """
     root, size = Path(options.data_root), int(run.derived["image_size"])
+    if not options.dataset:
+        check_own(run)
     if run.verb in LABELLED_DATA:
         name = options.dataset or str(run.config["asked"]["dataset"])
         found = open_labelled(name, data_root=root, offline=options.offline or not options.dataset, talk=talk)
@@ -111,6 +114,16 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
     source, labelled, note = _choose(asked, root, offline, own, talk)
     labels, classes = (labelled.labels, labelled.classes) if labelled else (None, [])
     return Gallery(source=source, labels=labels, classes=classes, note=note, image_size=size)
+
+
+def check_own(run: Run) -> None:
+    """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
+    which files of this machine a page shows."""
+    asked = run.config["asked"]
+    named = [asked.get("dataset")] if run.verb in LABELLED_DATA else asked.get("data", [])
+    from_hub = is_address(run.address or "") or "hub" in run.config
+    if from_hub and not all(each in NAMED for each in named):
+        raise DataError("it comes from the Hub, and its images are not known here")
 
 
 def _choose(asked: list[str], root: Path, offline: bool, own: bool, talk: Talk) -> tuple[Source, Labelled | None, str]:

@@ -141,6 +141,14 @@ def test_errors_in_one_line_without_the_token(hub: Hub, pets: Repository, monkey
     assert not any(token in line for line in seen for token in (TOKEN, READ_ONLY))
 
 
+@pytest.mark.parametrize("name", ["../../out.parquet", "/out.parquet", "data/../../../out.parquet"])
+def test_names_that_lead_out_of_the_cache(hub: Hub, pets: Repository, tmp_path: Path, name: str) -> None:
+    pets.commit("main", {name: (parquet(Path.cwd(), 0), True)})
+    error_of("pretrain", PETS)
+    assert not list(tmp_path.rglob("out.parquet"))
+    assert not Path("/out.parquet").exists()
+
+
 def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
     whole = parquet(Path.cwd(), 0)
     hub.corrupt = b"\0" * len(whole)

@@ -26,8 +26,8 @@ def sections(page: Path) -> list[str]:
 
 
 def copy(run: Path, name: str = "run") -> Path:
-    shutil.copytree(run, name)
-    (Path(name) / "report.html").unlink(missing_ok=True)
+    """Without what other tests may have added to it."""
+    shutil.copytree(run, name, ignore=shutil.ignore_patterns("report.html", "eval-*"))
     return Path(name)
 
 
@@ -186,6 +186,14 @@ def test_without_the_images_there_is_a_page(finetuned: Path, pretrained: Path, i
         assert result["num_images"] == (9 if run.name == "run" else 30)
         assert "9 images of 30" in text_of(run / "report.html")
     assert "nowhere" in error_of("report", "run", "--dataset", "nowhere")
+
+
+def test_a_strangers_run_chooses_no_files_of_this_machine(finetuned: Path, pretrained: Path, images: Path) -> None:
+    for run in (copy(pretrained), copy(finetuned, "fine")):
+        rewrite(run / "config.json", hub={"address": "hf://acme/net@" + 40 * "0"})  # as selfie pull notes it
+        assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
+        assert "not known here" in text_of(run / "report.html")
+        assert json.loads(selfie("report", run, "--dataset", images, "--json").stdout)["num_images"] == 30
 
 
 def test_images_without_a_test_part_are_said_to_be_trained_on(images: Path, pretrained: Path) -> None:
