@@ -229,8 +229,7 @@ def push(options: config.PushOptions, console: Any) -> None:
     """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
     from selfie_cli.recipes.push import push
 
-    on_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()  # it may be closed
-    result = push(options, console, ask=ask if on_terminal else None)
+    result = push(options, console, ask=ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
     if options.json:
         console.json(dataclasses.asdict(result))
         return
@@ -272,7 +271,7 @@ def lines_on_stdin() -> Iterable[str]:
     """Paths of any bytes, as file systems have them."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    return sys.stdin or ()  # it may be closed
+    return sys.stdin
 
 
 def show_version(value: bool) -> None:
@@ -291,4 +290,7 @@ def top(
 
 
 def main() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
     app()

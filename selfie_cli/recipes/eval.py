@@ -14,6 +14,7 @@ from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import Labelled, open_labelled
 from selfie_cli.data.mapped import read_all
+from selfie_cli.data.named import NAMED
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
@@ -69,6 +70,8 @@ class Evaluated:
 
     run: Path
     dataset: str
+    named: bool
+    """Whether `dataset` is a known set's name, and not a folder's."""
     split: str
     num_train: int
     num_test: int
@@ -133,6 +136,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     result = Evaluated(
         run=run.path,
         dataset=data.name,
+        named=options.dataset in NAMED,
         split=data.split_note,
         num_train=len(train[1]),
         num_test=len(test[1]),

@@ -27,6 +27,8 @@ from selfie_cli.training.machine import num_cores, prepare
 
 MANY = 1_000_000
 """Vectors beyond which an index is used, if there is one, and groups are looked for with one."""
+SAME = 0.998
+"""The cosine from which images count as near-duplicates: see docs/guide/vectors.md."""
 NEIGHBOURS = 32  # of each image that an index is asked for, to find groups
 
 
@@ -71,6 +73,10 @@ def similar(options: SimilarOptions, talk: Talk) -> Similar:
         raise UsageError("say where to look: --in what selfie embed --out has written")
     if options.duplicates == bool(options.query):
         raise UsageError("name query images, or give --duplicates" + " without" * options.duplicates)
+    if options.threshold is not None and not options.duplicates:
+        raise UsageError("--threshold goes with --duplicates: leave it out")
+    if options.duplicates and (options.from_, options.device, options.precision) != (None, "auto", "auto"):
+        raise UsageError("--duplicates compares the vectors that are there: leave --from, --device, --precision out")
     if options.search == "usearch":
         need_usearch()
     file = open_vectors(options.in_)
@@ -164,6 +170,7 @@ def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[lis
 
 def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
     """Groups of images that are joined by a cosine of the threshold or more, or by equal contents."""
+    threshold = SAME if options.threshold is None else options.threshold
     names: list[str] = []
     same: dict[str, list[int]] = {}
     parts: list[NDArray[np.float32]] = []
@@ -188,12 +195,12 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     parts = []
     with talk.track("comparing", len(names)) as advance:
         if vectors is not None:
-            join_near(groups, vectors, options.threshold, lambda done: advance(done, ""))
+            join_near(groups, vectors, threshold, lambda done: advance(done, ""))
         else:
             done = 0
             for piece in file.pieces():
                 found = index.search(unit(piece.vectors), NEIGHBOURS, threads=num_cores())
-                for keys, close in zip(found.keys, 1 - found.distances >= options.threshold, strict=True):
+                for keys, close in zip(found.keys, 1 - found.distances >= threshold, strict=True):
                     groups.join(np.append(keys[close].astype(np.int64), done))
                     done += 1
                 advance(done, "")
@@ -216,7 +223,7 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
         file=str(file.path),
         num_vectors=len(names),
         search="exact" if index is None else "usearch",
-        threshold=options.threshold,
+        threshold=threshold,
         groups=shown,
     )
 

@@ -43,6 +43,8 @@ def model_card(
     repo = address.removeprefix("hf://").partition("@")[0]
     derived, data, name = config["derived"], config.get("data", {}), repo.partition("/")[2]
     classes = derived.get("classes")
+    if results is not None:
+        results = {**results, "named": config["asked"].get("dataset") is not None}
     method = derived.get("pretraining", derived["method"])
     points = [] if results is None else results.get("points", [results])
     measured = [score for each in evaluations for score in scores(each)]
@@ -115,21 +117,24 @@ def escaped(text: str) -> str:
 
 
 def known(name: Any) -> str | None:
-    """The last part of a path if it is a public data set's name. Any other may tell what nobody should know."""
-    last = str(name).rstrip("/").rpartition("/")[2]
-    return last if last in NAMED else None
+    """A public data set's name. Any other may tell what nobody should know; a folder may be called like one."""
+    return name if name in NAMED else None
+
+
+def set_of(found: dict[str, Any]) -> str | None:
+    """The name of the data set of results, if it was asked for by a name that everybody knows."""
+    return known(found["dataset"]) if found.get("named") else None
 
 
 def told(found: dict[str, Any]) -> str:
-    name = known(found["dataset"])
     count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
-    return f"{count} of {name or 'a set that is not named'}"
+    return f"{count} of {set_of(found) or 'a set that is not named'}"
 
 
 def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
     from huggingface_hub import EvalResult
 
-    name = known(found["dataset"])
+    name = set_of(found)
     return EvalResult(
         task_type="image-classification",
         dataset_type=name or "imagefolder",

@@ -104,6 +104,18 @@ def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -
     assert not list(Path("out").glob(".tmp-*"))
 
 
+def test_what_a_killed_process_left_is_removed(pretrained: Path, some: list[Path]) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead = Path(f".tmp-{ended.stdout.strip()}-v.npy")
+    alive, other = Path(f".tmp-{os.getpid()}-v.npy"), Path(f".tmp-{ended.stdout.strip()}-w.npy")
+    for file in (dead, alive, other):
+        file.touch()
+    selfie("embed", some[0], "--from", pretrained, "--out", "v.npy")
+    assert not dead.exists()
+    assert other.exists()
+    assert sorted(path.name for path in Path().glob("v.*")) == ["v.npy", "v.npy.rows.jsonl"]
+
+
 def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     Path("v.npy").write_bytes(b"dear")
     assert "--overwrite" in error_of("embed", *some, "--from", pretrained, "--out", "v.npy", code=2)

@@ -137,6 +137,11 @@ def test_a_branch_is_made_and_what_lay_there_stays(hub: Hub, token: None, pretra
     assert "no config.json" in error_of("pull", "acme/net", "--out", "other")
 
 
+def test_a_branch_is_not_called_like_a_commit(hub: Hub, token: None) -> None:
+    assert "is a commit" in error_of("push", "bundled", f"acme/net@{40 * '0'}", "--public", code=2)
+    assert hub.repositories == {}
+
+
 def test_all_goes_in_one_commit_and_transient_errors_pass(hub: Hub, token: None) -> None:
     hub.repositories["acme/net"] = repository = Repository()
     repository.commit("main", {})

@@ -157,6 +157,13 @@ def test_usage(embedded: Path) -> None:
     assert "no file nowhere.npy" in error_of("similar", "a.png", "--in", "nowhere.npy")
 
 
+def test_options_without_a_use_are_refused(embedded: Path) -> None:
+    file = next(embedded.glob("*.parquet"))
+    assert "--threshold" in error_of("similar", "x.png", "--in", file, "--threshold", 0.5, code=2)
+    for more in (["--from", "bundled"], ["--precision", "fp32"]):
+        assert "leave" in error_of("similar", "--duplicates", "--in", file, *more, code=2)
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_groups_in_every_format(suffix: str) -> None:
     vectors = np.eye(8)[[0, 1, 2, 1, 0, 3, 1, 4]] + 1e-5
