@@ -18,6 +18,11 @@ Compile = Literal["auto", "on", "off"]
 Features = Literal["whole", "patches", "pooled"]
 Target = Literal["timm", "torchvision", "onnx", "safetensors"]
 
+MOST_PIXELS = 4096
+"""Of an image's side."""
+MOST_FEATURES = 2**14
+"""Of a layer of a head: a square one has a gigabyte."""
+
 
 def from_recipe(help: str, **more: Any) -> Any:
     """A field that is left to `--recipe` unless it is given."""
@@ -160,7 +165,7 @@ class PretrainOptions(TrainingOptions):
         "resnetv2_50 is the paper's; resnetv2_18_w16 suits a laptop; resnet18 and resnet50 are torchvision's.",
     )
     image_size: int | None = option(
-        None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1
+        None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1, at_most=MOST_PIXELS
     )
     patch_size: int | None = option(
         None, "Side of a patch, for --method selfie. Unset: 8 up to 64 px, 32 above.", at_least=1
@@ -170,8 +175,10 @@ class PretrainOptions(TrainingOptions):
     lr: float | None = from_recipe("Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
     weight_decay: float | None = from_recipe("L2 penalty.", panel=TRAINING, at_least=0)
     warmup_steps: int | None = from_recipe("Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
-    hidden: int | None = from_recipe("Hidden width of projector and predictor.", panel=TRAINING, at_least=1)
-    width: int | None = from_recipe("What the projector ends in.", panel=TRAINING, at_least=2)
+    hidden: int | None = from_recipe(
+        "Hidden width of projector and predictor.", panel=TRAINING, at_least=1, at_most=MOST_FEATURES
+    )
+    width: int | None = from_recipe("What the projector ends in.", panel=TRAINING, at_least=2, at_most=MOST_FEATURES)
     temperature: float | None = from_recipe("Cosines are divided by it before the softmax.", panel=TRAINING, above=0)
     min_crop: float | None = from_recipe("Smallest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
     jitter: float | None = from_recipe("Strength of the colour jitter.", panel=VIEWS, at_least=0, at_most=2)
@@ -209,7 +216,10 @@ class LabelOptions(TrainingOptions):
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
     backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
     image_size: int | None = option(
-        None, "Only with --from none; otherwise the pretrained network decides.", at_least=1
+        None,
+        "Only with --from none; otherwise the pretrained network decides.",
+        at_least=1,
+        at_most=MOST_PIXELS,
     )
     lr: str = option(
         "0.1",
@@ -334,7 +344,9 @@ class SimilarOptions(MachineOptions):
     from_: str | None = option(None, "Weights to embed the query with. Unset: those that the file was made with.")
     top: int = option(10, "How many to show: matches of each query, or groups.", at_least=1)
     duplicates: bool = option(False, "Show groups of near-duplicates within --in instead of answering a query.")
-    threshold: float = option(0.998, "Cosine from which two images count as near-duplicates.", above=-1, at_most=1)
+    threshold: float | None = option(
+        None, "Cosine from which two images count as near-duplicates. Unset: 0.998.", above=-1, at_most=1
+    )
     search: Literal["auto", "exact", "usearch"] = option(
         "auto",
         "exact compares with every vector; usearch (an extra) builds an index beside --in. Beyond a million vectors "

@@ -1,7 +1,6 @@
 """What an option is: a field of a frozen dataclass, with its help and its limits; and how options survive in a run."""
 
 import dataclasses
-import math
 import operator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -29,6 +28,8 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+MOST = 2.0**64
+"""No option takes a number as large as that, or infinity."""
 WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
 
 
@@ -50,9 +51,10 @@ class Options:
             value, limits = getattr(self, field.name), field.metadata.get("limits", {})
             if not isinstance(value, int | float):
                 continue
-            if not math.isfinite(value) or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
+            if not -MOST < value < MOST or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
                 allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
-                raise UsageError(f"{flag_of(field.name)} {value:g}: give a number {allowed}".rstrip())
+                given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
+                raise UsageError(f"{flag_of(field.name)} {given}: give a number {allowed}".rstrip())
 
 
 # What belongs to an invocation, and is never taken from a resumed run's config.

@@ -11,6 +11,7 @@ bad_files.jsonl      unreadable inputs
 import contextlib
 import copy
 import datetime
+import json
 import os
 import platform
 import shutil
@@ -18,13 +19,15 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from selfie_cli import __version__, hub
+from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, read_json, remove_leftovers, write_json
 from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
+MOST_BYTES = 2**26
+"""Of a config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
 
 
@@ -119,9 +122,6 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
 def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:
     """Begin a run in an empty, new or (with `overwrite`) occupied folder; `sections` go into its config."""
     check_free(path, overwrite=overwrite)
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
     config: dict[str, Any] = {
         "format": RUN_FORMAT,
         "verb": verb,
@@ -133,6 +133,11 @@ def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = Fa
         "progress": {"status": "running"},
         **sections,
     }
+    if found := schema.fault_of(json.loads(json.dumps(config))):  # what could not be read again
+        raise RunError(f"no run can be made so: {found}")
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
     write_json(path / "config.json", config)
     return Run(path, config)
 
@@ -154,9 +159,12 @@ def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) ->
 
 def read_run(folder: Path, address: str | None = None) -> Run:
     try:
+        if (folder / "config.json").stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"no run at {folder}: a folder with a config.json is expected, see selfie pretrain") from None
+        on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if hub.NAME.fullmatch(str(folder)) else ""
+        raise RunError(f"no run at {folder}: a folder with a config.json is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
     sections = ("asked", "derived", "measured", "progress")
@@ -166,6 +174,9 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
     if config.get("format") != RUN_FORMAT:
         raise RunError(f"{folder} has run format {config.get('format')}, this selfie reads {RUN_FORMAT}")
+    if found := schema.fault_of(config):
+        file = folder / "config.json"
+        raise RunError(f"{file} is damaged, or of another version, or does not describe a network of selfie's: {found}")
     return Run(folder, config, address)
 
 
@@ -176,9 +187,8 @@ def open_to_resume(path: str, verb: str) -> Run:
         raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
     if run.finished:
         raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
-    sizes = [run.derived.get(name) for name in ("steps", "batch_size", "micro_batch")]
-    if any(type(size) is not int or size < 1 for size in sizes) or not isinstance(run.config.get("data"), dict):
-        raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
+    if found := schema.fault_of_stopped(run.config):
+        raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     return run

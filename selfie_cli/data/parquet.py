@@ -45,20 +45,23 @@ class Parquet(Packed):
         if importlib.util.find_spec("pyarrow") is None:
             raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")
         self.paths, self.pinned = list(paths), dict(pinned or {})
-        self.columns, self._metadata = [], []
+        self.columns: list[str] = []
+        self._metadata: list[Any] = []
         self._groups: list[tuple[int, int]] = []  # of all files: which file, and which in it
         sizes, num_bytes, largest = [], 0, 1
         for number, path in enumerate(self.paths):
             with opened(path) as file:
                 column, metadata = image_column(path, file.schema_arrow), file.metadata
-            for each in range(metadata.num_row_groups):
-                group = metadata.row_group(each)
-                self._groups.append((number, each))
-                sizes.append(group.num_rows)
-                chunks = (group.column(place) for place in range(group.num_columns))
-                inside = [one for one in chunks if one.path_in_schema.partition(".")[0] == column]
-                there = sum(one.total_uncompressed_size for one in inside)
-                num_bytes, largest = num_bytes + there, max(largest, there)
+                for each in range(metadata.num_row_groups):
+                    group = metadata.row_group(each)
+                    self._groups.append((number, each))
+                    sizes.append(group.num_rows)
+                    chunks = (group.column(place) for place in range(group.num_columns))
+                    inside = [one for one in chunks if one.path_in_schema.partition(".")[0] == column]
+                    there = sum(one.total_uncompressed_size for one in inside)
+                    num_bytes, largest = num_bytes + there, max(largest, there)
+            if sum(sizes) != sum(one.num_rows for one in (*self._metadata, metadata)):
+                raise DataError(f"{path} is damaged: it has other rows than it says")
             self.columns.append(column)
             self._metadata.append(metadata)
         self._ends = list(itertools.accumulate(sizes))
@@ -147,7 +150,8 @@ class Parquet(Packed):
             if names is None:
                 texts += [None if value is None else str(value) for value in values]
             else:
-                texts += [names[each] if each is not None and 0 <= each < len(names) else None for each in values]
+                number = len(names)
+                texts += [names[each] if type(each) is int and 0 <= each < number else None for each in values]
         if any(names != known[0] for names in known):
             raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
         return texts, known[0]
@@ -160,10 +164,10 @@ def opened(path: str) -> Iterator[Any]:
 
     try:
         file = pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+        with file:
+            yield file
+    except (OSError, UnicodeError, pa.ArrowException) as error:  # names in it may be no text
         raise DataError(f"cannot read {path} (a parquet file is expected): {one_line(error)}") from None
-    with file:
-        yield file
 
 
 def one_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -28,6 +29,8 @@ LISTS = (".txt", ".lst")
 ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z")
 GAP = 2**22
 """Bytes between two images of a shard that are read over rather than skipped: a disk finds a place as fast."""
+MOST_OF_HEADER = 2**20
+"""Bytes that a member of a shard says of itself, at most."""
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 
 
@@ -105,20 +108,35 @@ def _key(member: str) -> str:
     return f"{folder}/{file.partition('.')[0]}"
 
 
+class _Headers(io.BufferedReader):
+    """A shard for tarfile, which would believe a header that says how many bytes its extension has."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MOST_OF_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
 def _members(path: str) -> Iterator[tuple[str, int, int, str | None]]:
     """Name, first byte and size of each image, and of each `.cls` file with its text."""
     try:
-        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
+        with (
+            _Headers(io.FileIO(path)) as file,
+            tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as tar,
+        ):
+            size = os.fstat(file.fileno()).st_size
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header it has read
+                if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
+                    raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes, and the shard {size}")
                 if not member.isreg() or member.issparse() or os.path.basename(member.name).startswith("."):
                     continue
                 suffix = os.path.splitext(member.name)[1].lower()
                 if suffix in EXTENSIONS:
                     yield member.name, member.offset_data, member.size, None
-                elif suffix == ".cls" and (file := tar.extractfile(member)) is not None:
-                    yield member.name, 0, 0, file.read(1024).decode("utf-8", "surrogateescape").strip()
-    except (OSError, tarfile.TarError) as error:
+                elif suffix == ".cls" and (text := tar.extractfile(member)) is not None:
+                    yield member.name, 0, 0, text.read(1024).decode("utf-8", "surrogateescape").strip()
+    except (OSError, tarfile.TarError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read the shard {path} (an uncompressed tar file is expected): {reason}") from error
 

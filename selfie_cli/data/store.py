@@ -190,12 +190,17 @@ def save_bad(file: Path, bad: list[BadFile]) -> None:
 
 
 def load_bad(file: Path) -> list[BadFile]:
-    """What `save_bad` wrote; nothing where there is no such file."""
+    """What `save_bad` wrote; nothing where there is no such file. Raises DataError if it is damaged."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()  # JSON escapes what else would end a line
+        found = [BadFile(one["path"], one["reason"]) for one in map(json.loads, lines)]
+        if not all(isinstance(one.name, str) and isinstance(one.reason, str) for one in found):
+            raise ValueError("a path or a reason is no text")
     except FileNotFoundError:
         return []
-    return [BadFile(one["path"], one["reason"]) for one in map(json.loads, lines)]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} is damaged ({error}): remove it, bad files are found again") from None
+    return found
 
 
 def report_bad(bad: list[BadFile], num_images: int, file: Path, talk: Talk) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from selfie_cli.data import splits
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.mapped import SMALL
-from selfie_cli.errors import UsageError, WeightsError
+from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.supervised import Supervised
@@ -40,6 +41,17 @@ def sizes_of(run: Run) -> dict[str, Any]:
     if sizes["processes"] != group().world:
         raise UsageError(f"{run.path} was started with {sizes['processes']} processes: resume it with as many")
     return sizes
+
+
+def known_accuracy(file: Path) -> float:
+    """What a finished cell has come to, 0..1. Raises RunError if the file is damaged."""
+    try:
+        accuracy = read_json(file)["accuracy"]
+        if not 0 <= accuracy <= 1:
+            raise ValueError(f"an accuracy of {accuracy}")
+        return float(accuracy)
+    except (ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{file} is damaged ({error}): remove {file.parent}, resuming trains it again") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +205,7 @@ class Trainer:
         here = group()
         folder = run.path / "cells" / name
         if here.from_first((folder / "results.json").is_file()):
-            accuracy = float(read_json(folder / "results.json")["accuracy"])
+            accuracy = known_accuracy(folder / "results.json")
             cell = runs.open_run(folder)
             if not cell.finished and here.first:  # killed between the two
                 cell.finish({"accuracy": accuracy})

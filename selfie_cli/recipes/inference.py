@@ -104,10 +104,10 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
     Raises UsageError for a name that no writer fits, a file that would be lost, or a folder that cannot be written to.
     """
     out = Path(name)
-    if out.suffix not in suffixes:
-        raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file")
+    if out.suffix not in suffixes:
+        raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
     check_writable(out, out.parent)

@@ -10,8 +10,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from selfie_cli import config
+from selfie_cli import config, schema
 from selfie_cli.data.augment import plain_view
 from selfie_cli.errors import RunError, UsageError, WeightsError
 from selfie_cli.files import replacing
@@ -93,16 +94,11 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
     Raises RunError if the description is incomplete.
     """
     with describing():
-        if type(derived["image_size"]) is not int or derived["image_size"] < 1:
-            raise ValueError(f"image_size {derived['image_size']!r}")
+        check(derived)
         if derived["method"] == "selfie":
             return build_method(derived)
         if derived["method"] in config.METHODS:
             return Encoder(derived["backbone"], stem=derived["stem"])
-        if derived["method"] != "finetune":
-            raise ValueError(f"method {derived['method']!r}")
-        if not derived["classes"] or not all(isinstance(name, str) for name in derived["classes"]):
-            raise ValueError("classes")
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}
@@ -113,6 +109,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
 def build_method(derived: dict[str, Any]) -> Method:
     """A freshly initialized method with everything that trains it. Raises RunError as `build` does."""
     with describing():
+        check(derived)
         own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
         if derived["method"] == "byol":
             return Byol(stem=derived["stem"], **own)
@@ -121,6 +118,21 @@ def build_method(derived: dict[str, Any]) -> Method:
         if own.pop("views") == 2:
             return TwoViewSelfie(patch_size=derived["patch_size"], **own)
         return Selfie(patch_size=derived["patch_size"], **own)
+
+
+def check(derived: dict[str, Any]) -> None:
+    """Raises ValueError for what describes no network, or one that is too large to be honest."""
+    if found := schema.fault_of_network(derived):
+        raise ValueError(found)
+
+
+class Undrawn(TorchFunctionMode):
+    """Within, nothing is drawn from a normal distribution: to do so without memory, torch imports its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.endswith("normal_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -145,16 +157,17 @@ def choose_features(derived: dict[str, Any], features: str | None) -> str:
 
 def load_module(run: Run) -> Pretrained | AnyClassifier:
     """The run's network with its weights. Raises WeightsError if they do not fit."""
-    module = build(run.derived)
     weights, _ = load_weights(run.weights)
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {reason}") from None
-    there = module.state_dict()  # which would take any number as its own type
-    if other := [name for name, tensor in weights.items() if tensor.dtype != there[name].dtype]:
-        raise WeightsError(f"{run.weights} does not fit {run.path / 'config.json'}: {other[0]} is of another type")
+    with torch.device("meta"), Undrawn():  # no memory: what a config asks for is made if the weights are of that size
+        wanted = build(run.derived).state_dict()
+    unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
+    if others := sorted(weights.keys() ^ wanted.keys()):
+        raise WeightsError(f"{unlike}: {others[0]} is in one of them alone, and so are {len(others) - 1} others")
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise WeightsError(f"{unlike}: {name} is of another type or shape")
+    module = build(run.derived)
+    module.load_state_dict(weights)
     return module
 
 

@@ -19,7 +19,9 @@ from selfie_cli.recipes import networks
 from selfie_cli.recipes.comparison import Curve, Finetuned
 from selfie_cli.recipes.eval import Evaluated
 from selfie_cli.recipes.export import why_not
+from selfie_cli.recipes.report import describing
 from selfie_cli.report.card import known, model_card
+from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 
 KINDS = {
@@ -51,20 +53,13 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
     if not options.run or not options.repo:
         raise UsageError("name the run and the repository: selfie push RUN owner/name")
     address = hub.parse(options.repo, options.revision)
+    if hub.COMMIT.fullmatch(address.revision or ""):
+        raise UsageError(f"{address.revision} is a commit: push to a branch, by its name")
     run = runs.open_run(options.run, talk=talk)
     if not run.finished:
         raise RunError(f"{run} is not finished: selfie {run.verb} --resume {run}")
     networks.load_module(run)  # what nobody could load is not sent
-    config = published(run.config)
-    results = run.path / "results.json"
-    card = model_card(
-        str(address),
-        config=config,
-        command=command_of(config),
-        results=read_results(results, RESULTS[run.verb]) if run.verb in RESULTS and results.is_file() else None,
-        evaluations=[read_results(file, Evaluated) for file in sorted(run.path.glob("eval-*.json"))],
-        in_timm=why_not(run, "timm") is None,
-    )
+    config, card = published_with_card(run, str(address))
     files: dict[str, Path | bytes] = {
         "model.safetensors": run.weights,
         "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
@@ -89,6 +84,23 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
     sent = hub.send(address, files, private=private, message=message, talk=talk)
     return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
+
+
+def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
+    """The config and the model card that are sent. Raises RunError if a file of the run is damaged."""
+    results = run.path / "results.json"
+    found = read_results(results, RESULTS[run.verb]) if run.verb in RESULTS and results.is_file() else None
+    evaluations = [read_results(file, Evaluated) for file in sorted(run.path.glob("eval-*.json"))]
+    with describing(run):
+        config = published(run.config)
+        return config, model_card(
+            address,
+            config=config,
+            command=command_of(config),
+            results=found,
+            evaluations=evaluations,
+            in_timm=why_not(run, "timm") is None,
+        )
 
 
 def read_results(file: Path, kind: type) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
 from selfie_cli.recipes import exhibits, networks
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
 from selfie_cli.recipes.gallery import embed, open_gallery
+from selfie_cli.recipes.inference import check_file
 from selfie_cli.recipes.networks import Network
 from selfie_cli.report import page as pages
 from selfie_cli.report.page import Page
@@ -28,6 +29,8 @@ from selfie_cli.training.machine import num_cores, prepare
 from selfie_cli.training.state import saved_states
 from selfie_cli.training.step import reason_of
 from selfie_cli.weights import load_weights
+
+SUFFIXES = (".html", ".htm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +91,8 @@ def choose_out(run: Run, options: ReportOptions) -> Path:
     if options.out is None:
         if run.address is not None:  # in the package, or the Hub's cache
             raise UsageError(f"nothing is written into {run}: name the page with --out PAGE.html")
-        return run.path / "report.html"
-    out = Path(options.out)
-    if out.is_dir():
-        raise UsageError(f"--out {out} is a folder: name a file")
-    if out.exists() and not options.overwrite:
-        raise UsageError(f"{out} exists: replace it with --overwrite")
-    return out
+        return check_file(str(run.path / "report.html"), SUFFIXES, overwrite=True)
+    return check_file(options.out, SUFFIXES, overwrite=options.overwrite)
 
 
 @contextlib.contextmanager
@@ -102,7 +100,7 @@ def describing(run: Run) -> Iterator[None]:
     """What is missing or of another kind in here is so in the run's files. Raises RunError."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise RunError(f"a file in {run.path} is damaged, or of another version of selfie: {error!r}") from error
 
 
@@ -130,8 +128,9 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     try:
         with describing(run):
             gallery = open_gallery(run, options, talk)
-        seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
-        embedded = embed(gallery, network, options, talk, exclude=frozenset(each["path"] for each in seen))
+            seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
+            left_out = frozenset(each["path"] for each in seen)
+        embedded = embed(gallery, network, options, talk, exclude=left_out)
     except DataError as error:
         if options.dataset:
             raise

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ BAD_KEY = "selfie_bad"
 NETWORK = ("run", "from", "sha256", "features", "precision")
 """What a table says in words of the network that made it."""
 PART = "part-{:05d}.parquet"
-DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+DAMAGED = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError),
+    *(MemoryError, SystemError, SyntaxError, csv.Error, tokenize.TokenError, SafetensorError),
+)
 """What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
 implemented, JSON that is nested too deeply."""
 VALUES = 2**22
@@ -186,8 +190,12 @@ def table_writer(
                 limit = {"row_group_size": rows} if out.suffix == ".parquet" else {"max_chunksize": rows}
                 writer.write_table(table, **limit)
 
-        for batch in [] if old is None else batches_of(old):
-            batch = pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+        def kept(file: Path) -> Iterator[Any]:
+            with reading(file):
+                for batch in batches_of(file):
+                    yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+
+        for batch in [] if old is None else kept(old):
             waiting.append(batch)
             count += len(batch)
             if count >= rows:
@@ -214,7 +222,7 @@ def reading(file: Path) -> Iterator[None]:
     """Whatever goes wrong in here is the fault of a file of vectors. Raises DataError."""
     try:
         yield
-    except (*DAMAGED, SafetensorError) as error:
+    except DAMAGED as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from None
 
@@ -243,12 +251,13 @@ def batches_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[Any
     else:
         for number in range(found.num_record_batches):
             batch = found.get_batch(number)
+            batch.validate(full=True)  # or places in it might lie outside the file
             yield batch if columns is None else batch.select(list(columns))
 
 
 def rows_of(width: int) -> int:
     """How many vectors of that width are handled together."""
-    return max(1, min(ROWS, VALUES // width))
+    return max(1, min(ROWS, VALUES // max(1, width)))
 
 
 def width_of(schema: Any) -> int:
@@ -273,7 +282,10 @@ def about_of(file: Path) -> dict[str, Any]:
 def bad_of(file: Path) -> list[BadFile]:
     """What `table_writer` was told of unreadable images. Raises DataError."""
     with reading(file):
-        return [BadFile(*one) for one in json.loads(opened(file).metadata.metadata.get(BAD_KEY.encode(), b"[]"))]
+        found = json.loads(opened(file).metadata.metadata.get(BAD_KEY.encode(), b"[]"))
+        if not all(isinstance(each, str) for one in found for each in one):
+            raise ValueError("what it says of unreadable images is damaged")
+        return [BadFile(*one) for one in found]
 
 
 def hashes_of(files: Iterable[Path]) -> NDArray[np.bytes_]:
@@ -312,6 +324,8 @@ class VectorFile:
                     height, found = piece.vectors.shape
                     if len(piece.names) != height:
                         raise ValueError("names and vectors differ in number")
+                    if not all(isinstance(name, str) for name in piece.names):
+                        raise ValueError("a path is no text")
                     if found != (width := width or found):
                         raise ValueError(f"vectors of {found} and of {width} numbers")
                     # One sum tells of any number that is none; squares might overflow.

@@ -70,10 +70,10 @@ def cut_metrics(file: Path, step: int) -> dict[str, float]:
     if not file.exists():
         return {}
     kept: list[dict[str, float]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, RecursionError):
             values = json.loads(line)
-            if values["step"] <= step:
+            if values["step"] <= step and all(map(math.isfinite, values.values())):
                 kept.append(values)
     write_json_lines(file, kept)
     return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}

@@ -42,12 +42,13 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
         try:
             weights, header = load_weights(path / "weights.safetensors")
             tensors, _ = load_weights(path / "optimizer.safetensors")
+            step = int(header["step"])
             module.load_state_dict(weights)
-        except (WeightsError, RuntimeError) as error:
+            put_optimizer_tensors(optimizer, tensors)
+        except (WeightsError, RuntimeError, ValueError, LookupError) as error:
             talk.warn(f"the state {path} is damaged and passed over: {error}")
             continue
-        put_optimizer_tensors(optimizer, tensors)
-        return int(header["step"])
+        return step
     if states:
         raise RunError(f"no state in {folder} can be read: start the run anew with --overwrite")
     return 0

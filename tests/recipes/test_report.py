@@ -249,6 +249,7 @@ def test_out_and_its_refusals(pretrained: Path, images: Path) -> None:
     assert "map" in sections(Path("bundled.html"))
     assert "name a run" in error_of("report", code=2)
     assert "no run at" in error_of("report", "nowhere")
+    assert "hf://acme/net for one on the Hub" in error_of("report", "acme/net")
     assert list(Path().glob("**/.tmp-*")) == []
 
 

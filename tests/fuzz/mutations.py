@@ -1,0 +1,209 @@
+"""Ways to spoil a file: what is valid but for a few bytes, fields or lengths comes further than noise does."""
+
+import json
+import random
+import struct
+from typing import Any
+
+SIZES = (0, 1, 2, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+TEXTS = (
+    "",
+    "x",
+    "../../x",
+    "/etc/passwd",
+    "\x1b[2J",
+    "\x00",
+    "\ud800",
+    "é\n<script>",
+    "F32",
+    "<f4",
+    "|O",
+    "-1",
+    "9" * 40,
+)
+VALUES: tuple[Any, ...] = (
+    *(None, True, False, [], {}, [[]], [None], {"": None}, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**400),
+    *(-1, *SIZES),
+    *TEXTS,
+)
+
+
+def deep(kind: str = "[") -> bytes:
+    return (b"[" if kind == "[" else b'{"a":') * 100_000
+
+
+def spoil(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes flipped, set, cut out, doubled or put in, or the rest cut off."""
+    spoiled = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        size = len(spoiled)
+        at = rng.randrange(size) if size else 0
+        if rng.random() < 0.3:  # where formats keep what they say of themselves
+            at = rng.choice((at % 64, max(0, size - 1 - at % 512)))
+        end = at + rng.choice((1, 2, 4, 8, 64, size))
+        match rng.randrange(7):
+            case 0 if size:
+                spoiled[at] ^= 1 << rng.randrange(8)
+            case 1 if size:
+                spoiled[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+            case 2:
+                number = struct.pack(rng.choice("<>") + "Q", rng.choice(SIZES))
+                width = rng.choice((2, 4, 8))
+                spoiled[at : at + width] = number[:width]
+            case 3:
+                del spoiled[at:end]
+            case 4:
+                spoiled[at:at] = spoiled[at : min(end, at + 4096)]
+            case 5:
+                spoiled[at:at] = rng.randbytes(rng.choice((1, 4, 64)))
+            case 6 if rng.random() < 0.3:
+                del spoiled[at:]
+    return bytes(spoiled)
+
+
+def spoil_value(value: Any, rng: random.Random) -> Any:
+    """JSON, a copy, with one thing in it replaced, left out, doubled or renamed."""
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.08:
+        if type(value) is int and abs(value) < 2**62 and rng.random() < 0.3:
+            return value + rng.choice((-1, 1, value, -2 * value, 0.5))
+        if isinstance(value, str) and rng.random() < 0.2:
+            return value + rng.choice(TEXTS)
+        return rng.choice(VALUES)
+    table: dict[Any, Any] = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+    name = rng.choice(list(table))
+    match rng.randrange(10):
+        case 0:
+            del table[name]
+        case 1:
+            table[rng.choice(TEXTS) if isinstance(value, dict) else len(table)] = table[name]
+        case 2:
+            table[name] = table[rng.choice(list(table))]
+        case _:
+            table[name] = spoil_value(table[name], rng)
+    return table if isinstance(value, dict) else list(table.values())
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode("ascii")
+
+
+def spoil_json(data: bytes, rng: random.Random) -> bytes:
+    """A document as JSON with a few things in it changed, and now and then no JSON any more."""
+    if rng.random() < 0.002:
+        return deep(rng.choice("[{"))
+    if rng.random() < 0.1:
+        return spoil(data, rng)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):  # spoiled before
+        return spoil(data, rng)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        value = spoil_value(value, rng)
+    return as_json(value)
+
+
+def spoil_lines(data: bytes, rng: random.Random) -> bytes:
+    """JSON Lines in which one or two are changed, left out, doubled or exchanged."""
+    if rng.random() < 0.1:
+        return spoil(data, rng)
+    lines = data.splitlines()
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.randrange(len(lines)) if lines else 0
+        match rng.randrange(8):
+            case 0:
+                del lines[at:][:1]
+            case 1:
+                lines[at:at] = lines[at : at + 1] * rng.choice((1, 2, 50))
+            case 2:
+                lines[at:at] = [rng.choice((b"", b"null", b"[]", b"0", b"{}", b"\xff", b"nan"))]
+            case _ if lines:
+                lines[at] = spoil_json(lines[at], rng) if lines[at].startswith(b"{") else spoil(lines[at], rng)
+    return b"\n".join(lines) + b"\n" * rng.randrange(2)
+
+
+def spoil_rows(data: bytes, rng: random.Random) -> bytes:
+    """CSV with a cell, or bytes, changed."""
+    if rng.random() < 0.3:
+        return spoil(data, rng)
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    cells = lines[at].split(b",")
+    odd = (b"", b'"', b"nan", b"inf", b"1e999", b"-0", b"0x1", b"1_0", b"x" * 200_000, b"\x00", b"\xff", b"\r", b'"a""')
+    cells[rng.randrange(len(cells))] = rng.choice(odd)
+    if rng.random() < 0.2:
+        cells *= rng.choice((0, 2, 3))
+    lines[at] = b",".join(cells)
+    return b"\n".join(lines)
+
+
+def spoil_safetensors(data: bytes, rng: random.Random) -> bytes:
+    """The header's JSON changed and its length right, or any bytes."""
+    if rng.random() < 0.4:
+        return spoil(data, rng)
+    size = int.from_bytes(data[:8], "little")
+    header = spoil_json(data[8 : 8 + size].rstrip(), rng)
+    length = len(header) if rng.random() < 0.95 else rng.choice(SIZES)
+    return length.to_bytes(8, "little") + header + data[8 + size :]
+
+
+def spoil_npy(data: bytes, rng: random.Random) -> bytes:
+    """What the header says of type and shape changed, its length right, or any bytes."""
+    if rng.random() < 0.4:
+        return spoil(data, rng)
+    kinds = ("<f4", "<f8", "<i8", "|O", "|V4", "<U4", "<f2", "<c8", "|b1", ">f4", "[('a','<f4')]", "<M8[s]", "x")
+    shapes = (
+        "(4, 6)",
+        "()",
+        "(24,)",
+        "(2, 3, 4)",
+        "(-1, 6)",
+        "(4, -6)",
+        "(0, 6)",
+        "(4, 0)",
+        "(4, 1.5)",
+        "(True, 6)",
+        "4",
+    )
+    shapes += tuple(f"({size}, {other})" for size in SIZES for other in (1, 6, size))
+    kind, shape = rng.choice(kinds), rng.choice(shapes)
+    order = rng.choice(("False", "True", "0", "None"))
+    header = f"{{'descr': {kind!r}, 'fortran_order': {order}, 'shape': {shape}}}".encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data[128:]
+
+
+TAR_FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1)}
+TAR_FIELDS |= {"link": (157, 100), "magic": (257, 8), "prefix": (345, 155), "sparse": (386, 97)}
+TAR_NAMES = (b"../../x.png", b"/etc/x.png", b"a\x1b[2J\n.png", b"\xff.png", b".png", b"", b"a/../../b.png", b"x.cls")
+TAR_NUMBERS = (
+    b"77777777777",
+    b"-1",
+    b"",
+    b"8",
+    b"00000000001",
+    b"\x80" + b"\xff" * 11,
+    b"\xff" * 12,
+    b"\x80" + bytes(10) + b"\1",
+)
+
+
+def spoil_tar(data: bytes, rng: random.Random) -> bytes:
+    """Fields of headers changed with their checksums right, or any bytes."""
+    if rng.random() < 0.3:
+        return spoil(data, rng)
+    spoiled = bytearray(data)
+    headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
+    for at in rng.choices(headers, k=rng.choice((1, 1, 2, 3))):
+        field = rng.choice(list(TAR_FIELDS))
+        first, width = TAR_FIELDS[field]
+        if field == "type":
+            value = rng.choice((*b"0123456789LKVMNSXxgA", 0, 255)).to_bytes(1, "little")
+        elif field in ("name", "link", "prefix"):
+            value = rng.choice(TAR_NAMES)
+        elif rng.random() < 0.2:
+            value = rng.randbytes(width)
+        else:
+            value = rng.choice(TAR_NUMBERS)
+        spoiled[at + first : at + first + width] = value[:width].ljust(width, b"\0")
+        block = spoiled[at : at + 148] + b" " * 8 + spoiled[at + 156 : at + 512]
+        spoiled[at + 148 : at + 156] = b"%06o\0 " % sum(block)
+    return bytes(spoiled)

@@ -1,0 +1,144 @@
+"""What a stranger's config.json may say: whatever it is, each verb reads it, or refuses it in a line."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import error_of, selfie
+
+from selfie_cli import runs, schema
+from selfie_cli.errors import RunError
+from selfie_cli.files import read_json, write_json
+from selfie_cli.recipes import networks
+from selfie_cli.runs import bundled_folder
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The bundled network's config with the value at a dotted path replaced; ... removes it."""
+    config: dict[str, Any] = copy.deepcopy(read_json(bundled_folder() / "config.json"))
+    *folders, last = path.split(".")
+    table = config
+    for name in folders:
+        table = table[name]
+    table[last] = value
+    if value is ...:
+        del table[last]
+    return config
+
+
+HUGE = [
+    ("derived.image_size", 4097),
+    ("derived.image_size", 10**9),
+    ("derived.patch_size", 0),
+    ("derived.selfie.hidden", 2**14 + 1),
+    ("derived.selfie.width", 10**12),
+    ("derived.batch_size", 2**40),
+]
+WRONG = [
+    ("derived.image_size", "32"),
+    ("derived.image_size", 32.0),
+    ("derived.image_size", True),
+    ("derived.image_size", 33),
+    ("derived.image_size", ...),
+    ("derived.method", ["selfie"]),
+    ("derived.method", None),
+    ("derived.backbone", {"resnet18": 1}),
+    ("derived.lr", float("nan")),
+    ("derived.optimizer", "sgdx"),
+    ("derived.selfie", []),
+    ("derived.selfie.mask_ratio", "half"),
+    ("derived.selfie.patience", 3),
+    ("derived.trust_remote_code", True),
+    ("asked.seed", "0"),
+    ("asked.data", [3]),
+    ("asked.selfie", 7),
+    ("measured.last", {"loss": "low"}),
+    ("measured.seconds", {}),
+    ("data.images", "many"),
+    ("data", []),
+    ("versions", ["1"]),
+    ("progress.status", True),
+    ("from", [{"path": 3}]),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), HUGE + WRONG)
+def test_a_config_that_no_run_has_is_refused_before_anything_is_built(tmp_path: Path, path: str, value: Any) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(changed(path, value)))
+    with pytest.raises(RunError, match=r"is damaged|lacks|not the config") as caught:
+        runs.open_run(tmp_path)
+    assert path.rpartition(".")[2] in str(caught.value) or "status" in path or path == "data"
+    assert "\n" not in str(caught.value)
+
+
+def test_what_decides_nothing_may_be_there(tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", changed("notes", {"mine": [1]}) | {"measured": {"later": "x"}})
+    runs.open_run(tmp_path)
+
+
+def test_a_network_of_a_million_classes_is_not_built() -> None:
+    derived = read_json(bundled_folder() / "config.json")["derived"] | {"method": "finetune", "arch": "resnet"}
+    networks.build(derived | {"classes": ["a", "b"]})
+    with pytest.raises(RunError, match=f"not 1 to {schema.MOST_CLASSES:,}"):
+        networks.build(derived | {"classes": ["a"] * 1_000_000})
+    with pytest.raises(RunError, match=r"not 1 to 128 patches of 8 px"):
+        networks.build_method({**derived, "method": "selfie", "image_size": 8 * 129})
+
+
+def test_weights_decide_whether_a_network_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as the bounds allow, but its weights are the small network's."""
+    shutil.copy(bundled_folder() / "model.safetensors", tmp_path)
+    write_json(tmp_path / "config.json", changed("derived.selfie.hidden", 2**14))
+    made: list[str] = []
+    build = networks.build
+    monkeypatch.setattr(networks, "build", lambda derived: made.append(derived["method"]) or build(derived))
+    message = error_of("embed", "x.jpg", "--from", tmp_path)
+    assert "is of another type or shape" in message
+    assert made == ["selfie"]  # without memory
+
+
+@pytest.mark.parametrize(("path", "value"), [("derived.image_size", "x"), ("derived.selfie", 3), ("derived", {})])
+def test_every_verb_refuses_it_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, value: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundled_folder(), "run")
+    Path("run/config.json").write_text(json.dumps(changed(path, value)))
+    for arguments in (
+        ("embed", "x.jpg", "--from", "run"),
+        ("predict", "run", "x.jpg"),
+        ("eval", "run", "--dataset", "x"),
+        ("export", "run", "--to", "safetensors"),
+        ("report", "run"),
+        ("push", "run", "a/b"),
+        ("finetune", "--from", "run", "--dataset", "x"),
+        ("curve", "--from", "run", "--dataset", "x"),
+        ("pretrain", "--resume", "run"),
+    ):
+        assert "config.json is damaged" in error_of(*arguments)
+    assert sorted(each.name for each in Path().iterdir()) == ["run"]
+
+
+def test_resuming_needs_every_value_that_trains(tmp_path: Path) -> None:
+    config = changed("progress.status", "running")
+    for name in ("steps", "lr", "optimizer", "recipe", "selfie", "warmup_steps"):
+        derived = {key: value for key, value in config["derived"].items() if key != name}
+        write_json(tmp_path / "config.json", {**config, "derived": derived})
+        assert f"lacks {name}" in error_of("pretrain", "--resume", tmp_path)
+
+
+def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(RunError, match="has more than"):
+        runs.open_run(tmp_path)
+
+
+def test_what_is_printed_of_it_controls_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(changed("derived.backbone", "\x1b]0;title\x07\x1b[2J")))
+    result = selfie("report", tmp_path, code=1)
+    assert "\x1b" not in result.stderr
+    assert "\\x1b[2J" in result.stderr
