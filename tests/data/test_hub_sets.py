@@ -141,12 +141,13 @@ def test_errors_in_one_line_without_the_token(hub: Hub, pets: Repository, monkey
     assert not any(token in line for line in seen for token in (TOKEN, READ_ONLY))
 
 
-@pytest.mark.parametrize("name", ["../../out.parquet", "/out.parquet", "data/../../../out.parquet"])
+@pytest.mark.parametrize("name", ["../../train.parquet", "/train.parquet", "data/../../../train-1.parquet"])
 def test_names_that_lead_out_of_the_cache(hub: Hub, pets: Repository, tmp_path: Path, name: str) -> None:
-    pets.commit("main", {name: (parquet(Path.cwd(), 0), True)})
-    error_of("pretrain", PETS)
-    assert not list(tmp_path.rglob("out.parquet"))
-    assert not Path("/out.parquet").exists()
+    pets.commits[pets.commit("main", {})] = {name: (parquet(Path.cwd(), 0), True)}  # and nothing else
+    with pytest.raises((HubError, DataError)):
+        get()
+    assert not [file for file in tmp_path.rglob("train*.parquet") if "hf" not in file.parts]
+    assert not Path("/train.parquet").exists()
 
 
 def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
