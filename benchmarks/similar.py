@@ -2,9 +2,9 @@
 
     python benchmarks/similar.py IMAGES --from RUN [--count 20000] [--planted 200] [--thresholds 0.99,0.995,0.998]
 
-Of --planted of the --count images below IMAGES, copies are made: saved anew, halved, brightened, mirrored, cut. For each
-threshold and kind, the share of copies whose cosine to their original reaches it; and how many images have another one,
-no copy, that does. Then commands: grouping all, and 50 queries, exactly, while an index is built, and with the index.
+Of --planted of the --count images below IMAGES, copies are made: saved anew, halved, brightened, mirrored, cut. For
+each threshold and kind, the share of copies whose cosine to their original reaches it; and how many images have another
+one, no copy, that does. Then commands: grouping all, and 50 queries, exactly, while an index is built, and with it.
 """
 
 from pathlib import Path
