@@ -1,6 +1,7 @@
 """What an option is: a field of a frozen dataclass, with its help and its limits; and how options survive in a run."""
 
 import dataclasses
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -28,9 +29,9 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-MOST = 2.0**64
-"""No option takes a number as large as that, or infinity."""
-WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le}
+MOST = {int: 2**63, float: math.inf}
+"""No option takes a number as large as that."""
+WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
 def flag_of(name: str) -> str:
@@ -51,7 +52,10 @@ class Options:
             value, limits = getattr(self, field.name), field.metadata.get("limits", {})
             if not isinstance(value, int | float):
                 continue
-            if not -MOST < value < MOST or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
+            most = MOST[float if isinstance(value, float) else int]
+            if not -most < value < most and isinstance(value, int):
+                limits = limits | {"below": most}
+            if not -most < value < most or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
                 allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
                 given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
                 raise UsageError(f"{flag_of(field.name)} {given}: give a number {allowed}".rstrip())
