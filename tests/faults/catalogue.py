@@ -1,0 +1,6 @@
+"""All faults, in the order of the table in docs/reliability.md."""
+
+import stops
+from injection import Fault
+
+FAULTS: list[Fault] = [*stops.FAULTS]

@@ -1,0 +1,5 @@
+"""Processes that are stopped or killed."""
+
+from injection import Fault
+
+FAULTS: list[Fault] = []

@@ -1,0 +1,14 @@
+"""The short form of run.py: each fault a few times."""
+
+import pytest
+from catalogue import FAULTS
+from injection import Fault, inject
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_nothing_is_lost(fault: Fault, tmp_path) -> None:
+    if reason := fault.unfit():
+        pytest.skip(reason)
+    line = inject(fault, fault.short, tmp_path)
+    assert line["lost"] == {}, line
+    assert sum(line["happened"].values()) == fault.short
