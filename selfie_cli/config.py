@@ -87,6 +87,12 @@ class TrainingOptions(DataOptions):
     """What every verb that trains has in common."""
 
     compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
+    deterministic: bool = option(
+        False,
+        "The same weights from the same command on the same machine, also on cuda: nothing is chosen by measured speed "
+        "or free memory, nothing compiled, and kernels that differ from run to run are avoided.",
+        panel=MACHINE,
+    )
     out: str | None = option(None, "The run's folder. Unset: runs/<verb>-<method>-<time>.", panel=RUN)
     overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
     resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)

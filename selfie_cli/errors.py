@@ -7,7 +7,8 @@
     ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
     ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
     ├── HubError               a repository on the Hub that cannot be found, reached, read or written
-    ├── TrainingError          a loss that is not a number
+    ├── TrainingError          a training that cannot go on: memory does not suffice
+    │   └── Diverged           a loss, a gradient or a weight is not a finite number
     └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
 
 Anything else that is raised is a bug and shows its traceback.
@@ -45,6 +46,10 @@ class HubError(SelfieError):
 
 
 class TrainingError(SelfieError):
+    pass
+
+
+class Diverged(TrainingError):
     pass
 
 

@@ -82,8 +82,9 @@ def fits(value: Any, hint: Any) -> bool:
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
-def resumed(given: AnyOptions, asked: dict[str, Any]) -> AnyOptions:
-    """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`.
+def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] = ()) -> AnyOptions:
+    """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`:
+    what is in CHANGEABLE, and `also` these.
 
     Raises UsageError if `given` asks for anything else than the run did, or the config lacks an option.
     """
@@ -108,7 +109,7 @@ def resumed(given: AnyOptions, asked: dict[str, Any]) -> AnyOptions:
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[field.name]):
             raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
-        if now not in (default, then) and field.name in CHANGEABLE:
+        if now not in (default, then) and field.name in (*CHANGEABLE, *also):
             then = now
         elif now not in (default, then):
             raise UsageError(

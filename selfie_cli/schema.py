@@ -103,7 +103,7 @@ SECTIONS: dict[str, Any] = {
     "measured": MEASURED,
     "versions": {"*": str},
     "data": DATA,
-    "progress": {"status": ("running", "finished")},
+    "progress": {"status": ("running", "finished"), "diverged": bool},
     "from": [{"path": (str, None), "sha256": str}],
     "hub": {"address": str},
     "*": ANY,

@@ -28,7 +28,10 @@ def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) 
     if apart:
         h: Tensor = network(cut(images, patch_size)).mean(dim=(2, 3))  # [B * N, D]
         return h.view(b, g * g, -1)  # [B, N, D]
-    cells = F.adaptive_avg_pool2d(network(images), g)  # [B, D, g, g]
+    maps = network(images)  # [B, D, h, h]
+    whole, rest = divmod(maps.shape[-1], g)
+    # What is adaptive has no deterministic backward pass on CUDA.
+    cells = F.adaptive_avg_pool2d(maps, g) if rest or not whole else F.avg_pool2d(maps, whole)  # [B, D, g, g]
     return cells.flatten(2).transpose(1, 2)  # [B, N, D]
 
 

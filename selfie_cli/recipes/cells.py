@@ -27,7 +27,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.loop import train
-from selfie_cli.training.machine import duration, fit, micro_batch_for, precisions, warm_up
+from selfie_cli.training.machine import compiles, duration, fit, micro_batch_for, precisions, warm_up
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step
@@ -71,7 +71,7 @@ class Trainer:
         """What `module` is trained with, and a step of it. The training loop sets the learning rate."""
         task = Supervised(module, image_size=self.image_size, min_crop=self.options.min_crop)
         here = group()
-        compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.device.type == "cuda")
+        compiled = compiles(self.options.compile, self.device, deterministic=self.options.deterministic)
         if here.world > 1 and self.device.type == "cuda":
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
         step = Step(
@@ -83,8 +83,18 @@ class Trainer:
             compiled=compiled and sizes["compiles"],
             graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
+            smallest=self.batch_size if self.options.deterministic else 1,
+            smaller=lambda micro_batch: self.tell_of_memory(micro_batch, sizes),
         )
         return task, step
+
+    def tell_of_memory(self, micro_batch: int, sizes: dict[str, Any]) -> None:
+        """Say that less goes through at once, in the networks to come as well."""
+        sizes["micro_batch"] = micro_batch
+        self.talk.warn(
+            f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch "
+            "norm sees the images of a piece"
+        )
 
     def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
         """This process's part of the batch of each step."""
@@ -110,7 +120,7 @@ class Trainer:
         if size % world:
             raise UsageError(f"a batch of {size} cannot be divided among {world} processes evenly")
         kinds = [repr({**arm.shape, "pretraining": None}) for arm in arms]  # arms of one kind are equally fast
-        tried = precisions(self.device, self.options.precision)
+        tried = precisions(self.device, self.options.precision, deterministic=self.options.deterministic)
         sizes = {"batch_size": size, "micro_batch": size // world, "precision": tried[0]}
         sizes |= {"compiles": True, "processes": world}
         trials = {}
@@ -119,17 +129,17 @@ class Trainer:
                 task, step = self.step_of(arm.make().to(self.device), sizes)
                 batch = tuple(tensor.to(self.device) for tensor in self.batches(task, part, 0)(0))
                 trials[kind] = step, batch
-        micro = self.options.micro_batch or min(
-            micro_batch_for(step, tuple(tensor[:4] for tensor in batch), size // world)
-            for step, batch in trials.values()
-        )
+        micro = self.options.micro_batch or size // world
+        if not self.options.micro_batch and not self.options.deterministic:
+            few = [(step, tuple(tensor[:4] for tensor in batch)) for step, batch in trials.values()]
+            micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
         seconds, wanted = {}, [step for step, _ in trials.values() if step.compiled]
         for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
             step.micro_batch = micro
             if micro < size // world:
                 step.leave_graphs()
             seconds[kind] = fit(step, batch, tried, self.talk)
-            tried = [step.precision]
+            tried, micro = [step.precision], step.micro_batch
         sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
         of_all_arms = sum(seconds[kind] for kind in kinds)
         an_arm = [len(share.seeds) + searched for share in shares]

@@ -48,10 +48,10 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     tell_of_labels(sources, talk)
     arms = arms_of(options, sources)
     out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
-    device, _, _ = prepare(options.device, options.precision)
+    device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
 
     shape = arms[0].shape
     data = read_data(options, shape["image_size"], run, sources, talk)

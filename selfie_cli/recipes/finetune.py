@@ -50,8 +50,8 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
     arms = arms_of(options, network_shape(options, source), pretrained)
     out = None if run is not None else choose_out(options, "finetune", arms[-1].name, [source] if source else [])
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
-    device, _, _ = prepare(options.device, options.precision)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
+    device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
 
     shape = arms[-1].shape
     data = read_data(options, shape["image_size"], run, [source] if source else [], talk)

@@ -19,7 +19,7 @@ from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
 from selfie_cli.data.sources import Source, fingerprint, open_unlabelled
 from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
-from selfie_cli.errors import DataError, RunError, Stopped, UnreadableImage, UsageError
+from selfie_cli.errors import DataError, Diverged, RunError, Stopped, UnreadableImage, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import TORCHVISION, stem_for
@@ -33,6 +33,7 @@ from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.loop import train
 from selfie_cli.training.machine import (
     Pace,
+    compiles,
     duration,
     fit,
     micro_batch_for,
@@ -43,13 +44,15 @@ from selfie_cli.training.machine import (
 )
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Batch, Step, smallest_piece
 from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
 BAD_FILES = "bad_files.jsonl"
 FEWEST_WATCHED = 8  # fewer say nothing
+MILDER = ("lr", "precision")
+"""What a run that has diverged may be resumed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +72,12 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     run = None
     if options.resume:
         run = runs.open_to_resume(options.resume, "pretrain")
-        options = option.resumed(options, run.config["asked"])
+        options = option.resumed(options, run.config["asked"], also=MILDER if has_diverged(run) else ())
     elif not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget)
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     check_log(options.log)
-    device, _, _ = prepare(options.device, options.precision)
+    device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
     here = group()
     out = here.from_first(Path(options.out) if options.out else runs.default_folder("pretrain", options.method))
     if run is None:
@@ -86,7 +89,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     data = {"images": len(source), "fingerprint": fingerprint(source), "pinned": dict(source.pinned)}
     if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
-    derived = run.derived if run is not None else derive(options, source)
+    derived = derive(options, source) if run is None else derived_again(run, options)
     check_processes(derived, here.world)
     talk.say(
         f"{derived['method']}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
@@ -109,10 +112,14 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         # What is small lives where it is needed.
         store = opened.to(device) if isinstance(opened, Store) else opened
         method, step = make_step(derived, options, device)
+        step.smaller = lambda micro_batch: tell_of_memory(micro_batch, run, talk)
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
         if run is not None:
+            if here.first and has_diverged(run):
+                asked = {name: getattr(options, name) for name in MILDER}
+                run.update(asked=asked, derived=derived, progress={"diverged": False})
             there = (run.path / FILE_NAME).is_file()
             marks = load_marks(run.path / FILE_NAME) if there else None
             store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
@@ -138,6 +145,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         if here.first:
             report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
 
+        resume_hint = f"{here.command} pretrain --resume {run.path}"
         num_bad = len(store.bad)
         ahead.end = derived["steps"]
         try:
@@ -152,7 +160,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 save_every=options.save_every,
                 talk=talk,
                 what="pretraining",
-                resume_hint=f"{here.command} pretrain --resume {run.path}",
+                resume_hint=resume_hint,
                 watch=watch,
                 trace=run.path / "trace.json" if options.profile else None,
                 tensorboard=options.log == "tensorboard",
@@ -160,6 +168,11 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         except Stopped:
             keep_what_was_seen(run, store)
             raise
+        except Diverged as error:
+            if here.first:
+                run.update(progress={"diverged": True})
+            lower = f"{resume_hint} --lr {derived['lr'] / 3:.2g}"
+            raise Diverged(f"{error}. Go on with a lower rate: {lower}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:
@@ -172,6 +185,16 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         here.wait()
     report_at_end(run, options, talk)
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
+
+
+def has_diverged(run: Run) -> bool:
+    return bool(run.config["progress"].get("diverged"))
+
+
+def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
+    """What was derived when the run was started, and MILDER options as they are now."""
+    now = {name: getattr(options, name) for name in MILDER}
+    return run.derived | {name: value for name, value in now.items() if value not in (None, "auto")}
 
 
 def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
@@ -191,7 +214,7 @@ def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
 def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.device) -> tuple[Method, Step]:
     """The method on its device, freshly initialized, and a training step of it."""
     here = group()
-    compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
+    compiled = compiles(options.compile, device, deterministic=options.deterministic)
     torch.manual_seed(step_seed(options.seed, 0))
     method = networks.build_method(derived).to(device)
     if here.world > 1 and device.type == "cuda" and method.compares_images:
@@ -209,6 +232,7 @@ def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.d
         graphs=device.type == "cuda" and derived["image_size"] <= 64 and micro_batch == derived["batch_size"],
         group=here,
         after=method.after_step,
+        smallest=derived["batch_size"] if options.deterministic else 1 + method.compares_images,
     )
     return method, step
 
@@ -266,10 +290,10 @@ def fit_to_machine(
     """
     size = len(batch[0])
     check_pieces(size, options.micro_batch or size, method)
-    tried = precisions(step.device, options.precision)
+    tried = precisions(step.device, options.precision, deterministic=options.deterministic)
     step.precision = tried[0]
     sample = tuple(tensor[:4] for tensor in batch)
-    step.micro_batch = options.micro_batch or micro_batch_for(step, sample, size)
+    step.micro_batch = options.micro_batch or (size if options.deterministic else micro_batch_for(step, sample, size))
     if step.micro_batch < size and not options.micro_batch and method.compares_images:
         method.encoder.checkpointed = True
         step.micro_batch = micro_batch_for(step, sample, size)
@@ -337,10 +361,19 @@ def check_processes(derived: dict[str, Any], world: int) -> None:
         )
 
 
+def tell_of_memory(micro_batch: int, run: Run | None, talk: Talk) -> None:
+    """Say that less goes through at once, and keep to it when the run is resumed."""
+    talk.warn(
+        f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch "
+        "norm, and losses that tell images from each other, see those of a piece"
+    )
+    if run is not None:
+        run.update(derived={"micro_batch": micro_batch})
+
+
 def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:
     """Raises UsageError if an image would go through the network by itself where it has to be told from others."""
-    smallest = min(micro_batch, batch_size % micro_batch or micro_batch)
-    if smallest < 2 and method.compares_images:
+    if smallest_piece(batch_size, micro_batch) < 2 and method.compares_images:
         raise UsageError(
             f"--batch-size {batch_size} in pieces of {micro_batch} leaves an image by itself, and this method tells "
             "images from each other: choose another --batch-size or --micro-batch"

@@ -14,11 +14,11 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from selfie_cli.errors import RunError, Stopped, TrainingError
+from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, replacing, write_json_lines
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
-from selfie_cli.training.state import load_state, save_state
+from selfie_cli.training.state import load_state, save_state, saved_states
 from selfie_cli.training.step import Batch, Step
 from selfie_cli.training.tensorboard import events
 
@@ -103,8 +103,8 @@ def train(
     `trace` names a file for what torch's profiler sees of a few steps. `tensorboard` asks for what goes to
     metrics.jsonl in `folder`/tensorboard, too.
 
-    Raises TrainingError if the loss is not finite, Stopped after SIGINT or SIGTERM; in both cases the last good state
-    is on disk.
+    Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT or SIGTERM; in both cases the last
+    good state is on disk. Raises TrainingError as `step_of` does.
     """
     module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
     states = folder / "state"
@@ -166,8 +166,9 @@ def train(
                 means = group.mean(means)
                 waited = group.longest(waited)
                 now = time.perf_counter()
-                if not all(map(math.isfinite, means.values())):
-                    raise TrainingError(not_finite("the loss", step, states))
+                if (spoiled := int(step_of.num_spoiled)) or not all(map(math.isfinite, means.values())):
+                    what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
+                    raise Diverged(not_finite(what, step - max(0, spoiled - 1), states))
                 last = {
                     **means,
                     **watched,
@@ -182,7 +183,7 @@ def train(
                 waited_in_all += waited
                 logged, waited, sums, watched, summed = now, 0.0, {}, {}, 0
             if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
-                raise TrainingError(not_finite("a weight", step, states))
+                raise Diverged(not_finite("a weight", step, states))
             if due:
                 if group.first:
                     save_state(states, step, module, optimizer)
@@ -231,8 +232,9 @@ def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -
 
 
 def not_finite(what: str, step: int, states: Path) -> str:
-    kept = f"The last good state is in {states}" if states.exists() else "No state had been saved yet"
-    return f"{what} is not a finite number by step {step}: try a lower --lr. {kept}"
+    kept = f"The last good state is in {states}" if any(saved_states(states)) else "No state had been saved yet"
+    milder = "try a lower --lr, a longer --warmup-steps or --precision fp32"
+    return f"{what} is not a finite number in step {step:,}: {milder}. {kept}"
 
 
 def note_of(values: dict[str, float]) -> str:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from selfie_cli.data.memory import available_memory
-from selfie_cli.errors import UsageError
+from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
@@ -46,12 +46,16 @@ def quotas(mount: Path) -> Iterator[int]:
                 yield max(1, round(quota / period))
 
 
-def prepare(device: str, precision: str) -> tuple[torch.device, Autocast, str]:
+def prepare(device: str, precision: str, *, deterministic: bool = False) -> tuple[torch.device, Autocast, str]:
     """The device, an autocast context for it, and the precision's name; torch's threads are set to the cores.
 
-    "auto" is bf16 on CUDA and fp32 elsewhere; `precisions` says what training may try. Joins the other processes of the
-    job, if there are any. Raises UsageError for a device that is not there.
+    "auto" is bf16 on CUDA and fp32 elsewhere; `precisions` says what training may try. `deterministic` lets torch use
+    no kernel that differs from run to run. Joins the other processes of the job, if there are any. Raises UsageError
+    for a device that is not there.
     """
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.set_num_threads(num_cores())
     keep_freed_memory()
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -67,7 +71,7 @@ def prepare(device: str, precision: str) -> tuple[torch.device, Autocast, str]:
         precision = "bf16" if name == "cuda" and bf16_pays(torch.device(name)) else "fp32"
     here = torch.device(name, group().local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
     if name == "cuda":
-        torch.backends.cudnn.benchmark = True  # shapes stay the same
+        torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
     return here, autocast(here, precision), precision
 
 
@@ -80,13 +84,21 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def precisions(device: torch.device, asked: str) -> list[str]:
-    """What to try training in: what was asked, else bf16 on CUDA, else fp32, and bf16 too on a CPU that has it."""
+def compiles(asked: str, device: torch.device, *, deterministic: bool) -> bool:
+    """Whether to compile: as asked, else on CUDA. Raises UsageError where a compiler's choices may not count."""
+    if deterministic and asked == "on":
+        raise UsageError("--compile on lets measured speed choose between kernels: leave it out with --deterministic")
+    return asked == "on" or (asked == "auto" and device.type == "cuda" and not deterministic)
+
+
+def precisions(device: torch.device, asked: str, *, deterministic: bool = False) -> list[str]:
+    """What to try training in: what was asked, else bf16 on CUDA, else fp32, and bf16 too on a CPU that has it, unless
+    what is tried must not depend on speed."""
     if asked != "auto":
         return [asked]
     if device.type == "cuda":
         return ["bf16"] if bf16_pays(device) else ["fp32"]
-    return ["fp32", "bf16"] if bf16_pays(device) else ["fp32"]
+    return ["fp32", "bf16"] if bf16_pays(device) and not deterministic else ["fp32"]
 
 
 def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
@@ -166,9 +178,11 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
         step.module.train()
         try:
             return trial()
-        except torch.OutOfMemoryError:
+        except TrainingError:
             raise
         except Exception as error:
+            if torch.are_deterministic_algorithms_enabled() and "deterministic" in str(error):
+                raise TrainingError(f"--deterministic is not possible here: {reason_of(error)}") from None
             if not step.compiled:
                 raise
             talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class LARS(torch.optim.Optimizer):
@@ -11,8 +11,12 @@ class LARS(torch.optim.Optimizer):
 
     Each weight's step is as long as `trust` times the weight itself, whatever the gradient's size; weight decay counts
     as part of the gradient. Parameters of one dimension or none (biases, norms) get neither adaptation nor decay. The
-    learning rate multiplies the momentum, so a change of it acts at once.
+    learning rate multiplies the momentum, so a change of it acts at once. Like torch's fused optimizers it changes
+    nothing while its attribute `found_inf`, a float32 scalar on the device, is 1.
     """
+
+    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True  # torch's name for it
 
     def __init__(
         self,
@@ -43,9 +47,11 @@ class LARS(torch.optim.Optimizer):
                 torch._foreach_mul_(updates, list(rates.unbind()))
                 gradients.update(zip(wide, updates, strict=True))
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, list(gradients.values()))
-            torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+            moving = torch._foreach_mul(buffers, group["momentum"])
+            torch._foreach_add_(moving, list(gradients.values()))
+            moved = torch._foreach_add(parameters, moving, alpha=-group["lr"])
+            for old, new in zip([*buffers, *parameters], [*moving, *moved], strict=True):
+                old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
 
 def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -21,8 +21,10 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def check_length(*, steps: int | None, epochs: float | None, budget: str | None) -> None:
-    """Raises UsageError if more than one length is given, or the budget is no time."""
+def check_length(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
+    """Raises UsageError if more than one length is given, or the budget is no time, or nothing may depend on time."""
+    if budget is not None and deterministic:
+        raise UsageError("--budget goes by measured time, never the same twice: with --deterministic give --steps")
     if sum(length is not None for length in (steps, epochs, budget)) > 1:
         raise UsageError("give one length: --steps, --epochs or --budget")
     if budget is not None:

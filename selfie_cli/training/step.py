@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 
 Batch = tuple[Tensor, ...]
@@ -43,6 +44,12 @@ class Step:
     in pieces whose gradients are averaged. `precision` is fp32 or bf16; `compiled` runs the loss, forward and backward,
     through torch.compile: the same maths in fewer passes over memory. `after` follows the optimizer's work, and is
     given the share of the training that is done.
+
+    From the first loss or gradient on that is not finite the optimizer does nothing more, and `num_spoiled` counts the
+    steps: whoever trains looks at it now and then. Where memory runs out, the micro-batch is halved and the same batch
+    tried again, as often as it takes; `smaller` is told of each new micro-batch.
+
+    Raises TrainingError where even the smallest piece does not fit, or other processes would wait for one that tries.
     """
 
     def __init__(
@@ -57,7 +64,10 @@ class Step:
         graphs: bool = False,
         group: Group | None = None,
         after: Callable[[float], None] = lambda done: None,
+        smallest: int = 1,
+        smaller: Callable[[int], None] = lambda micro_batch: None,
     ) -> None:
+        """`smallest` is the least number of images that may go through at once."""
         self.module = module
         self.optimizer = optimizer
         self.task = task
@@ -65,7 +75,11 @@ class Step:
         self.precision = precision
         self.group = group or Group()
         self.after = after
+        self.smallest = smallest
+        self.smaller = smaller
         self.device = next(module.parameters()).device
+        self.learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.num_spoiled = torch.zeros((), device=self.device)
         forward: nn.Module = Forward(module, task.loss)
         self.no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if self.group.world > 1:
@@ -97,21 +111,69 @@ class Step:
         return autocast(self.device, self.precision)
 
     def __call__(self, batch: Batch, done: float) -> dict[str, Tensor]:
-        """Take a step; returns the loss and what else is logged, means over the batch, still on the device."""
+        """Take a step; returns the loss, the gradient's norm and what else is logged, still on the device."""
+        while (means := self._backward(batch)) is None:
+            self._halve(len(batch[0]))
+        gradients = [parameter.grad for parameter in self.learning if parameter.grad is not None]
+        means["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
+        finite = (means["loss"] + means["gradient_norm"]).isfinite() & (self.num_spoiled == 0)
+        self.num_spoiled = self.num_spoiled + ~finite
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # it looks by itself: nobody waits
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif finite:
+            self.optimizer.step()
+        self.after(done)
+        return means
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor] | None:
+        """Gradients of the mean loss over the batch; returns what is logged, or None where memory has run out."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         pieces = list(zip(*(tensor.split(self.micro_batch) for tensor in batch), strict=True))
-        for number, piece in enumerate(pieces, 1):
-            share = len(piece[0]) / len(batch[0])
-            with contextlib.nullcontext() if number == len(pieces) else self.no_sync():
-                with self.autocast():
-                    loss, extra = self.forward(*self.task.augment(*piece))
-                (loss * share).backward()
-            for name, value in {"loss": loss.detach(), **extra}.items():
-                sums[name] = sums[name] + value * share if name in sums else value * share
-        self.optimizer.step()
-        self.after(done)
+        try:
+            for number, piece in enumerate(pieces, 1):
+                share = len(piece[0]) / len(batch[0])
+                with contextlib.nullcontext() if number == len(pieces) else self.no_sync():
+                    with self.autocast():
+                        loss, extra = self.forward(*self.task.augment(*piece))
+                    (loss * share).backward()
+                for name, value in {"loss": loss.detach(), **extra}.items():
+                    sums[name] = sums[name] + value * share if name in sums else value * share
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
         return sums
+
+    def _halve(self, batch_size: int) -> None:
+        """Let half as many images go through at once."""
+        tried = min(self.micro_batch, batch_size)
+        allowed = (
+            micro for micro in range(-(-tried // 2), 0, -1) if smallest_piece(batch_size, micro) >= self.smallest
+        )
+        half = next(allowed, tried)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.group.world > 1 or half == tried:
+            raise TrainingError(
+                f"out of memory with {tried} images going through at once: choose a smaller --micro-batch, "
+                "--image-size or --backbone"
+            )
+        self.micro_batch = half
+        self.leave_graphs()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # its blocks suit the larger pieces
+        self.smaller(half)
+
+
+def smallest_piece(batch_size: int, micro_batch: int) -> int:
+    """How many images the smallest piece of a batch has."""
+    return min(micro_batch, batch_size % micro_batch or micro_batch)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an accelerator's memory has run out, or a CPU's, which has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def autocast(device: torch.device, precision: str) -> Autocast:
@@ -123,7 +185,7 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 @contextlib.contextmanager
 def undone(step: Step) -> Iterator[None]:
-    """Whatever steps are taken within leave no trace in weights, statistics and optimizer."""
+    """Whatever steps are taken within leave no trace in weights, statistics and optimizer, but for the micro-batch."""
     before = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
     training = step.module.training
     try:
@@ -132,6 +194,7 @@ def undone(step: Step) -> Iterator[None]:
         step.module.load_state_dict(before)
         step.module.train(training)
         step.optimizer.state.clear()
+        step.num_spoiled = torch.zeros_like(step.num_spoiled)
         step.optimizer.zero_grad(set_to_none=True)
 
 

@@ -6,14 +6,16 @@ import stat
 from pathlib import Path
 
 import pytest
-from commands import SMALL, error_of, same_weights, selfie
+import torch
+from commands import SMALL, error_of, process, same_weights, selfie
 from safetensors import safe_open
 
 from selfie_cli import __version__
 from selfie_cli.errors import UsageError
+from selfie_cli.methods.selfie import TwoViewSelfie
 from selfie_cli.recipes.pretrain import check_processes
 
-METRICS = {"step", "loss", "pretext_accuracy", "chance", "lr", "images_per_second", "data_wait"}
+METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
 PAPER = ("--recipe", "paper")
 WATCHED = {"feature_std", "effective_rank"}
 
@@ -197,6 +199,49 @@ def test_a_loss_that_is_no_number_stops(images: Path) -> None:
     assert "try a lower --lr" in message
     assert config_of(Path("run"))["progress"]["status"] == "running"
     assert "is not finished" in error_of("embed", images, "--from", "run")
+
+
+def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None:
+    asked = ("pretrain", images, *SMALL, "--steps", 20, "--warmup-steps", 10, "--out", "run")
+    message = error_of(*asked, "--lr", "1e20", "--optimizer", "adamw")
+    assert "selfie pretrain --resume run --lr 3.3e+19" in message
+    assert config_of(Path("run"))["progress"] == {"status": "running", "diverged": True}
+    assert "cannot change" in error_of("pretrain", "--resume", "run", "--weight-decay", 0.1, code=2)
+    selfie("pretrain", "--resume", "run", "--lr", 0.001)
+    config = config_of(Path("run"))
+    assert config["progress"] == {"status": "finished", "diverged": False}
+    assert config["derived"]["lr"] == config["asked"]["lr"] == 0.001
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["lr"] < 0.001
+
+
+def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
+    """Also where bf16 is as fast as fp32 today, and memory is short tomorrow."""
+    for run in ("a", "b"):
+        asked = ("--backbone", "resnetv2_18_w16", "--batch-size", 8, "--steps", 4, "--no-report", "--deterministic")
+        process("pretrain", images, *asked, "--out", run)
+    assert same_weights(Path("a"), Path("b"))
+    derived = config_of(Path("a"))["derived"]
+    assert (derived["precision"], derived["micro_batch"]) == ("fp32", 8)
+    for wrong in (("--budget", "1m"), ("--compile", "on")):
+        assert wrong[0] in error_of("pretrain", images, *SMALL, "--deterministic", *wrong, "--out", "c", code=2)
+
+
+@pytest.mark.parametrize("when", ["at first", "later"])
+def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run, with more pieces from there on, and when it is resumed."""
+    loss_of, calls = TwoViewSelfie.loss, []
+
+    def loss(self: TwoViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        calls.append(len(views[0]) // 2)  # both views of each image
+        if calls[-1] > 4 and (when == "at first" or len(calls) > 10):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss_of(self, *views)
+
+    monkeypatch.setattr(TwoViewSelfie, "loss", loss)
+    result = selfie("pretrain", images, *SMALL, "--steps", 12, "--out", "run")
+    assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
+    assert config_of(Path("run"))["derived"]["micro_batch"] == 4
+    assert calls[-1] == 4
 
 
 @pytest.mark.parametrize(

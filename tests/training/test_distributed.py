@@ -54,7 +54,8 @@ def test_two_processes_train_as_one(of_two, name, micro_batch):
     assert len(gradients) > 30
     assert len({round(loss.item(), 4) for loss in losses.values()}) == STEPS  # it moves
     for key in expected.keys() - losses.keys() - gradients.keys() - weights.keys():
-        assert first[key].item() == pytest.approx(expected[key].item(), abs=1e-6)  # of all processes together
+        near = {"rel": 2e-5} if key.startswith("gradient_norm") else {"abs": 1e-6}
+        assert first[key].item() == pytest.approx(expected[key].item(), **near)  # of all processes together
     for key, loss in losses.items():
         assert first[key].item() == pytest.approx(loss.item(), rel=5e-6)
     for key, gradient in gradients.items():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from selfie_cli.errors import Stopped, TrainingError
+from selfie_cli.errors import Diverged, Stopped, TrainingError
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics, signals_noted, train
+from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.state import saved_states
 from selfie_cli.training.step import Step
@@ -220,6 +221,24 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy, va
     other.train()
     assert other.steps_seen[0] == 6
     assert other.module.weight.isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_is_noticed_later_and_stops_at_once(toy):
+    """Nobody waits for the device at each step; what was not to happen has not happened."""
+
+    class Exploding(Toy):
+        def loss(self, x, y):
+            if self.steps_seen[-1] == 6:
+                self.module.weight.register_hook(lambda gradient: gradient / 0)
+            return super().loss(x, y)
+
+    exploding = Exploding(toy.folder)
+    exploding.optimizer = make_optimizer("sgd", exploding.module, lr=0.1, weight_decay=0.0)
+    with pytest.raises(Diverged, match="the gradient is not a finite number in step 7: try a lower --lr"):
+        exploding.train()  # neither logged nor saved before the end
+    toy.optimizer = make_optimizer("sgd", toy.module, lr=0.1, weight_decay=0.0)
+    toy.interrupted_at(5, signal.SIGINT)  # after the sixth
+    assert exploding.module.weight.equal(toy.module.weight)
 
 
 def test_lines_past_the_state_are_cut_when_resumed(toy):

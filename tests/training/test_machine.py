@@ -4,11 +4,13 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from shared_batch import batch_of, make_step, make_task, module_of
 
+from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.talk import Talk
 from selfie_cli.training import machine
-from selfie_cli.training.machine import fit, micro_batch_for, num_cores, precisions, quotas
+from selfie_cli.training.machine import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
 
 ROOM = 2**40
 
@@ -116,6 +118,9 @@ def test_what_precisions_are_tried(monkeypatch):
     monkeypatch.setattr(machine, "bf16_pays", lambda device: False)
     assert precisions(cpu, "auto") == ["fp32"]
     assert precisions(torch.device("mps"), "auto") == ["fp32"]
+    monkeypatch.setattr(machine, "bf16_pays", lambda device: True)
+    assert precisions(cpu, "auto", deterministic=True) == ["fp32"]
+    assert precisions(gpu, "auto", deterministic=True) == ["bf16"]
     for asked in ("fp32", "bf16"):
         assert precisions(cpu, asked) == precisions(gpu, asked) == [asked]
 
@@ -175,6 +180,31 @@ def test_a_broken_compiler_is_gone_on_without():
     assert "\n" not in warning
     eager = make_task("supervised")
     assert step(batch, 0.5)["loss"].equal(make_step(eager)(batch, 0.5)["loss"])  # and it works
+
+
+def test_what_is_compiled():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for deterministic in (False, True):
+        assert not compiles("auto", cpu, deterministic=deterministic)
+        assert not compiles("off", gpu, deterministic=deterministic)
+    assert compiles("auto", gpu, deterministic=False)
+    assert compiles("on", cpu, deterministic=False)
+    assert not compiles("auto", gpu, deterministic=True)
+    with pytest.raises(UsageError, match="--compile on"):
+        compiles("on", gpu, deterministic=True)
+
+
+def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():
+    task, places = make_task("supervised"), torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+    task.loss = lambda *views: (F.max_unpool2d(torch.zeros(1, 1, 2, 2), places, 2).sum(), {})
+    step = make_step(task)
+    prepare("cpu", "auto", deterministic=True)
+    try:
+        with pytest.raises(TrainingError, match="--deterministic is not possible here: max_unpool"):
+            fit(step, batch_of(task, 0), ["fp32"], Talk())
+    finally:
+        prepare("cpu", "auto")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_errors_that_are_not_the_compilers_are_raised():

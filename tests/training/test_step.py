@@ -1,6 +1,7 @@
 """One step of training: the same maths however it is computed, and no waiting for the device on the way."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from selfie_cli.data.augment import constants
+from selfie_cli.errors import TrainingError
+from selfie_cli.training.distributed import Group
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import reason_of, undone
+from selfie_cli.training.step import reason_of, smallest_piece, undone
 
 STEPS = 20
 # The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
@@ -204,6 +207,102 @@ def test_what_is_undone_after_an_error_leaves_no_trace():
     with pytest.raises(AttributeError), undone(step):
         step(batch_of(task, 0), 0.1).nothing  # noqa: B018
     assert all(tensor.equal(tensors[key]) for key, tensor in step.module.state_dict().items())
+
+
+def tensors_of(step):
+    """Weights, and the optimizer's state."""
+    state = [value for entry in step.optimizer.state.values() for value in entry.values()]
+    return [each.clone() for each in (*step.learning, *state)]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "not fused"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_nor_does_what_follows(optimizer, value):
+    task = make_task("supervised")
+    step = make_step(task)
+    step.optimizer = (
+        torch.optim.SGD(step.learning, lr=0.1, momentum=0.9)
+        if optimizer == "not fused"
+        else make_optimizer(optimizer, step.module, lr=0.1, weight_decay=1e-4)
+    )
+    first = tensors_of(step)
+    assert step(batch_of(task, 0), 0.1)["gradient_norm"].isfinite()
+    good = tensors_of(step)
+    assert not all(map(torch.equal, first, good))
+    spoil = step.learning[0].register_hook(lambda gradient: gradient * value)
+    means = step(batch_of(task, 1), 0.2)
+    assert means["loss"].isfinite()
+    assert not means["gradient_norm"].isfinite()
+    spoil.remove()
+    step(batch_of(task, 2), 0.3)
+    assert step.num_spoiled == 2
+    assert all(map(torch.equal, good, tensors_of(step)))
+    with undone(step):
+        pass
+    assert step.num_spoiled == 0
+
+
+def test_the_norm_is_that_of_all_gradients_together():
+    task = make_task("supervised")
+    step = make_step(task, micro_batch=BATCH // 2)
+    norm = step(batch_of(task, 0), 0.5)["gradient_norm"].item()
+    numbers = torch.cat([parameter.grad.double().flatten() for parameter in step.learning])
+    assert norm == pytest.approx(math.sqrt((numbers * numbers).sum().item()), rel=1e-5)
+
+
+def hungry(task, most):
+    """As the task, but more than `most` images at once take more memory than any machine has, in the backward pass."""
+    loss_of = task.loss
+
+    def loss(*views):
+        found, extra = loss_of(*views)
+        if len(views[0]) > most:
+            found.register_hook(lambda gradient: gradient + torch.empty(2**46).sum())
+        return found, extra
+
+    task.loss = loss
+    return task
+
+
+def test_where_memory_runs_out_a_batch_goes_through_in_more_pieces():
+    """Batch norm, which sees a piece at a time, is in evaluation mode."""
+    found, told = [], []
+    for most, micro_batch in ((BATCH, 2), (3, BATCH)):
+        task = hungry(make_task("supervised"), most)
+        module_of(task).eval()
+        step = make_step(task, micro_batch=micro_batch, smaller=told.append)
+        means = step(batch_of(task, 0), 0.5)
+        found.append(({name: value.item() for name, value in means.items()}, tensors_of(step)))
+    assert step.micro_batch == 2
+    assert told == [BATCH // 2**halved for halved in range(1, 1 + int(math.log2(BATCH // 2)))]
+    (expected, weights), (means, others) = found
+    assert means == expected
+    assert all(map(torch.equal, weights, others))
+
+
+def test_what_cannot_be_made_smaller_is_said_in_a_line():
+    task = hungry(make_task("simclr"), 1)
+    with pytest.raises(TrainingError, match="out of memory with 2 images going through at once"):
+        make_step(task, smallest=2)(batch_of(task, 0), 0.5)
+    step = make_step(hungry(make_task("supervised"), 1))
+    step.group = Group(0, 2, 0, 2)  # the other one would wait
+    with pytest.raises(TrainingError, match=f"out of memory with {BATCH} images"):
+        step(batch_of(step.task, 0), 0.5)
+
+
+def test_no_image_is_left_by_itself():
+    assert [smallest_piece(9, size) for size in (9, 5, 4, 3, 2, 1)] == [9, 4, 1, 3, 1, 1]
+    task = hungry(make_task("simclr"), 3)
+    step = make_step(task, smallest=2)
+    step(tuple(tensor[:9] for tensor in batch_of(task, 0)), 0.5)
+    assert step.micro_batch == 3  # not five and four, then three: two would leave one over
+
+
+def test_other_errors_are_raised():
+    task = make_task("supervised")
+    task.loss = lambda *views: torch.zeros(3) @ torch.zeros(4)
+    with pytest.raises(RuntimeError, match="size"):
+        make_step(task)(batch_of(task, 0), 0.5)
 
 
 def test_the_reason_is_the_first_line_that_says_something():
