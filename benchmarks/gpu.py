@@ -12,6 +12,7 @@ here; `share` is that of whichever limit is lower, it or arithmetic.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -293,6 +294,38 @@ def processes(bench: Bench, stage: str) -> None:
         )
 
 
+def deterministic(bench: Bench, stage: str) -> None:
+    """The same command twice: are the weights the same, bit for bit?"""
+    steps, batch_size = ("2", "8") if bench.a.tiny else ("30", "128")
+    shape = ["--image-size", str(bench.small), "--batch-size", batch_size, "--steps", steps, "--overwrite"]
+    for method in ("selfie",) if bench.a.tiny else ("selfie", "byol", "simclr"):
+        found = set()
+        for number in (1, 2):
+            out = bench.a.work / f"deterministic-{number}"
+            images = ("--method", method, "--backbone", bench.pretrained, bench.images(bench.small))
+            measure.selfie("pretrain", *images, "--device", bench.a.device, *shape, "--deterministic", "--out", out)
+            found.add(hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest())
+        name = f"{method} --deterministic: different weights of two runs"
+        bench.lines.add(name, len(found) - 1, "different", stage=stage, note=f"{steps} steps")
+
+
+def out_of_memory(bench: Bench, stage: str) -> None:
+    """A GPU that gives much less than it says it has: the first step is tried in ever smaller pieces."""
+    out, size = bench.a.work / "memory", "8" if bench.a.tiny else "1024"
+    shape = ["--backbone", bench.pretrained, "--image-size", str(bench.large), "--recipe", "paper", "--steps", "2"]
+    measure.run(
+        [
+            *(sys.executable, "-m", "selfie_cli", "pretrain", bench.images(256), "--device", bench.a.device),
+            *(*shape, "--batch-size", size, "--micro-batch", size, "--out", out, "--overwrite"),
+        ],
+        PYTHONPATH=str(measure.ROOT),
+        PYTORCH_ALLOC_CONF="per_process_memory_fraction:0.1",
+    )
+    pieces = open_run(out).derived["micro_batch"]
+    note = "a CPU has no such limit" if bench.a.device == "cpu" else "a tenth of the memory"
+    bench.lines.add(f"batch {size}: images at once where memory is short", pieces, "images", stage=stage, note=note)
+
+
 def without_folders(text: str) -> str:
     """Of each absolute path in a message, its last part."""
     return re.sub(r"(?<![\w.])/(?:[\w.@+-]+/)+", "", text)
@@ -323,6 +356,8 @@ def stages(bench: Bench) -> dict[str, Callable[[str], None]]:
     add("small profile", profile, small, batch[small], "eager" if tiny else "graphs")
     add("large profile", profile, large, batch[large], "eager" if tiny else "compiled")
     add("processes", processes)
+    add("deterministic", deterministic)
+    add("out of memory", out_of_memory)
     if not tiny:
         add("labels profile", profile, labels, batch[labels], "compiled")
         add("small compiled", step, small, batch[small], "compiled")
