@@ -57,8 +57,8 @@ def main() -> None:
     lines = measure.Lines("memory", options.results)
     options.work.mkdir(parents=True, exist_ok=True)
     run = options.work / "memory"
-    asked = ["--backbone", options.backbone, "--epochs", str(options.epochs), "--out", run, "--overwrite", "--no-report"]
-    pretrain = [*measure.SELFIE, "pretrain", options.images, *asked]
+    asked = ["--backbone", options.backbone, "--epochs", str(options.epochs), "--no-report"]
+    pretrain = [*measure.SELFIE, "pretrain", options.images, *asked, "--out", run, "--overwrite"]
     found = peaks(pretrain, lambda: share_of_steps(run), options.epochs, options.work / "memory.txt")
     add(lines, f"pretrain, {options.epochs} epochs of {options.images.name}", found)
 
