@@ -1,6 +1,6 @@
 """BYOL (Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", arXiv 2006.07733).
 
-    B  images      D  width of the projection      S, s  stored and network's side
+    B  images      D  width of the projection      s  network's side
 
 Two views of each image. The online network predicts from either view what the target network, a slowly moving average
 of it, makes of the other one.
@@ -9,18 +9,17 @@ of it, makes of the other one.
 import copy
 import math
 from itertools import chain
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
-from selfie_cli.data.views import both_views, draw_view, random_view
-from selfie_cli.methods.method import Method
+from selfie_cli.methods.joint import JointEmbedding, projection
 from selfie_cli.models.encoder import mlp
-from selfie_cli.models.resnet import ResNet, Stem, resnet
 
 
-class Byol(Method):
+class Byol(JointEmbedding):
     """The online encoder, projector and predictor, and the target's own encoder and projector.
 
     The views are those of the paper's appendix B if `jitter` and `blur` are 1 and `solarize` is 0.2: `blur` is the
@@ -28,47 +27,12 @@ class Byol(Method):
     are solarized. `tau` is where the target's decay starts. With micro-batches, batch norm sees a piece at a time.
     """
 
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        image_size: int,
-        stem: Stem,
-        hidden: int,
-        width: int,
-        tau: float,
-        min_crop: float,
-        jitter: float,
-        blur: float,
-        solarize: float,
-    ) -> None:
-        super().__init__()
-        self.image_size = image_size
+    def __init__(self, *, tau: float, blur: float, solarize: float, hidden: int, width: int, **network: Any) -> None:
+        super().__init__(blur=(blur, 0.1 * blur), solarize=(0.0, solarize), hidden=hidden, width=width, **network)
         self.tau = tau
-        self.min_crop = min_crop
-        self.jitter = jitter
-        self.blur = blur
-        self.solarize = solarize
-        self.encoder = resnet(backbone, stem=stem, num_stages=4)
-        self.projector = mlp(self.encoder.num_features, hidden, width)
         self.predictor = mlp(width, hidden, width)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
-
-    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Two views' `ViewDraws`, one after the other."""
-        like = {"min_area": self.min_crop, "jitter": self.jitter}
-        first = draw_view(num_images, generator, **like, blur=self.blur)
-        return *first, *draw_view(num_images, generator, **like, blur=0.1 * self.blur, solarize=self.solarize)
-
-    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each."""
-        first, second = both_views(draws)
-        blur = self.blur > 0
-        return (
-            random_view(pixels, first, self.image_size, blur=blur, solarize=False),
-            random_view(pixels, second, self.image_size, blur=blur, solarize=self.solarize > 0),
-        )
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """2 - 2 cos(prediction, target), its mean over the images, summed over both directions: 0..8.
@@ -88,10 +52,6 @@ class Byol(Method):
         cosine = (cosine1 + cosine2) / 2
         return 4 - 4 * cosine, {"cosine": cosine.detach()}
 
-    def embeddings(self, images: Tensor) -> Tensor:
-        """The online projections: images float [B, 3, s, s] -> [B, D]."""
-        return projection(self.encoder, self.projector, images)
-
     @torch.no_grad()
     def after_step(self, done: float) -> None:
         """Move the target towards the online network by 1 - tau, which falls from its base to 0 on a cosine.
@@ -103,13 +63,3 @@ class Byol(Method):
         online = chain(self.encoder.parameters(), self.projector.parameters())
         target = chain(self.target_encoder.parameters(), self.target_projector.parameters())
         torch._foreach_lerp_(list(target), list(online), share)
-
-    def export(self) -> dict[str, Tensor]:
-        """The online encoder alone, as `models.encoder.Encoder` takes it."""
-        return {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
-
-
-def projection(encoder: ResNet, projector: nn.Module, view: Tensor) -> Tensor:
-    maps: Tensor = encoder(view)  # [B, F, h, w]
-    vectors: Tensor = projector(maps.mean(dim=(2, 3)))  # [B, D]
-    return vectors

@@ -18,50 +18,17 @@ from selfie_cli.data.views import ViewDraws, both_views, draw_view, random_view
 from selfie_cli.methods.contrastive import find_partner, score_views
 from selfie_cli.methods.method import Method
 from selfie_cli.models import patches
-from selfie_cli.models.attention import AttentionPooling, Positions
 from selfie_cli.models.encoder import mlp
-from selfie_cli.models.resnet import ResNet, resnet, stem_for
+from selfie_cli.models.hybrid import PatchEncoder
 
 
-class SelfieNetwork(Method):
-    """The patch network P, the attention pooling A and the position embeddings.
+class SelfieNetwork(PatchEncoder, Method):  # type: ignore[override]
+    """A `PatchEncoder` that is shown some of the patches, and has to say what the masked ones are."""
 
-    `apart` shows P each patch by itself, as in the paper; otherwise P sees the whole image, and its feature map is
-    averaged within each patch's cell.
-    """
-
-    def __init__(
-        self,
-        *,
-        backbone: str,
-        image_size: int,
-        patch_size: int,
-        mask_ratio: float,
-        factorized_positions: bool,
-        encoder_positions: bool,
-        final_norm: bool,
-        apart: bool,
-    ) -> None:
-        super().__init__()
-        grid = image_size // patch_size
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_patches = grid * grid
+    def __init__(self, *, mask_ratio: float, **network: Any) -> None:
+        super().__init__(**network)
+        self.num_patches = (self.image_size // self.patch_size) ** 2
         self.num_masked = patches.num_masked(self.num_patches, mask_ratio)
-        self.encoder_positions = encoder_positions
-        self.apart = apart
-        self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=final_norm)
-        width = self.patch_network.num_features
-        self.attention_pooling = AttentionPooling(width)
-        self.positions = Positions(grid, width, factorized=factorized_positions)
-
-    @property
-    def encoder(self) -> ResNet:  # type: ignore[override]
-        return self.patch_network
-
-    def patch_vectors(self, images: Tensor) -> Tensor:
-        """P on every patch: float [B, 3, s, s] -> [B, N, D]."""
-        return patches.encode(self.patch_network, images, self.patch_size, apart=self.apart)
 
     def context(self, h: Tensor, visible: Tensor) -> Tensor:
         """u, what A makes of the visible ones of the patch vectors h [B, N, D], int64 [B, N - K]: [B, D]."""
@@ -78,12 +45,6 @@ class SelfieNetwork(Method):
     def draw_masks(self, num_masks: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Places to hide and to see, each time drawn anew: int64 [M, K] and [M, N - K]."""
         return patches.random_masks(torch.rand(num_masks, self.num_patches, generator=generator), self.num_masked)
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """The attention-pooled vector u with every patch visible: float [B, 3, s, s] -> [B, D]."""
-        h = self.patch_vectors(images)
-        u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
-        return u
 
 
 class Selfie(SelfieNetwork):
@@ -184,7 +145,7 @@ class TwoViewSelfie(SelfieNetwork):
         self.min_crop = min_crop
         self.jitter = jitter
         self.blur = blur
-        d = self.patch_network.num_features
+        d = self.width
         self.place = nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, d))
         self.query_head = mlp(d, hidden, width)
         self.candidate_head = mlp(d, hidden, width)

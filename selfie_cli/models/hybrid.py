@@ -1,7 +1,10 @@
-"""Convolution below, attention above: the paper's own way to finetune (Trinh, Luong, Le 2019, section 3.2).
+"""Convolution below, attention above: what Selfie pretrains, and the paper's own way to finetune it (Trinh, Luong, Le
+2019, section 3.2).
 
 B  images      N  patches an image      D  width of the third stage      C  classes      S  image side in pixels
 """
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,10 +14,11 @@ from selfie_cli.models.patches import encode
 from selfie_cli.models.resnet import ResNet, resnet, stem_for
 
 
-class Hybrid(nn.Module):
-    """The patch network P, attention pooling A in place of a fourth stage, and one linear layer.
+class PatchEncoder(nn.Module):
+    """The patch network P, the attention pooling A and the position embeddings.
 
-    Up to `features` this is what Selfie pretrains, with every patch visible.
+    `apart` shows P each patch by itself, as in the paper; otherwise P sees the whole image, and its feature map is
+    averaged within each patch's cell.
     """
 
     def __init__(
@@ -27,28 +31,43 @@ class Hybrid(nn.Module):
         encoder_positions: bool,
         final_norm: bool,
         apart: bool,
-        num_classes: int,
     ) -> None:
         super().__init__()
+        self.image_size = image_size
         self.patch_size = patch_size
         self.encoder_positions = encoder_positions
         self.apart = apart
         self.patch_network = resnet(backbone, stem=stem_for(patch_size), num_stages=3, final_norm=final_norm)
-        width = self.patch_network.num_features
-        self.attention_pooling = AttentionPooling(width)
-        self.positions = Positions(image_size // patch_size, width, factorized=factorized_positions)
-        self.positions.requires_grad_(encoder_positions)  # or they take no part
-        self.head = nn.Linear(width, num_classes)
+        self.width = self.patch_network.num_features
+        self.attention_pooling = AttentionPooling(self.width)
+        self.positions = Positions(image_size // patch_size, self.width, factorized=factorized_positions)
 
     @property
     def encoder(self) -> ResNet:
         return self.patch_network
 
+    def patch_vectors(self, images: Tensor) -> Tensor:
+        """P on every patch: float [B, 3, S, S] -> [B, N, D]."""
+        return encode(self.patch_network, images, self.patch_size, apart=self.apart)
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The attention-pooled vector u with every patch visible: float [B, 3, S, S], normalized -> [B, D]."""
+        h = self.patch_vectors(images)
+        u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
+        return u
+
+
+class Hybrid(PatchEncoder):
+    """A in place of a fourth stage, and one linear layer. Its features are Selfie's pooled vectors."""
+
+    def __init__(self, backbone: str, *, num_classes: int, **network: Any) -> None:
+        super().__init__(backbone, **network)
+        self.positions.requires_grad_(self.encoder_positions)  # or they take no part
+        self.head = nn.Linear(self.width, num_classes)
+
     def features(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> attention-pooled features [B, D]."""
-        h = encode(self.patch_network, images, self.patch_size, apart=self.apart)  # [B, N, D]
-        pooled: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
-        return pooled
+        return self.pooled(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> logits [B, C]."""
