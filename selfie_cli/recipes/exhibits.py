@@ -1,20 +1,18 @@
 """What a page shows of a network on real images: its picks, its mistakes, nearest neighbours, a map."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from selfie_cli.data.augment import MEAN, STD, centre_crop, plain_view
-from selfie_cli.data.names import Names
+from selfie_cli.data.splits import Labels
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
 from selfie_cli.evaluation.projection import tsne
 from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
 from selfie_cli.recipes.gallery import Embedded, Gallery
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import scaled, to_pixels
-from selfie_cli.report.markup import Markup, tag
+from selfie_cli.report.markup import Markup
 from selfie_cli.report.page import Page, percent
 from selfie_cli.training.schedule import step_generator
 
@@ -23,32 +21,19 @@ PUZZLES, QUERIES, NEIGHBOURS, MISTAKES = 8, 8, 6, 12
 VIEWS, LARGE_VIEWS = 64, 32  # images whose views make a batch of two-view Selfie's task, up to 64 px and above
 
 
-def short_names(gallery: Gallery, rows: Sequence[int]) -> list[str]:
-    """Names below the folder that all of these share."""
-    below = Names(gallery.source.names[row] for row in rows).below_shared_folder()
-    return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
-
-
-def first_rows(embedded: Embedded, count: int) -> list[int]:
-    return [int(row) for row in embedded.rows[:count]]
-
-
 @torch.no_grad()
-def paper_picks(module: Selfie, gallery: Gallery, embedded: Embedded, page: Page, workers: int) -> None:
-    rows = first_rows(embedded, PUZZLES)
-    pixels = gallery.pixels(rows, workers)
+def paper_picks(module: Selfie, gallery: Gallery, embedded: Embedded, page: Page) -> None:
+    rows = embedded.rows[:PUZZLES]
+    pixels = gallery.pixels(rows)
     masked, visible = module.draw_masks(len(rows), step_generator(0, 1))
     device = next(module.parameters()).device
     view = plain_view(pixels.to(device), gallery.image_size)
     probabilities = module.logits(view, masked.to(device), visible.to(device)).float().softmax(dim=2).cpu()  # [B, K, K]
+    right, total = int((probabilities.argmax(dim=2) == torch.arange(module.num_masked)).sum()), masked.numel()
     grid = gallery.image_size // module.patch_size
-    shown = centre_crop(pixels, gallery.image_size)
-    figures, right = [], 0
-    for number, name in enumerate(short_names(gallery, rows)):
-        figure, count = pages.puzzle(number, shown[number], name, grid, masked[number].tolist(), probabilities[number])
-        figures.append(figure)
-        right += count
-    total = masked.numel()
+    shown = zip(
+        centre_crop(pixels, gallery.image_size), gallery.names(rows), masked.tolist(), probabilities, strict=True
+    )
     page.add(
         "picks",
         "What it picks for hidden patches",
@@ -62,18 +47,22 @@ def paper_picks(module: Selfie, gallery: Gallery, embedded: Embedded, page: Page
             f"{right} of {total} picks are right ({percent(right / total, 0)}); a guess is right "
             f"{percent(module.chance)} of the time."
         ),
-        tag("div", *figures, class_="puzzles pixels" if gallery.image_size <= 64 else "puzzles"),
+        pages.group(
+            "puzzles",
+            [pages.puzzle(number, *each[:2], grid, *each[2:]) for number, each in enumerate(shown)],
+            pixels=gallery.image_size <= 64,
+        ),
     )
 
 
 @torch.no_grad()
-def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page: Page, workers: int) -> None:
-    rows = first_rows(embedded, VIEWS if gallery.image_size <= 64 else LARGE_VIEWS)
+def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page: Page) -> None:
+    rows = embedded.rows[: VIEWS if gallery.image_size <= 64 else LARGE_VIEWS]
     if len(rows) < 2:
         return
     device = next(module.parameters()).device
     draws = [each.to(device) for each in module.draw(len(rows), step_generator(0, 1))]
-    views, boxes, visible = module.augment(gallery.pixels(rows, workers).to(device), *draws)
+    views, boxes, visible = module.augment(gallery.pixels(rows).to(device), *draws)
     scores, partner = module.logits(views, boxes, visible)
     probabilities, partner = scores.float().softmax(dim=1).cpu(), partner.cpu()
     right = int((probabilities.argmax(dim=1) == partner).sum())
@@ -81,7 +70,7 @@ def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page
     if module.view_size > PICTURE:
         pictures = scaled(pictures, PICTURE)
     grid = module.image_size // module.patch_size
-    names = short_names(gallery, rows)
+    names = gallery.names(rows)
     lines = []
     for number in range(min(PUZZLES, len(rows))):
         hidden = sorted(set(range(grid * grid)) - set(visible[number].tolist()))
@@ -112,74 +101,62 @@ def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page
             f"{gallery.note} The images are chosen at random. {right} of {total} picks are right "
             f"({percent(right / total)}); a guess is right {percent(1 / (total - 1))} of the time."
         ),
-        tag("div", *lines, class_="rows pixels" if module.view_size <= 64 else "rows"),
+        pages.group("rows", lines, pixels=module.view_size <= 64),
     )
 
 
-def classified(which: str, gallery: Gallery, embedded: Embedded, page: Page, workers: int) -> None:
-    """Accuracy a class, the confusion matrix, and what it was most sure of and wrong in."""
-    assert embedded.predicted is not None
-    assert embedded.confidence is not None
-    assert gallery.labels is not None
-    labels = torch.from_numpy(gallery.labels[embedded.rows])
-    predicted, classes = embedded.predicted, gallery.classes
-    counts = confusion_matrix(predicted, labels, len(classes))
-    accuracy = per_class_accuracy(counts)
-    right = predicted == labels
-    order = [c for c in sorted(range(len(classes)), key=lambda c: accuracy[c] or 0.0) if accuracy[c] is not None]
-    shown = order[: pages.FEW_CLASSES]
-    sums = counts.sum(dim=1).tolist()
-    lines = [
-        (classes[c], accuracy[c] or 0.0, f"{percent(accuracy[c] or 0.0, 0)} of {sums[c]:,}") for c in reversed(shown)
-    ]
+def classified(which: str, labels: Labels, gallery: Gallery, embedded: Embedded, page: Page) -> None:
+    """Accuracy a class, the confusion matrix, and what it was most sure of and wrong in. `labels` are the gallery's."""
+    true, predicted, classes = torch.from_numpy(labels[embedded.rows]), embedded.predicted, gallery.classes
+    counts = confusion_matrix(predicted, true, len(classes))
+    ranked = sorted((share, c) for c, share in enumerate(per_class_accuracy(counts)) if share is not None)
+    shown = ranked[: pages.FEW_CLASSES]
     whole = "all" if embedded.whole else "a random part of the"
-    few = f" The {len(shown)} classes with the lowest accuracy of {len(order)}:" if len(shown) < len(order) else ""
+    few = f" The {len(shown)} classes with the lowest accuracy of {len(ranked)}:" if len(shown) < len(ranked) else ""
+    right = predicted == true
     page.add(
         "classes",
         "Class by class",
         pages.paragraph(
-            f"The run's own network ({which}) on {whole} test images, {len(labels):,}: "
+            f"The run's own network ({which}) on {whole} test images, {len(true):,}: "
             f"{percent(right.float().mean().item())} are right.{few}"
         ),
-        pages.bars(lines),
+        pages.bars(
+            [(classes[c], share, f"{percent(share, 0)} of {int(counts[c].sum()):,}") for share, c in reversed(shown)]
+        ),
         pages.confusion(classes, counts.tolist()),
     )
     wrong = (~right).nonzero().squeeze(1)
-    worst = wrong[embedded.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
-    if worst:
-        rows = [int(embedded.rows[at]) for at in worst]
-        pictures = gallery.pictures(rows, workers, 2 * PICTURE if gallery.image_size > 2 * PICTURE else PICTURE)
-        figures = [
-            pages.picture(
-                pixels,
-                classes[predicted[at]],
-                f"{percent(float(embedded.confidence[at]))} sure; labelled {classes[labels[at]]}",
-                name,
-                alt=f"{name}: {classes[labels[at]]}, taken for {classes[predicted[at]]}",
-                right=False,
-            )
-            for pixels, at, name in zip(pictures, worst, short_names(gallery, rows), strict=True)
-        ]
-        page.add(
-            "mistakes",
-            "Most confidently wrong",
-            pages.paragraph(
-                "What it took them for, how sure it was, and what they are labelled as: often a label to mend."
-            ),
-            tag("div", *figures, class_="wall pixels" if gallery.image_size <= 64 else "wall"),
-        )
+    worst = wrong[embedded.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    if not len(worst):
+        return
+    rows = embedded.rows[worst.numpy()]
+    pictures = gallery.pictures(rows, 2 * PICTURE if gallery.image_size > 2 * PICTURE else PICTURE)
+    figures = []
+    for at, pixels, name in zip(worst.tolist(), pictures, gallery.names(rows), strict=True):
+        taken, label, sure = classes[predicted[at]], classes[true[at]], percent(float(embedded.confidence[at]))
+        lines = taken, f"{sure} sure; labelled {label}", name
+        figures.append(pages.picture(pixels, *lines, alt=f"{name}: {label}, taken for {taken}", right=False))
+    page.add(
+        "mistakes",
+        "Most confidently wrong",
+        pages.paragraph(
+            "What it took them for, how sure it was, and what they are labelled as: often a label to mend."
+        ),
+        pages.group("wall", figures, pixels=gallery.image_size <= 64),
+    )
 
 
-def neighbours(gallery: Gallery, embedded: Embedded, page: Page, workers: int) -> None:
+def neighbours(gallery: Gallery, embedded: Embedded, page: Page) -> None:
     """The nearest images of one query a class, or of some; and how often they share its label."""
     vectors = F.normalize(embedded.vectors, dim=1)
     count = len(vectors)
     similarity = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
-    rows = first_rows(embedded, count)
+    rows = embedded.rows[:count]
     nearest = similarity.topk(min(NEIGHBOURS, count - 1), dim=1)
     queries, told = list(range(min(QUERIES, count))), ""
     if gallery.labels is not None:
-        labels = gallery.labels[embedded.rows[:count]]
+        labels = gallery.labels[rows]
         queries = sorted(np.unique(labels, return_index=True)[1].tolist())[:QUERIES]
         same = float((labels[nearest.indices.numpy()] == labels[:, None]).mean())
         sizes = np.bincount(labels)
@@ -190,32 +167,27 @@ def neighbours(gallery: Gallery, embedded: Embedded, page: Page, workers: int) -
         )
     lines = []
     for query in queries:
-        members = [query, *nearest.indices[query].tolist()]
-        pictures = gallery.pictures([rows[each] for each in members], workers, PICTURE)
-        names = short_names(gallery, [rows[each] for each in members])
-        own = gallery.label(rows[query])
+        members = rows[[query, *nearest.indices[query].tolist()]]
+        pictures, names = gallery.pictures(members, PICTURE), gallery.names(members)
+        own, *labels_of = [gallery.label(row) for row in members]
         figures = [pages.picture(pictures[0], own or "query", "the query", alt=names[0])]
-        for place, each in enumerate(members[1:]):
-            label, cosine = gallery.label(rows[each]), f"cosine {nearest.values[query, place]:.2f}"
-            lines_ = (cosine,) if label is None else (label, cosine)
-            figures.append(
-                pages.picture(
-                    pictures[place + 1], *lines_, alt=names[place + 1], right=None if label is None else label == own
-                )
-            )
+        for place, label in enumerate(labels_of):
+            cosine, right = f"cosine {nearest.values[query, place]:.2f}", None if label is None else label == own
+            about = [cosine] if label is None else [label, cosine]
+            figures.append(pages.picture(pictures[place + 1], *about, alt=names[place + 1], right=right))
         lines.append(pages.row(*figures))
     page.add(
         "neighbours",
         "Nearest neighbours",
         pages.paragraph(f"By the cosine of the network's vectors, among {count:,} images. {gallery.note}{told}"),
-        tag("div", *lines, class_="rows pixels" if gallery.image_size <= 64 else "rows"),
+        pages.group("rows", lines, pixels=gallery.image_size <= 64),
     )
 
 
 def mapped(gallery: Gallery, embedded: Embedded, page: Page) -> None:
     count = len(embedded.vectors)
-    rows = first_rows(embedded, count)
-    labels = None if gallery.labels is None else [int(gallery.labels[row]) for row in rows]
+    rows = embedded.rows[:count]
+    labels = None if gallery.labels is None else gallery.labels[rows].tolist()
     bad = f" {len(embedded.bad)} more could not be read." if embedded.bad else ""
     of_all = f" of {len(gallery.source):,}" if count < len(gallery.source) else ""
     page.add(
@@ -226,7 +198,5 @@ def mapped(gallery: Gallery, embedded: Embedded, page: Page) -> None:
             f"cosines): neighbourhoods mean something, distances and axes do not.{bad}"
         ),
         Markup('<p class="soft screen">Point at one, tap it, or use the arrow keys.</p>'),
-        pages.chart_map(
-            page, tsne(embedded.vectors), embedded.thumbs, short_names(gallery, rows), labels, gallery.classes
-        ),
+        pages.chart_map(page, tsne(embedded.vectors), embedded.thumbs, gallery.names(rows), labels, gallery.classes),
     )

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -189,45 +188,35 @@ def comparison(found: dict[str, Any]) -> list[Markup | None]:
         rows.append([f"gain over {gain['baseline']}", mean, *map(in_points, gain["gains"]), ""])
         if interval:
             rows.append([f"95 % interval of the gain over {gain['baseline']}", interval, *[""] * (len(seeds) + 1)])
+    head = ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"]
     return [
         pages.paragraph(
             f"{found['num_labels']:,} labels ({share(found['fraction'])}), {found['steps']:,} steps for every network, "
             f"tested on {found['num_test']:,} images. ± is the standard deviation over seeds; a gain is of the same "
             "seed, in points."
         ),
-        pages.table(
-            ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"], rows, strong=len(found["arms"]) - 1
-        ),
+        pages.table(head, rows, strong=len(found["arms"]) - 1),
     ]
 
 
 def curve_of(found: dict[str, Any], page: Page) -> list[Markup | None]:
     points = found["points"]
     names = [arm["name"] for arm in points[0]["arms"]]
-    lines = [
-        Line(
-            name,
-            [(each["fraction"], each["arms"][i]["mean"]) for each in points],
-            [each["arms"][i]["std"] or 0.0 for each in points],
-        )
-        for i, name in enumerate(names)
-    ]
-    drawn = pages.chart(
-        page,
-        "Test accuracy (mean ± standard deviation)",
-        lines,
-        show=percent,
-        show_x=share,
-        x_ticks=[each["fraction"] for each in points],
-        log=True,
-    )
-    rows = [
-        [share(each["fraction"]), f"{each['num_labels']:,}", len(each["seeds"]), f"{each['steps']:,}"]
-        + [spread(arm["mean"], arm["std"]) for arm in each["arms"]]
-        for each in points
-    ]
-    gains = [[share(each["fraction"]), gain["arm"], *gain_of(gain)] for each in points for gain in each["comparisons"]]
-    remarks = [f"{name}: {remark}." for name, remark in found["remarks"].items()]
+    fractions = [each["fraction"] for each in points]
+    lines = []
+    for i, name in enumerate(names):
+        arms = [each["arms"][i] for each in points]
+        curve = [(fraction, arm["mean"]) for fraction, arm in zip(fractions, arms, strict=True)]
+        lines.append(Line(name, curve, [arm["std"] or 0.0 for arm in arms]))
+    title = "Test accuracy (mean ± standard deviation)"
+    drawn = pages.chart(page, title, lines, show=percent, show_x=share, x_ticks=fractions, log=True)
+    accuracies, gains = [], []
+    for each in points:
+        of_labels = share(each["fraction"])
+        means = [spread(arm["mean"], arm["std"]) for arm in each["arms"]]
+        accuracies.append([of_labels, f"{each['num_labels']:,}", len(each["seeds"]), f"{each['steps']:,}", *means])
+        gains += [[of_labels, gain["arm"], *gain_of(gain)] for gain in each["comparisons"]]
+    head = ["share", "arm", "gain", "95 % interval"]
     return [
         pages.paragraph(
             f"{found['num_test']:,} test images of {found['dataset']}. Across: the share of the training labels, "
@@ -236,32 +225,25 @@ def curve_of(found: dict[str, Any], page: Page) -> list[Markup | None]:
         tag("div", drawn, class_="charts wide"),
         pages.legend(names),
         pages.table(
-            ["share", "labels", "seeds", "steps", *names], rows, caption="Test accuracy, mean ± standard deviation"
+            ["share", "labels", "seeds", "steps", *names],
+            accuracies,
+            caption="Test accuracy, mean ± standard deviation",
         ),
-        pages.table(["share", "arm", "gain", "95 % interval"], gains, caption="Gain over supervised, in points")
-        if gains
-        else None,
-        *(pages.paragraph(remark) for remark in remarks),
+        pages.table(head, gains, caption="Gain over supervised, in points") if gains else None,
+        *(pages.paragraph(f"{name}: {remark}.") for name, remark in found["remarks"].items()),
     ]
 
 
-@dataclass(frozen=True)
-class Metric:
-    title: str
-    show: Callable[[float], str]
-    from_zero: bool = True
-
-
-METRICS = {
-    "loss": Metric("Loss", "{:.3g}".format, from_zero=False),
-    "pretext_accuracy": Metric("Pretext accuracy", share),
-    "train_accuracy": Metric("Accuracy on its training images", share),
-    "cosine": Metric("Cosine between the views", "{:.3g}".format),
-    "feature_std": Metric("Spread of the features", "{:.3g}".format),
-    "effective_rank": Metric("Directions in use", "{:.3g}".format),
-    "lr": Metric("Learning rate", "{:.3g}".format),
-    "images_per_second": Metric("Images a second", "{:,.0f}".format),
-    "data_wait": Metric("Waiting for data", share),
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("Loss", "{:.3g}".format),
+    "pretext_accuracy": ("Pretext accuracy", share),
+    "train_accuracy": ("Accuracy on its training images", share),
+    "cosine": ("Cosine between the views", "{:.3g}".format),
+    "feature_std": ("Spread of the features", "{:.3g}".format),
+    "effective_rank": ("Directions in use", "{:.3g}".format),
+    "lr": ("Learning rate", "{:.3g}".format),
+    "images_per_second": ("Images a second", "{:,.0f}".format),
+    "data_wait": ("Waiting for data", share),
 }
 
 
@@ -274,66 +256,47 @@ def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def training(run: Run, page: Page) -> None:
     """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
+    logged, told = {method_of(run): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         found = results_of(run)
         last = found["points"][-1] if found and "points" in found else found
         if last:
-            names = {f"{arm['name']}-f{last['fraction']:g}-s{last['seeds'][0]}": arm["name"] for arm in last["arms"]}
-        else:
-            names = {each.name: each.name for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
-        logged = {arm: read_lines(run.path / "cells" / cell / "metrics.jsonl") for cell, arm in names.items()}
-        told = "Over steps."
-        if last:
+            names = {arm["name"]: f"{arm['name']}-f{last['fraction']:g}-s{last['seeds'][0]}" for arm in last["arms"]}
+            logged = {arm: run.path / "cells" / cell for arm, cell in names.items()}
             told = f"Over steps, with {share(last['fraction'])} of the labels, seed {last['seeds'][0]}."
-    else:
-        logged = {method_of(run): read_lines(run.path / "metrics.jsonl")}
-        told = "Over steps."
+        else:
+            logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
+    rows_of = {name: read_lines(folder / "metrics.jsonl") for name, folder in logged.items()}
+    chances = [row["chance"] for rows in rows_of.values() for row in rows if "chance" in row]
     charts = []
-    for key, metric in METRICS.items():
+    for key, (title, show) in METRICS.items():
         lines = []
-        for name, rows in logged.items():
+        for name, rows in rows_of.items():
             values = [(row["step"], float(row[key])) for row in rows if math.isfinite(row.get(key, math.nan))]
             if len(values) > 1:
                 lines.append(Line(name, thinned(values)))
+        guide = (chances[-1], f"chance {percent(chances[-1])}") if key == "pretext_accuracy" and chances else None
+        how: dict[str, Any] = {"show_x": "{:,.0f}".format, "at": "at step", "from_zero": key != "loss"}
         if lines:
-            chances = [row["chance"] for rows in logged.values() for row in rows if "chance" in row]
-            guide = (chances[-1], f"chance {percent(chances[-1])}") if key == "pretext_accuracy" and chances else None
-            charts.append(
-                pages.chart(
-                    page,
-                    metric.title,
-                    lines,
-                    show=metric.show,
-                    show_x="{:,.0f}".format,
-                    at="at step",
-                    guide=guide,
-                    from_zero=metric.from_zero,
-                )
-            )
+            charts.append(pages.chart(page, title, lines, show=show, guide=guide, **how))
     if charts:
-        more = pages.legend(list(logged))
-        page.add("training", "Training", pages.paragraph(told), more, tag("div", *charts, class_="charts"))
+        legend = pages.legend(list(logged))
+        page.add("training", "Training", pages.paragraph(told), legend, tag("div", *charts, class_="charts"))
 
 
 def details(run: Run, page: Page) -> None:
     """Everything that was asked, derived and recorded; what could not be read; what was seen before."""
+    recorded = {"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}
     inside: list[Markup | None] = [
         pages.folded("Options as asked", pages.settings(run.config["asked"])),
         pages.folded("Derived and measured", pages.settings({**run.derived, "measured": run.config["measured"]})),
-        pages.folded(
-            "Data and versions",
-            pages.settings({"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}),
-        ),
+        pages.folded("Data and versions", pages.settings(recorded)),
     ]
     for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen in pretraining")):
-        if lines := read_lines(run.path / f"{file}.jsonl"):
-            rows = [
-                (each["path"], each.get("reason") or f"{each['kind']}, in {each['run']}") for each in lines[:LISTED]
-            ]
-            rest = (
-                f"The first {len(rows)} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > len(rows) else ""
-            )
-            inside.append(
-                pages.folded(f"{title}: {len(lines):,}", pages.paragraph(rest), pages.table([], rows, kind="plain"))
-            )
+        lines = read_lines(run.path / f"{file}.jsonl")
+        rows = [(each["path"], each.get("reason") or f"{each['kind']}, in {each['run']}") for each in lines[:LISTED]]
+        rest = f"The first {LISTED} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > LISTED else ""
+        if lines:
+            listed = pages.table([], rows, kind="plain")
+            inside.append(pages.folded(f"{title}: {len(lines):,}", pages.paragraph(rest), listed))
     page.add("details", "Details", *inside)

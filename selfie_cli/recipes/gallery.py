@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from selfie_cli.config import ReportOptions
 from selfie_cli.data.augment import centre_crop
-from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.sources import (
     Files,
@@ -25,7 +24,7 @@ from selfie_cli.data.sources import (
     split_folders,
 )
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, read_store, storage_size
+from selfie_cli.data.store import BadFile, Store, read_store, storage_size
 from selfie_cli.errors import DataError
 from selfie_cli.hub import is_address
 from selfie_cli.models.hybrid import AnyClassifier
@@ -53,18 +52,28 @@ class Gallery:
     note: str
     image_size: int
 
-    def pixels(self, indices: Sequence[int], workers: int) -> Tensor:
-        """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
-        chosen = Subset(self.source, np.array(indices, np.int64))
-        return read_store(chosen, size=storage_size(self.image_size), workers=workers, max_bad=1, talk=Talk()).pixels
+    workers: int
 
-    def pictures(self, indices: Sequence[int], workers: int, side: int) -> Tensor:
+    def pixels(self, rows: Labels) -> Tensor:
+        """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
+        return self.read(rows).pixels
+
+    def read(self, rows: Labels) -> Store:
+        chosen, size = Subset(self.source, rows), storage_size(self.image_size)
+        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk())
+
+    def pictures(self, rows: Labels, side: int) -> Tensor:
         """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
-        seen = centre_crop(self.pixels(indices, workers), self.image_size)
+        seen = centre_crop(self.pixels(rows), self.image_size)
         return scaled(seen, side) if self.image_size > side else seen
 
-    def label(self, index: int) -> str | None:
-        return None if self.labels is None else self.classes[self.labels[index]]
+    def names(self, rows: Labels) -> list[str]:
+        """Below the folder that all of these share."""
+        below = Subset(self.source, rows).names.below_shared_folder()
+        return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+    def label(self, row: int) -> str | None:
+        return None if self.labels is None else self.classes[self.labels[row]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +81,15 @@ class Embedded:
     """What a network makes of a random part of a gallery; N images, M <= N of them for map and neighbours.
 
     rows: int64 [N], their indices in the gallery; vectors: float32 [M, D]; thumbs: uint8 [M, t, t, 3]; predicted,
-    int64 [N], with confidence, float32 [N]: of a classifier only. bad: what could not be read. whole: nothing else
-    is in the gallery.
+    int64 [N], with confidence, float32 [N]: empty if it is no classifier. bad: what could not be read. whole: nothing
+    else is in the gallery.
     """
 
     rows: Labels
     vectors: Tensor
     thumbs: Tensor
-    predicted: Tensor | None
-    confidence: Tensor | None
+    predicted: Tensor
+    confidence: Tensor
     bad: list[BadFile]
     whole: bool
 
@@ -90,30 +99,31 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
 
     Raises DataError where it is not there, or has classes that a finetuned network does not know.
     """
-    root, size = Path(options.data_root), int(run.derived["image_size"])
+    root, offline = Path(options.data_root), options.offline or not options.dataset
     if not options.dataset:
         check_own(run)
     if run.verb in LABELLED_DATA:
         name = options.dataset or str(run.config["asked"]["dataset"])
-        found = open_labelled(name, data_root=root, offline=options.offline or not options.dataset, talk=talk)
-        check_known(found.train.classes, run.derived["classes"])
-        known = np.array([run.derived["classes"].index(each) for each in found.train.classes])
-        return Gallery(
-            source=found.test.source,
-            labels=known[found.test.labels],
-            classes=run.derived["classes"],
-            note=f"Images of {found.name} that were not trained on. {found.split_note}",
-            image_size=size,
-        )
-    if options.dataset:
-        asked, offline = [options.dataset], options.offline
-        own = False
+        found = open_labelled(name, data_root=root, offline=offline, talk=talk)
+        classes = run.derived["classes"]
+        check_known(found.train.classes, classes)
+        place = np.array([classes.index(each) for each in found.train.classes])
+        source = found.test.source
+        labels: Labels | None = place[found.test.labels]
+        note = f"Images of {found.name} that were not trained on. {found.split_note}"
     else:
-        pinned = run.config["data"].get("pinned", {})
-        asked, offline, own = [pinned.get(one, one) for one in run.config["asked"].get("data", [])], True, True
-    source, labelled, note = _choose(asked, root, offline, own, talk)
-    labels, classes = (labelled.labels, labelled.classes) if labelled else (None, [])
-    return Gallery(source=source, labels=labels, classes=classes, note=note, image_size=size)
+        pinned = {} if options.dataset else run.config["data"].get("pinned", {})
+        asked = [options.dataset] if options.dataset else run.config["asked"].get("data", [])
+        asked = [pinned.get(one, one) for one in asked]
+        source, labels, classes, note = choose(asked, root, offline=offline, own=not options.dataset, talk=talk)
+    return Gallery(
+        source=source,
+        labels=labels,
+        classes=classes,
+        note=note,
+        image_size=int(run.derived["image_size"]),
+        workers=options.workers or num_cores(),
+    )
 
 
 def check_own(run: Run) -> None:
@@ -126,8 +136,13 @@ def check_own(run: Run) -> None:
         raise DataError("it comes from the Hub, and its images are not known here")
 
 
-def _choose(asked: list[str], root: Path, offline: bool, own: bool, talk: Talk) -> tuple[Source, Labelled | None, str]:
-    """Images, their labels if the layout has any, and a sentence on them. `own`: the run was pretrained on them."""
+def choose(
+    asked: list[str], root: Path, *, offline: bool, own: bool, talk: Talk
+) -> tuple[Source, Labels | None, list[str], str]:
+    """Images, their labels and classes if the layout has any, and a sentence on them.
+
+    `own`: the run was pretrained on them.
+    """
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
         name = asked[0]
@@ -139,22 +154,21 @@ def _choose(asked: list[str], root: Path, offline: bool, own: bool, talk: Talk) 
         held_out = parts or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
         if found is not None and (held_out or not own):
             what = "Held-out images" if own else "Images"
-            return found.test.source, found.test, f"{what} of {found.name}. {found.split_note}"
+            classes, note = found.test.classes, f"{what} of {found.name}. {found.split_note}"
+            return found.test.source, found.test.labels, classes, note
         if found is not None:
             both = Joined([found.train.source, found.test.source])
             labels = np.concatenate([found.train.labels, found.test.labels])
-            return both, Labelled(both, labels, found.train.classes), trained
+            return both, labels, found.train.classes, trained
         if part := parts.get("test") or parts.get("validation"):
             images = Files(list_images(os.path.join(name, part)))
             if len(images):
-                return images, None, f"Held-out images of the folder {part}/, without labels."
+                return images, None, [], f"Held-out images of the folder {part}/, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
-    return source, None, trained if own else f"Images of {', '.join(asked)}, without labels."
+    return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 
 
-def embed(
-    gallery: Gallery, network: Network, options: ReportOptions, talk: Talk, *, exclude: frozenset[str] = frozenset()
-) -> Embedded:
+def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk, *, exclude: set[str]) -> Embedded:
     """A random part of the gallery, the same each time, less what `exclude` names.
 
     A classifier is shown all of them, and M of them are kept. Without --images it ends after some SECONDS. Raises
@@ -171,33 +185,23 @@ def embed(
     side = min(gallery.image_size, 64)
     at_once = max(FIRST, images_at_once(network.device, network.image_size))
     rows: list[Labels] = []
-    vectors: list[Tensor] = []
-    thumbs: list[Tensor] = []
-    predicted: list[Tensor] = []
-    confidence: list[Tensor] = []
+    vectors, thumbs = torch.empty(0), torch.empty(0, dtype=torch.uint8)
+    predicted, confidence = torch.empty(0, dtype=torch.int64), torch.empty(0)
     bad: list[BadFile] = []
     begun, done = time.monotonic(), 0
     with talk.track("looking at images", wanted) as advance, torch.no_grad():
         while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
             part = order[done : min(wanted, done + (at_once if done else FIRST))]
             done += len(part)
-            store = read_store(
-                Subset(gallery.source, part),
-                size=storage_size(gallery.image_size),
-                workers=options.workers or num_cores(),
-                max_bad=1,
-                talk=Talk(),
-            )
+            store = gallery.read(part)
             bad += store.bad
-            pixels = store.pixels.to(network.device)
-            each = lean.vectors(pixels)
+            each = lean.vectors(store.pixels.to(network.device))
             if isinstance(lean.module, AnyClassifier):
                 sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
-                predicted.append(best.cpu())
-                confidence.append(sure.cpu())
-            if sum(len(each) for each in vectors) < kept:
-                vectors.append(each.cpu())
-                thumbs.append(scaled(centre_crop(store.pixels, gallery.image_size), side))
+                predicted, confidence = torch.cat([predicted, best.cpu()]), torch.cat([confidence, sure.cpu()])
+            if len(vectors) < kept:
+                small = scaled(centre_crop(store.pixels, gallery.image_size), side)
+                vectors, thumbs = torch.cat([vectors, each.cpu()]), torch.cat([thumbs, small])
             rows.append(part[store.kept])
             advance(done, f"{len(bad)} unreadable" if bad else "")
     if not rows:
@@ -209,10 +213,10 @@ def embed(
         )
     return Embedded(
         rows=np.concatenate(rows),
-        vectors=torch.cat(vectors)[:kept],
-        thumbs=torch.cat(thumbs)[:kept],
-        predicted=torch.cat(predicted) if predicted else None,
-        confidence=torch.cat(confidence) if confidence else None,
+        vectors=vectors[:kept],
+        thumbs=thumbs[:kept],
+        predicted=predicted,
+        confidence=confidence,
         bad=bad,
         whole=done == len(order),
     )

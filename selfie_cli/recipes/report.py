@@ -15,6 +15,7 @@ from selfie_cli.config import ReportOptions, TrainingOptions
 from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
 from selfie_cli.files import write_text
 from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
+from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import exhibits, networks
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
 from selfie_cli.recipes.gallery import embed, open_gallery
@@ -25,7 +26,7 @@ from selfie_cli.report.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.machine import prepare
 from selfie_cli.training.state import saved_states
 from selfie_cli.training.step import reason_of
 from selfie_cli.weights import load_weights
@@ -129,8 +130,7 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
         with describing(run):
             gallery = open_gallery(run, options, talk)
             seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
-            left_out = frozenset(each["path"] for each in seen)
-        embedded = embed(gallery, network, options, talk, exclude=left_out)
+        embedded = embed(gallery, network, options, talk, exclude={each["path"] for each in seen})
     except DataError as error:
         if options.dataset:
             raise
@@ -144,17 +144,16 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
             pages.paragraph(f"selfie report {run} --dataset FOLDER shows others."),
         )
         return 0
-    workers = options.workers or num_cores()
     if isinstance(network.module, Selfie):
-        exhibits.paper_picks(network.module, gallery, embedded, page, workers)
+        exhibits.paper_picks(network.module, gallery, embedded, page)
     elif isinstance(network.module, TwoViewSelfie):
-        exhibits.view_picks(network.module, gallery, embedded, page, workers)
-    if embedded.predicted is not None:
+        exhibits.view_picks(network.module, gallery, embedded, page)
+    elif isinstance(network.module, AnyClassifier) and gallery.labels is not None:
         arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
         which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"
-        exhibits.classified(which, gallery, embedded, page, workers)
+        exhibits.classified(which, gallery.labels, gallery, embedded, page)
     if len(embedded.vectors) > 2:
-        exhibits.neighbours(gallery, embedded, page, workers)
+        exhibits.neighbours(gallery, embedded, page)
         talk.say(f"drawing a map of {len(embedded.vectors):,} images")
         exhibits.mapped(gallery, embedded, page)
     return len(embedded.rows)

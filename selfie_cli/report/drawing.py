@@ -52,6 +52,11 @@ class Line:
     points: list[tuple[float, float]]
     spread: list[float] | None = None
 
+    def told(self, x: float, show: Callable[[float], str]) -> str:
+        """The value at the point nearest to x, in words."""
+        at = min(range(len(self.points)), key=lambda index: abs(self.points[index][0] - x))
+        return show(self.points[at][1]) + (f" ± {show(self.spread[at])}" if self.spread else "")
+
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Round numbers within low..high, at most `most` + 1 of them."""
@@ -79,10 +84,11 @@ def chart(
     an x in words.
     """
     xs = [x for line in lines for x, _ in line.points]
-    ends = [y + s * d for line in lines for (_, y), d in zip(line.points, spreads(line), strict=True) for s in (-1, 1)]
-    low, high = min(ends + ([0.0] if from_zero else [])), max(ends + ([guide[0]] if guide else []))
-    if guide:
-        low = min(low, guide[0])
+    ends = [guide[0]] if guide else []
+    for line in lines:
+        for (_, y), spread in zip(line.points, line.spread or [0.0] * len(line.points), strict=True):
+            ends += [y - spread, y + spread]
+    low, high = min(ends + ([0.0] if from_zero else [])), max(ends)
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (low if from_zero and low == 0 else low - pad), high + pad
     along = math.log10 if log else float
@@ -109,32 +115,21 @@ def chart(
         aside = 4 * (number - (len(lines) - 1) / 2) if line.spread else 0.0  # so that bars do not hide each other
         places = [(across(x) + aside, down(y)) for x, y in line.points]
         drawn = [tag("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places))]
-        for (x, _), (_, value), spread in zip(places, line.points, spreads(line), strict=True):
-            if line.spread:
+        if line.spread:
+            for (x, _), (_, value), spread in zip(places, line.points, line.spread, strict=True):
                 drawn.append(tag("line", x1=x, x2=x, y1=down(value - spread), y2=down(value + spread)))
         if line.spread or len(places) == 1:
             drawn += [tag("circle", cx=x, cy=y, r=3.5) for x, y in places]
         parts.append(tag("g", *drawn, class_=f"line c{number} d{number % 4}"))
     parts.append(tag("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="cursor"))
-    drawing = tag(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", tabindex=0, aria_label=title
-    )
+    box = f"0 0 {WIDTH} {HEIGHT}"
+    drawing = tag("svg", *parts, viewBox=box, class_="chart", role="img", tabindex=0, aria_label=title)
     stops = []
     for x, _ in max(lines, key=lambda line: len(line.points)).points:
-        told = ", ".join(told_at(line, x, show, named=len(lines) > 1) for line in lines)
+        names = (f"{printable(line.name)} " if len(lines) > 1 else "" for line in lines)
+        told = ", ".join(name + line.told(x, show) for name, line in zip(names, lines, strict=True))
         stops.append((across(x), f"{told} {at} {show_x(x)}"))
     return drawing, stops
-
-
-def told_at(line: Line, x: float, show: Callable[[float], str], *, named: bool) -> str:
-    """The line's value at its point nearest to x, in words."""
-    at = min(range(len(line.points)), key=lambda index: abs(line.points[index][0] - x))
-    text = show(line.points[at][1]) + (f" ± {show(line.spread[at])}" if line.spread else "")
-    return f"{printable(line.name)} {text}" if named else text
-
-
-def spreads(line: Line) -> list[float]:
-    return line.spread or [0.0] * len(line.points)
 
 
 def cell(image: str, place: int, grid: int, **box: object) -> Markup:
@@ -172,26 +167,17 @@ def answers(image: str, grid: int, masked: Sequence[int], picks: Sequence[int], 
     for number, (place, pick) in enumerate(zip(masked, picks, strict=True)):
         right, sure = number == pick, float(probabilities[number, pick])
         x, y = place % grid, place // grid
-        told = f"{place_of(place, grid)}: "
-        told += (
-            f"the right patch, {sure:.0%}"
-            if right
-            else (
-                f"took the patch of {place_of(masked[pick], grid)} with {sure:.0%}, "
-                f"gave the right one {float(probabilities[number, number]):.0%}"
-            )
+        told = f"the right patch, {sure:.0%}"
+        if not right:
+            told = f"took the patch of {place_of(masked[pick], grid)} with {sure:.0%}, "
+            told += f"gave the right one {float(probabilities[number, number]):.0%}"
+        drawn = (
+            tag("title", f"{place_of(place, grid)}: {told}"),
+            cell(image, masked[pick], grid, x=x, y=y, width=1, height=1),
+            tag("rect", x=x + 0.03, y=y + 0.03, width=0.94, height=0.94),
+            tag("text", f"{RIGHT_SIGN if right else WRONG_SIGN} {100 * sure:.0f}", x=x + 0.5, y=y + 0.9),
         )
-        sign = RIGHT_SIGN if right else WRONG_SIGN
-        parts.append(
-            tag(
-                "g",
-                tag("title", told),
-                cell(image, masked[pick], grid, x=x, y=y, width=1, height=1),
-                tag("rect", x=x + 0.03, y=y + 0.03, width=0.94, height=0.94),
-                tag("text", f"{sign} {100 * sure:.0f}", x=x + 0.5, y=y + 0.9),
-                class_="right" if right else "wrong",
-            )
-        )
+        parts.append(tag("g", *drawn, class_="right" if right else "wrong"))
     return joined(parts)
 
 

@@ -11,7 +11,7 @@ class Markup(str):
     """Text that is markup already. Any other text is escaped where it becomes part of a page."""
 
 
-VOID = frozenset({"meta", "link", "img", "br"})
+VOID = frozenset({"img", "br"})
 
 
 def shown(text: object) -> str:
@@ -30,7 +30,7 @@ def tag(element: str, /, *inside: object, **attributes: object) -> Markup:
     return Markup(f"<{element}{head}>{''.join(shown(each) for each in inside if each is not None)}</{element}>")
 
 
-def joined(parts: "list[Markup] | tuple[Markup, ...]") -> Markup:
+def joined(parts: list[Markup]) -> Markup:
     return Markup("".join(parts))
 
 

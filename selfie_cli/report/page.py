@@ -5,6 +5,7 @@ Every function gives a piece of markup; `document` puts them together under a po
 
 import base64
 import hashlib
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from selfie_cli.report import drawing
 from selfie_cli.report.drawing import RIGHT_SIGN, WRONG_SIGN, Line
-from selfie_cli.report.markup import Markup, as_data, joined, tag
+from selfie_cli.report.markup import Markup, as_data, joined, shown, tag
 from selfie_cli.talk import printable
 
 COLOURS = ("#3b78d8", "#e07b10", "#2e9e63", "#d5445c", "#8f63d2", "#94713f", "#d764b4", "#7a828c", "#98a11a", "#139bb0")
@@ -38,51 +39,20 @@ class Page:
 
 def document(page: Page, *, title: str, header: Markup, footer: str) -> str:
     """The whole page, ASCII but for what it tells."""
-    style = colours(page.num_colours) + resource("page.css")
-    script = resource("page.js")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {digest(style)}; script-src {digest(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    style, script = colours(page.num_colours) + resource("page.css"), resource("page.js")
     links = [tag("a", each, href=f"#{name}") for name, each, _ in page.sections]
-    hatch = tag(
-        "svg",
-        tag(
-            "defs",
-            tag(
-                "pattern",
-                tag("rect", width=0.25, height=0.25, class_="hatched"),
-                tag("path", d="M-.1 .1L.1 -.1M0 .25L.25 0M.15 .35L.35 .15", class_="hatch"),
-                id="hatch",
-                width=0.25,
-                height=0.25,
-                patternUnits="userSpaceOnUse",
-            ),
-        ),
-        class_="defs",
-        width=0,
-        height=0,
-        aria_hidden="true",
+    return string.Template(resource("page.html")).substitute(
+        style=style,
+        style_digest=digest(style),
+        script=script,
+        script_digest=digest(script),
+        title=shown(title),
+        header=header,
+        links=joined(links),
+        sections=joined([markup for _, _, markup in page.sections]),
+        footer=shown(footer),
+        data=as_data(page.data),
     )
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", title),
-        tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(style)),
-    ]
-    body = [
-        hatch,
-        header,
-        tag("nav", *links, aria_label="Contents"),
-        tag("main", *(markup for _, _, markup in page.sections)),
-        tag("footer", footer),
-        tag("script", as_data(page.data), id="data", type="application/json"),
-        tag("script", Markup(script)),
-    ]
-    return f"<!doctype html>\n{tag('html', tag('head', *head), tag('body', *body), lang='en')}\n"
 
 
 def resource(name: str) -> str:
@@ -203,11 +173,9 @@ def picture(pixels: Tensor, *lines: str, alt: str, right: bool | None = None) ->
     return tag("figure", image, tag("figcaption", first, *rest))
 
 
-def puzzle(
-    number: int, pixels: Tensor, name: str, grid: int, masked: list[int], probabilities: Tensor
-) -> tuple[Markup, int]:
+def puzzle(number: int, pixels: Tensor, name: str, grid: int, masked: list[int], probabilities: Tensor) -> Markup:
     """The paper's game on one image, uint8 [S, S, 3], of grid x grid patches: what was seen, what was picked for each
-    hidden place, and all that could be picked. probabilities: float [K, K], a row a place. Also how many are right."""
+    hidden place, and all that could be picked. probabilities: float [K, K], a row a place."""
     ident = f"image{number}"
     picks = probabilities.argmax(dim=1).tolist()
     right = sum(pick == place for place, pick in enumerate(picks))
@@ -228,7 +196,7 @@ def puzzle(
         tag("div", *choices, class_="choices"),
         tag("figcaption", tag("b", f"{right} of {len(masked)} right"), f" · {name}"),
         class_="puzzle",
-    ), right
+    )
 
 
 def hidden_cells(number: int, view: Tensor, grid: int, hidden: list[int], caption: str) -> Markup:
@@ -236,6 +204,11 @@ def hidden_cells(number: int, view: Tensor, grid: int, hidden: list[int], captio
     ident = f"image{number}"
     seen = drawing.panel(ident, grid, drawing.holes(hidden, grid), label="The context: cells that were hidden, hatched")
     return tag("figure", drawing.base(ident, view, grid), seen, tag("figcaption", caption))
+
+
+def group(kind: str, parts: Sequence[Markup], *, pixels: bool) -> Markup:
+    """`pixels`: what is shown is so small that its pixels are to be seen."""
+    return tag("div", *parts, class_=f"{kind} pixels" if pixels else kind)
 
 
 def row(*figures: Markup) -> Markup:
@@ -251,53 +224,34 @@ def chart_map(
     classes: Sequence[str],
 ) -> Markup:
     """Points at float [N, 2], coloured by label; uint8 [N, t, t, 3] are shown beside what is pointed at."""
-    span = (places.amax(dim=0) - places.amin(dim=0)).clamp(min=1e-6)
-    size = torch.tensor([MAP_WIDTH, MAP_HEIGHT])
-    at = ((places - places.amin(dim=0)) / span * (size - 60) + 30).round(decimals=1).tolist()
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    room = torch.tensor([MAP_WIDTH, MAP_HEIGHT]) - 60
+    at = ((places - low) / (high - low).clamp(min=1e-6) * room + 30).round(decimals=1).tolist()
     radius = 8 if len(at) < 400 else 6.5
     points = [
         tag("circle", cx=f"{x:g}", cy=f"{y:g}", r=radius, class_=f"c{labels[i]}" if labels else None)
         for i, (x, y) in enumerate(at)
     ]
-    columns = max(1, round(len(at) ** 0.5))
+    columns, side = max(1, round(len(at) ** 0.5)), thumbs.shape[1]
     page.data["map"] = {
         "names": [printable(name) for name in names],
         "labels": labels,
         "classes": [printable(name) for name in classes],
         "columns": columns,
-        "side": thumbs.shape[1],
+        "side": side,
         "view": MAP_WIDTH,
     }
-    if labels:
-        page.num_colours = max(page.num_colours, len(classes))
-    present = sorted(set(labels or ()))
-    buttons = [
-        tag(
-            "li",
-            tag(
-                "button", tag("i", class_=f"c{one}"), classes[one], type="button", data_class=one, aria_pressed="false"
-            ),
-        )
-        for one in present
-    ]
-    tip = tag(
-        "div",
-        tag("div", tag("img", src=drawing.sheet(thumbs, columns), alt=""), class_="window"),
-        tag("b"),
-        tag("span"),
-        class_="tip pixels" if thumbs.shape[1] < 64 else "tip",
-        hidden=True,
-        aria_live="polite",
-    )
+    page.num_colours = max(page.num_colours, len(classes))
+    buttons = []
+    for one in sorted(set(labels or ())):
+        name = tag("i", class_=f"c{one}"), classes[one]
+        buttons.append(tag("li", tag("button", *name, type="button", data_class=one, aria_pressed="false")))
+    window = tag("div", tag("img", src=drawing.sheet(thumbs, columns), alt=""), class_="window")
+    kind = "tip pixels" if side < 64 else "tip"
+    tip = tag("div", window, tag("b"), tag("span"), class_=kind, hidden=True, aria_live="polite")
     told = f"Map of {len(at)} images. Arrow keys go from image to image."
-    drawn = tag(
-        "svg",
-        *points,
-        viewBox=f"0 0 {MAP_WIDTH} {MAP_HEIGHT}",
-        tabindex=0,
-        role="application",
-        aria_label=told,
-    )
+    box = f"0 0 {MAP_WIDTH} {MAP_HEIGHT}"
+    drawn = tag("svg", *points, viewBox=box, tabindex=0, role="application", aria_label=told)
     return joined([tag("ul", *buttons, class_="legend") if buttons else Markup(), tag("div", drawn, tip, class_="map")])
 
 
@@ -322,21 +276,12 @@ def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Markup
         return table(["true class", "taken for", "images", "of that class"], rows, caption="Confused most")
     lines = []
     for i, row in enumerate(counts):
-        cells = [
-            tag(
-                "td",
-                count or "·",
-                class_=f"h{round(10 * count / max(1, sum(row)))}{' own' if i == j else ''}",
-                title=f"{classes[i]} taken for {classes[j]}: {count}",
-            )
-            for j, count in enumerate(row)
-        ]
+        cells = []
+        for j, count in enumerate(row):
+            kind = f"h{round(10 * count / max(1, sum(row)))}{' own' if i == j else ''}"
+            cells.append(tag("td", count or "·", class_=kind, title=f"{classes[i]} taken for {classes[j]}: {count}"))
         lines.append(tag("tr", tag("th", classes[i], scope="row"), *cells))
-    head = tag("tr", tag("th", "true ↓ predicted →", scope="col"), *(tag("th", each, scope="col") for each in classes))
+    head = tag("tr", *(tag("th", each, scope="col") for each in ("true ↓ predicted →", *classes)))
     caption = tag("caption", "How many test images of each class (row) were taken for which (column)")
-    return tag(
-        "div",
-        tag("table", caption, tag("thead", head), tag("tbody", *lines), class_="heat"),
-        class_="scroll",
-        tabindex=0,
-    )
+    whole = tag("table", caption, tag("thead", head), tag("tbody", *lines), class_="heat")
+    return tag("div", whole, class_="scroll", tabindex=0)

@@ -37,8 +37,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tag("div", pages.chart(page, EVIL, [Line(EVIL, line), Line("b", line[:3])], **how), class_="charts"),
         pages.legend([EVIL, "b"]),
     )
-    puzzle, right = pages.puzzle(0, pixels[0], EVIL, 4, [3, 5, 10], puzzle_probabilities())
-    assert right == 2
+    puzzle = pages.puzzle(0, pixels[0], EVIL, 4, [3, 5, 10], puzzle_probabilities())
+    assert "<b>2 of 3 right</b>" in puzzle
     page.add("picks", "Picks", tag("div", puzzle, class_="puzzles"))
     figures = [pages.picture(each, EVIL, EVIL, alt=EVIL, right=bool(i % 2)) for i, each in enumerate(pixels[:7])]
     page.add("rows", EVIL, pages.row(pages.hidden_cells(1, pixels[1], 4, [0, 1], EVIL), *figures))
@@ -164,7 +164,7 @@ def test_dark_and_print(browser: Any, drawn: Path) -> None:
 
 
 def test_puzzles_say_what_was_picked_where() -> None:
-    drawn, _ = pages.puzzle(7, torch.zeros(32, 32, 3, dtype=torch.uint8), "a", 4, [3, 5, 10], puzzle_probabilities())
+    drawn = pages.puzzle(7, torch.zeros(32, 32, 3, dtype=torch.uint8), "a", 4, [3, 5, 10], puzzle_probabilities())
     assert re.findall(r"<title>(.*?)</title>", drawn) == [
         "row 1, column 4: the right patch, 70%",
         "row 2, column 2: took the patch of row 1, column 4 with 60%, gave the right one 30%",
