@@ -343,7 +343,9 @@ def finetune(state, pixels, labels, test, test_labels, *, seed: int, lr: float, 
         loss.backward()
         optimizer.step()
     with torch.autocast("cpu", torch.bfloat16):
-        return topk_accuracy(networks.class_scores(module, test, SIZE, torch.device("cpu")), test_labels)
+        return topk_accuracy(
+            networks.class_scores(networks.Network(module.eval(), SIZE, "penultimate"), test), test_labels
+        )
 
 
 def main() -> None:

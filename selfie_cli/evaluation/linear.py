@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from selfie_cli.errors import DataError, TrainingError
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+ITERATIONS = 100
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +23,6 @@ class LinearProbe:
     mean: Tensor  # [D]
     std: Tensor  # [D], infinite where a feature was constant in training: such a feature counts for nothing
     strength: float  # of the L2 penalty, as chosen
-    held_out_accuracy: float | None  # at that strength, before refitting on all rows; None if no choice was made
 
     def scores(self, features: Tensor) -> Tensor:
         """Logits, float32 [M, C], of `features`, float [M, D]."""
@@ -37,14 +37,13 @@ def fit_linear_probe(
     num_classes: int,
     held_out: Tensor,
     strengths: Sequence[float] = STRENGTHS,
-    max_iterations: int = 100,
 ) -> LinearProbe:
     """Minimise, from zero weights, the mean cross-entropy + strength / 2 * |weight|^2; the bias is not penalised.
 
     `features` [N, D] are floats and `labels` [N] int64, on one device; all of them are training data. True in the bool
     mask `held_out` [N] marks the rows (a stratified fifth, say) on which the strength is chosen: highest accuracy, then
     lowest cross-entropy. The path is walked from the strongest penalty to the weakest, each starting where the last
-    ended, with at most `max_iterations` L-BFGS iterations each, until two in a row are no better than the best so far;
+    ended, with at most ITERATIONS of L-BFGS each, until two in a row are no better than the best so far;
     the chosen strength is refitted on all rows. With nothing held out (one image a class), or one strength, there is
     no choice: the middle strength is taken.
 
@@ -64,20 +63,20 @@ def fit_linear_probe(
     bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
 
     path = sorted(strengths, reverse=True)
-    chosen, held_out_accuracy = path[len(path) // 2], None
+    chosen = path[len(path) // 2]
     if len(path) > 1 and bool(held_out.any()):
         fit_features, fit_labels = features[~held_out], labels[~held_out]
         held_features, held_labels = features[held_out], labels[held_out]
         best, failures = (-1.0, 0.0), 0
         start = weight.detach(), bias.detach()
         for strength in path:
-            _minimise(weight, bias, fit_features, fit_labels, strength, max_iterations)
+            _minimise(weight, bias, fit_features, fit_labels, strength)
             with torch.no_grad():
                 logits = F.linear(held_features, weight, bias)  # [held out, C]
                 accuracy = (logits.argmax(dim=1) == held_labels).double().mean().item()
                 merit = (accuracy, -F.cross_entropy(logits, held_labels).item())
             if merit > best:
-                best, failures, chosen, held_out_accuracy = merit, 0, strength, accuracy
+                best, failures, chosen = merit, 0, strength
                 start = weight.detach().clone(), bias.detach().clone()
             else:
                 failures += 1
@@ -86,25 +85,16 @@ def fit_linear_probe(
         with torch.no_grad():
             weight.copy_(start[0])
             bias.copy_(start[1])
-    _minimise(weight, bias, features, labels, chosen, max_iterations)
-    return LinearProbe(
-        weight=weight.detach(),
-        bias=bias.detach(),
-        mean=mean,
-        std=std,
-        strength=chosen,
-        held_out_accuracy=held_out_accuracy,
-    )
+    _minimise(weight, bias, features, labels, chosen)
+    return LinearProbe(weight=weight.detach(), bias=bias.detach(), mean=mean, std=std, strength=chosen)
 
 
-def _minimise(
-    weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float, max_iterations: int
-) -> None:
+def _minimise(weight: Tensor, bias: Tensor, features: Tensor, labels: Tensor, strength: float) -> None:
     """Move `weight` and `bias` in place to the minimum of the penalised loss."""
     # float32 knows the loss to about 1e-7: beyond these tolerances the line search would chase rounding.
     optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=max_iterations,
+        max_iter=ITERATIONS,
         tolerance_grad=1e-6,
         tolerance_change=1e-7,
         history_size=10,

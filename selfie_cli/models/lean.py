@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from selfie_cli.models.resnet import PreActivationResNet, TorchvisionResNet
+from selfie_cli.models.resnet import ResNet
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -129,9 +129,14 @@ def for_inference(
     has torch.compile do it for the shape of the batches to come, at the first of them, which raises what goes wrong.
     Without `fused`, there are none of oneDNN's operators in it.
     """
-    lean = copy.copy(module)
-    lean._modules = dict(module._modules)
-    for name, child in module.named_children():
-        if isinstance(child, PreActivationResNet | TorchvisionResNet):
-            setattr(lean, name, InferenceResNet(child, dtype, compiled=compiled, fused=fused))
+    lean, names = copy_around_resnets(module)
+    for name in names:
+        setattr(lean, name, InferenceResNet(getattr(lean, name), dtype, compiled=compiled, fused=fused))
     return lean
+
+
+def copy_around_resnets(module: Module) -> tuple[Module, list[str]]:
+    """The module again, whose children are the same and can be replaced, and the names of those that are ResNets."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made, [name for name, child in module.named_children() if isinstance(child, ResNet)]

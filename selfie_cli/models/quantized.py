@@ -8,7 +8,6 @@ convolution, the sum and the ReLU at once; torch has no public name for them eit
     B  images (or patches folded into the batch)      C  channels      H, W and h, w  height and width
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.hooks import RemovableHandle
 
-from selfie_cli.models.lean import FusedConvolution, folded, fuse_what_follows, layer_of
-from selfie_cli.models.resnet import PreActivationResNet, TorchvisionResNet
+from selfie_cli.models.lean import FusedConvolution, copy_around_resnets, folded, fuse_what_follows, layer_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -125,13 +124,11 @@ def quantized(module: Module, run: Callable[[Module], object]) -> Module:
 
     `run` takes the network it is given through some images as `module` will be used: they set the ranges.
     """
-    made = copy.copy(module)
-    made._modules = dict(module._modules)
-    for name, child in module.named_children():
-        if isinstance(child, PreActivationResNet | TorchvisionResNet):
-            network = only_convolutions(child)
-            setattr(made, name, network)
-            setattr(made, name, QuantizedResNet(network, watched(network, lambda: run(made))))
+    made, names = copy_around_resnets(module)
+    for name in names:
+        network = only_convolutions(getattr(made, name))
+        setattr(made, name, network)
+        setattr(made, name, QuantizedResNet(network, watched(network, lambda: run(made))))
     return made
 
 
@@ -152,18 +149,16 @@ def watched(network: fx.GraphModule, run: Callable[[], object]) -> dict[str, See
     """What each convolution of `network` sees while `run` runs, and under "" the images."""
     seen: dict[str, Seen] = {}
 
-    def note(name: str, x: Tensor, output: Tensor) -> None:
-        before = seen.get(name, Seen(0.0, 0.0, x.shape))
-        lowest, highest = (each.item() for each in output.aminmax())
-        seen[name] = Seen(min(before.lowest, lowest), max(before.highest, highest), before.shape)
+    def watch(name: str, layer: nn.Module) -> RemovableHandle:
+        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            before = seen.get(name, Seen(0.0, 0.0, inputs[0].shape))
+            lowest, highest = (each.item() for each in (output if name else inputs[0]).aminmax())
+            seen[name] = Seen(min(before.lowest, lowest), max(before.highest, highest), before.shape)
 
-    def after(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda layer, inputs, output: note(name, inputs[0], output)
+        return layer.register_forward_hook(note)
 
-    hooks = [network.register_forward_pre_hook(lambda module, inputs: note("", *inputs, *inputs))]
-    for name, layer in network.named_modules():
-        if isinstance(layer, FusedConvolution):
-            hooks.append(layer.register_forward_hook(after(name)))
+    layers = network.named_modules()
+    hooks = [watch(name, layer) for name, layer in layers if not name or isinstance(layer, FusedConvolution)]
     run()
     for hook in hooks:
         hook.remove()

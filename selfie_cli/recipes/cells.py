@@ -256,7 +256,8 @@ class Trainer:
                 resume_hint=f"{here.command} {run.verb} --resume {run.path}",
                 tensorboard=self.options.log == "tensorboard",
             )
-        scores = networks.class_scores(module, test.pixels, self.image_size, self.device)
+        network = networks.Network(module.eval(), self.image_size, "penultimate")
+        scores = networks.class_scores(network, test.pixels)
         accuracy = here.from_first(topk_accuracy(scores, test.labels))
         if here.first:
             networks.save_classifier(cell, module, {**arm.shape, **sizes})

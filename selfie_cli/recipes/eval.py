@@ -130,9 +130,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     untrained = judge(twin, "untrained", train, test, len(classes), options, autocast, talk)
     classified = None
     if isinstance(network.module, AnyClassifier):
-        known, size = run.derived["classes"], network.image_size
         with autocast():
-            classified = classify(network.module, known, classes, test, image_size=size, batch_size=options.batch_size)
+            classified = classify(network, run.derived["classes"], classes, test, options.batch_size)
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -237,17 +236,11 @@ def check_known(classes: list[str], known: list[str]) -> None:
 
 
 def classify(
-    module: AnyClassifier,
-    known: list[str],
-    classes: list[str],
-    test: tuple[Tensor, Tensor],
-    image_size: int,
-    batch_size: int,
+    network: Network, known: list[str], classes: list[str], test: tuple[Tensor, Tensor], batch_size: int
 ) -> Classified:
     """The classifier's own answers; `known` names its classes, `classes` those of the labels in `test`."""
     labels = torch.tensor([known.index(name) for name in classes])[test[1]]
-    device = next(module.parameters()).device
-    scores = networks.class_scores(module, test[0], image_size, device, batch_size)
+    scores = networks.class_scores(network, test[0], batch_size)
     confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))
     return Classified(
         classes=known,

@@ -93,8 +93,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
 
     Raises RunError if the description is incomplete.
     """
-    with describing():
-        check(derived)
+    with describing(derived):
         if derived["method"] == "selfie":
             return build_method(derived)
         if derived["method"] in config.METHODS:
@@ -108,8 +107,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
 
 def build_method(derived: dict[str, Any]) -> Method:
     """A freshly initialized method with everything that trains it. Raises RunError as `build` does."""
-    with describing():
-        check(derived)
+    with describing(derived):
         own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
         if derived["method"] == "byol":
             return Byol(stem=derived["stem"], **own)
@@ -118,12 +116,6 @@ def build_method(derived: dict[str, Any]) -> Method:
         if own.pop("views") == 2:
             return TwoViewSelfie(patch_size=derived["patch_size"], **own)
         return Selfie(patch_size=derived["patch_size"], **own)
-
-
-def check(derived: dict[str, Any]) -> None:
-    """Raises ValueError for what describes no network, or one that is too large to be honest."""
-    if found := schema.fault_of_network(derived):
-        raise ValueError(found)
 
 
 class Undrawn(TorchFunctionMode):
@@ -136,9 +128,12 @@ class Undrawn(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def describing() -> Iterator[None]:
-    """Whatever goes wrong in here is the fault of a config.json. Raises RunError."""
+def describing(derived: dict[str, Any]) -> Iterator[None]:
+    """Raises RunError for what describes no network, or one that is too large to be honest; whatever goes wrong in here
+    is the fault of a config.json, too."""
     try:
+        if found := schema.fault_of_network(derived):
+            raise ValueError(found)
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise RunError(f"the run's config.json does not describe a network of selfie's: {error!r}") from None
@@ -249,14 +244,11 @@ def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
 
 
-def class_scores(
-    module: AnyClassifier, pixels: Tensor, image_size: int, device: torch.device, batch_size: int = BATCH
-) -> Tensor:
-    """Class probabilities of stored pixels, uint8 [N, S, S, 3], with `module` in evaluation mode: float32 [N, C]."""
-    network = Network(module.eval(), image_size, "penultimate")
+def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
+    """A classifier's probabilities for stored pixels, uint8 [N, S, S, 3]: float32 [N, C]."""
 
     def work(mine: Tensor) -> Tensor:
-        return torch.cat([network.probabilities(batch.to(device)).cpu() for batch in mine.split(batch_size)])
+        return torch.cat([network.probabilities(batch.to(network.device)).cpu() for batch in mine.split(batch_size)])
 
     return shared_out(pixels, work)
 
