@@ -111,22 +111,23 @@ def _class_folders(folder: str, talk: Talk, classes: list[str] | None = None) ->
         talk.warn(f"{folder}: {loose} images lie outside the folders of the classes and are left out")
     if empty := [name for name in images if name not in found]:
         talk.warn(f"{folder}: folders without images are left out: {_some(empty)}")
-    if classes is None:
-        classes = _at_least_two(found, folder)
-    elif unknown := [name for name in found if name not in classes]:
-        raise DataError(f"{folder} has classes that the training part lacks: {_some(unknown)}")
-    labels = np.repeat([classes.index(name) for name in found], [len(images[name]) for name in found])
-    return Labelled(Files([path for name in found for path in images[name]]), labels.astype(np.int64), classes)
+    source = Files([path for name in found for path in images[name]])
+    return _labelled(source, [name for name in found for _ in images[name]], found, folder, train=classes)
+
+
+def _labelled(source: Source, names: list[str], classes: list[str], where: str, *, train: list[str] | None) -> Labelled:
+    """Images whose class's name is known. `classes` are those that there are, and `train` those of the training part,
+    once it has been read."""
+    if train is None and len(classes) < 2:
+        raise DataError(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
+    if unknown := [name for name in classes if name not in (train or classes)]:
+        raise DataError(f"{where} has classes that the training part lacks: {_some(unknown)}")
+    position = {name: label for label, name in enumerate(train or classes)}
+    return Labelled(source, np.array([position[name] for name in names], np.int64), train or classes)
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _at_least_two(classes: list[str], where: str) -> list[str]:
-    if len(classes) < 2:
-        raise DataError(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
-    return classes
 
 
 def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSplits:
@@ -145,10 +146,8 @@ def _labelled_shards(pattern: str, name: str) -> LabelledSplits:
     shards = open_shards(pattern)
     if bare := [name for name, text in zip(shards.names, shards.classes, strict=True) if not text]:
         raise DataError(f"{len(bare)} images have no .cls file beside them, the first is {bare[0]}")
-    classes = _at_least_two(_in_order(set(shards.classes)), pattern)
-    position = {text: label for label, text in enumerate(classes)}
-    labels = np.array([position[text] for text in shards.classes], np.int64)
-    return _hash_split(Labelled(shards, labels, classes), shards.keys, name)
+    whole = _labelled(shards, shards.classes, _in_order(set(shards.classes)), pattern, train=None)
+    return _hash_split(whole, shards.keys, name)
 
 
 def _in_order(classes: Collection[str]) -> list[str]:
@@ -158,14 +157,13 @@ def _in_order(classes: Collection[str]) -> list[str]:
 
 def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
     read: dict[str, Labelled] = {}
-    classes: list[str] = []
     for part in [part for part in ("all", "train", "validation", "test") if part in found.files]:
         rows = Parquet(found.files[part], found.pinned)
         source: Source = rows
         texts, known = rows.labels()
         there = {text for text in texts if text is not None}
         where = found.name if part == "all" else f"{part} of {found.name}"
-        if not there and classes:
+        if not there and read:
             talk.warn(f"{where} has no labels and is left out")
             continue
         if None in texts:
@@ -173,12 +171,9 @@ def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
             source = Subset(source, np.array([row for row, text in enumerate(texts) if text is not None], np.int64))
         if not there:
             raise DataError(f"{where} has no labels")
-        classes = classes or _at_least_two([each for each in known or _in_order(there) if each in there], where)
-        if unknown := sorted(there - set(classes)):
-            raise DataError(f"{where} has classes that the training part lacks: {_some(unknown)}")
-        position = {text: label for label, text in enumerate(classes)}
-        labels = np.array([position[text] for text in texts if text is not None], np.int64)
-        read[part] = Labelled(source, labels, classes)
+        classes = [each for each in known or _in_order(there) if each in there]
+        train = next(iter(read.values())).classes if read else None
+        read[part] = _labelled(source, [text for text in texts if text is not None], classes, where, train=train)
     if len(read) == 1:
         (whole,) = read.values()
         return _hash_split(whole, ["/".join(name.split("/")[-2:]) for name in whole.source.names], found.name)
