@@ -121,15 +121,10 @@ def table(
 ) -> Markup:
     """The first column names its row. `strong` is a row to stress."""
     top = tag("thead", tag("tr", *(tag("th", each, scope="col") for each in head))) if head else None
-    lines = [
-        tag(
-            "tr",
-            tag("th", row[0], scope="row"),
-            *(tag("td", each) for each in row[1:]),
-            class_="strong" if number == strong else None,
-        )
-        for number, row in enumerate(rows)
-    ]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = tag("th", row[0], scope="row"), *(tag("td", each) for each in row[1:])
+        lines.append(tag("tr", *cells, class_="strong" if number == strong else None))
     whole = tag("table", tag("caption", caption) if caption else None, top, tag("tbody", *lines), class_=kind or None)
     return tag("div", whole, class_="scroll", tabindex=0 if head else None)
 
@@ -154,20 +149,13 @@ def settings(values: Mapping[str, Any]) -> Markup:
     return table([], flat(values), kind="plain")
 
 
-def marked(right: bool | None) -> tuple[str | None, str]:
-    """The class and the sign of an answer; none where nobody knows."""
-    if right is None:
-        return None, ""
-    return ("right", f"{RIGHT_SIGN} ") if right else ("wrong", f"{WRONG_SIGN} ")
-
-
 def picture(pixels: Tensor, *lines: str, alt: str, right: bool | None = None) -> Markup:
     """uint8 [S, S, 3] with lines of text below; framed, and the first line marked, if it is right or wrong."""
-    kind, sign = marked(right)
-    side = pixels.shape[0]
-    image = tag(
-        "img", src=drawing.jpeg(pixels), alt=alt, width=side, height=side, class_=f"framed {kind}" if kind else None
-    )
+    kind, sign = None, ""
+    if right is not None:
+        kind, sign = ("right", f"{RIGHT_SIGN} ") if right else ("wrong", f"{WRONG_SIGN} ")
+    side, framed = pixels.shape[0], f"framed {kind}" if kind else None
+    image = tag("img", src=drawing.jpeg(pixels), alt=alt, width=side, height=side, class_=framed)
     first = tag("span", sign + lines[0], class_=f"sign {kind}" if kind else None)
     rest = [part for line in lines[1:] for part in (tag("br"), line)]
     return tag("figure", image, tag("figcaption", first, *rest))
