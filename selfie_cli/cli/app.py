@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -293,4 +294,6 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
+    if is_alone():  # clear up, as after Ctrl-C; torchrun's processes may wait for each other, and then hear nothing
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()

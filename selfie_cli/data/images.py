@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -50,7 +51,7 @@ EXTENSIONS = frozenset(" ".join(suffixes for _, suffixes in PLUGINS).split())
 SUFFIXES = {str(plugin.format): frozenset(suffixes.split()) for plugin, suffixes in PLUGINS}
 """Those of each format."""
 
-DECODING = "2"
+DECODING = "3"
 """Version of what `decode_square` makes of a file: kept pixels of other versions are not used."""
 
 # What Pillow's decoders are known to raise on files that are damaged or made to hurt.
@@ -58,7 +59,10 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError),
 )
+MOST_BYTES = 2**30
+"""Of a file: 179 Mpx of 16-bit colours, uncompressed. Nothing larger is read into memory."""
 ORIENTATION = 0x0112  # the EXIF tag
+BANDS = 0x0115  # the TIFF tag SamplesPerPixel
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,16 +93,29 @@ def _readable() -> Iterator[None]:
 
 
 def read_file(file: str | os.PathLike[str]) -> bytes:
-    """All of it: faster for small files, and no handle stays open. Raises UnreadableImage."""
-    with _readable(), open(file, "rb", buffering=0) as opened:
+    """All of it: faster for small files, and no handle stays open.
+
+    Raises:
+        UnreadableImage: if there is no such file, or none that ends: a pipe could make us wait for ever.
+    """
+    with _readable(), open(file, "rb", buffering=0, opener=_without_waiting) as opened:
+        known = os.fstat(opened.fileno())
+        if not stat.S_ISREG(known.st_mode):
+            raise UnreadableImage("not a file, but a pipe or a device")
+        if known.st_size > MOST_BYTES:
+            raise UnreadableImage(f"more than {MOST_BYTES // 10**6:,} MB")
         return opened.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # for someone to write to a pipe; means nothing to files
 
 
 def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """Read the header of an image; its pixels are decoded when asked for.
 
     Raises:
-        UnreadableImage: if there is no such file, or it is empty, damaged, of no known format, or over 179 Mpx.
+        UnreadableImage: as `read_file` does, and if it is empty, damaged, of no known format, or over 179 Mpx.
     """
     with _readable():
         if isinstance(file, str | os.PathLike):
@@ -112,13 +129,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame, upright, in mode RGB: 16-bit grey is scaled to 8, what is transparent shows white.
 
     Raises:
-        UnreadableImage: if the data are damaged, or are numbers without a defined range (float, wide integers).
+        UnreadableImage: if the data are damaged, are numbers without a defined range (float, wide integers), or have
+            more bands than colours and alpha.
     """
     with _readable():
         return _upright(image)
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    bands, known = getattr(image, "tag_v2", {}).get(BANDS, 1), len(image.getbands())
+    if bands > known:  # Pillow would leave out those that a TIFF does not say to be alpha
+        raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
     image.load()
     rgb = _flat(image)
     method = UPRIGHT.get(orientation(image))
@@ -126,7 +147,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """How an opened image lies, as EXIF has it: 1 is upright, see `UPRIGHT`."""
+    """How a decoded image lies, as EXIF has it: 1 is upright, see `UPRIGHT`; Pillow has turned a TIFF already.
+
+    Pillow would decode a PNG to answer, and take what cannot be decoded for black afterwards.
+    """
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except DECODER_ERRORS:  # damaged metadata are no reason to lose sound pixels

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfie_cli.data.duplicates import NUM_BYTES, Marks, marks_of
+from selfie_cli.data.guard import reading
 from selfie_cli.data.images import DECODER_ERRORS, EXTENSIONS, FORMATS, SUFFIXES, decode_square, orientation
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Source
@@ -74,7 +75,7 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
                 break
             name = source.names[index]
             try:
-                with source.open(index) as image:
+                with reading(name), source.open(index) as image:
                     pixels[len(read)], records[index] = inspect(image, size=size, name=name)
                 read.append(index)
             except UnreadableImage as error:
@@ -112,14 +113,16 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
         odd |= Oddity.CMYK
     if image.format != "MPO" and _is_animated(image):  # an MPO's second image is a preview, or for the other eye
         odd |= Oddity.ANIMATED
-    if (turned := orientation(image)) in range(2, 9):
-        odd |= Oddity.TURNED
-        width, height = (height, width) if turned >= 5 else (width, height)
+    turned = orientation(image) if image.format == "TIFF" else 1  # see there: others are asked when they are decoded
     suffix = os.path.splitext(name)[1].lower()
     if kind and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]:
         odd |= Oddity.MISNAMED
 
     pixels = decode_square(image, size)
+    if image.format != "TIFF" and (turned := orientation(image)) in range(5, 9):
+        width, height = height, width
+    if turned in range(2, 9):
+        odd |= Oddity.TURNED
     alpha = image.getchannel("A").getextrema() if "A" in image.getbands() else None
     if "transparency" in image.info if alpha is None else alpha[0] != 255:
         odd |= Oddity.TRANSPARENT

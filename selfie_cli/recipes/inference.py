@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfie_cli.config import EmbedOptions, PredictOptions
+from selfie_cli.data.guard import reading
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
@@ -220,15 +221,16 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
     decoded = Decoded(pixels, [], [])
     for index in indices:
+        name = names[index]
         try:
-            data = read_file(names[index])
-            with open_image(io.BytesIO(data)) as image:
+            data = read_file(name)
+            with reading(name), open_image(io.BytesIO(data)) as image:
                 stored = image.size
                 pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side))
                 width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already
                 decoded.facts.append((index, width, height, content_hash(data)))
         except UnreadableImage as error:
-            decoded.bad.append(BadFile(names[index], str(error)))
+            decoded.bad.append(BadFile(name, str(error)))
     return decoded
 
 

@@ -14,6 +14,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from selfie_cli.data import guard
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, replacing, write_json_lines
 from selfie_cli.talk import Talk
@@ -51,6 +52,7 @@ def signals_noted() -> Iterator[list[int]]:
             noted.append(number)
             first_at = time.monotonic()
         elif time.monotonic() - first_at > 1:
+            guard.dismiss()
             os._exit(128 + number)
 
     try:
