@@ -1,0 +1,486 @@
+"""Images of every kind that is read, strange ones, and broken ones, each with what is to come of it.
+
+What is expected does not pass through the program: pixels are known before they are encoded.
+
+H, W upright height and width in pixels    D bits of a sample
+"""
+
+import functools
+import io
+import itertools
+import os
+import socket
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, features
+
+Pixels = NDArray[np.uint8]
+ROWS, COLUMNS = np.mgrid[:24, :40]
+# 64 colours, so that a palette holds them; no symmetry, so that no turn looks like another; smooth, for lossy formats.
+PICTURE: Pixels = np.stack(
+    [30 + COLUMNS // 5 * 28, 220 - ROWS // 3 * 25, 60 + (COLUMNS // 5 + ROWS // 3) * 10], -1
+).astype(np.uint8)
+OTHER = PICTURE[::-1, ::-1, ::-1]  # a second frame or page
+GREY = PICTURE[..., 1]
+ALPHA = (COLUMNS * 6).astype(np.uint8)
+EXACT, ROUNDED, LOSSY = 0.0, 1.0, 6.0
+"""Mean difference allowed, in levels of 255."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A file. pixels: what is to be read, uint8 [H, W, 3], or None if it is to be refused. loss: see EXACT. reason: a
+    part of why it is refused. sure: whether it is known which of the two; otherwise it may be refused as well."""
+
+    name: str
+    data: bytes
+    pixels: Pixels | None = None
+    loss: float = EXACT
+    reason: str = ""
+    sure: bool = True
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("-")[0]
+
+
+def saved(pixels: NDArray[Any] | Image.Image, form: str, **more: Any) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    data = io.BytesIO()
+    image.save(data, form, **more)
+    return data.getvalue()
+
+
+def in_colour(grey: NDArray[Any]) -> Pixels:
+    return np.repeat(grey[..., None], 3, 2).astype(np.uint8)
+
+
+def on_white(pixels: NDArray[Any], alpha: NDArray[Any]) -> Pixels:
+    share = alpha[..., None] / 255
+    return np.round(pixels * share + 255 * (1 - share)).astype(np.uint8)
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+def png(samples: NDArray[Any], depth: int, colour: int, *, before: bytes = b"", interlaced: bool = False) -> bytes:
+    """A PNG of `samples`, [H, W, channels] of D = `depth` bits, of a kind that Pillow may not write."""
+    height, width, _ = samples.shape
+    lines = b""
+    for top, left, down, right in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        for row in samples[top::down, left::right]:
+            flat = row.reshape(-1).astype(">u2")
+            bits = np.unpackbits(flat.view(np.uint8).reshape(-1, 2), axis=1)[:, 16 - depth :]
+            lines += b"\0" + np.packbits(bits).tobytes()
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced)))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def tiff(
+    samples: NDArray[Any], *, extra: Sequence[int] = (), order: str = "<", tile: int = 0, rows: int = 0, kind: int = 1
+) -> bytes:
+    """An uncompressed TIFF of `samples`, [H, W, bands], in strips of `rows` or in tiles; `extra` says what bands beyond
+    colours are (0 nothing, 1 and 2 alpha), `kind` what numbers are (1 unsigned, 3 float)."""
+    height, width, bands = samples.shape
+    samples = samples.astype(samples.dtype.newbyteorder(order))
+    if tile:
+        full = np.pad(samples, ((0, -height % tile), (0, -width % tile), (0, 0)))
+        corners = itertools.product(range(0, height, tile), range(0, width, tile))
+        pieces = [full[top : top + tile, left : left + tile].tobytes() for top, left in corners]
+    else:
+        rows = rows or height
+        pieces = [samples[top : top + rows].tobytes() for top in range(0, height, rows)]
+    starts = list(itertools.accumulate(map(len, pieces), initial=8))
+    tags = {256: [width], 257: [height], 258: [samples.itemsize * 8] * bands, 259: [1], 262: [2 if bands > 2 else 1]}
+    tags |= {277: [bands], 339: [kind] * bands}
+    sizes = [len(piece) for piece in pieces]
+    tags |= (
+        {322: [tile], 323: [tile], 324: starts[:-1], 325: sizes}
+        if tile
+        else {273: starts[:-1], 278: [rows], 279: sizes}
+    )
+    tags |= {338: list(extra)} if extra else {}
+    at = starts[-1] + 2 + 12 * len(tags) + 4
+    directory, beyond = struct.pack(order + "H", len(tags)), b""
+    for tag, values in sorted(tags.items()):
+        body = struct.pack(f"{order}{len(values)}I", *values)
+        if len(body) > 4:
+            beyond, body = beyond + body, struct.pack(order + "I", at + len(beyond))
+        directory += struct.pack(order + "HHI", tag, 4, len(values)) + body
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", starts[-1])
+    return start + b"".join(pieces) + directory + bytes(4) + beyond
+
+
+def ycck() -> bytes:
+    """A JPEG of luma, chroma and black, as Adobe's programs write them: inks inverted, then converted."""
+    inks = Image.fromarray(255 - PICTURE).convert("YCbCr")
+    stored = np.dstack([np.asarray(inks), np.full(GREY.shape, 255, np.uint8)])
+    data = saved(Image.fromarray(255 - stored, "CMYK"), "JPEG", quality=98)
+    adobe = data.index(b"Adobe")
+    return data[: adobe + 11] + b"\2" + data[adobe + 12 :]
+
+
+def turned(orientation: int) -> tuple[Image.Exif, Pixels]:
+    """What EXIF says, and how PICTURE then lies."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = {1: PICTURE, 2: PICTURE[:, ::-1], 3: PICTURE[::-1, ::-1], 4: PICTURE[::-1]}
+    sideways = {5: PICTURE, 6: PICTURE[::-1], 7: PICTURE[::-1, ::-1], 8: PICTURE[:, ::-1]}
+    return exif, upright[orientation] if orientation < 5 else sideways[orientation].swapaxes(0, 1)
+
+
+def palette() -> Image.Image:
+    colours, indices = np.unique(PICTURE.reshape(-1, 3), axis=0, return_inverse=True)
+    image = Image.fromarray(indices.reshape(GREY.shape).astype(np.uint8), "P")
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    return image
+
+
+def two() -> dict[str, Any]:
+    """What gives an image a second frame; a new one each time, as an image remembers how it was saved."""
+    return {"save_all": True, "append_images": [Image.fromarray(OTHER)]}
+
+
+def sound() -> Iterator[Entry]:
+    """Every format, and every kind of pixels in it."""
+
+    def read(name: str, data: bytes, pixels: Pixels = PICTURE, loss: float = EXACT) -> Entry:
+        return Entry(f"format-{name}", data, pixels, loss)
+
+    fine = {"quality": 95}
+    yield read("baseline.jpg", saved(PICTURE, "JPEG", **fine), loss=LOSSY)
+    yield read("progressive.jpg", saved(PICTURE, "JPEG", progressive=True, **fine), loss=LOSSY)
+    yield read("restarts.jpg", saved(PICTURE, "JPEG", restart_marker_blocks=2, **fine), loss=LOSSY)
+    yield read("grey.jpg", saved(GREY, "JPEG", **fine), in_colour(GREY), LOSSY)
+    inks = np.dstack([255 - PICTURE, np.zeros_like(GREY)])
+    yield read("cmyk.jpg", saved(Image.fromarray(inks, "CMYK"), "JPEG", **fine), loss=LOSSY)
+    yield read("ycck.jpg", ycck(), loss=LOSSY)
+    yield read("phone.mpo", saved(PICTURE, "MPO", **two(), **fine), loss=LOSSY)
+    for depth in (1, 2, 4, 8):
+        values = (COLUMNS // 5 + ROWS // 6) % 2**depth
+        expected = in_colour(values * (255 // (2**depth - 1)))
+        yield read(f"grey{depth}.png", png(values[..., None], depth, 0), expected)
+        colours = PICTURE[0, : 2**depth * 5 : 5] if depth < 4 else PICTURE.reshape(-1, 3)[:: 960 // 2 ** min(depth, 8)]
+        colours = np.resize(colours, (2**depth, 3)).astype(np.uint8)
+        table = chunk(b"PLTE", colours.tobytes())
+        yield read(f"palette{depth}.png", png(values[..., None], depth, 3, before=table), colours[values])
+        clear = np.linspace(0, 255, 2**depth).astype(np.uint8)
+        data = png(values[..., None], depth, 3, before=table + chunk(b"tRNS", clear.tobytes()))
+        yield read(f"palette-alpha{depth}.png", data, on_white(colours[values], clear[values]), ROUNDED)
+    deep = np.arange(960, dtype=np.int64).reshape(24, 40, 1) * 68
+    yield read("grey16.png", png(deep, 16, 0), in_colour(np.round(deep[..., 0] / 257)))
+    yield read("rgb16.png", png(PICTURE * np.int64(257), 16, 2))
+    for depth, factor in ((8, 1), (16, 257)):
+        both = np.dstack([GREY, ALPHA]) * np.int64(factor)
+        yield read(f"grey-alpha{depth}.png", png(both, depth, 4), on_white(in_colour(GREY), ALPHA), ROUNDED)
+        all_four = np.dstack([PICTURE, ALPHA]) * np.int64(factor)
+        yield read(f"rgba{depth}.png", png(all_four, depth, 6), on_white(PICTURE, ALPHA), ROUNDED)
+    yield read("interlaced.png", png(PICTURE, 8, 2, interlaced=True))
+    yield read("animated.apng", saved(PICTURE, "PNG", **two()))
+    frames = {"save_all": True, "append_images": [palette().transpose(Image.Transpose.ROTATE_180)]}
+    yield read("one.gif", saved(palette(), "GIF"))
+    yield read("animated.gif", saved(palette(), "GIF", **frames, duration=50, loop=0))
+    yield read("lossy.webp", saved(PICTURE, "WEBP", **fine), loss=LOSSY)
+    yield read("lossless.webp", saved(PICTURE, "WEBP", lossless=True))
+    yield read("animated.webp", saved(PICTURE, "WEBP", lossless=True, **two()))
+    clear = np.dstack([PICTURE, ALPHA])
+    yield read("alpha.webp", saved(clear, "WEBP", lossless=True, exact=True), on_white(PICTURE, ALPHA), ROUNDED)
+    yield read("colour.bmp", saved(PICTURE, "BMP"))
+    yield read("palette.bmp", saved(palette(), "BMP"))
+    yield read("bits.bmp", saved(GREY > 128, "BMP"), in_colour((GREY > 128) * 255))
+    yield read("colour.ppm", saved(PICTURE, "PPM"))
+    yield read("grey.pgm", saved(GREY, "PPM"), in_colour(GREY))
+    yield read("deep.pgm", b"P5 40 24 65535\n" + deep.astype(">u2").tobytes(), in_colour(np.round(deep[..., 0] / 257)))
+    yield read("bits.pbm", saved(GREY > 128, "PPM"), in_colour((GREY > 128) * 255))
+    yield read("text.ppm", b"P3 # a remark\n40 24 255\n" + b" ".join(b"%d" % value for value in PICTURE.reshape(-1)))
+    for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"):
+        yield read(f"{compression}.tif", saved(PICTURE, "TIFF", compression=compression))
+    yield read("jpeg.tif", saved(PICTURE, "TIFF", compression="jpeg", quality=95), loss=LOSSY)
+    bits = Image.fromarray(GREY > 128)
+    yield read("fax.tif", saved(bits, "TIFF", compression="group4"), in_colour((GREY > 128) * 255))
+    yield read("pages.tif", saved(PICTURE, "TIFF", **two()))
+    yield read("strips.tif", tiff(PICTURE, rows=5))
+    yield read("tiles.tif", tiff(PICTURE, tile=16))
+    yield read("big-endian.tif", tiff(PICTURE, order=">", rows=7))
+    yield read("grey16.tif", tiff(deep.astype(np.uint16)), in_colour(np.round(deep[..., 0] / 257)))
+    yield read("rgb16.tif", tiff(PICTURE * np.uint16(257)))
+    yield read("alpha.tif", tiff(clear, extra=[2]), on_white(PICTURE, ALPHA), ROUNDED)
+    yield read("cmyk.tif", saved(Image.fromarray(inks, "CMYK"), "TIFF"))
+    if features.check("avif"):
+        yield read("lossy.avif", saved(PICTURE, "AVIF", quality=95), loss=LOSSY)
+        yield read("animated.avif", saved(PICTURE, "AVIF", quality=95, **two()), loss=LOSSY)
+
+
+def strange() -> Iterator[Entry]:
+    """What other programs stumble over, and what has no meaning as a picture."""
+    for orientation in range(1, 9):
+        exif, lies = turned(orientation)
+        for form, more, loss in (("JPEG", {"quality": 95}, LOSSY), ("PNG", {}, EXACT), ("TIFF", {}, EXACT)):
+            name = f"exif-{orientation}.{form.lower()}".replace("tiff", "tif")
+            yield Entry(name, saved(PICTURE, form, exif=exif, **more), lies, loss)
+        yield Entry(f"exif-{orientation}.webp", saved(PICTURE, "WEBP", lossless=True, exif=exif), lies)
+    exif, _ = turned(1)
+    broken = exif.tobytes()[:20] + b"\xff" * 20
+    yield Entry("exif-broken.jpg", saved(PICTURE, "JPEG", quality=95, exif=broken), PICTURE, LOSSY)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    for what, profile in (("srgb", srgb), ("wide", wide), ("broken", srgb[:40] + b"\xff" * 300), ("empty", b"\0")):
+        yield Entry(f"profile-{what}.jpg", saved(PICTURE, "JPEG", quality=95, icc_profile=profile), PICTURE, LOSSY)
+        yield Entry(f"profile-{what}.png", saved(PICTURE, "PNG", icc_profile=profile), PICTURE)
+    yield Entry("size-1x1.png", saved(PICTURE[:1, :1], "PNG"), PICTURE[:1, :1])
+    long = np.resize(PICTURE, (10000, 1, 3)).astype(np.uint8)
+    yield Entry("size-1x10000.png", saved(long, "PNG"), long)
+    yield Entry("size-10000x1.bmp", saved(long.swapaxes(0, 1), "BMP"), long.swapaxes(0, 1))
+    yield Entry("name-png-as.jpg", saved(PICTURE, "PNG"), PICTURE)
+    yield Entry("name-jpeg-as.tif", saved(PICTURE, "JPEG", quality=95), PICTURE, LOSSY)
+
+    bands = np.dstack([PICTURE, GREY, ALPHA])
+    for number, extra in ((4, [0]), (5, [0, 0])):
+        yield Entry(f"bands-{number}.tif", tiff(bands[..., :number], extra=extra), reason=f"{number} bands")
+    yield Entry("bands-16bit.tif", tiff(bands[..., :4] * np.uint16(257), extra=[0]), reason="4 bands")
+    yield Entry("bands-alpha-and-one.tif", tiff(bands, extra=[2, 0]), reason="5 bands")
+    yield Entry("bands-grey-and-one.tif", tiff(bands[..., :2], extra=[0]), reason="2 bands")
+    yield Entry("bands-seven.tif", tiff(np.dstack([bands, GREY, GREY]), extra=[0] * 4), reason="known format")
+    yield Entry("range-float.tif", tiff(np.float32(GREY)[..., None], kind=3), reason="float")
+    yield Entry("range-wide.tif", saved(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), reason="16 bits")
+
+    yield Entry("foreign-empty.jpg", b"", reason="empty file")
+    page = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
+    yield Entry("foreign-page.jpg", page, reason="known format")
+    yield Entry("foreign-text.png", b"just some text\n" * 50, reason="known format")
+    yield Entry("foreign-vector.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', reason="known format")
+    yield Entry("foreign-postscript.jpg", saved(PICTURE, "EPS"), reason="known format")
+    yield Entry("foreign-zeros.jpg", bytes(5000), reason="known format")
+
+
+def bombs() -> Iterator[Entry]:
+    """A few bytes that say that they are more than 179 million pixels."""
+    large = "million pixels"
+    yield Entry("bomb-large.png", png(np.zeros((1, 1, 3)), 8, 2).replace(
+        struct.pack(">II", 1, 1), struct.pack(">II", 60000, 60000)
+    ).replace(*(chunk(b"IHDR", body)[-4:] for body in (
+        struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0), struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    ))), reason=large)  # fmt: skip
+    small = struct.pack(">HH", *GREY.shape)
+    for kind, more in (("baseline", {}), ("progressive", {"progressive": True})):
+        data = saved(PICTURE, "JPEG", **more).replace(small, struct.pack(">HH", 65500, 65500))
+        yield Entry(f"bomb-{kind}.jpg", data, reason=large)
+    small = struct.pack("<HH", *GREY.shape[::-1])
+    data = saved(palette(), "GIF")
+    yield Entry("bomb-screen.gif", data.replace(small, struct.pack("<HH", 65500, 65500), 1), reason=large)
+    yield Entry("bomb-frame.gif", data.replace(small, struct.pack("<HH", 65500, 65500)), reason=large)
+    inside = data.rindex(small)
+    yield Entry(
+        "bomb-first-frame.gif", data[:inside] + struct.pack("<HH", 65500, 65500) + data[inside + 4 :], reason=large
+    )
+    data = saved(np.dstack([PICTURE, ALPHA]), "WEBP", quality=80)  # with a canvas of its own
+    size = data.index(b"VP8X") + 12
+    yield Entry("bomb-canvas.webp", data[:size] + b"\xff" * 6 + data[size + 6 :], reason="")
+    data = saved(PICTURE, "WEBP", quality=80)
+    size = data.index(b"\x9d\x01\x2a") + 3
+    yield Entry("bomb-lossy.webp", data[:size] + struct.pack("<HH", 16383, 16383) + data[size + 4 :], reason="")
+    data = saved(PICTURE, "WEBP", lossless=True)
+    size = data.index(b"VP8L") + 9
+    most = struct.pack("<I", 0x3FFF | 0x3FFF << 14)
+    yield Entry("bomb-lossless.webp", data[:size] + most + data[size + 4 :], reason="")
+    data = saved(PICTURE, "BMP")
+    yield Entry("bomb-large.bmp", data[:18] + struct.pack("<II", 2**30, 2**30) + data[26:], reason=large)
+    data = tiff(PICTURE)
+    for tag in (256, 257):
+        at = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
+        data = data[:at] + struct.pack("<I", 10**6) + data[at + 4 :]
+    yield Entry("bomb-large.tif", data, reason=large)
+    yield Entry("bomb-large.ppm", b"P6 1000000 1000000 255\n" + bytes(100), reason=large)
+    yield Entry("bomb-text.ppm", b"P3 1000000 1000000 255\n" + b"1 " * 100, reason=large)
+    if features.check("avif"):
+        data = saved(PICTURE, "AVIF")
+        size = data.index(b"ispe") + 8
+        yield Entry("bomb-large.avif", data[:size] + struct.pack(">II", 65500, 65500) + data[size + 8 :], reason="")
+    # Small pictures, and metadata that grow: the pixels are sound, whatever becomes of the rest.
+    zeros = zlib.compress(bytes(2 * 10**8), 9)
+    for kind, body in (
+        (b"iCCP", b"icc\0\0" + zeros),
+        (b"zTXt", b"Comment\0\0" + zeros),
+        (b"iTXt", b"a\0\1\0\0\0" + zeros),
+    ):
+        data = png(PICTURE, 8, 2, before=chunk(kind, body))
+        yield Entry(f"bomb-{kind.decode().lower()}.png", data, PICTURE, sure=False)
+
+
+def jpeg_structures(data: bytes) -> Iterator[int]:
+    at = 2
+    while data[at + 1] != 0xD9:
+        yield at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+        yield at
+        if data[at] == 0xFF and data[at + 1] not in (0, *range(0xD0, 0xD8)):
+            continue
+        while data[at] != 0xFF or data[at + 1] == 0 or data[at + 1] in range(0xD0, 0xD8):
+            at += 1
+            if data[at] == 0xFF and data[at + 1] in range(0xD0, 0xD8):
+                yield at
+    yield at
+
+
+def png_structures(data: bytes) -> Iterator[int]:
+    at = 8
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4])
+        yield from (at, at + 4, at + 8, at + 8 + size)
+        at += size + 12
+
+
+def gif_structures(data: bytes) -> Iterator[int]:
+    yield from (6, 13)
+    at = 13 + (3 * 2 ** (data[10] % 8 + 1) if data[10] & 0x80 else 0)
+    while data[at] != 0x3B:
+        yield at
+        at += 2 if data[at] == 0x21 else 11 + (3 * 2 ** (data[at + 9] % 8 + 1) if data[at + 9] & 0x80 else 0)
+        while data[at]:
+            yield at
+            at += data[at] + 1
+        at += 1
+    yield at
+
+
+def riff_structures(data: bytes) -> Iterator[int]:
+    at = 12
+    while at < len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        yield from (at, at + 4, at + 8)
+        at += 8 + size + size % 2
+
+
+def tiff_structures(data: bytes) -> Iterator[int]:
+    yield from (4, 8)
+    at = int.from_bytes(data[4:8], "little")
+    while at:
+        yield from (at, at + 2)
+        count = int.from_bytes(data[at : at + 2], "little")
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            yield entry
+            tag, kind, many, value = struct.unpack("<HHII", data[entry : entry + 12])
+            if many * {3: 2, 4: 4, 5: 8}.get(kind, 1) > 4:
+                yield value
+            if tag == 273 and many == 1:
+                yield value
+        at = int.from_bytes(data[at + 2 + 12 * count : at + 6 + 12 * count], "little")
+
+
+def box_structures(data: bytes, at: int = 0) -> Iterator[int]:
+    """Of AVIF, whose boxes lie in boxes."""
+    end = len(data)
+    while at + 8 <= end:
+        yield from (at, at + 8)
+        at += int.from_bytes(data[at : at + 4]) or end
+
+
+def plain_structures(data: bytes) -> Iterable[int]:
+    """Of BMP and PPM: what their headers consist of, and some rows."""
+    return (1, 2, 6, 10, 14, 18, 22, 26, 30, 54, *range(60, len(data), 240))
+
+
+def truncated() -> Iterator[Entry]:
+    """Cut at each boundary and in the middle of each structure: refused, or, where only what follows the first picture
+    is lost, read in full."""
+    photo = np.asarray(Image.fromarray(PICTURE).resize((160, 96), Image.Resampling.BICUBIC))
+    one: dict[str, tuple[bytes, Any]] = {
+        "baseline.jpg": (saved(photo, "JPEG", quality=60), jpeg_structures),
+        "progressive.jpg": (saved(photo, "JPEG", quality=60, progressive=True), jpeg_structures),
+        "restarts.jpg": (saved(photo, "JPEG", quality=60, restart_marker_rows=1), jpeg_structures),
+        "plain.png": (saved(photo, "PNG"), png_structures),
+        "animated.png": (saved(PICTURE, "PNG", **two()), png_structures),
+        "interlaced.png": (png(PICTURE, 8, 2, interlaced=True), png_structures),
+        "animated.gif": (
+            saved(palette(), "GIF", save_all=True, append_images=[Image.fromarray(OTHER)]),
+            gif_structures,
+        ),
+        "lossy.webp": (saved(photo, "WEBP"), riff_structures),
+        "lossless.webp": (saved(photo, "WEBP", lossless=True), riff_structures),
+        "animated.webp": (saved(PICTURE, "WEBP", lossless=True, **two()), riff_structures),
+        "pages.tif": (saved(PICTURE, "TIFF", **two()), tiff_structures),
+        "strips.tif": (tiff(PICTURE, rows=5), tiff_structures),
+        "lzw.tif": (saved(PICTURE, "TIFF", compression="tiff_lzw"), tiff_structures),
+        "plain.bmp": (saved(PICTURE, "BMP"), plain_structures),
+        "plain.ppm": (saved(PICTURE, "PPM"), plain_structures),
+    }
+    if features.check("avif"):
+        one["plain.avif"] = (saved(photo, "AVIF"), box_structures)
+    for name, (data, structures) in one.items():
+        with Image.open(io.BytesIO(data)) as image:
+            whole = np.asarray(image.convert("RGB"))
+        edges = sorted({0, *structures(data), len(data) - 1})
+        middles = [(start + end) // 2 for start, end in itertools.pairwise([*edges, len(data)])]
+        for cut in sorted({*edges, *middles} - {0}):
+            yield Entry(f"cut-{cut:05d}-{name}", data[:cut], whole, sure=False)
+
+
+def flipped() -> Iterator[Entry]:
+    """Some bytes are others: nothing is known of what comes out, other than that all who read it agree."""
+    generator = np.random.default_rng(6)
+    for entry in sound():
+        for number in range(3):
+            data = bytearray(entry.data)
+            for at in generator.integers(0, min(len(data), (60, 300, len(data))[number]), number + 1):
+                data[at] ^= 1 << generator.integers(8)
+            yield Entry(f"flip-{number}-{entry.name.removeprefix('format-')}", bytes(data), None, sure=False)
+
+
+@functools.cache
+def corpus() -> tuple[Entry, ...]:
+    return (*sound(), *strange(), *bombs(), *truncated(), *flipped())
+
+
+NAMES = (
+    b"two\nlines.png",
+    b"tab\tbell\x07.png",
+    b"\x1b[31mred.png",
+    b"latin-\xe9\xff.png",
+    "\N{CAT FACE}\N{ZERO WIDTH JOINER}.png".encode(),
+    b"-rf.png",
+    b"  spaces  .png",
+    b"trailing.png ",  # not an image by its name
+    b"UPPER.PNG",
+    b"<script>alert(1)</script>.png",
+    b"%s {} $(id) `id` '\".png",
+    b"n" * 251 + b".png",
+)
+"""Of files that are sound."""
+
+
+def write_names(folder: Path) -> None:
+    for number, name in enumerate(NAMES):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            file.write(saved(np.roll(PICTURE, number, 1), "PNG"))
+
+
+def write_no_files(folder: Path) -> None:
+    """What has the name of an image and is none: to be refused, or left out; nobody may wait for it.
+
+    A name that begins with "link" is listed and refused, others are not even listed.
+    """
+    os.mkfifo(folder / "pipe.jpg")
+    with socket.socket(socket.AF_UNIX) as bound:
+        here = os.open(folder, os.O_RDONLY)  # a socket's path has room for 108 bytes
+        bound.bind(f"/proc/self/fd/{here}/socket.jpg")
+        os.close(here)
+    (folder / "folder.jpg").mkdir()
+    (folder / "circle").symlink_to(".")
+    (folder / "link-to-pipe.jpg").symlink_to("pipe.jpg")
+    (folder / "link-to-socket.jpg").symlink_to("socket.jpg")
+    (folder / "link-to-zeros.jpg").symlink_to("/dev/zero")
+    (folder / "link-to-itself.jpg").symlink_to("link-to-itself.jpg")
+    (folder / "link-to-nothing.jpg").symlink_to("nothing.jpg")
+    with open(folder / "link-not-but-huge.jpg", "wb") as file:
+        file.truncate(2**40)  # takes no room
