@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import os
 import stat
 import struct
@@ -73,8 +74,9 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow's warnings about large images and odd metadata are nothing that a user of a million files can act on.
+# Pillow's remarks about large images and odd metadata name no file: nothing that a user of a million can act on.
 warnings.filterwarnings("ignore", module=r"PIL[.]")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager
