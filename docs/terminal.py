@@ -32,7 +32,7 @@ def picture(result: Finetuned) -> str:
     """SVG that asks no network for a font: rich's own names one on a server."""
     console = Console(record=True, width=100, file=io.StringIO(), highlight=False, markup=False)
     console.print(Text("$ ", style="green") + Text(COMMAND, style="bold"))
-    console.print(finetuned(result))
+    console.print(*finetuned(result))
     svg = console.export_svg(title="selfie", unique_id="selfie")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
     return svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace")

@@ -72,37 +72,19 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
 @verb(config.PretrainOptions)
 def pretrain(options: config.PretrainOptions, console: Any) -> None:
     """Pretrain on unlabelled images: nested folders, files, lists, tar shards, named data sets."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.pretrain import pretrain
 
-    result = pretrain(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    last = result.last
-    pretext = (
-        f"pretext accuracy {last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), "
-        if "pretext_accuracy" in last
-        else ""
-    )
-    console.show(
-        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
-        f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
-        f"next: selfie finetune --from {result.run} --dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3",
-    )
+    show(pretrain(options, console), options, console, render.pretrained)
 
 
 @verb(config.FinetuneOptions)
 def finetune(options: config.FinetuneOptions, console: Any) -> None:
     """Finetune on a share of the labels, beside the same network without pretraining, and compare."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.finetune import finetune
 
-    result = finetune(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli.render import finetuned
-
-    console.show(finetuned(result))
+    show(finetune(options, console), options, console, render.finetuned)
 
 
 @verb(config.EmbedOptions)
@@ -113,39 +95,26 @@ def embed(options: config.EmbedOptions, console: Any) -> None:
 
     result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(as_json(result)), talk=console)
     if result.out is not None:
-        parts = {"parts": result.num_parts, "parts_kept": result.num_parts_kept}
-        known = {"known": result.num_known, "copies": result.num_copies}
-        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad), **known, **parts}
         new = " new" if options.append else ""
-        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,}{new} vectors")
+        show(result, options, console, lambda result: [f"{result.out}: {result.images:,}{new} vectors"])
 
 
 @verb(config.EvalOptions)
 def eval_(options: config.EvalOptions, console: Any) -> None:
     """Judge a run on labelled images: kNN, linear probe, pretext or test accuracy, beside the untrained network."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.eval import evaluate
 
-    result = evaluate(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli.render import evaluated
-
-    console.show(evaluated(result))
+    show(evaluate(options, console), options, console, render.evaluated)
 
 
 @verb(config.DemoOptions)
 def demo(options: config.DemoOptions, console: Any) -> None:
     """The whole story on images drawn by this program: offline, in minutes, on a laptop's CPU."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.demo import demo
 
-    result = demo(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli.render import evaluated, finetuned
-
-    console.show(evaluated(result.evaluated), finetuned(result.finetuned), f"All of it lies in {result.folder}.")
+    show(demo(options, console), options, console, render.told)
 
 
 @verb(config.PredictOptions)
@@ -156,50 +125,35 @@ def predict(options: config.PredictOptions, console: Any) -> None:
 
     result = predict(options, stdin=lines_on_stdin(), emit=lambda row: print(json_line(row)), talk=console)
     if result.out is not None:
-        summary = {"out": result.out, "images": result.num_images, "unreadable": len(result.bad)}
-        console.json(summary) if options.json else console.show(f"{result.out}: {result.num_images:,} predictions")
+        show(result, options, console, lambda result: [f"{result.out}: {result.images:,} predictions"])
 
 
 @verb(config.CurveOptions)
 def curve(options: config.CurveOptions, console: Any) -> None:
     """Finetune on several shares of the labels, from every run you name, and draw what each is worth."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.curve import curve
 
-    result = curve(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli import render
-
-    console.show(render.curve(result))
+    show(curve(options, console), options, console, render.curve)
 
 
 @verb(config.SimilarOptions)
 def similar(options: config.SimilarOptions, console: Any) -> None:
     """Find the images most like a photo, or near-duplicates, among those that selfie embed has seen."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.similar import similar
 
-    result = similar(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli import render
-
-    console.show(render.similar(result, options.top))
+    show(similar(options, console), options, console, lambda result: render.similar(result, options.top))
 
 
 @verb(config.DoctorOptions)
 def doctor(options: config.DoctorOptions, console: Any) -> None:
     """Look through images before training on them: what is broken, double, tiny or odd, and how long it will take."""
+    from selfie_cli.cli.checkup import lines_of
     from selfie_cli.recipes.doctor import doctor
 
     result = doctor(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-    else:
-        from selfie_cli.cli.checkup import lines_of
-
-        console.show(*lines_of(result))
+    show(result, options, console, lines_of)
     if not result.healthy:
         raise typer.Exit(1)
 
@@ -209,8 +163,7 @@ def report(options: config.ReportOptions, console: Any) -> None:
     """Draw a run as one page of HTML: what was learned, on real images, beside chance and baseline."""
     from selfie_cli.recipes.report import report
 
-    result = report(options, console)
-    console.json(dataclasses.asdict(result)) if options.json else console.show(f"{result.out}")
+    show(report(options, console), options, console, lambda result: [f"{result.out}"])
 
 
 @verb(config.ExportOptions)
@@ -218,39 +171,34 @@ def export(options: config.ExportOptions, console: Any) -> None:
     """Write a run's network for timm, torchvision, ONNX Runtime or any reader of safetensors, and how to load it."""
     from selfie_cli.recipes.export import export
 
-    result = export(options, console)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-    else:
-        console.show(*result.code.rstrip().split("\n"))
+    show(export(options, console), options, console, lambda result: result.code.rstrip().split("\n"))
 
 
 @verb(config.PushOptions)
 def push(options: config.PushOptions, console: Any) -> None:
     """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.push import push
 
-    result = push(options, console, ask=ask if sys.stdin.isatty() and sys.stderr.isatty() else None)
-    if options.json:
-        console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli import render
-
-    console.show(*render.pushed(result))
+    someone = sys.stdin.isatty() and sys.stderr.isatty()
+    show(push(options, console, ask=ask if someone else None), options, console, render.pushed)
 
 
 @verb(config.PullOptions)
 def pull(options: config.PullOptions, console: Any) -> None:
     """Get a run from the Hugging Face Hub into a folder, checked."""
+    from selfie_cli.cli import render
     from selfie_cli.recipes.pull import pull
 
-    result = pull(options, console)
+    show(pull(options, console), options, console, render.pulled)
+
+
+def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable[Any]]) -> None:
+    """A recipe's result on stdout: with --json a document of its fields, else lines and tables, as `draw` has them."""
     if options.json:
         console.json(dataclasses.asdict(result))
-        return
-    from selfie_cli.cli import render
-
-    console.show(*render.pulled(result))
+    else:
+        console.show(*draw(result))
 
 
 def is_alone() -> bool:

@@ -1,16 +1,44 @@
-"""Results as tables for eyes."""
+"""Results for eyes: lines, which are not broken when they are printed, and tables with their notes."""
+
+from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, Point, spreads
-from selfie_cli.recipes.eval import Evaluated
+from selfie_cli.recipes.demo import Demo
+from selfie_cli.recipes.eval import Classified, Evaluated
+from selfie_cli.recipes.pretrain import Pretrained
 from selfie_cli.recipes.pull import Pulled
 from selfie_cli.recipes.push import Pushed
 from selfie_cli.recipes.similar import Similar
 from selfie_cli.report.plots import as_text
 from selfie_cli.talk import printable
+
+FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3"
+MEMBERS = 20  # of a group of near-duplicates that are shown
+
+
+def titled(title: str, columns: Iterable[str], *, left: str | None = None, **style: Any) -> Table:
+    """An empty table. All columns but that named `left` are aligned to the right; `style` is for each of them."""
+    table = Table(title=printable(title), title_justify="left")
+    for name in columns:
+        table.add_column(printable(name), justify="left" if name == left else "right", **style)
+    return table
+
+
+def pretrained(result: Pretrained) -> list[str]:
+    last = result.last
+    pretext = ""
+    if "pretext_accuracy" in last:
+        pretext = f"pretext accuracy {last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), "
+    return [
+        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
+        f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
+        f"next: selfie finetune --from {result.run} {FINETUNE}",
+    ]
 
 
 def percent(value: float | None) -> str:
@@ -23,15 +51,13 @@ def spread(mean: float, std: float | None, *, signed: bool = False, single: str 
     return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
 
 
-def finetuned(result: Finetuned) -> RenderableType:
-    labels = f"{result.num_labels:,} labels ({result.fraction * 100:.3g} %)"
-    table = Table(title=f"{printable(result.dataset)}: test accuracy in % with {labels}", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("mean ± std", justify="right", no_wrap=True)
-    table.add_column("learning rate", justify="right")
+def finetuned(result: Finetuned) -> list[RenderableType]:
     shown = result.seeds if len(result.seeds) <= 5 else []  # more than a terminal is wide: they are in results.json
-    for seed in shown:
-        table.add_column(f"seed {seed}", justify="right", no_wrap=True)
+    title = f"{result.dataset}: test accuracy in % with {result.num_labels:,} labels ({result.fraction * 100:.3g} %)"
+    columns = ["", "mean ± std", "learning rate", *(f"seed {seed}" for seed in shown)]
+    table = titled(title, columns, left="")
+    for column in table.columns:
+        column.no_wrap = column.header != "learning rate"
     for arm in result.arms:
         values = [percent(value) for value in arm.accuracies[: len(shown)]]
         table.add_row(printable(arm.name), spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
@@ -43,28 +69,25 @@ def finetuned(result: Finetuned) -> RenderableType:
         table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
         if gain.interval is not None:
             notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
-    return Group(table, *notes, printable(result.sentence))
+    return [Group(table, *notes, printable(result.sentence))]
 
 
 def interval(gain: Gain) -> str:
     return "" if gain.interval is None else f"{gain.interval[0] * 100:+.1f} to {gain.interval[1] * 100:+.1f}"
 
 
-def curve(result: Curve) -> RenderableType:
+def curve(result: Curve) -> list[RenderableType]:
     """Means, paired gains, a plot of characters, and what was found."""
-    accuracies = Table(title=f"{printable(result.dataset)}: test accuracy in %, mean ± std", title_justify="left")
-    for column in ("labels", "", "seeds", "steps"):
-        accuracies.add_column(column, justify="right", no_wrap=True)
-    for arm in result.points[0].arms:
-        accuracies.add_column(printable(arm.name), justify="right", overflow="fold")
+    arms = [arm.name for arm in result.points[0].arms]
+    title = f"{result.dataset}: test accuracy in %, mean ± std"
+    accuracies = titled(title, ["labels", "", "seeds", "steps", *arms], overflow="fold")
     for each in result.points:
         means = [spread(arm.mean, arm.std, single="") for arm in each.arms]
         accuracies.add_row(percent_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
     parts: list[RenderableType] = [accuracies, *(f"{name}: {remark}." for name, remark in result.remarks.items())]
     if result.points[0].comparisons:
-        gains = Table(title="Gain over supervised in points, paired by seed", title_justify="left")
-        for column in ("labels", "arm", "mean ± std", "95 % interval"):
-            gains.add_column(column, justify="left" if column == "arm" else "right", overflow="fold")
+        columns = ["labels", "arm", "mean ± std", "95 % interval"]
+        gains = titled("Gain over supervised in points, paired by seed", columns, left="arm", overflow="fold")
         for each in result.points:
             for gain in each.comparisons:
                 shown = spread(gain.mean, gain.std, signed=True, single="")
@@ -78,61 +101,53 @@ def curve(result: Curve) -> RenderableType:
     parts += [Text(f"\n{plot}\n", no_wrap=True), note]
     if result.plots:
         parts.append(printable(f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"))
-    return Group(*parts, *(printable(sentence) for sentence in result.sentences))
+    return [Group(*parts, *(printable(sentence) for sentence in result.sentences))]
 
 
 def percent_of(point: Point) -> str:
     return f"{point.fraction * 100:.3g} %"
 
 
-def evaluated(result: Evaluated) -> RenderableType:
-    images = f"{result.num_test:,} test images, {result.num_train:,} for training"
-    table = Table(title=f"{printable(result.dataset)}: accuracy in % on {images}", title_justify="left")
-    table.add_column("")
-    table.add_column("this network", justify="right")
-    table.add_column("untrained", justify="right")
-    table.add_column("guessing", justify="right")
-    majority = percent(result.majority)
-    table.add_row(
-        f"kNN (k {result.k}, temperature {result.temperature:g})",
-        percent(result.trained.knn),
-        percent(result.untrained.knn),
-        majority,
-    )
-    table.add_row("linear probe", percent(result.trained.linear), percent(result.untrained.linear), majority)
+def evaluated(result: Evaluated) -> list[RenderableType]:
+    trained, untrained, classified = result.trained, result.untrained, result.classified
+    knn = f"kNN (k {result.k}, temperature {result.temperature:g})"
+    rows: list[tuple[str, float | None, float | None, float | None]] = [
+        (knn, trained.knn, untrained.knn, result.majority),
+        ("linear probe", trained.linear, untrained.linear, result.majority),
+    ]
+    note = f"Features: {result.features}. Guessing is the largest class."
     if result.chance is not None:
-        chance, trained, untrained = percent(result.chance), result.trained, result.untrained
-        cut = percent(trained.pretext_accuracy), percent(untrained.pretext_accuracy)
-        plain = percent(trained.pretext_accuracy_plain), percent(untrained.pretext_accuracy_plain)
-        table.add_row("pretext task, cropped as in training", *cut, chance)
-        if result.trained.pretext_accuracy_plain is not None:
-            table.add_row("pretext task, plain images", *plain, chance)
-    if result.classified is not None:
-        table.add_row("top-1", percent(result.classified.top1), "", majority)
-        if len(result.classified.per_class) > 5:
-            table.add_row("top-5", percent(result.classified.top5), "", "")
-    note = f"Features: {result.features}. Guessing is the largest class"
-    note += ", and for the pretext task 1 / candidates." if result.chance is not None else "."
-    parts: list[RenderableType] = [table, note]
-    if result.classified is not None:
-        parts.append(confusion(result))
-    return Group(*parts)
+        note = note.removesuffix(".") + ", and for the pretext task 1 / candidates."
+        as_trained = trained.pretext_accuracy, untrained.pretext_accuracy, result.chance
+        rows.append(("pretext task, cropped as in training", *as_trained))
+        if trained.pretext_accuracy_plain is not None:
+            plain = trained.pretext_accuracy_plain, untrained.pretext_accuracy_plain, result.chance
+            rows.append(("pretext task, plain images", *plain))
+    if classified is not None:
+        rows.append(("top-1", classified.top1, None, result.majority))
+        if len(classified.per_class) > 5:
+            rows.append(("top-5", classified.top5, None, None))
+    images = f"{result.num_test:,} test images, {result.num_train:,} for training"
+    columns = ["", "this network", "untrained", "guessing"]
+    table = titled(f"{result.dataset}: accuracy in % on {images}", columns, left="")
+    for name, *values in rows:
+        table.add_row(name, *map(percent, values))
+    return [Group(table, note, *([] if classified is None else [confusion(classified)]))]
 
 
-def confusion(result: Evaluated) -> RenderableType:
-    assert result.classified is not None
-    names = [printable(name) for name in result.classified.classes]
-    table = Table(
-        title="Per class: accuracy in %, and how many of each class were taken for which", title_justify="left"
-    )
-    table.add_column("true class", no_wrap=True)
-    table.add_column("accuracy", justify="right")
+def confusion(found: Classified) -> Table:
+    names = [printable(name) for name in found.classes]
     shown = names if len(names) <= 12 else []
-    for name in shown:
-        table.add_column(name[:6], justify="right")
-    for name, accuracy, row in zip(names, result.classified.per_class, result.classified.confusion, strict=True):
+    title = "Per class: accuracy in %, and how many of each class were taken for which"
+    table = titled(title, ["true class", "accuracy", *(name[:6] for name in shown)], left="true class")
+    table.columns[0].no_wrap = True
+    for name, accuracy, row in zip(names, found.per_class, found.confusion, strict=True):
         table.add_row(name, percent(accuracy), *(str(count) for count in row[: len(shown)]))
     return table
+
+
+def told(result: Demo) -> list[RenderableType]:
+    return [*evaluated(result.evaluated), *finetuned(result.finetuned), f"All of it lies in {result.folder}."]
 
 
 def pushed(result: Pushed) -> list[str]:
@@ -152,27 +167,22 @@ def pulled(result: Pulled) -> list[str]:
     return [
         f"{result.run}: {result.address}, checked",
         f"next: {verb}",
-        f"or:   selfie finetune --from {result.run} --dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3",
+        f"or:   selfie finetune --from {result.run} {FINETUNE}",
     ]
 
 
-MEMBERS = 20  # of a group of near-duplicates that are shown
-
-
-def similar(result: Similar, top: int) -> RenderableType:
+def similar(result: Similar, top: int) -> list[RenderableType]:
     """A table for each query, or of the `top` largest groups."""
     parts: list[RenderableType] = []
     for answer in result.answers or ():
-        table = Table(title=f"Most like {printable(answer.query)}", title_justify="left")
-        for column in ("rank", "cosine", "path"):
-            table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+        title = f"Most like {answer.query}"
+        table = titled(title, ["rank", "cosine", "path"], left="path", overflow="fold")
         for match in answer.matches:
             table.add_row(str(match.rank), f"{match.cosine:.4f}", printable(match.path))
         parts.append(table)
     if result.groups is not None:
-        table = Table(title=f"Groups of near-duplicates in {printable(result.file)}", title_justify="left")
-        for column in ("group", "cosine", "same file", "path"):
-            table.add_column(column, justify="left" if column == "path" else "right", overflow="fold")
+        title = f"Groups of near-duplicates in {result.file}"
+        table = titled(title, ["group", "cosine", "same file", "path"], left="path", overflow="fold")
         for number, group in enumerate(result.groups[:top], 1):
             for member in group[:MEMBERS]:
                 copy = "yes" if member.copy and member is not group[0] else ""
@@ -186,4 +196,4 @@ def similar(result: Similar, top: int) -> RenderableType:
         if count > top:
             note += f" The {top} largest are shown: --top shows more, --json all."
         parts += [table, note] if count else [note]
-    return Group(*parts)
+    return [Group(*parts)]

@@ -48,21 +48,20 @@ CHUNK = 256  # files whose contents are hashed together
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What `embed` did. `out` is None where rows went to `emit`.
+    """What `embed` did; `--json` prints it. `out` is None where rows went to `emit`.
 
-    num_images: rows that were written. With --append, num_known and num_copies images were left out: those whose
-    contents were in `out`, and further copies of others. num_parts files were written into a folder, and num_parts_kept
-    were there.
+    images: rows that were written; `unreadable` ones have none. With --append, `known` and `copies` were left out, too:
+    those whose contents were in `out`, and further copies of others. parts: files that were written into a folder;
+    parts_kept: those that were there.
     """
 
     out: Path | None
-    num_images: int
-    features: str
-    bad: list[BadFile]
-    num_known: int = 0
-    num_copies: int = 0
-    num_parts: int = 0
-    num_parts_kept: int = 0
+    images: int
+    unreadable: int
+    known: int
+    copies: int
+    parts: int
+    parts_kept: int
 
 
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
@@ -130,13 +129,12 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     conclude(bad, len(every_name), folder, strict=options.strict, talk=talk)
     return Embedded(
         out=out,
-        num_images=num_images,
-        features=made_by["features"],
-        bad=bad,
-        num_known=num_known,
-        num_copies=len(copies),
-        num_parts=len(shards or ()),
-        num_parts_kept=len(old) if in_parts else 0,
+        images=num_images,
+        unreadable=len(bad),
+        known=num_known,
+        copies=len(copies),
+        parts=len(shards or ()),
+        parts_kept=len(old) if in_parts else 0,
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from selfie_cli import runs
 from selfie_cli.config import PredictOptions
-from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import json_line
 from selfie_cli.recipes import networks
@@ -32,12 +31,11 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict` did. `out` is None where rows went to `emit`."""
+    """What `predict` did; `--json` prints it. `out` is None where rows went to `emit`."""
 
     out: Path | None
-    num_images: int
-    classes: list[str]
-    bad: list[BadFile]
+    images: int
+    unreadable: int
 
 
 def predict(
@@ -72,7 +70,7 @@ def predict(
         names, network, Network.probabilities, one_writer(opened), options=options, what="predicting", talk=talk
     )
     conclude(bad, len(names), None if out is None else out.parent, strict=options.strict, talk=talk)
-    return Predicted(out=out, num_images=len(names) - len(bad), classes=classes, bad=bad)
+    return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad))
 
 
 @contextlib.contextmanager
