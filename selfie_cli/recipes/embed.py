@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,12 @@ from selfie_cli.files import TEMPORARY, remove_leftovers
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import (
     Emit,
-    Part,
     check_file,
     check_out,
     check_writable,
     conclude,
     content_hash,
     expand,
-    one_writer,
     run_through,
 )
 from selfie_cli.recipes.networks import Network
@@ -82,41 +80,42 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
         fresh, copies, num_known = without_known(names, hashes_of(old), options.workers, talk)
         names = Names(names[index] for index in fresh.tolist())
         talk.say(f"{num_known:,} images are in {out}, {len(copies):,} are copies of others, {len(names):,} are new")
-    shards: list[Shard] | None = None
+    shards: dict[int, Shard] = {}
     if in_parts:
         assert out is not None
-        shards = planned(out, old, names, options, talk)
+        shards = {shard.images.start: shard for shard in planned(out, old, names, options, talk)}
+    todo = [shard.images for shard in shards.values()] if in_parts else [range(len(names))]
     bad: list[BadFile] = []
-    if len(names) if shards is None else shards:
+    if any(todo):
         network = networks.load_network(run, features=options.features, device=device)
         talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
         if run.address == "bundled":
             tell_of_size(names, network.image_size, talk)
         width = width_of(network)
 
-        def opened(precision: str) -> contextlib.AbstractContextManager[Emit]:
+        def opened(precision: str, images: range, unreadable: list[BadFile]) -> contextlib.AbstractContextManager[Emit]:
+            about: dict[str, Any] = {"network": made_by | {"precision": precision}}
+            if shards:
+                shard = shards[images.start]
+                return table_writer(shard.file, width=width, about=about | {"part": shard.about}, bad=unreadable)
             if out is None:
                 return contextlib.nullcontext(emit)
             if out.suffix not in TABLES:
                 return writing(out)
-            about = {"network": made_by | {"precision": precision}}
             return table_writer(out, width=width, about=about, old=old[0] if old else None)
-
-        def opened_parts(precision: str) -> contextlib.AbstractContextManager[Callable[[Part], Any]]:
-            return part_writer(shards or [], width, made_by | {"precision": precision})
 
         bad = run_through(
             names,
             network,
             Network.vectors,
-            one_writer(opened) if shards is None else opened_parts,
+            opened,
             options=options,
             what="embedding",
             talk=talk,
-            shards=None if shards is None else [shard.images for shard in shards],
+            shards=todo if in_parts else (),
             none_is_fine=bool(old),
         )
-    num_images = (len(names) if shards is None else sum(len(shard.images) for shard in shards)) - len(bad)
+    num_images = sum(map(len, todo)) - len(bad)
     reasons = {one.name: one.reason for one in bad}
     if in_parts:  # those of earlier calls, too
         assert out is not None
@@ -133,7 +132,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
         unreadable=len(bad),
         known=num_known,
         copies=len(copies),
-        parts=len(shards or ()),
+        parts=len(shards),
         parts_kept=len(old) if in_parts else 0,
     )
 
@@ -282,32 +281,6 @@ def planned(folder: Path, old: list[Path], names: Names, options: EmbedOptions, 
             file.unlink()
     group().wait()
     return shards
-
-
-@contextlib.contextmanager
-def part_writer(shards: list[Shard], width: int, made_by: dict[str, Any]) -> Iterator[Callable[[Part], Any]]:
-    """A writer of shards, whose images come in order; each file appears when it is whole."""
-    by_start = {shard.images.start: shard for shard in shards}
-    with contextlib.ExitStack() as stack:
-        shard: Shard | None = None
-        bad: list[BadFile] = []
-        emit: Emit | None = None
-
-        def write(part: Part) -> None:
-            nonlocal shard, bad, emit
-            if part.indices.start in by_start:
-                shard, bad = by_start[part.indices.start], []
-                about = {"network": made_by, "part": shard.about}
-                emit = stack.enter_context(table_writer(shard.file, width=width, about=about, bad=bad))
-            assert shard is not None
-            assert emit is not None
-            for result in part.results:
-                emit(result)
-            bad += part.bad
-            if part.indices.stop == shard.images.stop:
-                stack.close()
-
-        yield write
 
 
 def width_of(network: Network) -> int:

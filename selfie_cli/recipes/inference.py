@@ -157,8 +157,9 @@ class Part:
     bad: list[BadFile]
 
 
-Opening = Callable[[str], contextlib.AbstractContextManager[Callable[[Part], Any]]]
-"""Given the precision that was chosen, a writer of parts."""
+Opened = Callable[[str, range, list[BadFile]], contextlib.AbstractContextManager[Emit]]
+"""Given the precision that was chosen, which images are to come, and a list that will hold those of them that cannot be
+read: a writer of results."""
 
 
 class Decoded(NamedTuple):
@@ -304,17 +305,6 @@ def in_order(
         yield waiting.popleft().result()
 
 
-def one_writer(opened: Callable[[str], contextlib.AbstractContextManager[Emit]]) -> Opening:
-    """The first process writes results one by one; `opened` is given the precision."""
-
-    @contextlib.contextmanager
-    def opening(precision: str) -> Iterator[Callable[[Part], Any]]:
-        with opened(precision) if group().first else contextlib.nullcontext(lambda result: None) as emit:
-            yield lambda part: [emit(result) for result in part.results]
-
-    return opening
-
-
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 
 
@@ -322,12 +312,12 @@ def run_through(
     names: Names,
     network: Network,
     compute: Compute,
-    opening: Opening,
+    opened: Opened,
     *,
     options: EmbedOptions | PredictOptions,
     what: str,
     talk: Talk,
-    shards: list[range] | None = None,
+    shards: Sequence[range] = (),
     none_is_fine: bool = False,
 ) -> list[BadFile]:
     """Decode, compute, write results, in input order; returns what could not be read.
@@ -338,16 +328,12 @@ def run_through(
     """
     here, cores = group(), num_cores()
     lanes = options.workers or cores
-    num_images = len(names) if shards is None else sum(map(len, shards))
-    at_once = options.batch_size or images_at_once(network.device, network.image_size)
-    if shards is None:
-        batch = min(at_once, -(-num_images // (lanes * here.world)))
-        turns = [range(start, min(start + batch, len(names))) for start in range(0, len(names), batch)]
-    else:  # whatever the number of threads and processes: batches of one shape give the same numbers, bit for bit
-        batch = min(at_once, max(map(len, shards)))
-        turns = shards
+    num_images = sum(map(len, shards)) if shards else len(names)
+    # Of shards, whatever the number of threads and processes: batches of one shape give the same numbers, bit for bit.
+    most = max(map(len, shards)) if shards else -(-num_images // (lanes * here.world))
+    batch = min(options.batch_size or images_at_once(network.device, network.image_size), most)
+    turns = shards or pieces_of(range(len(names)), batch)
     mine = turns[here.rank :: here.world]
-    pieces = (each[start : start + batch] for each in mine for start in range(0, len(each), batch))
     lanes = max(1, min(lanes, sum(-(-len(each) // batch) for each in mine)))
 
     if options.compile == "on" and options.precision == "int8":
@@ -365,27 +351,35 @@ def run_through(
         making = pool.submit(made_lean, network, compute, names, precision=options.precision, talk=talk)
         lean, dtype = making.result()
         worker = Worker(names, network, compute, lean=lean, dtype=dtype, batch=batch)
-        with opening(PRECISIONS[dtype]) as write, talk.track(what, num_images) as advance:
+        with contextlib.ExitStack() as stack, talk.track(what, num_images) as advance:
+            emit: Emit | None = None
+            if here.first and not shards:
+                emit = stack.enter_context(opened(PRECISIONS[dtype], range(num_images), bad))
             if compile_now:
                 pool.submit(worker.compile, talk).result()
             begun = time.perf_counter()
-            parts = in_order(pool, worker, pieces, 2 * lanes)
+            parts = in_order(pool, worker, (piece for each in mine for piece in pieces_of(each, batch)), 2 * lanes)
             for turn in range(-(-len(turns) // here.world)):
                 found: list[Part] = []
-                for _ in range(0, len(mine[turn]) if turn < len(mine) else 0, batch):
-                    part = next(parts)
-                    if shards is not None:
-                        write(part)
-                        part = Part(part.indices, [], part.bad)
-                    found.append(part)
-                    if shards is not None and len(found) % 16 == 0:
-                        advance(min(num_images, done + len(found) * batch * here.world), "")
+                if turn < len(mine) and shards:
+                    unreadable: list[BadFile] = []
+                    with opened(PRECISIONS[dtype], mine[turn], unreadable) as write:
+                        for part in itertools.islice(parts, len(pieces_of(mine[turn], batch))):
+                            for result in part.results:
+                                write(result)
+                            unreadable += part.bad
+                            found.append(Part(part.indices, [], part.bad))
+                            if len(found) % 16 == 0:
+                                advance(min(num_images, done + len(found) * batch * here.world), "")
+                elif turn < len(mine):
+                    found.append(next(parts))
                 for part in itertools.chain.from_iterable(here.gather(found)):
                     for one in part.bad:
                         talk.warn(f"left out: {one.name}: {one.reason}")
                     bad += part.bad
-                    if shards is None and here.first:
-                        write(part)
+                    if emit is not None:
+                        for result in part.results:
+                            emit(result)
                     done += len(part.indices)
                 advance(done, f"{len(bad)} unreadable" if bad else "")
                 elapsed = time.perf_counter() - begun
@@ -398,6 +392,11 @@ def run_through(
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return bad
+
+
+def pieces_of(images: range, batch: int) -> list[range]:
+    """Ranges of `batch` images, the last of which may be shorter."""
+    return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
 def conclude(bad: list[BadFile], num_images: int, folder: Path | None, *, strict: bool, talk: Talk) -> None:

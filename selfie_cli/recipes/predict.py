@@ -9,6 +9,7 @@ from typing import Any
 
 from selfie_cli import runs
 from selfie_cli.config import PredictOptions
+from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import json_line
 from selfie_cli.recipes import networks
@@ -19,7 +20,6 @@ from selfie_cli.recipes.inference import (
     conclude,
     expand,
     line_writer,
-    one_writer,
     run_through,
 )
 from selfie_cli.recipes.networks import Network
@@ -56,7 +56,7 @@ def predict(
     network = networks.load_network(run, features=None, device=device)
 
     @contextlib.contextmanager
-    def opened(precision: str) -> Iterator[Emit]:
+    def opened(precision: str, images: range, unreadable: list[BadFile]) -> Iterator[Emit]:
         with contextlib.nullcontext(emit) if out is None else writing(out) as write:
 
             def write_row(result: Result) -> None:
@@ -66,9 +66,7 @@ def predict(
 
             yield write_row
 
-    bad = run_through(
-        names, network, Network.probabilities, one_writer(opened), options=options, what="predicting", talk=talk
-    )
+    bad = run_through(names, network, Network.probabilities, opened, options=options, what="predicting", talk=talk)
     conclude(bad, len(names), None if out is None else out.parent, strict=options.strict, talk=talk)
     return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad))
 
