@@ -188,15 +188,12 @@ def fault_of_options(asked: dict[str, Any], kind: type[Options] | None, where: s
         if name not in hints:  # of another version, and nothing depends on it
             continue
         if dataclasses.is_dataclass(hints[name]):
-            found = None if isinstance(value, dict) else f"{inside} is {shown(value)}, not a table"
-            found = found or fault_of_options(value, hints[name], inside)
-            if found:
+            if found := fault(value, {"*": ANY}, inside) or fault_of_options(value, hints[name], inside):
                 return found
-        elif isinstance(value, list):
-            if not fits(tuple(each or "" for each in value), hints[name]):
+        elif value is not None:
+            given = tuple(each or "" for each in value) if isinstance(value, list) else value
+            if not fits(given, hints[name]):
                 return f"{inside} is {shown(value)}"
-        elif value is not None and not fits(value, hints[name]):
-            return f"{inside} is {shown(value)}"
     return None
 
 

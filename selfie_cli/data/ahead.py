@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -58,15 +57,10 @@ class ReadAhead:
         with torch.cuda.device(self._device):  # otherwise this thread would occupy the first GPU, too
             return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
 
-    def close(self) -> None:
-        """Drop what waits, and wait for the batch in the making."""
-        self._ahead.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *error: object) -> None:
+        """Drop what waits, and wait for the batch in the making."""
+        self._ahead.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)

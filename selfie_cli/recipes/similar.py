@@ -109,9 +109,9 @@ def answered(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
         talk.say("--search usearch builds an index beside the file, with which later searches take a moment")
     answers = []
     for name, places, values in zip(names, rows.tolist(), cosines.tolist(), strict=True):
-        there = [(row, value) for row, value in zip(places, values, strict=True) if row >= 0]
+        ranked = enumerate(zip(places, values, strict=True), 1)
         matches = [
-            Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in enumerate(there, 1)
+            Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in ranked if row >= 0
         ]
         answers.append(Answer(query=name, matches=matches))
     search = "exact" if index is None else "usearch"

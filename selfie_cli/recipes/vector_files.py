@@ -31,7 +31,6 @@ KEY = "selfie"
 BAD_KEY = "selfie_bad"
 NETWORK = ("run", "from", "sha256", "features", "precision")
 """What a table says in words of the network that made it."""
-PART = "part-{:05d}.parquet"
 DAMAGED = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError),
     *(MemoryError, SystemError, SyntaxError, csv.Error, tokenize.TokenError, SafetensorError),
@@ -150,27 +149,24 @@ def table_writer(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            pa.field("content_hash", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), width), nullable=False),
-        ],
-        metadata={KEY: json.dumps({"format": FORMAT, "selfie_version": __version__, **about})},
-    )
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), width)
+    text, number = pa.string(), pa.int32()
+    columns = {"path": text, "width": number, "height": number, "content_hash": text, "vector": vector}
+    fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    about = {"format": FORMAT, "selfie_version": __version__, **about}
+    schema = pa.schema(fields, metadata={KEY: json.dumps(about)})
     rows = rows_of(width)
 
     def batch_of(results: list[Result]) -> Any:
         numbers = pa.array(np.stack([result.vector for result in results]).ravel())
-        columns = [
-            pa.array([as_text(result.name) for result in results], pa.string()),
-            *(pa.array([each[i] for each in results], pa.int32()) for i in (2, 3)),
-            pa.array([result.content_hash.hex() for result in results], pa.string()),
-            pa.FixedSizeListArray.from_arrays(numbers, type=schema.field("vector").type),
-        ]
-        return pa.RecordBatch.from_arrays(columns, schema=schema)
+        values = {
+            "path": [as_text(result.name) for result in results],
+            "width": [result.width for result in results],
+            "height": [result.height for result in results],
+            "content_hash": [result.content_hash.hex() for result in results],
+            "vector": pa.FixedSizeListArray.from_arrays(numbers, type=vector),
+        }
+        return pa.RecordBatch.from_pydict(values, schema)
 
     with replacing(out) as temporary, contextlib.ExitStack() as stack:
         if out.suffix == ".arrow":  # as it lies in memory, so that it can be mapped
@@ -181,28 +177,26 @@ def table_writer(
             packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
             split = {"use_byte_stream_split": ["vector.list.element"]}
             writer = stack.enter_context(pq.ParquetWriter(temporary, schema, **packing, **split))
-        waiting: list[Any] = []  # results, or batches of the old file
-        count = 0
 
         def put(batches: list[Any]) -> None:
-            if batches:
-                table = pa.Table.from_batches(batches, schema).combine_chunks()
-                limit = {"row_group_size": rows} if out.suffix == ".parquet" else {"max_chunksize": rows}
-                writer.write_table(table, **limit)
+            table = pa.Table.from_batches(batches, schema).combine_chunks()
+            limit = {"row_group_size": rows} if out.suffix == ".parquet" else {"max_chunksize": rows}
+            writer.write_table(table, **limit)
 
         def kept(file: Path) -> Iterator[Any]:
             with reading(file):
                 for batch in batches_of(file):
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
 
+        few: list[Any] = []  # an old file may hold a batch for each time that it was added to
         for batch in [] if old is None else kept(old):
-            waiting.append(batch)
-            count += len(batch)
-            if count >= rows:
-                put(waiting)
-                waiting, count = [], 0
-        put(waiting)
-        waiting = []
+            few.append(batch)
+            if sum(map(len, few)) >= rows:
+                put(few)
+                few = []
+        if few:
+            put(few)
+        waiting: list[Result] = []
 
         def write(result: Result) -> None:
             waiting.append(result)
