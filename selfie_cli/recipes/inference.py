@@ -156,6 +156,12 @@ class Part:
     results: list[Result]
     bad: list[BadFile]
 
+    def sent(self, emit: Emit) -> "Part":
+        """Without its results, which have gone to `emit`."""
+        for result in self.results:
+            emit(result)
+        return Part(self.indices, [], self.bad)
+
 
 Opened = Callable[[str, range, list[BadFile]], contextlib.AbstractContextManager[Emit]]
 """Given the precision that was chosen, which images are to come, and a list that will hold those of them that cannot be
@@ -326,8 +332,8 @@ def run_through(
     Several processes take batches in turn, and the first one writes. With `shards`, ranges of images, they take these
     in turn, and each process writes its own. Raises DataError if nothing could be read, unless `none_is_fine`.
     """
-    here, cores = group(), num_cores()
-    lanes = options.workers or cores
+    here = group()
+    lanes = options.workers or num_cores()
     num_images = sum(map(len, shards)) if shards else len(names)
     # Of shards, whatever the number of threads and processes: batches of one shape give the same numbers, bit for bit.
     most = max(map(len, shards)) if shards else -(-num_images // (lanes * here.world))
@@ -361,14 +367,12 @@ def run_through(
             parts = in_order(pool, worker, (piece for each in mine for piece in pieces_of(each, batch)), 2 * lanes)
             for turn in range(-(-len(turns) // here.world)):
                 found: list[Part] = []
-                if turn < len(mine) and shards:
+                if shards and turn < len(mine):
                     unreadable: list[BadFile] = []
                     with opened(PRECISIONS[dtype], mine[turn], unreadable) as write:
                         for part in itertools.islice(parts, len(pieces_of(mine[turn], batch))):
-                            for result in part.results:
-                                write(result)
+                            found.append(part.sent(write))
                             unreadable += part.bad
-                            found.append(Part(part.indices, [], part.bad))
                             if len(found) % 16 == 0:
                                 advance(min(num_images, done + len(found) * batch * here.world), "")
                 elif turn < len(mine):
@@ -378,8 +382,7 @@ def run_through(
                         talk.warn(f"left out: {one.name}: {one.reason}")
                     bad += part.bad
                     if emit is not None:
-                        for result in part.results:
-                            emit(result)
+                        part.sent(emit)
                     done += len(part.indices)
                 advance(done, f"{len(bad)} unreadable" if bad else "")
                 elapsed = time.perf_counter() - begun

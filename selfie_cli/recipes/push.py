@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from selfie_cli import config as configs
 from selfie_cli import hub, runs
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
@@ -22,13 +21,9 @@ from selfie_cli.recipes.export import why_not
 from selfie_cli.recipes.report import describing
 from selfie_cli.report.card import known, model_card
 from selfie_cli.runs import Run
+from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk
 
-KINDS = {
-    "pretrain": configs.PretrainOptions,
-    "finetune": configs.FinetuneOptions,
-    "curve": configs.CurveOptions,
-}
 RESULTS = {"finetune": Finetuned, "curve": Curve}
 NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
 # Text that is a number, or numbers; other free text may be a path or a name.
@@ -126,7 +121,7 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in config["measured"].items()
         if key in ("device", "precision") or isinstance(value, int | float | dict)
     }
-    asked = published_options(KINDS.get(config["verb"], Options), config["asked"])
+    asked = published_options(ASKED.get(config["verb"], Options), config["asked"])
     origins = [
         {"path": each["path"] if public(each["path"]) else None, "sha256": each["sha256"]}
         for each in config.get("from", [])
@@ -157,7 +152,7 @@ def public(address: Any) -> bool:
 
 def command_of(config: dict[str, Any]) -> str:
     """The command that makes such a run, as far as it is published: what differs from the defaults."""
-    kind = KINDS.get(config["verb"])
+    kind = ASKED.get(config["verb"])
     if kind is None:
         return f"selfie {config['verb'].partition('-')[0]}"
     data = config["asked"].get("data") or []
