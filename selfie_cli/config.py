@@ -356,7 +356,7 @@ class SimilarOptions(MachineOptions):
     search: Literal["auto", "exact", "usearch"] = option(
         "auto",
         "exact compares with every vector; usearch (an extra) builds an index beside --in. Beyond a million vectors "
-        "auto takes the index that is there and, for --duplicates, builds it.",
+        "auto takes the index that is there. --duplicates always compares all pairs.",
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.machine import num_cores, prepare
 
 MANY = 1_000_000
-"""Vectors beyond which an index is used, if there is one, and groups are looked for with one."""
+"""Vectors beyond which an index is used, if there is one."""
 SAME = 0.998
 """The cosine from which images count as near-duplicates: see docs/guide/vectors.md."""
-NEIGHBOURS = 32  # of each image that an index is asked for, to find groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,8 @@ def similar(options: SimilarOptions, talk: Talk) -> Similar:
         raise UsageError("name query images, or give --duplicates" + " without" * options.duplicates)
     if options.threshold is not None and not options.duplicates:
         raise UsageError("--threshold goes with --duplicates: leave it out")
+    if options.duplicates and options.search == "usearch":
+        raise UsageError("--search usearch is for queries; --duplicates compares all pairs: leave it out")
     if options.duplicates and (options.from_, options.device, options.precision) != (None, "auto", "auto"):
         raise UsageError("--duplicates compares the vectors that are there: leave --from, --device, --precision out")
     if options.search == "usearch":
@@ -87,7 +87,7 @@ def answered(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
     """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
     names, queries = embedded(file, options, talk)
     begun = time.perf_counter()
-    index = load_index(file, options, talk, min_rows=MANY)
+    index = load_index(file, options, talk)
     if index is not None:
         check_width(file, queries.shape[1], index.ndim)
         found = index.search(unit(queries), min(options.top, len(index)), threads=num_cores())
@@ -172,73 +172,40 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     """Groups of images that are joined by a cosine of the threshold or more, or by equal contents."""
     threshold = SAME if options.threshold is None else options.threshold
     names: list[str] = []
-    same: dict[str, list[int]] = {}
+    hashes: list[str | None] = []
     parts: list[NDArray[np.float32]] = []
-    index: Any = load_index(file, options, talk) if options.search == "usearch" else None
     for piece in file.pieces():
-        for row, digest in enumerate(piece.hashes or (), len(names)):
-            if digest is not None:  # another program's rows may have none
-                same.setdefault(digest, []).append(row)
         names += piece.names
-        if index is None:
-            parts.append(unit(piece.vectors))
-            if options.search == "auto" and len(names) > MANY:
-                index = load_index(file, options, talk)
-                parts = []
-            elif 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
-                raise DataError(f"{file.path} does not fit into memory: give --search usearch")
+        hashes += piece.hashes or [None] * len(piece.names)  # another program's rows may have none
+        parts.append(unit(piece.vectors))
+        if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
+            raise DataError(f"{file.path} does not fit into memory: look for near-duplicates in a part of it at a time")
+    vectors = np.concatenate(parts)
+    parts = []
+    same: dict[str, list[int]] = {}
+    for row, digest in enumerate(hashes):
+        if digest is not None:
+            same.setdefault(digest, []).append(row)
     groups = Groups(len(names))
     for rows in same.values():
         if len(rows) > 1:
             groups.join(np.array(rows, np.int64))
-    vectors = None if index is not None else np.concatenate(parts)
-    parts = []
     with talk.track("comparing", len(names)) as advance:
-        if vectors is not None:
-            join_near(groups, vectors, threshold, lambda done: advance(done, ""))
-        else:
-            done = 0
-            for piece in file.pieces():
-                found = index.search(unit(piece.vectors), NEIGHBOURS, threads=num_cores())
-                for keys, close in zip(found.keys, 1 - found.distances >= threshold, strict=True):
-                    groups.join(np.append(keys[close].astype(np.int64), done))
-                    done += 1
-                advance(done, "")
-    found_groups = groups.found()
-    where = np.unique(np.concatenate([np.empty(0, np.int64), *found_groups]))
-    picked = vectors[where] if vectors is not None else picked_rows(file, where)
-    hashes = {row: digest for digest, rows in same.items() if len(rows) > 1 for row in rows}
+        join_near(groups, vectors, threshold, lambda done: advance(done, ""))
     shown = []
-    for group in found_groups:
-        near = picked[np.searchsorted(where, group)]
-        copy = [row == group[0] or hashes.get(row, row) == hashes.get(group[0]) for row in group.tolist()]
-        cosines = (near @ near[0]).clip(-1, 1).tolist()
-        shown.append(
-            [
-                Member(path=names[row], cosine=round(cosine, 6), copy=bool(equal))
-                for row, cosine, equal in zip(group.tolist(), cosines, copy, strict=True)
-            ]
-        )
-    return Similar(
-        file=str(file.path),
-        num_vectors=len(names),
-        search="exact" if index is None else "usearch",
-        threshold=threshold,
-        groups=shown,
-    )
-
-
-def picked_rows(file: VectorFile, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The vectors at `rows`, ascending, at length one: float32 [len(rows), D]."""
-
-    def parts() -> Iterator[NDArray[np.float32]]:
-        start = 0
-        for piece in file.pieces():
-            here = rows[(rows >= start) & (rows < start + len(piece.names))] - start
-            yield unit(piece.vectors[here])
-            start += len(piece.names)
-
-    return np.concatenate(list(parts()))
+    for group in groups.found():
+        first = int(group[0])
+        cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
+        members = [
+            Member(
+                path=names[row],
+                cosine=round(cosine, 6),
+                copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
+            )
+            for row, cosine in zip(group.tolist(), cosines, strict=True)
+        ]
+        shown.append(members)
+    return Similar(file=str(file.path), num_vectors=len(names), search="exact", threshold=threshold, groups=shown)
 
 
 def need_usearch() -> None:
@@ -249,17 +216,17 @@ def need_usearch() -> None:
         raise UsageError("an index needs usearch: pip install 'selfie-cli[search]'; or give --search exact") from None
 
 
-def load_index(file: VectorFile, options: SimilarOptions, talk: Talk, *, min_rows: int = 0) -> Any:
+def load_index(file: VectorFile, options: SimilarOptions, talk: Talk) -> Any:
     """The usearch index beside the file, made if it is not there or older; None if the search is to be exact.
 
-    With --search auto and `min_rows`, one that is there and of more rows is taken, and none is made.
+    With --search auto, one that is there and of more than MANY rows is taken, and none is made.
     """
     place = file.path.with_name(file.path.name + ".usearch")
     versions = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in file.files]
     fresh = False
     with contextlib.suppress(OSError, ValueError):  # none, or damaged: then it is made again
         fresh = read_json(Path(f"{place}.json")) == {"files": versions, "size": place.stat().st_size}
-    if options.search == "exact" or (options.search == "auto" and min_rows and not fresh):
+    if options.search == "exact" or (options.search == "auto" and not fresh):
         return None
     need_usearch()
     from usearch.index import Index
@@ -269,7 +236,7 @@ def load_index(file: VectorFile, options: SimilarOptions, talk: Talk, *, min_row
             index: Any = Index.restore(str(place), view=True)
         except (RuntimeError, ValueError) as error:
             raise DataError(f"{place} is damaged ({error}): remove it") from None
-        return index if len(index) > min_rows or options.search == "usearch" else None
+        return index if len(index) > MANY or options.search == "usearch" else None
     talk.say(f"building {place}, which later searches use until {file.path} changes")
     index, done = None, 0
     for piece in file.pieces():

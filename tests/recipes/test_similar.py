@@ -209,10 +209,15 @@ def test_an_index_finds_the_same(embedded: Path, images: Path, monkeypatch: pyte
     shutil.copy(embedded / "v.parquet", "v.parquet")  # newer than its index
     assert found(query, "--in", "v.parquet")["search"] == "exact"
     write(Path("w.parquet"), np.eye(30)[[*range(30), 4, 9, 4]])
-    by_index = found("--duplicates", "--in", "w.parquet")
-    assert by_index["search"] == "usearch"
-    assert by_index["groups"] == found("--duplicates", "--in", "w.parquet", "--search", "exact")["groups"]
-    assert [len(group) for group in by_index["groups"]] == [3, 2]
+    groups = found("--duplicates", "--in", "w.parquet")
+    assert groups["search"] == "exact"
+    assert [[member["path"] for member in group] for group in groups["groups"]] == [
+        ["4.jpg", "30.jpg", "32.jpg"],
+        ["9.jpg", "31.jpg"],
+    ]
+    assert "--search usearch is for queries" in error_of(
+        "similar", "--duplicates", "--in", "w.parquet", "--search", "usearch", code=2
+    )
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
