@@ -23,18 +23,11 @@ class Within(NamedTuple):
     high: float
 
 
-def whole(high: int, low: int = 0) -> Within:
-    return Within(low, high)
-
-
-def number(high: float = 1e300, low: float = 0.0) -> Within:
-    return Within(float(low), float(high))
-
-
-SHARE = number(1)
-COUNT = whole(10**12)
-SIDE = whole(config.MOST_PIXELS, 1)
-SIZE = whole(config.MOST_FEATURES, 1)
+SHARE = Within(0.0, 1.0)
+NUMBER = Within(0.0, 1e300)
+COUNT = Within(0, 10**12)
+SIDE = Within(1, config.MOST_PIXELS)
+SIZE = Within(1, config.MOST_FEATURES)
 SELFIE = {
     "views": (1, 2),
     "mask_ratio": SHARE,
@@ -47,8 +40,8 @@ SELFIE = {
     "view_scale": SHARE,
 }
 VIEWS = {
-    **{"hidden": SIZE, "width": SIZE, "temperature": number(), "tau": SHARE},
-    **{"min_crop": SHARE, "jitter": number(), "blur": SHARE, "solarize": SHARE},
+    **{"hidden": SIZE, "width": SIZE, "temperature": NUMBER, "tau": SHARE},
+    **{"min_crop": SHARE, "jitter": NUMBER, "blur": SHARE, "solarize": SHARE},
 }
 HYBRID = {
     **{name: SELFIE[name] for name in ("factorized_positions", "encoder_positions", "final_norm", "apart")},
@@ -68,25 +61,25 @@ DERIVED = {
     "byol": VIEWS,
     "simclr": VIEWS,
     "hybrid": HYBRID,
-    "batch_size": whole(2**20, 1),
-    "micro_batch": whole(2**20, 1),
+    "batch_size": Within(1, 2**20),
+    "micro_batch": Within(1, 2**20),
     "optimizer": ("sgd", "lars", "adamw"),
-    "lr": number(),
-    "weight_decay": number(),
+    "lr": NUMBER,
+    "weight_decay": NUMBER,
     "warmup_steps": COUNT,
     "precision": ("fp32", "bf16"),
     "compiles": bool,
     "checkpointed": bool,
-    "processes": whole(2**20, 1),
-    "steps": whole(10**12, 1),
-    "steps_of_shares": [whole(10**12, 1)],
+    "processes": Within(1, 2**20),
+    "steps": Within(1, 10**12),
+    "steps_of_shares": [Within(1, 10**12)],
 }
 ANY = object
 MEASURED = {
     **{name: COUNT for name in ("step", "threads")},
-    **{name: number() for name in ("seconds", "images_per_second", "data_wait", "accuracy")},
+    **{name: NUMBER for name in ("seconds", "images_per_second", "data_wait", "accuracy")},
     **{name: str for name in ("device", "precision")},
-    "last": {"*": number(low=-1e300)},
+    "last": {"*": Within(-1e300, 1e300)},
     "*": ANY,
 }
 DATA = {

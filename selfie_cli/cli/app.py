@@ -90,10 +90,11 @@ def finetune(options: config.FinetuneOptions, console: Any) -> None:
 @verb(config.EmbedOptions)
 def embed(options: config.EmbedOptions, console: Any) -> None:
     """Turn images into vectors, to stdout or a file."""
+    from selfie_cli.files import json_line
     from selfie_cli.recipes.embed import embed
-    from selfie_cli.recipes.vector_files import as_json
+    from selfie_cli.recipes.vector_files import as_row
 
-    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(as_json(result)), talk=console)
+    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(json_line(as_row(result))), talk=console)
     if result.out is not None:
         new = " new" if options.append else ""
         show(result, options, console, lambda result: [f"{result.out}: {result.images:,}{new} vectors"])

@@ -1,6 +1,7 @@
 """What embed and predict share: named images in, one result for every readable one, in input order."""
 
 import contextlib
+import csv
 import glob
 import hashlib
 import io
@@ -29,7 +30,7 @@ from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
-from selfie_cli.files import TEMPORARY, replacing
+from selfie_cli.files import TEMPORARY, json_line, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
 from selfie_cli.talk import Talk
@@ -139,13 +140,26 @@ def check_writable(out: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def line_writer(out: Path) -> Iterator[Any]:
-    """A text file that appears whole or not at all; names that are not UTF-8 keep their bytes."""
+def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
+    """A writer of rows, all with the same keys, as .csv or .jsonl, which appears whole, at the end, or not at all.
+
+    Names that are not UTF-8 keep their bytes in the former.
+    """
     with (
         replacing(out) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
-        yield file
+        table = csv.writer(file)
+        begun = False
+
+        def write(row: dict[str, Any]) -> None:
+            nonlocal begun
+            if not begun:
+                table.writerow(row)
+            table.writerow(row.values())
+            begun = True
+
+        yield write if out.suffix == ".csv" else lambda row: file.write(json_line(row) + "\n")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """selfie predict: label and probability for new photos."""
 
 import contextlib
-import csv
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from selfie_cli import runs
 from selfie_cli.config import PredictOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.files import json_line
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import (
     Emit,
@@ -19,7 +17,7 @@ from selfie_cli.recipes.inference import (
     check_out,
     conclude,
     expand,
-    line_writer,
+    row_writer,
     run_through,
 )
 from selfie_cli.recipes.networks import Network
@@ -57,7 +55,7 @@ def predict(
 
     @contextlib.contextmanager
     def opened(precision: str, images: range, unreadable: list[BadFile]) -> Iterator[Emit]:
-        with contextlib.nullcontext(emit) if out is None else writing(out) as write:
+        with contextlib.nullcontext(emit) if out is None else row_writer(out) as write:
 
             def write_row(result: Result) -> None:
                 best = int(result.vector.argmax())
@@ -69,15 +67,3 @@ def predict(
     bad = run_through(names, network, Network.probabilities, opened, options=options, what="predicting", talk=talk)
     conclude(bad, len(names), None if out is None else out.parent, strict=options.strict, talk=talk)
     return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad))
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
-    """A writer of rows as .csv or .jsonl; the file appears whole, at the end, or not at all."""
-    with line_writer(out) as file:
-        if out.suffix == ".csv":
-            table = csv.DictWriter(file, ["path", "label", "probability"])
-            table.writeheader()
-            yield table.writerow
-        else:
-            yield lambda row: file.write(json_line(row) + "\n")

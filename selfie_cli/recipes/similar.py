@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -210,10 +211,8 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
 
 def need_usearch() -> None:
     """Raises UsageError if there is no usearch."""
-    try:
-        import usearch  # noqa: F401
-    except ImportError:
-        raise UsageError("an index needs usearch: pip install 'selfie-cli[search]'; or give --search exact") from None
+    if find_spec("usearch") is None:
+        raise UsageError("an index needs usearch: pip install 'selfie-cli[search]'; or give --search exact")
 
 
 def load_index(file: VectorFile, options: SimilarOptions, talk: Talk) -> Any:

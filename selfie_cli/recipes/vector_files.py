@@ -12,6 +12,7 @@ import os
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
@@ -23,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from selfie_cli import __version__
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import DataError, UsageError
-from selfie_cli.files import json_line, replacing
-from selfie_cli.recipes.inference import Emit, Result, line_writer
+from selfie_cli.files import replacing
+from selfie_cli.recipes.inference import Emit, Result, row_writer
 
 FORMAT = 1
 KEY = "selfie"
@@ -44,15 +45,18 @@ ROWS = 2**13
 
 def need_arrow() -> None:
     """Raises UsageError if there is no pyarrow."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        raise UsageError("parquet and arrow files need pyarrow: pip install 'selfie-cli[parquet]'") from None
+    if find_spec("pyarrow") is None:
+        raise UsageError("parquet and arrow files need pyarrow: pip install 'selfie-cli[parquet]'")
 
 
-def as_json(result: Result) -> str:
-    """One line of JSON Lines; nine digits give every float32 back exactly."""
-    return json_line({"path": result.name, "vector": [float(f"{value:.9g}") for value in result.vector]})
+def as_row(result: Result) -> dict[str, Any]:
+    """What JSON Lines say of an image; nine digits give every float32 back exactly."""
+    return {"path": result.name, "vector": [float(f"{value:.9g}") for value in result.vector]}
+
+
+def as_columns(result: Result) -> dict[str, str]:
+    """As `as_row`, for a table with a column a number."""
+    return {"path": result.name} | {f"v{i}": f"{value:.9g}" for i, value in enumerate(result.vector)}
 
 
 def as_text(name: str) -> str:
@@ -79,21 +83,9 @@ def writing(out: Path) -> Iterator[Emit]:
         with matrix_writer(out, HEADERS[out.suffix]) as write:
             yield write
         return
-    with line_writer(out) as file:
-        if out.suffix == ".jsonl":
-            yield lambda result: file.write(as_json(result) + "\n")
-        else:
-            table = csv.writer(file)
-            width = 0
-
-            def write_row(result: Result) -> None:
-                nonlocal width
-                if not width:
-                    width = len(result.vector)
-                    table.writerow(["path", *(f"v{i}" for i in range(width))])
-                table.writerow([result.name, *(f"{value:.9g}" for value in result.vector)])
-
-            yield write_row
+    of = as_row if out.suffix == ".jsonl" else as_columns
+    with row_writer(out) as write_row:
+        yield lambda result: write_row(of(result))
 
 
 @contextlib.contextmanager
@@ -102,7 +94,7 @@ def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Em
     height = width = 0
     with (
         replacing(out) as temporary,
-        line_writer(out.with_name(out.name + ".rows.jsonl")) as names,
+        row_writer(out.with_name(out.name + ".rows.jsonl")) as write_name,
         temporary.open("wb") as file,
     ):
 
@@ -112,7 +104,7 @@ def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Em
                 width = len(result.vector)
                 file.write(header(0, width))
             file.write(result.vector.astype("<f4").tobytes())
-            names.write(json_line({"row": height, "path": result.name}) + "\n")
+            write_name({"row": height, "path": result.name})
             height += 1
 
         yield write
