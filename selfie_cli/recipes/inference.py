@@ -191,19 +191,19 @@ class Decoded(NamedTuple):
     bad: list[BadFile]
 
 
+@dataclass(eq=False)
 class Worker:
     """Decodes images and takes them through a network, in batches padded to one shape. Several threads may call it."""
 
-    def __init__(
-        self, names: Sequence[str], network: Network, compute: Compute, *, lean: Network, dtype: torch.dtype, batch: int
-    ) -> None:
-        self.names = names
-        self.network = network
-        self.compute = compute
-        self.lean = lean
-        self.dtype = dtype
-        self.batch = batch
-        on_cpu = network.device.type == "cpu"
+    names: Sequence[str]
+    network: Network
+    compute: Compute
+    lean: Network
+    dtype: torch.dtype
+    batch: int
+
+    def __post_init__(self) -> None:
+        on_cpu = self.network.device.type == "cpu"
         self.turn = contextlib.nullcontext() if on_cpu else threading.Lock()  # one after another into a GPU's queue
 
     @torch.inference_mode()
