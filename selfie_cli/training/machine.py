@@ -53,7 +53,8 @@ def prepare(device: str, precision: str, *, deterministic: bool = False) -> tupl
     no kernel that differs from run to run. Joins the other processes of the job, if there are any. Raises UsageError
     for a device that is not there.
     """
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, torch imports its compiler
+        torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
     torch.set_num_threads(num_cores())
