@@ -3,9 +3,11 @@
 import contextlib
 import io
 import logging
+import math
 import os
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -63,6 +65,9 @@ DECODER_ERRORS: tuple[type[Exception], ...] = (
 MOST_BYTES = 2**30
 """Of a file: 179 Mpx of 16-bit colours, uncompressed. Nothing larger is read into memory."""
 ORIENTATION = 0x0112  # the EXIF tag
+LARGE = 2**25
+"""Pixels from which images are decoded one at a time: the largest take 2 GB on the way, and there may be 64 threads."""
+_one_large = threading.Lock()
 BANDS = 0x0115  # the TIFF tag SamplesPerPixel
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -196,9 +201,11 @@ def decode_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     Raises:
         UnreadableImage: as `to_rgb` does.
     """
-    with _readable():
+    with _readable(), contextlib.ExitStack() as stack:
         if min(image.size) >= 4 * size:  # below that there is no coarser scale
             image.draft(None, (2 * size, 2 * size))
+        if math.prod(image.size) > LARGE:
+            stack.enter_context(_one_large)
         pixels = np.asarray(_upright(image))  # [H, W, 3], read-only
         height, width, _ = pixels.shape
         side = min(width, height)

@@ -2,7 +2,9 @@ import io
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
 
+from selfie_cli.data import images
 from selfie_cli.data.images import EXTENSIONS, FORMATS, decode_square, open_image, to_rgb
 from selfie_cli.errors import UnreadableImage
 
@@ -321,3 +324,31 @@ def test_a_reduced_jpeg_is_close_to_the_full_decode(size):
     exact = torch.nn.functional.interpolate(exact, (size, size), mode="bicubic", antialias=True)
     error = found - exact[0].permute(1, 2, 0).clamp(0, 255).numpy()
     assert 10 * np.log10(255**2 / (error**2).mean()) > 35  # dB
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(64, 4), (5800, 1)])
+def test_the_largest_are_decoded_one_at_a_time(side, at_once, monkeypatch):
+    """Each takes a gigabyte or two, and a server has as many threads as cores."""
+    data = encoded(Image.new("1", (side, side)), "PNG").getvalue()
+    meeting, most, inside = threading.Barrier(4), 0, []
+    flat_of = images._flat
+
+    def flat(image):
+        nonlocal most
+        inside.append(image)
+        if at_once > 1:
+            meeting.wait(30)  # all four are here
+        most = max(most, len(inside))
+        found = flat_of(image)
+        inside.remove(image)
+        return found
+
+    monkeypatch.setattr(images, "_flat", flat)
+
+    def decode(_):
+        with open_image(io.BytesIO(data)) as image:
+            return decode_square(image, 8)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all((found == 0).all() for found in pool.map(decode, range(4)))
+    assert most == at_once
