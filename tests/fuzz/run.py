@@ -1,4 +1,4 @@
-"""The long form, by hand: python tests/fuzz/run.py --cases 100000 [--target NAME]... [--case NUMBER]."""
+"""The long form, by hand: python tests/fuzz/run.py --cases 100000 [--first NUMBER] [--target NAME]... [--case NUMBER]."""
 
 import argparse
 import faulthandler
@@ -17,6 +17,7 @@ from targets import TARGETS
 def main() -> int:
     parser = argparse.ArgumentParser(description="Feed every parser with spoiled files.")
     parser.add_argument("--cases", type=int, default=100_000, help="for each parser")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first: so they can be run in slices")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", choices=TARGETS, help="all of them, if none is named")
     parser.add_argument("--case", type=int, help="only this one")
@@ -27,7 +28,7 @@ def main() -> int:
     print("| parser | cases | read | refused | other errors | seconds | peak memory, MB |\n" + "| --- " * 7 + "|")
     for name in given.target or TARGETS:
         begun = time.perf_counter()
-        cases = range(given.cases) if given.case is None else [given.case]
+        cases = range(given.first, given.first + given.cases) if given.case is None else [given.case]
         outcome = fuzz(name, TARGETS[name], cases, given.seed, keep=given.keep)
         failures += len(outcome.failed)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
