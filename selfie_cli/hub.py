@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,13 +95,12 @@ class Snapshot:
     @contextlib.contextmanager
     def progress(self, name: str, size: int) -> Iterator[Any]:
         """A bar for the client to call that shows on `talk`."""
-        from tqdm import tqdm  # type: ignore[import-untyped]
+        from huggingface_hub.utils import tqdm
 
         with self.talk.track(f"fetching {name}", size) as advance:
 
             class Bar(tqdm):  # type: ignore[misc]
                 def __init__(self, *args: Any, **more: Any) -> None:
-                    more.pop("name", None)
                     super().__init__(*args, **{**more, "disable": True})
 
                 def update(self, n: float | None = 1) -> None:
@@ -250,14 +250,17 @@ def in_our_words(address: Address) -> Iterator[None]:
     """What the client raises becomes a HubError of one line; errors of the system and bugs pass.
 
     Its own words are repeated nowhere: addresses of storage are signed, and a faulty header is shown with the token. So
-    nothing is chained either, and while it works it logs nothing but errors.
+    nothing is chained either, and while it works it logs nothing but errors. That a disk has too little room is an
+    error, too, before anything is fetched; to the client it is a warning.
     """
     from huggingface_hub.utils import logging as client
 
     level = client.get_verbosity()
     client.set_verbosity(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Not enough free disk space", UserWarning)
+            yield
     except SelfieError:
         raise
     except Exception as error:
@@ -271,9 +274,12 @@ def in_our_words(address: Address) -> Iterator[None]:
 
 def reason(error: Exception, address: Address) -> SelfieError | None:
     """What to tell of an error of the client; None if it is none of its."""
-    from huggingface_hub import errors, get_token
+    from huggingface_hub import constants, errors, get_token
 
     repo, status = address.repo, status_of(error)
+    if isinstance(error, UserWarning):
+        where = f"{constants.HF_HUB_CACHE}, the Hub's cache"
+        return HubError(f"no room for {repo} in {where}: make some, or set HF_HUB_CACHE to a folder on another disk")
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{repo!r} is no name that the Hub allows: expected owner/name")
     if isinstance(error, errors.GatedRepoError):

@@ -7,7 +7,9 @@ imitated. Neither are multipart uploads, rate limits, OIDC tokens, or a cache on
 import os
 import shutil
 import traceback
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -222,6 +224,16 @@ def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repo
     selfie("pull", "acme/net")
     hub.answers = {"GET /api/models/acme/net": [500] * 99}
     assert "answered 500" in error_of("pull", "acme/net", "--out", "again")
+
+
+def test_a_cache_without_room_is_one_line_and_fetches_nothing(
+    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")  # as a user has it
+        assert "no room for acme/net in " in error_of("pull", "acme/net")
+    assert not any("/storage/" in request for request in hub.count())
 
 
 def test_without_a_network(net: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from selfie_cli.data.source import Packed, file_version
 from selfie_cli.data.source import Source as Source
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.hub import is_address
 from selfie_cli.talk import Talk
 
 LISTS = (".txt", ".lst")
@@ -309,6 +310,8 @@ def named_tree(name: str, data_root: Path) -> str | None:
 
     Raises DataError if no set has that name.
     """
+    if is_address(name):
+        raise DataError(f"{name} is a run's address: a data set's is hf://datasets/owner/name")
     if name not in NAMED:
         raise DataError(f"{name}: no such file or folder, and none of the named sets ({', '.join(NAMED)})")
     tree = str(data_root / name)

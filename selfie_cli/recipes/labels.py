@@ -1,5 +1,6 @@
 """The labelled images that finetune and curve train and test on, decoded, and shares of the labels."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
-from selfie_cli.data.labelled import Labelled, open_labelled
+from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
 from selfie_cli.data.mapped import read_all
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
@@ -89,8 +90,9 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     found = open_labelled(dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(found.split_note)
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
-    if run is not None and run.config["data"].get("fingerprints") != marks:
-        raise RunError(f"the images have changed since {run.path} was started: start a new run")
+    marks["labels"] = mark_of_labels(found)
+    if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
+        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     train_part, bad = read_part(found.train, size=storage_size(image_size), options=options, talk=talk)
     test_part, bad_test = read_part(found.test, size=storage_size(image_size), options=options, talk=talk)
     bad = bad + bad_test
@@ -111,6 +113,14 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
         num_images=len(found.train.source) + len(found.test.source),
         seen=seen,
     )
+
+
+def mark_of_labels(found: LabelledSplits) -> str:
+    """16 hex digits over the classes and every label; names do not tell of those in tar shards and parquet files."""
+    digest = hashlib.sha256(repr(found.train.classes).encode())
+    for part in (found.train, found.test):
+        digest.update(part.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_part(part: Labelled, *, size: int, options: LabelOptions, talk: Talk) -> tuple[Part, list[BadFile]]:

@@ -218,13 +218,14 @@ def need_usearch() -> None:
 def load_index(file: VectorFile, options: SimilarOptions, talk: Talk) -> Any:
     """The usearch index beside the file, made if it is not there or older; None if the search is to be exact.
 
+    One that was not made here, on this disk, is made anew: usearch trusts what it maps, and nothing tells whose it is.
     With --search auto, one that is there and of more than MANY rows is taken, and none is made.
     """
     place = file.path.with_name(file.path.name + ".usearch")
     versions = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in file.files]
     fresh = False
     with contextlib.suppress(OSError, ValueError):  # none, or damaged: then it is made again
-        fresh = read_json(Path(f"{place}.json")) == {"files": versions, "size": place.stat().st_size}
+        fresh = read_json(Path(f"{place}.json")) == {"files": versions, "made_here": mark_of(place)}
     if options.search == "exact" or (options.search == "auto" and not fresh):
         return None
     need_usearch()
@@ -246,5 +247,11 @@ def load_index(file: VectorFile, options: SimilarOptions, talk: Talk) -> Any:
     assert index is not None  # a file without vectors has raised
     with replacing(place) as temporary:
         index.save(str(temporary))
-    write_json(Path(f"{place}.json"), {"files": versions, "size": place.stat().st_size})
+    write_json(Path(f"{place}.json"), {"files": versions, "made_here": mark_of(place)})
     return index
+
+
+def mark_of(place: Path) -> list[int]:
+    """What nobody can give a file by packing, copying or touching it: its number, and when it came to be as it is."""
+    found = place.stat()
+    return [found.st_size, found.st_ino, found.st_ctime_ns]

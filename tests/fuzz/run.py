@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from fuzzing import fuzz
-from targets import TARGETS
+from fuzzing import fuzz  # noqa: E402
+from targets import TARGETS  # noqa: E402
 
 
 def main() -> int:

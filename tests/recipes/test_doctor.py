@@ -223,6 +223,7 @@ def test_nothing_to_train_on_is_a_problem(tmp_path):
     document = json.loads(selfie("doctor", "one", *FAST, "--json", code=1).stdout)
     assert [each["kind"] for each in document["problems"]] == ["cannot be read", "too few images"]
     assert "name the images" in error_of("doctor", code=2)
+    assert "a data set's is hf://datasets/owner/name" in selfie("doctor", "hf://acme/net", code=1).stdout
 
 
 def test_one_class_is_a_problem_where_folders_are_classes(images, tmp_path):

@@ -153,16 +153,20 @@ def test_evaluations_are_shown(pretrained: Path, images: Path) -> None:
 
 
 def test_hostile_names_end_to_end(browser: Any) -> None:
-    """A class and a file that attack; the page runs nothing, asks for nothing, and shows both."""
-    draw_folder(Path("images"), train=24, test=12)
+    """A class, a file, a data set and a run that attack; the page runs nothing, asks for nothing, and shows them."""
+    images, run = Path("<img src=x onerror=alert(1)>"), Path("<script>alert(2)<!--")
+    draw_folder(images, train=24, test=12)
     for part in ("train", "test"):
-        first, second = sorted(Path("images", part).iterdir())[:2]
+        first, second = sorted((images / part).iterdir())[:2]
         first.rename(first.with_name(EVIL))
         for number, file in enumerate(sorted(second.iterdir())):
             file.rename(file.with_name(f"<script>alert({number})<\udcff\n.png"))
-    selfie("pretrain", "images", *WITH_PAGE, "--steps", 2, "--out", "run")
-    with looking_at(browser, Path("run/report.html"), width=390, dark=True) as page:
+    selfie("pretrain", images, *WITH_PAGE, "--steps", 2, "--out", run)
+    with looking_at(browser, run / "report.html", width=390, dark=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.locator("h1").inner_text() == str(run)
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert str(images) in page.locator("main").inner_text()
         assert page.locator("button[data-class]").first.inner_text() == EVIL
         shown = set()
         for index in range(page.locator(".map circle").count()):
@@ -171,6 +175,11 @@ def test_hostile_names_end_to_end(browser: Any) -> None:
             shown.add(page.locator(".tip span").text_content())
         assert any(r"<script>alert(0)<\udcff\n.png" in name for name in shown)
         assert any(name.startswith(EVIL) for name in shown)
+    selfie("finetune", "--dataset", images, "--from", run, *WITH_PAGE[2:], "--steps", 1, "--out", f"{run}2")
+    with looking_at(browser, Path(f"{run}2/report.html")) as page:
+        told = page.locator("header").inner_text()
+        assert str(images) in told
+        assert str(run) in told
 
 
 def test_without_the_images_there_is_a_page(finetuned: Path, pretrained: Path, images: Path) -> None:

@@ -220,6 +220,24 @@ def test_an_index_finds_the_same(embedded: Path, images: Path, monkeypatch: pyte
     )
 
 
+def test_an_index_that_somebody_brought_is_built_anew(embedded: Path, images: Path) -> None:
+    query = next((images / "test").rglob("*.png"))
+    searched = ("similar", query, "--in", "here/v.parquet", "--search", "usearch", "--json")
+    Path("here").mkdir()
+    shutil.copy(embedded / "v.parquet", "here")
+    first = selfie(*searched)
+    assert "building" in first.stderr
+    subprocess.run(["cp", "-a", "here", "theirs"], check=True)
+    Path("here/v.parquet.usearch").write_bytes(b"\xff" * 4096)
+    again = selfie(*searched)
+    assert "building" in again.stderr
+    assert again.stdout == first.stdout
+    shutil.rmtree("here")
+    subprocess.run(["cp", "-a", "theirs", "here"], check=True)  # as archives do, it keeps names, times and contents
+    assert "building" in selfie(*searched).stderr
+    assert "building" not in selfie(*searched).stderr
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_vectors_without_direction(suffix: str, value: float) -> None:

@@ -14,7 +14,7 @@ from selfie_cli.report.drawing import Line, chart
 from selfie_cli.report.markup import as_data, shown, tag
 from selfie_cli.report.page import Page
 
-EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>'
+EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>' + "W" * 450
 NAMES = (f"{EVIL}.png", "</script><script>alert(3)</script>.png", "line\nbreak\u2028\udcff\u202e.png", "plain.png")
 CLASSES = (EVIL, "'; alert(4) //", "c" * 300)
 
@@ -130,6 +130,7 @@ def test_a_tap_does_what_pointing_does(browser: Any, drawn: Path) -> None:
 
 def test_charts_read_out_values(browser: Any, drawn: Path) -> None:
     with looking_at(browser, drawn) as page:
+        page.locator("svg.chart").scroll_into_view_if_needed()
         box, told = page.locator("svg.chart").bounding_box(), page.locator("output")
         assert told.text_content() == f"{EVIL} 0.90, b 0.70 at 40"
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
