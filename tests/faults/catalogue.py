@@ -2,6 +2,7 @@
 
 import pictures
 import stops
+import strangers
 from injection import Fault
 
-FAULTS: list[Fault] = [*stops.FAULTS, *pictures.FAULTS]
+FAULTS: list[Fault] = [*stops.FAULTS, *pictures.FAULTS, *strangers.FAULTS]
