@@ -127,6 +127,8 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
     if offline:
         try:
             noted = read_json(note)
+            if not hub.COMMIT.fullmatch(noted["commit"]):
+                raise ValueError("no commit")
             return Listing(noted["commit"], {name: (size, mark) for name, (size, mark) in noted["files"].items()})
         except FileNotFoundError:
             error = NoRevision if revision == CONVERTED else HubError

@@ -25,7 +25,7 @@ from selfie_cli.data.sources import (
 )
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, Store, read_store, storage_size
-from selfie_cli.errors import DataError
+from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes.eval import check_known
@@ -199,6 +199,8 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
             if isinstance(lean.module, AnyClassifier):
                 sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
                 predicted, confidence = torch.cat([predicted, best.cpu()]), torch.cat([confidence, sure.cpu()])
+            if not each.isfinite().all():
+                raise TrainingError("the features are not finite numbers: this network has diverged, use another run")
             if len(vectors) < kept:
                 small = scaled(centre_crop(store.pixels, gallery.image_size), side)
                 vectors, thumbs = torch.cat([vectors, each.cpu()]), torch.cat([thumbs, small])

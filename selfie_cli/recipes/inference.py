@@ -29,7 +29,7 @@ from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
-from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
 from selfie_cli.files import TEMPORARY, json_line, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
@@ -215,6 +215,8 @@ class Worker:
         with self.turn:
             vectors = self.compute(self.lean, on_device)
         rows = vectors.cpu().numpy()
+        if not np.isfinite(rows[: len(facts)]).all():
+            raise WeightsError("this network's vectors are no numbers: its weights are damaged, or too large for floats")
         results = [
             Result(self.names[index], row, width, height, digest)
             for (index, width, height, digest), row in zip(facts, rows, strict=False)

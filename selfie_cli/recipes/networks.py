@@ -161,6 +161,8 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
             raise WeightsError(f"{unlike}: {name} is of another type or shape")
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{run.weights} is damaged: {name} holds what is no number")
     module = build(run.derived)
     module.load_state_dict(weights)
     return module

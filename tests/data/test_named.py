@@ -176,7 +176,7 @@ def test_archives_that_lead_elsewhere_write_nothing(tmp_path, served, monkeypatc
 
         def unpack(file: str, to: str, compression: str) -> None:
             with tarfile.open(file) as tar:
-                tar.extractall(to)  # noqa: S202
+                tar.extractall(to)
 
         monkeypatch.setitem(utils._ARCHIVE_EXTRACTORS, ".tar", unpack)
     monkeypatch.setattr(FGVCAircraft, "_URL", f"{served}/a.tar.gz")
@@ -197,7 +197,7 @@ def test_an_archive_of_another_hash_is_not_unpacked(tmp_path, served, monkeypatc
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.add(__file__, "fgvc-aircraft-2013b/x")
     monkeypatch.setattr(FGVCAircraft, "_URL", f"{served}/a.tar.gz")
-    with pytest.raises(DataError, match="could not be downloaded from www.robots.ox.ac.uk: .*corrupted"):
+    with pytest.raises(DataError, match=r"could not be downloaded from www\.robots\.ox\.ac\.uk: .*corrupted"):
         read_named("fgvcaircraft", "train", data_root=tmp_path / "root", offline=False, talk=Lines())
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
 

@@ -1,4 +1,4 @@
-"""The long form, by hand: python tests/fuzz/run.py --cases 100000 [--first NUMBER] [--target NAME]... [--case NUMBER]."""
+"""The long form, by hand: python tests/fuzz/run.py --cases 100000 [--first N] [--target NAME]... [--case NUMBER]."""
 
 import argparse
 import faulthandler

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from selfie_cli import config, option, runs
+from selfie_cli.data import hub_sets
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.parquet import Parquet
@@ -29,6 +30,7 @@ from selfie_cli.data.store import load_bad
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.recipes import networks, vector_files
+from selfie_cli.recipes.cells import known_accuracy
 from selfie_cli.recipes.eval import Evaluated
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
 from selfie_cli.recipes.inference import Result
@@ -146,9 +148,11 @@ def read_metrics(file: Path, rng: random.Random) -> None:
 
 def make_bad_files(folder: Path) -> list[Path]:
     run = run_in(folder / "run", NETWORKS[0], OPTIONS[0])
-    lines = [json.dumps({"path": f"{name}.jpg", "reason": "cut"}) for name in "abc\udcff"]
-    (run.path / "bad_files.jsonl").write_text("\n".join(lines) + "\n")
-    return [run.path / "bad_files.jsonl"]
+    about = {"bad_files": {"reason": "cut"}, "seen_test_images": {"kind": "copy", "run": "r", "seen": "b.jpg"}}
+    for name, each in about.items():
+        lines = [json.dumps({"path": f"{path}.jpg", **each}) for path in "abc\udcff"]
+        (run.path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return [run.path / f"{name}.jsonl" for name in about]
 
 
 def read_bad_files(file: Path, rng: random.Random) -> None:
@@ -158,6 +162,33 @@ def read_bad_files(file: Path, rng: random.Random) -> None:
     for each in load_bad(file):
         assert isinstance(each.name, str)
         assert isinstance(each.reason, str)
+
+
+def make_cell(folder: Path) -> list[Path]:
+    write_json(folder / "results.json", {"cell": "selfie-f1-s0", "lr": 0.1, "seed": 0, "accuracy": 0.5, "num_test": 9})
+    return [folder / "results.json"]
+
+
+def make_listing(folder: Path) -> list[Path]:
+    """What a data set on the Hub was found to hold, noted in the Hub's cache."""
+    file = folder / "datasets--acme--x" / "selfie" / "main.json"
+    names = [f"data/{part}-{number:05}-of-00002.parquet" for part in ("train", "test") for number in range(2)]
+    write_json(file, {"commit": "0" * 40, "files": {name: [9, "0" * 64] for name in names}})
+    for name in names:
+        there = file.parents[1] / "snapshots" / ("0" * 40) / name
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.touch()
+    return [file]
+
+
+def read_listing(file: Path, rng: random.Random) -> None:
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, str(file.parents[2])
+    try:
+        hub_sets.fetch("hf://datasets/acme/x", only_train=rng.random() < 0.5, offline=True, talk=Talk())
+    finally:
+        constants.HF_HUB_CACHE = before
 
 
 ARM = {"name": "selfie", "lr": 0.1, "accuracies": [0.5, 0.6, 0.7], "mean": 0.6, "std": 0.1}
@@ -401,6 +432,8 @@ TARGETS = {
     "config": Target(make=make_configs, spoil=mutations.spoil_json, read=read_config),
     "metrics": Target(make=make_metrics, spoil=mutations.spoil_lines, read=read_metrics),
     "bad-files": Target(make=make_bad_files, spoil=mutations.spoil_lines, read=read_bad_files),
+    "cell": Target(make=make_cell, spoil=mutations.spoil_json, read=lambda file, rng: known_accuracy(file)),
+    "hub-set": Target(make=make_listing, spoil=mutations.spoil_json, read=read_listing),
     "results": Target(make=make_results, spoil=mutations.spoil_json, read=read_outcome),
     "tar": Target(make=make_tar, spoil=mutations.spoil_tar, read=read_tar),
     "list": Target(make=make_list, spoil=mutations.spoil, read=read_list),

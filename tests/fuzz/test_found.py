@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -15,18 +16,20 @@ from safetensors.torch import save_file
 from targets import photo
 from typer.testing import CliRunner
 
+from selfie_cli import runs
 from selfie_cli.cli.app import app
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.sources import open_shards
 from selfie_cli.data.store import load_bad
-from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.recipes.cells import known_accuracy
 from selfie_cli.recipes.vector_files import open_vectors
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics
 from selfie_cli.training.state import load_state, save_state
+from selfie_cli.weights import load_weights, save_weights
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +115,28 @@ def test_an_arrow_file_whose_places_lie_outside_it() -> None:
         writer.write_batch(table)
     with pytest.raises(DataError, match="holds no vectors that can be read"):
         list(open_vectors("v.arrow").pieces())
+
+
+def test_a_path_in_a_table_of_images_that_is_no_text() -> None:
+    paths = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"a\xff"))
+    cells = pa.StructArray.from_arrays([pa.array([photo()]), paths], ["bytes", "path"])
+    pq.write_table(pa.table({"image": cells}), "t.parquet")
+    with pytest.raises(UnreadableImage, match=r"t\.parquet is damaged: 'utf-8' codec"):
+        Parquet(["t.parquet"]).open(0)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "holds what is no number"), (np.inf, "holds what is no number"), (1e38, "too large")]
+)
+def test_weights_that_give_no_vectors(value: float, words: str) -> None:
+    shutil.copytree(runs.bundled_folder(), "run")
+    tensors, about = load_weights(Path("run/model.safetensors"))
+    for tensor in tensors.values():
+        if tensor.ndim == 4:
+            tensor.fill_(value)
+    save_weights(Path("run/model.safetensors"), tensors, about)
+    Path("a.png").write_bytes(photo())
+    assert words in error_of("embed", "a.png", "--from", "run")
 
 
 def test_labels_that_are_no_positions_of_classes() -> None:
