@@ -95,13 +95,13 @@ class Snapshot:
     @contextlib.contextmanager
     def progress(self, name: str, size: int) -> Iterator[Any]:
         """A bar for the client to call that shows on `talk`."""
-        from huggingface_hub.utils import tqdm
+        from huggingface_hub.utils.tqdm import tqdm
 
         with self.talk.track(f"fetching {name}", size) as advance:
 
-            class Bar(tqdm):  # type: ignore[misc]
+            class Bar(tqdm):
                 def __init__(self, *args: Any, **more: Any) -> None:
-                    super().__init__(*args, **{**more, "disable": True})
+                    super().__init__(*args, **{**more, "disable": True})  # type: ignore[no-untyped-call]
 
                 def update(self, n: float | None = 1) -> None:
                     self.n += n or 0

@@ -216,7 +216,7 @@ class Worker:
             vectors = self.compute(self.lean, on_device)
         rows = vectors.cpu().numpy()
         if not np.isfinite(rows[: len(facts)]).all():
-            raise WeightsError("this network's vectors are no numbers: its weights are damaged, or too large for floats")
+            raise WeightsError("the network's vectors are no numbers: its weights are damaged, or too large for floats")
         results = [
             Result(self.names[index], row, width, height, digest)
             for (index, width, height, digest), row in zip(facts, rows, strict=False)

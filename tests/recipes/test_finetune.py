@@ -1,11 +1,13 @@
 """selfie finetune, end to end: a fair comparison, and what is written about it."""
 
 import hashlib
+import io
 import itertools
 import json
 import math
 import shutil
 import statistics
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +232,34 @@ def test_resume_after_the_images_have_changed(images: Path, pretrained: Path) ->
     Path("r/config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
     next(Path("mine/train/cat").iterdir()).unlink()
     assert "images have changed" in error_of("finetune", "--resume", "r")
+
+
+def test_resume_after_labels_have_changed(pretrained: Path) -> None:
+    """Of folders, their names tell; of shards nothing else does."""
+    draw_folder(Path("mine"), train=20, test=0)
+    pictures = sorted(Path("mine/train").rglob("*.png"))
+
+    def pack(classes: str) -> None:
+        with tarfile.open("s.tar", "w") as tar:
+            for number, (picture, text) in enumerate(zip(pictures, classes, strict=True)):
+                tar.add(picture, f"{number}.png")
+                label = tarfile.TarInfo(f"{number}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(text.encode()))
+
+    pack("01" * 10)
+    for name, dataset in (("of_shard", "s.tar"), ("of_folder", "mine/train")):
+        selfie("finetune", "--dataset", dataset, "--from", pretrained, *SHORT, "--seeds", 1, "--out", name)
+        config = read(Path(name, "config.json"))
+        Path(name, "config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
+    pack("01" * 9 + "10")
+    assert "or their labels" in error_of("finetune", "--resume", "of_shard")
+    pack("02" * 10)
+    assert "or their labels" in error_of("finetune", "--resume", "of_shard")
+    pack("01" * 10)
+    selfie("finetune", "--resume", "of_shard")
+    pictures[0].rename(pictures[-1].parent / pictures[0].name)
+    assert "images have changed" in error_of("finetune", "--resume", "of_folder")
 
 
 def test_occupied_and_foreign_folders(images: Path, pretrained: Path, finetuned: Path) -> None:
