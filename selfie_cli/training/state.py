@@ -1,5 +1,6 @@
 """What --resume continues from: weights, optimizer and step. Random draws are functions of these and need no saving."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from selfie_cli.errors import RunError, WeightsError
-from selfie_cli.files import flush_to_disk, replacing_folder
+from selfie_cli.files import flush_to_disk, read_json, replacing_folder, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
 
 KEPT = 2
+WEIGHTS = "weights.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+CHECKSUMS = "checksums.json"
+"""SHA-256 of the other two files: a disk may give back other bytes than it was given, and tensors do not look wrong."""
 
 
 def save_state(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -20,10 +25,13 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: torch.opti
     if target.exists():  # damaged, and passed over when this run was resumed
         shutil.rmtree(target)
     with replacing_folder(target) as temporary:
-        save_weights(temporary / "weights.safetensors", module.state_dict(), {"step": step})
-        save_weights(temporary / "optimizer.safetensors", optimizer_tensors(optimizer), {"step": step})
-    for old in saved_states(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        save_weights(temporary / WEIGHTS, module.state_dict(), {"step": step})
+        save_weights(temporary / OPTIMIZER, optimizer_tensors(optimizer), {"step": step})
+        write_json(temporary / CHECKSUMS, checksums(temporary))
+    states = saved_states(folder)
+    newest = states.index(target)  # what was damaged and passed over lies behind it
+    for other in states[: max(0, newest + 1 - KEPT)] + states[newest + 1 :]:
+        shutil.rmtree(other)
     flush_to_disk(folder)
 
 
@@ -32,26 +40,75 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
+def checksums(state: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((state / name).read_bytes()).hexdigest() for name in (WEIGHTS, OPTIMIZER)}
+
+
+def read_state(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
+    """Step, weights and the optimizer's tensors. Raises OSError, ValueError or WeightsError if the state is damaged."""
+    if read_json(path / CHECKSUMS) != checksums(path):
+        raise ValueError("its files are not what was written")
+    weights, header = load_weights(path / WEIGHTS)
+    tensors, _ = load_weights(path / OPTIMIZER)
+    if header.get("step") != str(int(path.name)):
+        raise ValueError(f"it is of step {header.get('step')}")
+    return int(path.name), weights, tensors
+
+
 def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, talk: Talk) -> int:
     """Put the newest readable state into `module` and `optimizer`; returns its step, 0 if none was ever saved.
 
-    A damaged newest state is passed over with a warning. Raises RunError if there are states but none can be read.
+    A damaged newest state is passed over with a warning. Raises RunError if there are states but none can be read, or
+    if the one that can is of another network or optimizer; `module` and `optimizer` are then as they were.
     """
     states = saved_states(folder)
     for path in reversed(states):
         try:
-            weights, header = load_weights(path / "weights.safetensors")
-            tensors, _ = load_weights(path / "optimizer.safetensors")
-            step = int(header["step"])
-            module.load_state_dict(weights)
-            put_optimizer_tensors(optimizer, tensors)
-        except (WeightsError, RuntimeError, ValueError, LookupError) as error:
+            step, weights, tensors = read_state(path)
+        except (OSError, ValueError, WeightsError) as error:
             talk.warn(f"the state {path} is damaged and passed over: {error}")
             continue
+        kept = kept_by(optimizer, tensors)
+        for what, there, here in (("network", weights, module.state_dict()), ("optimizer", tensors, kept)):
+            if found := difference(there, here):
+                raise RunError(f"the state {path} is of another {what} ({found}): start the run anew with --overwrite")
+        module.load_state_dict(weights)
+        put_optimizer_tensors(optimizer, tensors)
         return step
     if states:
         raise RunError(f"no state in {folder} can be read: start the run anew with --overwrite")
     return 0
+
+
+def kept_by(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the names, shapes and types that the optimizer has for those parameters that `tensors` has any for.
+
+    A parameter that never had a gradient has none.
+    """
+    names = ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
+    named = {key.partition(".")[0] for key in tensors}
+    return {
+        f"{index}.{name}": torch.zeros(()) if name == "step" else parameter
+        for index, parameter in enumerate(parameters_of(optimizer))
+        for name in names
+        if str(index) in named
+    }
+
+
+def difference(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> str | None:
+    """The first name, shape or type in which they differ, in words."""
+    for name in sorted(tensors.keys() | others.keys()):
+        kinds = [
+            f"{tuple(each[name].shape)} of {each[name].dtype}" if name in each else "missing"
+            for each in (tensors, others)
+        ]
+        if kinds[0] != kinds[1]:
+            return f"{name} is {kinds[0]}, not {kinds[1]}"
+    return None
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -65,7 +122,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(optimizer)
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]

@@ -40,7 +40,7 @@ from selfie_cli.report.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics
-from selfie_cli.training.state import load_state, save_state
+from selfie_cli.training.state import checksums, load_state, save_state
 from selfie_cli.weights import load_weights, save_weights
 
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -400,7 +400,13 @@ def make_state(folder: Path) -> list[Path]:
     return sorted((folder / "state" / "00000003").glob("*"))
 
 
+def spoil_state(data: bytes, rng: random.Random) -> bytes:
+    return (mutations.spoil_json if data.startswith(b"{\n") else mutations.spoil_safetensors)(data, rng)
+
+
 def read_state(file: Path, rng: random.Random) -> None:
+    if file.name != "checksums.json" and rng.random() < 0.9:  # or nothing would come past them
+        write_json(file.with_name("checksums.json"), checksums(file.parent))
     module = torch.nn.Linear(3, 2)
     load_state(file.parents[1], module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), Talk())
 
@@ -439,7 +445,7 @@ TARGETS = {
     "list": Target(make=make_list, spoil=mutations.spoil, read=read_list),
     "weights": Target(make=make_weights, spoil=mutations.spoil_safetensors, read=lambda file, rng: load_weights(file)),
     "seen": Target(make=make_seen, spoil=mutations.spoil_safetensors, read=lambda file, rng: load_marks(file)),
-    "state": Target(make=make_state, spoil=mutations.spoil_safetensors, read=read_state),
+    "state": Target(make=make_state, spoil=spoil_state, read=read_state),
     "store": Target(make=make_store, spoil=mutations.spoil, read=read_store_files),
     "parquet-images": Target(make=make_images_table, spoil=spoil_table, read=read_images_table),
     "vectors-jsonl": Target(make=make_vectors(".jsonl"), spoil=mutations.spoil_lines, read=read_vectors),

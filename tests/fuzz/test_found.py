@@ -28,7 +28,7 @@ from selfie_cli.recipes.cells import known_accuracy
 from selfie_cli.recipes.vector_files import open_vectors
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics
-from selfie_cli.training.state import load_state, save_state
+from selfie_cli.training.state import checksums, load_state, save_state
 from selfie_cli.weights import load_weights, save_weights
 
 
@@ -181,6 +181,7 @@ def test_a_state_that_says_no_step_or_belongs_to_nothing(header: dict[str, str],
     tensors = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     save_file(tensors, "state/00000003/weights.safetensors", {"format_version": "1", **header})
     save_file({name: torch.zeros(7)}, "state/00000003/optimizer.safetensors", {"format_version": "1"})
+    write_json(Path("state/00000003/checksums.json"), checksums(Path("state/00000003")))
     with pytest.raises(RunError, match="no state in state can be read"):
         load_state(Path("state"), module, optimizer, Talk())
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from selfie_cli.errors import RunError
+from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
-from selfie_cli.training.state import load_state, save_state, saved_states
+from selfie_cli.training.state import checksums, load_state, save_state, saved_states
+from selfie_cli.weights import save_weights
 
 
 class Listener(Talk):
@@ -99,8 +101,14 @@ def truncate(file):
     file.write_bytes(file.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("damage", [truncate, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def alter(file):
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checksums.json"])
 def test_a_damaged_newest_state_is_passed_over(two_states, name, damage):
     folder, first = two_states
     damage(folder / "00000006" / name)
@@ -124,21 +132,80 @@ def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
     assert_same(other.state_dict(), module.state_dict())
 
 
+def test_a_damaged_state_does_not_take_the_place_of_a_good_one(two_states):
+    folder, _ = two_states
+    truncate(folder / "00000006" / "weights.safetensors")
+    module, optimizer = make(1)
+    load_state(folder, module, optimizer, Talk())
+    save_state(folder, 4, module, optimizer)
+    assert [path.name for path in saved_states(folder)] == ["00000003", "00000004"]
+
+
+def test_a_state_under_another_name_is_damaged(two_states):
+    folder, first = two_states
+    (folder / "00000006").rename(folder / "00000009")
+    module, optimizer = make(1)
+    assert load_state(folder, module, optimizer, Talk()) == 3
+    assert_same(module.state_dict(), first)
+
+
+def assert_refused(folder, module, optimizer, what):
+    """The error says what; nothing has been put into either."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RunError, match=what) as caught:
+        load_state(folder, module, optimizer, Talk())
+    assert "--overwrite" in str(caught.value)
+    assert_same(module.state_dict(), before)
+    assert not optimizer.state
+
+
 def test_states_that_cannot_be_read_are_an_error(two_states):
     folder, _ = two_states
     for path in saved_states(folder):
-        truncate(path / "weights.safetensors")
-    with pytest.raises(RunError, match="--overwrite"):
-        load_state(folder, *make(1), Talk())
+        alter(path / "optimizer.safetensors")
+    assert_refused(folder, *make(1), "no state in .* can be read")
 
 
-def test_a_state_of_another_network_is_an_error(two_states):
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda module: setattr(module, "3", nn.Linear(8, 2)), r"3.bias is \(1,\) of torch.float32, not \(2,\)"),
+        (lambda module: module.append(nn.Linear(1, 1)), "4.bias is missing"),
+        (lambda module: module.__delitem__(3), "3.bias is .* not missing"),
+        (lambda module: module.double(), "of torch.float32, not .* of torch.float64"),
+    ],
+)
+def test_a_state_of_another_network_is_an_error(two_states, change, difference):
     folder, _ = two_states
-    other = nn.Linear(3, 3)
-    listener = Listener()
-    with pytest.raises(RunError):
-        load_state(folder, other, torch.optim.SGD(other.parameters(), lr=0.1), listener)
-    assert len(listener.warnings) == 2
+    module, _ = make(1)
+    change(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    assert_refused(folder, module, optimizer, f"of another network .*{difference}")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "difference"),
+    [
+        ({"0.momentum_buffer": torch.zeros(())}, r"0.momentum_buffer is \(\)"),  # which copy_ would spread
+        ({"9.momentum_buffer": torch.zeros(1)}, "9.momentum_buffer is .* not missing"),
+        ({"0.exp_avg": torch.zeros(8, 3, 3, 3)}, "0.exp_avg is .* not missing"),
+        ({"momentum_buffer": torch.zeros(1)}, "momentum_buffer is .* not missing"),
+    ],
+)
+def test_a_state_of_another_optimizer_is_an_error(two_states, tensors, difference):
+    folder, _ = two_states
+    path = folder / "00000006"
+    save_weights(path / "optimizer.safetensors", tensors, {"step": 6})
+    write_json(path / "checksums.json", checksums(path))
+    assert_refused(folder, *make(1), f"of another optimizer .*{difference}")
+
+
+def test_momenta_of_sgd_are_not_taken_for_moments_of_adamw(two_states):
+    folder, _ = two_states
+    module, _ = make(1)
+    assert_refused(
+        folder, module, torch.optim.AdamW(module.parameters()), "of another optimizer .*0.exp_avg is missing"
+    )
 
 
 def test_a_half_written_state_is_not_looked_at(two_states):
