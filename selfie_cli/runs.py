@@ -29,6 +29,8 @@ RUN_FORMAT = 1
 MOST_BYTES = 2**26
 """Of a config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
+_held: dict[tuple[int, int], int] = {}
+"""Folders that this process works on, by device and inode, each with the descriptor by which it is locked."""
 
 
 class Run:
@@ -73,6 +75,7 @@ class Run:
         """Mark the run as finished, with what was measured. What it would have been resumed from is removed."""
         self.update(measured=measured, progress={"status": "finished"})
         shutil.rmtree(self.path / "state", ignore_errors=True)
+        let_go(self.path)
 
     def update(self, **sections: dict[str, Any]) -> None:
         """Merge each section's keys into config.json."""
@@ -95,9 +98,42 @@ def default_folder(verb: str, method: str) -> Path:
     return RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
+def hold(folder: Path) -> None:
+    """No other process may work on this run until it is finished, or this process ends, however it ends.
+
+    Raises RunError if another one does. Nothing is held where the system has no such locks: on Windows, and on some
+    network disks.
+    """
+    if inode(folder) in _held or os.environ.get("RANK", "0") not in ("", "0"):  # a job's first process holds it for all
+        return
+    try:
+        import fcntl
+    except ImportError:
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(f"another process is working on {folder}: wait for it, or stop it first") from None
+    except OSError:  # no such locks here
+        pass
+    _held[inode(folder)] = descriptor
+
+
+def let_go(folder: Path) -> None:
+    if (descriptor := _held.pop(inode(folder), None)) is not None:
+        os.close(descriptor)
+
+
+def inode(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
 def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
     """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
-    is there is no run of ours, which even --overwrite does not delete. Changes nothing.
+    is there is no run of ours, which even --overwrite does not delete, or is being worked on. Changes nothing.
 
     `instead` is what else the user may do, before the path.
     """
@@ -115,7 +151,9 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     except RunError:
         message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
         raise RunError(message) from None
+    hold(path)
     if not overwrite:
+        let_go(path)
         raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
 
 
@@ -135,9 +173,13 @@ def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = Fa
     }
     if found := schema.fault_of(json.loads(json.dumps(config))):  # what could not be read again
         raise RunError(f"no run can be made so: {found}")
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
+    hold(path)
+    for old in path.iterdir():
+        if (
+            old.name != "config.json"
+        ):  # which is replaced once the rest is gone: killed here, it is still a run's folder
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
     write_json(path / "config.json", config)
     return Run(path, config)
 
@@ -181,16 +223,21 @@ def read_run(folder: Path, address: str | None = None) -> Run:
 
 
 def open_to_resume(path: str, verb: str) -> Run:
-    """A stopped run of this verb, with what a killed process left half-written removed."""
+    """A stopped run of this verb, held by this process, with what a killed one left half-written removed."""
     run = open_run(path)
     if run.verb != verb:
         raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
-    if run.finished:
-        raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
-    if found := schema.fault_of_stopped(run.config):
-        raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
+    hold(run.path)
+    run = open_run(path)  # whoever held it may just have finished it
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
+    if run.finished:
+        shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
+        let_go(run.path)
+        raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
+    if found := schema.fault_of_stopped(run.config):
+        let_go(run.path)
+        raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
     return run
 
 

@@ -1,18 +1,23 @@
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 
 import pytest
+from commands import ENVIRONMENT
 
 from selfie_cli import runs
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, read_json, write_json
 
 
-def make(path, *, verb="pretrain", finished=True, written=None):
+def make(path, *, verb="pretrain", finished=True, written=None, overwrite=False):
     derived = {"method": "selfie", "image_size": 32, "steps": 9, "batch_size": 8, "micro_batch": 8}
     derived |= {"backbone": "resnet18", "recipe": "best", "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
     derived |= {"warmup_steps": 1, "selfie": {}}
-    run = runs.create(path, verb=verb, asked={"seed": 0}, derived=derived)
+    run = runs.create(path, verb=verb, asked={"seed": 0}, derived=derived, overwrite=overwrite)
     if finished:
         run.finish({"seconds": 1.0})
     if written is not None:
@@ -70,6 +75,91 @@ def test_overwrite_replaces_a_run(tmp_path):
     assert (run.path / "model.safetensors").exists()  # asking changes nothing
     runs.create(run.path, verb="finetune", asked={}, overwrite=True)
     assert runs.open_run(run.path).verb == "finetune"
+    assert os.listdir(run.path) == ["config.json"]
+
+
+def test_overwriting_keeps_the_config_until_the_new_one_is_there(tmp_path, monkeypatch):
+    """Else a kill in between would leave a folder that is no run's."""
+    run = make(tmp_path / "run", finished=False)
+    (run.path / "state" / "00000003").mkdir(parents=True)
+    (run.path / "link").symlink_to(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "write_json", lambda path, value: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make(run.path, overwrite=True)
+    assert os.listdir(run.path) == ["config.json"]
+    make(run.path, overwrite=True)
+
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from selfie_cli import runs
+from selfie_cli.errors import RunError
+
+path = Path(sys.argv[1])
+for attempt in (
+    lambda: runs.check_free(path, overwrite=True),
+    lambda: runs.check_free(path, overwrite=False),
+    lambda: runs.create(path, verb="pretrain", asked={}, overwrite=True),
+    lambda: runs.open_to_resume(str(path), "pretrain"),
+):
+    try:
+        attempt()
+        print("free")
+    except RunError as error:
+        print(error)
+"""
+
+
+def attempts_elsewhere(path, **environment):
+    """What another process gets for an answer."""
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, path],
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_one_process_works_on_a_run(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    leftover = run.path / f"{TEMPORARY}9-model.safetensors"
+    leftover.touch()
+    refused = [f"another process is working on {run.path}: wait for it, or stop it first"] * 4
+    assert attempts_elsewhere(run.path) == refused
+    assert leftover.exists()  # it may be in the making
+    runs.open_to_resume(str(run.path), "pretrain")  # this process may
+    assert not leftover.exists()
+    assert attempts_elsewhere(run.path) == refused
+    run.finish({})
+    assert not [line for line in attempts_elsewhere(run.path) if "another process" in line]
+
+
+def test_the_first_process_of_a_job_holds_a_run_for_all(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    assert attempts_elsewhere(run.path, RANK="1")[0] == "free"
+    assert "another process" in attempts_elsewhere(run.path, RANK="0")[0]
+
+
+def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
+    def unsupported(descriptor, operation):
+        raise OSError(errno.EOPNOTSUPP, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    run = make(tmp_path / "run", finished=False)
+    runs.open_to_resume(str(run.path), "pretrain")
+    run.finish({})
+
+
+def test_a_run_that_was_killed_at_the_very_end_is_tidied(tmp_path):
+    run = make(tmp_path / "run")
+    (run.path / "state" / "00000003").mkdir(parents=True)
+    (run.path / f"{TEMPORARY}9-report.html").touch()
+    with pytest.raises(RunError, match="is finished"):
+        runs.open_to_resume(str(run.path), "pretrain")
     assert os.listdir(run.path) == ["config.json"]
 
 

@@ -217,7 +217,7 @@ class Trainer:
         if here.from_first((folder / "results.json").is_file()):
             accuracy = known_accuracy(folder / "results.json")
             cell = runs.open_run(folder)
-            if not cell.finished and here.first:  # killed between the two
+            if here.first and (not cell.finished or (folder / "state").exists()):  # killed at the very end
                 cell.finish({"accuracy": accuracy})
             return accuracy
         asked = {"cell": name, "lr": lr, "seed": seed}
