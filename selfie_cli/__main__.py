@@ -1,4 +1,17 @@
-from selfie_cli.cli.app import main
+"""The program. It answers signals from its first instant on, before anything heavy is imported."""
+
+import signal
+
+from selfie_cli.signals import STOPPING, is_alone, leave
+
+
+def main() -> None:
+    for number in STOPPING if is_alone() else ():
+        signal.signal(number, leave)
+    from selfie_cli.cli import app
+
+    app.main()
+
 
 if __name__ == "__main__":
     main()

@@ -29,7 +29,7 @@ RUN_FORMAT = 1
 MOST_BYTES = 2**26
 """Of a config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
-_held: dict[tuple[int, int], int] = {}
+_held: dict[tuple[int, int], tuple[Path, int]] = {}
 """Folders that this process works on, by device and inode, each with the descriptor by which it is locked."""
 
 
@@ -118,12 +118,21 @@ def hold(folder: Path) -> None:
         raise RunError(f"another process is working on {folder}: wait for it, or stop it first") from None
     except OSError:  # no such locks here
         pass
-    _held[inode(folder)] = descriptor
+    _held[inode(folder)] = folder, descriptor
 
 
 def let_go(folder: Path) -> None:
-    if (descriptor := _held.pop(inode(folder), None)) is not None:
-        os.close(descriptor)
+    if held := _held.pop(inode(folder), None):
+        os.close(held[1])
+
+
+def how_to_go_on() -> str:
+    """What the user may do once this process has been stopped: '. Go on with: ...', or nothing if no run was begun."""
+    for folder, _ in _held.values():  # the first one holds the others
+        with contextlib.suppress(RunError):
+            run = open_run(folder)
+            return "" if run.finished else f". Go on with: selfie {run.verb} --resume {folder}"
+    return ""
 
 
 def inode(folder: Path) -> tuple[int, int]:

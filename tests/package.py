@@ -127,7 +127,7 @@ def main() -> None:
     metadata = in_wheel.get(about + "METADATA", b"")
     if metadata != in_sdist.get("PKG-INFO"):
         wrong.append("the metadata of sdist and wheel differ")
-    if in_wheel.get(about + "entry_points.txt") != b"[console_scripts]\nselfie = selfie_cli.cli.app:main\n":
+    if in_wheel.get(about + "entry_points.txt") != b"[console_scripts]\nselfie = selfie_cli.__main__:main\n":
         wrong.append("the wheel does not give the command selfie, or gives more")
     wrong += wrong_metadata(email.message_from_bytes(metadata), version[1])
     if arguments.version not in (None, version[1]):

@@ -1,9 +1,9 @@
 """The commands. Each turns its options into a recipe's result and shows it; nothing heavy is imported before that."""
 
+import contextlib
 import dataclasses
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from selfie_cli import __version__, config
 from selfie_cli.cli.options import build, command
 from selfie_cli.errors import SelfieError
+from selfie_cli.signals import STOPPING, give_up, handled, is_alone
 
 app = typer.Typer(
     name="selfie",
@@ -37,16 +38,19 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
-                body(build(kind, values), console)
-                sys.stdout.flush()
+                with handled(give_up) if is_alone() else contextlib.nullcontext():
+                    body(build(kind, values), console)
+                    sys.stdout.flush()
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
-            except KeyboardInterrupt:
-                console.error("stopped")
-                raise typer.Exit(130) from None
+            except KeyboardInterrupt as stopped:
+                from selfie_cli.runs import how_to_go_on
+
+                console.error(f"stopped{how_to_go_on()}")
+                raise typer.Exit(128 + (stopped.args or STOPPING)[0]) from None
             except BrokenPipeError:  # whoever read our output has seen enough
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(0) from None
@@ -202,11 +206,6 @@ def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable
         console.show(*draw(result))
 
 
-def is_alone() -> bool:
-    """Whether this is not one of several processes that torchrun has started."""
-    return os.environ.get("WORLD_SIZE", "1") in ("", "1")
-
-
 def is_first_process() -> bool:
     """Whether this is a job of one process, or the one that talks for all."""
     return is_alone() or os.environ.get("RANK", "0") == "0"
@@ -243,6 +242,4 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
-    if is_alone():  # clear up, as after Ctrl-C; torchrun's processes may wait for each other, and then hear nothing
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from selfie_cli.data import guard
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, replacing, write_json_lines
+from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state, saved_states
@@ -53,18 +53,10 @@ def signals_noted() -> Iterator[list[int]]:
             first_at = time.monotonic()
         elif time.monotonic() - first_at > 1:
             guard.dismiss()
-            os._exit(128 + number)
+            leave(number, frame)
 
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us there handles signals
+    with handled(note):
         yield noted
-        return
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def cut_metrics(file: Path, step: int) -> dict[str, float]:
