@@ -1,4 +1,5 @@
-"""Write docs/reference.md from the option classes, and the map in CONTRIBUTING.md from what modules say of themselves.
+"""Write docs/reference.md from the option classes, the map in CONTRIBUTING.md from what modules say of themselves, and
+the table in docs/reliability.md from the lines of tests/faults/run.py.
 
 With --check, only say whether the files are what they would be.
 """
@@ -6,6 +7,7 @@ With --check, only say whether the files are what they would be.
 import ast
 import dataclasses
 import html
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -35,6 +37,9 @@ OPTIONS: dict[str, type] = {
 CONTRIBUTING = REFERENCE.parents[1] / "CONTRIBUTING.md"
 PACKAGE = REFERENCE.parents[1] / "selfie_cli"
 MAP = re.compile(r"(?<=<!-- map: written by docs/generate.py -->\n).*?(?=<!-- /map -->)", re.DOTALL)
+RELIABILITY = REFERENCE.with_name("reliability.md")
+FAULTS = REFERENCE.with_name("results") / "reliability.jsonl"
+TABLE = re.compile(r"(?<=<!-- table: written by docs/generate.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
 FLOORS = {
     "5, `cli/`: words in, words out": ["cli"],
     "4, `recipes/`: one file a verb, the only place where parts meet; recipes return, they do not print": ["recipes"],
@@ -136,9 +141,34 @@ def house() -> str:
     return "\n".join(lines)
 
 
+def faults() -> str:
+    """A row for each fault, of its last line, and what the rows were measured on."""
+    lines = {line["fault"]: line for line in map(json.loads, FAULTS.read_text(encoding="utf-8").splitlines())}
+    rows, machines = [], []
+    for name, line in lines.items():
+        happened = "; ".join(f"{count:,} x {what}" for what, count in line["happened"].items())
+        what_lost = "; ".join(f"**{count:,} x {what}**" for what, count in line["lost"].items()) or "nothing"
+        rows.append(f"| {name} | {line['injected']:,} | {happened} | {what_lost} |".replace("<", "&lt;"))
+        machine, versions = line["machine"], line["versions"]
+        machines.append(
+            f"- `{line['command']}`: {machine['processor']}, {machine['cores']} cores, Python {versions['python']}, "
+            f"torch {versions['torch']}, commit `{line['commit']}`, {line['date']}"
+        )
+    injected = sum(line["injected"] for line in lines.values())
+    lost = sum(sum(line["lost"].values()) for line in lines.values())
+    total = f"{injected:,} injections of {len(lines)} faults; something was lost in {lost:,}."
+    head = ["| fault | injected | what happened | lost |", "| --- | --- | --- | --- |"]
+    return "\n".join([total, "", *head, *rows, "", "Made by:", "", *dict.fromkeys(machines)])
+
+
 def main() -> None:
     contributing = CONTRIBUTING.read_text(encoding="utf-8")
-    pages = {REFERENCE: reference(), CONTRIBUTING: MAP.sub(lambda _: f"\n{house()}\n", contributing)}
+    reliability = RELIABILITY.read_text(encoding="utf-8")
+    pages = {
+        REFERENCE: reference(),
+        CONTRIBUTING: MAP.sub(lambda _: f"\n{house()}\n", contributing),
+        RELIABILITY: TABLE.sub(lambda _: f"\n{faults()}\n\n", reliability),
+    }
     for file, page in pages.items():
         if "--check" not in sys.argv[1:]:
             file.write_text(page, encoding="utf-8")

@@ -12,7 +12,21 @@ import selfie_cli
 ROOT = Path(selfie_cli.__file__).parent
 # From the ground up. A part is a module or package right below selfie_cli; "" is selfie_cli/__init__.py itself.
 FLOORS = (
-    ("", "errors", "talk", "files", "option", "pretraining", "config", "hardware", "weights", "hub", "schema", "runs"),
+    (
+        "",
+        "errors",
+        "talk",
+        "files",
+        "option",
+        "pretraining",
+        "config",
+        "hardware",
+        "weights",
+        "hub",
+        "schema",
+        "runs",
+        "signals",
+    ),
     ("models", "data"),
     ("training", "evaluation"),
     ("methods", "report"),

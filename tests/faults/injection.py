@@ -1,6 +1,5 @@
 """Faults that are put into real runs of the program, and how what came of them is counted."""
 
-import platform
 import random
 import time
 from collections import Counter
@@ -54,5 +53,4 @@ def inject(fault: Fault, times: int, folder: Path, tell: Callable[[str], None] =
         "happened": dict(happened.most_common()),
         "lost": dict(lost.most_common()),
         "seconds": round(time.perf_counter() - begun, 1),
-        "processor": platform.machine(),
     }
