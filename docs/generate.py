@@ -150,8 +150,9 @@ def faults() -> str:
         what_lost = "; ".join(f"**{count:,} x {what}**" for what, count in line["lost"].items()) or "nothing"
         rows.append(f"| {name} | {line['injected']:,} | {happened} | {what_lost} |".replace("<", "&lt;"))
         machine, versions = line["machine"], line["versions"]
+        cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
         machines.append(
-            f"- `{line['command']}`: {machine['processor']}, {machine['cores']} cores, Python {versions['python']}, "
+            f"- `{line['command']}`: {machine['processor']}, {cores}, Python {versions['python']}, "
             f"torch {versions['torch']}, commit `{line['commit']}`, {line['date']}"
         )
     injected = sum(line["injected"] for line in lines.values())

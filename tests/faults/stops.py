@@ -79,6 +79,14 @@ class Process:
         self.popen.wait()
 
 
+def said_by(*words: object, code: int = 0) -> str:
+    """What a command in this process, where it starts sooner, says on stderr. Its bugs are losses, too."""
+    try:
+        return selfie(*words, code=code).stderr
+    except Exception as error:
+        raise Lost(f"{words[0]} {words[1]}: {error!r}") from error
+
+
 @functools.cache
 def place() -> Path:
     """A folder for what injections share, until this process ends."""
@@ -118,7 +126,7 @@ def compared(verb: str, *words: object) -> Undisturbed:
     """Of finetune or curve, without the seconds that a process takes to start."""
     words = (verb, "--dataset", images(), "--from", pretrained("selfie").run, *words, "--batch-size", 8, *NETWORK)
     begun = time.monotonic()
-    selfie(*words, "--out", place() / verb)
+    said_by(*words, "--out", place() / verb)
     return Undisturbed(place() / verb, words, time.monotonic() - begun)
 
 
@@ -192,7 +200,7 @@ def go_on(run: Path, reference: Undisturbed, folder: Path, *, process: bool = Fa
         said = another.said
         demand(code == int(over), f"not resumed, exit code {code}: {said[-300:]}")
     else:
-        said = selfie(*words, code=int(over)).stderr
+        said = said_by(*words, code=int(over))
     demand(f"{run} is finished" in said or not over, "a finished run is not told from a stopped one")
     demand("warning" not in said, f"resuming warns: {said[-300:]}")
     return "it had finished" if over else "resumed" if there else "no run was there yet: the same command ran"
@@ -372,7 +380,7 @@ def damaged(damage: Callable[[Path, random.Random], None]) -> Callable[[Path, ra
         shutil.copytree(stopped_with_two_states(), run)
         newest = saved_states(run / "state")[-1]
         damage(newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
-        said = selfie("pretrain", "--resume", run).stderr
+        said = said_by("pretrain", "--resume", run)
         demand(f"warning: the state {newest} is damaged and passed over" in said, "nobody says that it is damaged")
         check_whole(run, pretrained("selfie"))
         return "told, resumed from the state before"
@@ -386,7 +394,7 @@ def both_damaged(folder: Path, chance: random.Random) -> str:
     for state in saved_states(run / "state"):
         chance.choice([alter, cut, remove])(state / chance.choice([WEIGHTS, OPTIMIZER]), chance)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    said = selfie("pretrain", "--resume", run, code=1).stderr.splitlines()[-1]
+    said = said_by("pretrain", "--resume", run, code=1).splitlines()[-1]
     demand("error: no state in" in said and "--overwrite" in said, f"no clear error: {said}")
     demand(before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, "a file is altered")
     return "refused: no state can be read, start anew with --overwrite"
@@ -402,7 +410,7 @@ def second_run(folder: Path, chance: random.Random) -> str:
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         again = [*whole.words, "--out", run]
         for words in (["pretrain", "--resume", run], [*again, "--overwrite"], again):
-            said = selfie(*words, code=1).stderr.splitlines()[-1]
+            said = said_by(*words, code=1).splitlines()[-1]
             demand(f"another process is working on {run}" in said, f"nobody says why not: {said}")
         demand(before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}, "it touches the first")
         demand(process.end(signal.SIGCONT) == 0, "the first run does not end well")
