@@ -1,14 +1,28 @@
-"""Files that are either whole or absent: temporary name in the same folder, flushed to disk, renamed into place."""
+"""Files that are either whole or absent: temporary name in the same folder, flushed to disk, renamed into place.
+
+A temporary name says who writes: .tmp-<process>-<mark of the machine>-<name>. So what a killed process has left can be
+told from what is being written, and is removed when the same file is written again.
+"""
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import re
 import shutil
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+MACHINE = f"{zlib.crc32(os.fsencode(platform.node())):08x}"
+"""Of this machine or container: others may share the disk, and have processes of the same numbers."""
+OWNED = re.compile(re.escape(TEMPORARY) + r"(\d+)-([0-9a-f]{8})-(.*)", re.DOTALL)
+FORGOTTEN = 86_400.0
+"""Seconds after which nobody is taken to be writing what another machine has not touched since."""
 
 
 def flush_to_disk(path: Path) -> None:
@@ -24,43 +38,130 @@ def flush_to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it becomes `path` in one step, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system in here that names no file, a full disk's say, or a temporary one, names `path`."""
     try:
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-        flush_to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or TEMPORARY in os.fsdecode(error.filename)):
+            error.filename, error.filename2, error.strerror = str(path), None, os.strerror(error.errno)
+        raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """The name under which this process writes `path`, in a folder that is there and without leftovers of the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{MACHINE}-{path.name}")
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it becomes `path` in one step, on failure it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
-    temporary.mkdir()
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it becomes `path` in one step, on failure it is removed."""
+    with naming(path):
+        temporary = temporary_beside(path)
+        try:
+            yield temporary
+            flush_to_disk(temporary)
+            os.replace(temporary, path)
+            flush_to_disk(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path` in one step, on failure it is removed.
+
+    With `overwrite`, a folder that is there goes only then: killed in between, a process leaves it as `path`-old.
+    """
+    with naming(path):
+        path = Path(os.path.realpath(path))  # a link stays one
+        temporary, aside = temporary_beside(path), path.with_name(f"{path.name}-old-{os.getpid()}")
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                flush_to_disk(file)
+            flush_to_disk(temporary)
+            there = overwrite and path.exists()
+            if there:
+                os.rename(path, aside)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if there:
+                    os.rename(aside, path)
+                raise
+            flush_to_disk(path.parent)
+            if there:
+                os.rename(aside, temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what processes that are no more left half-written in `folder`, of `name` alone if given.
+
+    What is another machine's stays for a day, as nobody here can tell whether its process lives.
+    """
+    for path in folder.glob(f"{TEMPORARY}*"):
+        owned = OWNED.fullmatch(path.name)
+        if owned is None or name not in (None, owned[3]):
+            continue
+        with contextlib.suppress(OSError):  # another process has removed it, or it may not be removed
+            if not is_alive(int(owned[1])) if owned[2] == MACHINE else time.time() - path.stat().st_mtime > FORGOTTEN:
+                remove(path)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine; True where that cannot be said."""
     try:
-        yield temporary
-        for file in temporary.iterdir():
-            flush_to_disk(file)
-        flush_to_disk(temporary)
-        os.rename(temporary, path)
-        flush_to_disk(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OverflowError, OSError):
+        return True
+    return True
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder`."""
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+def remove(path: Path) -> None:
+    """A file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def nearest(path: Path) -> Path:
+    """The folder that is or will hold `path`, as far as it is there: itself, or of its parents the first that is."""
+    real = Path(os.path.realpath(path))
+    return next(each for each in (real, *real.parents) if each.exists())
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raises OSError if the disk that `path` is to lie on has less room than `num_bytes`, which is less than needed."""
+    there = shutil.disk_usage(nearest(path))
+    if there.total and num_bytes > there.free:  # some disks in a network tell nothing
+        lack = f"at least {num_bytes / 1e6:,.2f} MB will be written, and {there.free / 1e6:,.2f} MB are free"
+        raise OSError(errno.ENOSPC, lack, str(path))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes that would be free without it."""
+    return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or ask for a larger quota",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "make the disk writable",
+    errno.EACCES: "mend the permissions",
+    errno.EPERM: "mend the permissions",
+    errno.EIO: "look after the disk",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli.errors import HubError, SelfieError, UsageError
+from selfie_cli.files import check_room
 from selfie_cli.talk import Talk
 
 # Else the client tells which torch is here and looks for signs of an agent. It reads this when it is imported.
@@ -134,8 +135,18 @@ def find(address: Address, *, offline: bool, talk: Talk) -> Snapshot:
     found = Snapshot(address=Address(address.repo, info.sha), asked=address, marks=marks, talk=talk)
     missing = sum(marks[name][0] for name in FILES if name in marks and cached(found.address, name) is None)
     if missing:
+        check_cache("models", address.repo, missing)
         talk.say(f"fetching {found.address} ({missing / 1e6:.1f} MB) from {host()}")
     return found
+
+
+def check_cache(kind: str, repo: str, num_bytes: int) -> None:
+    """Raises OSError if the Hub's cache has no room for what is to be fetched, but for files that were begun."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    begun = (cache / f"{kind}--{repo.replace('/', '--')}" / "blobs").glob("*.incomplete")
+    check_room(cache, num_bytes - sum(file.stat().st_size for file in begun))
 
 
 def cached(address: Address, name: str) -> Path | None:

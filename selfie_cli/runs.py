@@ -21,7 +21,7 @@ from typing import Any
 
 from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
-from selfie_cli.files import TEMPORARY, read_json, remove_leftovers, write_json
+from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
 from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
@@ -126,13 +126,13 @@ def let_go(folder: Path) -> None:
         os.close(held[1])
 
 
-def how_to_go_on() -> str:
-    """What the user may do once this process has been stopped: '. Go on with: ...', or nothing if no run was begun."""
+def begun() -> Run | None:
+    """The unfinished run that this process works on."""
     for folder, _ in _held.values():  # the first one holds the others
         with contextlib.suppress(RunError):
-            run = open_run(folder)
-            return "" if run.finished else f". Go on with: selfie {run.verb} --resume {folder}"
-    return ""
+            run = read_run(folder)
+            return None if run.finished else run
+    return None
 
 
 def inode(folder: Path) -> tuple[int, int]:
@@ -146,15 +146,13 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
 
     `instead` is what else the user may do, before the path.
     """
-    if not path.exists():
-        parent = next(folder for folder in path.absolute().parents if folder.exists())
-        if not os.access(parent, os.W_OK):
-            raise RunError(f"{path} cannot be made, {parent} is not writable: choose another --out")
-        return
-    if not path.is_dir():
-        raise RunError(f"{path} is a file; --out takes a folder")
-    if all(file.name.startswith(TEMPORARY) for file in path.iterdir()):  # empty, but for what a kill left behind
-        return
+    there = nearest(path)
+    if not there.is_dir():
+        raise RunError(f"{path if path.exists() else there} is a file; --out takes a folder")
+    if not os.access(there, os.W_OK):
+        raise RunError(f"{path} cannot be made, {there} is not writable: choose another --out")
+    if not path.exists() or all(file.name.startswith(TEMPORARY) for file in path.iterdir()):
+        return  # empty, but for what a kill left behind
     try:
         open_run(path)
     except RunError:
@@ -166,8 +164,13 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
         raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
 
 
-def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, **sections: Any) -> Run:
-    """Begin a run in an empty, new or (with `overwrite`) occupied folder; `sections` go into its config."""
+def create(
+    path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, room: int = 0, **sections: Any
+) -> Run:
+    """Begin a run in an empty, new or (with `overwrite`) occupied folder; `sections` go into its config.
+
+    `room` is how many bytes it will take at least. Raises OSError if the disk has fewer, and nothing is changed then.
+    """
     check_free(path, overwrite=overwrite)
     config: dict[str, Any] = {
         "format": RUN_FORMAT,
@@ -182,13 +185,13 @@ def create(path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = Fa
     }
     if found := schema.fault_of(json.loads(json.dumps(config))):  # what could not be read again
         raise RunError(f"no run can be made so: {found}")
-    path.mkdir(parents=True, exist_ok=True)
+    there = Path(os.path.realpath(path))  # a link to it stays one, and so does what a disk is mounted on
+    check_room(path, room - size_of(there))
+    there.mkdir(parents=True, exist_ok=True)
     hold(path)
-    for old in path.iterdir():
-        if (
-            old.name != "config.json"
-        ):  # which is replaced once the rest is gone: killed here, it is still a run's folder
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for old in there.iterdir():
+        if old.name != "config.json":  # by which --overwrite knows the folder, if we are killed here
+            remove(old)
     write_json(path / "config.json", config)
     return Run(path, config)
 
@@ -238,6 +241,8 @@ def open_to_resume(path: str, verb: str) -> Run:
         raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
     hold(run.path)
     run = open_run(path)  # whoever held it may just have finished it
+    if not os.access(run.path, os.W_OK):
+        raise RunError(f"{path} is not writable: mend that, or resume a copy of it")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     if run.finished:

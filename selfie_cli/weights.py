@@ -1,6 +1,7 @@
 """Tensors in safetensors files, with what is needed to rebuild the network in the file's header."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
     with replacing(path) as temporary:
         # Not save_file, which leaves a file that only its owner can read.
         temporary.write_bytes(with_sorted_header(safetensors.torch.save(contiguous, metadata)))
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def with_sorted_header(data: bytes) -> bytes:

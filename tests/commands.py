@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import selfie_cli
 from selfie_cli.cli.app import app
 from selfie_cli.data import synthetic
+from selfie_cli.files import MACHINE, TEMPORARY
 
 # On a CPU that has bf16, the faster precision is measured: nothing that repeats.
 SMALL = ("--backbone", "resnetv2_18_w16", "--batch-size", "8", "--precision", "fp32", "--no-report")
@@ -52,6 +53,13 @@ def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProce
     """Run a command in a process of its own."""
     argv = [*COMMAND, *map(str, arguments)]
     return subprocess.run(argv, input=stdin, env=ENVIRONMENT, capture_output=True, check=False)
+
+
+def leftover(name: str) -> str:
+    """What a killed process of this machine would have called a file that it was writing."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    return f"{TEMPORARY}{ended.pid}-{MACHINE}-{name}"
 
 
 def same_weights(one: Path, other: Path) -> bool:

@@ -1,17 +1,26 @@
 import contextlib
+import errno
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from commands import ENVIRONMENT, leftover
 
 from selfie_cli import files
 from selfie_cli.files import (
+    check_room,
     json_line,
     read_json,
     remove_leftovers,
     replacing,
     replacing_folder,
+    size_of,
     write_json,
     write_json_lines,
     write_text,
@@ -73,13 +82,124 @@ def test_an_occupied_folder_is_not_replaced(tmp_path):
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f"{files.TEMPORARY}99-file").touch()
-    (tmp_path / f"{files.TEMPORARY}99-folder").mkdir()
-    (tmp_path / f"{files.TEMPORARY}99-folder" / "inside").touch()
+    (tmp_path / leftover("file")).touch()
+    folder = tmp_path / leftover("folder")
+    folder.mkdir()
+    (folder / "inside").touch()
     (tmp_path / "kept").touch()
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["kept"]
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_what_is_being_written_and_what_is_not_ours_is_no_leftover(tmp_path):
+    dead, elsewhere = leftover("a"), "0badcafe"
+    assert elsewhere != files.MACHINE
+    theirs = [f"{files.TEMPORARY}{os.getppid()}-{files.MACHINE}-a", dead.replace(files.MACHINE, elsewhere)]
+    for name in (*theirs, f"{files.TEMPORARY}a", f"{files.TEMPORARY}7-a", "a"):
+        (tmp_path / name).touch()
+    there = set(os.listdir(tmp_path))
+    remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == there
+    long_ago = time.time() - 2 * files.FORGOTTEN
+    for name in theirs:
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    remove_leftovers(tmp_path)
+    assert there - set(os.listdir(tmp_path)) == {theirs[1]}  # a process of this machine is asked for, however long ago
+
+
+@pytest.mark.parametrize("write", [write_text, lambda path, text: write_json(path, {"a": text})])
+def test_writing_a_file_again_removes_what_a_killed_process_left_of_it(tmp_path, write):
+    (tmp_path / leftover("file")).touch()
+    other = leftover("another")
+    (tmp_path / other).touch()
+    write(tmp_path / "file", "text")
+    assert set(os.listdir(tmp_path)) == {"file", other}
+    with replacing_folder(tmp_path / "another"):
+        pass
+    assert set(os.listdir(tmp_path)) == {"file", "another"}
+
+
+def test_a_folder_is_kept_until_what_replaces_it_is_whole(tmp_path):
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").touch()
+    with contextlib.suppress(KeyboardInterrupt), replacing_folder(target, overwrite=True) as temporary:
+        (temporary / "new").touch()
+        raise KeyboardInterrupt
+    assert os.listdir(target) == ["old"]
+    with replacing_folder(target, overwrite=True) as temporary:
+        (temporary / "new").touch()
+        assert os.listdir(target) == ["old"]
+    assert os.listdir(target) == ["new"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_a_folder_replaced_is_never_gone(tmp_path, kept):
+    """The process ends before the first, second or third renaming: one of the two is whole, under a plain name."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from selfie_cli.files import replacing_folder\n"
+        "left = int(sys.argv[1])\n"
+        "def hook(event, args):\n"
+        "    global left\n"
+        "    if event == 'os.rename':\n"
+        "        left -= 1\n"
+        "        if not left:\n"
+        "            os._exit(9)\n"
+        "sys.addaudithook(hook)\n"
+        "with replacing_folder(Path('folder'), overwrite=True) as temporary:\n"
+        "    (temporary / 'new').write_text('new')\n"
+    )
+    argv = [sys.executable, "-c", code, str(kept)]
+    assert subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, check=False).returncode == 9
+    plain = {path.name.partition("-old")[0]: os.listdir(path) for path in tmp_path.glob("folder*")}
+    assert plain["folder"] in (["old"], ["new"])
+    with replacing_folder(tmp_path / "folder", overwrite=True) as temporary:
+        (temporary / "newer").touch()
+    assert os.listdir(tmp_path / "folder") == ["newer"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "old").touch()
+    (tmp_path / "link").symlink_to("real")
+    with replacing_folder(tmp_path / "link", overwrite=True) as temporary:
+        (temporary / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "real") == ["new"]
+
+
+@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path, writing):
+    for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read-only", str(tmp_path / leftover("a")))):
+        with pytest.raises(OSError, match="a") as raised, writing(tmp_path / "a"):
+            raise error
+        assert (raised.value.filename, raised.value.strerror) == (str(tmp_path / "a"), os.strerror(error.errno))
+    with pytest.raises(FileNotFoundError) as raised, writing(tmp_path / "a"):
+        Path("/nowhere/b").read_bytes()
+    assert raised.value.filename == "/nowhere/b"
+    with pytest.raises(OSError, match="a link") as raised, writing(tmp_path / "a"):  # it has no number
+        raise OSError("cannot do this to a link")
+    assert os.listdir(tmp_path) == []
+
+
+def test_room_is_asked_for_where_the_file_will_lie(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path / "deep" / "file", free // 2)
+    with pytest.raises(OSError, match="will be written") as raised:
+        check_room(tmp_path / "deep" / "file", 2 * free + 2**40)
+    assert raised.value.errno == errno.ENOSPC
+    (tmp_path / "link").symlink_to("/proc/self/nowhere")
+    assert files.nearest(tmp_path / "link" / "deep") == Path(os.path.realpath("/proc/self"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"a" * 10_000)
+    assert 10_000 <= size_of(tmp_path / "folder") < 50_000
 
 
 def test_json_comes_back(tmp_path):

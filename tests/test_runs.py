@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ENVIRONMENT
+from commands import ENVIRONMENT, leftover
 
 from selfie_cli import runs
 from selfie_cli.errors import RunError
@@ -186,6 +186,47 @@ def test_an_empty_folder_is_free_also_with_what_a_kill_left(tmp_path):
     assert os.listdir(tmp_path) == ["config.json"]
 
 
+def test_without_room_nothing_is_begun_and_nothing_replaced(tmp_path):
+    old = make(tmp_path / "run")
+    there = sorted(os.listdir(old.path))
+    for path in (tmp_path / "new", old.path):
+        with pytest.raises(OSError, match="will be written") as raised:
+            runs.create(path, verb="pretrain", asked={}, overwrite=True, room=2**60)
+        assert raised.value.filename == str(path)
+    assert sorted(os.listdir(old.path)) == there
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_or_a_mounted_disk_is_filled_not_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    for name in ("link", "dangling"):
+        (tmp_path / name).symlink_to("real" if name == "link" else "not/yet")
+        make(tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").touch()
+        runs.create(tmp_path / name, verb="pretrain", asked={}, overwrite=True)
+        assert (tmp_path / name).is_symlink()
+        assert os.listdir(tmp_path / name) == ["config.json"]
+
+
+def test_below_a_file_there_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        runs.check_free(tmp_path / "file" / "run", overwrite=False)
+
+
+def test_the_run_that_was_begun_is_the_one_to_go_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_held", {})
+    assert runs.begun() is None
+    run = make(tmp_path / "run", finished=False)
+    make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
+    begun = runs.begun()
+    assert begun is not None
+    assert (begun.path, begun.verb) == (run.path, "pretrain")
+    run.finish({})
+    make(tmp_path / "other")
+    assert runs.begun() is None
+
+
 @pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
 def test_what_is_no_run(tmp_path, where):
     (tmp_path / "file").touch()
@@ -240,9 +281,9 @@ def test_a_damaged_config_is_not_resumed(tmp_path, name, value):
 
 def test_resuming_removes_what_was_half_written(tmp_path):
     run = make(tmp_path / "run", finished=False)
-    (run.path / f"{TEMPORARY}9-model.safetensors").touch()
+    (run.path / leftover("model.safetensors")).touch()
     (run.path / "state" / "00000003").mkdir(parents=True)
-    (run.path / "state" / f"{TEMPORARY}9-00000006").mkdir()
+    (run.path / "state" / leftover("00000006")).mkdir()
     runs.open_to_resume(str(run.path), "pretrain")
     assert sorted(os.listdir(run.path)) == ["config.json", "state"]
     assert os.listdir(run.path / "state") == ["00000003"]

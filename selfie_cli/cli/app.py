@@ -6,13 +6,14 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import IO, Annotated, Any
 
 import typer
 
 from selfie_cli import __version__, config
 from selfie_cli.cli.options import build, command
-from selfie_cli.errors import SelfieError
+from selfie_cli.errors import SelfieError, UsageError
 from selfie_cli.signals import STOPPING, give_up, handled, is_alone
 
 app = typer.Typer(
@@ -32,14 +33,18 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
 
     def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         def run(values: dict[str, Any]) -> None:
-            from selfie_cli.cli.console import Console, Silent
+            from selfie_cli.cli.console import STDOUT, Console, Silent
+            from selfie_cli.files import naming
 
             # Threads that wait for the next operation give way to those that decode; read when torch is loaded.
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
+                if values.get("out") == "":
+                    raise UsageError("--out is empty: name a place, or leave it out")
                 with handled(give_up) if is_alone() else contextlib.nullcontext():
                     body(build(kind, values), console)
+                with naming(STDOUT):
                     sys.stdout.flush()
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
@@ -47,12 +52,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 console.error(str(error))
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt as stopped:
-                from selfie_cli.runs import how_to_go_on
-
-                console.error(f"stopped{how_to_go_on()}")
+                go_on = how_to_go_on()
+                console.error(f"stopped. Go on with: {go_on}" if go_on else "stopped")
                 raise typer.Exit(128 + (stopped.args or STOPPING)[0]) from None
             except BrokenPipeError:  # whoever read our output has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                abandon(sys.stdout)
                 raise typer.Exit(0) from None
             except RuntimeError as error:
                 if is_alone() or not ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
@@ -62,8 +66,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                where = error.filename2 or error.filename or "reading or writing failed"  # of two, what is written to
-                console.error(f"{where}: {error.strerror or error}")
+                console.error(in_words(error))
                 raise typer.Exit(1) from None
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
@@ -94,11 +97,12 @@ def finetune(options: config.FinetuneOptions, console: Any) -> None:
 @verb(config.EmbedOptions)
 def embed(options: config.EmbedOptions, console: Any) -> None:
     """Turn images into vectors, to stdout or a file."""
+    from selfie_cli.cli.console import put
     from selfie_cli.files import json_line
     from selfie_cli.recipes.embed import embed
     from selfie_cli.recipes.vector_files import as_row
 
-    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: print(json_line(as_row(result))), talk=console)
+    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: put(json_line(as_row(result))), talk=console)
     if result.out is not None:
         new = " new" if options.append else ""
         show(result, options, console, lambda result: [f"{result.out}: {result.images:,}{new} vectors"])
@@ -125,10 +129,11 @@ def demo(options: config.DemoOptions, console: Any) -> None:
 @verb(config.PredictOptions)
 def predict(options: config.PredictOptions, console: Any) -> None:
     """Label new photos with a finetuned run."""
+    from selfie_cli.cli.console import put
     from selfie_cli.files import json_line
     from selfie_cli.recipes.predict import predict
 
-    result = predict(options, stdin=lines_on_stdin(), emit=lambda row: print(json_line(row)), talk=console)
+    result = predict(options, stdin=lines_on_stdin(), emit=lambda row: put(json_line(row)), talk=console)
     if result.out is not None:
         show(result, options, console, lambda result: [f"{result.out}: {result.images:,} predictions"])
 
@@ -206,6 +211,37 @@ def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable
         console.show(*draw(result))
 
 
+def in_words(error: OSError) -> str:
+    """What went wrong with which file, what may be done about it, and how a run that it stopped is gone on with."""
+    from selfie_cli.files import REMEDIES
+
+    where = error.filename2 or error.filename  # of two, what is written to
+    line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
+    remedy = REMEDIES.get(error.errno or 0, "")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        abandon(sys.stdout)
+    if go_on := how_to_go_on():
+        return f"{line}. Nothing saved is lost: {remedy or 'mend that'}, then go on with: {go_on}"
+    return f"{line}. {remedy.capitalize()} or choose another place" if remedy else line
+
+
+def how_to_go_on() -> str:
+    """The command that resumes what this process works on, nothing if that is no run."""
+    from selfie_cli.runs import begun
+
+    run = begun()
+    command = "selfie" if is_alone() else "torchrun ... -m selfie_cli"
+    return "" if run is None else f"{command} {run.verb} --resume {run.path}"
+
+
+def abandon(stream: IO[str]) -> None:
+    """What waits to be written there would be tried again, and told of, when Python ends."""
+    with contextlib.suppress(OSError, ValueError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def is_first_process() -> bool:
     """Whether this is a job of one process, or the one that talks for all."""
     return is_alone() or os.environ.get("RANK", "0") == "0"
@@ -242,4 +278,16 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
-    app()
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:  # of what is printed where no verb begins
+        abandon(sys.stdout)
+        sys.exit(0 if isinstance(error, BrokenPipeError) else f"error: standard output: {error.strerror or error}")
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            abandon(sys.stderr)

@@ -6,8 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfie_cli.files import naming
 from selfie_cli.talk import Advance, Talk, printable
 
 if TYPE_CHECKING:
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
 
 # Between two lines of progress where there is no terminal to draw a bar on.
 PLAIN_SECONDS = 15.0
+
+
+STDOUT = Path("standard output")
+
+
+def put(line: str) -> None:
+    """A line of results, as it is."""
+    with naming(STDOUT):
+        print(line)
 
 
 def time_left(seconds: float) -> str:
@@ -34,25 +45,30 @@ class Console(Talk):
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            self.stderr.print(printable(line))
+            self._tell(printable(line))
 
     def warn(self, line: str) -> None:
-        self.stderr.print(f"warning: {printable(line)}", style="yellow")
+        self._tell(f"warning: {printable(line)}", style="yellow")
 
     def error(self, line: str) -> None:
-        self.stderr.print(f"error: {printable(line)}", style="red")
+        self._tell(f"error: {printable(line)}", style="red")
+
+    def _tell(self, line: str, style: str | None = None) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk, or no longer read: what is worked on goes on
+            self.stderr.print(line, style=style)
 
     def show(self, *tables: "RenderableType") -> None:
         """Results for eyes. Lines are not broken: what they hold may be pasted into a shell."""
-        for table in tables:
-            if isinstance(table, str):
-                self.stdout.print(printable(table), soft_wrap=True)
-            else:
-                self.stdout.print(table)
+        with naming(STDOUT):
+            for table in tables:
+                if isinstance(table, str):
+                    self.stdout.print(printable(table), soft_wrap=True)
+                else:
+                    self.stdout.print(table)
 
     def json(self, value: Any) -> None:
         """Results for programs: one JSON document."""
-        print(json.dumps(value, indent=2, default=str, allow_nan=False))
+        put(json.dumps(value, indent=2, default=str, allow_nan=False))
 
     @contextlib.contextmanager
     def track(self, what: str, total: int) -> Iterator[Advance]:

@@ -90,6 +90,7 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         )
     if missing:
         size = sum(listing.files[name][0] for name in missing)
+        hub.check_cache("datasets", repo, size)
         talk.say(
             f"downloading {len(missing)} files ({size / 1e6:,.1f} MB) of {where} from {hub.host()} to "
             f"{constants.HF_HUB_CACHE}"

@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 import importlib
 import os
+import shutil
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError
-from selfie_cli.files import TEMPORARY
+from selfie_cli.files import temporary_beside
 from selfie_cli.talk import Talk
 
 
@@ -140,13 +140,17 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
             if (dataset := there()) is not None:  # another process of this job has downloaded it
                 return dataset
             # Into a folder of its own first: torchvision takes a half-extracted one for the whole.
-            with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=data_root) as folder:
+            folder = temporary_beside(data_root / name)
+            folder.mkdir()
+            try:
                 with contextlib.redirect_stdout(sys.stderr), nothing_outside():
                     if known.md5 is not None:  # the reader takes a file that is there for good
-                        download_url(reader._URL, folder, md5=known.md5)
-                    reader(folder, download=True, **arguments)
+                        download_url(reader._URL, str(folder), md5=known.md5)
+                    reader(str(folder), download=True, **arguments)
                 for entry in os.listdir(folder):
-                    os.replace(os.path.join(folder, entry), data_root / entry)
+                    os.replace(folder / entry, data_root / entry)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
     except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
     return reader(str(data_root), download=False, **arguments)

@@ -32,7 +32,7 @@ from selfie_cli.data.duplicates import NUM_BYTES, Marks
 from selfie_cli.files import TEMPORARY, replacing_folder
 
 FILES = {"lock", "pixels", "flags", "marks"}
-HALF_MADE = re.compile(re.escape(TEMPORARY) + r"\d+-[0-9a-f]{16}-\d+px")
+HALF_MADE = re.compile(re.escape(TEMPORARY) + r"\d+-[0-9a-f]{8}-[0-9a-f]{16}-\d+px")
 """What `replacing_folder` calls a store in the making."""
 PIXELS, MARKS = 1, 2
 RECORD = np.dtype([("exact", "<i8"), ("perceptual", "u1", NUM_BYTES)])

@@ -22,6 +22,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.tensorboard import check_log
+from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
 
@@ -93,6 +94,12 @@ def start(out: Path | None, **config: Any) -> Run:
         runs.create(out, **config)
     group().wait()
     return runs.open_run(out)
+
+
+def room_for(arms: list[Arm], num_cells: int) -> int:
+    """Bytes of the weights that a run keeps: those of `num_cells` networks of each arm, and a copy of one."""
+    each = [num_bytes(arm.make().state_dict().values()) for arm in arms]
+    return num_cells * sum(each) + min(each)
 
 
 def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str, Any]) -> None:

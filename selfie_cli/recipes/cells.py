@@ -43,6 +43,11 @@ def sizes_of(run: Run) -> dict[str, Any]:
     return sizes
 
 
+def cells_of(shares: list[Share], rates: list[float]) -> int:
+    """How many networks of each arm are trained, and kept: of every seed, and where rates are chosen, of every rate."""
+    return sum(len(share.seeds) + (len(rates) if len(rates) > 1 else 0) for share in shares)
+
+
 def known_accuracy(file: Path) -> float:
     """What a finished cell has come to, 0..1. Raises RunError if the file is damaged."""
     try:
@@ -217,7 +222,7 @@ class Trainer:
         if here.from_first((folder / "results.json").is_file()):
             accuracy = known_accuracy(folder / "results.json")
             cell = runs.open_run(folder)
-            if here.first and (not cell.finished or (folder / "state").exists()):  # killed at the very end
+            if here.first and (not cell.finished or (folder / "state").exists()):  # killed on its way there
                 cell.finish({"accuracy": accuracy})
             return accuracy
         asked = {"cell": name, "lr": lr, "seed": seed}

@@ -18,10 +18,11 @@ from selfie_cli.recipes.arms import (
     network_shape,
     origin,
     origins,
+    room_for,
     start,
     tell_of_labels,
 )
-from selfie_cli.recipes.cells import Trainer, sizes_of
+from selfie_cli.recipes.cells import Trainer, cells_of, sizes_of
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, point, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
 from selfie_cli.recipes.labels import read_data, take_share
@@ -71,6 +72,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
             verb="curve",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
+            room=room_for(arms, cells_of(shares, rates)),
             derived={**kept.shape, **sizes, "steps": steps[-1], "steps_of_shares": steps},
             data=data.record,
             **{"from": [origin(source) for source in sources]},

@@ -20,7 +20,7 @@ from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.store import BadFile, storage_size
 from selfie_cli.errors import UnreadableImage, UsageError
-from selfie_cli.files import TEMPORARY, remove_leftovers
+from selfie_cli.files import TEMPORARY, check_room, remove_leftovers
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import (
     Emit,
@@ -33,7 +33,16 @@ from selfie_cli.recipes.inference import (
     run_through,
 )
 from selfie_cli.recipes.networks import Network
-from selfie_cli.recipes.vector_files import PIECES, about_of, bad_of, hashes_of, need_arrow, table_writer, writing
+from selfie_cli.recipes.vector_files import (
+    AT_LEAST,
+    PIECES,
+    about_of,
+    bad_of,
+    hashes_of,
+    need_arrow,
+    table_writer,
+    writing,
+)
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -92,6 +101,8 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
         if run.address == "bundled":
             tell_of_size(names, network.image_size, talk)
         width = width_of(network)
+        if out is not None:
+            check_room(out, sum(map(len, todo)) * width * AT_LEAST[".parquet" if in_parts else out.suffix])
 
         def opened(precision: str, images: range, unreadable: list[BadFile]) -> contextlib.AbstractContextManager[Emit]:
             about: dict[str, Any] = {"network": made_by | {"precision": precision}}

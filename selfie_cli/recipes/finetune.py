@@ -20,10 +20,11 @@ from selfie_cli.recipes.arms import (
     network_shape,
     origin,
     origins,
+    room_for,
     start,
     tell_of_labels,
 )
-from selfie_cli.recipes.cells import Trainer, sizes_of
+from selfie_cli.recipes.cells import Trainer, cells_of, sizes_of
 from selfie_cli.recipes.comparison import Finetuned, summarize
 from selfie_cli.recipes.labels import read_data, take_share
 from selfie_cli.recipes.report import report_at_end
@@ -72,6 +73,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
             verb="finetune",
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
+            room=room_for(arms, cells_of([share], rates)),
             derived={**arms[-1].shape, **sizes, "steps": steps},
             data=data.record,
             **{"from": [origin(source)] if source else []},

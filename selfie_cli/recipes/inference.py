@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import glob
 import hashlib
 import io
 import itertools
@@ -30,7 +29,7 @@ from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
-from selfie_cli.files import TEMPORARY, json_line, replacing
+from selfie_cli.files import json_line, remove_leftovers, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
 from selfie_cli.talk import Talk
@@ -113,21 +112,9 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
     check_writable(out, out.parent)
-    for leftover in out.parent.glob(f"{TEMPORARY}*-{glob.escape(out.name)}*"):  # of a process that was killed
-        if not is_alive(leftover.name.removeprefix(TEMPORARY).partition("-")[0]):
-            leftover.unlink(missing_ok=True)
+    for name in (out.name, f"{out.name}.rows.jsonl"):
+        remove_leftovers(out.parent, name)
     return out
-
-
-def is_alive(process: str) -> bool:
-    """Whether a process of this number runs on this machine; True where that cannot be said."""
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OverflowError, OSError):
-        return True
-    return True
 
 
 def check_writable(out: Path, folder: Path) -> None:

@@ -44,6 +44,7 @@ from selfie_cli.training.machine import (
 )
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
+from selfie_cli.training.state import room_for
 from selfie_cli.training.step import Batch, Step, smallest_piece
 from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import save_weights
@@ -137,8 +138,15 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             )
             say_length(derived, len(store), pace, talk)
             if here.first:
-                asked = dataclasses.asdict(options)
-                runs.create(out, verb="pretrain", asked=asked, overwrite=options.overwrite, derived=derived, data=data)
+                runs.create(
+                    out,
+                    verb="pretrain",
+                    asked=dataclasses.asdict(options),
+                    overwrite=options.overwrite,
+                    room=room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every),
+                    derived=derived,
+                    data=data,
+                )
             run = here.from_first(runs.open_run(out) if here.first else None)
             assert run is not None
             talk.say(f"run: {run.path}")

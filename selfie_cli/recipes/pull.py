@@ -32,11 +32,9 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
     if not run.finished:
         raise RunError(f"{run} is not finished: its owner has to push it again")
     networks.load_module(run)
-    with replacing_folder(out) as temporary:
+    with replacing_folder(out, overwrite=True) as temporary:
         for name in ("model.safetensors", "README.md"):
             if (run.path / name).is_file():
                 shutil.copyfile(run.path / name, temporary / name)
         write_json(temporary / "config.json", {**run.config, "hub": {"address": str(run)}})
-        if out.exists():
-            shutil.rmtree(out)
     return Pulled(run=out, address=str(run), verb=run.verb)

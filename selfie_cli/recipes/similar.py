@@ -245,8 +245,11 @@ def load_index(file: VectorFile, options: SimilarOptions, talk: Talk) -> Any:
         index.add(np.arange(done, done + len(piece.names)), unit(piece.vectors), threads=num_cores())
         done += len(piece.names)
     assert index is not None  # a file without vectors has raised
-    with replacing(place) as temporary:
-        index.save(str(temporary))
+    try:
+        with replacing(place) as temporary:
+            index.save(str(temporary))
+    except RuntimeError as error:  # it does not say more
+        raise DataError(f"{place} cannot be written ({error}): make room there, or give --search exact") from None
     write_json(Path(f"{place}.json"), {"files": versions, "made_here": mark_of(place)})
     return index
 

@@ -38,6 +38,8 @@ DAMAGED = (
 )
 """What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
 implemented, JSON that is nested too deeply."""
+AT_LEAST = {".npy": 4, ".safetensors": 4, ".arrow": 4, ".jsonl": 4, ".csv": 2, ".parquet": 1}
+"""Bytes that a number takes in a file; parquet packs them."""
 VALUES = 2**22
 ROWS = 2**13
 """Numbers, 16 MB of them, and rows that are written and read together at most; a row group of parquet has as many."""

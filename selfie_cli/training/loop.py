@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfie_cli.data import guard
 from selfie_cli.errors import Diverged, RunError, Stopped
-from selfie_cli.files import json_line, replacing, write_json_lines
+from selfie_cli.files import json_line, naming, replacing, write_json_lines
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
@@ -118,7 +118,8 @@ def train(
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(signals_noted())
         advance = stack.enter_context(talk.track(what, total))
-        log = stack.enter_context((metrics_file if group.first else Path(os.devnull)).open("a"))
+        log = (metrics_file if group.first else Path(os.devnull)).open("a")
+        stack.callback(naming(metrics_file)(log.close))  # it tries once more what could not be written
         also_log = stack.enter_context(events(folder / "tensorboard" if tensorboard and group.first else None, step))
         profiled = stack.enter_context(profiler(trace if group.first else None, total - step, step_of.device, talk))
         while step < total:
@@ -170,8 +171,9 @@ def train(
                     "images_per_second": summed * images / (now - logged),
                     "data_wait": waited / (now - logged),
                 }
-                log.write(json_line({"step": step, **last}) + "\n")
-                log.flush()
+                with naming(metrics_file):
+                    log.write(json_line({"step": step, **last}) + "\n")
+                    log.flush()
                 also_log(step, last)
                 advance(step, note_of(last))
                 waited_in_all += waited

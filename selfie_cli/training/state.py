@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfie_cli.errors import RunError, WeightsError
 from selfie_cli.files import flush_to_disk, read_json, replacing_folder, write_json
 from selfie_cli.talk import Talk
-from selfie_cli.weights import load_weights, save_weights
+from selfie_cli.weights import load_weights, num_bytes, save_weights
 
 KEPT = 2
 WEIGHTS = "weights.safetensors"
@@ -33,6 +33,14 @@ def save_state(folder: Path, step: int, module: nn.Module, optimizer: torch.opti
     for other in states[: max(0, newest + 1 - KEPT)] + states[newest + 1 :]:
         shutil.rmtree(other)
     flush_to_disk(folder)
+
+
+def room_for(module: nn.Module, weights: dict[str, Tensor], seconds: float, save_every: float) -> int:
+    """Bytes that a run of so many seconds takes at least: for states, of which one more than are kept is there while
+    the newest is written, and for the `weights` at its end. All optimizers here keep a tensor a parameter, or two."""
+    state = num_bytes([*module.state_dict().values(), *module.parameters()])
+    count = sum(seconds > times * save_every for times in range(1, KEPT + 2))
+    return max(count * state, min(KEPT, count) * state + num_bytes(weights.values()))
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -2,10 +2,15 @@
 
 import contextlib
 import importlib.util
+import os
+import platform
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from selfie_cli.errors import UsageError
+from selfie_cli.files import naming
 
 
 def check_log(log: str | None) -> None:
@@ -23,13 +28,26 @@ def events(folder: Path | None, step: int) -> Iterator[Callable[[int, dict[str, 
     if folder is None:
         yield lambda step, values: None
         return
-    from torch.utils.tensorboard import SummaryWriter
+    # Not torch's SummaryWriter: a thread of its own writes, and shows a traceback where a disk is full.
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    with SummaryWriter(str(folder), purge_step=step + 1) as writer:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        records = RecordWriter(path.open("wb"))
+        stack.callback(naming(path)(records.close))
+
+        @naming(path)
+        def write(**what: Any) -> None:
+            records.write(Event(wall_time=time.time(), **what).SerializeToString())
+            records.flush()  # else what a saved state has seen could be lost in a kill
 
         def log(step: int, values: dict[str, float]) -> None:
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()  # else what a saved state has seen could be lost in a kill
+            shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+            write(step=step, summary=Summary(value=shown))
 
+        write(file_version="brain.Event:2")
+        write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
         yield log

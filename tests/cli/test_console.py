@@ -2,8 +2,12 @@
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
+from commands import COMMAND, ENVIRONMENT, error_of
+from PIL import Image
 from rich.table import Table
 
 from selfie_cli.cli import console as module
@@ -100,3 +104,25 @@ def test_short_work_is_not_talked_about(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_time_left() -> None:
     assert [time_left(seconds) for seconds in (0, 59.6, 3600, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["embed", "IMAGE", "--from", "bundled", "--quiet"], ["--help"], ["--version"]])
+def test_results_that_cannot_be_written_are_one_line(tmp_path, arguments):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    words = [str(tmp_path / "a.png") if word == "IMAGE" else word for word in arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, *words], env=ENVIRONMENT, stdout=full, stderr=-1, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: standard output: No space left on device")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_what_cannot_be_told_stops_nothing(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    with open("/dev/full", "w") as full:
+        words = [*COMMAND, "embed", str(tmp_path / "a.png"), "--from", "bundled"]
+        done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1)
+    assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: name a place, or leave it out"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import leftover
 from PIL import Image
 
 from selfie_cli.data import mapped, rows
@@ -465,11 +466,12 @@ def test_a_folder_named_by_mistake_loses_nothing(source, tmp_path):
     for name in theirs:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    (folder / f".tmp-4-{key}").mkdir()
-    (folder / f".tmp-4-{key}/flags").touch()
+    ours = folder / leftover(key)
+    ours.mkdir()
+    (ours / "flags").touch()
     with opened(source, folder):
         assert all((folder / name).is_file() for name in theirs)
-        assert not (folder / f".tmp-4-{key}").exists()
+        assert not ours.exists()
 
 
 ANOTHER_USER = """

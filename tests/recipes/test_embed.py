@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import COMMAND, ENVIRONMENT, TORCHRUN, error_of, process, selfie
+from commands import COMMAND, ENVIRONMENT, TORCHRUN, error_of, leftover, process, selfie
 from PIL import Image
 from safetensors.numpy import load_file
+
+from selfie_cli.files import MACHINE
 
 FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet", ".arrow")
 
@@ -105,14 +107,12 @@ def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -
 
 
 def test_what_a_killed_process_left_is_removed(pretrained: Path, some: list[Path]) -> None:
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead = Path(f".tmp-{ended.stdout.strip()}-v.npy")
-    alive, other = Path(f".tmp-{os.getpid()}-v.npy"), Path(f".tmp-{ended.stdout.strip()}-w.npy")
-    for file in (dead, alive, other):
+    dead, dead_too = Path(leftover("v.npy")), Path(leftover("v.npy.rows.jsonl"))
+    alive, other = Path(f".tmp-{os.getppid()}-{MACHINE}-v.npy"), Path(leftover("w.npy"))
+    for file in (dead, dead_too, alive, other):
         file.touch()
     selfie("embed", some[0], "--from", pretrained, "--out", "v.npy")
-    assert not dead.exists()
-    assert other.exists()
+    assert {path.name for path in Path().glob(".tmp-*")} == {alive.name, other.name}
     assert sorted(path.name for path in Path().glob("v.*")) == ["v.npy", "v.npy.rows.jsonl"]
 
 
@@ -353,7 +353,7 @@ def test_parts(pretrained: Path, images: Path) -> None:
 
     parts[3].unlink()
     Path("one", "bad_files.jsonl").unlink()
-    Path("one", ".tmp-7-part-00003.parquet").touch()  # what a killed process leaves
+    Path("one", leftover("part-00003.parquet")).touch()  # what a killed process leaves
     kept = parts[0].stat().st_mtime_ns
     summary = json.loads(selfie(*common, "--out", "one", "--json", stdin=lines).stdout)
     assert (summary["parts"], summary["parts_kept"], summary["images"], summary["unreadable"]) == (1, 4, 9, 1)

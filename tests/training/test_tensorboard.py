@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 import struct
 import subprocess
@@ -90,6 +91,24 @@ def test_each_cell_has_its_own(images: Path, tmp_path: Path) -> None:
     for cell in cells:
         assert shown(cell / "tensorboard") == logged(cell)
     assert not list(run.glob("events*"))
+
+
+def test_a_full_disk_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    """Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write() -> None:
+        with events(tmp_path, 0) as log:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+            for step in range(10):
+                log(step, {"loss": 1.0})
+
+    try:
+        with pytest.raises(OSError, match="too large") as raised:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path(raised.value.filename).parent == tmp_path
 
 
 def test_unless_asked_nothing_is_written(tmp_path: Path) -> None:
