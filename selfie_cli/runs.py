@@ -126,6 +126,11 @@ def let_go(folder: Path) -> None:
         os.close(held[1])
 
 
+def let_go_of_all() -> None:
+    while _held:
+        os.close(_held.popitem()[1][1])
+
+
 def begun() -> Run | None:
     """The unfinished run that this process works on."""
     for folder, _ in _held.values():  # the first one holds the others

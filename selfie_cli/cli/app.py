@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import IO, Annotated, Any
 
 import typer
@@ -68,6 +67,10 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     raise
                 console.error(in_words(error))
                 raise typer.Exit(1) from None
+            finally:
+                from selfie_cli.runs import let_go_of_all
+
+                let_go_of_all()
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         app.command(name=body.__name__.rstrip("_"))(command(kind, run))
