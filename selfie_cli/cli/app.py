@@ -37,6 +37,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
 
             # Threads that wait for the next operation give way to those that decode; read when torch is loaded.
             os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection it would show C++ stacks
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
                 if values.get("out") == "":
@@ -45,6 +46,10 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     body(build(kind, values), console)
                 with naming(STDOUT):
                     sys.stdout.flush()
+                if not is_alone():
+                    from selfie_cli.training.distributed import leave
+
+                    leave()
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
@@ -58,9 +63,13 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None
             except RuntimeError as error:
-                if is_alone() or not ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
+                if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                console.error("another process of this job has ended, see what it said")
+                from selfie_cli.training.distributed import is_loss, loss
+
+                if not is_loss(error):
+                    raise
+                console.error(loss())
                 raise typer.Exit(1) from None
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":

@@ -258,7 +258,7 @@ class Trainer:
                 save_every=self.options.save_every,
                 talk=self.talk,
                 what=name,
-                resume_hint=f"{here.command} {run.verb} --resume {run.path}",
+                resume_hint=here.resume_command(run.verb, run.path),
                 tensorboard=self.options.log == "tensorboard",
             )
         network = networks.Network(module.eval(), self.image_size, "penultimate")

@@ -153,7 +153,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         if here.first:
             report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
 
-        resume_hint = f"{here.command} pretrain --resume {run.path}"
+        resume_hint = here.resume_command("pretrain", run.path)
         num_bad = len(store.bad)
         ahead.end = derived["steps"]
         try:

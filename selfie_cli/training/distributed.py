@@ -2,16 +2,27 @@
 
 Every process sees the same order of images, the same random numbers and the same decisions, works on its own part of
 each batch, and averages gradients with the others. The first one alone writes and talks.
+
+Where one ends, the others do: gloo notices at once, torchrun tells those on the same machine, and whoever falls silent,
+stopped or on a machine that is gone, is missed after a while (`Heart`).
 """
 
 import atexit
+import contextlib
+import datetime
 import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfie_cli.errors import UsageError
 
@@ -19,6 +30,14 @@ T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
 """Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB unless it is told otherwise."""
+BEAT = 5.0
+"""Seconds between two signs of life."""
+SILENCE = 120.0
+"""Seconds after which a process counts as lost; no honest one keeps Python's lock for that long."""
+ARRIVAL = datetime.timedelta(minutes=30)
+"""For all processes to have loaded torch, from a slow disk maybe, and to have met."""
+PATIENCE = datetime.timedelta(hours=2)
+"""With a process that lives and keeps others waiting: the first one writes, another one's disk is slow."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +49,11 @@ class Group:
     local_rank: int = 0
     local_world: int = 1
 
-    @property
-    def command(self) -> str:
-        """What a user types in front of a verb to start such a job."""
-        return "selfie" if self.world == 1 else "torchrun ... -m selfie_cli"
+    def resume_command(self, verb: str, run: Path) -> str:
+        """What a user types to go on with a run; with several machines, some of it is theirs to fill in."""
+        nodes = f"--nnodes {self.world // self.local_world} ... " if self.world > self.local_world else ""
+        program = f"torchrun {nodes}--nproc-per-node {self.local_world} -m selfie_cli"
+        return f"{'selfie' if self.world == 1 else program} {verb} --resume {shlex.quote(str(run))}"
 
     @property
     def first(self) -> bool:
@@ -86,6 +106,12 @@ class Group:
         if self.world > 1:
             dist.barrier()
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give `module` the first process's buffers: where batch norm is not synchronized, each has statistics of its own."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
 
 def environment() -> Group:
     """What torchrun says, without joining the others. Raises UsageError if it is incomplete."""
@@ -118,19 +144,103 @@ def group() -> Group:
 
 def join(here: Group) -> Group:
     """Meet the other processes. Raises UsageError as `group` does."""
+    global _heart
     if here.world == 1:
         return here
     if torch.cuda.is_available() and here.local_world > 1:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    atexit.register(leave)
+    _heart = Heart(here)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    atexit.register(leave, well=False)
     return here
 
 
-def leave() -> None:
-    if dist.is_initialized():
+def leave(*, well: bool = True) -> None:
+    """Part from the other processes; `well` where all work is done, so that nobody misses this one."""
+    global _heart
+    if _heart is not None:
+        _heart.stop(well=well)
         dist.destroy_process_group()
+        _heart = None
+
+
+class Heart:
+    """Tells the other processes of a job that this one lives, and ends it where another one does not.
+
+    Two threads, as the store that they meet in may itself be what no longer answers. Silence is counted in beats and not
+    by a clock, so that a job that was paused as a whole goes on.
+    """
+
+    def __init__(self, here: Group) -> None:
+        """Wait for the others to arrive. Raises a DistError, or ValueError if the environment does not say where."""
+        self.rank = here.rank
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.store = next(dist.rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))[0]  # type: ignore[no-untyped-call]
+        self.keys = [f"selfie/{rank}" for rank in range(here.world)]
+        self.unheard = [0] * here.world
+        self.stopped = threading.Event()
+        self.well = False
+        self.store.add(self.keys[self.rank], 1)
+        self.store.wait(self.keys, ARRIVAL)
+        self.beating = threading.Thread(target=self.beat, daemon=True)
+        self.beating.start()
+        threading.Thread(target=self.listen, daemon=True).start()
+
+    def stop(self, *, well: bool) -> None:
+        self.well = well
+        self.stopped.set()
+        self.beating.join(timeout=BEAT)
+
+    def beat(self) -> None:
+        before = [b""] * len(self.keys)
+        while not self.stopped.wait(BEAT):
+            with contextlib.suppress(RuntimeError):  # the store is gone, and with it all that others say
+                self.store.add(self.keys[self.rank], 1)
+                now = self.store.multi_get(self.keys)
+                for rank, (one, other) in enumerate(zip(before, now, strict=True)):
+                    if one != other or other == b"left":
+                        self.unheard[rank] = 0
+                before = now
+        if self.well:
+            with contextlib.suppress(RuntimeError):
+                self.store.set(self.keys[self.rank], "left")
+
+    def listen(self) -> None:
+        while not self.stopped.wait(BEAT):
+            if self.parent not in (None, os.getppid()):
+                # torchrun has been killed: as if it had asked us to stop. Who cannot will be missed, or miss the others.
+                os.kill(os.getpid(), signal.SIGTERM)
+                self.parent = None
+            self.unheard = [beats + 1 for beats in self.unheard]
+            lost = [rank for rank, beats in enumerate(self.unheard) if beats * BEAT > SILENCE and rank != self.rank]
+            if lost:
+                print(f"error: process {self.rank}: {loss(lost)}", file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread may wait for good, and temporary files are as after a kill
+
+
+_heart: Heart | None = None
+_resume_command = ""
+
+
+def remember(command: str) -> None:
+    """How to resume the run at work, for when another process is lost."""
+    global _resume_command
+    _resume_command = command
+
+
+def loss(silent: Sequence[int] = ()) -> str:
+    """What to tell a user of a job that has lost processes, those of these ranks if any is known."""
+    if silent:
+        what = f"process {', '.join(map(str, silent))} of this job has not answered for {SILENCE:.0f} seconds"
+    else:
+        what = "another process of this job has ended, see what it said"
+    return f"{what}. {f'Go on with: {_resume_command}' if _resume_command else 'Start it again'}"
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error says that other processes cannot be reached. Within a backward pass, gloo's have no type."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def check_shared_memory(processes: int) -> None:

@@ -18,6 +18,7 @@ from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, naming, replacing, write_json_lines
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import remember
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state, saved_states
 from selfie_cli.training.step import Batch, Step
@@ -103,6 +104,7 @@ def train(
     module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
     states = folder / "state"
     metrics_file = folder / "metrics.jsonl"
+    remember(resume_hint)
     step = load_state(states, module, optimizer, talk)
     if len(set(group.gather(step))) > 1:
         raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
