@@ -9,6 +9,7 @@
     ├── HubError               a repository on the Hub that cannot be found, reached, read or written
     ├── TrainingError          a training that cannot go on: memory does not suffice
     │   └── Diverged           a loss, a gradient or a weight is not a finite number
+    ├── NothingLeft            exit 0: all that was asked for is done already
     └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
 
 Anything else that is raised is a bug and shows its traceback.
@@ -51,6 +52,10 @@ class TrainingError(SelfieError):
 
 class Diverged(TrainingError):
     pass
+
+
+class NothingLeft(SelfieError):
+    exit_code = 0
 
 
 class Stopped(SelfieError):

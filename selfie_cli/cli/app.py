@@ -53,7 +53,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                console.error(str(error))
+                (console.error if error.exit_code else console.say)(str(error))
                 raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt as stopped:
                 go_on = how_to_go_on()
@@ -65,11 +65,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except RuntimeError as error:
                 if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                from selfie_cli.training.distributed import is_loss, loss
+                from selfie_cli.training.distributed import ended, is_loss
 
                 if not is_loss(error):
                     raise
-                console.error(loss())
+                console.error(ended())
                 raise typer.Exit(1) from None
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":

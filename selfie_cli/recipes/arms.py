@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from selfie_cli import option, runs
+from selfie_cli import runs
 from selfie_cli.config import LabelOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json
@@ -18,6 +18,7 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.comparison import Curve, Finetuned
+from selfie_cli.recipes.resumption import run_to_resume
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -47,11 +48,8 @@ class Arm:
 
 
 def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
-    """The run that --resume names and its options, or none and `options` themselves."""
-    run = None
-    if options.resume:
-        run = runs.open_to_resume(options.resume, verb)
-        options = option.resumed(options, run.config["asked"])
+    """The stopped run to continue and its options, or none and `options` themselves."""
+    run, options = run_to_resume(options, verb)
     check_log(options.log)
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")

@@ -261,6 +261,7 @@ class Trainer:
                 resume_hint=here.resume_command(run.verb, run.path),
                 tensorboard=self.options.log == "tensorboard",
             )
+        here.share_buffers(module)  # the network that is kept is the one that is judged
         network = networks.Network(module.eval(), self.image_size, "penultimate")
         scores = networks.class_scores(network, test.pixels)
         accuracy = here.from_first(topk_accuracy(scores, test.labels))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from selfie_cli import option, runs
+from selfie_cli import runs
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
@@ -27,6 +27,7 @@ from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_values, shown
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.report import report_at_end
+from selfie_cli.recipes.resumption import MILDER, has_diverged, run_to_resume
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
@@ -52,8 +53,6 @@ from selfie_cli.weights import save_weights
 WATCHED = 256  # images whose features are looked at for collapse
 BAD_FILES = "bad_files.jsonl"
 FEWEST_WATCHED = 8  # fewer say nothing
-MILDER = ("lr", "precision")
-"""What a run that has diverged may be resumed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +69,8 @@ class Pretrained:
 
 def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     """Pretrain as `options` say, or continue `options.resume`."""
-    run = None
-    if options.resume:
-        run = runs.open_to_resume(options.resume, "pretrain")
-        options = option.resumed(options, run.config["asked"], also=MILDER if has_diverged(run) else ())
-    elif not options.data:
+    run, options = run_to_resume(options, "pretrain")
+    if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     check_log(options.log)
@@ -193,10 +189,6 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         here.wait()
     report_at_end(run, options, talk)
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
-
-
-def has_diverged(run: Run) -> bool:
-    return bool(run.config["progress"].get("diverged"))
 
 
 def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
@@ -361,12 +353,12 @@ def divided(batch_size: int, here: Group) -> str:
 
 def check_processes(derived: dict[str, Any], world: int) -> None:
     """Raises UsageError if the batch cannot be divided, or a run was started with another number of processes."""
-    if derived["batch_size"] % world:
-        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
     if derived.get("processes", world) != world:
         raise UsageError(
             f"this run was started with {derived['processes']} processes, not {world}: resume it with as many"
         )
+    if derived["batch_size"] % world:
+        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
 
 
 def tell_of_memory(micro_batch: int, run: Run | None, talk: Talk) -> None:

@@ -15,16 +15,17 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from selfie_cli.errors import UsageError
+from selfie_cli.talk import printable
 
 T = TypeVar("T")
 
@@ -107,7 +108,7 @@ class Group:
             dist.barrier()
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give `module` the first process's buffers: where batch norm is not synchronized, each has statistics of its own."""
+        """Give `module` the first process's statistics, where batch norm was not synchronized."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
@@ -150,6 +151,9 @@ def join(here: Group) -> Group:
     if torch.cuda.is_available() and here.local_world > 1:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
+        stopped = "stopped by torchrun, which was asked to or has lost a process"
+        signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
     _heart = Heart(here)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     atexit.register(leave, well=False)
@@ -160,6 +164,8 @@ def leave(*, well: bool = True) -> None:
     """Part from the other processes; `well` where all work is done, so that nobody misses this one."""
     global _heart
     if _heart is not None:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all has been said
         _heart.stop(well=well)
         dist.destroy_process_group()
         _heart = None
@@ -168,15 +174,15 @@ def leave(*, well: bool = True) -> None:
 class Heart:
     """Tells the other processes of a job that this one lives, and ends it where another one does not.
 
-    Two threads, as the store that they meet in may itself be what no longer answers. Silence is counted in beats and not
-    by a clock, so that a job that was paused as a whole goes on.
+    Two threads, as the store that they meet in may itself be what no longer answers. Silence is counted in beats, and
+    not by a clock: a job that was paused as a whole goes on.
     """
 
     def __init__(self, here: Group) -> None:
         """Wait for the others to arrive. Raises a DistError, or ValueError if the environment does not say where."""
         self.rank = here.rank
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.store = next(dist.rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))[0]  # type: ignore[no-untyped-call]
+        self.store = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))[0]
         self.keys = [f"selfie/{rank}" for rank in range(here.world)]
         self.unheard = [0] * here.world
         self.stopped = threading.Event()
@@ -209,14 +215,14 @@ class Heart:
     def listen(self) -> None:
         while not self.stopped.wait(BEAT):
             if self.parent not in (None, os.getppid()):
-                # torchrun has been killed: as if it had asked us to stop. Who cannot will be missed, or miss the others.
+                # torchrun has been killed: as if it had asked us to stop. Who cannot is missed, or misses the others.
                 os.kill(os.getpid(), signal.SIGTERM)
                 self.parent = None
             self.unheard = [beats + 1 for beats in self.unheard]
             lost = [rank for rank, beats in enumerate(self.unheard) if beats * BEAT > SILENCE and rank != self.rank]
             if lost:
-                print(f"error: process {self.rank}: {loss(lost)}", file=sys.stderr, flush=True)
-                os._exit(1)  # the main thread may wait for good, and temporary files are as after a kill
+                which = ", ".join(map(str, lost))
+                end(self.rank, f"process {which} of this job has not answered for {SILENCE:.0f} seconds", 1)
 
 
 _heart: Heart | None = None
@@ -224,18 +230,20 @@ _resume_command = ""
 
 
 def remember(command: str) -> None:
-    """How to resume the run at work, for when another process is lost."""
+    """How to resume the run at work, for when this job ends before its time."""
     global _resume_command
     _resume_command = command
 
 
-def loss(silent: Sequence[int] = ()) -> str:
-    """What to tell a user of a job that has lost processes, those of these ranks if any is known."""
-    if silent:
-        what = f"process {', '.join(map(str, silent))} of this job has not answered for {SILENCE:.0f} seconds"
-    else:
-        what = "another process of this job has ended, see what it said"
+def ended(what: str = "another process of this job has ended, see what it said") -> str:
+    """What happened, and what the user may do about it."""
     return f"{what}. {f'Go on with: {_resume_command}' if _resume_command else 'Start it again'}"
+
+
+def end(rank: int, what: str, code: int) -> NoReturn:
+    """End this process now, whatever its threads wait for. Temporary files are left as after a kill."""
+    print(f"error: process {rank}: {printable(ended(what))}", file=sys.stderr, flush=True)
+    os._exit(code)
 
 
 def is_loss(error: RuntimeError) -> bool:

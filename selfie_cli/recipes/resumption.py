@@ -1,0 +1,58 @@
+"""Which run to go on with: the one that --resume names, or what a job had begun before torchrun restarted it."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from typing import TypeVar
+
+from selfie_cli import option, runs
+from selfie_cli.config import TrainingOptions
+from selfie_cli.errors import NothingLeft, RunError, UsageError
+from selfie_cli.runs import Run
+from selfie_cli.training.distributed import group
+
+MILDER = ("lr", "precision")
+"""What a run that has diverged may be resumed with."""
+
+AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
+
+
+def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTraining]:
+    """The stopped run to continue, and its options; for a new one, none and `options` themselves.
+
+    `torchrun --max-restarts` starts the same command again. What it then finds in --out, asked for with the same
+    options, an earlier attempt has begun. Raises NothingLeft where that one has finished it, UsageError without --out.
+    """
+    path = options.resume
+    if environment_count("TORCHELASTIC_MAX_RESTARTS") and not (path or options.out):
+        raise UsageError("--max-restarts needs --out: a job that is restarted would not know its own run without it")
+    if environment_count("TORCHELASTIC_RESTART_COUNT"):
+        here = group()
+        run = here.from_first(begun(options, verb) if here.first else None)
+        if run is not None and run.finished:
+            raise NothingLeft(f"{run} is finished: nothing is left to do for this restart")
+        path = str(run) if run is not None else path
+    if not path:
+        return None, options
+    run = runs.open_to_resume(path, verb)
+    return run, option.resumed(options, run.config["asked"], also=MILDER if has_diverged(run) else ())
+
+
+def has_diverged(run: Run) -> bool:
+    return bool(run.config["progress"].get("diverged"))
+
+
+def begun(options: TrainingOptions, verb: str) -> Run | None:
+    """What an earlier attempt of this very command has made, if it came that far."""
+    with contextlib.suppress(RunError):
+        run = runs.open_run(str(options.resume or options.out))
+        asked = json.loads(json.dumps(dataclasses.asdict(options)))
+        if run.verb == verb and (options.resume or run.config["asked"] == asked):
+            return run
+    return None
+
+
+def environment_count(name: str) -> int:
+    """A number that torchrun gives to the processes that it starts; 0 without it."""
+    return int(os.environ.get(name) or 0)
