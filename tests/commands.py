@@ -1,6 +1,7 @@
 """The command line as tests call it: in this process where a new one is not the point, starting torch takes seconds."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,33 @@ COMMAND = (sys.executable, "-m", "selfie_cli")
 
 # Start it with a program and its arguments.
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+PATIENCE = 240  # seconds; a process that does not get anywhere in that time never will
+
+
+def two(*arguments: object) -> list[tuple[int, str, str]]:
+    """Start two processes as torchrun would: exit code, stdout and stderr of each. That spares a third."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, *map(str, arguments)],
+            env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=PATIENCE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
 
 
 def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:

@@ -151,11 +151,11 @@ def join(here: Group) -> Group:
     if torch.cuda.is_available() and here.local_world > 1:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        stopped = "stopped by torchrun, which was asked to or has lost a process"
-        signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
     _heart = Heart(here)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
+        stopped = "stopped, as torchrun was, or as another process of this job has ended"
+        signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
     atexit.register(leave, well=False)
     return here
 

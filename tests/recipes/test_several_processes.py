@@ -4,19 +4,17 @@ often it was stopped."""
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, ENVIRONMENT, SMALL, TORCHRUN, error_of, same_weights, selfie
+from commands import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, error_of, same_weights, selfie, two
 
 from selfie_cli.training.state import saved_states
 
 STEPS = 60
-PATIENCE = 240  # seconds; a process that does not get anywhere in that time never will
 
 
 def config_of(run: Path) -> dict:
@@ -36,30 +34,6 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def two(*arguments: object) -> list[tuple[int, str, str]]:
-    """Start two processes as torchrun would: exit code, stdout and stderr of each. That spares a third."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen(
-            [*COMMAND, *map(str, arguments)],
-            env={**ENVIRONMENT, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        said = [process.communicate(timeout=PATIENCE) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *each) for process, each in zip(processes, said, strict=True)]
 
 
 def succeeded(*arguments: object) -> tuple[str, str]:
