@@ -104,16 +104,19 @@ class Job:
         deadline = time.monotonic() + seconds
         while not happened():
             if time.monotonic() > deadline:
-                raise Lost(f"waited for {seconds:.0f} seconds in vain: {self.said()}")
+                raise Lost(f"waited for {seconds:.0f} seconds in vain: {self}")
             time.sleep(0.01)
 
     def said(self) -> str:
-        """The end of it."""
-        return self.log.read_text(errors="replace")[-3000:]
+        return self.log.read_text(errors="replace")
+
+    def __str__(self) -> str:
+        """The end of what was said, for the results."""
+        return self.said()[-2000:]
 
     def ours(self) -> list[str]:
         """The lines by which selfie ends."""
-        return [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+        return [line for line in self.said().splitlines() if line.startswith("error: ")]
 
     def wait(self, seconds: float = WITHIN) -> int:
         """Until all its processes have ended. Raises Lost if they do not; they are killed then."""
@@ -144,9 +147,9 @@ def told(job: Job, run: Path, verb: str) -> None:
     """Raises Lost if the user was not told how to go on, or was shown the inside of our program."""
     resume = f"torchrun --nproc-per-node 2 -m selfie_cli {verb} --resume {run}"
     if not any(resume in line for line in job.ours()):
-        raise Lost(f"nobody was told how to go on: {job.said()}")
+        raise Lost(f"nobody was told how to go on: {job}")
     if "selfie_cli/" in job.said() or "frame #" in job.said():
-        raise Lost(f"a traceback was shown: {job.said()}")
+        raise Lost(f"a traceback was shown: {job}")
 
 
 def resumed(run: Path, what: str) -> None:
@@ -219,7 +222,7 @@ def stop_one(folder: Path, chance: random.Random) -> str:
         raise Lost("torchrun says that all is well")
     told(job, run, "pretrain")
     if not any(f"process {rank} of this job has not answered" in line for line in job.ours()):
-        raise Lost(f"nobody was told who does not answer: {job.said()}")
+        raise Lost(f"nobody was told who does not answer: {job}")
     resumed(run, "selfie")
     return "missed, the other one ended; resumed: identical"
 
@@ -233,7 +236,7 @@ def fill_disk(folder: Path, chance: random.Random) -> str:
         raise Lost("torchrun says that all is well")
     told(job, run, "pretrain")
     if not any("File too large" in line for line in job.ours()):
-        raise Lost(f"nobody was told why: {job.said()}")
+        raise Lost(f"nobody was told why: {job}")
     resumed(run, "selfie")
     return "both ended, each with a line; resumed: identical"
 
@@ -249,10 +252,10 @@ def restart(folder: Path, chance: random.Random) -> str:
     before = max(int(state.name) for state in states(run))
     os.kill(job.processes()[chance.randrange(2)], signal.SIGKILL)
     if job.wait(PATIENCE) != 0:
-        raise Lost(f"torchrun has given up: {job.said()}")
+        raise Lost(f"torchrun has given up: {job}")
     same(run, what)
     if sum(f"run: {run}" in line for line in job.said().splitlines()) != 1:
-        raise Lost(f"after step {before} it was begun anew: {job.said()}")
+        raise Lost(f"after step {before} it was begun anew: {job}")
     return "went on by itself: identical"
 
 

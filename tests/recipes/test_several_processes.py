@@ -3,6 +3,7 @@ often it was stopped."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,10 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     cells = sorted(path.name for path in Path("run/cells").iterdir())
     assert cells == [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
     assert err.count("run: run") == 1
+    for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
+        for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):
+            judged = selfie("eval", cell, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
+            assert json.loads(judged.stdout)["accuracy"]["top1"] == pytest.approx(accuracy)
     assert "resume it with as many" in error_of("finetune", "--resume", damaged(Path("run")), code=2)
 
 
@@ -174,6 +179,15 @@ def test_curve(images: Path, pretrained: Path) -> None:
     )
     assert [point["fraction"] for point in json.loads(out)["points"]] == [0.5, 1]
     assert len(list(Path("run/cells").iterdir())) == 4
+    assert "resume it with as many" in error_of("curve", "--resume", damaged(Path("run")), code=2)
+
+
+def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained: Path, finetuned: Path) -> None:
+    for run, verb in ((pretrained, "pretrain"), (finetuned, "finetune")):
+        copy = Path(shutil.copytree(run, verb))
+        ended = two(verb, "--resume", damaged(copy))
+        assert [code for code, *_ in ended] == [2, 2]
+        assert all("resume it with as many" in err for *_, err in ended)
 
 
 def test_eval(images: Path, pretrained: Path) -> None:
