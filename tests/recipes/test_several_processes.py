@@ -161,7 +161,7 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
         for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):
             judged = selfie("eval", cell, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
-            assert json.loads(judged.stdout)["accuracy"]["top1"] == pytest.approx(accuracy)
+            assert json.loads(judged.stdout)["classified"]["top1"] == pytest.approx(accuracy)
     assert "resume it with as many" in error_of("finetune", "--resume", damaged(Path("run")), code=2)
 
 
