@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
+from selfie_cli.data import guard
 from selfie_cli.errors import UsageError
 from selfie_cli.talk import printable
 
@@ -243,6 +244,7 @@ def ended(what: str = "another process of this job has ended, see what it said")
 def end(rank: int, what: str, code: int) -> NoReturn:
     """End this process now, whatever its threads wait for. Temporary files are left as after a kill."""
     print(f"error: process {rank}: {printable(ended(what))}", file=sys.stderr, flush=True)
+    guard.dismiss()
     os._exit(code)
 
 
