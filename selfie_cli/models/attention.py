@@ -54,7 +54,7 @@ class AttentionPooling(nn.Module):
         nn.init.normal_(self.u0, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -119,10 +119,10 @@ def build_method(derived: dict[str, Any]) -> Method:
 
 
 class Undrawn(TorchFunctionMode):
-    """Within, nothing is drawn from a normal distribution: to do so without memory, torch imports its compiler."""
+    """Within, nothing is drawn to initialize weights: to do so without memory, torch imports its compiler."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__.endswith("normal_"):
+        if func.__name__.endswith(("normal_", "uniform_")):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 

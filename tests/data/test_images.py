@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, features
@@ -145,15 +146,22 @@ def test_grey_one_bit_and_palette():
     np.testing.assert_array_equal(pixels(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
 
 
-def test_cmyk_lab_and_ycbcr():
+def test_cmyk_and_lab():
     cmyk = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan ink alone
     assert np.abs(pixels(encoded(cmyk, "TIFF")) - [0, 255, 255]).max() == 0
     assert np.abs(pixels(encoded(cmyk, "JPEG", quality=95)) - [0, 255, 255]).max() < 6
     profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     lab = ImageCms.profileToProfile(Image.new("RGB", (8, 8), (200, 30, 40)), *profiles, outputMode="LAB")
     assert np.abs(pixels(encoded(lab, "TIFF")) - [200, 30, 40]).max() < 8
-    ycbcr = Image.new("RGB", (8, 8), (200, 30, 40)).convert("YCbCr")
-    assert np.abs(pixels(encoded(ycbcr, "TIFF")) - [200, 30, 40]).max() < 4
+
+
+def test_ycbcr_in_a_tiff():
+    ycbcr = encoded(Image.new("RGB", (8, 8), (200, 30, 40)).convert("YCbCr"), "TIFF")
+    if int(PIL.__version__.partition(".")[0]) < 13:  # which read four bytes a pixel where there are three
+        with pytest.raises(UnreadableImage, match="truncated"):
+            pixels(ycbcr)
+    else:
+        assert np.abs(pixels(ycbcr) - [200, 30, 40]).max() < 4
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
