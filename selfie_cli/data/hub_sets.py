@@ -69,6 +69,9 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         raise DataError(
             f"{where} has no parquet files, nor has the Hub made any: download it, and lay it out as folders"
         )
+    for name in listing.files:  # not every version of the client sees to this
+        if name.startswith("/") or ".." in name.split("/"):
+            raise HubError(f"{where} has a file {name!r}, which leads out of the cache: nothing is fetched")
     hint = f"name one as hf://datasets/{repo}:config"
     parts = parts_of(
         sorted(listing.files), where=str(where), hint=hint, only_train=only_train, talk=talk, config=config
@@ -79,7 +82,7 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         talk.warn(f"{where}: the Hub has converted the first part of this set only")
 
     def cached(name: str) -> str | None:
-        with hub.in_our_words(where):  # a name may lead out of the cache, which the client refuses
+        with hub.in_our_words(where):
             path = try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit)
         return path if isinstance(path, str) else None
 
