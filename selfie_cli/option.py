@@ -86,10 +86,14 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
     """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`:
     what is in CHANGEABLE, and `also` these.
 
-    Raises UsageError if `given` asks for anything else than the run did, or the config lacks an option.
+    An option that is younger than the run has its default, which has to mean what was done before there was one.
+
+    Raises UsageError if `given` asks for anything else than the run did, or the run for what is not known here.
     """
     kind = type(given)
     hints = get_type_hints(kind)
+    if unknown := sorted(asked.keys() - hints.keys()):
+        raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(given):
         now = getattr(given, field.name)
@@ -97,12 +101,10 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
             values[field.name] = now
             continue
         default = getattr(kind(), field.name)
-        if field.name not in asked:
-            raise UsageError(f"the run's config is of another version (no {field.name!r}): start a new run")
-        then: Any = asked[field.name]
+        then: Any = asked.get(field.name, default)
         if isinstance(then, list):
             then = tuple(then)
-        if isinstance(default, Options):
+        if isinstance(then, dict) and isinstance(default, Options):
             try:
                 then = type(default)(**then)
             except TypeError as error:

@@ -226,13 +226,19 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         raise RunError(f"no run at {folder}: a folder with a config.json is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict) or type(config.get("format")) is not int:
+        raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
+    if config["format"] != RUN_FORMAT:  # first, as other formats may have other sections
+        writer = config["versions"].get("selfie-cli") if isinstance(config.get("versions"), dict) else None
+        raise RunError(
+            f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}: "
+            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or begin anew"
+        )
     sections = ("asked", "derived", "measured", "progress")
-    if not isinstance(config, dict) or any(not isinstance(config.get(section), dict) for section in sections):
+    if any(not isinstance(config.get(section), dict) for section in sections):
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
     if not isinstance(config.get("verb"), str) or "status" not in config["progress"]:
         raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
-    if config.get("format") != RUN_FORMAT:
-        raise RunError(f"{folder} has run format {config.get('format')}, this selfie reads {RUN_FORMAT}")
     if found := schema.fault_of(config):
         file = folder / "config.json"
         raise RunError(f"{file} is damaged, or of another version, or does not describe a network of selfie's: {found}")

@@ -1,6 +1,5 @@
 import errno
 import fcntl
-import json
 import os
 import subprocess
 import sys
@@ -253,11 +252,23 @@ def test_a_config_that_lacks_something(tmp_path, missing):
         runs.open_run(tmp_path / "run")
 
 
-def test_another_format_is_refused(tmp_path):
+@pytest.mark.parametrize("format", [0, 2, 10**30, -1])
+@pytest.mark.parametrize(
+    ("rest", "writer"), [({}, ""), ({"versions": {"selfie-cli": "9.1"}}, ", 9.1"), ({"versions": [3]}, "")]
+)
+def test_another_format_is_refused_whatever_else_it_has(tmp_path, format, rest, writer):
+    write_json(tmp_path / "config.json", {"format": format, **rest})
+    said = rf"run format {format}, this selfie \([\w.]+\) reads 1: use the selfie-cli that wrote it{writer}, or begin"
+    with pytest.raises(RunError, match=said):
+        runs.open_run(tmp_path)
+
+
+@pytest.mark.parametrize("format", ["1", 1.0, True, None, [1]])
+def test_a_format_that_is_no_number_is_no_runs(tmp_path, format):
     make(tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    write_json(tmp_path / "run" / "config.json", config | {"format": 99})
-    with pytest.raises(RunError, match="99"):
+    config = read_json(tmp_path / "run" / "config.json")
+    write_json(tmp_path / "run" / "config.json", config | {"format": format})
+    with pytest.raises(RunError, match="is not the config of a selfie run"):
         runs.open_run(tmp_path / "run")
 
 

@@ -203,5 +203,8 @@ def load_marks(path: Path) -> Marks:
     expected = {"exact": (torch.int64, (num_images,)), "perceptual": (torch.uint8, (num_images, NUM_BYTES))}
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if header.get("marks_version") != VERSION or found != expected:
-        raise WeightsError(f"{path} holds no marks that this selfie can compare images with: pretrain again")
+        raise WeightsError(
+            f"{path} holds no marks that this selfie can compare images with: "
+            "remove it, and copies go unnoticed, or pretrain again"
+        )
     return Marks(tensors["exact"].numpy(), tensors["perceptual"].numpy())

@@ -260,8 +260,9 @@ def about_of(file: Path) -> dict[str, Any]:
     need_arrow()
     with reading(file):
         about = json.loads((schema_of(file).metadata or {}).get(KEY.encode(), b"{}"))
-        if about and about["format"] != FORMAT:
-            raise ValueError(f"it is of format {about['format']}, this selfie reads {FORMAT}")
+        if about and about.get("format") != FORMAT:
+            told, writer = about.get("format"), about.get("selfie_version")
+            raise ValueError(f"its format is {told}, here {FORMAT} is read: use selfie-cli {writer}, or embed again")
         if about and not all(isinstance(about["network"][key], str) for key in NETWORK):
             raise ValueError("what it says of the network that made it is damaged")
         return dict(about)

@@ -186,6 +186,13 @@ def test_a_changed_file_is_decoded_anew(source, whole, tmp_path):
         assert store.take(torch.tensor([7]))[0, 0, 0].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("version", ["DECODING", "VERSION"])
+def test_what_was_kept_by_another_version_is_not_used(source, version, monkeypatch):
+    before = store_key(source, SIZE)
+    monkeypatch.setattr(mapped, version, "0")
+    assert store_key(source, SIZE) != before
+
+
 def test_every_kind_of_source_has_a_key(source, tmp_path):
     shard = write_tar(tmp_path / "s.tar", {"a.png": png(1), "b.png": png(2)})
     array = Array(np.zeros((2, 4, 4, 3), np.uint8), ["x", "y"])
