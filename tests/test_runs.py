@@ -125,13 +125,13 @@ def attempts_elsewhere(path, **environment):
 
 def test_one_process_works_on_a_run(tmp_path):
     run = make(tmp_path / "run", finished=False)
-    leftover = run.path / f"{TEMPORARY}9-model.safetensors"
-    leftover.touch()
+    half = run.path / leftover("model.safetensors")
+    half.touch()
     refused = [f"another process is working on {run.path}: wait for it, or stop it first"] * 4
     assert attempts_elsewhere(run.path) == refused
-    assert leftover.exists()  # it may be in the making
+    assert half.exists()  # it may be in the making
     runs.open_to_resume(str(run.path), "pretrain")  # this process may
-    assert not leftover.exists()
+    assert not half.exists()
     assert attempts_elsewhere(run.path) == refused
     run.finish({})
     assert not [line for line in attempts_elsewhere(run.path) if "another process" in line]
@@ -156,7 +156,7 @@ def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
 def test_a_run_that_was_killed_at_the_very_end_is_tidied(tmp_path):
     run = make(tmp_path / "run")
     (run.path / "state" / "00000003").mkdir(parents=True)
-    (run.path / f"{TEMPORARY}9-report.html").touch()
+    (run.path / leftover("report.html")).touch()
     with pytest.raises(RunError, match="is finished"):
         runs.open_to_resume(str(run.path), "pretrain")
     assert os.listdir(run.path) == ["config.json"]
@@ -217,12 +217,12 @@ def test_the_run_that_was_begun_is_the_one_to_go_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_held", {})
     assert runs.begun() is None
     run = make(tmp_path / "run", finished=False)
-    make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
+    cell = make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
     begun = runs.begun()
     assert begun is not None
     assert (begun.path, begun.verb) == (run.path, "pretrain")
+    cell.finish({})
     run.finish({})
-    make(tmp_path / "other")
     assert runs.begun() is None
 
 
