@@ -1,10 +1,10 @@
 """All faults, in the order of the table in docs/reliability.md."""
 
 import disks
+import images_given
 import jobs
-import pictures
 import stops
 import strangers
 from injection import Fault
 
-FAULTS: list[Fault] = [*stops.FAULTS, *jobs.FAULTS, *disks.FAULTS, *pictures.FAULTS, *strangers.FAULTS]
+FAULTS: list[Fault] = [*stops.FAULTS, *jobs.FAULTS, *disks.FAULTS, *images_given.FAULTS, *strangers.FAULTS]
