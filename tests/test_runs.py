@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ENVIRONMENT, leftover
+from commands import ENVIRONMENT, error_of, leftover
 
 from selfie_cli import runs
 from selfie_cli.errors import RunError
@@ -135,6 +135,13 @@ def test_one_process_works_on_a_run(tmp_path):
     assert attempts_elsewhere(run.path) == refused
     run.finish({})
     assert not [line for line in attempts_elsewhere(run.path) if "another process" in line]
+
+
+def test_a_command_that_fails_lets_go(tmp_path):
+    run = make(tmp_path / "run", finished=False)
+    run.update(asked={"data": [str(tmp_path / "nowhere")]})
+    assert "nowhere" in error_of("pretrain", "--resume", run.path)
+    assert attempts_elsewhere(run.path)[0] == "free"
 
 
 def test_the_first_process_of_a_job_holds_a_run_for_all(tmp_path):
