@@ -2,6 +2,7 @@
 
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,9 +45,9 @@ def inject(fault: Fault, times: int, folder: Path, tell: Callable[[str], None] =
         here.mkdir(parents=True)
         try:
             happened[fault.inject(here, random.Random(f"{fault.name} {number}"))] += 1
-        except Lost as error:
-            lost[str(error)] += 1
-            tell(f"{fault.name}, number {number}: LOST {error}")
+        except Exception as error:  # a bug, in the program or in the injection, is no reason to stop counting
+            lost[str(error) if isinstance(error, Lost) else f"{type(error).__name__}: {error}"] += 1
+            tell(f"{fault.name}, number {number}: LOST {traceback.format_exc()}")
     return {
         "fault": fault.name,
         "injected": times,
