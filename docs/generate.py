@@ -59,7 +59,7 @@ INTRODUCTION = """# Command line
 | 0 | done |
 | 1 | something that you can mend: the message says how |
 | 2 | wrong usage |
-| 130, 143 | stopped by Ctrl-C or SIGTERM; a training run has saved its state |
+| 129, 130, 143 | stopped by a closed terminal, Ctrl-C or SIGTERM; a training run has saved its state |
 
 `SELFIE_DEBUG=1` shows the traceback of every error.
 """

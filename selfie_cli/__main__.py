@@ -2,12 +2,13 @@
 
 import signal
 
-from selfie_cli.signals import STOPPING, is_alone, leave
+from selfie_cli.signals import STOPPING, ignored, is_alone, leave
 
 
 def main() -> None:
     for number in STOPPING if is_alone() else ():
-        signal.signal(number, leave)
+        if not ignored(number):
+            signal.signal(number, leave)
     from selfie_cli.cli import app
 
     app.main()

@@ -10,7 +10,7 @@
     ├── TrainingError          a training that cannot go on: memory does not suffice
     │   └── Diverged           a loss, a gradient or a weight is not a finite number
     ├── NothingLeft            exit 0: all that was asked for is done already
-    └── Stopped                exit 130 or 143: a signal asked us to stop, and the state is saved
+    └── Stopped                exit 129, 130 or 143: a signal asked us to stop, and the state is saved
 
 Anything else that is raised is a bug and shows its traceback.
 """

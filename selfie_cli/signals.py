@@ -6,7 +6,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""SIGHUP comes when a terminal or an SSH connection closes."""
 
 
 def is_alone() -> bool:
@@ -35,11 +36,16 @@ def give_up(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def ignored(number: int) -> bool:
+    """Whether this process was started with nohup, or the like."""
+    return number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) == signal.SIG_IGN
+
+
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """SIGINT and SIGTERM call `handler`, if this is the main thread; elsewhere, whoever runs us sees to them."""
     try:
-        before = {number: signal.signal(number, handler) for number in STOPPING}
+        before = {number: signal.signal(number, handler) for number in STOPPING if not ignored(number)}
     except ValueError:
         before = {}
     try:

@@ -63,6 +63,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None
             except RuntimeError as error:
+                if type(error).__name__ == "OutOfMemoryError":
+                    remedy = "choose a smaller --batch-size, --image-size or --backbone"
+                    go_on = how_to_go_on()
+                    console.error(f"out of memory: {remedy}{f'. Go on with: {go_on}' * bool(go_on)}")
+                    raise typer.Exit(1) from None
                 if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
                     raise
                 from selfie_cli.training.distributed import ended, is_loss

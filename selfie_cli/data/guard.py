@@ -94,7 +94,7 @@ def watch(shared: int) -> None:
         names = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in names)
         print(
             f"error: selfie ended without a word (killed, out of memory, or a crash in a decoder) while it decoded "
-            f"{names}: look at them with selfie doctor, take out what is broken, and go on with --resume",
+            f"{names}: look at them with selfie doctor, and take out what is broken, unless you have ended it",
             file=sys.stderr,
         )
 

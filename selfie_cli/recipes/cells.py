@@ -1,7 +1,8 @@
 """One network after another: a cell is a network of an arm, a share of the labels and a seed, and a run of its own."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from selfie_cli.data import splits
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.mapped import SMALL
-from selfie_cli.errors import RunError, UsageError, WeightsError
+from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.supervised import Supervised
@@ -30,7 +31,7 @@ from selfie_cli.training.loop import train
 from selfie_cli.training.machine import compiles, duration, fit, micro_batch_for, precisions, warm_up
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Batch, Step, less_at_once
 
 SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
 
@@ -57,6 +58,15 @@ def known_accuracy(file: Path) -> float:
         return float(accuracy)
     except (ValueError, LookupError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error}): remove {file.parent}, resuming trains it again") from None
+
+
+@contextlib.contextmanager
+def begun_anew(run: Run) -> Iterator[None]:
+    """Where a network diverges, say that resuming would not help: rates stay, so that networks can be compared."""
+    try:
+        yield
+    except Diverged as error:
+        raise Diverged(f"{error}. Start it anew: selfie {run.verb} --overwrite --out {run.path} ...") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +99,9 @@ class Trainer:
             graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
             smallest=self.batch_size if self.options.deterministic else 1,
-            smaller=lambda micro_batch: self.tell_of_memory(micro_batch, sizes),
+            smaller=lambda micro_batch: self.talk.warn(less_at_once(micro_batch)),
         )
         return task, step
-
-    def tell_of_memory(self, micro_batch: int, sizes: dict[str, Any]) -> None:
-        """Say that less goes through at once, in the networks to come as well."""
-        sizes["micro_batch"] = micro_batch
-        self.talk.warn(
-            f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch "
-            "norm sees the images of a piece"
-        )
 
     def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
         """This process's part of the batch of each step."""
@@ -245,7 +247,7 @@ class Trainer:
         task, step = self.step_of(module, sizes)
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
-        with ReadAhead(self.batches(task, labelled, seed), device=self.device) as batch_of:
+        with ReadAhead(self.batches(task, labelled, seed), device=self.device) as batch_of, begun_anew(run):
             warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
             train(
                 step,
@@ -268,6 +270,6 @@ class Trainer:
         if here.first:
             networks.save_classifier(cell, module, {**arm.shape, **sizes})
             write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
-            cell.finish({"accuracy": accuracy})
+            cell.finish({"accuracy": accuracy, "micro_batch": step.micro_batch})
         here.wait()
         return accuracy

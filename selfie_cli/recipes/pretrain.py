@@ -46,7 +46,7 @@ from selfie_cli.training.machine import (
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.state import room_for
-from selfie_cli.training.step import Batch, Step, smallest_piece
+from selfie_cli.training.step import Batch, Step, less_at_once, smallest_piece
 from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import save_weights
 
@@ -109,7 +109,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         # What is small lives where it is needed.
         store = opened.to(device) if isinstance(opened, Store) else opened
         method, step = make_step(derived, options, device)
-        step.smaller = lambda micro_batch: tell_of_memory(micro_batch, run, talk)
+        step.smaller = lambda micro_batch: talk.warn(less_at_once(micro_batch))
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
@@ -173,10 +173,10 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             keep_what_was_seen(run, store)
             raise
         except Diverged as error:
+            keep_what_was_seen(run, store)
             if here.first:
                 run.update(progress={"diverged": True})
-            lower = f"{resume_hint} --lr {derived['lr'] / 3:.2g}"
-            raise Diverged(f"{error}. Go on with a lower rate: {lower}") from None
+            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {derived['lr'] / 3:.2g}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:
@@ -185,7 +185,8 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             save_weights(run.weights, method.export(), {key: derived[key] for key in told if key in derived})
             run.update(data={"unreadable": len(bad)})
             measured = {**dataclasses.asdict(trained), "device": str(device), "precision": step.precision}
-            run.finish({**measured, "compiled": step.compiled, "threads": torch.get_num_threads()})
+            measured |= {"micro_batch": step.micro_batch, "compiled": step.compiled}
+            run.finish({**measured, "threads": torch.get_num_threads()})
         here.wait()
     report_at_end(run, options, talk)
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
@@ -359,16 +360,6 @@ def check_processes(derived: dict[str, Any], world: int) -> None:
         )
     if derived["batch_size"] % world:
         raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
-
-
-def tell_of_memory(micro_batch: int, run: Run | None, talk: Talk) -> None:
-    """Say that less goes through at once, and keep to it when the run is resumed."""
-    talk.warn(
-        f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch "
-        "norm, and losses that tell images from each other, see those of a piece"
-    )
-    if run is not None:
-        run.update(derived={"micro_batch": micro_batch})
 
 
 def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:

@@ -12,7 +12,7 @@ from selfie_cli.errors import NothingLeft, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
 
-MILDER = ("lr", "precision")
+MILDER = ("lr", "warmup_steps", "precision")
 """What a run that has diverged may be resumed with."""
 
 AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)

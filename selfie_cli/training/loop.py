@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, naming, replacing, write_json_lines
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import remember
+from selfie_cli.training.distributed import Group, remember
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
-from selfie_cli.training.state import load_state, save_state, saved_states
+from selfie_cli.training.state import load_state, micro_batch_of, save_state, saved_states
 from selfie_cli.training.step import Batch, Step
 from selfie_cli.training.tensorboard import events
 
@@ -106,6 +107,8 @@ def train(
     metrics_file = folder / "metrics.jsonl"
     remember(resume_hint)
     step = load_state(states, module, optimizer, talk)
+    if micro_batch := micro_batch_of(states, step):
+        step_of.set_micro_batch(micro_batch)
     if len(set(group.gather(step))) > 1:
         raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
     last = cut_metrics(metrics_file, step) if group.first else {}
@@ -136,6 +139,7 @@ def train(
             # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
             batch = tuple(tensor.to(step_of.device, non_blocking=step_of.device.type == "cuda") for tensor in batch)
             step += 1
+            micro_batch = step_of.micro_batch
             for name, value in step_of(batch, step / total).items():
                 sums[name] = sums[name] + value if name in sums else value
             profiled()
@@ -148,7 +152,8 @@ def train(
             now = time.perf_counter()
             # The last step is kept by whoever called us; it needs a state only if we are asked to stop right there.
             stop = max(signals, default=0)
-            due = step < total and now - saved >= save_every
+            # What was computed in larger pieces must not be so again, in smaller ones.
+            due = step < total and (now - saved >= save_every or step_of.micro_batch < micro_batch)
             told = step == total or (step % 10 == 0 and now - logged >= 1)
             if group.world > 1:  # clocks and signals differ, what is done about them must not
                 if step % look_every and step < total:
@@ -165,7 +170,7 @@ def train(
                 now = time.perf_counter()
                 if (spoiled := int(step_of.num_spoiled)) or not all(map(math.isfinite, means.values())):
                     what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
-                    raise Diverged(not_finite(what, step - max(0, spoiled - 1), states))
+                    raise diverged(what, step - max(0, spoiled - 1), first_step, states, group)
                 last = {
                     **means,
                     **watched,
@@ -181,10 +186,10 @@ def train(
                 waited_in_all += waited
                 logged, waited, sums, watched, summed = now, 0.0, {}, {}, 0
             if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
-                raise Diverged(not_finite("a weight", step, states))
+                raise diverged("a weight", step, first_step, states, group)
             if due:
                 if group.first:
-                    save_state(states, step, module, optimizer)
+                    save_state(states, step, module, optimizer, step_of.micro_batch)
                 group.wait()
                 saved = time.perf_counter()
             if stop:
@@ -229,10 +234,19 @@ def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -
         yield profile.step
 
 
-def not_finite(what: str, step: int, states: Path) -> str:
-    kept = f"The last good state is in {states}" if any(saved_states(states)) else "No state had been saved yet"
+def diverged(what: str, step: int, first_step: int, states: Path, group: Group) -> Diverged:
+    """The error for a number that is not finite in `step`. A state that led there at once is of no use, and removed."""
+    useless = first_step > 0 and step == first_step + 1
+    if useless and group.first:
+        shutil.rmtree(states / f"{first_step:08d}")
+    group.wait()
+    kept = saved_states(states)
+    if useless:
+        then = f"at once from the state of step {first_step:,}, which is removed"
+    else:
+        then = f"the last good state is {kept[-1]}" if kept else "no state had been saved yet"
     milder = "try a lower --lr, a longer --warmup-steps or --precision fp32"
-    return f"{what} is not a finite number in step {step:,}: {milder}. {kept}"
+    return Diverged(f"{what} is not a finite number in step {step:,}, {then}: {milder}")
 
 
 def note_of(values: dict[str, float]) -> str:

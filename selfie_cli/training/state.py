@@ -19,13 +19,19 @@ CHECKSUMS = "checksums.json"
 """SHA-256 of the other two files: a disk may give back other bytes than it was given, and tensors do not look wrong."""
 
 
-def save_state(folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write `folder`/<step>/ whole or not at all, then drop all but the last two."""
+def save_state(
+    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int | None = None
+) -> None:
+    """Write `folder`/<step>/ whole or not at all, then drop all but the last two.
+
+    `micro_batch` is how many images go through at once by now: see `micro_batch_of`.
+    """
     target = folder / f"{step:08d}"
     if target.exists():  # damaged, and passed over when this run was resumed
         shutil.rmtree(target)
     with replacing_folder(target) as temporary:
-        save_weights(temporary / WEIGHTS, module.state_dict(), {"step": step})
+        header = {"step": step} if micro_batch is None else {"step": step, "micro_batch": micro_batch}
+        save_weights(temporary / WEIGHTS, module.state_dict(), header)
         save_weights(temporary / OPTIMIZER, optimizer_tensors(optimizer), {"step": step})
         write_json(temporary / CHECKSUMS, checksums(temporary))
     states = saved_states(folder)
@@ -48,6 +54,12 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
+def micro_batch_of(folder: Path, step: int) -> int | None:
+    """What was given to `save_state` for a state that `load_state` has read; memory may have run out on the way."""
+    path = folder / f"{step:08d}" / WEIGHTS
+    return int(load_weights(path)[1].get("micro_batch", 0)) or None if path.exists() else None
+
+
 def checksums(state: Path) -> dict[str, str]:
     return {name: hashlib.sha256((state / name).read_bytes()).hexdigest() for name in (WEIGHTS, OPTIMIZER)}
 
@@ -58,8 +70,8 @@ def read_state(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
         raise ValueError("its files are not what was written")
     weights, header = load_weights(path / WEIGHTS)
     tensors, _ = load_weights(path / OPTIMIZER)
-    if header.get("step") != str(int(path.name)):
-        raise ValueError(f"it is of step {header.get('step')}")
+    if header.get("step") != str(int(path.name)) or not header.get("micro_batch", "1").isdecimal():
+        raise ValueError(f"it is of step {header.get('step')}, {header.get('micro_batch')} images at once")
     return int(path.name), weights, tensors
 
 

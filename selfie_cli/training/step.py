@@ -14,6 +14,11 @@ from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 
 Batch = tuple[Tensor, ...]
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -47,7 +52,8 @@ class Step:
 
     From the first loss or gradient on that is not finite the optimizer does nothing more, and `num_spoiled` counts the
     steps: whoever trains looks at it now and then. Where memory runs out, the micro-batch is halved and the same batch
-    tried again, as often as it takes; `smaller` is told of each new micro-batch.
+    tried again, as often as it takes; `smaller` is told of each new micro-batch. What had gone through before counts
+    twice in the running statistics of batch norm.
 
     Raises TrainingError where even the smallest piece does not fit, or other processes would wait for one that tries.
     """
@@ -95,6 +101,11 @@ class Step:
             forward.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
         self.forward = forward
 
+    def set_micro_batch(self, micro_batch: int) -> None:
+        if micro_batch < self.micro_batch:
+            self.leave_graphs()
+        self.micro_batch = micro_batch
+
     def leave_graphs(self) -> None:
         """Compile without CUDA graphs: gradients that are summed over pieces would lie in memory that they reuse."""
         if self.compiled and self.graphs:
@@ -116,7 +127,9 @@ class Step:
             self._halve(len(batch[0]))
         gradients = [parameter.grad for parameter in self.learning if parameter.grad is not None]
         means["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
-        finite = (means["loss"] + means["gradient_norm"]).isfinite() & (self.num_spoiled == 0)
+        # Of several processes, each has a loss of its own, and all the same gradient.
+        seen = means["gradient_norm"] + means["loss"] if self.group.world == 1 else means["gradient_norm"]
+        finite = seen.isfinite() & (self.num_spoiled == 0)
         self.num_spoiled = self.num_spoiled + ~finite
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # it looks by itself: nobody waits
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -159,11 +172,18 @@ class Step:
                 f"out of memory with {tried} images going through at once: choose a smaller --micro-batch, "
                 "--image-size or --backbone"
             )
-        self.micro_batch = half
-        self.leave_graphs()
+        self.set_micro_batch(half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # its blocks suit the larger pieces
         self.smaller(half)
+
+
+def less_at_once(micro_batch: int) -> str:
+    """What is said when memory has run out."""
+    return (
+        f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch norm, "
+        "and losses that tell images from each other, see those of a piece"
+    )
 
 
 def smallest_piece(batch_size: int, micro_batch: int) -> int:
@@ -172,8 +192,8 @@ def smallest_piece(batch_size: int, micro_batch: int) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an accelerator's memory has run out, or a CPU's, which has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether memory has run out: CPUs, MPS and cuBLAS have no exception of their own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def autocast(device: torch.device, precision: str) -> Autocast:

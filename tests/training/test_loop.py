@@ -13,7 +13,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics, signals_noted, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
-from selfie_cli.training.state import saved_states
+from selfie_cli.training.state import micro_batch_of, saved_states
 from selfie_cli.training.step import Step
 
 
@@ -223,6 +223,45 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy, va
     assert other.module.weight.isfinite().all()
 
 
+def test_a_state_that_leads_there_at_once_is_removed(toy):
+    class Exploding(Toy):
+        def loss(self, x, y):
+            loss, extra = super().loss(x, y)
+            return loss * math.nan if self.steps_seen[-1] >= 6 else loss, extra
+
+    with pytest.raises(Diverged, match=r"in step 7, the last good state is .*00000006"):
+        Exploding(toy.folder).train(save_every=0)
+    with pytest.raises(Diverged, match="in step 7, at once from the state of step 6, which is removed"):
+        Exploding(toy.folder).train()
+    assert [path.name for path in saved_states(toy.folder / "state")] == ["00000005"]
+    with pytest.raises(Diverged, match=r"in step 7, the last good state is .*00000005"):
+        Exploding(toy.folder).train()
+
+
+def test_a_run_that_went_on_in_smaller_pieces_does_so_when_resumed(toy):
+    """Not before, and from that step on, for a resumed run has to do what was done."""
+
+    class Hungry(Toy):
+        pieces = ()
+
+        def loss(self, x, y):
+            self.pieces = (*self.pieces, (self.steps_seen[-1], len(x)))
+            if len(x) > 6 and self.steps_seen[-1] >= 20:
+                raise torch.OutOfMemoryError
+            return super().loss(x, y)
+
+    hungry = Hungry(toy.folder)
+    hungry.interrupted_at(30, signal.SIGTERM)
+    assert [size for step, size in hungry.pieces if step in (19, 20, 21)] == [12, 12, 6, 6, 6, 6]
+    states = {
+        int(path.name): micro_batch_of(path.parent, int(path.name)) for path in saved_states(toy.folder / "state")
+    }
+    assert states == {21: 6, 31: 6}
+    resumed = Hungry(toy.folder)
+    resumed.train(total=40)
+    assert {size for _, size in resumed.pieces} == {6}
+
+
 def test_a_gradient_that_is_not_finite_is_noticed_later_and_stops_at_once(toy):
     """Nobody waits for the device at each step; what was not to happen has not happened."""
 
@@ -234,7 +273,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_later_and_stops_at_once(toy):
 
     exploding = Exploding(toy.folder)
     exploding.optimizer = make_optimizer("sgd", exploding.module, lr=0.1, weight_decay=0.0)
-    with pytest.raises(Diverged, match="the gradient is not a finite number in step 7: try a lower --lr"):
+    with pytest.raises(Diverged, match="the gradient is not a finite number in step 7, no state had been saved"):
         exploding.train()  # neither logged nor saved before the end
     toy.optimizer = make_optimizer("sgd", toy.module, lr=0.1, weight_decay=0.0)
     toy.interrupted_at(5, signal.SIGINT)  # after the sixth
