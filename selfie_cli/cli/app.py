@@ -70,11 +70,11 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     raise typer.Exit(1) from None
                 if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
                     raise
-                from selfie_cli.training.distributed import ended, is_loss
+                from selfie_cli.training.distributed import loss
 
-                if not is_loss(error):
+                if (told := loss(error)) is None:
                     raise
-                console.error(ended())
+                console.error(told)
                 raise typer.Exit(1) from None
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":

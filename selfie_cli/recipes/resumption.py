@@ -25,11 +25,12 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
     options, an earlier attempt has begun. Raises NothingLeft where that one has finished it, UsageError without --out.
     """
     path = options.resume
-    if environment_count("TORCHELASTIC_MAX_RESTARTS") and not (path or options.out):
-        raise UsageError("--max-restarts needs --out: a job that is restarted would not know its own run without it")
-    if environment_count("TORCHELASTIC_RESTART_COUNT"):
+    if environment_count("TORCHELASTIC_MAX_RESTARTS"):
+        if not (path or options.out):
+            raise UsageError("--max-restarts needs --out: restarted, a job would not know its own run without it")
         here = group()
-        run = here.from_first(begun(options, verb) if here.first else None)
+        restarted = here.highest(environment_count("TORCHELASTIC_RESTART_COUNT"))[0] > 0  # machines count their own
+        run = here.from_first(begun(options, verb) if restarted and here.first else None)
         if run is not None and run.finished:
             raise NothingLeft(f"{run} is finished: nothing is left to do for this restart")
         path = str(run) if run is not None else path

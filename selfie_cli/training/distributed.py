@@ -153,12 +153,22 @@ def join(here: Group) -> Group:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     _heart = Heart(here)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=connected(here), rank=here.rank, world_size=here.world, timeout=PATIENCE)
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
         stopped = "stopped, as torchrun was, or as another process of this job has ended"
         signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
     atexit.register(leave, well=False)
     return here
+
+
+def connected(here: Group) -> Any:
+    """A new connection to the store in which processes meet.
+
+    torchrun keeps it when it starts a job again, with the addresses of processes that are no more.
+    """
+    store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))
+    return dist.PrefixStore(f"selfie/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
 
 
 def leave(*, well: bool = True) -> None:
@@ -183,8 +193,8 @@ class Heart:
         """Wait for the others to arrive. Raises a DistError, or ValueError if the environment does not say where."""
         self.rank = here.rank
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.store = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))[0]
-        self.keys = [f"selfie/{rank}" for rank in range(here.world)]
+        self.store = connected(here)
+        self.keys = [str(rank) for rank in range(here.world)]
         self.unheard = [0] * here.world
         self.stopped = threading.Event()
         self.well = False
@@ -236,7 +246,7 @@ def remember(command: str) -> None:
     _resume_command = command
 
 
-def ended(what: str = "another process of this job has ended, see what it said") -> str:
+def ended(what: str) -> str:
     """What happened, and what the user may do about it."""
     return f"{what}. {f'Go on with: {_resume_command}' if _resume_command else 'Start it again'}"
 
@@ -248,9 +258,16 @@ def end(rank: int, what: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def is_loss(error: RuntimeError) -> bool:
-    """Whether an error says that other processes cannot be reached. Within a backward pass, gloo's have no type."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def loss(error: RuntimeError) -> str | None:
+    """What to tell the user of an error by which other processes cannot be reached, None for any other.
+
+    Within a backward pass, gloo's errors have no type. torchrun's SIGTERM comes next, and has nothing to add.
+    """
+    if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return None
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return ended("another process of this job has ended, see what it said")
 
 
 def check_shared_memory(processes: int) -> None:

@@ -111,8 +111,8 @@ class Job:
         return self.log.read_text(errors="replace")
 
     def __str__(self) -> str:
-        """The end of what was said, for the results."""
-        return self.said()[-2000:]
+        """What was said before torchrun's own account, for the results."""
+        return self.said()[:2000]
 
     def ours(self) -> list[str]:
         """The lines by which selfie ends."""
