@@ -174,8 +174,11 @@ def kill_one(folder: Path, chance: random.Random) -> str:
     run = folder / "run"
     job = Job(folder, asked(what, run))
     job.until(lambda: len(job.processes()) == 2)
-    moment = time.monotonic() + chance.uniform(0, seconds)
-    job.until(lambda: time.monotonic() > moment or job.torchrun.poll() is not None)
+    if chance.random() < 0.3:
+        time.sleep(chance.uniform(0, seconds))
+    else:  # most of the time goes by before there is anything to lose
+        job.until(lambda: bool(states(run)) or job.torchrun.poll() is not None)
+        time.sleep(chance.uniform(0, 1))
     rank = chance.randrange(2)
     begun, at_work = (run / "config.json").exists(), states(run)
     try:
