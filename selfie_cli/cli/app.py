@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from typing import IO, Annotated, Any
@@ -249,8 +250,13 @@ def how_to_go_on() -> str:
     from selfie_cli.runs import begun
 
     run = begun()
-    command = "selfie" if is_alone() else "torchrun ... -m selfie_cli"
-    return "" if run is None else f"{command} {run.verb} --resume {run.path}"
+    if run is None:
+        return ""
+    if is_alone():
+        return f"selfie {run.verb} --resume {shlex.quote(str(run.path))}"
+    from selfie_cli.training.distributed import environment
+
+    return environment().resume_command(run.verb, run.path)
 
 
 def abandon(stream: IO[str]) -> None:
