@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -154,7 +155,8 @@ def join(here: Group) -> Group:
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     _heart = Heart(here)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=connected(here), rank=here.rank, world_size=here.world, timeout=PATIENCE)
+    with stdout_closed():
+        dist.init_process_group(backend, store=connected(here), rank=here.rank, world_size=here.world, timeout=PATIENCE)
     with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
         stopped = "stopped, as torchrun was, or as another process of this job has ended"
         signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
@@ -169,6 +171,19 @@ def connected(here: Group) -> Any:
     """
     store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))
     return dist.PrefixStore(f"selfie/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def stdout_closed() -> Iterator[None]:
+    """Within, nothing is printed, by C++ either: in torch 2.9 Gloo tells of its connections there, among results."""
+    results = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(results, 1)
+        os.close(results)
 
 
 def leave(*, well: bool = True) -> None:

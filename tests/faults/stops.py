@@ -4,6 +4,7 @@ Each run is compared with one of the same command that nothing happened to.
 """
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -216,7 +217,8 @@ def killed(reference: Callable[[], Undisturbed]) -> Callable[[Path, random.Rando
         completed: set[Path] = set()
 
         def look() -> bool:
-            completed.update(path for state in run.rglob("state") for path in saved_states(state))
+            with contextlib.suppress(FileNotFoundError):  # what it walks through may be renamed on the way
+                completed.update(path for state in run.rglob("state") for path in saved_states(state))
             return time.monotonic() >= moment
 
         with Process(*whole.words, "--out", run, log=folder / "log") as process:
