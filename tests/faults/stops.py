@@ -24,6 +24,7 @@ from injection import Fault, Lost
 
 from selfie_cli.errors import SelfieError
 from selfie_cli.files import TEMPORARY, read_json
+from selfie_cli.signals import STOPPING, ignored
 from selfie_cli.training.state import CHECKSUMS, KEPT, OPTIMIZER, WEIGHTS, read_state, saved_states
 
 STEPS = 40
@@ -445,8 +446,13 @@ FAULTS = [
     Fault(name="SIGKILL at any moment of finetune", inject=killed(finetuned), times=10),
     Fault(name="SIGKILL at any moment of curve", inject=killed(curved), times=10),
     *(
-        Fault(name=f"{number.name} at any moment of training", inject=stopped(number), times=20)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        Fault(
+            name=f"{number.name} at any moment of training",
+            inject=stopped(number),
+            times=20,
+            unfit=lambda number=number: f"{number.name} is ignored here" if ignored(number) else None,
+        )
+        for number in STOPPING
     ),
     Fault(name="SIGINT or SIGTERM before training", inject=stopped_early, times=40, unfit=only_linux),
     Fault(name="a second Ctrl-C while the first is served", inject=stopped_twice, times=5),
