@@ -65,6 +65,8 @@ class Rows:
         _grow(self._pixels, self.capacity * self.row_bytes)
         _grow(self._marks, num_rows * RECORD.itemsize)
         _grow(self._flags, num_rows)
+        if hasattr(os, "posix_fallocate"):  # a hole in what is mapped could kill us on a full disk
+            os.posix_fallocate(self._flags.fileno(), 0, num_rows)
         self._flushed = np.memmap(self._flags, np.uint8, "r", shape=(num_rows,))  # sees what others flag
         self._written = np.zeros(num_rows, np.uint8)
 
