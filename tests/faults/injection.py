@@ -45,12 +45,15 @@ def inject(fault: Fault, times: int, folder: Path, tell: Callable[[str], None] =
         here.mkdir(parents=True)
         try:
             happened[fault.inject(here, random.Random(f"{fault.name} {number}"))] += 1
+        except KeyboardInterrupt:
+            tell(f"{fault.name}: stopped after {number}")
+            break
         except Exception as error:  # a bug, in the program or in the injection, is no reason to stop counting
             lost[str(error) if isinstance(error, Lost) else f"{type(error).__name__}: {error}"] += 1
             tell(f"{fault.name}, number {number}: LOST {traceback.format_exc()}")
     return {
         "fault": fault.name,
-        "injected": times,
+        "injected": happened.total() + lost.total(),
         "happened": dict(happened.most_common()),
         "lost": dict(lost.most_common()),
         "seconds": round(time.perf_counter() - begun, 1),
