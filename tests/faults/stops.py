@@ -104,10 +104,14 @@ def images() -> Path:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to, the words that made it, but for --out, and how many seconds it took."""
+    """A run that nothing happened to, and the words that made it, but for --out.
+
+    `before` and `seconds`: how many passed until its folder was there, and from then to its end.
+    """
 
     run: Path
     words: tuple[object, ...]
+    before: float
     seconds: float
 
 
@@ -119,17 +123,20 @@ def pretrained(method: str) -> Undisturbed:
     """In a process of its own. Two workers decode its images, and it saves its state some ten times on the way."""
     small = ("--backbone", "resnetv2_18_w16", "--steps", STEPS, "--batch-size", 8, "--workers", 2)
     words = ("pretrain", images(), "--method", method, *small, *NETWORK)
-    with Process(*words, "--out", place() / method, log=place() / f"{method}.log") as process:
+    run = place() / method
+    with Process(*words, "--out", run, log=place() / f"{method}.log") as process:
+        process.until(run.exists)
+        before = time.monotonic() - process.begun
         demand(process.end() == 0, f"the undisturbed run fails: {process.said[-300:]}")
-    return Undisturbed(place() / method, words, process.seconds)
+    return Undisturbed(run, words, before, process.seconds - before)
 
 
 def compared(verb: str, *words: object) -> Undisturbed:
-    """Of finetune or curve, without the seconds that a process takes to start."""
+    """Of finetune or curve, in this process."""
     words = (verb, "--dataset", images(), "--from", pretrained("selfie").run, *words, "--batch-size", 8, *NETWORK)
     begun = time.monotonic()
     said_by(*words, "--out", place() / verb)
-    return Undisturbed(place() / verb, words, time.monotonic() - begun)
+    return Undisturbed(place() / verb, words, 0, time.monotonic() - begun)
 
 
 @functools.cache
@@ -209,12 +216,14 @@ def go_on(run: Path, reference: Undisturbed, folder: Path, *, process: bool = Fa
 
 
 def killed(reference: Callable[[], Undisturbed]) -> Callable[[Path, random.Random], str]:
-    """SIGKILL at any moment: of pretrain between the start of its process and its usual end, else of the run itself."""
+    """SIGKILL at any moment of a run, and once in ten times before it, where there is nothing to lose.
+
+    The moment is counted from the last thing seen, so that it is not missed where the machine has become slower.
+    """
 
     def inject(folder: Path, chance: random.Random) -> str:
         whole, run = reference(), folder / "run"
-        pretrains = whole.words[0] == "pretrain"
-        share = chance.random()
+        early, share = chance.random() < 0.1, chance.random()
         completed: set[Path] = set()
 
         def look() -> bool:
@@ -223,15 +232,15 @@ def killed(reference: Callable[[], Undisturbed]) -> Callable[[Path, random.Rando
             return time.monotonic() >= moment
 
         with Process(*whole.words, "--out", run, log=folder / "log") as process:
-            if not pretrains:
+            if not early:
                 process.until(run.exists)
-            moment = time.monotonic() + share * whole.seconds
+            moment = time.monotonic() + share * (whole.before if early else whole.seconds)
             process.until(look)
             code = process.end(signal.SIGKILL)
         demand(code in (0, -signal.SIGKILL), f"exit code {code}")
         states = check_states(run, completed)
         finished = {cell: stamps(cell) for cell in run.glob("cells/*") if (cell / "results.json").is_file()}
-        outcome = go_on(run, whole, folder, process=pretrains)
+        outcome = go_on(run, whole, folder, process=whole.words[0] == "pretrain")
         check_whole(run, whole)
         for cell, before in finished.items():
             demand(stamps(cell)["model.safetensors"] == before["model.safetensors"], "a finished cell is trained again")
@@ -295,7 +304,7 @@ def stopped_early(folder: Path, chance: random.Random) -> str:
     whole, run, number = pretrained("selfie"), folder / "run", chance.choice([signal.SIGINT, signal.SIGTERM])
     with Process(*whole.words, "--out", run, log=folder / "log") as process:
         process.until(lambda: handles(process.popen.pid, signal.SIGTERM))
-        moment = time.monotonic() + chance.uniform(0, whole.seconds / 2)
+        moment = time.monotonic() + chance.uniform(0, whole.before)
         process.until(lambda: run.exists() or time.monotonic() >= moment)
         code = process.end(number)
     demand(code == 128 + number, f"exit code {code}")
