@@ -203,16 +203,20 @@ def run(command: Sequence[str | Path], *, folder: Path | None = None, **environm
         return Finished(seconds, peak[0], out.read())
 
 
-def memory_of_session(session: int) -> int:
-    """Bytes that the processes of a session hold, what they share counted once (proportional set size)."""
+def memory_of_session(session: int, *kinds: str) -> int:
+    """Bytes that the processes of a session hold, what they share counted once (proportional set size).
+
+    Of all kinds, or of those named: "Anon", "File", "Shmem".
+    """
+    counted = {f"Pss_{kind}" for kind in kinds} or {"Pss"}
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != session:
                 continue
             lines = (folder / "smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        except (OSError, StopIteration):  # it has just ended
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.partition(":")[0] in counted)
+        except OSError:  # it has just ended
             continue
     return total
 

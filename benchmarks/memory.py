@@ -5,6 +5,9 @@
 Pretrains on all images below IMAGES for some epochs, and embeds --count of them, and looks at the memory of the
 processes five times a second: the peak of each epoch, and of each tenth of the vectors but the first, in which the
 program starts up. `value` is how much the highest of these peaks lies above the lowest.
+
+Counted is what the system cannot drop and read again: not the files of libraries, some 100 MB of which are looked at
+for the first time when a process ends and they clear up.
 """
 
 import json
@@ -30,7 +33,7 @@ def peaks(command: list[str | Path], done: Callable[[], float], parts: int, out:
         )
         while child.poll() is None:
             part = min(int(done() * parts), parts - 1)
-            found[part] = max(found[part], measure.memory_of_session(child.pid))
+            found[part] = max(found[part], measure.memory_of_session(child.pid, "Anon", "Shmem"))
             time.sleep(0.2)
     if child.returncode:
         raise SystemExit(f"{measure.shown([str(word) for word in command])} failed ({child.returncode})")
