@@ -36,8 +36,9 @@ from selfie_cli.files import read_json, write_json
 from selfie_cli.methods.method import Method
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.curve import curve
+from selfie_cli.recipes.derivation import derive
 from selfie_cli.recipes.eval import evaluate
-from selfie_cli.recipes.pretrain import derive, pretrain
+from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import fit, num_cores, precisions, prepare

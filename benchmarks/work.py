@@ -19,7 +19,8 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.pretrain import batches, derive
+from selfie_cli.recipes.derivation import derive
+from selfie_cli.recipes.pretrain import batches
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import num_cores
 from selfie_cli.training.optimizers import make_optimizer

@@ -10,7 +10,7 @@ from selfie_cli import config
 from selfie_cli.data.sources import open_unlabelled
 from selfie_cli.pretraining import RECIPES, recipe_values
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.pretrain import derive
+from selfie_cli.recipes.derivation import derive
 from selfie_cli.runs import open_run
 from selfie_cli.talk import Talk
 

@@ -31,17 +31,9 @@ from selfie_cli.data.sources import (
 from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.option import flag_of
+from selfie_cli.recipes.derivation import derive, patch_size_for, suggested_size
 from selfie_cli.recipes.examination import Examination, Finding
-from selfie_cli.recipes.pretrain import (
-    batches,
-    decoding_pace,
-    derive,
-    fit_to_machine,
-    make_step,
-    on_device,
-    patch_size_for,
-    suggested_size,
-)
+from selfie_cli.recipes.pretrain import batches, decoding_pace, fit_to_machine, make_step, on_device
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import Pace, num_cores, prepare

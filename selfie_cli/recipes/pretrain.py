@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
-from selfie_cli.data.sources import Source, fingerprint, open_unlabelled
+from selfie_cli.data.sources import fingerprint, open_unlabelled
 from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
-from selfie_cli.errors import DataError, Diverged, RunError, Stopped, UnreadableImage, UsageError
+from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
-from selfie_cli.models.resnet import TORCHVISION, stem_for
-from selfie_cli.option import flag_of, negated
-from selfie_cli.pretraining import recipe_values, shown
+from selfie_cli.pretraining import shown
 from selfie_cli.recipes import networks
+from selfie_cli.recipes.derivation import derive
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.recipes.resumption import MILDER, has_diverged, run_to_resume
 from selfie_cli.runs import Run
@@ -114,35 +112,13 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
         if run is not None:
-            if here.first and has_diverged(run):
-                asked = {name: getattr(options, name) for name in MILDER}
-                run.update(asked=asked, derived=derived, progress={"diverged": False})
-            there = (run.path / FILE_NAME).is_file()
-            marks = load_marks(run.path / FILE_NAME) if there else None
-            store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
+            take_up(run, store, derived, options)
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
-            step_seconds = fit_to_machine(step, method, on_device(batch_of(0), device), options, derived, talk)
-            pace = pace_of(step_seconds, store, batch_of, derived["batch_size"], device)
-            derived["steps"] = num_steps(
-                steps=pace.steps(seconds(options.budget)) if options.budget else options.steps,
-                epochs=options.epochs,
-                budget=None,
-                num_images=len(store),
-                batch_size=derived["batch_size"],
-                step_seconds=step_seconds,
-            )
-            say_length(derived, len(store), pace, talk)
+            room = fit_to_machine_and_length(step, method, store, batch_of, options, derived, talk)
             if here.first:
-                runs.create(
-                    out,
-                    verb="pretrain",
-                    asked=dataclasses.asdict(options),
-                    overwrite=options.overwrite,
-                    room=room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every),
-                    derived=derived,
-                    data=data,
-                )
+                sections = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
+                runs.create(out, verb="pretrain", overwrite=options.overwrite, room=room, **sections)
             run = here.from_first(runs.open_run(out) if here.first else None)
             assert run is not None
             talk.say(f"run: {run.path}")
@@ -190,6 +166,40 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         here.wait()
     report_at_end(run, options, talk)
     return Pretrained(run=run.path, **dataclasses.asdict(trained))
+
+
+def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], options: PretrainOptions) -> None:
+    """Go on with a stopped run: note what its options are by now, and recall what is known of its images."""
+    if group().first and has_diverged(run):
+        asked = {name: getattr(options, name) for name in MILDER}
+        run.update(asked=asked, derived=derived, progress={"diverged": False})
+    there = (run.path / FILE_NAME).is_file()
+    marks = load_marks(run.path / FILE_NAME) if there else None
+    store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
+
+
+def fit_to_machine_and_length(
+    step: Step,
+    method: Method,
+    store: Store | MappedStore,
+    batch_of: Callable[[int], Batch],
+    options: PretrainOptions,
+    derived: dict[str, Any],
+    talk: Talk,
+) -> int:
+    """Settle how a new run trains here, and for how many steps, in `derived`; returns the bytes that it will take."""
+    step_seconds = fit_to_machine(step, method, on_device(batch_of(0), step.device), options, derived, talk)
+    pace = pace_of(step_seconds, store, batch_of, derived["batch_size"], step.device)
+    derived["steps"] = num_steps(
+        steps=pace.steps(seconds(options.budget)) if options.budget else options.steps,
+        epochs=options.epochs,
+        budget=None,
+        num_images=len(store),
+        batch_size=derived["batch_size"],
+        step_seconds=step_seconds,
+    )
+    say_length(derived, len(store), pace, talk)
+    return room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every)
 
 
 def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
@@ -369,98 +379,6 @@ def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:
             f"--batch-size {batch_size} in pieces of {micro_batch} leaves an image by itself, and this method tells "
             "images from each other: choose another --batch-size or --micro-batch"
         )
-
-
-def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
-    """Everything that rebuilds the network, and how it is trained: what was asked, else what the recipe says.
-
-    Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
-    """
-    image_size = options.image_size or suggested_size(source)
-    values = recipe_values(options.method, options.recipe, image_size)
-    values["batch_size"] = batch_size = batch_size_for(options, values, len(source))
-    if values.pop("lr_per_256_images", False):
-        values["lr"] *= batch_size / 256
-    if epochs := values.pop("warmup_epochs", None):
-        values["warmup_steps"] = round(epochs * len(source) / batch_size)
-    for owner in (options, options.selfie, options.byol):
-        for field in dataclasses.fields(owner):
-            asked = getattr(owner, field.name)
-            if not field.metadata.get("recipe") or asked is None:
-                continue
-            if field.name not in values:
-                given = negated(field) if asked is False else flag_of(field.name)
-                raise UsageError(
-                    f"{given} has no meaning for --method {options.method} with --recipe "
-                    f"{options.recipe} at {image_size} px: leave it out"
-                )
-            values[field.name] = asked
-    if options.backbone in TORCHVISION and options.selfie.final_norm is not None:
-        raise UsageError(
-            f"--final-norm has no meaning for --backbone {options.backbone}, which ends in a ReLU: leave it out"
-        )
-    training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
-    if "positions" in values:
-        values["factorized_positions"] = values.pop("positions") == "row-column"
-    patch_size = patch_size_for(options, image_size)
-    return {
-        "method": options.method,
-        "recipe": options.recipe,
-        "backbone": options.backbone,
-        "stem": stem_for(patch_size),
-        "image_size": image_size,
-        **({"patch_size": patch_size} if options.method == "selfie" else {}),
-        **training,
-        options.method: values,
-    }
-
-
-def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images: int) -> int:
-    """The batch as asked, or the recipe's; where images are told from each other, no image may be in it twice.
-
-    Raises UsageError if what was asked for is more than there are, or there is nothing to tell from each other.
-    """
-    alone = options.method == "selfie" and values["views"] == 1
-    if alone:
-        return int(options.batch_size or values["batch_size"])
-    if num_images < 2:
-        raise UsageError("one image: this method tells images from each other. Give it more, or take --recipe paper")
-    if options.batch_size is not None and options.batch_size > num_images:
-        raise UsageError(
-            f"--batch-size {options.batch_size} is more than there are images ({num_images}), and this method tells "
-            "the images of a batch from each other: leave it out, or choose a smaller one"
-        )
-    return int(options.batch_size or min(values["batch_size"], num_images))
-
-
-def patch_size_for(options: PretrainOptions, image_size: int) -> int:
-    """Raises UsageError if it does not divide the image, or is asked for where there are no patches."""
-    patch_size = options.patch_size or (8 if image_size <= 64 else 32)
-    if options.method != "selfie":
-        if options.patch_size:
-            raise UsageError(f"--patch-size has no meaning for --method {options.method}: leave it out")
-        return patch_size
-    if image_size % patch_size or image_size // patch_size < 2:
-        raise UsageError(
-            f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
-            f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
-        )
-    return patch_size
-
-
-def suggested_size(source: Source) -> int:
-    """32, 64 or 224 px, from the median short side of up to 64 images spread over the source."""
-    sides = []
-    for index in range(0, len(source), -(-len(source) // 64)):
-        try:
-            with source.open(index) as image:
-                sides.append(min(image.size))
-        except UnreadableImage:
-            continue
-    if not sides:
-        raise DataError(f"none of the images looked at can be read, the first is {source.names[0]}")
-    median = statistics.median(sides)
-    return 32 if median <= 48 else 64 if median <= 128 else 224
 
 
 def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:
