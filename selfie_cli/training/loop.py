@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +37,27 @@ class Trained:
     images_per_second: float
     data_wait: float
     last: dict[str, float]
+
+
+@dataclass(kw_only=True)
+class Since:
+    """What has come together since the last line of metrics.jsonl, or since `begun`."""
+
+    begun: float
+    waited: float = 0.0
+    steps: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    watched: dict[str, float] = field(default_factory=dict)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """What a step gives to log. It stays on the device, and nobody waits for it."""
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def means(self) -> dict[str, float]:
+        """Waits for the device."""
+        return {name: (total / self.steps).item() for name, total in self.sums.items()}
 
 
 @contextlib.contextmanager
@@ -112,11 +133,8 @@ def train(
     if len(set(group.gather(step))) > 1:
         raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
     last = cut_metrics(metrics_file, step) if group.first else {}
-    begun = saved = logged = time.perf_counter()
-    waited = waited_in_all = 0.0
-    sums: dict[str, Tensor] = {}
-    watched: dict[str, float] = {}
-    summed = num_images = 0
+    begun = saved = time.perf_counter()
+    since, waited_in_all, num_images = Since(begun=begun), 0.0, 0
     first_step, look_every = step, 1
     module.train()
 
@@ -135,17 +153,15 @@ def train(
 
             asked_at = time.perf_counter()
             batch = batch_of(step)
-            waited += time.perf_counter() - asked_at
+            since.waited += time.perf_counter() - asked_at
             # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
             batch = tuple(tensor.to(step_of.device, non_blocking=step_of.device.type == "cuda") for tensor in batch)
             step += 1
             micro_batch = step_of.micro_batch
-            for name, value in step_of(batch, step / total).items():
-                sums[name] = sums[name] + value if name in sums else value
+            since.add(step_of(batch, step / total))
             profiled()
             if (step % max(WATCH_STEPS, total // 20) == 0 or step == total) and group.first:
-                watched = watch()
-            summed += 1
+                since.watched = watch()
             images = len(batch[0]) * group.world
             num_images += images
 
@@ -154,7 +170,7 @@ def train(
             stop = max(signals, default=0)
             # What was computed in larger pieces must not be so again, in smaller ones.
             due = step < total and (now - saved >= save_every or step_of.micro_batch < micro_batch)
-            told = step == total or (step % 10 == 0 and now - logged >= 1)
+            told = step == total or (step % 10 == 0 and now - since.begun >= 1)
             if group.world > 1:  # clocks and signals differ, what is done about them must not
                 if step % look_every and step < total:
                     continue
@@ -164,19 +180,18 @@ def train(
                 look_every = 10 if highest[3] < 100_000 else 1  # whoever asks us to stop does not wait for long
             due = due or stop > 0
             if due or told:
-                means = {name: (value / summed).item() for name, value in sums.items()}  # waits for the device
-                means = group.mean(means)
-                waited = group.longest(waited)
+                means = group.mean(since.means())
+                waited = group.longest(since.waited)
                 now = time.perf_counter()
                 if (spoiled := int(step_of.num_spoiled)) or not all(map(math.isfinite, means.values())):
                     what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
                     raise diverged(what, step - max(0, spoiled - 1), first_step, states, group)
                 last = {
                     **means,
-                    **watched,
+                    **since.watched,
                     "lr": optimizer.param_groups[0]["lr"],
-                    "images_per_second": summed * images / (now - logged),
-                    "data_wait": waited / (now - logged),
+                    "images_per_second": since.steps * images / (now - since.begun),
+                    "data_wait": waited / (now - since.begun),
                 }
                 with naming(metrics_file):
                     log.write(json_line({"step": step, **last}) + "\n")
@@ -184,7 +199,7 @@ def train(
                 also_log(step, last)
                 advance(step, note_of(last))
                 waited_in_all += waited
-                logged, waited, sums, watched, summed = now, 0.0, {}, {}, 0
+                since = Since(begun=now)
             if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
                 raise diverged("a weight", step, first_step, states, group)
             if due:
