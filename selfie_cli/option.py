@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 
@@ -47,6 +47,9 @@ def negated(field: "dataclasses.Field[Any]") -> str:
 class Options:
     """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""
 
+    typed: ClassVar[frozenset[str]] = frozenset()
+    """Of options that come from a command line, the names of those that stood there, be it with their default."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits", {})
@@ -84,7 +87,7 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] = ()) -> AnyOptions:
     """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`:
-    what is in CHANGEABLE, and `also` these.
+    what is in CHANGEABLE, and `also` these. Given is what was typed, or is not the default.
 
     An option that is younger than the run has its default, which has to mean what was done before there was one.
 
@@ -111,9 +114,10 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[field.name]):
             raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
-        if now not in (default, then) and field.name in (*CHANGEABLE, *also):
+        anew = now != then and (now != default or field.name in given.typed)
+        if anew and field.name in (*CHANGEABLE, *also):
             then = now
-        elif now not in (default, then):
+        elif anew:
             raise UsageError(
                 f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
             )

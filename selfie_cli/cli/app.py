@@ -32,7 +32,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
     """
 
     def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        def run(values: dict[str, Any]) -> None:
+        def run(values: dict[str, Any], typed: list[str]) -> None:
             from selfie_cli.cli.console import STDOUT, Console, Silent
             from selfie_cli.files import naming
 
@@ -44,7 +44,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 if values.get("out") == "":
                     raise UsageError("--out is empty: name a place, or leave it out")
                 with handled(give_up) if is_alone() else contextlib.nullcontext():
-                    body(build(kind, values), console)
+                    body(build(kind, values, typed), console)
                 with naming(STDOUT):
                     sys.stdout.flush()
                 if not is_alone():

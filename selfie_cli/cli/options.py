@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
@@ -45,8 +45,8 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
     return parameters
 
 
-def build(kind: type, values: dict[str, Any]) -> Any:
-    """The options object from the parsed values of `parameters_of(kind)`."""
+def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
+    """The options object from the parsed values of `parameters_of(kind)`, of which `typed` stood on the command line."""
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -55,16 +55,20 @@ def build(kind: type, values: dict[str, Any]) -> Any:
         else:
             value = values[field.name]
             given[field.name] = tuple(value) if isinstance(value, list) else value
-    return kind(**given)
+    options = kind(**given)
+    object.__setattr__(options, "typed", frozenset(typed))
+    return options
 
 
-def command(kind: type, run: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
-    """A function with the signature and docstring typer wants, which calls `run` with the values for `build`."""
+def command(kind: type, run: Callable[[dict[str, Any], list[str]], None]) -> Callable[..., None]:
+    """A function with the signature and docstring typer wants, which calls `run` with what `build` takes."""
 
-    def invoke(**values: Any) -> None:
-        run(values)
+    def invoke(context: typer.Context, **values: Any) -> None:
+        sources = {name: context.get_parameter_source(name) for name in values}
+        run(values, [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"])
 
-    parameters = parameters_of(kind)
+    first = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [first, *parameters_of(kind)]
     invoke.__name__ = run.__name__
     invoke.__doc__ = run.__doc__
     invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -37,8 +37,8 @@ def parsed(arguments: Sequence[str], kind: type = OuterOptions) -> Any:
     """What the command line makes of the arguments; SystemExit where it refuses them."""
     found: list[Any] = []
 
-    def run(values: dict[str, Any]) -> None:
-        found.append(build(kind, values))
+    def run(values: dict[str, Any], typed: list[str]) -> None:
+        found.append(build(kind, values, typed))
 
     app = typer.Typer()
     app.command()(command(kind, run))
@@ -126,6 +126,15 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
     assert now == dataclasses.replace(then, resume="run", workers=3)
     with pytest.raises(UsageError, match="--lr cannot change"):
         resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+
+
+def test_what_is_typed_counts_as_given_even_where_it_is_the_default() -> None:
+    kind = config.PretrainOptions
+    asked = dataclasses.asdict(kind(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}
+    assert resumed(parsed(["--resume", "run"], kind), asked).save_every == 600
+    assert resumed(parsed(["--resume", "run", "--save-every", "60"], kind), asked).save_every == 60
+    with pytest.raises(UsageError, match="--seed cannot change"):
+        resumed(parsed(["--resume", "run", "--seed", "0"], kind), asked)
 
 
 @pytest.mark.parametrize(
