@@ -46,7 +46,7 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
 
 
 def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
-    """The options object from the parsed values of `parameters_of(kind)`, of which `typed` stood on the command line."""
+    """The options object from the parsed values of `parameters_of(kind)`; `typed` stood on the command line."""
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):

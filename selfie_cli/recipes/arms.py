@@ -22,7 +22,6 @@ from selfie_cli.recipes.resumption import run_to_resume
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
@@ -50,7 +49,6 @@ class Arm:
 def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
     """The stopped run to continue and its options, or none and `options` themselves."""
     run, options = run_to_resume(options, verb)
-    check_log(options.log)
     if options.dataset is None:
         raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
     return run, options

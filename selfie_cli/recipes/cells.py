@@ -28,9 +28,9 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.loop import train
-from selfie_cli.training.machine import compiles, duration, fit, micro_batch_for, precisions, warm_up
+from selfie_cli.training.machine import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, num_steps, step_generator, step_seed
+from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step, less_at_once
 
 SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
@@ -140,27 +140,22 @@ class Trainer:
         if not self.options.micro_batch and not self.options.deterministic:
             few = [(step, tuple(tensor[:4] for tensor in batch)) for step, batch in trials.values()]
             micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
-        seconds, wanted = {}, [step for step, _ in trials.values() if step.compiled]
+        times, wanted = {}, [step for step, _ in trials.values() if step.compiled]
         for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
             step.micro_batch = micro
             if micro < size // world:
                 step.leave_graphs()
-            seconds[kind] = fit(step, batch, tried, self.talk)
+            times[kind] = fit(step, batch, tried, self.talk)
             tried, micro = [step.precision], step.micro_batch
         sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
-        of_all_arms = sum(seconds[kind] for kind in kinds)
+        of_all_arms = sum(times[kind] for kind in kinds)
         an_arm = [len(share.seeds) + searched for share in shares]
-        steps, whole = [], 0.0
+        asked, steps, whole = self.options.steps, [], 0.0
+        if self.options.budget:
+            asked = Pace(of_all_arms * sum(an_arm)).steps(seconds(self.options.budget))
         for share, count in zip(shares, an_arm, strict=True):
             steps.append(
-                num_steps(
-                    steps=self.options.steps,
-                    epochs=self.options.epochs,
-                    budget=self.options.budget,
-                    num_images=share.num_labels,
-                    batch_size=size,
-                    step_seconds=of_all_arms * sum(an_arm),
-                )
+                num_steps(steps=asked, epochs=self.options.epochs, num_images=share.num_labels, batch_size=size)
             )
             each, count = steps[-1] * of_all_arms / len(arms), count * len(arms)
             whole += each * count

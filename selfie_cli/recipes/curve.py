@@ -32,7 +32,6 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import prepare
-from selfie_cli.training.schedule import check_length
 
 
 def curve(options: CurveOptions, talk: Talk) -> Curve:
@@ -49,7 +48,6 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     tell_of_labels(sources, talk)
     arms = arms_of(options, sources)
     out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
     device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)

@@ -234,9 +234,7 @@ def plans_for(
         pretraining = PretrainOptions(data=options.data, image_size=image_size, backbone=backbone, **asked)
         derived = derive(pretraining, source)
         batch_size = derived["batch_size"]
-        steps = num_steps(
-            steps=None, epochs=None, budget=None, num_images=len(source), batch_size=batch_size, step_seconds=0
-        )
+        steps = num_steps(steps=None, epochs=None, num_images=len(source), batch_size=batch_size)
         seconds = None
         if options.time:
             talk.say(f"taking some steps: {backbone} at {image_size} px, batch {batch_size}")

@@ -30,7 +30,6 @@ from selfie_cli.recipes.labels import read_data, take_share
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
 from selfie_cli.training.machine import prepare
-from selfie_cli.training.schedule import check_length
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
@@ -51,7 +50,6 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
     arms = arms_of(options, network_shape(options, source), pretrained)
     out = None if run is not None else choose_out(options, "finetune", arms[-1].name, [source] if source else [])
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
 
     shape = arms[-1].shape

@@ -42,10 +42,9 @@ from selfie_cli.training.machine import (
     warm_up,
 )
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, check_length, num_steps, seconds, step_generator, step_seed
+from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.state import room_for
 from selfie_cli.training.step import Batch, Step, less_at_once, smallest_piece
-from selfie_cli.training.tensorboard import check_log
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -70,8 +69,6 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     run, options = run_to_resume(options, "pretrain")
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
-    check_log(options.log)
     device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
     here = group()
     out = here.from_first(Path(options.out) if options.out else runs.default_folder("pretrain", options.method))
@@ -193,10 +190,8 @@ def fit_to_machine_and_length(
     derived["steps"] = num_steps(
         steps=pace.steps(seconds(options.budget)) if options.budget else options.steps,
         epochs=options.epochs,
-        budget=None,
         num_images=len(store),
         batch_size=derived["batch_size"],
-        step_seconds=step_seconds,
     )
     say_length(derived, len(store), pace, talk)
     return room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every)

@@ -11,6 +11,8 @@ from selfie_cli.config import TrainingOptions
 from selfie_cli.errors import NothingLeft, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
+from selfie_cli.training.schedule import check_length
+from selfie_cli.training.tensorboard import check_log
 
 MILDER = ("lr", "warmup_steps", "precision")
 """What a run that has diverged may be resumed with."""
@@ -22,8 +24,19 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
     """The stopped run to continue, and its options; for a new one, none and `options` themselves.
 
     `torchrun --max-restarts` starts the same command again. What it then finds in --out, asked for with the same
-    options, an earlier attempt has begun. Raises NothingLeft where that one has finished it, UsageError without --out.
+    options, an earlier attempt has begun. Raises NothingLeft where that one has finished it, UsageError without --out,
+    and where options do not go together.
     """
+    run = stopped_run(options, verb)
+    if run is not None:
+        options = option.resumed(options, run.config["asked"], also=MILDER if has_diverged(run) else ())
+    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
+    check_log(options.log)
+    return run, options
+
+
+def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
+    """As `run_to_resume`."""
     path = options.resume
     if environment_count("TORCHELASTIC_MAX_RESTARTS"):
         if not (path or options.out):
@@ -34,10 +47,7 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
         if run is not None and run.finished:
             raise NothingLeft(f"{run} is finished: nothing is left to do for this restart")
         path = str(run) if run is not None else path
-    if not path:
-        return None, options
-    run = runs.open_to_resume(path, verb)
-    return run, option.resumed(options, run.config["asked"], also=MILDER if has_diverged(run) else ())
+    return runs.open_to_resume(path, verb) if path else None
 
 
 def has_diverged(run: Run) -> bool:

@@ -31,24 +31,10 @@ def check_length(*, steps: int | None, epochs: float | None, budget: str | None,
         seconds(budget)
 
 
-def num_steps(
-    *,
-    steps: int | None,
-    epochs: float | None,
-    budget: str | None,
-    num_images: int,
-    batch_size: int,
-    step_seconds: float,
-) -> int:
-    """Length in steps: as asked, or 100 epochs but at least 2,000 and at most 120,000 steps.
-
-    A `budget` of time is fitted to `step_seconds`. Raises UsageError as `check_length` does.
-    """
-    check_length(steps=steps, epochs=epochs, budget=budget)
-    if budget is not None:
-        return max(1, int(seconds(budget) / step_seconds))
+def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch_size: int) -> int:
+    """Length in steps: as asked, or 100 epochs but at least 2,000 and at most 120,000 steps."""
     if steps is not None:
-        return max(1, steps)
+        return steps
     if epochs is not None:
         return max(1, round(epochs * num_images / batch_size))
     return min(120_000, max(2_000, round(100 * num_images / batch_size)))
