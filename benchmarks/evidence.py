@@ -77,7 +77,7 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
             torch.zeros(dataset_size, 1, 1, 3, dtype=torch.uint8).numpy(), [str(i) for i in range(dataset_size)]
         )
         derived = derive(options, source)
-        device, _, _ = prepare(options.device, options.precision)
+        device = prepare(options.device)
         method = networks.build_method(derived).to(device).train()
         side = storage_size(derived["image_size"])
         pixels = torch.randint(0, 256, (derived["batch_size"], side, side, 3), dtype=torch.uint8, device=device)

@@ -4,24 +4,19 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from selfie_cli import runs
 from selfie_cli.config import LabelOptions
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.files import write_json
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.comparison import Curve, Finetuned
-from selfie_cli.recipes.resumption import run_to_resume
+from selfie_cli.recipes.beginning import run_to_resume
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import group
 from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
@@ -74,37 +69,10 @@ def load_pretrained(run: Run, options: LabelOptions) -> networks.Pretrained | An
     return networks.load_module(run)
 
 
-def choose_out(options: LabelOptions, verb: str, name: str, sources: list[Run]) -> Path:
-    """The folder of a new run. Raises RunError or UsageError if it is not free."""
-    out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
-    if any(out.resolve() == source.path.resolve() for source in sources):
-        raise UsageError(f"--out {out} is a run that --from names: choose another folder")
-    runs.check_free(out, overwrite=options.overwrite)
-    return out
-
-
-def start(out: Path | None, **config: Any) -> Run:
-    """A new run in `out`, made by the first process."""
-    assert out is not None
-    if group().first:
-        runs.create(out, **config)
-    group().wait()
-    return runs.open_run(out)
-
-
 def room_for(arms: list[Arm], num_cells: int) -> int:
     """Bytes of the weights that a run keeps: those of `num_cells` networks of each arm, and a copy of one."""
     each = [num_bytes(arm.make().state_dict().values()) for arm in arms]
     return num_cells * sum(each) + min(each)
-
-
-def conclude(run: Run, result: Finetuned | Curve, cell: str, measured: dict[str, Any]) -> None:
-    """Write what was found; the network of `cell` becomes the run's own, for predict and embed."""
-    if not group().first:
-        return
-    networks.copy_weights(runs.open_run(run.path / "cells" / cell), run)
-    write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
-    run.finish({**measured, "threads": torch.get_num_threads()})
 
 
 def origin(source: Run) -> dict[str, str]:

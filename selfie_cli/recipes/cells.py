@@ -21,17 +21,18 @@ from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.arms import Arm
-from selfie_cli.recipes.comparison import Accuracies
-from selfie_cli.recipes.labels import Data, Part, Share, take
+from selfie_cli.recipes.arms import Arm, learning_rates, origin, room_for
+from selfie_cli.recipes.beginning import start
+from selfie_cli.recipes.comparison import Accuracies, Curve, Finetuned, Point, point
+from selfie_cli.recipes.labels import Data, Part, Share, read_data, take, take_share
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.loop import train
-from selfie_cli.training.machine import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
+from selfie_cli.training.machine import Pace, compiles, duration, fit, micro_batch_for, precisions, prepare, warm_up
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
-from selfie_cli.training.step import Batch, Step, less_at_once
+from selfie_cli.training.step import Batch, Step
 
 SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
 
@@ -99,7 +100,7 @@ class Trainer:
             graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
             smallest=self.batch_size if self.options.deterministic else 1,
-            smaller=lambda micro_batch: self.talk.warn(less_at_once(micro_batch)),
+            talk=self.talk,
         )
         return task, step
 
@@ -142,9 +143,7 @@ class Trainer:
             micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
         times, wanted = {}, [step for step, _ in trials.values() if step.compiled]
         for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
-            step.micro_batch = micro
-            if micro < size // world:
-                step.leave_graphs()
+            step.set_micro_batch(micro)
             times[kind] = fit(step, batch, tried, self.talk)
             tried, micro = [step.precision], step.micro_batch
         sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
@@ -177,7 +176,7 @@ class Trainer:
         sizes: dict[str, Any],
         rates: list[float],
         *,
-        searched: str = "search",
+        searched: str,
     ) -> Accuracies:
         """All cells of a share: each arm's rate is chosen on held-out labels of the first seed, never on test images.
 
@@ -268,3 +267,95 @@ class Trainer:
             cell.finish({"accuracy": accuracy, "micro_batch": step.micro_batch})
         here.wait()
         return accuracy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What all arms came to on all shares; the network of `cell` becomes the run's own."""
+
+    run: Run
+    data: Data
+    points: list[Point]
+    cell: str
+    device: torch.device
+
+
+def compare(
+    options: LabelOptions,
+    verb: str,
+    *,
+    run: Run | None,
+    out: Path | None,
+    arms: list[Arm],
+    sources: list[Run],
+    counts: dict[float, int],
+    kept: Arm,
+    pairs: list[tuple[str, str]],
+    talk: Talk,
+) -> Compared:
+    """Train the networks of all arms on all shares, in a new run in `out`, or go on with `run`.
+
+    `counts` says how many seeds each share gets, smallest share first; of `kept`, one of the arms, the first network
+    with the most labels is kept as the run's own; `pairs` are the arms and baselines to compare.
+    """
+    rates = learning_rates(options.lr)
+    device = prepare(options.device, deterministic=options.deterministic)
+    image_size = kept.shape["image_size"]
+    data = read_data(options, image_size, run, sources, talk)
+    arms, kept = [arm.for_classes(data.classes) for arm in arms], kept.for_classes(data.classes)
+    shares = [
+        take_share(data, fraction, range(options.seed, options.seed + count), len(rates))
+        for fraction, count in counts.items()
+    ]
+    trainer = Trainer(options=options, image_size=image_size, device=device, talk=talk)
+    percents = ", ".join(f"{share.fraction * 100:.3g} %" for share in shares)
+    numbers = ", ".join(f"{share.num_labels:,}" for share in shares)
+    talk.say(
+        f"{', '.join(arm.name for arm in arms)}: {numbers} labels of {len(data.train.labels):,} ({percents} of each "
+        f"class), {len(data.classes)} classes, {len(data.test.labels):,} test images; {kept.shape['backbone']} at "
+        f"{image_size} px, {device}, batch {trainer.batch_size}"
+    )
+    if run is None:
+        sizes, steps = trainer.plan(arms, data.train, shares, len(rates))
+        run = start(
+            out,
+            verb=verb,
+            asked=dataclasses.asdict(options),
+            overwrite=options.overwrite,
+            room=room_for(arms, cells_of(shares, rates)),
+            derived={**kept.shape, **sizes, "steps": steps[-1], "steps_of_shares": steps},
+            data=data.record,
+            **{"from": [origin(source) for source in sources]},
+        )
+        talk.say(f"run: {run.path}")
+    data.report(run, talk)
+
+    steps = run.derived.get("steps_of_shares", [run.derived["steps"]])  # finetune did not always note them
+    if len(steps) != len(shares) or not all(type(each) is int and each > 0 for each in steps):
+        raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
+    points = []
+    for share, steps_here in zip(shares, steps, strict=True):
+        searched = "search" if verb == "finetune" else f"search-f{share.fraction:g}"
+        sizes = {**sizes_of(run), "steps": steps_here}
+        points.append(
+            point(
+                fraction=share.fraction,
+                num_labels=share.num_labels,
+                steps=steps_here,
+                seeds=share.seeds,
+                accuracies=trainer.share(run, arms, data, share, sizes, rates, searched=searched),
+                pairs=pairs,
+            )
+        )
+    cell = shares[-1].cell(kept.name, options.seed)
+    return Compared(run=run, data=data, points=points, cell=cell, device=device)
+
+
+def conclude(found: Compared, result: Finetuned | Curve) -> None:
+    """Write what was found; the network of a cell becomes the run's own, for predict and embed."""
+    if not group().first:
+        return
+    run = found.run
+    networks.copy_weights(runs.open_run(run.path / "cells" / found.cell), run)
+    write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
+    run.finish({"device": str(found.device), "threads": torch.get_num_threads()})

@@ -102,28 +102,8 @@ def point(
     return Point(fraction=fraction, num_labels=num_labels, steps=steps, seeds=seeds, arms=arms, comparisons=comparisons)
 
 
-def summarize(
-    *,
-    run: Path,
-    dataset: str,
-    fraction: float,
-    num_labels: int,
-    num_test: int,
-    num_classes: int,
-    steps: int,
-    seeds: list[int],
-    accuracies: Accuracies,
-) -> Finetuned:
-    """The last arm against every other one, the most alike first, and the sentences that say what it means."""
-    *others, last = accuracies
-    found = point(
-        fraction=fraction,
-        num_labels=num_labels,
-        steps=steps,
-        seeds=seeds,
-        accuracies=accuracies,
-        pairs=[(last, other) for other in reversed(others)],
-    )
+def summarize(found: Point, *, run: Path, dataset: str, num_test: int, num_classes: int) -> Finetuned:
+    """With the sentences that say what the comparisons mean."""
     first = found.comparisons[0] if found.comparisons else None
     return Finetuned(
         **vars(found),

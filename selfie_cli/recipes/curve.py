@@ -1,43 +1,34 @@
 """selfie curve: several shares of the labels, several ways to initialize, several seeds; what pretraining is worth."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from selfie_cli import runs
 from selfie_cli.config import CurveOptions
-from selfie_cli.errors import RunError, UsageError
+from selfie_cli.errors import UsageError
 from selfie_cli.recipes.arms import (
     SUPERVISED,
     Arm,
     begin,
-    choose_out,
-    conclude,
-    learning_rates,
     load_pretrained,
     network_shape,
-    origin,
     origins,
-    room_for,
-    start,
     tell_of_labels,
 )
-from selfie_cli.recipes.cells import Trainer, cells_of, sizes_of
-from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, point, spreads
+from selfie_cli.recipes.beginning import choose_out
+from selfie_cli.recipes.cells import compare, conclude
+from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
-from selfie_cli.recipes.labels import read_data, take_share
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.report import plots
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.machine import prepare
 
 
 def curve(options: CurveOptions, talk: Talk) -> Curve:
     """Train all cells as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = begin(options, "curve")
-    rates = learning_rates(options.lr)
     counts = seed_counts(options.fractions, options.seeds)
     asked: Sequence[str | None] = options.from_ or [None]
     if run is not None:
@@ -50,68 +41,36 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
-    device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
-
-    shape = arms[0].shape
-    data = read_data(options, shape["image_size"], run, sources, talk)
-    arms = [arm.for_classes(data.classes) for arm in arms]
-    seeds = {fraction: range(options.seed, options.seed + count) for fraction, count in counts.items()}
-    shares = [take_share(data, fraction, seeds[fraction], len(rates)) for fraction in seeds]
-    trainer = Trainer(options=options, image_size=shape["image_size"], device=device, talk=talk)
-    talk.say(
-        f"{', '.join(arm.name for arm in arms)}; {len(data.classes)} classes, {len(data.test.labels):,} test images; "
-        f"{shape['backbone']} at {shape['image_size']} px, {device}, batch {trainer.batch_size}"
+    found = compare(
+        options,
+        "curve",
+        run=run,
+        out=out,
+        arms=arms,
+        sources=sources,
+        counts=counts,
+        kept=arms[min(1, len(arms) - 1)],
+        pairs=[(arm.name, SUPERVISED) for arm in arms[1:]],
+        talk=talk,
     )
-    kept = arms[min(1, len(arms) - 1)]  # its first network with the most labels becomes the run's own
-    if run is None:
-        sizes, steps = trainer.plan(arms, data.train, shares, len(rates))
-        run = start(
-            out,
-            verb="curve",
-            asked=dataclasses.asdict(options),
-            overwrite=options.overwrite,
-            room=room_for(arms, cells_of(shares, rates)),
-            derived={**kept.shape, **sizes, "steps": steps[-1], "steps_of_shares": steps},
-            data=data.record,
-            **{"from": [origin(source) for source in sources]},
-        )
-        talk.say(f"run: {run.path}")
-    data.report(run, talk)
-
-    steps = run.derived.get("steps_of_shares", [])
-    if len(steps) != len(shares) or not all(type(each) is int and each > 0 for each in steps):
-        raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
-    points = []
-    for share, steps_here in zip(shares, steps, strict=True):
-        sizes = {**sizes_of(run), "steps": steps_here}
-        searched = f"search-f{share.fraction:g}"
-        points.append(
-            point(
-                fraction=share.fraction,
-                num_labels=share.num_labels,
-                steps=steps_here,
-                seeds=share.seeds,
-                accuracies=trainer.share(run, arms, data, share, sizes, rates, searched=searched),
-                pairs=[(arm.name, SUPERVISED) for arm in arms[1:]],
-            )
-        )
+    data, points, shape = found.data, found.points, arms[0].shape
     others = [arm for arm in arms if any(arm.shape[key] != shape[key] for key in ("backbone", "stem"))]
     remarks = {
         arm.name: f"another network than supervised: {arm.shape['backbone']}, stem {arm.shape['stem']}"
         for arm in others
     }
     result = Curve(
-        run=run.path,
+        run=found.run.path,
         dataset=data.name,
         num_test=len(data.test.labels),
         num_classes=len(data.classes),
         points=points,
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
-        plots=draw(run.path, data.name, points, talk) if group().first else [],
+        plots=draw(found.run.path, data.name, points, talk) if group().first else [],
     )
-    conclude(run, result, shares[-1].cell(kept.name, options.seed), {"device": str(device)})
-    report_at_end(run, options, talk)
+    conclude(found, result)
+    report_at_end(found.run, options, talk)
     return result
 
 

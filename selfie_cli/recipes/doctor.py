@@ -114,7 +114,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     if group().world > 1:
         raise UsageError("doctor looks at one machine by itself: start it without torchrun")
-    device, _, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
     workers = options.workers or num_cores()
     folders = [folder for one in options.data if (folder := folder_of(one, options))]
     nothing = None
@@ -242,7 +242,7 @@ def plans_for(
             rows = np.arange(count) if source.block > 1 else np.linspace(0, len(source) - 1, count).astype(np.int64)
             workers = options.workers or num_cores()
             sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-            method, step = make_step(derived, pretraining, device)
+            method, step = make_step(derived, pretraining, device, Talk())
             batch = on_device(batches(sample, method, derived, 0)(0), device)
             pace = Pace(fit_to_machine(step, method, batch, pretraining, derived, talk))
             if not in_memory:

@@ -79,7 +79,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     if run is None:
         raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
     talk.say(line)
-    device, _, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
     made_by = described(run, networks.choose_features(run.derived, options.features))
     old = group().from_first([] if options.overwrite or out is None else tables_at(out, in_parts, options))
     if old:

@@ -29,9 +29,9 @@ from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.machine import num_cores, prepare
+from selfie_cli.training.machine import num_cores, precisions, prepare
 from selfie_cli.training.schedule import step_generator, step_seed
-from selfie_cli.training.step import Autocast
+from selfie_cli.training.step import Autocast, autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     if run is None:
         raise UsageError("eval needs a run: its folder, or bundled")
     talk.say(line)
-    device, autocast, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
+    context = autocast(device, precisions(device, options.precision)[0])
     network = networks.load_network(run, features=options.features, device=device)
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(data.split_note)
@@ -126,11 +127,11 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     rows, seen = look_for_seen([run], pixels, names, exclude=options.exclude_seen, talk=talk)
     test = pixels[rows], labels[rows]
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
-    trained = judge(network, "trained", train, test, len(classes), options, autocast, talk)
-    untrained = judge(twin, "untrained", train, test, len(classes), options, autocast, talk)
+    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
+    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
     classified = None
     if isinstance(network.module, AnyClassifier):
-        with autocast():
+        with context():
             classified = classify(network, run.derived["classes"], classes, test, options.batch_size)
     result = Evaluated(
         run=run.path,
@@ -174,12 +175,12 @@ def judge(
     test: tuple[Tensor, Tensor],
     num_classes: int,
     options: EvalOptions,
-    autocast: Autocast,
+    context: Autocast,
     talk: Talk,
 ) -> Judged:
     """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
     size = options.batch_size
-    with autocast():
+    with context():
         before = networks.vectors_of(network, train[0], batch_size=size, talk=talk, what=f"{name}: training images")
         after = networks.vectors_of(network, test[0], batch_size=size, talk=talk, what=f"{name}: test images")
     votes = knn_predict(before, train[1], after, num_classes=num_classes, k=options.k, temperature=options.temperature)
@@ -189,7 +190,7 @@ def judge(
     probe = fit_linear_probe(before, train[1], num_classes=num_classes, held_out=torch.from_numpy(held))
     module = network.module
     as_trained = plain = chance = None
-    with autocast():
+    with context():
         if isinstance(module, SelfieNetwork):
             as_trained, chance = pretext_accuracy(module, module.augment, test[0], options.seed, size)
         if isinstance(module, Selfie):

@@ -50,7 +50,7 @@ def predict(
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
     names = expand(options.paths, stdin)
     classes: list[str] = run.derived["classes"]
-    device, _, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
     network = networks.load_network(run, features=None, device=device)
 
     @contextlib.contextmanager

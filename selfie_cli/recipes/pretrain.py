@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from selfie_cli import runs
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
@@ -23,9 +22,9 @@ from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.pretraining import shown
 from selfie_cli.recipes import networks
+from selfie_cli.recipes.beginning import MILDER, choose_out, has_diverged, run_to_resume, start
 from selfie_cli.recipes.derivation import derive
 from selfie_cli.recipes.report import report_at_end
-from selfie_cli.recipes.resumption import MILDER, has_diverged, run_to_resume
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
@@ -44,7 +43,7 @@ from selfie_cli.training.machine import (
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.state import room_for
-from selfie_cli.training.step import Batch, Step, less_at_once, smallest_piece
+from selfie_cli.training.step import Batch, Step, smallest_piece
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -69,11 +68,9 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     run, options = run_to_resume(options, "pretrain")
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
-    device, _, _ = prepare(options.device, options.precision, deterministic=options.deterministic)
+    device = prepare(options.device, deterministic=options.deterministic)
     here = group()
-    out = here.from_first(Path(options.out) if options.out else runs.default_folder("pretrain", options.method))
-    if run is None:
-        runs.check_free(out, overwrite=options.overwrite)
+    out = None if run is not None else choose_out(options, "pretrain", options.method, [])
 
     pinned = run.config["data"].get("pinned", {}) if run is not None else {}
     asked_for = [pinned.get(one, one) for one in options.data]
@@ -103,8 +100,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         stack.callback(opened.close)
         # What is small lives where it is needed.
         store = opened.to(device) if isinstance(opened, Store) else opened
-        method, step = make_step(derived, options, device)
-        step.smaller = lambda micro_batch: talk.warn(less_at_once(micro_batch))
+        method, step = make_step(derived, options, device, talk)
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
         ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
@@ -113,11 +109,15 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
             room = fit_to_machine_and_length(step, method, store, batch_of, options, derived, talk)
-            if here.first:
-                sections = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
-                runs.create(out, verb="pretrain", overwrite=options.overwrite, room=room, **sections)
-            run = here.from_first(runs.open_run(out) if here.first else None)
-            assert run is not None
+            run = start(
+                out,
+                verb="pretrain",
+                asked=dataclasses.asdict(options),
+                overwrite=options.overwrite,
+                room=room,
+                derived=derived,
+                data=data,
+            )
             talk.say(f"run: {run.path}")
         if here.first:
             report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
@@ -217,7 +217,9 @@ def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
     return bad
 
 
-def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.device) -> tuple[Method, Step]:
+def make_step(
+    derived: dict[str, Any], options: PretrainOptions, device: torch.device, talk: Talk
+) -> tuple[Method, Step]:
     """The method on its device, freshly initialized, and a training step of it."""
     here = group()
     compiled = compiles(options.compile, device, deterministic=options.deterministic)
@@ -239,6 +241,7 @@ def make_step(derived: dict[str, Any], options: PretrainOptions, device: torch.d
         group=here,
         after=method.after_step,
         smallest=derived["batch_size"] if options.deterministic else 1 + method.compares_images,
+        talk=talk,
     )
     return method, step
 
@@ -299,14 +302,13 @@ def fit_to_machine(
     tried = precisions(step.device, options.precision, deterministic=options.deterministic)
     step.precision = tried[0]
     sample = tuple(tensor[:4] for tensor in batch)
-    step.micro_batch = options.micro_batch or (size if options.deterministic else micro_batch_for(step, sample, size))
-    if step.micro_batch < size and not options.micro_batch and method.compares_images:
+    micro = options.micro_batch or (size if options.deterministic else micro_batch_for(step, sample, size))
+    if micro < size and not options.micro_batch and method.compares_images:
         method.encoder.checkpointed = True
-        step.micro_batch = micro_batch_for(step, sample, size)
+        micro = micro_batch_for(step, sample, size)
         talk.say("memory is short: activations within a stage are computed twice instead of kept")
-    check_pieces(size, step.micro_batch, method)
-    if step.micro_batch < size:
-        step.leave_graphs()
+    check_pieces(size, micro, method)
+    step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
         talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")
     wanted = step.compiled

@@ -122,7 +122,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
 
 def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     """Everything that needs images; how many the network was shown."""
-    device, _, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
     network = load(run, device, talk)
     if network is None:
         return 0

@@ -152,7 +152,7 @@ def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[lis
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
             "name those with --from, or embed anew"
         )
-    device, _, _ = prepare(options.device, options.precision)
+    device = prepare(options.device)
     features = made_by.get("features") if run.derived["method"] == "selfie" else None
     network = networks.load_network(run, features=features, device=device)
     precision = made_by.get("precision") if options.precision == "auto" else options.precision

@@ -21,7 +21,7 @@ from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, remember
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
-from selfie_cli.training.state import load_state, micro_batch_of, save_state, saved_states
+from selfie_cli.training.state import load_state, save_state, saved_states
 from selfie_cli.training.step import Batch, Step
 from selfie_cli.training.tensorboard import events
 
@@ -127,8 +127,8 @@ def train(
     states = folder / "state"
     metrics_file = folder / "metrics.jsonl"
     remember(resume_hint)
-    step = load_state(states, module, optimizer, talk)
-    if micro_batch := micro_batch_of(states, step):
+    step, micro_batch = load_state(states, module, optimizer, talk)
+    if micro_batch:
         step_of.set_micro_batch(micro_batch)
     if len(set(group.gather(step))) > 1:
         raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")

@@ -16,7 +16,7 @@ from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
-from selfie_cli.training.step import Autocast, Batch, Step, autocast, reason_of, undone
+from selfie_cli.training.step import Batch, Step, reason_of, undone
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -46,12 +46,11 @@ def quotas(mount: Path) -> Iterator[int]:
                 yield max(1, round(quota / period))
 
 
-def prepare(device: str, precision: str, *, deterministic: bool = False) -> tuple[torch.device, Autocast, str]:
-    """The device, an autocast context for it, and the precision's name; torch's threads are set to the cores.
+def prepare(device: str, *, deterministic: bool = False) -> torch.device:
+    """The device to work on; torch's threads are set to the cores.
 
-    "auto" is bf16 on CUDA and fp32 elsewhere; `precisions` says what training may try. `deterministic` lets torch use
-    no kernel that differs from run to run. Joins the other processes of the job, if there are any. Raises UsageError
-    for a device that is not there.
+    `deterministic` lets torch use no kernel that differs from run to run. Joins the other processes of the job, if
+    there are any. Raises UsageError for a device that is not there.
     """
     if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, torch imports its compiler
         torch.use_deterministic_algorithms(deterministic)
@@ -68,12 +67,10 @@ def prepare(device: str, precision: str, *, deterministic: bool = False) -> tupl
             f"{environment().local_world} processes were started on this machine, which has "
             f"{torch.cuda.device_count()} GPUs: give torchrun a smaller --nproc-per-node"
         )
-    if precision == "auto":
-        precision = "bf16" if name == "cuda" and bf16_pays(torch.device(name)) else "fp32"
     here = torch.device(name, group().local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
     if name == "cuda":
         torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
-    return here, autocast(here, precision), precision
+    return here
 
 
 def keep_freed_memory() -> None:

@@ -24,7 +24,7 @@ def save_state(
 ) -> None:
     """Write `folder`/<step>/ whole or not at all, then drop all but the last two.
 
-    `micro_batch` is how many images go through at once by now: see `micro_batch_of`.
+    `micro_batch` is how many images go through at once by now, where that is to be kept: memory may have run out.
     """
     target = folder / f"{step:08d}"
     if target.exists():  # damaged, and passed over when this run was resumed
@@ -54,29 +54,27 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
 
 
-def micro_batch_of(folder: Path, step: int) -> int | None:
-    """What was given to `save_state` for a state that `load_state` has read; memory may have run out on the way."""
-    path = folder / f"{step:08d}" / WEIGHTS
-    return int(load_weights(path)[1].get("micro_batch", 0)) or None if path.exists() else None
-
-
 def checksums(state: Path) -> dict[str, str]:
     return {name: hashlib.sha256((state / name).read_bytes()).hexdigest() for name in (WEIGHTS, OPTIMIZER)}
 
 
-def read_state(path: Path) -> tuple[int, dict[str, Tensor], dict[str, Tensor]]:
-    """Step, weights and the optimizer's tensors. Raises OSError, ValueError or WeightsError if the state is damaged."""
+def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str, Tensor]]:
+    """Step, micro-batch, weights and the optimizer's tensors.
+
+    Raises OSError, ValueError or WeightsError if the state is damaged.
+    """
     if read_json(path / CHECKSUMS) != checksums(path):
         raise ValueError("its files are not what was written")
     weights, header = load_weights(path / WEIGHTS)
     tensors, _ = load_weights(path / OPTIMIZER)
     if header.get("step") != str(int(path.name)) or not header.get("micro_batch", "1").isdecimal():
         raise ValueError(f"it is of step {header.get('step')}, {header.get('micro_batch')} images at once")
-    return int(path.name), weights, tensors
+    return int(path.name), int(header.get("micro_batch", 0)) or None, weights, tensors
 
 
-def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, talk: Talk) -> int:
-    """Put the newest readable state into `module` and `optimizer`; returns its step, 0 if none was ever saved.
+def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, talk: Talk) -> tuple[int, int | None]:
+    """Put the newest readable state into `module` and `optimizer`; returns its step, 0 if none was ever saved, and the
+    micro-batch that was kept with it.
 
     A damaged newest state is passed over with a warning. Raises RunError if there are states but none can be read, or
     if the one that can is of another network or optimizer; `module` and `optimizer` are then as they were.
@@ -84,7 +82,7 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
     states = saved_states(folder)
     for path in reversed(states):
         try:
-            step, weights, tensors = read_state(path)
+            step, micro_batch, weights, tensors = read_state(path)
         except (OSError, ValueError, WeightsError) as error:
             talk.warn(f"the state {path} is damaged and passed over: {error}")
             continue
@@ -94,10 +92,10 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
                 raise RunError(f"the state {path} is of another {what} ({found}): start the run anew with --overwrite")
         module.load_state_dict(weights)
         put_optimizer_tensors(optimizer, tensors)
-        return step
+        return step, micro_batch
     if states:
         raise RunError(f"no state in {folder} can be read: start the run anew with --overwrite")
-    return 0
+    return 0, None
 
 
 def kept_by(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

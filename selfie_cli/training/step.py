@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from selfie_cli.errors import TrainingError
+from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group
 
 Batch = tuple[Tensor, ...]
@@ -52,8 +53,8 @@ class Step:
 
     From the first loss or gradient on that is not finite the optimizer does nothing more, and `num_spoiled` counts the
     steps: whoever trains looks at it now and then. Where memory runs out, the micro-batch is halved and the same batch
-    tried again, as often as it takes; `smaller` is told of each new micro-batch. What had gone through before counts
-    twice in the running statistics of batch norm.
+    tried again, as often as it takes, and `talk` tells of it. What had gone through before counts twice in the running
+    statistics of batch norm.
 
     Raises TrainingError where even the smallest piece does not fit, or other processes would wait for one that tries.
     """
@@ -71,7 +72,7 @@ class Step:
         group: Group | None = None,
         after: Callable[[float], None] = lambda done: None,
         smallest: int = 1,
-        smaller: Callable[[int], None] = lambda micro_batch: None,
+        talk: Talk | None = None,
     ) -> None:
         """`smallest` is the least number of images that may go through at once."""
         self.module = module
@@ -82,7 +83,7 @@ class Step:
         self.group = group or Group()
         self.after = after
         self.smallest = smallest
-        self.smaller = smaller
+        self.talk = talk or Talk()
         self.device = next(module.parameters()).device
         self.learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.num_spoiled = torch.zeros((), device=self.device)
@@ -102,15 +103,11 @@ class Step:
         self.forward = forward
 
     def set_micro_batch(self, micro_batch: int) -> None:
-        if micro_batch < self.micro_batch:
-            self.leave_graphs()
-        self.micro_batch = micro_batch
-
-    def leave_graphs(self) -> None:
-        """Compile without CUDA graphs: gradients that are summed over pieces would lie in memory that they reuse."""
-        if self.compiled and self.graphs:
+        """A smaller one leaves CUDA graphs: gradients that are summed over pieces would lie in memory they reuse."""
+        if micro_batch < self.micro_batch and self.compiled and self.graphs:
             self.graphs = False
             self.forward.compile(dynamic=False)
+        self.micro_batch = micro_batch
 
     def stop_compiling(self) -> None:
         """Go on with the same maths, step by step."""
@@ -175,15 +172,10 @@ class Step:
         self.set_micro_batch(half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # its blocks suit the larger pieces
-        self.smaller(half)
-
-
-def less_at_once(micro_batch: int) -> str:
-    """What is said when memory has run out."""
-    return (
-        f"out of memory: from now on {micro_batch} images go through at once, and a batch has more pieces; batch norm, "
-        "and losses that tell images from each other, see those of a piece"
-    )
+        self.talk.warn(
+            f"out of memory: from now on {half} images go through at once, and a batch has more pieces; batch norm, "
+            "and losses that tell images from each other, see those of a piece"
+        )
 
 
 def smallest_piece(batch_size: int, micro_batch: int) -> int:

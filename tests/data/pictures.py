@@ -15,16 +15,6 @@ from selfie_cli.data.sources import Source, open_unlabelled
 from selfie_cli.talk import Talk
 
 
-class Lines(Talk):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    warn = say
-
-
 def png(shade: int) -> bytes:
     data = io.BytesIO()
     Image.new("RGB", (8, 8), (shade, shade, shade)).save(data, "PNG")

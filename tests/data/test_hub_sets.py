@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from commands import SMALL, error_of, same_weights, selfie
 from hub_server import READ_ONLY, TOKEN, Hub, Repository
+from listening import Listener
 
 from selfie_cli.data.hub_sets import fetch
 from selfie_cli.errors import DataError, HubError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
-from tests.data.pictures import Lines, png, write_parquet
+from tests.data.pictures import png, write_parquet
 
 PETS = "hf://datasets/acme/pets"
 CLASSES = ["cat", "dog"]
@@ -53,7 +54,7 @@ def fetched(hub: Hub) -> list[str]:
 
 
 def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) -> None:
-    talk = Lines()
+    talk = Listener()
     found = get(only_train=True, talk=talk)
     sha = pets.branches["main"]
     assert [Path(path).name for path in found.files["train"]] == [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]

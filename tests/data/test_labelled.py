@@ -3,7 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import Lines, labelled, png, write, write_tar
+from listening import Listener
+from pictures import labelled, png, write, write_tar
 
 from selfie_cli.errors import DataError
 
@@ -12,7 +13,7 @@ def test_folder_of_classes_is_split_by_hash(tmp_path):
     write(tmp_path, *[f"{name}/{index}.png" for name in ("dog", "cat") for index in range(10)], "rare/0.png")
     (tmp_path / "empty").mkdir()
     write(tmp_path, "loose.png")
-    talk = Lines()
+    talk = Listener()
     found = labelled(tmp_path, talk=talk)
     assert found.train.classes == found.test.classes == ["cat", "dog", "rare"]
     assert np.bincount(found.test.labels, minlength=3).tolist() == [2, 2, 0]

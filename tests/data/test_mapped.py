@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commands import leftover
+from listening import Listener
 from PIL import Image
 
 from selfie_cli.data import mapped, rows
@@ -25,7 +26,7 @@ from selfie_cli.data.sources import Array, Files, Joined, Shards, Subset
 from selfie_cli.data.store import BadFile, Store, read_store
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
-from tests.data.pictures import Lines, png, write_tar
+from tests.data.pictures import png, write_tar
 
 ROW = 16 * 16 * 3
 SIZE = 16
@@ -98,7 +99,7 @@ def test_images_are_decoded_when_they_are_first_asked_for(source, whole, tmp_pat
             assert torch.equal(store.take(part), whole[part])
     assert sorted(source.opened) == list(range(100))
     source.opened.clear()
-    talk = Lines()
+    talk = Listener()
     with opened(source, tmp_path / "store", talk=talk) as store:
         assert torch.equal(store.take(order), whole[order])
         assert source.opened == []  # a later run decodes nothing
@@ -127,7 +128,7 @@ def test_what_there_is_no_room_for_is_decoded_again(source, whole, tmp_path):
 
 
 def test_nothing_is_kept_if_nothing_may_be(source, whole, tmp_path):
-    talk = Lines()
+    talk = Listener()
     with opened(source, tmp_path / "store", gb=0, talk=talk) as store:
         for _ in range(2):
             assert torch.equal(store.take(torch.arange(100)), whole)
@@ -139,7 +140,7 @@ def test_nothing_is_kept_if_nothing_may_be(source, whole, tmp_path):
 
 def test_a_folder_that_cannot_be_written_to_is_no_end(source, whole, tmp_path):
     (tmp_path / "file").touch()
-    talk = Lines()
+    talk = Listener()
     with opened(source, tmp_path / "file/store", talk=talk) as store:
         assert torch.equal(store.take(torch.arange(9)), whole[:9])
     assert "cannot be kept" in talk.lines[0]
@@ -388,7 +389,7 @@ def small_disk(folder: Path, num_bytes: int):
 
 
 def test_a_full_disk_stops_the_keeping_and_nothing_else(source, whole, tmp_path):
-    talk = Lines()
+    talk = Listener()
     with small_disk(tmp_path / "disk", 2**16), opened(source, tmp_path / "disk/store", talk=talk) as store:
         for _ in range(2):
             for part in torch.randperm(100).split(7):
@@ -431,7 +432,7 @@ def test_a_limit_on_file_sizes_is_no_end(source, tmp_path):
 
 
 def test_a_store_cut_from_outside_is_decoded_again(source, whole, tmp_path):
-    talk = Lines()
+    talk = Listener()
     with opened(source, tmp_path / "store", talk=talk) as store:
         store.take(torch.arange(100))
         os.truncate(next((tmp_path / "store").glob("*/pixels")), 10 * ROW + 5)
@@ -521,7 +522,7 @@ def test_without_a_home_nothing_is_kept(source, whole, monkeypatch):
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for gb, line in ((None, "there is no home folder: name one with --store"), (0.0, "are not kept")):
-        talk = Lines()
+        talk = Listener()
         with closing(MappedStore(source, size=SIZE, workers=2, max_bad=0, talk=talk, limit_gb=gb)) as store:
             assert torch.equal(store.take(torch.arange(9)), whole[:9])
         assert line in talk.lines[0]

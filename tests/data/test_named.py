@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pictures import Lines, labelled, shade, unlabelled, write
+from listening import Listener
+from pictures import labelled, shade, unlabelled, write
 
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED, read_named
@@ -116,7 +117,7 @@ def test_a_download_is_announced_and_whole_or_absent(tmp_path, monkeypatch):
             self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
 
     monkeypatch.setattr(datasets, "CIFAR10", Reader)
-    talk = Lines()
+    talk = Listener()
     fails = True
     with pytest.raises(DataError, match=r"could not be downloaded from www\.cs\.toronto\.edu: connection reset"):
         open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
@@ -185,7 +186,7 @@ def test_archives_that_lead_elsewhere_write_nothing(tmp_path, served, monkeypatc
     root = tmp_path / "root"
     before = sorted(tmp_path.iterdir())
     with pytest.raises(DataError, match=f"could not be downloaded from www.robots.ox.ac.uk: .*{words}"):
-        read_named("fgvcaircraft", "train", data_root=root, offline=False, talk=Lines())
+        read_named("fgvcaircraft", "train", data_root=root, offline=False, talk=Listener())
     assert sorted(tmp_path.iterdir()) == sorted([*before, root])
     assert {path.name for path in root.iterdir()} == {".lock"}
     assert not hasattr(tarfile.TarFile.extraction_filter, "__name__")
@@ -198,7 +199,7 @@ def test_an_archive_of_another_hash_is_not_unpacked(tmp_path, served, monkeypatc
         tar.add(__file__, "fgvc-aircraft-2013b/x")
     monkeypatch.setattr(FGVCAircraft, "_URL", f"{served}/a.tar.gz")
     with pytest.raises(DataError, match=r"could not be downloaded from www\.robots\.ox\.ac\.uk: .*corrupted"):
-        read_named("fgvcaircraft", "train", data_root=tmp_path / "root", offline=False, talk=Lines())
+        read_named("fgvcaircraft", "train", data_root=tmp_path / "root", offline=False, talk=Listener())
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
 
 
@@ -222,7 +223,7 @@ def test_one_process_downloads_and_the_others_find_it_there(tmp_path, monkeypatc
     found = []
 
     def read() -> None:  # as a process does: each opens the lock for itself
-        found.append(read_named("cifar10", "train", data_root=tmp_path / "root", offline=False, talk=Lines()))
+        found.append(read_named("cifar10", "train", data_root=tmp_path / "root", offline=False, talk=Listener()))
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:

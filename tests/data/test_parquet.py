@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from listening import Listener
 
 from selfie_cli.data import mapped, parquet
 from selfie_cli.data.labelled import LabelledSplits
@@ -18,7 +19,7 @@ from selfie_cli.data.sources import Files, Joined, Subset, fingerprint
 from selfie_cli.data.store import read_store
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
-from tests.data.pictures import Lines, labelled, png, shade, unlabelled, write, write_parquet, write_tar
+from tests.data.pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 CLASSES = ["wool", "ash", "oak"]
 NUMBERED = pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
@@ -47,7 +48,7 @@ def shades(found: Parquet | Files | Subset | Joined) -> list[int]:
 
 
 def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
-    talk = Lines()
+    talk = Listener()
     source = unlabelled(repository, talk=talk)
     assert shades(source) == list(range(12))
     assert source.names[7] == f"{repository}/data/train-00001-of-00002.parquet/row-000001"
@@ -138,7 +139,7 @@ def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [png(row) for row in range(4)], [1, -1, 0, None], CLASSES)
     write_parquet(tmp_path / "validation.parquet", [png(7)], [0], CLASSES)
     write_parquet(tmp_path / "test.parquet", [png(8)], [-1], CLASSES)
-    talk = Lines()
+    talk = Listener()
     found: LabelledSplits = labelled(tmp_path, talk=talk)
     assert (shades(found.train.source), found.train.labels.tolist()) == ([0, 2], [1, 0])
     assert found.train.classes == ["wool", "ash"]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import Lines, labelled, png, shade, unlabelled, write, write_tar
+from listening import Listener
+from pictures import labelled, png, shade, unlabelled, write, write_tar
 
 from selfie_cli.data.sources import Array, Files, Joined, Shards, Subset, expand_braces, fingerprint, list_images
 from selfie_cli.errors import DataError, UnreadableImage
@@ -56,7 +57,7 @@ def test_any_file_name_survives(tmp_path):
 def test_a_parted_folder_gives_train_alone_and_says_so(tmp_path):
     expected = write(tmp_path, "train/a/1.jpg")
     write(tmp_path, "val/a/2.jpg", "test/a/3.jpg")
-    talk = Lines()
+    talk = Listener()
     assert unlabelled(tmp_path, talk=talk).names == expected
     assert len(talk.lines) == 1
     assert all(word in talk.lines[0] for word in ("train/", "val/", "test/"))

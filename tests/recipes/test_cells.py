@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from listening import Listener
 
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.store import BadFile
@@ -23,14 +24,6 @@ SHAPE = {
     "classes": ["a", "b"],
 }
 WIDER = {**SHAPE, "backbone": "resnet18"}
-
-
-class Listener(Talk):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def part(num_images: int = 40) -> Part:

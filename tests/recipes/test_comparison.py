@@ -8,17 +8,16 @@ from selfie_cli.recipes.comparison import Finetuned, Point, curve_sentence, poin
 
 
 def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetuned:
-    return summarize(
-        run=Path("run"),
-        dataset="photos",
+    *others, last = (name for name, _ in arms)
+    found = point(
         fraction=fraction,
         num_labels=40,
-        num_test=100,
-        num_classes=2,
         steps=10,
         seeds=list(range(len(arms[0][1]))),
         accuracies={name: (0.1, values) for name, values in arms},
+        pairs=[(last, other) for other in reversed(others)],
     )
+    return summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2)
 
 
 # Intervals by hand: mean -+ 4.302653 * std / sqrt(3).

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import COMMAND, ENVIRONMENT, TORCHRUN, error_of, selfie
+from listening import Listener
 from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
@@ -25,16 +26,6 @@ from selfie_cli.recipes.inference import SHORT_JOB, Result, Worker, made_lean
 from selfie_cli.recipes.networks import Network, estimate_batch_norm
 from selfie_cli.recipes.vector_files import HEADERS, writing
 from selfie_cli.talk import Talk
-
-
-class Heard(Talk):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    warn = say
 
 
 def network(backbone: str = "resnetv2_18_w16", image_size: int = 32) -> Network:
@@ -69,7 +60,7 @@ def turned(degrees: float):
 @pytest.mark.usefixtures("_bf16")
 @pytest.mark.parametrize(("degrees", "chosen"), [(2.5, "bf16"), (2.6, "fp32")])  # the cosine of 2.56 degrees is 0.999
 def test_auto_takes_bf16_where_it_gives_the_same_vectors(names: list[str], degrees: float, chosen: str) -> None:
-    talk = Heard()
+    talk = Listener()
     _, dtype = made_lean(network(), turned(degrees), names, precision="auto", talk=talk)
     assert dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[chosen]
     (line,) = talk.lines
@@ -79,7 +70,7 @@ def test_auto_takes_bf16_where_it_gives_the_same_vectors(names: list[str], degre
 
 @pytest.mark.usefixtures("_bf16")
 def test_what_is_asked_for_is_not_questioned(names: list[str]) -> None:
-    talk = Heard()
+    talk = Listener()
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         assert made_lean(network(), turned(90), names, precision=precision, talk=talk)[1] == dtype
     assert made_lean(network(), turned(0), names[:SHORT_JOB], precision="auto", talk=talk)[1] == torch.float32
@@ -108,7 +99,7 @@ def test_real_photos_keep_their_direction(photos: list[str], backbone: str, esti
 
     With statistics of its own in each of 16 blocks, a random ResNet-50 makes a rounding error grow, and fp32 is taken.
     """
-    exact, talk = network(backbone, 224), Heard()
+    exact, talk = network(backbone, 224), Listener()
     pixels = inference.decode(photos, range(16), exact, 16)[0]
     if estimated:
         estimate_batch_norm(exact.module, exact.vectors, pixels)
@@ -256,7 +247,7 @@ def test_int8_on_request(images: Path) -> None:
 @needs_vnni
 def test_int8_that_loses_too_much_is_warned_of(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "USABLE", 1.1)
-    talk = Heard()
+    talk = Listener()
     made_lean(network(), Network.vectors, names, precision="int8", talk=talk)
     assert len(talk.lines) == 2
     assert "take bf16 or fp32" in talk.lines[1]

@@ -13,7 +13,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics, signals_noted, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
-from selfie_cli.training.state import micro_batch_of, saved_states
+from selfie_cli.training.state import read_state, saved_states
 from selfie_cli.training.step import Step
 
 
@@ -253,9 +253,7 @@ def test_a_run_that_went_on_in_smaller_pieces_does_so_when_resumed(toy):
     hungry = Hungry(toy.folder)
     hungry.interrupted_at(30, signal.SIGTERM)
     assert [size for step, size in hungry.pieces if step in (19, 20, 21)] == [12, 12, 6, 6, 6, 6]
-    states = {
-        int(path.name): micro_batch_of(path.parent, int(path.name)) for path in saved_states(toy.folder / "state")
-    }
+    states = {int(path.name): read_state(path)[1] for path in saved_states(toy.folder / "state")}
     assert states == {21: 6, 31: 6}
     resumed = Hungry(toy.folder)
     resumed.train(total=40)

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
+from listening import Listener
 from shared_batch import batch_of, make_step, make_task, module_of
 
 from selfie_cli.errors import TrainingError, UsageError
@@ -13,17 +14,6 @@ from selfie_cli.training import machine
 from selfie_cli.training.machine import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
 
 ROOM = 2**40
-
-
-class Listener(Talk):
-    def __init__(self):
-        self.said, self.warned = [], []
-
-    def say(self, line):
-        self.said.append(line)
-
-    def warn(self, line):
-        self.warned.append(line)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +188,12 @@ def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():
     task, places = make_task("supervised"), torch.zeros(1, 1, 2, 2, dtype=torch.int64)
     task.loss = lambda *views: (F.max_unpool2d(torch.zeros(1, 1, 2, 2), places, 2).sum(), {})
     step = make_step(task)
-    prepare("cpu", "auto", deterministic=True)
+    prepare("cpu", deterministic=True)
     try:
         with pytest.raises(TrainingError, match="--deterministic is not possible here: max_unpool"):
             fit(step, batch_of(task, 0), ["fp32"], Talk())
     finally:
-        prepare("cpu", "auto")
+        prepare("cpu")
     assert not torch.are_deterministic_algorithms_enabled()
 
 

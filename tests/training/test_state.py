@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 import torch
+from listening import Listener
 from torch import nn
 
 from selfie_cli.errors import RunError
@@ -9,14 +10,6 @@ from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training.state import checksums, load_state, save_state, saved_states
 from selfie_cli.weights import save_weights
-
-
-class Listener(Talk):
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, line):
-        self.warnings.append(line)
 
 
 def make(seed):
@@ -50,7 +43,7 @@ def test_what_is_saved_comes_back_and_goes_on_the_same_way(tmp_path):
     save_state(tmp_path, 3, module, optimizer)
 
     other, other_optimizer = make(1)
-    assert load_state(tmp_path, other, other_optimizer, Talk()) == 3
+    assert load_state(tmp_path, other, other_optimizer, Talk()) == (3, None)
     assert_same(other.state_dict(), module.state_dict())
     assert_same(momenta(other, other_optimizer), momenta(module, optimizer))
     assert other[1].num_batches_tracked == 3
@@ -65,7 +58,7 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path):
     module, optimizer = make(0)
     save_state(tmp_path, 0, module, optimizer)
     other, other_optimizer = make(1)
-    assert load_state(tmp_path, other, other_optimizer, Talk()) == 0
+    assert load_state(tmp_path, other, other_optimizer, Talk()) == (0, None)
     assert_same(other.state_dict(), module.state_dict())
     assert not other_optimizer.state
 
@@ -73,7 +66,7 @@ def test_before_the_first_step_there_is_no_momentum(tmp_path):
 def test_without_a_state_it_starts_at_step_0(tmp_path):
     module, optimizer = make(0)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert load_state(tmp_path / "state", module, optimizer, Talk()) == 0
+    assert load_state(tmp_path / "state", module, optimizer, Talk()) == (0, None)
     assert_same(module.state_dict(), before)
 
 
@@ -114,10 +107,10 @@ def test_a_damaged_newest_state_is_passed_over(two_states, name, damage):
     damage(folder / "00000006" / name)
     module, optimizer = make(1)
     listener = Listener()
-    assert load_state(folder, module, optimizer, listener) == 3
+    assert load_state(folder, module, optimizer, listener) == (3, None)
     assert_same(module.state_dict(), first)
-    assert len(listener.warnings) == 1
-    assert "00000006" in listener.warnings[0]
+    assert len(listener.warned) == 1
+    assert "00000006" in listener.warned[0]
 
 
 def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
@@ -128,7 +121,7 @@ def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
     advance(module, optimizer)
     save_state(folder, 6, module, optimizer)
     other, other_optimizer = make(2)
-    assert load_state(folder, other, other_optimizer, Talk()) == 6
+    assert load_state(folder, other, other_optimizer, Talk()) == (6, None)
     assert_same(other.state_dict(), module.state_dict())
 
 
@@ -145,7 +138,7 @@ def test_a_state_under_another_name_is_damaged(two_states):
     folder, first = two_states
     (folder / "00000006").rename(folder / "00000009")
     module, optimizer = make(1)
-    assert load_state(folder, module, optimizer, Talk()) == 3
+    assert load_state(folder, module, optimizer, Talk()) == (3, None)
     assert_same(module.state_dict(), first)
 
 
@@ -212,4 +205,4 @@ def test_a_half_written_state_is_not_looked_at(two_states):
     folder, _ = two_states
     shutil.copytree(folder / "00000003", folder / ".tmp-1234-00000009")
     module, optimizer = make(1)
-    assert load_state(folder, module, optimizer, Talk()) == 6
+    assert load_state(folder, module, optimizer, Talk()) == (6, None)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from listening import Listener
 from shared_batch import BATCH, NAMES, batch_of, make_step, make_task, module_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -268,14 +269,15 @@ def hungry(task, most):
 
 def test_where_memory_runs_out_a_batch_goes_through_in_more_pieces():
     """Batch norm, which sees a piece at a time, is in evaluation mode."""
-    found, told = [], []
+    found, listener = [], Listener()
     for most, micro_batch in ((BATCH, 2), (3, BATCH)):
         task = hungry(make_task("supervised"), most)
         module_of(task).eval()
-        step = make_step(task, micro_batch=micro_batch, smaller=told.append)
+        step = make_step(task, micro_batch=micro_batch, talk=listener)
         means = step(batch_of(task, 0), 0.5)
         found.append(({name: value.item() for name, value in means.items()}, tensors_of(step)))
     assert step.micro_batch == 2
+    told = [int(line.split()[6]) for line in listener.warned]
     assert told == [BATCH // 2**halved for halved in range(1, 1 + int(math.log2(BATCH // 2)))]
     (expected, weights), (means, others) = found
     assert means == expected

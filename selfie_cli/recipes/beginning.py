@@ -1,10 +1,11 @@
-"""Which run to go on with: the one that --resume names, or what a job had begun before torchrun restarted it."""
+"""How a run begins: in a folder of its own, or where a stopped one left off."""
 
 import contextlib
 import dataclasses
 import json
 import os
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from selfie_cli import option, runs
 from selfie_cli.config import TrainingOptions
@@ -23,9 +24,7 @@ AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
 def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTraining]:
     """The stopped run to continue, and its options; for a new one, none and `options` themselves.
 
-    `torchrun --max-restarts` starts the same command again. What it then finds in --out, asked for with the same
-    options, an earlier attempt has begun. Raises NothingLeft where that one has finished it, UsageError without --out,
-    and where options do not go together.
+    Raises UsageError where options do not go together, and as `stopped_run` does.
     """
     run = stopped_run(options, verb)
     if run is not None:
@@ -36,7 +35,11 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
 
 
 def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
-    """As `run_to_resume`."""
+    """The run that --resume names, or what an earlier attempt has begun: `torchrun --max-restarts` starts the same
+    command again, and finds in --out what was asked for with the same options.
+
+    Raises NothingLeft where that attempt has finished it, UsageError without --out.
+    """
     path = options.resume
     if environment_count("TORCHELASTIC_MAX_RESTARTS"):
         if not (path or options.out):
@@ -48,6 +51,26 @@ def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
             raise NothingLeft(f"{run} is finished: nothing is left to do for this restart")
         path = str(run) if run is not None else path
     return runs.open_to_resume(path, verb) if path else None
+
+
+def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run]) -> Path:
+    """The folder of a new run. Raises RunError or UsageError if it is not free."""
+    out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
+    if any(out.resolve() == source.path.resolve() for source in sources):
+        raise UsageError(f"--out {out} is a run that --from names: choose another folder")
+    runs.check_free(out, overwrite=options.overwrite)
+    return out
+
+
+def start(out: Path | None, **config: Any) -> Run:
+    """A new run in `out`, made by the first process."""
+    assert out is not None
+    here = group()
+    if here.first:
+        runs.create(out, **config)
+    run = here.from_first(runs.open_run(out) if here.first else None)
+    assert run is not None
+    return run
 
 
 def has_diverged(run: Run) -> bool:
