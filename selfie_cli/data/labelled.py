@@ -45,7 +45,6 @@ class LabelledSplits:
     """A labelled data set; `split_note` is a sentence that says where the test part comes from."""
 
     train: Labelled
-    validation: Labelled | None
     test: Labelled
     name: str
     split_note: str
@@ -88,13 +87,11 @@ def _labelled_folder(folder: str, name: str, talk: Talk) -> LabelledSplits:
         whole = _class_folders(folder, talk)
         start = len(os.path.join(folder, ""))
         return _hash_split(whole, [path[start:].replace(os.sep, "/") for path in whole.source.names], name)
-    train = _class_folders(os.path.join(folder, parts.pop("train")), talk)
-    others = {part: _class_folders(os.path.join(folder, inside), talk, train.classes) for part, inside in parts.items()}
-    if "test" in others:
-        note = "The test part is the folder test/."
-        return LabelledSplits(train, others.get("validation"), others["test"], name, note)
-    note = f"The test part is the folder {parts['validation']}/, as there is no test/."
-    return LabelledSplits(train, None, others["validation"], name, note)
+    train = _class_folders(os.path.join(folder, parts["train"]), talk)
+    tested = parts.get("test") or parts["validation"]
+    test = _class_folders(os.path.join(folder, tested), talk, train.classes)
+    note = f"The test part is the folder {tested}/{'' if 'test' in parts else ', as there is no test/'}."
+    return LabelledSplits(train, test, name, note)
 
 
 def _class_folders(folder: str, talk: Talk, classes: list[str] | None = None) -> Labelled:
@@ -139,7 +136,7 @@ def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSpl
         Labelled(Subset(whole.source, indices), whole.labels[indices], whole.classes)
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
-    return LabelledSplits(train_part, None, test_part, name, note)
+    return LabelledSplits(train_part, test_part, name, note)
 
 
 def _labelled_shards(pattern: str, name: str) -> LabelledSplits:
@@ -157,7 +154,7 @@ def _in_order(classes: Collection[str]) -> list[str]:
 
 def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
     read: dict[str, Labelled] = {}
-    for part in [part for part in ("all", "train", "validation", "test") if part in found.files]:
+    for part in [part for part in ("all", "train", "test", "validation") if part in found.files]:
         rows = Parquet(found.files[part], found.pinned)
         source: Source = rows
         texts, known = rows.labels()
@@ -174,23 +171,24 @@ def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
         classes = [each for each in known or _in_order(there) if each in there]
         train = next(iter(read.values())).classes if read else None
         read[part] = _labelled(source, [text for text in texts if text is not None], classes, where, train=train)
+        if part == "test":
+            break
     if len(read) == 1:
         (whole,) = read.values()
         return _hash_split(whole, ["/".join(name.split("/")[-2:]) for name in whole.source.names], found.name)
     if "test" in read:
-        note = "The test part is the data set's own."
-        return LabelledSplits(read["train"], read.get("validation"), read["test"], found.name, note)
+        return LabelledSplits(read["train"], read["test"], found.name, "The test part is the data set's own.")
     note = "The test part is the data set's validation part, as there is no test part with labels."
-    return LabelledSplits(read["train"], None, read["validation"], found.name, note)
+    return LabelledSplits(read["train"], read["validation"], found.name, note)
 
 
 def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
     read: dict[str, Labelled] = {}
-    for part in ("train", "validation", "test"):
+    for part in ("train", "test"):
         if part in NAMED[name].parts:
             found = read_named(name, part, data_root=data_root, offline=offline, talk=talk)
             read[part] = Labelled(named_source(found), found.labels, found.classes)
     train = read["train"]
     if "test" not in read:
         return _hash_split(train, ["/".join(Path(path).parts[-2:]) for path in train.source.names], name)
-    return LabelledSplits(train, read.get("validation"), read["test"], name, "The test part is the data set's own.")
+    return LabelledSplits(train, read["test"], name, "The test part is the data set's own.")

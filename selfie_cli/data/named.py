@@ -46,7 +46,6 @@ LOCK = ".lock"
 
 TRAIN_OR_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = _parts(train="train", test="test")
-TRAIN_VAL_TEST = _parts(train="train", validation="val", test="test")
 IMAGENETTE = {part: {"split": split, "size": "320px"} for part, split in (("train", "train"), ("test", "val"))}
 
 # Only sets whose reader unpickles nothing, or (the two CIFARs) checks the file's checksum before it does. The legacy
@@ -60,12 +59,12 @@ NAMED = {
     ),
     "food101": NamedSet("Food101", "data.vision.ee.ethz.ch", "5 GB", TRAIN_TEST),
     "oxfordiiitpet": NamedSet("OxfordIIITPet", "www.robots.ox.ac.uk", "0.8 GB", _parts(train="trainval", test="test")),
-    "dtd": NamedSet("DTD", "www.robots.ox.ac.uk", "0.6 GB", TRAIN_VAL_TEST),
+    "dtd": NamedSet("DTD", "www.robots.ox.ac.uk", "0.6 GB", TRAIN_TEST),
     "eurosat": NamedSet("EuroSAT", "huggingface.co", "95 MB", {"train": {}}),
     "imagenette": NamedSet("Imagenette", "s3.amazonaws.com", "330 MB", IMAGENETTE),
     # The sum is the one that others who use this archive check, such as dm_nevis and torchvision for R.
     "fgvcaircraft": NamedSet(
-        "FGVCAircraft", "www.robots.ox.ac.uk", "2.8 GB", TRAIN_VAL_TEST, "d4acdd33327262359767eeaa97a4f732"
+        "FGVCAircraft", "www.robots.ox.ac.uk", "2.8 GB", TRAIN_TEST, "d4acdd33327262359767eeaa97a4f732"
     ),
 }
 

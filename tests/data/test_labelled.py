@@ -24,7 +24,6 @@ def test_folder_of_classes_is_split_by_hash(tmp_path):
         assert folders == [part.classes[label] for label in part.labels]
     assert not set(found.train.source.names) & set(found.test.source.names)
     assert "hash" in found.split_note
-    assert found.validation is None
     assert found.name == tmp_path.name
     assert any("empty" in line for line in talk.lines)
     assert any("1 images lie outside" in line for line in talk.lines)
@@ -38,14 +37,14 @@ def test_folder_of_classes_is_split_by_hash(tmp_path):
 def test_parted_folders_of_classes(tmp_path, validation):
     write(tmp_path, "train/a/1.png", "train/b/2.png", f"{validation}/a/3.png", f"{validation}/b/4.png")
     found = labelled(tmp_path)
-    assert found.validation is None
     assert [Path(name).name for name in found.test.source.names] == ["3.png", "4.png"]
     assert f"{validation}/" in found.split_note
     write(tmp_path, "test/b/5.png")
     found = labelled(tmp_path)
     assert found.test.labels.tolist() == [1]
-    assert found.validation.labels.tolist() == [0, 1]
     assert "test/" in found.split_note
+    write(tmp_path, f"{validation}/zebra/7.png")  # nobody looks there any more
+    assert labelled(tmp_path).train.classes == ["a", "b"]
     write(tmp_path, "test/zebra/6.png")
     with pytest.raises(DataError, match="training part lacks: zebra"):
         labelled(tmp_path)

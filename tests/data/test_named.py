@@ -87,7 +87,7 @@ def test_file_sets_through_torchvisions_readers(tmp_path):
         (tmp_path / f"dtd/dtd/labels/{part}1.txt").write_text(lines)
     found = labelled("dtd", root=tmp_path)
     assert found.train.classes == ["banded", "dotted"]
-    assert found.validation.labels.tolist() == [1, 0]
+    assert found.test.labels.tolist() == [1, 0]
     assert shade(found.test.source, 1) == 5
     write(
         tmp_path / "eurosat/2750", *[f"{name}/{name}_{index}.jpg" for name in ("River", "Forest") for index in range(5)]

@@ -58,7 +58,6 @@ def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
     assert found.train.classes == CLASSES
     assert (shades(found.train.source), found.train.labels.tolist()) == (list(range(12)), [0, 1, 2] * 4)
     assert (shades(found.test.source), found.test.labels.tolist()) == (list(range(20, 26)), [2, 0, 1, 2, 0, 1])
-    assert found.validation is not None
     assert found.name == "set"
 
 
