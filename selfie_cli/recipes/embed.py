@@ -170,13 +170,18 @@ def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
 
 
 def tables_at(out: Path, in_parts: bool, options: EmbedOptions) -> list[Path]:
-    """The file, or the parts in the folder, to be continued. Raises UsageError for a folder of other things."""
+    """The file, or the parts in the folder, to be continued.
+
+    Raises UsageError for a folder of other things, and for an empty one where nothing says how large parts are to be.
+    """
     if not in_parts:
         return [out] if options.append and out.exists() else []
     parts = sorted(out.glob(PARTS))
     others = [file.name for file in out.iterdir() if not file.name.startswith(TEMPORARY)]
     if others and not parts:
         raise UsageError(f"--out {out} holds other things ({others[0]}): name an empty or a new folder")
+    if not parts and options.shard_rows is None:
+        raise UsageError(f"--out {out} holds no parts yet: say with --shard-rows how many images each is to have")
     return parts
 
 
