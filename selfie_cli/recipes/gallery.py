@@ -58,9 +58,10 @@ class Gallery:
         """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
         return self.read(rows).pixels
 
-    def read(self, rows: Labels) -> Store:
+    def read(self, rows: Labels, *, none_is_fine: bool = False) -> Store:
+        """Those of `rows` that can be read. Raises DataError if that is none of them, unless `none_is_fine`."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
-        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk())
+        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk(), none_is_fine=none_is_fine)
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
         """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
@@ -193,8 +194,10 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
         while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
             part = order[done : min(wanted, done + (at_once if done else FIRST))]
             done += len(part)
-            store = gallery.read(part)
+            store = gallery.read(part, none_is_fine=True)
             bad += store.bad
+            if not len(store):
+                continue
             each = lean.vectors(store.pixels.to(network.device))
             if isinstance(lean.module, AnyClassifier):
                 sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
@@ -207,7 +210,8 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
             rows.append(part[store.kept])
             advance(done, f"{len(bad)} unreadable" if bad else "")
     if not rows:
-        raise DataError("no images are left to show")
+        first = f"none of {done} images can be read, the first is {bad[0].name}: {bad[0].reason}" if bad else ""
+        raise DataError(first or "no images are left to show")
     if len(bad) > options.max_bad * done:
         raise DataError(
             f"{len(bad)} of {done} images cannot be read, the first is {bad[0].name}: {bad[0].reason}. Mend or remove "

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsing import looking_at
 from commands import SMALL, draw_folder, error_of, selfie
@@ -244,6 +245,22 @@ def test_unreadable_and_seen_images_are_listed(pretrained: Path, images: Path) -
     assert "a/9.png" in text
     assert "a/10.png" not in text
     assert "3 more could not be read" in text
+
+
+def test_images_that_cannot_be_read_hide_no_others(pretrained: Path) -> None:
+    """The last one that is drawn is looked at by itself."""
+    draw_folder(Path("mine"), train=20, test=33)
+    run, files = copy(pretrained), sorted(Path("mine/test").rglob("*.png"))
+    last = files[np.random.default_rng(0).permutation(33)[-1]]
+    last.write_bytes(b"")
+    assert json.loads(selfie("report", run, "--dataset", "mine", "--json").stdout)["num_images"] == 32
+    assert "1 more could not be read" in text_of(run / "report.html")
+    assert {"picks", "map"} <= set(sections(run / "report.html"))
+    for file in files:
+        file.write_bytes(b"")
+    for max_bad in (0.05, 1):
+        message = error_of("report", run, "--dataset", "mine", "--max-bad", max_bad)
+        assert message.startswith("none of 33 images can be read, the first is mine/test/")
 
 
 def test_out_and_its_refusals(pretrained: Path, images: Path) -> None:
