@@ -39,7 +39,6 @@ IMAGES = 1000
 SECONDS = 10.0
 """What embedding may take where --images does not say how many."""
 FIRST = 32  # images that are embedded however long they take
-LABELLED_DATA = ("finetune", "curve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +102,11 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
     root, offline = Path(options.data_root), options.offline or not options.dataset
     if not options.dataset:
         check_own(run)
-    if run.verb in LABELLED_DATA:
-        name = options.dataset or str(run.config["asked"]["dataset"])
-        found = open_labelled(name, data_root=root, offline=offline, talk=talk)
+    if "classes" in run.derived:
+        name = options.dataset or run.config["asked"].get("dataset")
+        if name is None:
+            raise DataError("its config names none")
+        found = open_labelled(str(name), data_root=root, offline=offline, talk=talk)
         classes = run.derived["classes"]
         check_known(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
@@ -131,7 +132,7 @@ def check_own(run: Run) -> None:
     """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
     which files of this machine a page shows."""
     asked = run.config["asked"]
-    named = [asked.get("dataset")] if run.verb in LABELLED_DATA else asked.get("data", [])
+    named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
     from_hub = is_address(run.address or "") or "hub" in run.config
     if from_hub and not all(each in NAMED for each in named):
         raise DataError("it comes from the Hub, and its images are not known here")

@@ -130,6 +130,24 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert "supervised 0.25, selfie 0.125 at step 16" in text_of(run / "report.html")
 
 
+def test_a_cell_has_a_page_and_knows_its_classes(finetuned: Path, images: Path) -> None:
+    run = copy(finetuned) / "cells" / "selfie-f0.5-s5"
+    page, whole = run / "report.html", json.loads((run / "results.json").read_text())["accuracy"]
+    assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
+    assert f"{whole * 100:.1f} % of 30 images are right" in text_of(page)
+    assert "its config names none" in text_of(page)
+    selfie("report", run, "--dataset", images)
+    assert f"(selfie-f0.5-s5) on all test images, 30: {whole * 100:.1f} % are right" in text_of(page)
+
+    shutil.copytree(images, "some")  # of its classes the later ones, which have other places in the list then
+    for part in ("train", "test"):
+        for name in ("boat", "cat"):
+            shutil.rmtree(f"some/{part}/{name}")
+    top1 = json.loads(selfie("eval", run, "--dataset", "some", "--json").stdout)["classified"]["top1"]
+    selfie("report", run, "--dataset", "some")
+    assert f"on all test images, 24: {top1 * 100:.1f} % are right" in text_of(page)
+
+
 def test_curves_are_drawn(curved: Path) -> None:
     found = json.loads((curved / "results.json").read_text())
     page = curved / "report.html"
