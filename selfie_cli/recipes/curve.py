@@ -62,7 +62,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         f"{', '.join(arm.name for arm in arms)}; {len(data.classes)} classes, {len(data.test.labels):,} test images; "
         f"{shape['backbone']} at {shape['image_size']} px, {device}, batch {trainer.batch_size}"
     )
-    kept = arms[min(1, len(arms) - 1)]  # its first network with the most labels becomes the run's own
+    kept = arms[1 if sources else 0]  # its first network with the most labels becomes the run's own
     if run is None:
         sizes, steps = trainer.plan(arms, data.train, shares, len(rates))
         run = start(
