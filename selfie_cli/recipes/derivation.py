@@ -76,7 +76,7 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
 
 
 def patch_size_for(options: PretrainOptions, image_size: int) -> int:
-    """Raises UsageError if it cuts the image into too many patches or not evenly, or is asked for where there are none."""
+    """Raises UsageError if it cuts the image unevenly or into too many patches, or is asked for where there are none."""
     patch_size = options.patch_size or (8 if image_size <= 64 else 32)
     if options.method != "selfie":
         if options.patch_size:
