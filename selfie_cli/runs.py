@@ -22,6 +22,7 @@ from typing import Any
 from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
+from selfie_cli.signals import is_alone
 from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
@@ -104,7 +105,8 @@ def hold(folder: Path) -> None:
     Raises RunError if another one does. Nothing is held where the system has no such locks: on Windows, and on some
     network disks.
     """
-    if inode(folder) in _held or os.environ.get("RANK", "0") not in ("", "0"):  # a job's first process holds it for all
+    first = is_alone() or os.environ.get("RANK", "0") in ("", "0")
+    if inode(folder) in _held or not first:  # a job's first process holds it for all
         return
     try:
         import fcntl

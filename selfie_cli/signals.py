@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command gives up tidily, and exits as shells expect."""
+"""Ctrl-C, SIGTERM and SIGHUP: a command gives up tidily, and exits as shells expect."""
 
 import contextlib
 import os
@@ -43,7 +43,8 @@ def ignored(number: int) -> bool:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call `handler`, if this is the main thread; elsewhere, whoever runs us sees to them."""
+    """SIGINT, SIGTERM and, unless it is ignored, SIGHUP call `handler`, if this is the main thread; elsewhere, whoever
+    runs us sees to them."""
     try:
         before = {number: signal.signal(number, handler) for number in STOPPING if not ignored(number)}
     except ValueError:

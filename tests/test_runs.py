@@ -146,8 +146,21 @@ def test_a_command_that_fails_lets_go(tmp_path):
 
 def test_the_first_process_of_a_job_holds_a_run_for_all(tmp_path):
     run = make(tmp_path / "run", finished=False)
-    assert attempts_elsewhere(run.path, RANK="1")[0] == "free"
-    assert "another process" in attempts_elsewhere(run.path, RANK="0")[0]
+    assert attempts_elsewhere(run.path, RANK="1", WORLD_SIZE="2")[0] == "free"
+    assert "another process" in attempts_elsewhere(run.path, RANK="0", WORLD_SIZE="2")[0]
+
+
+@pytest.mark.parametrize("world", [None, "", "1"])
+def test_a_process_alone_holds_its_run_whatever_rank_it_is_told(tmp_path, monkeypatch, world):
+    monkeypatch.setattr(runs, "_held", {})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    run = make(tmp_path / "run", finished=False)
+    assert runs.begun().path == run.path
+    assert "another process" in attempts_elsewhere(run.path)[0]
+    run.finish({})
 
 
 def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):

@@ -1,12 +1,14 @@
 """Known data sets by name: a table of them, and torchvision's readers, whose downloads arrive whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import importlib
 import os
 import shutil
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ def _parts(**splits: str) -> dict[str, dict[str, Any]]:
 
 LOCK = ".lock"
 """In the data root: held by the process that downloads."""
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""A folder does not replace what is there, unless that is an empty folder, nor a file a folder."""
 
 TRAIN_OR_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = _parts(train="train", test="test")
@@ -147,12 +151,26 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
                         download_url(reader._URL, str(folder), md5=known.md5)
                     reader(str(folder), download=True, **arguments)
                 for entry in os.listdir(folder):
-                    os.replace(folder / entry, data_root / entry)
+                    put(folder / entry, data_root / entry, talk)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
     return reader(str(data_root), download=False, **arguments)
+
+
+def put(entry: Path, place: Path, talk: Talk) -> None:
+    """Move `entry` to its place. What a reader took for no part of the set, and cannot be replaced in one step, is kept
+    beside it under another name: it may be the user's."""
+    try:
+        os.replace(entry, place)
+    except OSError as error:
+        if error.errno not in OCCUPIED:
+            raise
+        aside = place.with_name(f"{place.name}-old-{time.strftime('%Y%m%d-%H%M%S')}")
+        os.rename(place, aside)
+        os.replace(entry, place)
+        talk.warn(f"{place} was there, damaged or incomplete: it is {aside} now, remove it if you do not need it")
 
 
 @contextlib.contextmanager

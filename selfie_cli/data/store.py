@@ -79,7 +79,14 @@ def storage_size(image_size: int) -> int:
 
 
 def read_store(
-    source: Source, *, size: int, workers: int, max_bad: float, talk: Talk, memory: int | None = None
+    source: Source,
+    *,
+    size: int,
+    workers: int,
+    max_bad: float,
+    talk: Talk,
+    memory: int | None = None,
+    none_is_fine: bool = False,
 ) -> Store:
     """Decode the centre square of every image of `source` to `size` pixels, with `workers` threads.
 
@@ -87,9 +94,11 @@ def read_store(
         max_bad: the share of unreadable images above which reading stops, 0 to 1.
         memory: bytes of pixels to hold in memory at most; `share_of_memory` if not given. More than that goes to an
             unnamed temporary file, which vanishes with the process.
+        none_is_fine: whether all may be unreadable, which gives a store without rows.
 
     Raises:
-        DataError: if too many images are unreadable, or all, or if neither memory nor disk has room.
+        DataError: if too many images are unreadable, or all without `none_is_fine`, or if neither memory nor disk has
+            room.
     """
     num_images = len(source)
     if not num_images:
@@ -121,7 +130,7 @@ def read_store(
             chunks = [range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK)]
             for chunk, unreadable in zip(chunks, pool.map(decode, chunks), strict=True):
                 bad += unreadable
-                if len(bad) > max_bad * num_images or len(bad) == num_images:
+                if len(bad) > max_bad * num_images or (len(bad) == num_images and not none_is_fine):
                     raise too_many(source, bad, chunk.stop, max_bad)
                 advance(chunk.stop, f"{len(bad)} unreadable" if bad else "")
     finally:

@@ -241,7 +241,8 @@ class Trainer:
         task, step = self.step_of(module, sizes)
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
-        with ReadAhead(self.batches(task, labelled, seed), device=self.device) as batch_of, begun_anew(run):
+        batches = self.batches(task, labelled, seed)
+        with ReadAhead(batches, device=self.device, end=sizes["steps"]) as batch_of, begun_anew(run):
             warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
             train(
                 step,

@@ -49,7 +49,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         arms=arms,
         sources=sources,
         counts=counts,
-        kept=arms[min(1, len(arms) - 1)],
+        kept=arms[1 if sources else 0],
         pairs=[(arm.name, SUPERVISED) for arm in arms[1:]],
         talk=talk,
     )

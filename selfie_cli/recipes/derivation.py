@@ -10,6 +10,7 @@ from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_values
+from selfie_cli.schema import MOST_PATCHES
 
 
 def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
 
 
 def patch_size_for(options: PretrainOptions, image_size: int) -> int:
-    """Raises UsageError if it does not divide the image, or is asked for where there are no patches."""
+    """Raises UsageError if it cuts the image unevenly or too finely, or is asked for where there are no patches."""
     patch_size = options.patch_size or (8 if image_size <= 64 else 32)
     if options.method != "selfie":
         if options.patch_size:
@@ -85,6 +86,11 @@ def patch_size_for(options: PretrainOptions, image_size: int) -> int:
         raise UsageError(
             f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
             f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
+        )
+    if image_size // patch_size > MOST_PATCHES:
+        raise UsageError(
+            f"--image-size {image_size} has {image_size // patch_size} patches of {patch_size} px along a side, more "
+            f"than {MOST_PATCHES}: choose a larger --patch-size"
         )
     return patch_size
 

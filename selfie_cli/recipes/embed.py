@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ from selfie_cli.training.machine import num_cores, prepare
 
 TABLES = (".parquet", ".arrow")
 PARTS = "part-*.parquet"
+PART = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,})\.parquet")
 CHUNK = 256  # files whose contents are hashed together
 
 
@@ -162,6 +164,7 @@ def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
         if out.suffix in PIECES or out.is_file():
             raise UsageError(f"--out {out}: with --shard-rows it is a folder")
         check_writable(out, out)
+        check_names(out)
     else:
         check_file(str(out), TABLES, overwrite=True)
     if in_parts or (out is not None and out.suffix in TABLES):
@@ -169,14 +172,27 @@ def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
     return out, in_parts
 
 
+def check_names(folder: Path) -> None:
+    """Raises UsageError for a file that reads as a part and was not named here: it may hold rows that are there twice,
+    or nowhere else."""
+    for file in sorted(folder.glob(PARTS)):
+        if not PART.fullmatch(file.name):
+            raise UsageError(f"{file} is not the name of a part (part-00000.parquet): move it out of the folder")
+
+
 def tables_at(out: Path, in_parts: bool, options: EmbedOptions) -> list[Path]:
-    """The file, or the parts in the folder, to be continued. Raises UsageError for a folder of other things."""
+    """The file, or the parts in the folder, to be continued.
+
+    Raises UsageError for a folder of other things, and for an empty one where nothing says how large parts are to be.
+    """
     if not in_parts:
         return [out] if options.append and out.exists() else []
     parts = sorted(out.glob(PARTS))
     others = [file.name for file in out.iterdir() if not file.name.startswith(TEMPORARY)]
     if others and not parts:
         raise UsageError(f"--out {out} holds other things ({others[0]}): name an empty or a new folder")
+    if not parts and options.shard_rows is None:
+        raise UsageError(f"--out {out} holds no parts yet: say with --shard-rows how many images each is to have")
     return parts
 
 

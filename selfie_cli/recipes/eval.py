@@ -160,9 +160,13 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     else:
         file = run.path / f"eval-{Path(data.name).name}.json"
         num_images = len(data.train.source) + len(data.test.source)
-        report_bad(bad, num_images, file.with_name(f"{file.stem}-bad_files.jsonl"), talk)
+        bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
+        for listed, there in ((bad_list, bad), (seen_list, seen)):
+            if not there:  # of an earlier eval, which found some
+                listed.unlink(missing_ok=True)
+        report_bad(bad, num_images, bad_list, talk)
         if seen:
-            write_json_lines(file.with_name(f"{file.stem}-seen.jsonl"), seen)
+            write_json_lines(seen_list, seen)
         write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
         talk.say(f"written to {file}")
     return result

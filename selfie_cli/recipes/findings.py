@@ -9,7 +9,6 @@ from typing import Any
 
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
-from selfie_cli.recipes.gallery import LABELLED_DATA
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import Line
 from selfie_cli.report.markup import Markup, tag
@@ -19,6 +18,7 @@ from selfie_cli.training.machine import duration
 
 POINTS = 300  # of a line, at most: more are averaged
 LISTED = 10  # of the files that are listed
+LABELLED_DATA = ("finetune", "curve")  # what compares networks, each a cell
 
 Values = dict[str, float]
 
@@ -92,7 +92,7 @@ def heading_of(run: Run) -> Markup:
         verdict, remarks = pretraining_verdict(last, derived)
         notes += remarks
         facts += pretraining_facts(last, run)
-    elif found := results_of(run):
+    elif (found := results_of(run)) and run.verb in LABELLED_DATA:
         verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
         origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
         facts += [
@@ -101,6 +101,9 @@ def heading_of(run: Run) -> Markup:
             ("Pretraining", method_of(run), origins),
             ("Computed on", str(run.config["measured"].get("device", "")), ""),
         ]
+    elif found:  # a cell's
+        verdict = [f"{percent(found['accuracy'])} of {found['num_test']:,} images are right."]
+        facts += [("Pretraining", method_of(run), ""), ("Learning rate", f"{found['lr']:g}", f"seed {found['seed']}")]
     if seen := data.get("seen_test_images"):
         told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
         notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")

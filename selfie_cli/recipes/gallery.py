@@ -39,7 +39,6 @@ IMAGES = 1000
 SECONDS = 10.0
 """What embedding may take where --images does not say how many."""
 FIRST = 32  # images that are embedded however long they take
-LABELLED_DATA = ("finetune", "curve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,10 @@ class Gallery:
         """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
         return self.read(rows).pixels
 
-    def read(self, rows: Labels) -> Store:
+    def read(self, rows: Labels, *, none_is_fine: bool = False) -> Store:
+        """Those of `rows` that can be read. Raises DataError if that is none of them, unless `none_is_fine`."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
-        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk())
+        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk(), none_is_fine=none_is_fine)
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
         """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
@@ -102,9 +102,11 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
     root, offline = Path(options.data_root), options.offline or not options.dataset
     if not options.dataset:
         check_own(run)
-    if run.verb in LABELLED_DATA:
-        name = options.dataset or str(run.config["asked"]["dataset"])
-        found = open_labelled(name, data_root=root, offline=offline, talk=talk)
+    if "classes" in run.derived:
+        name = options.dataset or run.config["asked"].get("dataset")
+        if name is None:
+            raise DataError("its config names none")
+        found = open_labelled(str(name), data_root=root, offline=offline, talk=talk)
         classes = run.derived["classes"]
         check_known(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
@@ -130,7 +132,7 @@ def check_own(run: Run) -> None:
     """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
     which files of this machine a page shows."""
     asked = run.config["asked"]
-    named = [asked.get("dataset")] if run.verb in LABELLED_DATA else asked.get("data", [])
+    named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
     from_hub = is_address(run.address or "") or "hub" in run.config
     if from_hub and not all(each in NAMED for each in named):
         raise DataError("it comes from the Hub, and its images are not known here")
@@ -193,8 +195,10 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
         while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
             part = order[done : min(wanted, done + (at_once if done else FIRST))]
             done += len(part)
-            store = gallery.read(part)
+            store = gallery.read(part, none_is_fine=True)
             bad += store.bad
+            if not len(store):
+                continue
             each = lean.vectors(store.pixels.to(network.device))
             if isinstance(lean.module, AnyClassifier):
                 sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
@@ -207,7 +211,8 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
             rows.append(part[store.kept])
             advance(done, f"{len(bad)} unreadable" if bad else "")
     if not rows:
-        raise DataError("no images are left to show")
+        first = f"none of {done} images can be read, the first is {bad[0].name}: {bad[0].reason}" if bad else ""
+        raise DataError(first or "no images are left to show")
     if len(bad) > options.max_bad * done:
         raise DataError(
             f"{len(bad)} of {done} images cannot be read, the first is {bad[0].name}: {bad[0].reason}. Mend or remove "

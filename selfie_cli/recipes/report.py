@@ -151,6 +151,8 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     elif isinstance(network.module, AnyClassifier) and gallery.labels is not None:
         arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
         which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"
+        if run.verb == "finetune-cell":
+            which = run.name
         exhibits.classified(which, gallery.labels, gallery, embedded, page)
     if len(embedded.vectors) > 2:
         exhibits.neighbours(gallery, embedded, page)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.data.duplicates import FILE_NAME, find_seen, load_marks, marks_of
+from selfie_cli.data.duplicates import FILE_NAME, Marks, find_seen, load_marks, marks_of
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -30,6 +30,7 @@ def look_for_seen(
     """
     records: list[dict[str, Any]] = []
     keep = np.ones(len(names), dtype=np.bool_)
+    marks: Marks | None = None  # made once, and only if there is anything to compare with
     for source in sources:
         where = source.name
         if not (source.path / FILE_NAME).is_file():
@@ -37,7 +38,9 @@ def look_for_seen(
                 raise UsageError(f"--exclude-seen: {where} keeps no marks of the images that it was pretrained on")
             talk.say(f"{where} keeps no marks of its images: test images among them would not be noticed")
             continue
-        found = find_seen(marks_of(pixels), load_marks(source.path / FILE_NAME))
+        if marks is None:
+            marks = marks_of(pixels)
+        found = find_seen(marks, load_marks(source.path / FILE_NAME))
         near, copies = int(found.near.sum()), int(found.exact.sum())
         if near:
             talk.warn(

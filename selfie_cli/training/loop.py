@@ -62,7 +62,7 @@ class Since:
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them; a second one ends the process at once.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list instead of dying of them; a second one ends the process at once.
 
     One that follows within a second is the same one: a terminal tells a whole job, and torchrun tells its processes.
     """
@@ -120,8 +120,8 @@ def train(
     `trace` names a file for what torch's profiler sees of a few steps. `tensorboard` asks for what goes to
     metrics.jsonl in `folder`/tensorboard, too.
 
-    Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT or SIGTERM; in both cases the last
-    good state is on disk. Raises TrainingError as `step_of` does.
+    Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT, SIGTERM or SIGHUP; in both cases
+    the last good state is on disk. Raises TrainingError as `step_of` does.
     """
     module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
     states = folder / "state"

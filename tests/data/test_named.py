@@ -130,6 +130,44 @@ def test_a_download_is_announced_and_whole_or_absent(tmp_path, monkeypatch):
     assert len(talk.lines) == 2  # once a try
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, monkeypatch, kind):
+    from torchvision import datasets
+
+    class Reader:
+        def __init__(self, root: str, download: bool, train: bool) -> None:
+            base = Path(root) / "base"
+            if download:
+                base.mkdir()
+                (base / "whole").touch()
+                (Path(root) / "archive").write_bytes(b"new")
+            elif not (base / "whole").exists():
+                raise RuntimeError("Dataset not found or corrupted")
+            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
+
+    monkeypatch.setattr(datasets, "CIFAR10", Reader)
+    root = tmp_path / "root"
+    there = (tmp_path if kind == "link" else root) / "base"
+    root.mkdir()
+    if kind == "file":
+        there.write_bytes(b"dear")
+    else:
+        there.mkdir()
+        (there / "cut").write_bytes(b"dear")
+    if kind == "link":
+        (root / "base").symlink_to(there)
+    (root / "archive").write_bytes(b"old")
+    talk = Listener()
+    found = read_named("cifar10", "train", data_root=root, offline=False, talk=talk)
+    assert found.labels.tolist() == [0, 1]
+    assert [file.name for file in (root / "base").iterdir()] == ["whole"]
+    assert (root / "archive").read_bytes() == b"new"
+    (aside,) = root.glob("base-old-*")
+    assert str(aside) in talk.lines[-1]
+    assert (aside if kind == "file" else aside / "cut").read_bytes() == b"dear"
+    assert not list(root.glob(".tmp-*"))
+
+
 def test_unpickling_readers_check_first(tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()

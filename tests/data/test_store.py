@@ -84,6 +84,9 @@ def test_reading_stops_as_soon_as_the_share_cannot_be_kept(tmp_path):
 def test_nothing_readable_or_nothing_at_all(source):
     with pytest.raises(DataError, match="none of the 4 images is readable"):
         read(Subset(source, np.array(BAD)))
+    chosen = Subset(source, np.array(BAD))
+    store = read_store(chosen, size=8, workers=2, max_bad=1, talk=Talk(), none_is_fine=True)
+    assert (len(store), len(store.pixels), len(store.bad)) == (0, 0, 4)
     with pytest.raises(DataError, match="no images"):
         read(Files([]))
 

@@ -12,6 +12,8 @@ import pytest
 from commands import ENVIRONMENT, selfie
 from PIL import Image
 
+from selfie_cli.option import CHANGEABLE, PER_INVOCATION, flag_of
+
 DOCS = Path(__file__).parents[2] / "docs"
 # As the installed program: Typer completes for the name that it was started by.
 PROGRAM = (sys.executable, "-c", "import sys; sys.argv[0] = 'selfie'; from selfie_cli.cli.app import main; main()")
@@ -21,6 +23,13 @@ LINK = re.compile(r"!\[[^]]*\]\(([^)#]+)\)")
 def script(name: str, *arguments: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
     runpy.run_path(str(DOCS / name), run_name="__main__")
+
+
+def test_what_a_resumed_run_may_be_given_anew_is_told() -> None:
+    told = (DOCS / "guide" / "runs.md").read_text(encoding="utf-8").partition("## Resuming")[2]
+    listed = set(re.findall(r"`(--[a-z-]+)`", told.partition("may be given anew")[0]))
+    anew = {flag_of(name) for name in (*CHANGEABLE, *PER_INVOCATION)} - {"--resume"}
+    assert listed == anew | {"--no-report"}
 
 
 def test_figures_are_drawn_again_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,24 @@
 """What finetune and curve share: whose plan is fair to all arms, and whose cells are looked up, not repeated."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from listening import Listener
 
+from selfie_cli import runs
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import UsageError
+from selfie_cli.methods.supervised import Supervised
 from selfie_cli.recipes import cells
 from selfie_cli.recipes.arms import Arm
 from selfie_cli.recipes.cells import Trainer
 from selfie_cli.recipes.labels import Data, Part, Share, take, take_share
 from selfie_cli.talk import Talk
+from selfie_cli.training.step import Batch
 
 SHAPE = {
     "method": "finetune",
@@ -81,6 +87,29 @@ def test_a_share_too_small_to_choose_a_rate_with() -> None:
     assert take_share(data(), 0.05, range(1), 1).num_labels == 2
     with pytest.raises(UsageError, match="one label a class"):
         take_share(data(), 0.05, range(1), 2)
+
+
+def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
+    made = []
+
+    class Noting(Trainer):
+        def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
+            batch_of = super().batches(task, part, seed)
+
+            def noted(step: int) -> Batch:
+                made.append(step)
+                return batch_of(step)
+
+            return noted
+
+    options = CurveOptions(batch_size=4, warmup_steps=1)
+    noting = Noting(options=options, image_size=8, device=torch.device("cpu"), talk=Talk())
+    sizes = {"batch_size": 4, "micro_batch": 4, "precision": "fp32", "compiles": False, "processes": 1, "steps": 3}
+    run = runs.create(tmp_path / "run", verb="curve", asked={}, derived={**SHAPE, **sizes})
+    arm = Arm(name="supervised", shape=SHAPE, state=None)
+    assert 0 <= noting.cell(run, "one", arm, sizes, 0.1, 0, part(), part()) <= 1
+    assert set(made) == {0, 1, 2}
+    run.finish({})
 
 
 def test_names_and_parts() -> None:

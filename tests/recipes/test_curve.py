@@ -269,6 +269,17 @@ def test_imagenet_weights_are_another_arm(
     assert "fetching" not in result.stderr
 
 
+def test_beside_imagenet_alone_the_supervised_network_is_kept(
+    images: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
+    fresh = ("--from", "none", "--backbone", "resnetv2_18_w16", "--compare", "imagenet", "--fractions", "1")
+    selfie("curve", "--dataset", images, *fresh, *SHORT, "--seeds", 1, "--lr", 0.03, "--out", "r")
+    assert same_weights(Path("r"), Path("r/cells/supervised-f1-s0"))
+    derived = read(Path("r/config.json"))["derived"]
+    assert (derived["pretraining"], derived["backbone"]) == ("none", "resnetv2_18_w16")
+    assert selfie("predict", "r", *sorted(images.rglob("*.png"))[:2]).stdout.count("\n") == 2
+
+
 def test_imagenet_that_is_not_there(images: Path, pretrained: Path, hub: Hub) -> None:
     assert f"no repository {IMAGENET}" in error_of(*compare(images, pretrained))
     assert "without --offline" in error_of(*compare(images, pretrained, "--offline"))

@@ -412,6 +412,28 @@ def test_where_parts_may_go(pretrained: Path, some: list[Path]) -> None:
     assert Path("v.parquet").read_bytes() == b"no table"
 
 
+def test_an_empty_folder_does_not_say_how_large_parts_are(pretrained: Path, some: list[Path]) -> None:
+    Path("v").mkdir()
+    arguments = ("embed", *some, "--from", pretrained, "--append", "--out", "v")
+    assert "--shard-rows" in error_of(*arguments, code=2)
+    assert list(Path("v").iterdir()) == []
+    selfie(*arguments, "--shard-rows", 4)
+    assert [len(table(file)) for file in sorted(Path("v").iterdir())] == [4, 3]
+
+
+def test_a_file_that_is_no_part_of_ours_is_told_and_stays(pretrained: Path, some: list[Path]) -> None:
+    common = ("embed", *some, "--from", pretrained, "--shard-rows", 4, "--out", "v")
+    selfie(*common)
+    shutil.copy("v/part-00000.parquet", "v/part-00000-copy.parquet")
+    before = {file.name: file.read_bytes() for file in Path("v").iterdir()}
+    for more in ((), ("--append",), ("--overwrite",)):
+        assert "v/part-00000-copy.parquet is not the name of a part" in error_of(*common, *more, code=2)
+    assert {file.name: file.read_bytes() for file in Path("v").iterdir()} == before
+    Path("v/part-00000-copy.parquet").unlink()
+    selfie(*common, "--append")
+    assert {file.name: file.read_bytes() for file in Path("v").iterdir()}.items() <= before.items()
+
+
 def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for more in (["--out", "v.parquet"], ["--out", "v.arrow"], ["--out", "v", "--shard-rows", "3"]):

@@ -102,6 +102,24 @@ def test_classes_that_the_network_does_not_know(finetuned: Path, images: Path) -
     assert "boat" in message
 
 
+def test_lists_of_an_earlier_eval_go(pretrained: Path, images: Path) -> None:
+    shutil.copytree(images, "data/images")
+    shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("eval-*"))
+    file = min(Path("data/images/train").rglob("*.png"))
+    content = file.read_bytes()
+    shutil.copy(file, "data/images/test/boat/known.png")
+    file.write_bytes(b"")
+    evaluated(Path("run"), "--dataset", "data/images", "--max-bad", 0.5)
+    lists = [Path("run/eval-images-bad_files.jsonl"), Path("run/eval-images-seen.jsonl")]
+    assert [json.loads(each.read_text())["path"] for each in lists] == [str(file), "data/images/test/boat/known.png"]
+    Path("run/eval-images-mine.jsonl").touch()
+    file.write_bytes(content)
+    Path("data/images/test/boat/known.png").unlink()
+    evaluated(Path("run"), "--dataset", "data/images")
+    there = {each.name for each in Path("run").glob("eval-*")}
+    assert there == {"eval-images.json", "eval-images-mine.jsonl"}
+
+
 def test_class_names_cannot_reach_the_terminal(pretrained: Path) -> None:
     draw_folder(Path("mine"), train=20, test=10)
     for part in ("train", "test"):

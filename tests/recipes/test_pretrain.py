@@ -254,7 +254,7 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
         *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
         *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"]),
         *(["--image-size", "33"], ["--image-size", "0"], ["--image-size", "8"], ["--patch-size", "0"]),
-        *(["--patch-size", "7"], ["--steps", "1", "--epochs", "1"]),
+        *(["--patch-size", "7"], ["--image-size", "1056", "--patch-size", "8"], ["--steps", "1", "--epochs", "1"]),
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsing import looking_at
 from commands import SMALL, draw_folder, error_of, selfie
@@ -129,6 +130,24 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert "supervised 0.25, selfie 0.125 at step 16" in text_of(run / "report.html")
 
 
+def test_a_cell_has_a_page_and_knows_its_classes(finetuned: Path, images: Path) -> None:
+    run = copy(finetuned) / "cells" / "selfie-f0.5-s5"
+    page, whole = run / "report.html", json.loads((run / "results.json").read_text())["accuracy"]
+    assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
+    assert f"{whole * 100:.1f} % of 30 images are right" in text_of(page)
+    assert "its config names none" in text_of(page)
+    selfie("report", run, "--dataset", images)
+    assert f"(selfie-f0.5-s5) on all test images, 30: {whole * 100:.1f} % are right" in text_of(page)
+
+    shutil.copytree(images, "some")  # of its classes the later ones, which have other places in the list then
+    for part in ("train", "test"):
+        for name in ("boat", "cat"):
+            shutil.rmtree(f"some/{part}/{name}")
+    top1 = json.loads(selfie("eval", run, "--dataset", "some", "--json").stdout)["classified"]["top1"]
+    selfie("report", run, "--dataset", "some")
+    assert f"on all test images, 24: {top1 * 100:.1f} % are right" in text_of(page)
+
+
 def test_curves_are_drawn(curved: Path) -> None:
     found = json.loads((curved / "results.json").read_text())
     page = curved / "report.html"
@@ -244,6 +263,22 @@ def test_unreadable_and_seen_images_are_listed(pretrained: Path, images: Path) -
     assert "a/9.png" in text
     assert "a/10.png" not in text
     assert "3 more could not be read" in text
+
+
+def test_images_that_cannot_be_read_hide_no_others(pretrained: Path) -> None:
+    """The last one that is drawn is looked at by itself."""
+    draw_folder(Path("mine"), train=20, test=33)
+    run, files = copy(pretrained), sorted(Path("mine/test").rglob("*.png"))
+    last = files[np.random.default_rng(0).permutation(33)[-1]]
+    last.write_bytes(b"")
+    assert json.loads(selfie("report", run, "--dataset", "mine", "--json").stdout)["num_images"] == 32
+    assert "1 more could not be read" in text_of(run / "report.html")
+    assert {"picks", "map"} <= set(sections(run / "report.html"))
+    for file in files:
+        file.write_bytes(b"")
+    for max_bad in (0.05, 1):
+        message = error_of("report", run, "--dataset", "mine", "--max-bad", max_bad)
+        assert message.startswith("none of 33 images can be read, the first is mine/test/")
 
 
 def test_out_and_its_refusals(pretrained: Path, images: Path) -> None:
