@@ -83,32 +83,20 @@ def open_store(
     return MappedStore(source, size=size, workers=workers, max_bad=max_bad, talk=talk, folder=folder, limit_gb=limit_gb)
 
 
-def read_all(
-    source: Source,
-    *,
-    size: int,
-    workers: int,
-    max_bad: float,
-    talk: Talk,
-    folder: str | None = None,
-    limit_gb: float | None = None,
-) -> Store:
-    """As `store.read_store`, for those who need all pixels at once; of large sets, what an earlier run has kept is not
-    decoded again. Arguments are those of `open_store`.
+def all_pixels(opened: "Store | MappedStore") -> Store:
+    """What `open_store` has opened, for those who need all pixels at once. Nothing else is to be done with it then.
 
-    Raises:
-        DataError: as `read_store` does.
+    Raises DataError as `store.read_store` does.
     """
-    if is_small(source, size):
-        return read_store(source, size=size, workers=workers, max_bad=max_bad, talk=talk)
-    pixels = allocate((len(source), size, size, 3), share_of_memory())
-    kept = MappedStore(source, size=size, workers=workers, max_bad=max_bad, talk=talk, folder=folder, limit_gb=limit_gb)
-    with contextlib.closing(kept), talk.track("reading images", len(source)) as advance:
-        for start in range(0, len(source), CHUNK):
-            part = slice(start, min(start + CHUNK, len(source)))
-            pixels[part] = kept.take(torch.arange(part.start, part.stop)).numpy()
-            advance(part.stop, f"{len(kept.unreadable)} unreadable" if kept.unreadable else "")
-    return without_bad(sorted(kept.unreadable.items()), pixels, source)
+    if isinstance(opened, Store):
+        return opened
+    with contextlib.closing(opened), opened.talk.track("reading images", len(opened)) as advance:
+        pixels = allocate((len(opened), opened.size, opened.size, 3), share_of_memory())
+        for start in range(0, len(opened), CHUNK):
+            part = slice(start, min(start + CHUNK, len(opened)))
+            pixels[part] = opened.take(torch.arange(part.start, part.stop)).numpy()
+            advance(part.stop, f"{len(opened.unreadable)} unreadable" if opened.unreadable else "")
+    return without_bad(sorted(opened.unreadable.items()), pixels, opened.source)
 
 
 class MappedStore:

@@ -12,11 +12,10 @@ from torch import Tensor
 from selfie_cli import runs
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.labelled import Labelled, open_labelled
-from selfie_cli.data.mapped import read_all
+from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import BadFile, report_bad, storage_size
+from selfie_cli.data.store import report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -25,11 +24,12 @@ from selfie_cli.files import write_json, write_json_lines
 from selfie_cli.methods.selfie import Selfie, SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
+from selfie_cli.recipes.labels import Part, read_part, take
 from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.machine import num_cores, precisions, prepare
+from selfie_cli.training.machine import precisions, prepare
 from selfie_cli.training.schedule import step_generator, step_seed
 from selfie_cli.training.step import Autocast, autocast
 
@@ -107,26 +107,13 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
-    bad: list[BadFile] = []
-
-    def read(part: Labelled) -> tuple[Tensor, Tensor, list[str]]:
-        store = read_all(
-            part.source,
-            size=storage_size(network.image_size),
-            workers=options.workers or num_cores(),
-            max_bad=options.max_bad,
-            talk=talk,
-            folder=options.store,
-            limit_gb=options.store_gb,
-        )
-        bad.extend(store.bad)
-        return store.pixels, torch.from_numpy(part.labels[store.kept]), [part.source.names[i] for i in store.kept]
-
-    train = read(data.train)[:2]
-    pixels, labels, names = read(data.test)
-    rows, seen = look_for_seen([run], pixels, names, exclude=options.exclude_seen, talk=talk)
-    test = pixels[rows], labels[rows]
-    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train[0])
+    size = storage_size(network.image_size)
+    train, bad = read_part(data.train, size=size, options=options, talk=talk)
+    test, bad_test = read_part(data.test, size=size, options=options, talk=talk)
+    bad += bad_test
+    rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
+    test = take(test, rows.numpy())
+    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train.pixels)
     trained = judge(network, "trained", train, test, len(classes), options, context, talk)
     untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
     classified = None
@@ -138,14 +125,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         dataset=data.name,
         named=options.dataset in NAMED,
         split=data.split_note,
-        num_train=len(train[1]),
-        num_test=len(test[1]),
+        num_train=len(train.labels),
+        num_test=len(test.labels),
         num_seen=len(seen),
         classes=classes,
         features=network.features,
-        k=num_neighbours(options.k, len(train[1])),
+        k=num_neighbours(options.k, len(train.labels)),
         temperature=options.temperature,
-        majority=majority_share(test[1]),
+        majority=majority_share(test.labels),
         chance=trained.chance,
         trained=trained,
         untrained=untrained,
@@ -175,8 +162,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
 def judge(
     network: Network,
     name: str,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
+    train: Part,
+    test: Part,
     num_classes: int,
     options: EvalOptions,
     context: Autocast,
@@ -185,27 +172,29 @@ def judge(
     """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
     size = options.batch_size
     with context():
-        before = networks.vectors_of(network, train[0], batch_size=size, talk=talk, what=f"{name}: training images")
-        after = networks.vectors_of(network, test[0], batch_size=size, talk=talk, what=f"{name}: test images")
-    votes = knn_predict(before, train[1], after, num_classes=num_classes, k=options.k, temperature=options.temperature)
-    held = np.zeros(len(train[1]), dtype=bool)
-    held[hold_out(train[1].numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
+        before = networks.vectors_of(network, train.pixels, batch_size=size, talk=talk, what=f"{name}: training images")
+        after = networks.vectors_of(network, test.pixels, batch_size=size, talk=talk, what=f"{name}: test images")
+    votes = knn_predict(
+        before, train.labels, after, num_classes=num_classes, k=options.k, temperature=options.temperature
+    )
+    held = np.zeros(len(train.labels), dtype=bool)
+    held[hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
-    probe = fit_linear_probe(before, train[1], num_classes=num_classes, held_out=torch.from_numpy(held))
+    probe = fit_linear_probe(before, train.labels, num_classes=num_classes, held_out=torch.from_numpy(held))
     module = network.module
     as_trained = plain = chance = None
     with context():
         if isinstance(module, SelfieNetwork):
-            as_trained, chance = pretext_accuracy(module, module.augment, test[0], options.seed, size)
+            as_trained, chance = pretext_accuracy(module, module.augment, test.pixels, options.seed, size)
         if isinstance(module, Selfie):
 
             def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
                 return plain_view(pixels, network.image_size), *places
 
-            plain, _ = pretext_accuracy(module, centre, test[0], options.seed, size)
+            plain, _ = pretext_accuracy(module, centre, test.pixels, options.seed, size)
     return Judged(
-        knn=topk_accuracy(votes, test[1]),
-        linear=topk_accuracy(probe.scores(after), test[1]),
+        knn=topk_accuracy(votes, test.labels),
+        linear=topk_accuracy(probe.scores(after), test.labels),
         linear_strength=probe.strength,
         pretext_accuracy=as_trained,
         pretext_accuracy_plain=plain,
@@ -240,12 +229,10 @@ def check_known(classes: list[str], known: list[str]) -> None:
         )
 
 
-def classify(
-    network: Network, known: list[str], classes: list[str], test: tuple[Tensor, Tensor], batch_size: int
-) -> Classified:
+def classify(network: Network, known: list[str], classes: list[str], test: Part, batch_size: int) -> Classified:
     """The classifier's own answers; `known` names its classes, `classes` those of the labels in `test`."""
-    labels = torch.tensor([known.index(name) for name in classes])[test[1]]
-    scores = networks.class_scores(network, test[0], batch_size)
+    labels = torch.tensor([known.index(name) for name in classes])[test.labels]
+    scores = networks.class_scores(network, test.pixels, batch_size)
     confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))
     return Classified(
         classes=known,

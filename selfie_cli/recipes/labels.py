@@ -1,18 +1,17 @@
-"""The labelled images that finetune and curve train and test on, decoded, and shares of the labels."""
+"""The labelled images that finetune and curve train and test on, and eval judges by, decoded; shares of the labels."""
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.config import LabelOptions
+from selfie_cli.config import DataOptions, LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
-from selfie_cli.data.mapped import read_all
+from selfie_cli.data.mapped import all_pixels, open_store
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, report_bad, storage_size
@@ -101,7 +100,7 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
         name=found.name,
         classes=found.train.classes,
         train=train_part,
-        test=test_part if len(rows) == len(test_part.labels) else take(test_part, rows.numpy()),
+        test=take(test_part, rows.numpy()),
         record={
             "fingerprints": marks,
             "pinned": dict(found.train.source.pinned),
@@ -123,22 +122,27 @@ def mark_of_labels(found: LabelledSplits) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_part(part: Labelled, *, size: int, options: LabelOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
-    store = read_all(
-        part.source,
-        size=size,
-        workers=options.workers or num_cores(),
-        max_bad=options.max_bad,
-        talk=talk,
-        folder=options.store,
-        limit_gb=options.store_gb,
+def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
+    store = all_pixels(
+        open_store(
+            part.source,
+            size=size,
+            workers=options.workers or num_cores(),
+            max_bad=options.max_bad,
+            talk=talk,
+            folder=options.store,
+            limit_gb=options.store_gb,
+        )
     )
     names = part.source.names
     labels = torch.from_numpy(part.labels[store.kept])
     return Part(pixels=store.pixels, labels=labels, names=[names[i] for i in store.kept]), store.bad
 
 
-def take(part: Part, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Part:
+def take(part: Part, indices: Labels) -> Part:
+    """Its images at `indices`, int64 [M], ascending; itself, if that is all of them."""
+    if len(indices) == len(part.labels):
+        return part
     rows = torch.from_numpy(indices)
     return Part(
         pixels=part.pixels.index_select(0, rows), labels=part.labels[rows], names=[part.names[i] for i in indices]

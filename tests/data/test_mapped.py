@@ -20,7 +20,7 @@ from PIL import Image
 from selfie_cli.data import mapped, rows
 from selfie_cli.data.duplicates import joined, load_marks, marks_of, save_marks
 from selfie_cli.data.images import decode_square, open_image
-from selfie_cli.data.mapped import MappedStore, open_store, read_all, store_key
+from selfie_cli.data.mapped import MappedStore, all_pixels, open_store, store_key
 from selfie_cli.data.rows import MARKS, PIXELS, Rows
 from selfie_cli.data.sources import Array, Files, Joined, Shards, Subset
 from selfie_cli.data.store import BadFile, Store, read_store
@@ -238,7 +238,7 @@ def test_all_pixels_at_once_are_those_of_read_store_and_decoded_once(source, tmp
     monkeypatch.setattr(mapped, "SMALL", 0)
     for times in (100, 3):  # the second time the unreadable ones alone
         source.opened.clear()
-        found = read_all(source, **settings, folder=str(tmp_path / "store"))
+        found = all_pixels(open_store(source, **settings, folder=str(tmp_path / "store")))
         assert torch.equal(found.pixels, expected.pixels)
         assert found.kept.tolist() == expected.kept.tolist()
         assert found.bad == expected.bad
