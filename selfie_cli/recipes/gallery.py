@@ -131,10 +131,10 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
 def check_own(run: Run) -> None:
     """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
     which files of this machine a page shows."""
-    asked = run.config["asked"]
+    asked, pinned = run.config["asked"], run.config["data"].get("pinned", {})
     named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
     from_hub = is_address(run.address or "") or "hub" in run.config
-    if from_hub and not all(each in NAMED for each in named):
+    if from_hub and not all(each in NAMED and each not in pinned for each in named):
         raise DataError("it comes from the Hub, and its images are not known here")
 
 

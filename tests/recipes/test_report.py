@@ -221,6 +221,11 @@ def test_a_strangers_run_chooses_no_files_of_this_machine(finetuned: Path, pretr
         rewrite(run / "config.json", hub={"address": "hf://acme/net@" + 40 * "0"})  # as selfie pull notes it
         assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
         assert "not known here" in text_of(run / "report.html")
+        config = json.loads((run / "config.json").read_text())
+        asked = config["asked"] | {"data": ["cifar10"], "dataset": "cifar10"}  # which is said to be another place
+        rewrite(run / "config.json", asked=asked, data=config["data"] | {"pinned": {"cifar10": str(images)}})
+        assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
+        assert "not known here" in text_of(run / "report.html")
         assert json.loads(selfie("report", run, "--dataset", images, "--json").stdout)["num_images"] == 30
 
 
