@@ -20,16 +20,15 @@ def available_memory() -> int:
     return min(found, default=4 * 2**30)
 
 
-def shared_memory() -> tuple[int, int] | None:
-    """Bytes of shared memory (/dev/shm) in all, and free; None where there is none.
+def shared_memory() -> int | None:
+    """Bytes of shared memory (/dev/shm), free or not; None where there is none.
 
     A container has 64 MB unless it was started with another --shm-size.
     """
     try:
-        room = shutil.disk_usage("/dev/shm")
+        return shutil.disk_usage("/dev/shm").total
     except OSError:
         return None
-    return room.total, room.free
 
 
 def share_of_memory() -> int:

@@ -2,10 +2,10 @@
 
 import os
 import shlex
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from selfie_cli.data.sources import (
 )
 from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.errors import DataError, UsageError
+from selfie_cli.files import nearest
 from selfie_cli.option import flag_of
 from selfie_cli.recipes.derivation import derive, patch_size_for, suggested_size
 from selfie_cli.recipes.examination import Examination, Finding
@@ -202,21 +203,17 @@ def spread(values: NDArray[np.int64]) -> Spread | None:
 
 def machine(device: torch.device) -> Machine:
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    shared, store = shared_memory(), store_folder(None)
+    store = store_folder(None)
     return Machine(
         cores=num_cores(),
         device=str(device),
         gpu=gpu.name if gpu else None,
         gpu_memory=gpu.total_memory if gpu else None,
         memory=available_memory(),
-        shared_memory=shared and shared[0],
+        shared_memory=shared_memory(),
         store=str(store) if store else None,
-        disk=disk_room(store) if store else None,
+        disk=disk_usage(nearest(store)).free if store else None,
     )
-
-
-def disk_room(folder: Path) -> int:
-    return shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free
 
 
 def plans_for(
@@ -227,7 +224,7 @@ def plans_for(
     size = storage_size(image_size)
     pixels = len(source) * size * size * 3
     in_memory, store = is_small(source, size), store_folder(None)
-    keeps_all = store is not None and pixels <= min(MOST, disk_room(store) // 2)
+    keeps_all = store is not None and pixels <= min(MOST, disk_usage(nearest(store)).free // 2)
     plans: list[Plan] = []
     for backbone in [options.backbone] if options.backbone else BACKBONES:
         asked = {name: getattr(options, name) for name in ("data_root", "offline", "device", "precision", "workers")}

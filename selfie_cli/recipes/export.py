@@ -46,7 +46,8 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     talk.say(line)
     to = target_of(options, run)
     suffix = ".onnx" if to == "onnx" else ".safetensors"
-    out = check_file(options.out or default_name(options.run, to), [suffix], overwrite=options.overwrite)
+    name = f"{run.name}{'' if to in ('onnx', 'safetensors') else f'-{to}'}{suffix}"
+    out = check_file(options.out or name, [suffix], overwrite=options.overwrite)
 
     network = networks.load_network(run, features=None, device=torch.device("cpu"))
     classifier = network.module if isinstance(network.module, AnyClassifier) else None
@@ -106,13 +107,6 @@ def why_not(run: Run, to: Target) -> str | None:
     if stem != "7x7":
         return f"the network begins with a {stem} convolution, for small images, and {to}'s {backbone} with 7x7"
     return None
-
-
-def default_name(run: str, to: Target) -> str:
-    if run.startswith("hf://"):
-        run = run.partition("@")[0]
-    name = Path(run).resolve().name
-    return {"onnx": f"{name}.onnx", "safetensors": f"{name}.safetensors"}.get(to, f"{name}-{to}.safetensors")
 
 
 def description(run: Run, *, features: str, width: int) -> dict[str, str]:

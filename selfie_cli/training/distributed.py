@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from selfie_cli.data import guard
+from selfie_cli.data.memory import shared_memory
 from selfie_cli.errors import UsageError
 from selfie_cli.talk import printable
 
@@ -287,12 +288,8 @@ def loss(error: RuntimeError) -> str | None:
 
 def check_shared_memory(processes: int) -> None:
     """Raises UsageError if /dev/shm is too small for this many processes, which NCCL would find out in the middle."""
-    try:
-        status = os.statvfs("/dev/shm")
-    except (OSError, AttributeError):  # no such thing here
-        return
-    size = status.f_frsize * status.f_blocks
-    if size < SHARED_MEMORY:
+    size = shared_memory()
+    if size is not None and size < SHARED_MEMORY:
         raise UsageError(
             f"/dev/shm has {size // 2**20} MB, too few for {processes} processes on GPUs: start the container with "
             "--shm-size=1g or --ipc=host"

@@ -38,6 +38,6 @@ def test_shared_memory_is_what_is_mounted():
     there = shared_memory()
     if Path("/dev/shm").exists():
         assert there is not None
-        assert 0 <= there[1] <= there[0]
+        assert there >= 0
     else:
         assert there is None

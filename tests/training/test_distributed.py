@@ -1,9 +1,7 @@
 """Several processes are to do what one does: real ones, two of them, over gloo on the CPU, in float32."""
 
-import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import load_file
 from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
 
 from selfie_cli.errors import UsageError
+from selfie_cli.training import distributed
 from selfie_cli.training.distributed import Group, check_shared_memory, environment
 
 LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -126,18 +125,10 @@ def test_alone_nothing_is_exchanged():
 
 
 def test_shared_memory_too_small_for_nccl_is_noticed(monkeypatch):
-    def statvfs(path):
-        assert path == "/dev/shm"
-        return SimpleNamespace(f_frsize=4096, f_blocks=64 * 2**20 // 4096)  # Docker's 64 MB
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
+    monkeypatch.setattr(distributed, "shared_memory", lambda: 64 * 2**20)  # Docker's
     with pytest.raises(UsageError, match=r"64 MB.*8 processes.*--shm-size"):
         check_shared_memory(8)
-    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_frsize=4096, f_blocks=2**30 // 4096))
+    monkeypatch.setattr(distributed, "shared_memory", lambda: 2**30)
     check_shared_memory(8)
-
-    def missing(path):
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(os, "statvfs", missing)  # macOS has none, and needs none
+    monkeypatch.setattr(distributed, "shared_memory", lambda: None)  # macOS has none, and needs none
     check_shared_memory(8)
