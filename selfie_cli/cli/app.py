@@ -7,11 +7,12 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from selfie_cli import __version__, config
+from selfie_cli.cli.console import abandon
 from selfie_cli.cli.options import build, command
 from selfie_cli.errors import SelfieError, UsageError
 from selfie_cli.signals import STOPPING, give_up, handled, is_alone
@@ -257,12 +258,6 @@ def how_to_go_on() -> str:
     from selfie_cli.training.distributed import environment
 
     return environment().resume_command(run.verb, run.path)
-
-
-def abandon(stream: IO[str]) -> None:
-    """What waits to be written there would be tried again, and told of, when Python ends."""
-    with contextlib.suppress(OSError, ValueError):  # it may be no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_first_process() -> bool:

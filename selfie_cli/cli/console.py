@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from selfie_cli.files import naming
 from selfie_cli.talk import Advance, Talk, printable
@@ -28,6 +28,12 @@ def put(line: str) -> None:
         print(line)
 
 
+def abandon(stream: IO[str]) -> None:
+    """Let go of a stream that nobody reads: what waits to be written there would be tried, and told of, again."""
+    with contextlib.suppress(OSError, ValueError):  # it may be no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def time_left(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -38,10 +44,20 @@ class Console(Talk):
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console as RichConsole
 
+        class Talking(RichConsole):
+            def on_broken_pipe(self) -> None:
+                """Whoever read it has gone, `less` say: what is worked on goes on. rich would end the process."""
+                abandon(sys.stderr)
+
+        class Telling(RichConsole):
+            def on_broken_pipe(self) -> None:
+                """Whoever read it has seen enough."""
+                raise
+
         self.quiet = quiet
-        self.stderr = RichConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.stderr = Talking(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         wide = None if sys.stdout.isatty() else 100
-        self.stdout = RichConsole(highlight=False, markup=False, emoji=False, width=wide)
+        self.stdout = Telling(highlight=False, markup=False, emoji=False, width=wide)
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -54,7 +70,7 @@ class Console(Talk):
         self._tell(f"error: {printable(line)}", style="red")
 
     def _tell(self, line: str, style: str | None = None) -> None:
-        with contextlib.suppress(OSError):  # a log on a full disk, or no longer read: what is worked on goes on
+        with contextlib.suppress(OSError):  # a log on a full disk: what is worked on goes on
             self.stderr.print(line, style=style)
 
     def show(self, *tables: "RenderableType") -> None:

@@ -269,7 +269,8 @@ def ended(what: str) -> str:
 
 def end(rank: int, what: str, code: int) -> NoReturn:
     """End this process now, whatever its threads wait for. Temporary files are left as after a kill."""
-    print(f"error: process {rank}: {printable(ended(what))}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody may be reading
+        print(f"error: process {rank}: {printable(ended(what))}", file=sys.stderr, flush=True)
     guard.dismiss()
     os._exit(code)
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, ENVIRONMENT, error_of
+from commands import COMMAND, ENVIRONMENT, draw_folder, error_of
 from PIL import Image
 from rich.table import Table
 
@@ -126,3 +126,17 @@ def test_what_cannot_be_told_stops_nothing(tmp_path):
         done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: name a place, or leave it out"
+
+
+def test_nobody_has_to_read_on(tmp_path: Path) -> None:
+    """As with `2>&1 | head -1`: the work is done all the same."""
+    small = ("--backbone", "resnetv2_18_w16", "--steps", 4, "--batch-size", 4, "--device", "cpu", "--no-report")
+    argv = [*COMMAND, *map(str, ("pretrain", draw_folder(tmp_path / "images"), *small, "--out", tmp_path / "run"))]
+    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.readline()
+        process.stderr.close()
+        assert process.wait(240) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["progress"]["status"] == "finished"
