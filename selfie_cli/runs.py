@@ -11,6 +11,7 @@ bad_files.jsonl      unreadable inputs
 import contextlib
 import copy
 import datetime
+import fnmatch
 import json
 import os
 import platform
@@ -27,6 +28,13 @@ from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
+CONTENTS = (
+    *("config.json", "model.safetensors", "state", "metrics.jsonl", "results.json", "cells", "labels-*.jsonl"),
+    *("eval-*.json", "eval-*.jsonl", "bad_files.jsonl", "seen.safetensors", "seen_test_images.jsonl"),
+    *("report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md", f"{TEMPORARY}*"),
+    *(".DS_Store", "Thumbs.db"),
+)
+"""What a run's folder holds, which --overwrite replaces. Anything else is the user's."""
 MOST_BYTES = 2**26
 """Of a config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
@@ -149,7 +157,8 @@ def inode(folder: Path) -> tuple[int, int]:
 
 def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
     """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
-    is there is no run of ours, which even --overwrite does not delete, or is being worked on. Changes nothing.
+    is there is no run of ours, or more than a run, which even --overwrite does not delete, or is being worked on.
+    Changes nothing.
 
     `instead` is what else the user may do, before the path.
     """
@@ -165,10 +174,17 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     except RunError:
         message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
         raise RunError(message) from None
+    if overwrite and (other := next((name for name in sorted(os.listdir(path)) if not is_part(name)), None)):
+        raise RunError(f"{path / other} is no part of a run, and --overwrite would delete it: move it elsewhere first")
     hold(path)
     if not overwrite:
         let_go(path)
         raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
+
+
+def is_part(name: str) -> bool:
+    """Whether a run's folder holds something of this name."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENTS)
 
 
 def create(

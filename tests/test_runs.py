@@ -77,11 +77,23 @@ def test_overwrite_replaces_a_run(tmp_path):
     assert os.listdir(run.path) == ["config.json"]
 
 
+@pytest.mark.parametrize("name", ["images/a.png", "notes.txt", "inner/config.json", "model.safetensors.old"])
+def test_overwrite_deletes_nothing_that_lies_in_a_run_and_is_no_part_of_it(tmp_path, name):
+    run = make(tmp_path / "run")
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).write_text("mine")
+    for attempt in (runs.check_free, lambda path, overwrite: make(path, overwrite=overwrite)):
+        with pytest.raises(RunError, match=f"run/{name.partition('/')[0]} is no part of a run"):
+            attempt(run.path, overwrite=True)
+    assert (run.path / name).read_text() == "mine"
+    assert runs.open_run(run.path).finished
+
+
 def test_overwriting_keeps_the_config_until_the_new_one_is_there(tmp_path, monkeypatch):
     """Else a kill in between would leave a folder that is no run's."""
     run = make(tmp_path / "run", finished=False)
     (run.path / "state" / "00000003").mkdir(parents=True)
-    (run.path / "link").symlink_to(tmp_path)
+    (run.path / "report.html").symlink_to(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(runs, "write_json", lambda path, value: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -56,8 +56,8 @@ def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
 def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run]) -> Path:
     """The folder of a new run. Raises RunError or UsageError if it is not free."""
     out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
-    if any(out.resolve() == source.path.resolve() for source in sources):
-        raise UsageError(f"--out {out} is a run that --from names: choose another folder")
+    if any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
+        raise UsageError(f"--out {out} is, or holds, a run that --from names: choose another folder")
     runs.check_free(out, overwrite=options.overwrite)
     return out
 

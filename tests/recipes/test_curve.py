@@ -218,7 +218,7 @@ def test_runs_that_cannot_be_compared(images: Path, pretrained: Path, tmp_path: 
     larger = tmp_path / "larger"
     selfie("pretrain", images, *SMALL, "--image-size", 64, "--steps", 1, "--out", larger)
     assert "image_size 64" in error_of(*arguments, "--from", larger, code=2)
-    assert "is a run that --from names" in error_of(*arguments[:-1], pretrained, "--overwrite", code=2)
+    assert "is, or holds, a run that --from names" in error_of(*arguments[:-1], pretrained, "--overwrite", code=2)
     assert "--dataset is missing" in error_of("curve", "--from", pretrained, code=2)
     assert "no run at nowhere" in error_of(*arguments, "--from", "nowhere")
 
