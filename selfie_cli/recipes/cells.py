@@ -312,8 +312,8 @@ def compare(
     percents = ", ".join(f"{share.fraction * 100:.3g} %" for share in shares)
     numbers = ", ".join(f"{share.num_labels:,}" for share in shares)
     talk.say(
-        f"{', '.join(arm.name for arm in arms)}: {numbers} labels of {len(data.train.labels):,} ({percents} of each "
-        f"class), {len(data.classes)} classes, {len(data.test.labels):,} test images; {kept.shape['backbone']} at "
+        f"{numbers} labels of {len(data.train.labels):,} ({percents} of each class), {len(data.classes)} classes, "
+        f"{len(data.test.labels):,} test images; {', '.join(arm.name for arm in arms)}: {kept.shape['backbone']} at "
         f"{image_size} px, {device}, batch {trainer.batch_size}"
     )
     if run is None:
