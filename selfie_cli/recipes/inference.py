@@ -29,7 +29,7 @@ from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
-from selfie_cli.files import json_line, remove_leftovers, replacing
+from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
 from selfie_cli.talk import Talk
@@ -133,7 +133,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     Names that are not UTF-8 keep their bytes in the former.
     """
     with (
-        replacing(out) as temporary,
+        replacing(followed(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         table = csv.writer(file)

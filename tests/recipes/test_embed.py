@@ -131,6 +131,18 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert document == {"out": "w.csv", "images": 7, "unreadable": 0, **nothing}
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_link_stays_one(pretrained: Path, some: list[Path], suffix: str) -> None:
+    Path("there").mkdir()
+    for name in (f"v{suffix}", f"v{suffix}.rows.jsonl"):
+        Path("there", name).touch()
+        Path(name).symlink_to(f"there/{name}")
+    selfie("embed", *some, "--from", pretrained, "--out", f"v{suffix}", "--overwrite")
+    assert Path(f"v{suffix}").is_symlink()
+    assert read_back(Path("there", f"v{suffix}"))[0] == [str(path) for path in some]
+    assert not list(Path().rglob(".tmp-*"))
+
+
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
     listed = [name for name, _ in rows_of(selfie("embed", images / "test", "--from", pretrained).stdout)]
     assert listed == [str(path) for path in sorted((images / "test").rglob("*.png"))]
