@@ -268,6 +268,14 @@ def about_of(file: Path) -> dict[str, Any]:
         return dict(about)
 
 
+def is_ours(file: Path) -> bool:
+    """Whether `table_writer` has written it, in whatever format."""
+    try:
+        return KEY.encode() in (schema_of(file).metadata or {})
+    except DAMAGED:
+        return False
+
+
 def bad_of(file: Path) -> list[BadFile]:
     """What `table_writer` was told of unreadable images. Raises DataError."""
     with reading(file):
