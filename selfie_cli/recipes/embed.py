@@ -36,6 +36,7 @@ from selfie_cli.recipes.inference import (
 from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.vector_files import (
     AT_LEAST,
+    HEADERS,
     PIECES,
     about_of,
     bad_of,
@@ -142,9 +143,8 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     for copy, first in copies.tolist() if reasons else ():  # of what was not known to be no image
         if (reason := reasons.get(every_name[first])) is not None:
             bad.append(BadFile(every_name[copy], reason))
-    folder = None if out is None else out if in_parts else out.parent
     bad = list(dict.fromkeys(bad))  # what cannot be read is tried in each call
-    conclude(bad, len(every_name), folder, strict=options.strict, talk=talk)
+    conclude(bad, len(every_name), out, strict=options.strict, talk=talk)
     return Embedded(
         out=out,
         images=num_images,
@@ -166,6 +166,9 @@ def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
         raise UsageError("--append and --shard-rows go with --out")
     if out is None or not (options.append or in_parts):
         out = check_out(options, tuple(PIECES))
+        rows = None if out is None or out.suffix not in HEADERS else Path(f"{out}.rows.jsonl")
+        if rows is not None and rows.exists() and not options.overwrite:
+            raise UsageError(f"{rows} exists: replace it with --overwrite")
     elif in_parts:
         if out.suffix in PIECES or out.is_file():
             raise UsageError(f"--out {out}: with --shard-rows it is a folder")

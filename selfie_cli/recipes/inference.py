@@ -61,6 +61,7 @@ USABLE = 0.99
 """The cosine below which int8 is warned of."""
 COMPILE_AFTER = 30.0  # seconds of work from which a CPU's rate is estimated
 LONG_JOB = 600.0  # seconds: compiling takes 5 to 20 of them, and makes the rest 5 to 15 % shorter
+BAD_FILES = "bad_files.jsonl"
 MANY_IMAGES = 4096  # on a GPU, where compiling is taken to pay from here: an estimate, not yet measured
 
 
@@ -405,9 +406,12 @@ def pieces_of(images: range, batch: int) -> list[range]:
     return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
-def conclude(bad: list[BadFile], num_images: int, folder: Path | None, *, strict: bool, talk: Talk) -> None:
-    """List unreadable images in `folder`. Raises DataError for any of them if `strict`."""
-    if folder is not None and group().first:
-        report_bad(bad, num_images, folder / "bad_files.jsonl", talk)
+def conclude(bad: list[BadFile], num_images: int, out: Path | None, *, strict: bool, talk: Talk) -> None:
+    """List unreadable images beside `out`, or in it if it is a folder. Raises DataError for any of them if `strict`."""
+    if out is not None and group().first:
+        listed = out / BAD_FILES if out.is_dir() else out.with_name(f"{out.name}.{BAD_FILES}")
+        if not bad:  # of an earlier call, which found some
+            listed.unlink(missing_ok=True)
+        report_bad(bad, num_images, listed, talk)
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")

@@ -80,10 +80,14 @@ def test_rows_are_in_input_order_with_unreadable_ones_left_out(pretrained: Path,
     assert rows[1][1] == rows[3][1]
     for name in ("bad.jpg", "nowhere.png", "empty.png"):
         assert f"warning: left out: {name}: " in result.stderr
-    assert not Path("bad_files.jsonl").exists()
+    assert not any(Path().glob("*bad_files.jsonl"))
     selfie("embed", *order, "--from", pretrained, "--out", "v.npy")
-    bad = [json.loads(line)["path"] for line in Path("bad_files.jsonl").read_text().splitlines()]
+    bad = [json.loads(line)["path"] for line in Path("v.npy.bad_files.jsonl").read_text().splitlines()]
     assert bad == ["bad.jpg", "nowhere.png", "empty.png"]
+    Path("bad_files.jsonl").write_text("dear")
+    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    assert [file.name for file in Path().glob("*bad_files.jsonl")] == ["bad_files.jsonl"]
+    assert Path("bad_files.jsonl").read_text() == "dear"
 
 
 def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
@@ -125,6 +129,11 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert Path("v.npy").read_bytes() == b"dear"
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
+    for name in ("w.npy", "w.safetensors"):
+        Path(f"{name}.rows.jsonl").write_bytes(b"dear")
+        assert f"{name}.rows.jsonl exists" in error_of("embed", *some, "--from", pretrained, "--out", name, code=2)
+        assert Path(f"{name}.rows.jsonl").read_bytes() == b"dear"
+        assert not Path(name).exists()
     Path("folder.csv").mkdir()
     for out in ("v.txt", "v", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
@@ -319,7 +328,7 @@ def test_append_adds_what_is_not_there(pretrained: Path, some: list[Path], suffi
         "parts_kept": 0,
     }
     assert read_back(Path(out))[0] == [str(path) for path in some[:6]]
-    assert len(Path("bad_files.jsonl").read_text().splitlines()) == 3
+    assert len(Path(f"{out}.bad_files.jsonl").read_text().splitlines()) == 3
     selfie("embed", *some[:6], "--from", pretrained, "--out", f"w{suffix}")
     assert table(out).equals(table(f"w{suffix}"))
     before = Path(out).read_bytes()
