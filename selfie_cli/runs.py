@@ -11,6 +11,7 @@ bad_files.jsonl      unreadable inputs
 import contextlib
 import copy
 import datetime
+import fnmatch
 import json
 import os
 import platform
@@ -27,6 +28,11 @@ from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
+FILES = (
+    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
+    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl"),
+)
+"""What a run writes into its folder and reads there."""
 MOST_BYTES = 2**26
 """Of a config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
@@ -216,6 +222,16 @@ def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) ->
                 there.fetch(name)
         return run
     return read_run(bundled_folder(), "bundled") if str(path) == "bundled" else read_run(Path(path))
+
+
+def is_file_of_run(path: Path) -> bool:
+    """Whether a run lies in the file's folder, or in that of what it leads to, and uses that name itself."""
+    for file in (path, Path(os.path.realpath(path))):
+        if any(fnmatch.fnmatch(file.name, each) for each in FILES):
+            with contextlib.suppress(RunError):
+                read_run(file.parent)
+                return True
+    return False
 
 
 def read_run(folder: Path, address: str | None = None) -> Run:

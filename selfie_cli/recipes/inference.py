@@ -32,6 +32,7 @@ from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsErr
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
+from selfie_cli.runs import is_file_of_run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import num_cores
@@ -110,6 +111,8 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
         raise UsageError(f"--out {out} is a folder: name a file")
     if out.suffix not in suffixes:
         raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
+    if is_file_of_run(out):
+        raise UsageError(f"--out {out} is a file of a run: choose another name")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
     check_writable(out, out.parent)

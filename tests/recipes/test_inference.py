@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -157,6 +158,32 @@ def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
         write(Result("a.jpg", np.ones(3, np.float32), 1, 1, b""))
         raise ZeroDivisionError
     assert list(Path().iterdir()) == []
+
+
+def test_a_runs_own_files_are_no_place_for_results(finetuned: Path, images: Path) -> None:
+    shutil.copytree(finetuned, "run")
+    Path("run/metrics.jsonl").touch()
+    Path("link.safetensors").symlink_to("run/model.safetensors")
+    Path("other").mkdir()
+    Path("other/config.json").write_text("{}")
+    Path("linked").mkdir()
+    shutil.copy("run/config.json", "linked")
+    Path("linked/model.safetensors").symlink_to(Path("other/weights.safetensors").resolve())
+    before = {file: file.read_bytes() for file in Path("run").iterdir() if file.is_file()}
+    exported, embedded = ("export", "run", "--to", "safetensors"), ("embed", images / "test", "--from", "run")
+    for command, out in (
+        (exported, "run/model.safetensors"),
+        (exported, "link.safetensors"),
+        (exported, "linked/model.safetensors"),
+        (embedded, "run/seen.safetensors"),
+        (embedded, "run/metrics.jsonl"),
+        (("predict", "run", images / "test"), "run/eval-photos-seen.jsonl"),
+    ):
+        assert "is a file of a run" in error_of(*command, "--out", out, "--overwrite", code=2)
+    for out in ("run/mine.safetensors", "other/model.safetensors"):
+        selfie(*exported, "--out", out)
+        selfie(*exported, "--out", out, "--overwrite")
+    assert {file: file.read_bytes() for file in before} == before
 
 
 @pytest.mark.parametrize("suffix", HEADERS)
