@@ -55,6 +55,11 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{MACHINE}-{path.name}")
 
 
+def followed(path: Path) -> Path:
+    """The file that a link leads to, if there is one. For paths that the user has named: others may be a stranger's."""
+    return Path(os.path.realpath(path)) if path.is_file() else path
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path` in one step, on failure it is removed."""

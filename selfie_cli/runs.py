@@ -28,11 +28,14 @@ from selfie_cli.talk import Talk
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
+FILES = (
+    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
+    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl"),
+)
+"""What a run writes into its folder and reads there."""
 CONTENTS = (
-    *("config.json", "model.safetensors", "state", "metrics.jsonl", "results.json", "cells", "labels-*.jsonl"),
-    *("eval-*.json", "eval-*.jsonl", "bad_files.jsonl", "seen.safetensors", "seen_test_images.jsonl"),
-    *("report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md", f"{TEMPORARY}*"),
-    *(".DS_Store", "Thumbs.db"),
+    *(*FILES, "state", "cells", "report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md"),
+    *(f"{TEMPORARY}*", ".DS_Store", "Thumbs.db"),
 )
 """What a run's folder holds, which --overwrite replaces. Anything else is the user's."""
 MOST_BYTES = 2**26
@@ -174,7 +177,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     except RunError:
         message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
         raise RunError(message) from None
-    if overwrite and (other := next((name for name in sorted(os.listdir(path)) if not is_part(name)), None)):
+    if overwrite and (other := next((name for name in sorted(os.listdir(path)) if not matches(name, CONTENTS)), None)):
         raise RunError(f"{path / other} is no part of a run, and --overwrite would delete it: move it elsewhere first")
     hold(path)
     if not overwrite:
@@ -182,9 +185,8 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
         raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
 
 
-def is_part(name: str) -> bool:
-    """Whether a run's folder holds something of this name."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in CONTENTS)
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def create(
@@ -232,6 +234,16 @@ def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) ->
                 there.fetch(name)
         return run
     return read_run(bundled_folder(), "bundled") if str(path) == "bundled" else read_run(Path(path))
+
+
+def is_file_of_run(path: Path) -> bool:
+    """Whether a run lies in the file's folder, or in that of what it leads to, and uses that name itself."""
+    for file in (path, Path(os.path.realpath(path))):
+        if matches(file.name, FILES):
+            with contextlib.suppress(RunError):
+                read_run(file.parent)
+                return True
+    return False
 
 
 def read_run(folder: Path, address: str | None = None) -> Run:

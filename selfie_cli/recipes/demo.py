@@ -1,15 +1,15 @@
 """selfie demo: the whole story on images that this program draws itself."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from selfie_cli import runs
 from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.files import replacing_folder, write_json
+from selfie_cli.files import read_json, replacing_folder, write_json
 from selfie_cli.recipes.comparison import Finetuned
 from selfie_cli.recipes.eval import Evaluated, evaluate
 from selfie_cli.recipes.finetune import finetune
@@ -22,7 +22,7 @@ NUM_TRAIN, NUM_TEST = 8_000, 2_000
 PRETRAIN_STEPS, FINETUNE_STEPS = 300, 60
 FRACTION = 0.05
 BACKBONE: Backbone = "resnetv2_18_w16"
-MARK = "demo.json"  # by which --overwrite knows a folder that may be deleted
+MARK = "demo.json"  # by which --overwrite knows a demo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +37,32 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     if environment().world > 1:
         raise UsageError("the demo is for one process: start it without torchrun")
     folder = Path(options.out)
+    images, pretraining, finetuning = made = [folder / name for name in ("images", "pretrain", "finetune")]
     if folder.exists() and any(folder.iterdir()):
         if not options.overwrite:
             raise RunError(f"{folder} is not empty: replace it with --overwrite, or choose another --out")
-        if not (folder / MARK).is_file():
-            raise RunError(f"{folder} holds no demo, so --overwrite will not delete it: choose another --out")
-        shutil.rmtree(folder)
+        # A link among them would have something else replaced than what a demo has made.
+        if not is_marked(folder) or any(each.is_symlink() for each in made):
+            raise RunError(f"{folder} holds no demo, so --overwrite will replace nothing in it: choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in (folder, pretraining, finetuning):
+        if each.is_dir():
+            runs.hold(each)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
-    images, pretraining = folder / "images", folder / "pretrain"
     talk.say("the whole story takes about five minutes on two CPU cores")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
-    pretrain(PretrainOptions(data=(str(images),), backbone=BACKBONE, steps=PRETRAIN_STEPS, out=str(pretraining)), talk)
+    pretrain(
+        PretrainOptions(
+            data=(str(images),),
+            backbone=BACKBONE,
+            steps=PRETRAIN_STEPS,
+            out=str(pretraining),
+            overwrite=options.overwrite,
+        ),
+        talk,
+    )
     talk.say(f"3/4 selfie eval {pretraining} --dataset {images}")
     judged = evaluate(EvalOptions(run=str(pretraining), dataset=str(images)), talk)
     talk.say(
@@ -63,17 +76,27 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
             from_=str(pretraining),
             seeds=options.seeds,
             steps=FINETUNE_STEPS,
-            out=str(folder / "finetune"),
+            out=str(finetuning),
+            overwrite=options.overwrite,
         ),
         talk,
     )
     return Demo(folder=folder, evaluated=judged, finetuned=compared)
 
 
+def is_marked(folder: Path) -> bool:
+    """Whether a demo has written MARK there."""
+    try:
+        mark = read_json(folder / MARK)
+    except (OSError, ValueError):
+        return False
+    return isinstance(mark, dict) and mark.keys() == {"images", "seeds"}
+
+
 def draw_tree(images: Path, talk: Talk) -> None:
     """train/<class>/ and test/<class>/ of PNG files."""
     pixels, labels = synthetic.draw(NUM_TRAIN + NUM_TEST, seed=0)
-    with talk.track("writing images", len(pixels)) as advance, replacing_folder(images) as temporary:
+    with talk.track("writing images", len(pixels)) as advance, replacing_folder(images, overwrite=True) as temporary:
         for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
             part = "train" if index < NUM_TRAIN else "test"
             folder = temporary / part / synthetic.CLASSES[label]

@@ -36,10 +36,12 @@ from selfie_cli.recipes.inference import (
 from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.vector_files import (
     AT_LEAST,
+    HEADERS,
     PIECES,
     about_of,
     bad_of,
     hashes_of,
+    is_ours,
     need_arrow,
     table_writer,
     writing,
@@ -51,6 +53,9 @@ from selfie_cli.training.machine import num_cores, prepare
 
 TABLES = (".parquet", ".arrow")
 PARTS = "part-*.parquet"
+ASIDE = f"{TEMPORARY}old-"
+"""Before the names of parts that --overwrite replaces, which stay until all new ones are there. A stopped job goes on
+without --overwrite, and must not take old parts for new ones."""
 PART = re.compile(r"part-([0-9]{5}|[1-9][0-9]{5,})\.parquet")
 CHUNK = 256  # files whose contents are hashed together
 
@@ -83,7 +88,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     talk.say(line)
     device = prepare(options.device)
     made_by = described(run, networks.choose_features(run.derived, options.features))
-    old = group().from_first([] if options.overwrite or out is None else tables_at(out, in_parts, options))
+    old = group().from_first([] if out is None else tables_at(out, in_parts, options))
     if old:
         options = dataclasses.replace(options, precision=check_same(old, made_by, options))
     num_known, copies = 0, np.empty((0, 2), np.int64)
@@ -133,12 +138,13 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     if in_parts:  # those of earlier calls, too
         assert out is not None
         bad = [one for file in sorted(out.glob(PARTS)) for one in bad_of(file)]
+        for file in sorted(out.glob(ASIDE + PARTS)) if group().first and not options.append else ():
+            file.unlink()
     for copy, first in copies.tolist() if reasons else ():  # of what was not known to be no image
         if (reason := reasons.get(every_name[first])) is not None:
             bad.append(BadFile(every_name[copy], reason))
-    folder = None if out is None else out if in_parts else out.parent
     bad = list(dict.fromkeys(bad))  # what cannot be read is tried in each call
-    conclude(bad, len(every_name), folder, strict=options.strict, talk=talk)
+    conclude(bad, len(every_name), out, strict=options.strict, talk=talk)
     return Embedded(
         out=out,
         images=num_images,
@@ -160,6 +166,9 @@ def check_table(options: EmbedOptions) -> tuple[Path | None, bool]:
         raise UsageError("--append and --shard-rows go with --out")
     if out is None or not (options.append or in_parts):
         out = check_out(options, tuple(PIECES))
+        rows = None if out is None or out.suffix not in HEADERS else Path(f"{out}.rows.jsonl")
+        if rows is not None and rows.exists() and not options.overwrite:
+            raise UsageError(f"{rows} exists: replace it with --overwrite")
     elif in_parts:
         if out.suffix in PIECES or out.is_file():
             raise UsageError(f"--out {out}: with --shard-rows it is a folder")
@@ -181,7 +190,7 @@ def check_names(folder: Path) -> None:
 
 
 def tables_at(out: Path, in_parts: bool, options: EmbedOptions) -> list[Path]:
-    """The file, or the parts in the folder, to be continued.
+    """The file, or the parts in the folder, to be continued; none with --overwrite.
 
     Raises UsageError for a folder of other things, and for an empty one where nothing says how large parts are to be.
     """
@@ -189,11 +198,13 @@ def tables_at(out: Path, in_parts: bool, options: EmbedOptions) -> list[Path]:
         return [out] if options.append and out.exists() else []
     parts = sorted(out.glob(PARTS))
     others = [file.name for file in out.iterdir() if not file.name.startswith(TEMPORARY)]
-    if others and not parts:
+    if others and not parts and not any(out.glob(ASIDE + PARTS)):
         raise UsageError(f"--out {out} holds other things ({others[0]}): name an empty or a new folder")
     if not parts and options.shard_rows is None:
         raise UsageError(f"--out {out} holds no parts yet: say with --shard-rows how many images each is to have")
-    return parts
+    if options.overwrite and (foreign := [file for file in parts if not is_ours(file)]):
+        raise UsageError(f"{foreign[0]} is not by selfie embed, which will not delete it: move it out of the folder")
+    return [] if options.overwrite else parts
 
 
 def described(run: Run, features: str) -> dict[str, Any]:
@@ -274,7 +285,7 @@ class Shard:
 
 
 def planned(folder: Path, old: list[Path], names: Names, options: EmbedOptions, talk: Talk) -> list[Shard]:
-    """The parts that are not there yet. With --overwrite, and what a killed process left, old files are removed.
+    """The parts that are not there yet. What a killed process left is removed; with --overwrite, parts are put aside.
 
     Raises UsageError if parts that are there are of other images, or were cut otherwise.
     """
@@ -304,8 +315,12 @@ def planned(folder: Path, old: list[Path], names: Names, options: EmbedOptions, 
             talk.say(f"{len(old):,} parts are in {folder}, {len(shards):,} are to be made")
     if group().first:
         remove_leftovers(folder)
-        for file in folder.glob(PARTS) if options.overwrite else ():
-            file.unlink()
+        for file in sorted(folder.glob(PARTS)) if options.overwrite else ():
+            aside = file.with_name(ASIDE + file.name)
+            if aside.exists():  # the new part of a job that was stopped
+                file.unlink()
+            else:
+                file.rename(aside)
     group().wait()
     return shards
 

@@ -1,6 +1,8 @@
 """selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
 
 import dataclasses
+import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli import runs
+from selfie_cli import hub, runs
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import open_labelled
@@ -20,7 +22,7 @@ from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
-from selfie_cli.files import write_json, write_json_lines
+from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.selfie import Selfie, SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
@@ -145,7 +147,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
             talk.warn(f"left out: {one.name}: {one.reason}")
         talk.say(f"kept nowhere: results go into a run's folder, and {run.address} is not one of yours")
     else:
-        file = run.path / f"eval-{Path(data.name).name}.json"
+        asked = options.dataset
+        where = asked if result.named or hub.is_address(asked) else os.path.realpath(asked)
+        file = place_for(run.path, Path(data.name).name, where)
         num_images = len(data.train.source) + len(data.test.source)
         bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
         for listed, there in ((bad_list, bad), (seen_list, seen)):
@@ -154,9 +158,21 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         report_bad(bad, num_images, bad_list, talk)
         if seen:
             write_json_lines(seen_list, seen)
-        write_json(file, {**dataclasses.asdict(result), "run": str(run.path)})
+        write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
         talk.say(f"written to {file}")
     return result
+
+
+def place_for(run: Path, name: str, where: str) -> Path:
+    """eval-<name>.json in `run`, with a number where what lies there is of another data set of that name."""
+    for number in itertools.count(1):
+        file = run / f"eval-{name}{f'-{number}' if number > 1 else ''}.json"
+        try:
+            if read_json(file).get("where", where) == where:
+                break
+        except (OSError, ValueError, AttributeError):  # nothing there, or nothing that could be read
+            break
+    return file
 
 
 def judge(

@@ -13,7 +13,7 @@ from selfie_cli.config import ExportOptions, Target
 from selfie_cli.data.augment import MEAN, STD
 from selfie_cli.data.store import storage_size
 from selfie_cli.errors import UsageError
-from selfie_cli.files import replacing
+from selfie_cli.files import followed, replacing
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.portable import KNOWN_TO, as_onnx, as_whole_network
 from selfie_cli.models.resnet import PreActivationResNet, ResNet
@@ -58,14 +58,14 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     missing: list[str] = []
     if to == "onnx":
         data = as_onnx(kept, image_size=network.image_size, metadata=header, producer=f"selfie {__version__}")
-        with replacing(out) as temporary:
+        with replacing(followed(out)) as temporary:
             temporary.write_bytes(data)
     elif to == "safetensors":
-        save_weights(out, kept.state_dict(), header)
+        save_weights(followed(out), kept.state_dict(), header)
     else:
         head = classifier.head if classifier else None
         state, missing = as_whole_network(run.derived["backbone"], encoder, head)
-        save_weights(out, state, header | {"missing": json.dumps(missing)})
+        save_weights(followed(out), state, header | {"missing": json.dumps(missing)})
     also = ", and probabilities" if classifier else ""
     talk.say(f"{out} gives what selfie embed does: {network.features} features, {width} numbers{also}")
     if missing:

@@ -29,9 +29,10 @@ from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import walk_images
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
-from selfie_cli.files import json_line, remove_leftovers, replacing
+from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.hardware import bf16_pays, has_vnni
 from selfie_cli.recipes.networks import Network, images_at_once
+from selfie_cli.runs import is_file_of_run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import num_cores
@@ -61,6 +62,7 @@ USABLE = 0.99
 """The cosine below which int8 is warned of."""
 COMPILE_AFTER = 30.0  # seconds of work from which a CPU's rate is estimated
 LONG_JOB = 600.0  # seconds: compiling takes 5 to 20 of them, and makes the rest 5 to 15 % shorter
+BAD_FILES = "bad_files.jsonl"
 MANY_IMAGES = 4096  # on a GPU, where compiling is taken to pay from here: an estimate, not yet measured
 
 
@@ -109,6 +111,8 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
         raise UsageError(f"--out {out} is a folder: name a file")
     if out.suffix not in suffixes:
         raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
+    if is_file_of_run(out):
+        raise UsageError(f"--out {out} is a file of a run: choose another name")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
     check_writable(out, out.parent)
@@ -133,7 +137,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     Names that are not UTF-8 keep their bytes in the former.
     """
     with (
-        replacing(out) as temporary,
+        replacing(followed(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         table = csv.writer(file)
@@ -405,9 +409,12 @@ def pieces_of(images: range, batch: int) -> list[range]:
     return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
-def conclude(bad: list[BadFile], num_images: int, folder: Path | None, *, strict: bool, talk: Talk) -> None:
-    """List unreadable images in `folder`. Raises DataError for any of them if `strict`."""
-    if folder is not None and group().first:
-        report_bad(bad, num_images, folder / "bad_files.jsonl", talk)
+def conclude(bad: list[BadFile], num_images: int, out: Path | None, *, strict: bool, talk: Talk) -> None:
+    """List unreadable images beside `out`, or in it if it is a folder. Raises DataError for any of them if `strict`."""
+    if out is not None and group().first:
+        listed = out / BAD_FILES if out.is_dir() else out.with_name(f"{out.name}.{BAD_FILES}")
+        if not bad:  # of an earlier call, which found some
+            listed.unlink(missing_ok=True)
+        report_bad(bad, num_images, listed, talk)
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")

@@ -65,5 +65,5 @@ def predict(
             yield write_row
 
     bad = run_through(names, network, Network.probabilities, opened, options=options, what="predicting", talk=talk)
-    conclude(bad, len(names), None if out is None else out.parent, strict=options.strict, talk=talk)
+    conclude(bad, len(names), out, strict=options.strict, talk=talk)
     return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad))

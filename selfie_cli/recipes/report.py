@@ -13,7 +13,7 @@ import torch
 from selfie_cli import __version__, runs
 from selfie_cli.config import ReportOptions, TrainingOptions
 from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
-from selfie_cli.files import write_text
+from selfie_cli.files import followed, write_text
 from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import exhibits, networks
@@ -63,7 +63,7 @@ def report(options: ReportOptions, talk: Talk) -> Reported:
         details(run, page)
     written = f"Written by selfie {__version__}, {datetime.datetime.now():%Y-%m-%d %H:%M}."
     text = pages.document(page, title=f"{run.name}: selfie {run.verb}", header=heading, footer=written)
-    write_text(out, text)
+    write_text(out if options.out is None else followed(out), text)
     return Reported(run=run.path, out=out, bytes=len(text.encode()), num_images=num_images)
 
 

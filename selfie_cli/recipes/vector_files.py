@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from selfie_cli import __version__
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import DataError, UsageError
-from selfie_cli.files import replacing
+from selfie_cli.files import followed, replacing
 from selfie_cli.recipes.inference import Emit, Result, row_writer
 
 FORMAT = 1
@@ -95,7 +95,7 @@ def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Em
     """Vectors behind a header, which is only known at the end and as long whatever it says; names in .rows.jsonl."""
     height = width = 0
     with (
-        replacing(out) as temporary,
+        replacing(followed(out)) as temporary,
         row_writer(out.with_name(out.name + ".rows.jsonl")) as write_name,
         temporary.open("wb") as file,
     ):
@@ -162,7 +162,7 @@ def table_writer(
         }
         return pa.RecordBatch.from_pydict(values, schema)
 
-    with replacing(out) as temporary, contextlib.ExitStack() as stack:
+    with replacing(followed(out)) as temporary, contextlib.ExitStack() as stack:
         if out.suffix == ".arrow":  # as it lies in memory, so that it can be mapped
             writer = stack.enter_context(pa.ipc.new_file(str(temporary), schema))
         else:
@@ -266,6 +266,14 @@ def about_of(file: Path) -> dict[str, Any]:
         if about and not all(isinstance(about["network"][key], str) for key in NETWORK):
             raise ValueError("what it says of the network that made it is damaged")
         return dict(about)
+
+
+def is_ours(file: Path) -> bool:
+    """Whether `table_writer` has written it, in whatever format."""
+    try:
+        return KEY.encode() in (schema_of(file).metadata or {})
+    except DAMAGED:
+        return False
 
 
 def bad_of(file: Path) -> list[BadFile]:

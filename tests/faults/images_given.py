@@ -36,8 +36,10 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def bad_in(folder: Path) -> dict[str, str]:
-    return {line["path"]: line["reason"] for line in lines_of(folder / BAD)}
+def bad_in(out: Path) -> dict[str, str]:
+    """What is listed in a run's folder, or beside a file."""
+    listed = out / BAD if out.is_dir() else out.with_name(f"{out.name}.{BAD}")
+    return {line["path"]: line["reason"] for line in lines_of(listed)}
 
 
 def doctored(data: Path) -> dict[str, str]:
@@ -81,7 +83,7 @@ def kind_of_entry(*kinds: str) -> Callable[[Path, random.Random], str]:
             copy.write_bytes(saved(shows(entry), "PNG"))
         (folder / "out").mkdir()
         vectors = embedded([*names, shown[0]], folder / "out" / "images.npy")
-        bad = bad_in(folder / "out")
+        bad = bad_in(folder / "out" / "images.npy")
         copies = embedded(shown, folder / "out" / "shown.npy")
         same(doctored(folder / "images"), bad, "doctor")
         counts = Counter(
@@ -131,7 +133,7 @@ def bombs(folder: Path, chance: random.Random) -> str:
     more = peak("embed", folder / "images", "--out", folder / "all.npy") - alone
     if more > 100:
         raise Lost(f"bombs take {more:.0f} MB")
-    if len(bad_in(folder)) + len(np.load(folder / "all.npy")) != len([*(folder / "images").iterdir()]):
+    if len(bad_in(folder / "all.npy")) + len(np.load(folder / "all.npy")) != len([*(folder / "images").iterdir()]):
         raise Lost("a bomb is neither read nor refused")
     return "refused with a reason, in less than 100 MB"
 
@@ -180,7 +182,7 @@ def one_in_five(folder: Path, chance: random.Random) -> str:
         name.parent.mkdir(parents=True, exist_ok=True)
         name.write_bytes(images[str(name)])
 
-    vectors, bad = embedded(images, out / "all.npy"), bad_in(out)
+    vectors, bad = embedded(images, out / "all.npy"), bad_in(out / "all.npy")
     if bad.keys() & {*map(str, good)} or sure - bad.keys():
         raise Lost("embed takes a sound image for broken, or a broken one for sound")
     alone = embedded(good, out / "alone.npy")
@@ -208,9 +210,8 @@ def one_in_five(folder: Path, chance: random.Random) -> str:
     same(pretrained(data, "streamed", "--store-gb", 0, small=0), bad, "pretrain that keeps nothing")
     same(finetuned(data, "finetuned"), bad, "finetune")
     words = ("--out", out / "labels.jsonl", "--overwrite")
-    (out / BAD).unlink(missing_ok=True)
     selfie("predict", out / "finetuned", data, *words)
-    same(bad_in(out), bad, "predict")
+    same(bad_in(out / "labels.jsonl"), bad, "predict")
 
     members = {}
     for number, (name, content) in enumerate(images.items()):
@@ -237,12 +238,12 @@ def names_and_no_files(folder: Path, chance: random.Random) -> str:
     sound = len(list(data.iterdir())) - 1  # one is no image by its name
     write_no_files(data)
     refused = len([*data.glob("link-*")])
-    (folder / "out").mkdir()
-    ended("embed", data, "--out", folder / "out" / "vectors.npy", code=0)
+    vectors = folder / "vectors.npy"
+    ended("embed", data, "--out", vectors, code=0)
     selfie("pretrain", data, *NETWORK, "--steps", 2, "--max-bad", 0.9, "--out", folder / "run")
-    if len(np.load(folder / "out" / "vectors.npy")) != sound:
+    if len(np.load(vectors)) != sound:
         raise Lost("embed does not read every file that has a strange name")
-    found = {"embed": bad_in(folder / "out"), "pretrain": bad_in(folder / "run"), "doctor": doctored(data)}
+    found = {"embed": bad_in(vectors), "pretrain": bad_in(folder / "run"), "doctor": doctored(data)}
     for who, bad in found.items():
         if len(bad) != refused or not all(Path(name).name.startswith("link-") for name in bad):
             raise Lost(f"{who} does not refuse what is no file")
@@ -341,7 +342,7 @@ def vanishing_from_embed(folder: Path, chance: random.Random) -> str:
         spoil(file, chance)
     if process.wait(PATIENCE):
         raise Lost(f"embed ends with {process.returncode}: {log.read_text()[-300:]}")
-    bad, rows = bad_in(folder), lines_of(out)
+    bad, rows = bad_in(out), lines_of(out)
     read = [row["path"] for row in rows]
     if read != [str(file) for file in files if str(file) not in bad] or bad.keys() - {*map(str, spoiled)}:
         raise Lost("rows and files do not belong together")

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -20,6 +22,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from selfie_cli.files import MACHINE
+from selfie_cli.recipes import embed
 
 FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet", ".arrow")
 
@@ -77,10 +80,14 @@ def test_rows_are_in_input_order_with_unreadable_ones_left_out(pretrained: Path,
     assert rows[1][1] == rows[3][1]
     for name in ("bad.jpg", "nowhere.png", "empty.png"):
         assert f"warning: left out: {name}: " in result.stderr
-    assert not Path("bad_files.jsonl").exists()
+    assert not any(Path().glob("*bad_files.jsonl"))
     selfie("embed", *order, "--from", pretrained, "--out", "v.npy")
-    bad = [json.loads(line)["path"] for line in Path("bad_files.jsonl").read_text().splitlines()]
+    bad = [json.loads(line)["path"] for line in Path("v.npy.bad_files.jsonl").read_text().splitlines()]
     assert bad == ["bad.jpg", "nowhere.png", "empty.png"]
+    Path("bad_files.jsonl").write_text("dear")
+    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    assert [file.name for file in Path().glob("*bad_files.jsonl")] == ["bad_files.jsonl"]
+    assert Path("bad_files.jsonl").read_text() == "dear"
 
 
 def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
@@ -122,6 +129,11 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert Path("v.npy").read_bytes() == b"dear"
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
+    for name in ("w.npy", "w.safetensors"):
+        Path(f"{name}.rows.jsonl").write_bytes(b"dear")
+        assert f"{name}.rows.jsonl exists" in error_of("embed", *some, "--from", pretrained, "--out", name, code=2)
+        assert Path(f"{name}.rows.jsonl").read_bytes() == b"dear"
+        assert not Path(name).exists()
     Path("folder.csv").mkdir()
     for out in ("v.txt", "v", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
@@ -129,6 +141,18 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
     nothing = {"known": 0, "copies": 0, "parts": 0, "parts_kept": 0}
     assert document == {"out": "w.csv", "images": 7, "unreadable": 0, **nothing}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_link_stays_one(pretrained: Path, some: list[Path], suffix: str) -> None:
+    Path("there").mkdir()
+    for name in (f"v{suffix}", f"v{suffix}.rows.jsonl"):
+        Path("there", name).touch()
+        Path(name).symlink_to(f"there/{name}")
+    selfie("embed", *some, "--from", pretrained, "--out", f"v{suffix}", "--overwrite")
+    assert Path(f"v{suffix}").is_symlink()
+    assert read_back(Path("there", f"v{suffix}"))[0] == [str(path) for path in some]
+    assert not list(Path().rglob(".tmp-*"))
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
@@ -304,7 +328,7 @@ def test_append_adds_what_is_not_there(pretrained: Path, some: list[Path], suffi
         "parts_kept": 0,
     }
     assert read_back(Path(out))[0] == [str(path) for path in some[:6]]
-    assert len(Path("bad_files.jsonl").read_text().splitlines()) == 3
+    assert len(Path(f"{out}.bad_files.jsonl").read_text().splitlines()) == 3
     selfie("embed", *some[:6], "--from", pretrained, "--out", f"w{suffix}")
     assert table(out).equals(table(f"w{suffix}"))
     before = Path(out).read_bytes()
@@ -432,6 +456,61 @@ def test_a_file_that_is_no_part_of_ours_is_told_and_stays(pretrained: Path, some
     Path("v/part-00000-copy.parquet").unlink()
     selfie(*common, "--append")
     assert {file.name: file.read_bytes() for file in Path("v").iterdir()}.items() <= before.items()
+
+
+def test_only_parts_of_ours_are_replaced(pretrained: Path, some: list[Path]) -> None:
+    common = ("embed", *some, "--from", pretrained, "--shard-rows", 4, "--overwrite", "--out", "v")
+    Path("v").mkdir()
+    Path("v/notes.txt").touch()
+    assert "holds other things (notes.txt)" in error_of(*common, code=2)
+    Path("v/notes.txt").unlink()
+    part = Path("v/part-00000.parquet")
+    part.write_text("notes")
+    assert f"{part} is not by selfie embed" in error_of(*common, code=2)
+    assert part.read_text() == "notes"
+    pq.write_table(pa.table({"dear": [1]}), part)
+    assert f"{part} is not by selfie embed" in error_of(*common, code=2)
+    part.rename("v/part-00000-abc.snappy.parquet")
+    assert "not the name of a part" in error_of(*common, code=2)
+    assert pq.read_table("v/part-00000-abc.snappy.parquet").to_pydict() == {"dear": [1]}
+    assert len(list(Path("v").iterdir())) == 1
+
+
+def test_old_parts_stay_until_the_new_ones_are_there(
+    pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped job goes on with images of the same names, which may have changed, and takes no old parts for new."""
+    for number, path in enumerate(some):
+        shutil.copy(path, f"{number}.png")
+    images = [f"{number}.png" for number in range(len(some))]
+    common = ("embed", "--from", pretrained, "--precision", "fp32")
+    selfie(*common, *images, "--shard-rows", 1, "--out", "v")
+    parts = sorted(Path("v").iterdir())
+    old = [part.read_bytes() for part in parts]
+    for number, path in enumerate(reversed(some)):
+        shutil.copy(path, f"{number}.png")
+    selfie(*common, *images, "--shard-rows", 1, "--out", "w")
+    new = {path.name: path.read_bytes() for path in Path("w").iterdir()}
+
+    write, written = embed.table_writer, itertools.count(1)
+
+    def stopped(*arguments: Any, **more: Any) -> Any:
+        if next(written) in (1, 4, 7):
+            raise KeyboardInterrupt
+        return write(*arguments, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embed, "table_writer", stopped)
+        for rows, num_new in ((2, 0), (2, 2), (1, 2)):
+            Path("v/bad_files.jsonl").touch()
+            selfie(*common, *images, "--shard-rows", rows, "--out", "v", "--overwrite", code=130)
+            assert len(list(Path("v").glob("part-*"))) == num_new
+            assert [part.with_name(f".tmp-old-{part.name}").read_bytes() for part in parts] == old
+    Path("v/bad_files.jsonl").unlink()
+    selfie(*common, *images, "--shard-rows", 1, "--out", "v")
+    assert {path.name: path.read_bytes() for path in Path("v").iterdir()} == new
+    selfie(*common, *images, "--shard-rows", 4, "--out", "v", "--overwrite")
+    assert sorted(os.listdir("v")) == ["part-00000.parquet", "part-00001.parquet"]
 
 
 def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

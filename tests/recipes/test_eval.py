@@ -27,7 +27,7 @@ def test_a_pretrained_run_beside_untrained_majority_and_chance(pretrained: Path,
             assert 0 <= found[side][name] <= 1, (side, name)
     assert found["trained"] != found["untrained"]
     assert found["dataset"] == "images"
-    assert json.loads((pretrained / "eval-images.json").read_text()) == found
+    assert json.loads((pretrained / "eval-images.json").read_text()) == {**found, "where": str(images)}
 
 
 def test_knn_is_what_numpy_finds_from_the_embedded_vectors(pretrained: Path, images: Path) -> None:
@@ -118,6 +118,27 @@ def test_lists_of_an_earlier_eval_go(pretrained: Path, images: Path) -> None:
     evaluated(Path("run"), "--dataset", "data/images")
     there = {each.name for each in Path("run").glob("eval-*")}
     assert there == {"eval-images.json", "eval-images-mine.jsonl"}
+
+
+def test_each_data_set_has_a_result_of_its_own(pretrained: Path) -> None:
+    """Also where folders, and all in them, are called the same."""
+    shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("eval-*"))
+    for folder, train in (("a", 40), ("b", 60)):
+        draw_folder(Path(folder, "photos"), train=train, test=20)
+    bad = max(Path("b/photos/train").rglob("*.png"))
+    bad.write_bytes(b"")
+    first, second = (evaluated(Path("run"), "--dataset", f"{each}/photos") for each in "ab")
+    Path("link").symlink_to("b")
+    assert evaluated(Path("run"), "--dataset", "link/photos/") == second
+    kept = {"eval-photos.json": (first, "a"), "eval-photos-2.json": (second, "b")}
+    assert {each.name for each in Path("run").glob("eval-*.json")} == {*kept}
+    assert [each.name for each in Path("run").glob("*bad_files.jsonl")] == ["eval-photos-2-bad_files.jsonl"]
+    for name, (found, folder) in kept.items():
+        where = str(Path(folder, "photos").resolve())
+        assert json.loads(Path("run", name).read_text()) == {**found, "where": where}
+    Path("run/eval-photos.json").write_text("[")
+    evaluated(Path("run"), "--dataset", "a/photos")
+    assert json.loads(Path("run/eval-photos.json").read_text())["num_train"] == first["num_train"]
 
 
 def test_class_names_cannot_reach_the_terminal(pretrained: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -159,6 +160,32 @@ def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_a_runs_own_files_are_no_place_for_results(finetuned: Path, images: Path) -> None:
+    shutil.copytree(finetuned, "run")
+    Path("run/metrics.jsonl").touch()
+    Path("link.safetensors").symlink_to("run/model.safetensors")
+    Path("other").mkdir()
+    Path("other/config.json").write_text("{}")
+    Path("linked").mkdir()
+    shutil.copy("run/config.json", "linked")
+    Path("linked/model.safetensors").symlink_to(Path("other/weights.safetensors").resolve())
+    before = {file: file.read_bytes() for file in Path("run").iterdir() if file.is_file()}
+    exported, embedded = ("export", "run", "--to", "safetensors"), ("embed", images / "test", "--from", "run")
+    for command, out in (
+        (exported, "run/model.safetensors"),
+        (exported, "link.safetensors"),
+        (exported, "linked/model.safetensors"),
+        (embedded, "run/seen.safetensors"),
+        (embedded, "run/metrics.jsonl"),
+        (("predict", "run", images / "test"), "run/eval-photos-seen.jsonl"),
+    ):
+        assert "is a file of a run" in error_of(*command, "--out", out, "--overwrite", code=2)
+    for out in ("run/mine.safetensors", "other/model.safetensors"):
+        selfie(*exported, "--out", out)
+        selfie(*exported, "--out", out, "--overwrite")
+    assert {file: file.read_bytes() for file in before} == before
+
+
 @pytest.mark.parametrize("suffix", HEADERS)
 def test_headers_are_as_long_whatever_they_say(suffix: str) -> None:
     assert len({len(HEADERS[suffix](height, 2048)) for height in (0, 1, 10**6, 10**12)}) == 1
@@ -187,10 +214,10 @@ def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two/v.npy: 9 vectors\n"
     assert done.stderr.count("left out: bad.png") == 1
-    for file in ("v.npy.rows.jsonl", "bad_files.jsonl"):
+    for file in ("v.npy.rows.jsonl", "v.npy.bad_files.jsonl"):
         assert Path("two", file).read_text() == Path("one", file).read_text()
     np.testing.assert_allclose(np.load("two/v.npy"), np.load("one/v.npy"), rtol=1e-5, atol=1e-6)
-    assert sorted(file.name for file in Path("two").iterdir()) == ["bad_files.jsonl", "v.npy", "v.npy.rows.jsonl"]
+    assert {file.name for file in Path("two").iterdir()} == {"v.npy", "v.npy.rows.jsonl", "v.npy.bad_files.jsonl"}
 
 
 def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:

@@ -54,7 +54,7 @@ def test_unreadable_images(finetuned: Path, images: Path) -> None:
     assert "left out: bad.jpg" in result.stderr
     selfie("predict", finetuned, *order, "--strict", code=1)
     selfie("predict", finetuned, *order, "--out", "p.csv")
-    assert rows_of(Path("bad_files.jsonl").read_text())[0]["path"] == "bad.jpg"
+    assert rows_of(Path("p.csv.bad_files.jsonl").read_text())[0]["path"] == "bad.jpg"
     assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
 
 

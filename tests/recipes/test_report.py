@@ -302,6 +302,19 @@ def test_out_and_its_refusals(pretrained: Path, images: Path) -> None:
     assert list(Path().glob("**/.tmp-*")) == []
 
 
+def test_links_are_followed_if_the_user_has_named_them(pretrained: Path) -> None:
+    """A run may be a stranger's, and a link in it lead anywhere."""
+    shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("report.html"))
+    Path("dear").write_text("dear")
+    for link in (Path("run/report.html"), Path("page.html")):
+        link.symlink_to(Path("dear").resolve())
+    selfie("report", "run")
+    assert Path("dear").read_text() == "dear"
+    selfie("report", "run", "--out", "page.html", "--overwrite")
+    assert Path("page.html").is_symlink()
+    assert Path("dear").read_text() == Path("page.html").read_text() != "dear"
+
+
 def test_damaged_files_are_one_line(finetuned: Path) -> None:
     run = copy(finetuned)
     good = (run / "results.json").read_text()
