@@ -262,6 +262,17 @@ def test_a_damaged_config(tmp_path, content):
         runs.open_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("section", ["asked", "measured", "data"])
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_config_that_could_not_be_written_again_is_not_read(tmp_path, section, number):
+    run = make(tmp_path / "run")
+    run.update(**{section: {"z": "number"}})
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace('"number"', number))
+    with pytest.raises(RunError, match=f"cannot be read: {number} is no finite number"):
+        runs.open_run(run.path)
+
+
 @pytest.mark.parametrize("missing", ["verb", "asked", "derived", "measured", "progress", "format", "status"])
 def test_a_config_that_lacks_something(tmp_path, missing):
     make(tmp_path / "run")
