@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,29 @@ def test_what_cannot_be_told_stops_nothing(tmp_path):
         done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
     assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: name a place, or leave it out"
+
+
+def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) -> None:
+    """Images with such names are read there all the same."""
+    (tmp_path / "é").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "é" / "木.png")
+    (tmp_path / "list.txt").write_text("é/木.png\n", encoding="utf-8")
+    plain = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain.pop("PYTHONIOENCODING", None)
+    program = (
+        "import sys\n"
+        "from selfie_cli.cli.app import main\n"
+        "from pathlib import Path\n"
+        "from selfie_cli.data.sources import open_unlabelled\n"
+        "from selfie_cli.talk import Talk\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\n"
+        "for one in ('.', 'list.txt'):\n"
+        "    source = open_unlabelled([one], data_root=Path('x'), offline=True, talk=Talk())\n"
+        "    source.open(0).close()\n"
+        "sys.argv = ['selfie', 'finetune', '--help']\n"
+        "main()\n"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=tmp_path, env=plain, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2026" in done.stdout
