@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfie_cli import runs
-from selfie_cli.config import CurveOptions
+from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes.arms import (
     SUPERVISED,
@@ -86,8 +86,9 @@ def seed_counts(fractions: str, seeds: str) -> dict[float, int]:
         counts = [int(part) for part in seeds.split(",")]
     except ValueError:
         counts = []
-    if len(counts) not in (1, len(shares)) or min(counts) < 1:
-        raise UsageError(f"--seeds {seeds!r}: expected a number from 1 up, or one for each of {len(shares)} fractions")
+    if len(counts) not in (1, len(shares)) or not 1 <= min(counts) <= max(counts) <= MOST_SEEDS:
+        allowed = f"a number from 1 to {MOST_SEEDS:,}, or one for each of {len(shares)} fractions"
+        raise UsageError(f"--seeds {seeds[:30]!r}: expected {allowed}")
     return dict(sorted(zip(shares, counts * (len(shares) // len(counts)), strict=True)))
 
 
