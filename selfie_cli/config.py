@@ -27,6 +27,7 @@ MOST_AT_ONCE = 2**20
 MOST_STEPS = 10**12
 MOST_EPOCHS = 10**6
 MOST_SEEDS = 1000
+MOST_WORKERS = 1000
 
 
 def from_recipe(help: str, **more: Any) -> Any:
@@ -60,7 +61,7 @@ class MachineOptions(OutputOptions):
         panel=MACHINE,
     )
     workers: int | None = option(
-        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1
+        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1, at_most=MOST_WORKERS
     )
 
 

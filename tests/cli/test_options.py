@@ -94,7 +94,7 @@ def test_numbers_keep_to_their_limits(arguments: list[str], message: str) -> Non
 @pytest.mark.parametrize("kind", [config.PretrainOptions, config.FinetuneOptions, config.EmbedOptions])
 def test_numbers_that_no_machine_could_honour_are_refused(kind: type) -> None:
     for field in dataclasses.fields(kind):
-        if field.name in ("steps", "epochs", "batch_size", "micro_batch", "warmup_steps", "seeds"):
+        if field.name in ("steps", "epochs", "batch_size", "micro_batch", "warmup_steps", "seeds", "workers"):
             with pytest.raises(UsageError, match=r"at most [\d,]+$"):
                 kind(**{field.name: 10**13})
 
