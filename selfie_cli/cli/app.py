@@ -13,7 +13,7 @@ import typer
 
 from selfie_cli import __version__, config
 from selfie_cli.cli.options import build, command
-from selfie_cli.errors import SelfieError, UsageError
+from selfie_cli.errors import SelfieError
 from selfie_cli.signals import STOPPING, give_up, handled, is_alone
 
 app = typer.Typer(
@@ -41,8 +41,6 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection it would show C++ stacks
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
-                if values.get("out") == "":
-                    raise UsageError("--out is empty: name a place, or leave it out")
                 with handled(give_up) if is_alone() else contextlib.nullcontext():
                     body(build(kind, values, typed), console)
                 with naming(STDOUT):

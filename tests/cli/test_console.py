@@ -126,7 +126,7 @@ def test_what_cannot_be_told_stops_nothing(tmp_path):
         words = [*COMMAND, "embed", str(tmp_path / "a.png"), "--from", "bundled"]
         done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: name a place, or leave it out"
+    assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: give it a value, or leave it out"
 
 
 def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) -> None:

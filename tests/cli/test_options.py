@@ -99,6 +99,14 @@ def test_numbers_that_no_machine_could_honour_are_refused(kind: type) -> None:
                 kind(**{field.name: 10**13})
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(["--from", ""], "--from"), ([""], "NAMES"), (["x", ""], "NAMES"), (["--from="], "--from")]
+)
+def test_what_is_typed_and_empty_is_refused(arguments: list[str], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is empty: "):
+        parsed(arguments)
+
+
 def test_signature_is_flat_with_panels() -> None:
     parameters = {each.name: each for each in parameters_of(OuterOptions)}
     assert list(parameters) == ["names", "from_", "two_words", "count", "loud", "share", "mirror"]
