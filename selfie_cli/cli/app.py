@@ -13,7 +13,7 @@ import typer
 
 from selfie_cli import __version__, config
 from selfie_cli.cli.options import build, command
-from selfie_cli.errors import SelfieError
+from selfie_cli.errors import SelfieError, is_out_of_memory
 from selfie_cli.signals import STOPPING, give_up, handled, is_alone
 
 app = typer.Typer(
@@ -61,13 +61,15 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except BrokenPipeError:  # whoever read our output has seen enough
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None
-            except RuntimeError as error:
-                if type(error).__name__ == "OutOfMemoryError":
-                    remedy = "choose a smaller --batch-size, --image-size or --backbone"
+            except (RuntimeError, MemoryError, ImportError) as error:
+                if os.environ.get("SELFIE_DEBUG") == "1":
+                    raise
+                if is_out_of_memory(error):
+                    remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
                     go_on = how_to_go_on()
                     console.error(f"out of memory: {remedy}{f'. Go on with: {go_on}' * bool(go_on)}")
                     raise typer.Exit(1) from None
-                if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
+                if is_alone():
                     raise
                 from selfie_cli.training.distributed import loss
 
@@ -81,9 +83,8 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 console.error(in_words(error))
                 raise typer.Exit(1) from None
             finally:
-                from selfie_cli.runs import let_go_of_all
-
-                let_go_of_all()
+                if runs := sys.modules.get("selfie_cli.runs"):
+                    runs.let_go_of_all()
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         app.command(name=body.__name__.rstrip("_"))(command(kind, run))
@@ -245,10 +246,8 @@ def in_words(error: OSError) -> str:
 
 def how_to_go_on() -> str:
     """The command that resumes what this process works on, nothing if that is no run."""
-    from selfie_cli.runs import begun
-
-    run = begun()
-    if run is None:
+    runs = sys.modules.get("selfie_cli.runs")  # there may be no memory to load it
+    if runs is None or (run := runs.begun()) is None:
         return ""
     if is_alone():
         return f"selfie {run.verb} --resume {shlex.quote(str(run.path))}"

@@ -283,7 +283,7 @@ def end(rank: int, what: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def loss(error: RuntimeError) -> str | None:
+def loss(error: Exception) -> str | None:
     """What to tell the user of an error by which other processes cannot be reached, None for any other.
 
     Within a backward pass, gloo's errors have no type. torchrun's SIGTERM comes next, and has nothing to add.

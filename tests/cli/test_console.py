@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -153,3 +154,30 @@ def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) 
     done = subprocess.run(argv, cwd=tmp_path, env=plain, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"\\u2026" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a primitive descriptor for the matmul primitive"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+    ids=str,
+)
+def test_without_memory_one_line_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("selfie_cli.recipes.embed.embed", fails)
+    assert error_of("embed", "a.png").startswith("out of memory: choose a smaller --batch-size")
+
+
+def test_without_memory_to_load_torch_one_line_says_so() -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))
+
+    argv = [*COMMAND, "embed", "a.png"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=limited)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: out of memory: ")
