@@ -58,6 +58,11 @@ def test_updates_merge(tmp_path):
     assert config["derived"]["method"] == "selfie"
 
 
+def test_a_name_is_taken_once(tmp_path):
+    names = [runs.claimed(tmp_path / "runs" / "pretrain").name for _ in range(3)]
+    assert names == ["pretrain", "pretrain-2", "pretrain-3"] == sorted(os.listdir(tmp_path / "runs"))
+
+
 def test_an_occupied_folder_is_not_touched(tmp_path):
     run = make(tmp_path / "run")
     with pytest.raises(RunError, match="--overwrite"):

@@ -58,15 +58,18 @@ def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run
     out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
     if any(out.resolve() == source.path.resolve() for source in sources):
         raise UsageError(f"--out {out} is a run that --from names: choose another folder")
-    runs.check_free(out, overwrite=options.overwrite)
+    if options.out or not out.exists():  # a name of ours that is taken becomes another one
+        runs.check_free(out, overwrite=options.overwrite)
     return out
 
 
 def start(out: Path | None, **config: Any) -> Run:
-    """A new run in `out`, made by the first process."""
+    """A new run in `out`, made by the first process; beside it where the name is ours, and taken by now."""
     assert out is not None
     here = group()
     if here.first:
+        if config["asked"]["out"] is None:
+            out = runs.claimed(out)
         runs.create(out, **config)
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None

@@ -19,7 +19,8 @@ torch.set_num_threads(3)
 try:
     thread_pool(4, "test")
 except UsageError as error:
-    print("fewer --workers" in str(error), len(started), any(thread.is_alive() for thread in started), torch.get_num_threads())
+    alive = any(thread.is_alive() for thread in started)
+    print("fewer --workers" in str(error), len(started), alive, torch.get_num_threads())
 """
 
 TEAMS = """
