@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli import option, runs
 from selfie_cli.config import TrainingOptions
-from selfie_cli.errors import NothingLeft, RunError, UsageError
+from selfie_cli.errors import DataError, NothingLeft, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
 from selfie_cli.training.schedule import check_length
@@ -74,6 +75,19 @@ def start(out: Path | None, **config: Any) -> Run:
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None
     return run
+
+
+@contextlib.contextmanager
+def where_it_began(run: Run | None) -> Iterator[None]:
+    """What a resumed run names and is not found in here may be elsewhere from another folder: its error says so."""
+    try:
+        yield
+    except (DataError, RunError) as error:
+        if run is None or (not str(error).startswith("no run at") and "no such file or folder" not in str(error)):
+            raise
+        raise type(error)(
+            f"{error}. Resume from the folder in which the run was started: its paths count from there"
+        ) from None
 
 
 def has_diverged(run: Run) -> bool:

@@ -15,7 +15,7 @@ from selfie_cli.recipes.arms import (
     origins,
     tell_of_labels,
 )
-from selfie_cli.recipes.beginning import choose_out
+from selfie_cli.recipes.beginning import choose_out, where_it_began
 from selfie_cli.recipes.cells import compare, conclude
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
@@ -33,7 +33,8 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     asked: Sequence[str | None] = options.from_ or [None]
     if run is not None:
         asked = [each["path"] for each in origins(run, offline=options.offline, talk=talk)] or ["none"]
-    sources, lines = open_sources(asked, offline=options.offline, talk=talk)
+    with where_it_began(run):
+        sources, lines = open_sources(asked, offline=options.offline, talk=talk)
     for line in lines:
         talk.say(line)
     tell_of_labels(sources, talk)
