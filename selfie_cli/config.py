@@ -22,6 +22,12 @@ MOST_PIXELS = 4096
 """Of an image's side."""
 MOST_FEATURES = 2**14
 """Of a layer of a head: a square one has a gigabyte."""
+MOST_AT_ONCE = 2**20
+"""Images of a batch."""
+MOST_STEPS = 10**12
+MOST_EPOCHS = 10**6
+MOST_SEEDS = 1000
+MOST_WORKERS = 1000
 
 
 def from_recipe(help: str, **more: Any) -> Any:
@@ -55,7 +61,7 @@ class MachineOptions(OutputOptions):
         panel=MACHINE,
     )
     workers: int | None = option(
-        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1
+        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1, at_most=MOST_WORKERS
     )
 
 
@@ -104,24 +110,30 @@ class TrainingOptions(DataOptions):
         60.0, "Seconds between two saved states (what --resume continues from).", panel=RUN, at_least=0
     )
     seed: int = option(0, "Every random draw is a function of seed, step and sample.", panel=TRAINING, at_least=0)
-    steps: int | None = option(None, "Length in steps.", panel=TRAINING, at_least=1)
+    steps: int | None = option(None, "Length in steps.", panel=TRAINING, at_least=1, at_most=MOST_STEPS)
     epochs: float | None = option(
         None,
         "Length in passes over the images. Unset: 100, at least 2,000 and at most 120,000 steps.",
         panel=TRAINING,
         above=0,
+        at_most=MOST_EPOCHS,
     )
     budget: str | None = option(
         None, "Length in time, like 90s, 20m or 2h: the schedule is fitted to the first steps' speed.", panel=TRAINING
     )
     batch_size: int | None = option(
-        None, "Images a step. Unset: 128 up to 64 px, 512 above.", panel=TRAINING, at_least=1
+        None,
+        "Images a step. Unset: 128 up to 64 px, 512 above.",
+        panel=TRAINING,
+        at_least=1,
+        at_most=MOST_AT_ONCE,
     )
     micro_batch: int | None = option(
         None,
         "Images that go through the network at once; a batch is made of several. Unset: what memory allows.",
         panel=TRAINING,
         at_least=1,
+        at_most=MOST_AT_ONCE,
     )
 
 
@@ -176,11 +188,13 @@ class PretrainOptions(TrainingOptions):
     patch_size: int | None = option(
         None, "Side of a patch, for --method selfie. Unset: 8 up to 64 px, 32 above.", at_least=1
     )
-    batch_size: int | None = from_recipe("Images a step.", panel=TRAINING, at_least=1)
+    batch_size: int | None = from_recipe("Images a step.", panel=TRAINING, at_least=1, at_most=MOST_AT_ONCE)
     optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("How weights are updated.", panel=TRAINING)
     lr: float | None = from_recipe("Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
     weight_decay: float | None = from_recipe("L2 penalty.", panel=TRAINING, at_least=0)
-    warmup_steps: int | None = from_recipe("Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
+    warmup_steps: int | None = from_recipe(
+        "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
+    )
     hidden: int | None = from_recipe(
         "Hidden width of projector and predictor.", panel=TRAINING, at_least=1, at_most=MOST_FEATURES
     )
@@ -233,7 +247,9 @@ class LabelOptions(TrainingOptions):
         panel=TRAINING,
     )
     weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
-    warmup_steps: int = option(100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0)
+    warmup_steps: int = option(
+        100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
+    )
     min_crop: float = option(
         0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
     )
@@ -245,7 +261,12 @@ class FinetuneOptions(LabelOptions):
         1.0, "Share of the training labels to use: stratified, seeded, nested.", above=0, at_most=1
     )
     from_: str | None = option(None, FROM_HELP)
-    seeds: int = option(1, "How many subsets and initializations to try; three or more give an interval.", at_least=1)
+    seeds: int = option(
+        1,
+        "How many subsets and initializations to try; three or more give an interval.",
+        at_least=1,
+        at_most=MOST_SEEDS,
+    )
     baseline: bool = option(True, "Train the same network without pretraining beside it.")
     arch: Literal["resnet", "hybrid"] = option(
         "resnet",
@@ -274,7 +295,11 @@ class PredictOptions(MachineOptions):
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
     compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
     batch_size: int | None = option(
-        None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
+        None,
+        "Images that go through the network at once. Unset: what suits the device.",
+        panel=MACHINE,
+        at_least=1,
+        at_most=MOST_AT_ONCE,
     )
 
 
@@ -308,7 +333,11 @@ class EmbedOptions(MachineOptions):
     strict: bool = option(False, "Exit 1 if any image cannot be read.")
     compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
     batch_size: int | None = option(
-        None, "Images that go through the network at once. Unset: what suits the device.", panel=MACHINE, at_least=1
+        None,
+        "Images that go through the network at once. Unset: what suits the device.",
+        panel=MACHINE,
+        at_least=1,
+        at_most=MOST_AT_ONCE,
     )
 
 
@@ -330,6 +359,7 @@ class EvalOptions(DataOptions):
         "Images that go through the network at once; two-view Selfie's pretext task picks among them.",
         panel=MACHINE,
         at_least=1,
+        at_most=MOST_AT_ONCE,
     )
 
 
@@ -337,7 +367,7 @@ class EvalOptions(DataOptions):
 class DemoOptions(OutputOptions):
     out: str = option("runs/demo", "Where the demo's images and runs go.")
     overwrite: bool = option(False, "Replace an earlier demo in --out.")
-    seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1)
+    seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1, at_most=MOST_SEEDS)
 
 
 RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."

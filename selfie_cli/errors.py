@@ -64,3 +64,18 @@ class Stopped(SelfieError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN
+    "failed to map segment",  # of a library that is loaded
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, for which CPUs, MPS and cuBLAS have no exception of their own."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch may not be loaded
+    return known or any(words in str(error) for words in OUT_OF_MEMORY)

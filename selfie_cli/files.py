@@ -7,6 +7,7 @@ told from what is being written, and is removed when the same file is written ag
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -180,10 +181,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text.encode("utf-8", "backslashreplace").decode())  # as JSON escapes half characters of names
 
 
+def finite(number: str) -> float:
+    """Raises ValueError for NaN, for infinity, and for what is too large and would be read as infinity."""
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number[:30]} is no finite number")
+    return value
+
+
 def read_json(path: Path) -> Any:
-    """Raises OSError, or ValueError where the file is not JSON in UTF-8."""
+    """Raises OSError, or ValueError where the file is not JSON in UTF-8, or has numbers that `write_json` refuses."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

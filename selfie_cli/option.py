@@ -59,7 +59,7 @@ class Options:
             if not -most < value < most and isinstance(value, int):
                 limits = limits | {"below": most}
             if not -most < value < most or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
-                allowed = " and ".join(f"{word} {limit:g}" for word, limit in limits.items())
+                allowed = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
                 given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
                 raise UsageError(f"{flag_of(field.name)} {given}: give a number {allowed}".rstrip())
 

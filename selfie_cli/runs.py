@@ -12,6 +12,7 @@ import contextlib
 import copy
 import datetime
 import fnmatch
+import itertools
 import json
 import os
 import platform
@@ -108,6 +109,16 @@ def versions() -> dict[str, str]:
 
 def default_folder(verb: str, method: str) -> Path:
     return RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def claimed(folder: Path) -> Path:
+    """`folder` made, or one of that name and a number: another process may have taken it in the same second."""
+    for number in itertools.count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    return path
 
 
 def hold(folder: Path) -> None:

@@ -25,9 +25,11 @@ class Within(NamedTuple):
 
 SHARE = Within(0.0, 1.0)
 NUMBER = Within(0.0, 1e300)
-COUNT = Within(0, 10**12)
+COUNT = Within(0, config.MOST_STEPS)
 SIDE = Within(1, config.MOST_PIXELS)
 SIZE = Within(1, config.MOST_FEATURES)
+AT_ONCE = Within(1, config.MOST_AT_ONCE)
+STEPS = Within(1, config.MOST_STEPS)
 SELFIE = {
     "views": (1, 2),
     "mask_ratio": SHARE,
@@ -61,8 +63,8 @@ DERIVED = {
     "byol": VIEWS,
     "simclr": VIEWS,
     "hybrid": HYBRID,
-    "batch_size": Within(1, 2**20),
-    "micro_batch": Within(1, 2**20),
+    "batch_size": AT_ONCE,
+    "micro_batch": AT_ONCE,
     "optimizer": ("sgd", "lars", "adamw"),
     "lr": NUMBER,
     "weight_decay": NUMBER,
@@ -71,8 +73,8 @@ DERIVED = {
     "compiles": bool,
     "checkpointed": bool,
     "processes": Within(1, 2**20),
-    "steps": Within(1, 10**12),
-    "steps_of_shares": [Within(1, 10**12)],
+    "steps": STEPS,
+    "steps_of_shares": [STEPS],
 }
 ANY = object
 MEASURED = {

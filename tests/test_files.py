@@ -219,7 +219,9 @@ def test_what_json_does_not_have_is_refused(tmp_path):
     assert read_json(tmp_path / "a.json") == {"old": 1}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]"]
+)
 def test_what_is_no_json_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):  # noqa: PT011 - of several kinds

@@ -58,6 +58,11 @@ def test_updates_merge(tmp_path):
     assert config["derived"]["method"] == "selfie"
 
 
+def test_a_name_is_taken_once(tmp_path):
+    names = [runs.claimed(tmp_path / "runs" / "pretrain").name for _ in range(3)]
+    assert names == ["pretrain", "pretrain-2", "pretrain-3"] == sorted(os.listdir(tmp_path / "runs"))
+
+
 def test_an_occupied_folder_is_not_touched(tmp_path):
     run = make(tmp_path / "run")
     with pytest.raises(RunError, match="--overwrite"):
@@ -272,6 +277,17 @@ def test_a_damaged_config(tmp_path, content):
     (tmp_path / "run" / "config.json").write_bytes(content)
     with pytest.raises(RunError, match=r"config\.json"):
         runs.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("section", ["asked", "measured", "data"])
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_a_config_that_could_not_be_written_again_is_not_read(tmp_path, section, number):
+    run = make(tmp_path / "run")
+    run.update(**{section: {"z": "number"}})
+    file = run.path / "config.json"
+    file.write_text(file.read_text().replace('"number"', number))
+    with pytest.raises(RunError, match=f"cannot be read: {number} is no finite number"):
+        runs.open_run(run.path)
 
 
 @pytest.mark.parametrize("missing", ["verb", "asked", "derived", "measured", "progress", "format", "status"])

@@ -46,7 +46,6 @@ WRONG = [
     ("derived.method", ["selfie"]),
     ("derived.method", None),
     ("derived.backbone", {"resnet18": 1}),
-    ("derived.lr", float("nan")),
     ("derived.optimizer", "sgdx"),
     ("derived.selfie", []),
     ("derived.selfie.mask_ratio", "half"),

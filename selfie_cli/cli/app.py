@@ -14,7 +14,7 @@ import typer
 from selfie_cli import __version__, config
 from selfie_cli.cli.console import abandon
 from selfie_cli.cli.options import build, command
-from selfie_cli.errors import SelfieError, UsageError
+from selfie_cli.errors import SelfieError, is_out_of_memory
 from selfie_cli.signals import STOPPING, give_up, handled, is_alone
 
 app = typer.Typer(
@@ -42,8 +42,6 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection it would show C++ stacks
             console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
             try:
-                if values.get("out") == "":
-                    raise UsageError("--out is empty: name a place, or leave it out")
                 with handled(give_up) if is_alone() else contextlib.nullcontext():
                     body(build(kind, values, typed), console)
                 with naming(STDOUT):
@@ -64,13 +62,15 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
             except BrokenPipeError:  # whoever read our output has seen enough
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None
-            except RuntimeError as error:
-                if type(error).__name__ == "OutOfMemoryError":
-                    remedy = "choose a smaller --batch-size, --image-size or --backbone"
+            except (RuntimeError, MemoryError, ImportError) as error:
+                if os.environ.get("SELFIE_DEBUG") == "1":
+                    raise
+                if is_out_of_memory(error):
+                    remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
                     go_on = how_to_go_on()
                     console.error(f"out of memory: {remedy}{f'. Go on with: {go_on}' * bool(go_on)}")
                     raise typer.Exit(1) from None
-                if is_alone() or os.environ.get("SELFIE_DEBUG") == "1":
+                if is_alone():
                     raise
                 from selfie_cli.training.distributed import loss
 
@@ -84,9 +84,8 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                 console.error(in_words(error))
                 raise typer.Exit(1) from None
             finally:
-                from selfie_cli.runs import let_go_of_all
-
-                let_go_of_all()
+                if runs := sys.modules.get("selfie_cli.runs"):
+                    runs.let_go_of_all()
 
         run.__name__, run.__doc__ = body.__name__, body.__doc__
         app.command(name=body.__name__.rstrip("_"))(command(kind, run))
@@ -248,10 +247,8 @@ def in_words(error: OSError) -> str:
 
 def how_to_go_on() -> str:
     """The command that resumes what this process works on, nothing if that is no run."""
-    from selfie_cli.runs import begun
-
-    run = begun()
-    if run is None:
+    runs = sys.modules.get("selfie_cli.runs")  # there may be no memory to load it
+    if runs is None or (run := runs.begun()) is None:
         return ""
     if is_alone():
         return f"selfie {run.verb} --resume {shlex.quote(str(run.path))}"
@@ -296,6 +293,9 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started us
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the locale may lack what we print
     try:
         try:
             app()

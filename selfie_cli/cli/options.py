@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from selfie_cli.errors import UsageError
 from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_note
 
@@ -46,7 +47,10 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
 
 
 def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
-    """The options object from the parsed values of `parameters_of(kind)`; `typed` stood on the command line."""
+    """The options object from the parsed values of `parameters_of(kind)`; `typed` stood on the command line.
+
+    Raises UsageError for what was typed and is empty: an unset variable of a shell means something else than nothing.
+    """
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
@@ -54,6 +58,9 @@ def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
             given[field.name] = build(hints[field.name], values)
         else:
             value = values[field.name]
+            if field.name in typed and "" in (value if isinstance(value, list) else [value]):
+                name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
+                raise UsageError(f"{name} is empty: give it a value, or leave it out")
             given[field.name] = tuple(value) if isinstance(value, list) else value
     options = kind(**given)
     object.__setattr__(options, "typed", frozenset(typed))

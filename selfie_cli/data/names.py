@@ -1,6 +1,7 @@
 """Millions of names in little memory: one block of bytes, and where each name ends."""
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -8,19 +9,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 2**16  # names handled together
+ENCODING = sys.getfilesystemencoding()  # UTF-8 but in odd locales
+
+
+def encoded(name: str) -> bytes:
+    """As the file system has it: paths that are not in its encoding keep their bytes (surrogateescape)."""
+    try:
+        return name.encode(ENCODING, "surrogateescape")
+    except UnicodeEncodeError:  # of a list in UTF-8, say, or from inside a parquet file
+        return name.encode("utf-8", "surrogateescape")
 
 
 class Names(Sequence[str]):
-    """A sequence of strings that takes their UTF-8 bytes and 9 more each; a list takes 65 more. It cannot be changed.
-
-    Paths that are not UTF-8 keep their bytes (surrogateescape).
-    """
+    """A sequence of strings that takes their bytes and 9 more each; a list takes 65 more. It cannot be changed."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._text = bytearray()  # a zero byte before each name: no path holds one
         ends = [np.zeros(1, np.int64)]
         names = iter(names)
-        while chunk := [name.encode("utf-8", "surrogateescape") for name in itertools.islice(names, CHUNK)]:
+        while chunk := [encoded(name) for name in itertools.islice(names, CHUNK)]:
             ends.append(len(self._text) + np.fromiter((len(name) + 1 for name in chunk), np.int64).cumsum())
             self._text += b"\0" + b"\0".join(chunk)
         self._ends: NDArray[np.int64] = np.concatenate(ends)  # [N + 1], the first 0
@@ -37,7 +44,7 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        return self._text[self._ends[number] + 1 : self._ends[number + 1]].decode("utf-8", "surrogateescape")
+        return self._text[self._ends[number] + 1 : self._ends[number + 1]].decode(ENCODING, "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))

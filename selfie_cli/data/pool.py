@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from selfie_cli.errors import UsageError
+
 
 def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
     """`num_threads` running threads whose torch operations stay inside them.
@@ -14,6 +16,8 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
     wait for each other, and run many times slower than one thread. `torch.set_num_threads` sets the team of the thread
     that calls it, and also the size that other threads take over at their first operation. So all threads are started
     here, each takes over first and then sets its own, and the caller's is set again when they have.
+
+    Raises UsageError where the system does not let so many be started.
     """
     team = torch.get_num_threads()
     all_set = threading.Barrier(num_threads + 1)
@@ -29,9 +33,12 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
         for _ in range(num_threads):  # none is idle before all have been started: a thread for each
             pool.submit(int)
         all_set.wait()
-    except BaseException:  # the system has no more threads, or Ctrl-C: those that wait would wait for ever
+    except BaseException as error:  # the system has no more threads, or Ctrl-C: those that wait would wait for ever
         all_set.abort()
         pool.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, RuntimeError):
+            limit = "choose fewer --workers, or allow more (ulimit -u, a container's pids limit)"
+            raise UsageError(f"{num_threads} threads cannot be started here: {limit}") from None
         raise
     finally:
         torch.set_num_threads(team)

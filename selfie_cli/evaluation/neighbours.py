@@ -21,29 +21,33 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Nearest:
-    """The k vectors of highest cosine to each query, among all that `add` was given.
+    """The k vectors of highest cosine to each query, among all that `add` was given; all of them where they are fewer.
 
     cosines: float32 [M, k], descending. rows: int64 [M, k], counted over all that was added; of equal cosines the lower
-    row comes first, and -1 stands where there were fewer than k.
+    row comes first.
     """
 
     def __init__(self, queries: NDArray[np.float32], k: int) -> None:
         self.queries = unit(queries)
-        self.cosines = np.full((len(queries), k), -np.inf, np.float32)
-        self.rows = np.full((len(queries), k), -1, np.int64)
+        self.k = k
+        self.cosines = np.empty((len(queries), 0), np.float32)
+        self.rows = np.empty((len(queries), 0), np.int64)
         self.num_seen = 0
 
     def add(self, vectors: NDArray[np.float32]) -> None:
         """[n, D], of any length but zero."""
         keys = torch.from_numpy(unit(vectors)).T
-        k = min(self.cosines.shape[1], len(vectors))
+        more = ((0, 0), (0, min(self.k, self.num_seen + len(vectors)) - self.rows.shape[1]))
+        self.cosines = np.pad(self.cosines, more, constant_values=-np.inf)
+        self.rows = np.pad(self.rows, more, constant_values=-1)
+        k = min(self.k, len(vectors))
         step = max(1, BLOCK // len(vectors))
         for first in range(0, len(self.queries), step):
             part = slice(first, first + step)
             found, place = (torch.from_numpy(self.queries[part]) @ keys).topk(k, dim=1)  # [m, n] -> [m, k]
             cosines = np.concatenate([self.cosines[part], found.numpy().clip(-1, 1)], axis=1)
             rows = np.concatenate([self.rows[part], place.numpy() + self.num_seen], axis=1)
-            best = np.lexsort((rows, -cosines))[:, : self.cosines.shape[1]]
+            best = np.lexsort((rows, -cosines))[:, : self.rows.shape[1]]
             self.cosines[part] = np.take_along_axis(cosines, best, axis=1)
             self.rows[part] = np.take_along_axis(rows, best, axis=1)
         self.num_seen += len(vectors)

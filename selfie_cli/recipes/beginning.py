@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli import option, runs
 from selfie_cli.config import TrainingOptions
-from selfie_cli.errors import NothingLeft, RunError, UsageError
+from selfie_cli.errors import DataError, NothingLeft, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
 from selfie_cli.training.schedule import check_length
@@ -58,19 +59,35 @@ def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run
     out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
     if any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise UsageError(f"--out {out} is, or holds, a run that --from names: choose another folder")
-    runs.check_free(out, overwrite=options.overwrite)
+    if options.out or not out.exists():  # a name of ours that is taken becomes another one
+        runs.check_free(out, overwrite=options.overwrite)
     return out
 
 
 def start(out: Path | None, **config: Any) -> Run:
-    """A new run in `out`, made by the first process."""
+    """A new run in `out`, made by the first process; beside it where the name is ours, and taken by now."""
     assert out is not None
     here = group()
     if here.first:
+        if config["asked"]["out"] is None:
+            out = runs.claimed(out)
         runs.create(out, **config)
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None
     return run
+
+
+@contextlib.contextmanager
+def where_it_began(run: Run | None) -> Iterator[None]:
+    """What a resumed run names and is not found in here may be elsewhere from another folder: its error says so."""
+    try:
+        yield
+    except (DataError, RunError) as error:
+        if run is None or (not str(error).startswith("no run at") and "no such file or folder" not in str(error)):
+            raise
+        raise type(error)(
+            f"{error}. Resume from the folder in which the run was started: its paths count from there"
+        ) from None
 
 
 def has_diverged(run: Run) -> bool:

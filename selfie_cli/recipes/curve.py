@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfie_cli import runs
-from selfie_cli.config import CurveOptions
+from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes.arms import (
     SUPERVISED,
@@ -15,7 +15,7 @@ from selfie_cli.recipes.arms import (
     origins,
     tell_of_labels,
 )
-from selfie_cli.recipes.beginning import choose_out
+from selfie_cli.recipes.beginning import choose_out, where_it_began
 from selfie_cli.recipes.cells import compare, conclude
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
 from selfie_cli.recipes.imagenet import imagenet_arm
@@ -33,7 +33,8 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     asked: Sequence[str | None] = options.from_ or [None]
     if run is not None:
         asked = [each["path"] for each in origins(run, offline=options.offline, talk=talk)] or ["none"]
-    sources, lines = open_sources(asked, offline=options.offline, talk=talk)
+    with where_it_began(run):
+        sources, lines = open_sources(asked, offline=options.offline, talk=talk)
     for line in lines:
         talk.say(line)
     tell_of_labels(sources, talk)
@@ -86,8 +87,9 @@ def seed_counts(fractions: str, seeds: str) -> dict[float, int]:
         counts = [int(part) for part in seeds.split(",")]
     except ValueError:
         counts = []
-    if len(counts) not in (1, len(shares)) or min(counts) < 1:
-        raise UsageError(f"--seeds {seeds!r}: expected a number from 1 up, or one for each of {len(shares)} fractions")
+    if len(counts) not in (1, len(shares)) or not 1 <= min(counts) <= max(counts) <= MOST_SEEDS:
+        allowed = f"a number from 1 to {MOST_SEEDS:,}, or one for each of {len(shares)} fractions"
+        raise UsageError(f"--seeds {seeds[:30]!r}: expected {allowed}")
     return dict(sorted(zip(shares, counts * (len(shares) // len(counts)), strict=True)))
 
 

@@ -17,7 +17,7 @@ from selfie_cli.recipes.arms import (
     origins,
     tell_of_labels,
 )
-from selfie_cli.recipes.beginning import choose_out
+from selfie_cli.recipes.beginning import choose_out, where_it_began
 from selfie_cli.recipes.cells import compare, conclude
 from selfie_cli.recipes.comparison import Finetuned, summarize
 from selfie_cli.recipes.report import report_at_end
@@ -30,7 +30,8 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     asked = options.from_
     if run is not None:
         asked = next((each["path"] for each in origins(run, offline=options.offline, talk=talk)), "none")
-    source, line = runs.resolve_from(asked, offline=options.offline, talk=talk)
+    with where_it_began(run):
+        source, line = runs.resolve_from(asked, offline=options.offline, talk=talk)
     talk.say(line)
     sources = [source] if source is not None else []
     tell_of_labels(sources, talk)

@@ -66,16 +66,22 @@ BAD_FILES = "bad_files.jsonl"
 MANY_IMAGES = 4096  # on a GPU, where compiling is taken to pay from here: an estimate, not yet measured
 
 
+def path_in(line: str) -> str:
+    if "\0" in line:
+        raise UsageError("stdin holds zero bytes: give one path a line, as find does without -print0")
+    return line.rstrip("\r\n")
+
+
 def expand(paths: Sequence[str], stdin: Iterable[str]) -> Names:
     """Files as given, folders as the images below them, '-' as the paths on stdin (one a line), in this order.
 
-    Raises UsageError if nothing is named, DataError for a folder without images.
+    Raises UsageError if nothing is named or stdin has no lines, DataError for a folder without images.
     """
 
     def found() -> Iterator[str]:
         for path in paths:
             if path == "-":
-                lines = (line.rstrip("\r\n") for line in stdin if line.strip())
+                lines = (path_in(line) for line in stdin if line.strip())
                 yield from group().from_first(Names(lines if group().first else ()))
             elif os.path.isdir(path):
                 images = walk_images(path)

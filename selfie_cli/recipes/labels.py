@@ -17,6 +17,7 @@ from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
+from selfie_cli.recipes.beginning import where_it_began
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -86,7 +87,8 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     assert options.dataset is not None
     pinned = run.config["data"].get("pinned", {}) if run is not None else {}
     dataset = pinned.get(options.dataset, options.dataset)
-    found = open_labelled(dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    with where_it_began(run):
+        found = open_labelled(dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(found.split_note)
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
     marks["labels"] = mark_of_labels(found)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
 from selfie_cli.data.augment import plain_view
-from selfie_cli.errors import RunError, UsageError, WeightsError
+from selfie_cli.errors import RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
 from selfie_cli.methods.byol import Byol
 from selfie_cli.methods.method import Method
@@ -130,12 +130,14 @@ class Undrawn(TorchFunctionMode):
 @contextlib.contextmanager
 def describing(derived: dict[str, Any]) -> Iterator[None]:
     """Raises RunError for what describes no network, or one that is too large to be honest; whatever goes wrong in here
-    is the fault of a config.json, too."""
+    is the fault of a config.json, too, unless memory runs out."""
     try:
         if found := schema.fault_of_network(derived):
             raise ValueError(found)
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise RunError(f"the run's config.json does not describe a network of selfie's: {error!r}") from None
 
 

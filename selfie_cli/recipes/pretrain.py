@@ -22,7 +22,7 @@ from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
 from selfie_cli.pretraining import shown
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.beginning import MILDER, choose_out, has_diverged, run_to_resume, start
+from selfie_cli.recipes.beginning import MILDER, choose_out, has_diverged, run_to_resume, start, where_it_began
 from selfie_cli.recipes.derivation import derive
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.runs import Run
@@ -74,7 +74,8 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
 
     pinned = run.config["data"].get("pinned", {}) if run is not None else {}
     asked_for = [pinned.get(one, one) for one in options.data]
-    source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    with where_it_began(run):
+        source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     data = {"images": len(source), "fingerprint": fingerprint(source), "pinned": dict(source.pinned)}
     if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
@@ -149,7 +150,9 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             keep_what_was_seen(run, store)
             if here.first:
                 run.update(progress={"diverged": True})
-            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {derived['lr'] / 3:.2g}") from None
+            usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
+            lower = min(derived["lr"] / 3, usual)
+            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {lower:.2g}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:

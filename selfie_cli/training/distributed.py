@@ -118,16 +118,19 @@ class Group:
 
 
 def environment() -> Group:
-    """What torchrun says, without joining the others. Raises UsageError if it is incomplete."""
+    """What torchrun says, without joining the others. Raises UsageError if it is incomplete or cannot be."""
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return Group()
     try:
         rank, world, local_rank, local_world = (
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         )
-    except (KeyError, ValueError) as error:
+        if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
+            raise ValueError("no such process")
+    except (KeyError, ValueError):
         raise UsageError(
-            f"WORLD_SIZE says that this is one of several processes, but {error} is missing: start them with torchrun"
+            "WORLD_SIZE is set and not 1, so this is one of several processes, but RANK, LOCAL_RANK and "
+            "LOCAL_WORLD_SIZE do not say which: start them with torchrun, or unset WORLD_SIZE"
         ) from None
     return Group(rank, world, local_rank, local_world)
 
@@ -138,7 +141,7 @@ _joined: Group | None = None
 def group() -> Group:
     """This process's group, joined when first asked for: gloo between CPUs, NCCL between GPUs.
 
-    Raises UsageError if the environment is incomplete, or shared memory is too small for NCCL.
+    Raises UsageError if the environment is incomplete or cannot be, or shared memory is too small for NCCL.
     """
     global _joined
     if _joined is None:
@@ -168,9 +171,15 @@ def join(here: Group) -> Group:
 def connected(here: Group) -> Any:
     """A new connection to the store in which processes meet.
 
-    torchrun keeps it when it starts a job again, with the addresses of processes that are no more.
+    torchrun keeps it when it starts a job again, with the addresses of processes that are no more. Raises UsageError if
+    the environment does not say where it is, DistError if nothing answers there.
     """
-    store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))
+    try:
+        store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))
+    except ValueError:
+        raise UsageError(
+            "MASTER_ADDR and MASTER_PORT do not say where the processes of this job meet: start them with torchrun"
+        ) from None
     return dist.PrefixStore(f"selfie/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
 
 
@@ -206,7 +215,7 @@ class Heart:
     """
 
     def __init__(self, here: Group) -> None:
-        """Wait for the others to arrive. Raises a DistError, or ValueError if the environment does not say where."""
+        """Wait for the others to arrive. Raises as `connected` does."""
         self.rank = here.rank
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.store = connected(here)
@@ -275,7 +284,7 @@ def end(rank: int, what: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def loss(error: RuntimeError) -> str | None:
+def loss(error: Exception) -> str | None:
     """What to tell the user of an error by which other processes cannot be reached, None for any other.
 
     Within a backward pass, gloo's errors have no type. torchrun's SIGTERM comes next, and has nothing to add.

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from selfie_cli.errors import UsageError
 
+MOST_SECONDS = 1e9
+"""Of a budget, 30 years."""
+
 
 def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
     """Share of the maximum learning rate at a step (0-based): linear up over `warmup` steps, then a cosine to 0.
@@ -43,9 +46,10 @@ def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch
 def seconds(budget: str) -> float:
     """'90s', '20m', '2h' or '1.5h' in seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", budget)
-    if match is None or float(match[1]) == 0:
-        raise UsageError(f"--budget {budget!r}: expected a time such as 90s, 20m or 2h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+    found = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
+    if not 0 < found <= MOST_SECONDS:
+        raise UsageError(f"--budget {budget[:30]!r}: expected a time such as 90s, 20m or 2h")
+    return found
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -10,16 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfie_cli.errors import TrainingError
+from selfie_cli.errors import TrainingError, is_out_of_memory
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group
 
 Batch = tuple[Tensor, ...]
-OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "MPS backend out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-)
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -181,11 +176,6 @@ class Step:
 def smallest_piece(batch_size: int, micro_batch: int) -> int:
     """How many images the smallest piece of a batch has."""
     return min(micro_batch, batch_size % micro_batch or micro_batch)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory has run out: CPUs, MPS and cuBLAS have no exception of their own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def autocast(device: torch.device, precision: str) -> Autocast:

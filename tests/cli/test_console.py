@@ -2,7 +2,9 @@
 
 import json
 import re
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,7 +127,60 @@ def test_what_cannot_be_told_stops_nothing(tmp_path):
         words = [*COMMAND, "embed", str(tmp_path / "a.png"), "--from", "bundled"]
         done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
-    assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: name a place, or leave it out"
+    assert error_of("embed", "a.png", "--out", "", code=2) == "--out is empty: give it a value, or leave it out"
+
+
+def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) -> None:
+    """Images with such names are read there all the same."""
+    (tmp_path / "é").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "é" / "木.png")
+    (tmp_path / "list.txt").write_text("é/木.png\n", encoding="utf-8")
+    plain = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    plain.pop("PYTHONIOENCODING", None)
+    program = (
+        "import sys\n"
+        "from selfie_cli.cli.app import main\n"
+        "from pathlib import Path\n"
+        "from selfie_cli.data.sources import open_unlabelled\n"
+        "from selfie_cli.talk import Talk\n"
+        "assert sys.getfilesystemencoding() == 'ascii'\n"
+        "for one in ('.', 'list.txt'):\n"
+        "    source = open_unlabelled([one], data_root=Path('x'), offline=True, talk=Talk())\n"
+        "    source.open(0).close()\n"
+        "sys.argv = ['selfie', 'finetune', '--help']\n"
+        "main()\n"
+    )
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=tmp_path, env=plain, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2026" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a primitive descriptor for the matmul primitive"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+    ],
+    ids=str,
+)
+def test_without_memory_one_line_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("selfie_cli.recipes.embed.embed", fails)
+    assert error_of("embed", "a.png").startswith("out of memory: choose a smaller --batch-size")
+
+
+def test_without_memory_to_load_torch_one_line_says_so() -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))
+
+    argv = [*COMMAND, "embed", "a.png"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=limited)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: out of memory: ")
 
 
 def test_nobody_has_to_read_on(tmp_path: Path) -> None:

@@ -91,6 +91,22 @@ def test_numbers_keep_to_their_limits(arguments: list[str], message: str) -> Non
         parsed(arguments)
 
 
+@pytest.mark.parametrize("kind", [config.PretrainOptions, config.FinetuneOptions, config.EmbedOptions])
+def test_numbers_that_no_machine_could_honour_are_refused(kind: type) -> None:
+    for field in dataclasses.fields(kind):
+        if field.name in ("steps", "epochs", "batch_size", "micro_batch", "warmup_steps", "seeds", "workers"):
+            with pytest.raises(UsageError, match=r"at most [\d,]+$"):
+                kind(**{field.name: 10**13})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [(["--from", ""], "--from"), ([""], "NAMES"), (["x", ""], "NAMES"), (["--from="], "--from")]
+)
+def test_what_is_typed_and_empty_is_refused(arguments: list[str], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is empty: "):
+        parsed(arguments)
+
+
 def test_signature_is_flat_with_panels() -> None:
     parameters = {each.name: each for each in parameters_of(OuterOptions)}
     assert list(parameters) == ["names", "from_", "two_words", "count", "loud", "share", "mirror"]

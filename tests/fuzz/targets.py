@@ -106,6 +106,7 @@ def make_configs(folder: Path) -> list[Path]:
 def read_config(file: Path, rng: random.Random) -> None:
     """What every verb does with a run before it looks at weights or images; a network is built now and then."""
     run = runs.read_run(file.parent)
+    json.dumps(run.config, allow_nan=False)  # as it is written by whoever goes on with it, or pulls it
     runs.describe(run)
     page = Page()
     with describing(run):

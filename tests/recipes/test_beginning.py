@@ -1,6 +1,7 @@
 """A job that torchrun starts again goes on with its own run, and with no other. (Real restarts are in tests/faults.)"""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,12 @@ def test_cells_that_are_finished_are_kept(images: Path, finetuned: Path) -> None
     )
     assert "is finished: nothing is left" in selfie(*again).stderr
     assert "is not empty" in error_of(*again, "--min-crop", 0.5)
+
+
+def test_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("pretrain", os.path.relpath(images), *SMALL, "--steps", 3, "--save-every", 0)
+    stopped(asked, Path("run"), monkeypatch)
+    run = Path("run").absolute()
+    Path("a/b/c/d/e").mkdir(parents=True)
+    monkeypatch.chdir("a/b/c/d/e")
+    assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)

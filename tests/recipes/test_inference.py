@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from torch import nn
 
+from selfie_cli.errors import UsageError
 from selfie_cli.hardware import has_vnni
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
@@ -285,3 +286,8 @@ def test_int8_is_refused_where_it_is_not_to_be_had(
 ) -> None:
     monkeypatch.setattr(inference, "has_vnni", lambda device: False)
     assert "VNNI" in error_of("embed", images, "--from", pretrained, "--precision", "int8", code=2)
+
+
+def test_paths_that_zero_bytes_part_are_no_lines() -> None:
+    with pytest.raises(UsageError, match="one path a line"):
+        inference.expand(["-"], ["a.png\0b.png\0"])

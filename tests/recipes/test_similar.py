@@ -53,9 +53,11 @@ def test_nearest_are_those_of_all_products() -> None:
     expected = np.argsort(-cosines.round(6), axis=0, kind="stable")[:5].T
     assert nearest.rows.tolist() == expected.tolist()
     np.testing.assert_allclose(nearest.cosines, np.take_along_axis(cosines.T, expected, 1), atol=1e-6)
-    few = Nearest(queries[:1], 9)
+    few = Nearest(queries[:1], 9 * 10**18)
     few.add(vectors[:2])
-    assert few.rows[0, 2:].tolist() == [-1] * 7
+    few.add(vectors[2:4])
+    assert few.rows[0, 0] == 3
+    assert sorted(few.rows[0]) == [0, 1, 2, 3]
 
 
 def test_groups_are_connected_components(monkeypatch: pytest.MonkeyPatch) -> None:

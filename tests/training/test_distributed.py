@@ -11,7 +11,7 @@ from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
 
 from selfie_cli.errors import UsageError
 from selfie_cli.training import distributed
-from selfie_cli.training.distributed import Group, check_shared_memory, environment
+from selfie_cli.training.distributed import Group, check_shared_memory, connected, environment
 
 LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 WORKER = Path(__file__).with_name("shared_batch.py")
@@ -101,6 +101,20 @@ def test_an_incomplete_environment_is_refused(monkeypatch, name):
     launched(monkeypatch, **{name: None})
     with pytest.raises(UsageError, match=rf"{name}.*torchrun"):
         environment()
+
+
+@pytest.mark.parametrize("world", ["0", "-1", "x", "3"])
+def test_an_environment_that_cannot_be_is_refused(monkeypatch, world):
+    launched(monkeypatch, WORLD_SIZE=world)
+    with pytest.raises(UsageError, match="start them with torchrun, or unset WORLD_SIZE"):
+        environment()
+
+
+@pytest.mark.parametrize("port", [None, "x", "99999"])
+def test_an_environment_that_does_not_say_where_to_meet_is_refused(monkeypatch, port):
+    launched(monkeypatch, MASTER_ADDR="localhost", MASTER_PORT=port)
+    with pytest.raises(UsageError, match=r"MASTER_PORT.*torchrun"):
+        connected(environment())
 
 
 def test_a_batch_is_divided_in_order():

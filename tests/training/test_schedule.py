@@ -65,7 +65,9 @@ def test_budgets(budget, expected):
     assert seconds(budget) == expected
 
 
-@pytest.mark.parametrize("budget", ["", "20", "m", "0m", "0.0s", "-5m", "2d", "1h30m", "1,5h", "nan s", "1e3s"])
+@pytest.mark.parametrize(
+    "budget", ["", "20", "m", "0m", "0.0s", "-5m", "2d", "1h30m", "1,5h", "nan s", "1e3s", f"{'9' * 400}h", "9999999h"]
+)
 def test_what_is_no_budget_is_refused(budget):
     with pytest.raises(UsageError, match="--budget"):
         seconds(budget)
