@@ -69,9 +69,15 @@ def start(out: Path | None, **config: Any) -> Run:
     assert out is not None
     here = group()
     if here.first:
-        if config["asked"]["out"] is None:
-            out = runs.claimed(out)
-        runs.create(out, **config)
+        ours = config["asked"]["out"] is None
+        out = runs.claimed(out) if ours else out
+        try:
+            runs.create(out, **config)
+        except OSError:  # no room, say
+            with contextlib.suppress(OSError):
+                if ours:
+                    out.rmdir()
+            raise
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None
     return run

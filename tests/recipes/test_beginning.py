@@ -8,6 +8,7 @@ import pytest
 from commands import SMALL, error_of, same_weights, selfie
 
 from selfie_cli.recipes import pretrain as recipe
+from selfie_cli.recipes.beginning import start
 
 
 @pytest.fixture
@@ -104,3 +105,13 @@ def test_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pyt
     Path("a/b/c/d/e").mkdir(parents=True)
     monkeypatch.chdir("a/b/c/d/e")
     assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)
+
+
+def test_a_name_of_ours_is_left_free_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    for out in (None, "mine"):
+        with pytest.raises(OSError, match="are free"):
+            start(Path(out or "runs/pretrain"), verb="pretrain", asked={"out": out}, room=2**60)
+    assert os.listdir("runs") == []
+    assert Path("mine").is_dir()
