@@ -313,7 +313,8 @@ class _Everyone(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, here: Group) -> Tensor:
         ctx.here = here
         all_rows = rows.new_empty(here.world * len(rows), *rows.shape[1:])
-        dist.all_gather_into_tensor(all_rows, rows.contiguous())
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its older name
+        gather(all_rows, rows.contiguous())
         return all_rows
 
     @staticmethod
