@@ -92,7 +92,7 @@ DATA = {
 }
 SECTIONS: dict[str, Any] = {
     "format": int,
-    "verb": str,
+    "verb": ("pretrain", "finetune", "curve", "finetune-cell"),
     "asked": dict,
     "derived": DERIVED,
     "measured": MEASURED,

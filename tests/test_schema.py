@@ -60,6 +60,7 @@ WRONG = [
     ("data", []),
     ("versions", ["1"]),
     ("progress.status", True),
+    ("verb", "embed"),
     ("from", [{"path": 3}]),
 ]
 
