@@ -253,6 +253,23 @@ class LabelOptions(TrainingOptions):
     min_crop: float = option(
         0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
     )
+    average: float = option(
+        0.0,
+        "Judge and keep an exponential moving average of the weights, over about this share of the steps; 0: the last.",
+        panel=TRAINING,
+        at_least=0,
+        at_most=1,
+    )
+    pretrained_lr: float = option(
+        1.0, "Learning rate of pretrained layers, as a share of --lr.", panel=TRAINING, at_least=0, at_most=1
+    )
+    mirror: bool = option(False, "Average predictions over an image and its mirror image.", panel=TRAINING)
+    check_length: bool = option(
+        True,
+        "Train each arm for half of the steps, too, on the first seed's labels but a fifth, and say whether it still "
+        "gained from the other half.",
+        panel=TRAINING,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

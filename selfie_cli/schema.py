@@ -54,6 +54,8 @@ DERIVED = {
     "recipe": str,
     "arch": ("resnet", "hybrid"),
     "pretraining": str,
+    "pretrained_by": str,
+    "mirrored": bool,
     "backbone": get_args(config.Backbone),
     "stem": ("3x3", "7x7"),
     "image_size": SIDE,

@@ -9,6 +9,7 @@ from selfie_cli.methods.selfie import SelfieNetwork
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.arms import (
+    FRESH,
     SUPERVISED,
     Arm,
     begin,
@@ -18,7 +19,7 @@ from selfie_cli.recipes.arms import (
     tell_of_labels,
 )
 from selfie_cli.recipes.beginning import choose_out, where_it_began
-from selfie_cli.recipes.cells import compare, conclude
+from selfie_cli.recipes.cells import Plan, compare, conclude
 from selfie_cli.recipes.comparison import Finetuned, summarize
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
@@ -47,13 +48,15 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     found = compare(
         options,
         "finetune",
+        Plan(
+            arms=arms,
+            counts={options.fraction: options.seeds},
+            kept=last,
+            pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
+        ),
         run=run,
         out=out,
-        arms=arms,
         sources=sources,
-        counts={options.fraction: options.seeds},
-        kept=last,
-        pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
         talk=talk,
     )
     data = found.data
@@ -73,7 +76,7 @@ def arms_of(
     options: FinetuneOptions, shape: dict[str, Any], pretrained: networks.Pretrained | AnyClassifier | None
 ) -> list[Arm]:
     """What to train side by side; the last one is what a user would take."""
-    fresh = {**shape, "pretraining": "none"}
+    fresh = shape | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline or pretrained is None else []
     if options.arch == "hybrid":
         assert isinstance(pretrained, SelfieNetwork)
