@@ -69,7 +69,7 @@ def finetuned(result: Finetuned) -> list[RenderableType]:
         table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
         if gain.interval is not None:
             notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
-    return [Group(table, *notes, *map(printable, result.notes), printable(result.sentence))]
+    return [Group(table, *notes, *map(printable, notes_of([result])), printable(result.sentence))]
 
 
 def interval(gain: Gain) -> str:

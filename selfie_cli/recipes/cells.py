@@ -14,7 +14,7 @@ from selfie_cli.files import write_json, write_json_lines
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.arms import Arm, origin, room_for
 from selfie_cli.recipes.beginning import start
-from selfie_cli.recipes.comparison import ArmResult, Curve, Finetuned, Point, arm_result, point, unconverged
+from selfie_cli.recipes.comparison import ArmResult, Curve, Finetuned, Point, arm_result, point, share_of
 from selfie_cli.recipes.labels import Data, Share, read_data, take, take_share
 from selfie_cli.recipes.trainer import Cell, Trainer
 from selfie_cli.runs import Run
@@ -129,19 +129,18 @@ def compare(
     points = []
     for share, length in zip(shares, lengths, strict=True):
         results = train_share(trainer, run, arms, data, share, {**sizes_of(run), "steps": length})
-        for line in unconverged(results):
-            talk.warn(f"{share.fraction * 100:.3g} %: {line}")
-        points.append(
-            point(
-                fraction=share.fraction,
-                num_labels=share.num_labels,
-                steps=length,
-                seeds=share.seeds,
-                rates=trainer.rates,
-                arms=results,
-                pairs=plan.pairs,
-            )
+        found = point(
+            fraction=share.fraction,
+            num_labels=share.num_labels,
+            steps=length,
+            seeds=share.seeds,
+            rates=trainer.rates,
+            arms=results,
+            pairs=plan.pairs,
         )
+        points.append(found)
+        for line in found.warnings:
+            talk.warn(f"{share_of(found)}: {line}")
     cell = shares[-1].cell(kept.name, options.seed)
     return Compared(run=run, data=data, points=points, cell=cell, device=device)
 

@@ -89,8 +89,8 @@ class Gain:
 class Point:
     """What was found with one share of the labels.
 
-    `rates` are the learning rates that each arm chose from. `notes` are for the reader of a table: on the arms, their
-    learning rates, and whether they converged.
+    `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
+    say in words what pretrained each arm, and how it did with half of the steps.
     """
 
     fraction: float
@@ -100,6 +100,7 @@ class Point:
     arms: list[ArmResult]
     comparisons: list[Gain]
     rates: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -166,7 +167,8 @@ def point(
         arms=arms,
         comparisons=comparisons,
         rates=rates,
-        notes=[*unconverged(arms), *(f"{arm.name}: {arm.called}." for arm in arms if arm.called), *lengths(arms)],
+        warnings=unconverged(arms),
+        notes=[*(f"{arm.name}: {arm.called}." for arm in arms if arm.called), *lengths(arms)],
     )
 
 
@@ -185,10 +187,10 @@ def unconverged(arms: list[ArmResult]) -> list[str]:
 
 
 def notes_of(points: list[Point]) -> list[str]:
-    """The notes of all shares, each once, with the shares that it is about."""
+    """The warnings and notes of all shares, each once, with the shares that it is about."""
     shares: dict[str, list[str]] = {}
     for each in points:
-        for note in each.notes:
+        for note in [*each.warnings, *each.notes]:
             shares.setdefault(note, []).append(share_of(each))
     return [note if len(of) == len(points) else f"At {', '.join(of)}: {note}" for note, of in shares.items()]
 

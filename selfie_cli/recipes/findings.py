@@ -83,6 +83,7 @@ def heading_of(run: Run) -> Markup:
         facts += pretraining_facts(last, run)
     elif (found := results_of(run)) and run.verb in LABELLED_DATA:
         verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
+        notes += [line for each in found.get("points", [found]) for line in each.get("warnings", [])]
         origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
         facts += [
             ("Data", str(found["dataset"]), f"{found['num_classes']:,} classes"),

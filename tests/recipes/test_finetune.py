@@ -27,7 +27,7 @@ from selfie_cli.weights import load_weights
 
 ARMS = ("supervised", "selfie")
 SEEDS = (4, 5, 6)
-SHORT = ("--steps", 1, "--batch-size", 8, "--no-report")
+SHORT = ("--steps", 1, "--batch-size", 8, "--no-report", "--no-check-length")
 
 
 def read(file: Path) -> Any:
@@ -194,6 +194,66 @@ def test_learning_rate_is_chosen_on_held_out_labels(images: Path, pretrained: Pa
         assert f"{name}: learning rate {best}" in result.stderr
     assert "--fraction" in error_of(*arguments[:-1], "r2", "--fraction", 0.1, code=2)
     assert not Path("r2").exists()
+
+
+def test_whether_more_steps_would_help_is_found_on_held_out_labels(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 4, "--out", "r")
+    result = selfie(*arguments, "--report")
+    results = read(Path("r/results.json"))
+    for arm in results["arms"]:
+        whole, half = (Path(f"r/cells/search-{arm['name']}-lr0.1{part}") for part in ("", "-half"))
+        found = arm["convergence"]
+        for cell, steps, accuracy in ((whole, 4, found["whole"]), (half, 2, found["half"])):
+            there = read(cell / "results.json")
+            assert (there["num_test"], there["accuracy"]) == (10, pytest.approx(accuracy))  # a fifth of 60 labels
+            assert lines_of(cell / "metrics.jsonl")[-1]["step"] == steps
+        assert found["verdict"] == "too few held-out labels to tell"  # ten
+        said = " ".join(result.stdout.split())
+        assert found["words"] in said
+        assert f"{arm['name']}: {arm['called']}." in said
+        assert found["words"].split("(")[0].strip() in Path("r/report.html").read_text()
+    assert results["sentence"].endswith("convergence: too few held-out labels to tell.")
+    assert [arm["called"] for arm in results["arms"]] == [
+        "no pretraining",
+        "Selfie (patches of one image, Trinh et al. 2019)",
+    ]
+    assert "supervised: no pretraining; selfie: Selfie (patches of one image, Trinh et al. 2019)" in result.stderr
+
+
+def test_a_searched_rates_own_network_is_the_longer_one(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--no-baseline", *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--lr", "0.02,0.1", "--out", "r")
+    (arm,) = read(Path("r/results.json"))["arms"]
+    assert {cell.name for cell in Path("r/cells").iterdir()} == {
+        *("selfie-f1-s0", "search-selfie-lr0.02", "search-selfie-lr0.1", f"search-selfie-lr{arm['lr']:g}-half")
+    }
+
+
+def test_one_label_a_class_leaves_no_check(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--fraction", 0.1, "--out", "r")
+    assert {arm["convergence"]["num_held"] for arm in read(Path("r/results.json"))["arms"]} == {0}
+
+
+def test_averaged_mirrored_and_at_a_rate_of_its_own(images: Path, pretrained: Path) -> None:
+    machinery = ("--average", 0.5, "--mirror", "--pretrained-lr", 0, "--weight-decay", 0, "--precision", "fp32")
+    selfie("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:], "--steps", 4, *machinery, "--out", "r")
+    before, _ = load_weights(pretrained / "model.safetensors")
+    after, _ = load_weights(Path("r/model.safetensors"))
+    stem = before["patch_network.stem.conv.weight"]
+    assert torch.allclose(after["backbone.stem.conv.weight"], stem, rtol=1e-5)  # an average of what stays
+    scratch, _ = load_weights(Path("r/cells/supervised-f1-s0/model.safetensors"))
+    assert not torch.equal(after["head.weight"], scratch["head.weight"])
+    # The network is judged as `predict` uses it.
+    photo = next((images / "test" / "cat").iterdir())
+    line = json.loads(selfie("predict", "r", photo, "--precision", "fp32").stdout)
+    module = networks.load_module(runs.open_run("r")).eval()
+    with torch.no_grad():
+        view = plain_view(torch.from_numpy(decode_square(open_image(str(photo)), 32))[None], 32)
+        both = (module(view).softmax(1) + module(view.flip(3)).softmax(1)) / 2
+    assert line["probability"] == pytest.approx(both.max().item(), abs=1e-4)
+    judged = json.loads(selfie("eval", "r", "--dataset", images, "--precision", "fp32", "--json").stdout)
+    assert judged["classified"]["top1"] == pytest.approx(read(Path("r/results.json"))["arms"][1]["accuracies"][0])
 
 
 def test_from_a_finetuned_run(images: Path, finetuned: Path) -> None:
