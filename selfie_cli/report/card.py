@@ -90,6 +90,9 @@ def model_card(
             "half of the steps",
         ]
         parts.append(table(head, compared))
+        named = [(arm_name(index, arm), arm.get("called")) for index, arm in enumerate(points[-1]["arms"])]
+        if words := [f"{name}: {escaped(called)}" for name, called in named if called]:
+            parts.append("What pretrained them: " + "; ".join(words) + ".")
         if any("still rising" in row[-1] for row in compared):
             parts.append("**Not converged**: where accuracy was still rising, a gain may be one of speed.")
         if seen := data.get("seen_test_images"):
@@ -188,8 +191,6 @@ def arms_of(point: dict[str, Any]) -> Iterable[list[str]]:
     gains = {gain["arm"]: gain for gain in reversed(point["comparisons"])}
     seeds = ", ".join(map(str, point["seeds"]))
     for index, arm in enumerate(point["arms"]):
-        name = arm["name"] if arm["name"] in ARMS or arm["name"].startswith("imagenet-resnet") else f"network {index}"
-        name += f": {escaped(arm['called'])}" if arm.get("called") else ""
         spread = "" if arm["std"] is None else f" ± {100 * arm['std']:.1f}"
         gain, text = gains.get(arm["name"]), ""
         if gain:
@@ -199,7 +200,13 @@ def arms_of(point: dict[str, Any]) -> Iterable[list[str]]:
                 text += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
         labels = f"{point['num_labels']:,} ({100 * point['fraction']:.3g} %)"
         length = (arm.get("convergence") or {}).get("words", "not checked")
-        yield [labels, f"{point['steps']:,}", seeds, name, percent(arm["mean"]) + spread, text, length]
+        yield [labels, f"{point['steps']:,}", seeds, arm_name(index, arm), percent(arm["mean"]) + spread, text, length]
+
+
+def arm_name(index: int, arm: dict[str, Any]) -> str:
+    """A name that everybody knows; that of a folder is private."""
+    name: str = arm["name"]
+    return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
 
 
 def facts(config: dict[str, Any], pretraining: str) -> Iterable[tuple[str, str]]:
