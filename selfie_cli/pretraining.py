@@ -34,7 +34,8 @@ def called(derived: dict[str, Any]) -> str:
         return str(derived.get("pretrained_by") or PRETRAININGS.get(method, method.title()))
     if method == "selfie":
         return SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
-    return PRETRAININGS.get(method, method)
+    several = derived.get(method, {}).get("num_views", 2) > 2
+    return PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
 
 
 def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:

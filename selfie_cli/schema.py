@@ -55,7 +55,6 @@ DERIVED = {
     "arch": ("resnet", "hybrid"),
     "pretraining": str,
     "pretrained_by": str,
-    "mirrored": bool,
     "backbone": get_args(config.Backbone),
     "stem": ("3x3", "7x7"),
     "image_size": SIDE,

@@ -27,16 +27,13 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def take_over(self, pretrained: dict[str, Tensor]) -> set[str]:
+    def take_over(self, pretrained: dict[str, Tensor]) -> None:
         """Start from the state of a pretrained network's three or four stages; the rest stays as it was drawn.
 
-        Returns the names of what was taken over.
         Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape.
         """
-        carried = carried_over(pretrained)
-        missing, unexpected = self.backbone.load_state_dict(carried, strict=False)
+        missing, unexpected = self.backbone.load_state_dict(carried_over(pretrained), strict=False)
         allowed = ("stages.3.", "norm.", "layer4.")
         left_out = [name for name in missing if not name.startswith(allowed)]
         if unexpected or left_out:
             raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {left_out[:3]}")
-        return {f"backbone.{name}" for name in carried}

@@ -74,9 +74,9 @@ class Hybrid(PatchEncoder):
         logits: Tensor = self.head(self.features(images))
         return logits
 
-    def take_over(self, pretrained: dict[str, Tensor]) -> set[str]:
+    def take_over(self, pretrained: dict[str, Tensor]) -> None:
         """Start P, A and the positions from a Selfie's state; the rest stays as it was drawn, and what only
-        pretraining needs is left out. Returns the names of what was taken over.
+        pretraining needs is left out.
 
         Raises RuntimeError if a tensor is missing or of another shape.
         """
@@ -85,7 +85,6 @@ class Hybrid(PatchEncoder):
         missing, _ = self.load_state_dict(own, strict=False)
         if left_out := [name for name in missing if not name.startswith("head.")]:
             raise RuntimeError(f"weights do not fit: missing {left_out[:3]}")
-        return set(own)
 
 
 AnyClassifier = Classifier | Hybrid

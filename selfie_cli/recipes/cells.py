@@ -115,7 +115,6 @@ def compare(
                 **sizes,
                 "steps": steps[-1],
                 "steps_of_shares": steps,
-                "mirrored": options.mirror,
             },
             data=data.record,
             **{"from": [origin(source) for source in sources]},

@@ -37,15 +37,11 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Network:
-    """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate.
-
-    A `mirrored` classifier's probabilities are averaged over an image and its mirror image.
-    """
+    """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate."""
 
     module: Pretrained | AnyClassifier
     image_size: int
     features: str
-    mirrored: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -68,9 +64,8 @@ class Network:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """What a classifier makes of stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
-        images = plain_view(pixels, self.image_size)
-        views = [images, images.flip(3)] if self.mirrored else [images]
-        return torch.stack([self.module(view).float().softmax(dim=1) for view in views]).mean(dim=0)
+        scores: Tensor = self.module(plain_view(pixels, self.image_size))
+        return scores.float().softmax(dim=1)
 
     def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
         """The same, made for inference: see `models.lean.for_inference`."""
@@ -177,9 +172,7 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
 
 def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
     module = load_module(run).to(device).eval()
-    derived = run.derived
-    chosen = choose_features(derived, features)
-    return Network(module, int(derived["image_size"]), chosen, mirrored=derived.get("mirrored", False))
+    return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
 
 
 def untrained_twin(network: Network, run: Run, *, seed: int, pixels: Tensor) -> Network:

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,36 +87,22 @@ class Trainer:
         """Networks of each arm and share that are judged on held-out labels, in full length."""
         return len(self.rates) if len(self.rates) > 1 else int(self.options.check_length)
 
-    def step_of(
-        self, module: AnyClassifier, sizes: dict[str, Any], pretrained: Container[str] = ()
-    ) -> tuple[Supervised, Step]:
-        """A task to train `module` on, and a training step of it. The training loop sets the learning rate.
-
-        `sizes` are those of `plan`, with the number of steps. `pretrained` names parameters that were pretrained.
-        """
+    def step_of(self, module: AnyClassifier, sizes: dict[str, Any]) -> tuple[Supervised, Step]:
+        """A task to train `module` on, and a training step of it. The training loop sets the learning rate."""
         options, here = self.options, group()
         compiled = compiles(options.compile, self.device, deterministic=options.deterministic)
         if here.world > 1 and self.device.type == "cuda":
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        decay = math.exp(-1 / (options.average * sizes.get("steps", 1000))) if options.average else 0.0
-        task = Supervised(module, image_size=self.image_size, min_crop=options.min_crop, decay=decay)
+        task = Supervised(module, image_size=self.image_size, min_crop=options.min_crop)
         step = Step(
-            task if decay else module,
+            module,
             task,
-            make_optimizer(
-                "sgd",
-                module,
-                lr=0.0,
-                weight_decay=options.weight_decay,
-                scaled=pretrained,
-                scale=options.pretrained_lr,
-            ),
+            make_optimizer("sgd", module, lr=0.0, weight_decay=options.weight_decay),
             micro_batch=sizes["micro_batch"],
             precision=sizes["precision"],
             compiled=compiled and sizes["compiles"],
             graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
-            after=task.after_step,
             smallest=self.batch_size if options.deterministic else 1,
             talk=self.talk,
         )
@@ -243,7 +228,7 @@ class Trainer:
                 there.finish({"accuracy": accuracy})
             return accuracy
         asked = {"cell": cell.name, "lr": cell.lr, "seed": cell.seed}
-        derived = {**cell.arm.shape, **sizes, "mirrored": self.options.mirror}
+        derived = {**cell.arm.shape, **sizes}
         if here.first and (folder / "config.json").is_file():
             runs.open_to_resume(str(folder), "finetune-cell")
         elif here.first:
@@ -252,7 +237,7 @@ class Trainer:
         there = runs.open_run(folder)
         module, step = self.trained(run, cell, sizes, labelled)
         here.share_buffers(module)  # the network that is kept is the one that is judged
-        network = networks.Network(module.eval(), self.image_size, "penultimate", mirrored=self.options.mirror)
+        network = networks.Network(module.eval(), self.image_size, "penultimate")
         scores = networks.class_scores(network, test.pixels)
         accuracy = here.from_first(topk_accuracy(scores, test.labels))
         if here.first:
@@ -266,16 +251,15 @@ class Trainer:
         """The network of a cell at the end of its training, and the last of its steps."""
         torch.manual_seed(step_seed(cell.seed, 0))
         module = cell.arm.make().to(self.device)
-        pretrained: set[str] = set()
         if cell.arm.state is not None:
             try:
-                pretrained = module.take_over(cell.arm.state)
+                module.take_over(cell.arm.state)
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
             networks.estimate_batch_norm(
                 module, lambda pixels: module(plain_view(pixels, self.image_size)), labelled.pixels
             )
-        task, step = self.step_of(module, sizes, pretrained)
+        task, step = self.step_of(module, sizes)
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
         batches = self.batches(task, labelled, cell.seed)
@@ -295,4 +279,4 @@ class Trainer:
                 resume_hint=group().resume_command(run.verb, run.path),
                 tensorboard=self.options.log == "tensorboard",
             )
-        return task.judged, step
+        return module, step

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
-PAPERS = {"Selfie (": "1906.02940", "Selfie over many": "2304.03977", "BYOL": "2006.07733", "SimCLR": "2002.05709"}
+PAPERS = {
+    "Selfie over many": "2304.03977",
+    "Selfie": "1906.02940",
+    "BYOL": "2006.07733",
+    "SimCLR": "2002.05709",
+}
 """On arXiv, by how the words for a pretraining begin."""
 
 

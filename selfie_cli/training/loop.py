@@ -146,7 +146,7 @@ def train(
             # What is drawn while computing is dropout; processes must not draw the same.
             torch.manual_seed(step_seed(seed, step, group.rank + 1))
             for each in optimizer.param_groups:
-                each["lr"] = lr * each.get("scale", 1.0) * cosine_with_warmup(step, total=total, warmup=warmup)
+                each["lr"] = lr * cosine_with_warmup(step, total=total, warmup=warmup)
 
             asked_at = time.perf_counter()
             batch = batch_of(step)

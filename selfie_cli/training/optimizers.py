@@ -1,6 +1,6 @@
-"""The optimizers. The training loop sets one learning rate; a group of parameters may have a `scale` to it."""
+"""The optimizers of pretraining. The training loop sets one learning rate for all of a network's parameters."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -54,24 +54,16 @@ class LARS(torch.optim.Optimizer):
                 old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
 
-def make_optimizer(
-    name: str, module: nn.Module, *, lr: float, weight_decay: float, scaled: Container[str] = (), scale: float = 1.0
-) -> torch.optim.Optimizer:
+def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """An optimizer of all parameters that take gradients.
 
-    "sgd" has Nesterov momentum 0.9 and decays every parameter, and its rate for those that `scaled` names is `scale`
-    times that of the others; "lars" and "adamw" decay those of two or more dimensions. Raises ValueError for another
-    name.
+    "sgd" has Nesterov momentum 0.9 and decays every parameter; "lars" and "adamw" decay those of two or more
+    dimensions. Raises ValueError for another name.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fused = parameters[0].device.type in ("cpu", "cuda")  # one pass over memory
     if name == "sgd":
-        named = [
-            (name in scaled and scale != 1, each) for name, each in module.named_parameters() if each.requires_grad
-        ]
-        parts = [[each for is_scaled, each in named if is_scaled is wanted] for wanted in (False, True)]
-        kept = [{"params": part, "scale": s} for part, s in zip(parts, (1.0, scale), strict=True) if part]
-        return torch.optim.SGD(kept, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=fused)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
     if name == "adamw":

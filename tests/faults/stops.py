@@ -139,13 +139,9 @@ def compared(verb: str, *words: object) -> Undisturbed:
     return Undisturbed(place() / verb, words, 0, time.monotonic() - begun)
 
 
-MACHINERY = ("--average", 0.2, "--pretrained-lr", 0.3, "--mirror")
-"""Of finetuning: what has a state of its own, or changes how a network is judged."""
-
-
 @functools.cache
 def finetuned() -> Undisturbed:
-    return compared("finetune", "--fraction", 0.5, "--seeds", 2, "--steps", 10, *MACHINERY)
+    return compared("finetune", "--fraction", 0.5, "--seeds", 2, "--steps", 10)
 
 
 @functools.cache

@@ -235,27 +235,6 @@ def test_one_label_a_class_leaves_no_check(images: Path, pretrained: Path) -> No
     assert {arm["convergence"]["num_held"] for arm in read(Path("r/results.json"))["arms"]} == {0}
 
 
-def test_averaged_mirrored_and_at_a_rate_of_its_own(images: Path, pretrained: Path) -> None:
-    machinery = ("--average", 0.5, "--mirror", "--pretrained-lr", 0, "--weight-decay", 0, "--precision", "fp32")
-    selfie("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:], "--steps", 4, *machinery, "--out", "r")
-    before, _ = load_weights(pretrained / "model.safetensors")
-    after, _ = load_weights(Path("r/model.safetensors"))
-    stem = before["patch_network.stem.conv.weight"]
-    assert torch.allclose(after["backbone.stem.conv.weight"], stem, rtol=1e-5)  # an average of what stays
-    scratch, _ = load_weights(Path("r/cells/supervised-f1-s0/model.safetensors"))
-    assert not torch.equal(after["head.weight"], scratch["head.weight"])
-    # The network is judged as `predict` uses it.
-    photo = next((images / "test" / "cat").iterdir())
-    line = json.loads(selfie("predict", "r", photo, "--precision", "fp32").stdout)
-    module = networks.load_module(runs.open_run("r")).eval()
-    with torch.no_grad():
-        view = plain_view(torch.from_numpy(decode_square(open_image(str(photo)), 32))[None], 32)
-        both = (module(view).softmax(1) + module(view.flip(3)).softmax(1)) / 2
-    assert line["probability"] == pytest.approx(both.max().item(), abs=1e-4)
-    judged = json.loads(selfie("eval", "r", "--dataset", images, "--precision", "fp32", "--json").stdout)
-    assert judged["classified"]["top1"] == pytest.approx(read(Path("r/results.json"))["arms"][1]["accuracies"][0])
-
-
 def test_from_a_finetuned_run(images: Path, finetuned: Path) -> None:
     selfie("finetune", "--dataset", images, "--from", finetuned, *SHORT, "--out", "r")
     assert {cell.name for cell in Path("r/cells").iterdir()} == {"supervised-f1-s0", "finetune-f1-s0"}
