@@ -115,13 +115,13 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     bad += bad_test
     rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
     test = take(test, rows.numpy())
-    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train.pixels)
-    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
-    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
+    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     classified = None
     if isinstance(network.module, AnyClassifier):
         with context():
             classified = classify(network, run.derived["classes"], classes, test, options.batch_size)
+    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
+    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -185,8 +185,13 @@ def judge(
     context: Autocast,
     talk: Talk,
 ) -> Judged:
-    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
+    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images.
+
+    Batch-norm statistics are estimated on the training images first, for the features and again for the pretext task:
+    an untrained network has none, and the paper's Selfie has those of patches. So all networks are judged alike.
+    """
     size = options.batch_size
+    networks.estimate_batch_norm(network.module, network.vectors, train.pixels)
     with context():
         before = networks.vectors_of(network, train.pixels, batch_size=size, talk=talk, what=f"{name}: training images")
         after = networks.vectors_of(network, test.pixels, batch_size=size, talk=talk, what=f"{name}: test images")
@@ -201,13 +206,13 @@ def judge(
     as_trained = plain = chance = None
     with context():
         if isinstance(module, SelfieNetwork):
-            as_trained, chance = pretext_accuracy(module, module.augment, test.pixels, options.seed, size)
+            as_trained, chance = pretext_accuracy(module, module.augment, train.pixels, test.pixels, options)
         if isinstance(module, Selfie):
 
             def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
                 return plain_view(pixels, network.image_size), *places
 
-            plain, _ = pretext_accuracy(module, centre, test.pixels, options.seed, size)
+            plain, _ = pretext_accuracy(module, centre, train.pixels, test.pixels, options)
     return Judged(
         knn=topk_accuracy(votes, test.labels),
         linear=topk_accuracy(probe.scores(after), test.labels),
@@ -220,14 +225,27 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: SelfieNetwork, view: Callable[..., tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
+    module: SelfieNetwork,
+    view: Callable[..., tuple[Tensor, ...]],
+    train: Tensor,
+    pixels: Tensor,
+    options: EvalOptions,
 ) -> tuple[float, float]:
-    """How often the network picks right, one draw an image, and how often a guess would, both in 0..1.
+    """How often the network picks right, one draw per image, and how often a guess would, both in 0..1.
 
-    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, what is picked from is the batch.
+    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, the network picks from the batch. Batch-norm statistics
+    are those of this task on `train`, uint8 [M, S, S, 3].
     """
-    device = next(module.parameters()).device
-    draws = module.draw(len(pixels), step_generator(seed, 1))
+    device, batch_size = next(module.parameters()).device, options.batch_size
+    generator = step_generator(options.seed, 2)
+
+    def forward(batch: Tensor) -> Tensor:
+        draws = module.draw(len(batch), generator)
+        return module.loss(*view(batch, *(draw.to(device) for draw in draws)))[0]
+
+    with torch.autocast(device.type, enabled=False):
+        networks.estimate_batch_norm(module, forward, train)
+    draws = module.draw(len(pixels), step_generator(options.seed, 1))
     right = chance = 0.0
     for batch in zip(*(tensor.split(batch_size) for tensor in (pixels, *draws)), strict=True):
         _, logged = module.loss(*view(*(tensor.to(device) for tensor in batch)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from selfie_cli.recipes.arms import Arm
 from selfie_cli.recipes.cells import Trainer
 from selfie_cli.recipes.labels import Data, Part, Share, take, take_share
 from selfie_cli.talk import Talk
+from selfie_cli.training.schedule import IMAGE_ORDER
 from selfie_cli.training.step import Batch
 
 SHAPE = {
@@ -93,8 +95,8 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
     made = []
 
     class Noting(Trainer):
-        def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
-            batch_of = super().batches(task, part, seed)
+        def batches(self, task: Supervised, part: Part, seed: int, sizes: dict[str, Any]) -> Callable[[int], Batch]:
+            batch_of = super().batches(task, part, seed, sizes)
 
             def noted(step: int) -> Batch:
                 made.append(step)
@@ -105,6 +107,7 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
     options = CurveOptions(batch_size=4, warmup_steps=1)
     noting = Noting(options=options, image_size=8, device=torch.device("cpu"), talk=Talk())
     sizes = {"batch_size": 4, "micro_batch": 4, "precision": "fp32", "compiles": False, "processes": 1, "steps": 3}
+    sizes["image_order"] = IMAGE_ORDER
     run = runs.create(tmp_path / "run", verb="curve", asked={}, derived={**SHAPE, **sizes})
     arm = Arm(name="supervised", shape=SHAPE, state=None)
     assert 0 <= noting.cell(run, "one", arm, sizes, 0.1, 0, part(), part()) <= 1
