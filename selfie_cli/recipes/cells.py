@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ def begun_anew(run: Run) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
-        raise Diverged(f"{error}. Start it anew: selfie {run.verb} --overwrite --out {run.path} ...") from None
+        raise Diverged(
+            f"{error}. Start it anew: selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

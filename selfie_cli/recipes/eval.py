@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -142,25 +143,40 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     )
     if not group().first:
         return result
-    if run.address is not None:  # no folder of the user's
+    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
+    try:
+        if not why:
+            keep(result, run, options.dataset, bad, seen, len(data.train.source) + len(data.test.source), talk)
+    except OSError as error:  # another user's run, or a full disk
+        why = f"{error.filename or run.path}: {error.strerror}"
+    if why:
         for one in bad:
             talk.warn(f"left out: {one.name}: {one.reason}")
-        talk.say(f"kept nowhere: results go into a run's folder, and {run.address} is not one of yours")
-    else:
-        asked = options.dataset
-        where = asked if result.named or hub.is_address(asked) else os.path.realpath(asked)
-        file = place_for(run.path, Path(data.name).name, where)
-        num_images = len(data.train.source) + len(data.test.source)
-        bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
-        for listed, there in ((bad_list, bad), (seen_list, seen)):
-            if not there:  # of an earlier eval, which found some
-                listed.unlink(missing_ok=True)
-        report_bad(bad, num_images, bad_list, talk)
-        if seen:
-            write_json_lines(seen_list, seen)
-        write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
-        talk.say(f"written to {file}")
+        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
     return result
+
+
+def keep(
+    result: Evaluated,
+    run: runs.Run,
+    dataset: str,
+    bad: list[BadFile],
+    seen: list[dict[str, Any]],
+    num_images: int,
+    talk: Talk,
+) -> None:
+    """Write the result into the run's folder, with lists of unreadable and seen images where there are any."""
+    where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
+    file = place_for(run.path, Path(result.dataset).name, where)
+    write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
+    bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
+    for listed, there in ((bad_list, bad), (seen_list, seen)):
+        if not there:  # of an earlier eval, which found some
+            listed.unlink(missing_ok=True)
+    report_bad(bad, num_images, bad_list, talk)
+    if seen:
+        write_json_lines(seen_list, seen)
+    talk.say(f"written to {file}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:

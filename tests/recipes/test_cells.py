@@ -78,7 +78,7 @@ def test_a_budget_is_for_all_cells_of_all_shares() -> None:
 def test_epochs_are_of_the_labels_used() -> None:
     arms = [Arm(name="a", shape=SHAPE, state=None)]
     talk = Listener()
-    asked = trainer(talk, epochs=10, micro_batch=3, precision="fp32")
+    asked = trainer(talk, epochs=10, micro_batch=2, precision="fp32")
     sizes, steps = asked.plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
     assert sizes == {"batch_size": 4, "micro_batch": 3, "precision": "fp32", "compiles": True, "processes": 1}
     assert steps == [10 * 8 // 4, 10 * 40 // 4]

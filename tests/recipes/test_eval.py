@@ -128,6 +128,14 @@ def test_a_data_set_with_some_of_the_classes(finetuned: Path, images: Path) -> N
     assert "umbrella" in selfie("eval", finetuned, "--dataset", "some").stdout
 
 
+def test_a_result_that_cannot_be_kept_is_shown(pretrained: Path, images: Path) -> None:
+    shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("eval-*"))
+    Path("run/eval-images.json").mkdir()  # nor can it be replaced, even by root
+    found = selfie("eval", "run", "--dataset", images, "--json")
+    assert json.loads(found.stdout)["num_test"] == 30
+    assert "warning: kept nowhere: run/eval-images.json: Is a directory" in found.stderr
+
+
 def test_classes_that_the_network_does_not_know(finetuned: Path, images: Path) -> None:
     shutil.copytree(images, "other")
     for part in ("train", "test"):
