@@ -19,7 +19,7 @@ def run(pretrained: Path) -> str:
 
 def follow(said: str, images: Path, *more: object) -> None:
     """Run each command in `said`, with images in place of the word that stands for them."""
-    commands = re.findall(r"selfie (?:pretrain|finetune|embed|eval|predict|report) [^\n]*", said)
+    commands = re.findall(r"(?:: +|with )(selfie [^\n]*)", said)
     assert commands, said
     for command in commands:
         words = shlex.split(command.replace("FOLDER_WITH_A_SUBFOLDER_A_CLASS", "FOLDER"))
