@@ -22,12 +22,12 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import prepare
 
-SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
+SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "image_order", "steps")
 
 
 def sizes_of(run: Run) -> dict[str, Any]:
     """What `Trainer.plan` found. Raises UsageError if it was for another number of processes."""
-    sizes = {name: run.derived.get(name) for name in SIZES}
+    sizes = {"image_order": 1} | {name: run.derived[name] for name in SIZES if name in run.derived}
     if sizes["processes"] != group().world:
         raise UsageError(f"{run.path} was started with {sizes['processes']} processes: resume it with as many")
     return sizes
