@@ -136,7 +136,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
     found.add("too few images", "pretraining needs two at least", few, problem=True)
     found.look_at_classes()
     found.look_for_copies(workers, talk)
-    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size))
+    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
     others = found.look_at_others(folders)
     speed = len(found.good) / seen.seconds
     plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []

@@ -23,7 +23,7 @@ from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
-from selfie_cli.methods.selfie import Selfie, SelfieNetwork
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.labels import Part, read_part, take
@@ -200,9 +200,8 @@ def judge(
     module = network.module
     as_trained = plain = chance = None
     with context():
-        if isinstance(module, SelfieNetwork):
-            as_trained, chance = pretext_accuracy(module, module.augment, test.pixels, options.seed, size)
         if isinstance(module, Selfie):
+            as_trained, chance = pretext_accuracy(module, module.augment, test.pixels, options.seed, size)
 
             def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
                 return plain_view(pixels, network.image_size), *places
@@ -220,11 +219,11 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: SelfieNetwork, view: Callable[..., tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
+    module: Selfie, view: Callable[..., tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
 ) -> tuple[float, float]:
-    """How often the network picks right, one draw an image, and how often a guess would, both in 0..1.
+    """How often the network picks right, one draw per image, and how often a guess would, both in 0..1.
 
-    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, what is picked from is the batch.
+    pixels: uint8 [N, S, S, 3]; `view` augments.
     """
     device = next(module.parameters()).device
     draws = module.draw(len(pixels), step_generator(seed, 1))

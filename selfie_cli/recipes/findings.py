@@ -65,7 +65,8 @@ def method_of(run: Run) -> str:
     """In words; of a finetuned run what it started from."""
     derived = run.derived
     if derived.get("method") == "selfie":
-        return "two-view Selfie" if derived["selfie"]["views"] == 2 else "Selfie (the paper's)"
+        names = {1: "Selfie (the paper's)", 2: "two-view Selfie"}
+        return names.get(derived["selfie"].get("views"), "Selfie over many small views")
     name = str(derived.get("pretraining") or derived.get("method") or run.verb)
     return NAMES.get(name, name)
 
@@ -138,15 +139,13 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
     method = derived.get("method")
     if "pretext_accuracy" in last:
         right, chance = last["pretext_accuracy"], last["chance"]
-        what = "right patch" if method == "selfie" and derived["selfie"]["views"] == 1 else "other view"
+        what = "right patch" if derived[str(method)].get("views") == 1 else "other view"
         times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
         sentences.append(
             f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
         )
     if method == "byol":
         sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
-    if method == "simclr":
-        notes.append("SimCLR's own task needs its projector, which is not kept: its picks are not shown.")
     if "feature_std" in last and "effective_rank" in last:
         std, rank = last["feature_std"], last["effective_rank"]
         well = std >= LEAST_STD and rank >= LEAST_RANK

@@ -187,13 +187,6 @@ def puzzle(number: int, pixels: Tensor, name: str, grid: int, masked: list[int],
     )
 
 
-def hidden_cells(number: int, view: Tensor, grid: int, hidden: list[int], caption: str) -> Markup:
-    """A view, uint8 [s, s, 3], with its hidden cells hatched."""
-    ident = f"image{number}"
-    seen = drawing.panel(ident, grid, drawing.holes(hidden, grid), label="The context: cells that were hidden, hatched")
-    return tag("figure", drawing.base(ident, view, grid), seen, tag("figcaption", caption))
-
-
 def group(kind: str, parts: Sequence[Markup], *, pixels: bool) -> Markup:
     """`pixels`: what is shown is so small that its pixels are to be seen."""
     return tag("div", *parts, class_=f"{kind} pixels" if pixels else kind)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from selfie_cli import __version__
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.selfie import TwoViewSelfie
+from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.recipes.pretrain import check_processes
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
@@ -237,15 +237,15 @@ def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
 @pytest.mark.parametrize("when", ["at first", "later"])
 def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, with more pieces from there on."""
-    loss_of, calls = TwoViewSelfie.loss, []
+    loss_of, calls = ManyViewSelfie.loss, []
 
-    def loss(self: TwoViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        calls.append(len(views[0]) // 2)  # both views of each image
+    def loss(self: ManyViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        calls.append(len(views[0]) // self.num_views)
         if calls[-1] > 4 and (when == "at first" or len(calls) > 30):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return loss_of(self, *views)
 
-    monkeypatch.setattr(TwoViewSelfie, "loss", loss)
+    monkeypatch.setattr(ManyViewSelfie, "loss", loss)
     result = selfie("pretrain", images, *SMALL, "--steps", 40, "--out", "run")
     assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
     config = config_of(Path("run"))
