@@ -159,7 +159,9 @@ def views() -> Figure:
         drawn = draw_view(1, generator, min_area=0.15, max_area=0.7, jitter=1.0)
         x, y, width, height = corners(drawn.boxes[0])
         place = (0.3 + 2.4 * x, 1.65 + 2.4 * (1 - y - height))
-        axes.add_patch(Rectangle(place, 2.4 * width, 2.4 * height, fill=False, zorder=4, edgecolor=colour, linewidth=2.6))
+        axes.add_patch(
+            Rectangle(place, 2.4 * width, 2.4 * height, fill=False, zorder=4, edgecolor=colour, linewidth=2.6)
+        )
         view = random_view(torch.from_numpy(scenes), drawn, SIDE // 2, blur=False, solarize=False)
         shown = (view / scale + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()[0]
         bottom = 3.3 - index * 0.95
@@ -172,7 +174,7 @@ def views() -> Figure:
     words(axes, 5.0, 4.32, "each by itself through the same P", weight="bold")
     box(axes, 8.2, 2.27, 1.2, 0.7, "their mean:\nthe context", ORANGE)
     words(axes, 9.1, 4.32, "the loss", weight="bold")
-    words(axes, 9.1, 3.72, "views of an image alike:\nattraction × (1 - mean cosine)")
+    words(axes, 9.1, 3.72, "views of an image alike:\nattraction * (1 - mean cosine)")
     words(axes, 9.1, 1.1, "images of a batch apart:\nminus the coding rate,\nlog det(I + E / (Bε) ZᵀZ) / 2")
     return figure
 

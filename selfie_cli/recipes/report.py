@@ -22,7 +22,7 @@ from selfie_cli.recipes.gallery import embed, open_gallery
 from selfie_cli.recipes.inference import check_file
 from selfie_cli.recipes.networks import Network
 from selfie_cli.report import page as pages
-from selfie_cli.report.page import Page
+from selfie_cli.report.page import Page, piece
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -140,8 +140,8 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
         page.add(
             "images",
             "Images",
-            pages.paragraph(f"The images of this run were not found when the page was made: {reason}."),
-            pages.paragraph(f"selfie report {run} --dataset FOLDER shows others."),
+            piece("paragraph", f"The images of this run were not found when the page was made: {reason}."),
+            piece("paragraph", f"selfie report {run} --dataset FOLDER shows others."),
         )
         return 0
     if isinstance(network.module, Selfie):

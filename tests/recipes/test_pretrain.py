@@ -125,19 +125,24 @@ def test_two_runs_that_begin_in_the_same_second(images: Path, monkeypatch: pytes
             "--no-flip",
         ],
         [*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
-        ["--backbone", "resnet18", "--image-size", "64", "--patch-size", "32", "--view-scale", "1"],
-        ["--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
-        ["--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--device", "cpu", "--mask-ratio", "0.5"],
-        ["--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+        [*PAPER, "--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
+        [*PAPER, "--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--mask-ratio", "0.5"],
+        [*PAPER, "--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+        ["--backbone", "resnet18", "--image-size", "64", "--num-stages", "4", "--num-views", "2", "--view-scale", "1"],
+        ["--micro-batch", "5", "--max-crop", "0.9", "--attraction", "50", "--distortion", "0.5"],
     ],
     ids=lambda arguments: " ".join(arguments[-4:]),
 )
 def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
     length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]
     selfie("pretrain", images, *SMALL, *length, "--out", "run", *arguments)
+    embed = ("embed", images / "test" / "key", "--from", "run")
+    assert len(selfie(*embed).stdout.splitlines()) == 3
     for features in ("whole", "patches", "pooled"):
-        lines = selfie("embed", images / "test" / "key", "--from", "run", "--features", features).stdout.splitlines()
-        assert len(lines) == 3
+        if PAPER[1] in arguments:
+            assert len(selfie(*embed, "--features", features).stdout.splitlines()) == 3
+        else:
+            assert "--recipe paper" in error_of(*embed, "--features", features, code=2)
 
 
 def test_fewer_images_than_a_batch(images: Path) -> None:
@@ -260,9 +265,10 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
         *(["--batch-size", "0"], ["--batch-size", "-1"], ["--micro-batch", "0"], ["--workers", "0"], ["--seed", "-1"]),
         *(["--lr", "nan"], ["--lr", "0"], ["--lr", "inf"], ["--weight-decay", "-1"], ["--warmup-steps", "-1"]),
         *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
-        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"]),
-        *(["--image-size", "33"], ["--image-size", "0"], ["--image-size", "8"], ["--patch-size", "0"]),
-        *(["--patch-size", "7"], ["--image-size", "1056", "--patch-size", "8"], ["--steps", "1", "--epochs", "1"]),
+        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"], ["--mask-ratio", "0.5"]),
+        *(["--image-size", "33", *PAPER], ["--image-size", "0"], ["--image-size", "8", *PAPER], ["--patch-size", "0"]),
+        *(["--image-size", "1056", "--patch-size", "8", *PAPER], ["--steps", "1", "--epochs", "1"]),
+        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"], ["--num-stages", "2"]),
     ],
     ids=" ".join,
 )
