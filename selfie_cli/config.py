@@ -397,7 +397,7 @@ class DoctorOptions(SourceOptions):
     )
     time: bool = option(True, "Take a few training steps, to say how long pretraining takes here.")
     backbone: Backbone | None = option(
-        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_18_w16 as well."
+        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_10_w32 as well."
     )
 
 

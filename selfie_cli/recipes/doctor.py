@@ -41,7 +41,7 @@ from selfie_cli.training.machine import Pace, num_cores, prepare
 from selfie_cli.training.schedule import num_steps
 
 PATIENCE = 3600  # seconds of pretraining above which the small network is measured as well; where pretrain hints at it
-BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_18_w16")  # the default, and what suits a laptop
+BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")  # the default, and what suits a laptop
 
 
 @dataclass(frozen=True)
