@@ -64,7 +64,7 @@ def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
     assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
     assert logged["similarity"].item() == pytest.approx(similarity.item(), abs=1e-5)
     assert logged["coding_rate"].item() == pytest.approx(rate.item(), abs=1e-4)
-    right = [max(range(6), key=lambda k: float(by_view[0][i] @ by_view[1][k])) == i for i in range(6)]
+    right = [max(range(6), key=lambda k: (by_view[0][i] @ by_view[1][k]).item()) == i for i in range(6)]
     assert logged["pretext_accuracy"].item() == pytest.approx(sum(right) / 6)
     assert logged["chance"].item() == pytest.approx(1 / 6)
     for name, parameter in method.named_parameters():

@@ -268,7 +268,7 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
         *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"], ["--mask-ratio", "0.5"]),
         *(["--image-size", "33", *PAPER], ["--image-size", "0"], ["--image-size", "8", *PAPER], ["--patch-size", "0"]),
         *(["--image-size", "1056", "--patch-size", "8", *PAPER], ["--steps", "1", "--epochs", "1"]),
-        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"], ["--num-stages", "2"]),
+        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"]),
     ],
     ids=" ".join,
 )
