@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -84,7 +85,10 @@ def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
-        talk.warn(f"the run is finished, but its page could not be made ({reason_of(error)}): selfie report {run.path}")
+        talk.warn(
+            f"the run is finished, but its page could not be made ({reason_of(error)}): "
+            f"selfie report {quote(str(run.path))}"
+        )
 
 
 def choose_out(run: Run, options: ReportOptions) -> Path:
