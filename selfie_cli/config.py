@@ -256,12 +256,18 @@ class LabelOptions(TrainingOptions):
         "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.",
         panel=TRAINING,
     )
-    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
+    weight_decay: float = option(5e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
     warmup_steps: int = option(
         100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
     )
     min_crop: float = option(
         0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
+    )
+    check_length: bool = option(
+        True,
+        "Train each arm for half of the steps, too, on the first seed's labels but a fifth, and say whether it still "
+        "gained from the other half.",
+        panel=TRAINING,
     )
 
 

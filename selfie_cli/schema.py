@@ -56,6 +56,7 @@ DERIVED = {
     "recipe": str,
     "arch": ("resnet", "hybrid"),
     "pretraining": str,
+    "pretrained_by": str,
     "backbone": get_args(config.Backbone),
     "stem": ("3x3", "7x7"),
     "image_size": SIDE,

@@ -7,8 +7,10 @@ from selfie_cli.config import FinetuneOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.pretraining import called
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.arms import (
+    FRESH,
     SUPERVISED,
     Arm,
     begin,
@@ -18,7 +20,7 @@ from selfie_cli.recipes.arms import (
     tell_of_labels,
 )
 from selfie_cli.recipes.beginning import choose_out, where_it_began
-from selfie_cli.recipes.cells import compare, conclude
+from selfie_cli.recipes.cells import Plan, compare, conclude
 from selfie_cli.recipes.comparison import Finetuned, summarize
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
@@ -39,21 +41,23 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
     if options.arch == "hybrid" and not isinstance(pretrained, Selfie):
-        what = "none" if source is None else f"{source}, a run of {source.derived['method']}"
-        raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
+        what = "none" if source is None else f"{source} ({called(source.derived)})"
+        raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {what}: name one with --from")
     arms = arms_of(options, network_shape(options, source), pretrained)
     out = None if run is not None else choose_out(options, "finetune", arms[-1].name, sources)
     *others, last = arms
     found = compare(
         options,
         "finetune",
+        Plan(
+            arms=arms,
+            counts={options.fraction: options.seeds},
+            kept=last,
+            pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
+        ),
         run=run,
         out=out,
-        arms=arms,
         sources=sources,
-        counts={options.fraction: options.seeds},
-        kept=last,
-        pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
         talk=talk,
     )
     data = found.data
@@ -73,7 +77,7 @@ def arms_of(
     options: FinetuneOptions, shape: dict[str, Any], pretrained: networks.Pretrained | AnyClassifier | None
 ) -> list[Arm]:
     """What to train side by side; the last one is what a user would take."""
-    fresh = {**shape, "pretraining": "none"}
+    fresh = shape | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline or pretrained is None else []
     if options.arch == "hybrid":
         assert isinstance(pretrained, Selfie)

@@ -30,12 +30,12 @@ from selfie_cli.data.store import load_bad
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.recipes import networks, vector_files
-from selfie_cli.recipes.cells import known_accuracy
 from selfie_cli.recipes.eval import Evaluated
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
 from selfie_cli.recipes.inference import Result
 from selfie_cli.recipes.push import published_with_card
 from selfie_cli.recipes.report import describing
+from selfie_cli.recipes.trainer import known_accuracy
 from selfie_cli.report.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -188,9 +188,12 @@ def read_listing(file: Path, rng: random.Random) -> None:
         constants.HF_HUB_CACHE = before
 
 
+LENGTH = {"steps": 9, "num_held": 9, "half": 0.5, "whole": 0.6, "error": 0.1, "verdict": "flat", "words": "flat"}
 ARM = {"name": "selfie", "lr": 0.1, "accuracies": [0.5, 0.6, 0.7], "mean": 0.6, "std": 0.1}
+ARM |= {"called": "Selfie", "convergence": LENGTH}
 GAIN = {"arm": "selfie", "baseline": "supervised", "gains": [0.1] * 3, "mean": 0.1, "std": 0.1, "interval": [0.0, 0.2]}
 POINT = {"fraction": 0.5, "num_labels": 9, "steps": 9, "seeds": [0, 1, 2], "comparisons": [GAIN]}
+POINT |= {"rates": [0.1], "warnings": ["not converged"], "notes": ["selfie: Selfie."]}
 POINT |= {"arms": [ARM | {"name": "supervised"}, ARM]}
 ABOUT = {"run": "run", "dataset": "cifar10", "num_test": 9, "num_classes": 2}
 FINETUNED = POINT | ABOUT | {"gains": [0.1] * 3, "gain_mean": 0.1, "gain_std": 0.1, "gain_interval": [0.0, 0.2]}
