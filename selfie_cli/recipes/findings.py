@@ -130,15 +130,13 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
     method = derived.get("method")
     if "pretext_accuracy" in last:
         right, chance = last["pretext_accuracy"], last["chance"]
-        what = "right patch" if method == "selfie" and derived["selfie"]["views"] == 1 else "other view"
+        what = "right patch" if derived[str(method)].get("views") == 1 else "other view"
         times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
         sentences.append(
             f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
         )
     if method == "byol":
         sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
-    if method == "simclr":
-        notes.append("SimCLR's own task needs its projector, which is not kept: its picks are not shown.")
     if "feature_std" in last and "effective_rank" in last:
         std, rank = last["feature_std"], last["effective_rank"]
         well = std >= LEAST_STD and rank >= LEAST_RANK

@@ -5,8 +5,9 @@ from typing import Any
 from selfie_cli import runs
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.selfie import SelfieNetwork
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.pretraining import called
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.arms import (
     FRESH,
@@ -39,9 +40,9 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     pretrained = None if source is None else load_pretrained(source, options)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
-    if options.arch == "hybrid" and not isinstance(pretrained, SelfieNetwork):
-        what = "none" if source is None else f"{source}, a run of {source.derived['method']}"
-        raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
+    if options.arch == "hybrid" and not isinstance(pretrained, Selfie):
+        what = "none" if source is None else f"{source} ({called(source.derived)})"
+        raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {what}: name one with --from")
     arms = arms_of(options, network_shape(options, source), pretrained)
     out = None if run is not None else choose_out(options, "finetune", arms[-1].name, sources)
     *others, last = arms
@@ -79,7 +80,7 @@ def arms_of(
     fresh = shape | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline or pretrained is None else []
     if options.arch == "hybrid":
-        assert isinstance(pretrained, SelfieNetwork)
+        assert isinstance(pretrained, Selfie)
         hybrid = {"arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
         if options.baseline:
             arms.append(Arm(name="hybrid", shape={**fresh, **hybrid}, state=None))
@@ -89,7 +90,7 @@ def arms_of(
     return arms
 
 
-def hybrid_shape(pretrained: SelfieNetwork) -> dict[str, Any]:
+def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
     """Patches are cut and seen as in pretraining."""
     return {
         "patch_size": pretrained.patch_size,

@@ -63,18 +63,14 @@ DERIVED |= {"weight_decay": 1e-4, "warmup_steps": 1, "checkpointed": False, "rec
 VIEWS = {"hidden": 16, "width": 8, "min_crop": 0.2, "jitter": 1.0, "blur": 0.0}
 PATCHES = {"encoder_positions": True, "factorized_positions": False, "final_norm": True, "apart": False}
 NETWORKS: list[dict[str, Any]] = [
-    {
-        "method": "selfie",
-        "patch_size": 8,
-        "selfie": VIEWS | PATCHES | {"mask_ratio": 0.5, "views": 2, "temperature": 0.2},
-    },
+    {"method": "selfie", "selfie": VIEWS | {"num_stages": 3, "num_views": 4, "attraction": 200.0, "distortion": 0.2}},
     {"method": "selfie", "patch_size": 8, "selfie": PATCHES | {"mask_ratio": 0.25, "views": 1, "logit_scale": "dot"}},
     {"method": "byol", "byol": VIEWS | {"tau": 0.97, "solarize": 0.0}},
     {"method": "simclr", "simclr": VIEWS | {"temperature": 0.2}},
     {"method": "finetune", "arch": "resnet", "pretraining": "byol", "classes": ["a", "b"]},
     {"method": "finetune", "arch": "hybrid", "classes": ["a", "b"], "hybrid": PATCHES | {"patch_size": 8}},
 ]
-NETWORKS[0]["selfie"]["view_scale"] = 0.75
+NETWORKS[0]["selfie"] |= {"view_scale": 0.5, "max_crop": 0.7}
 NETWORKS[1]["selfie"]["flip"] = True
 
 
