@@ -204,7 +204,7 @@ def arms_of(point: dict[str, Any]) -> Iterable[list[str]]:
                 low, high = gain["interval"]
                 text += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
         labels = f"{point['num_labels']:,} ({100 * point['fraction']:.3g} %)"
-        length = (arm.get("convergence") or {}).get("words", "not checked")
+        length = escaped((arm.get("convergence") or {}).get("words", "not checked"))
         yield [labels, f"{point['steps']:,}", seeds, arm_name(index, arm), percent(arm["mean"]) + spread, text, length]
 
 
