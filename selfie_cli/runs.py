@@ -19,11 +19,13 @@ import platform
 import shutil
 from importlib import metadata, resources
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
+from selfie_cli.pretraining import called
 from selfie_cli.signals import is_alone
 from selfie_cli.talk import Talk
 
@@ -193,7 +195,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     hold(path)
     if not overwrite:
         let_go(path)
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
+        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {quote(str(path))}")
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -290,7 +292,9 @@ def open_to_resume(path: str, verb: str) -> Run:
     """A stopped run of this verb, held by this process, with what a killed one left half-written removed."""
     run = open_run(path)
     if run.verb != verb:
-        raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
+        raise RunError(
+            f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {quote(path)}"
+        )
     hold(run.path)
     run = open_run(path)  # whoever held it may just have finished it
     if not os.access(run.path, os.W_OK):
@@ -300,7 +304,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     if run.finished:
         shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
         let_go(run.path)
-        raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
+        raise RunError(f"{path} is finished. To use its weights: selfie finetune --from {quote(path)} --dataset FOLDER")
     if found := schema.fault_of_stopped(run.config):
         let_go(run.path)
         raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
@@ -333,7 +337,7 @@ def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILEN
     if from_ is not None:
         run = open_run(from_, offline=offline, talk=talk)
         if not run.finished:
-            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {from_}")
+            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {quote(from_)}")
         return run, f"weights: {describe(run)}"
     newest = newest_pretraining()
     if newest is not None:
@@ -345,4 +349,4 @@ def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILEN
 def describe(run: Run) -> str:
     d = run.config["derived"]
     where = "the network bundled with selfie" if run.address == "bundled" else str(run)
-    return f"{where} ({d.get('method', run.verb)}, {d.get('backbone')}, {d.get('image_size')} px)"
+    return f"{where} ({called(d)}, {d.get('backbone')}, {d.get('image_size')} px)"

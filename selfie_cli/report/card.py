@@ -4,20 +4,20 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from selfie_cli.data.named import NAMED
+from selfie_cli.pretraining import called
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
-METHODS = {
-    "selfie": "[Selfie](https://arxiv.org/abs/1906.02940): from what is seen of an image, pick what belongs at a place",
-    "byol": "[BYOL](https://arxiv.org/abs/2006.07733): two views of an image, one predicts the other",
-    "simclr": "[SimCLR](https://arxiv.org/abs/2002.05709): tell two views of an image from those of others",
-    "none": "none: it started from random weights",
-    "finetune": "labels: it went on from a finetuned network",
-    "imagenet": "ImageNet's labels: it started from torchvision's weights",
+PAPERS = {
+    "Selfie over many": "2304.03977",
+    "Selfie": "1906.02940",
+    "BYOL": "2006.07733",
+    "SimCLR": "2002.05709",
 }
+"""On arXiv, by how the words for a pretraining begin."""
 
 
 def model_card(
@@ -65,12 +65,25 @@ def model_card(
         loader=PackageLoader("selfie_cli", "report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"words": escaped, "percent": percent}
-    names = {"METHODS": METHODS, "ARMS": ARMS, "told": told, "address": address, "name": name, "method": method}
+    names = {"credited": credited, "arm_name": arm_name, "told": told, "address": address, "name": name}
     found = {"results": results, "points": points, "evaluations": evaluations}
     text = templates.get_template("card.md.jinja").render(
         names | found, card_data=card_data, config=config, command=command, in_timm=in_timm
     )
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text.lstrip()) + "\n"))
+
+
+def arm_name(index: int, arm: dict[str, Any]) -> str:
+    """A name that everybody knows; that of a folder is private."""
+    name: str = arm["name"]
+    return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
+
+
+def credited(derived: dict[str, Any]) -> str:
+    """What pretrained it, in words, with its paper."""
+    words = escaped(called(derived))
+    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
+    return words + paper
 
 
 def escaped(text: str) -> str:
