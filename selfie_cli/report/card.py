@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from selfie_cli.data.named import NAMED
-from selfie_cli.pretraining import called
+from selfie_cli.pretraining import called, num_stages
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
@@ -68,7 +68,12 @@ def model_card(
     names = {"credited": credited, "arm_name": arm_name, "told": told, "address": address, "name": name}
     found = {"results": results, "points": points, "evaluations": evaluations}
     text = templates.get_template("card.md.jinja").render(
-        names | found, card_data=card_data, config=config, command=command, in_timm=in_timm
+        names | found,
+        card_data=card_data,
+        config=config,
+        command=command,
+        in_timm=in_timm,
+        whole=bool(derived.get("classes")) or num_stages(derived) == 4,
     )
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text.lstrip()) + "\n"))
 
