@@ -14,7 +14,8 @@ from selfie_cli.data.images import EXTENSIONS, FORMATS
 from selfie_cli.data.inspection import Inspected, Oddity
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.source import Packed
-from selfie_cli.data.sources import Joined, Shards, Source, entries, split_folders
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Joined, Source, split_folders
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 
