@@ -14,6 +14,15 @@ from hub_server import Hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+SLOW_FIXTURES = {"browser", "compiler", "broken_compiler"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 def real_data() -> Path | None:
     """Archives of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
     there = Path(os.environ.get("SELFIE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))

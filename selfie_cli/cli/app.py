@@ -46,10 +46,6 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     body(build(kind, values, typed), console)
                 with naming(STDOUT):
                     sys.stdout.flush()
-                if not is_alone():
-                    from selfie_cli.training.distributed import leave
-
-                    leave()
             except SelfieError as error:
                 if os.environ.get("SELFIE_DEBUG") == "1":
                     raise
@@ -72,11 +68,13 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     raise typer.Exit(1) from None
                 if is_alone():
                     raise
-                from selfie_cli.training.distributed import loss
+                from selfie_cli.training.distributed import is_lost_process
 
-                if (told := loss(error)) is None:
+                if not is_lost_process(error):
                     raise
-                console.error(told)
+                go_on = how_to_go_on()
+                lost = "another process of this job has ended, see its error"
+                console.error(f"{lost}. {f'Go on with: {go_on}' if go_on else 'Start it again'}")
                 raise typer.Exit(1) from None
             except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
                 if os.environ.get("SELFIE_DEBUG") == "1":

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfie_cli.data.duplicates import NUM_BYTES, Marks, marks_of
-from selfie_cli.data.guard import reading
 from selfie_cli.data.images import DECODER_ERRORS, EXTENSIONS, FORMATS, SUFFIXES, decode_square, orientation
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Source
@@ -75,7 +74,7 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
                 break
             name = source.names[index]
             try:
-                with reading(name), source.open(index) as image:
+                with source.open(index) as image:
                     pixels[len(read)], records[index] = inspect(image, size=size, name=name)
                 read.append(index)
             except UnreadableImage as error:

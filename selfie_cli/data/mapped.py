@@ -18,7 +18,6 @@ from torch import Tensor
 
 from selfie_cli.data.blocks import BLOCK, BlockReader
 from selfie_cli.data.duplicates import VERSION, Marks, joined, marks_of
-from selfie_cli.data.guard import reading
 from selfie_cli.data.images import DECODING, decode_square
 from selfie_cli.data.memory import share_of_memory
 from selfie_cli.data.pool import thread_pool
@@ -235,7 +234,7 @@ class MappedStore:
         readable = np.ones(len(indices), np.bool_)
         for number, (index, place) in enumerate(zip(indices.tolist(), places.tolist(), strict=True)):
             try:
-                with reading(self.source.names[index]), self._open(index) as image:
+                with self._open(index) as image:
                     pixels[place] = decode_square(image, self.size)
             except UnreadableImage as error:
                 readable[number] = False

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from selfie_cli.data.duplicates import Marks, marks_of
-from selfie_cli.data.guard import reading
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.memory import share_of_memory
 from selfie_cli.data.pool import thread_pool
@@ -118,7 +117,7 @@ def read_store(
             if stop.is_set():
                 break
             try:
-                with reading(source.names[index]), source.open(index) as image:
+                with source.open(index) as image:
                     pixels[index] = decode_square(image, size)
             except UnreadableImage as error:
                 unreadable.append((index, str(error)))

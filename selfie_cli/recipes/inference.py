@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfie_cli.config import EmbedOptions, PredictOptions
-from selfie_cli.data.guard import reading
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
@@ -244,7 +243,7 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
         name = names[index]
         try:
             data = read_file(name)
-            with reading(name), open_image(io.BytesIO(data)) as image:
+            with open_image(io.BytesIO(data)) as image:
                 stored = image.size
                 pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side))
                 width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already

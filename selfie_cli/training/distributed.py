@@ -3,8 +3,8 @@
 Every process sees the same order of images, the same random numbers and the same decisions, works on its own part of
 each batch, and averages gradients with the others. The first one alone writes and talks.
 
-Where one ends, the others do: gloo notices at once, torchrun tells those on the same machine, and whoever falls silent,
-stopped or on a machine that is gone, is missed after a while (`Heart`).
+Where one process ends, the others end, too: gloo notices at once, and torchrun ends the rest. A process that does not
+answer is noticed by the process group's time-out.
 """
 
 import atexit
@@ -12,36 +12,24 @@ import contextlib
 import datetime
 import os
 import shlex
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 
-from selfie_cli.data import guard
 from selfie_cli.data.memory import shared_memory
 from selfie_cli.errors import UsageError
-from selfie_cli.talk import printable
 
 T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
 """Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB unless it is told otherwise."""
-BEAT = 5.0
-"""Seconds between two signs of life."""
-SILENCE = 120.0
-"""Seconds after which a process counts as lost; no honest one keeps Python's lock for that long."""
-ARRIVAL = datetime.timedelta(minutes=30)
-"""For all processes to have loaded torch, from a slow disk maybe, and to have met."""
-PATIENCE = datetime.timedelta(hours=2)
-"""With a process that lives and keeps others waiting: the first one writes, another one's disk is slow."""
+TIMEOUT = datetime.timedelta(hours=1)
+"""How long the processes wait for each other: the first one may be writing, another one's disk may be slow."""
 
 
 @dataclass(frozen=True)
@@ -150,37 +138,22 @@ def group() -> Group:
 
 
 def join(here: Group) -> Group:
-    """Meet the other processes. Raises UsageError as `group` does."""
-    global _heart
+    """Meet the other processes. Raises UsageError as `group` does, DistError if they do not come."""
     if here.world == 1:
         return here
     if torch.cuda.is_available() and here.local_world > 1:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
-    _heart = Heart(here)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with stdout_closed():
-        dist.init_process_group(backend, store=connected(here), rank=here.rank, world_size=here.world, timeout=PATIENCE)
-    with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        stopped = "stopped, as torchrun was, or as another process of this job has ended"
-        signal.signal(signal.SIGTERM, lambda number, frame: end(here.rank, stopped, 128 + number))
-    atexit.register(leave, well=False)
-    return here
-
-
-def connected(here: Group) -> Any:
-    """A new connection to the store in which processes meet.
-
-    torchrun keeps it when it starts a job again, with the addresses of processes that are no more. Raises UsageError if
-    the environment does not say where it is, DistError if nothing answers there.
-    """
     try:
-        store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=ARRIVAL))
+        with stdout_closed():
+            dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
     except ValueError:
         raise UsageError(
             "MASTER_ADDR and MASTER_PORT do not say where the processes of this job meet: start them with torchrun"
         ) from None
-    return dist.PrefixStore(f"selfie/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)  # type: ignore[attr-defined]
+    atexit.register(dist.destroy_process_group)
+    return here
 
 
 @contextlib.contextmanager
@@ -196,104 +169,9 @@ def stdout_closed() -> Iterator[None]:
         os.close(results)
 
 
-def leave(*, well: bool = True) -> None:
-    """Part from the other processes; `well` where all work is done, so that nobody misses this one."""
-    global _heart
-    if _heart is not None:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all has been said
-        _heart.stop(well=well)
-        dist.destroy_process_group()
-        _heart = None
-
-
-class Heart:
-    """Tells the other processes of a job that this one lives, and ends it where another one does not.
-
-    Two threads, as the store that they meet in may itself be what no longer answers. Silence is counted in beats, and
-    not by a clock: a job that was paused as a whole goes on.
-    """
-
-    def __init__(self, here: Group) -> None:
-        """Wait for the others to arrive. Raises as `connected` does."""
-        self.rank = here.rank
-        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        self.store = connected(here)
-        self.keys = [str(rank) for rank in range(here.world)]
-        self.unheard = [0] * here.world
-        self.stopped = threading.Event()
-        self.well = False
-        self.store.add(self.keys[self.rank], 1)
-        self.store.wait(self.keys, ARRIVAL)
-        self.beating = threading.Thread(target=self.beat, daemon=True)
-        self.beating.start()
-        threading.Thread(target=self.listen, daemon=True).start()
-
-    def stop(self, *, well: bool) -> None:
-        self.well = well
-        self.stopped.set()
-        self.beating.join(timeout=BEAT)
-
-    def beat(self) -> None:
-        before = [b""] * len(self.keys)
-        while not self.stopped.wait(BEAT):
-            with contextlib.suppress(RuntimeError):  # the store is gone, and with it all that others say
-                self.store.add(self.keys[self.rank], 1)
-                now = self.store.multi_get(self.keys)
-                for rank, (one, other) in enumerate(zip(before, now, strict=True)):
-                    if one != other or other == b"left":
-                        self.unheard[rank] = 0
-                before = now
-        if self.well:
-            with contextlib.suppress(RuntimeError):
-                self.store.set(self.keys[self.rank], "left")
-
-    def listen(self) -> None:
-        while not self.stopped.wait(BEAT):
-            if self.parent not in (None, os.getppid()):
-                # torchrun has been killed: as if it had asked us to stop. Who cannot is missed, or misses the others.
-                os.kill(os.getpid(), signal.SIGTERM)
-                self.parent = None
-            self.unheard = [beats + 1 for beats in self.unheard]
-            lost = [rank for rank, beats in enumerate(self.unheard) if beats * BEAT > SILENCE and rank != self.rank]
-            if lost:
-                which = ", ".join(map(str, lost))
-                end(self.rank, f"process {which} of this job has not answered for {SILENCE:.0f} seconds", 1)
-
-
-_heart: Heart | None = None
-_resume_command = ""
-
-
-def remember(command: str) -> None:
-    """How to resume the run at work, for when this job ends before its time."""
-    global _resume_command
-    _resume_command = command
-
-
-def ended(what: str) -> str:
-    """What happened, and what the user may do about it."""
-    return f"{what}. {f'Go on with: {_resume_command}' if _resume_command else 'Start it again'}"
-
-
-def end(rank: int, what: str, code: int) -> NoReturn:
-    """End this process now, whatever its threads wait for. Temporary files are left as after a kill."""
-    with contextlib.suppress(OSError):  # nobody may be reading
-        print(f"error: process {rank}: {printable(ended(what))}", file=sys.stderr, flush=True)
-    guard.dismiss()
-    os._exit(code)
-
-
-def loss(error: Exception) -> str | None:
-    """What to tell the user of an error by which other processes cannot be reached, None for any other.
-
-    Within a backward pass, gloo's errors have no type. torchrun's SIGTERM comes next, and has nothing to add.
-    """
-    if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-        return None
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return ended("another process of this job has ended, see what it said")
+def is_lost_process(error: Exception) -> bool:
+    """Whether another process of this job cannot be reached. Within a backward pass, gloo's errors have no type."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def check_shared_memory(processes: int) -> None:

@@ -14,12 +14,11 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from selfie_cli.data import guard
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, naming, replacing, write_json_lines
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import Group, remember
+from selfie_cli.training.distributed import Group
 from selfie_cli.training.schedule import cosine_with_warmup, step_seed
 from selfie_cli.training.state import load_state, save_state, saved_states
 from selfie_cli.training.step import Batch, Step
@@ -75,7 +74,6 @@ def signals_noted() -> Iterator[list[int]]:
             noted.append(number)
             first_at = time.monotonic()
         elif time.monotonic() - first_at > 1:
-            guard.dismiss()
             leave(number, frame)
 
     with handled(note):
@@ -126,7 +124,6 @@ def train(
     module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
     states = folder / "state"
     metrics_file = folder / "metrics.jsonl"
-    remember(resume_hint)
     step, micro_batch = load_state(states, module, optimizer, talk)
     if micro_batch:
         step_of.set_micro_batch(micro_batch)

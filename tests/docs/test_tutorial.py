@@ -49,6 +49,7 @@ def missing(shown: str, said: str) -> list[str]:
     return [line for line, like in patterns.items() if not any(re.search(like, each) for each in lines)]
 
 
+@pytest.mark.slow
 def test_tutorial_does_and_shows_what_it_says(tmp_path: Path, shell: dict[str, str]) -> None:
     blocks = BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8"))
     folder = tmp_path / "first"

@@ -30,12 +30,6 @@ ASKED = {
     ),
 }
 """What the jobs do, by a word for it."""
-IMPATIENT = """
-import os
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the program has it before it loads torch
-from selfie_cli.training import distributed
-distributed.BEAT, distributed.SILENCE = 0.5, 5.0
-"""
 FULL = """
 import os, resource
 if os.environ["RANK"] == "0":
@@ -198,38 +192,6 @@ def kill_one(folder: Path, chance: random.Random) -> str:
     return "ended within a minute, resumed: identical" if begun else "ended within a minute, begun again: identical"
 
 
-def kill_torchrun(folder: Path, chance: random.Random) -> str:
-    """Its processes notice that they are alone."""
-    run = folder / "run"
-    job = Job(folder, asked("selfie", run), before=IMPATIENT)
-    job.until(lambda: len(job.processes()) == 2 and bool(states(run)))
-    job.torchrun.kill()
-    job.wait()
-    told(job, run, "pretrain")
-    resumed(run, "selfie")
-    return "its processes saved their state and ended, resumed: identical"
-
-
-def stop_one(folder: Path, chance: random.Random) -> str:
-    """By SIGSTOP: it is there and never answers."""
-    run = folder / "run"
-    job = Job(folder, asked("selfie", run), before=IMPATIENT)
-    job.until(lambda: bool(states(run)))
-    processes = job.processes()
-    rank = chance.randrange(2)
-    os.kill(processes[rank], signal.SIGSTOP)
-    # torchrun gives those that are left 30 seconds: more than this fault may take in the tests.
-    job.until(lambda: not alive(processes[1 - rank]), 20)
-    os.kill(processes[rank], signal.SIGKILL)
-    if job.wait() == 0:
-        raise Lost("torchrun says that all is well")
-    told(job, run, "pretrain")
-    if not any(f"process {rank} of this job has not answered" in line for line in job.ours()):
-        raise Lost(f"nobody was told who does not answer: {job}")
-    resumed(run, "selfie")
-    return "missed, the other one ended; resumed: identical"
-
-
 def fill_disk(folder: Path, chance: random.Random) -> str:
     """The first process cannot write its state, by a limit on the size of files."""
     run = folder / "run"
@@ -287,8 +249,6 @@ def unfit() -> str | None:
 
 FAULTS: list[Fault] = [
     Fault(name="SIGKILL of one of two processes at any moment", inject=kill_one, times=20, unfit=unfit),
-    Fault(name="SIGKILL of torchrun", inject=kill_torchrun, times=5, unfit=unfit),
-    Fault(name="SIGSTOP of one of two processes", inject=stop_one, times=5, unfit=unfit),
     Fault(name="a full disk in one of two processes", inject=fill_disk, times=2, unfit=unfit),
     Fault(name="SIGKILL under torchrun --max-restarts", inject=restart, times=5, unfit=unfit),
     Fault(name="SIGTERM of torchrun, resumed by one process", inject=other_number, times=3, unfit=unfit),

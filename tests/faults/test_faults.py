@@ -5,6 +5,7 @@ from catalogue import FAULTS
 from injection import Fault, inject
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_nothing_is_lost(fault: Fault, tmp_path) -> None:
     if reason := fault.unfit():

@@ -5,6 +5,7 @@ from fuzzing import fuzz
 from targets import TARGETS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_spoiled_files_are_refused_in_words(name):
     outcome = fuzz(name, TARGETS[name], range(300))

@@ -11,7 +11,7 @@ from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
 
 from selfie_cli.errors import UsageError
 from selfie_cli.training import distributed
-from selfie_cli.training.distributed import Group, check_shared_memory, connected, environment
+from selfie_cli.training.distributed import Group, check_shared_memory, environment, join
 
 LAUNCHED = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 WORKER = Path(__file__).with_name("shared_batch.py")
@@ -114,7 +114,7 @@ def test_an_environment_that_cannot_be_is_refused(monkeypatch, world):
 def test_an_environment_that_does_not_say_where_to_meet_is_refused(monkeypatch, port):
     launched(monkeypatch, MASTER_ADDR="localhost", MASTER_PORT=port)
     with pytest.raises(UsageError, match=r"MASTER_PORT.*torchrun"):
-        connected(environment())
+        join(environment())
 
 
 def test_a_batch_is_divided_in_order():
