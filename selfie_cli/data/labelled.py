@@ -91,13 +91,18 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
         return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
     name = os.path.basename(os.path.abspath(opened.root)) if isinstance(opened, Folder) else opened.name
     if isinstance(opened, Folder):
-        pieces = pieces_of(opened, opened.root, talk)
+        for folder in opened.bare:
+            opened.left_out.add("empty", folder)
+        pieces = pieces_of(opened, opened.root, opened.left_out, talk)
     elif len(opened.files) == 1:
-        pieces = pieces_of(pack(next(iter(opened.files.values())), opened.pinned), dataset, talk)
+        source = pack(next(iter(opened.files.values())), opened.pinned)
+        opened.left_out.update(source.left_out)
+        pieces = pieces_of(source, dataset, opened.left_out, talk)
     else:
 
         def read(part: str) -> Piece:
             source = pack(opened.files[part], opened.pinned)
+            opened.left_out.update(source.left_out)
             return Piece(source, *labels_of(source), keys_of(source), part)
 
         pieces = {part: functools.partial(read, part) for part in opened.files}
@@ -142,7 +147,7 @@ def keys_of(source: Source) -> Sequence[str]:
     return keys
 
 
-def pieces_of(source: Source, where: str, talk: Talk) -> dict[str, Callable[[], Piece]]:
+def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict[str, Callable[[], Piece]]:
     """The parts of one source, by its folders; "all" where these tell none."""
     texts, known = labels_of(source)
     keys = keys_of(source)
@@ -156,15 +161,15 @@ def pieces_of(source: Source, where: str, talk: Talk) -> dict[str, Callable[[], 
     rows: dict[str, list[int]] = defaultdict(list)
     for row, folder in enumerate(source.folders()):
         rows[placed[folder][0] if any(placed[folder]) else "apart"].append(row)
-    source.left_out.add("apart", count=len(rows.pop("apart", ())))
+    left_out.add("apart", count=len(rows.pop("apart", ())))
     if "" in rows:
         first = source.names[rows[""][0]]
         raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
-        chosen_rows = np.array(rows[part], np.int64)
-        picked = [[values[row] for row in rows[part]] for values in (texts, keys)]
-        return Piece(chosen(source, chosen_rows), picked[0], known, picked[1], names_of_part(placed, part))
+        of_part = chosen(source, np.array(rows[part], np.int64))
+        title = names_of_part(placed, part)
+        return Piece(of_part, [texts[row] for row in rows[part]], known, [keys[row] for row in rows[part]], title)
 
     return {part: functools.partial(read, part) for part in rows}
 
@@ -211,7 +216,6 @@ def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOu
             break
         piece = pieces[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
-        left_out.update(piece.source.left_out) if piece.source.left_out is not left_out else None
         there = {text for text in piece.texts if text}
         if not there and read:
             left_out.add("unlabelled_parts", piece.title or part)

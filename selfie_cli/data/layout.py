@@ -23,7 +23,7 @@ PARTS = {
 }
 """The names of each part, in any case; of two folders for one part, the one that stands first here is taken."""
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
-NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)\.(?:parquet|tar)")
+NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
 BESIDE_PART = frozenset(
     (
         "set",
@@ -44,8 +44,8 @@ BESIDE_PART = frozenset(
 """Words that may stand beside a part's name in a folder's name: `train_images`, `test set`, `val2017`."""
 _NOT_READ = """
 .heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
-.dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm .dicom
-.nii .fits .svs .ndpi .czi .mrxs .mov .mp4 .m4v .avi .mkv .webm .wmv .3gp .mpg .mpeg
+.dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm
+.dicom .nii .fits .svs .ndpi .czi .mrxs .mov .mp4 .m4v .avi .mkv .webm .wmv .3gp .mpg .mpeg
 """
 NOT_READ = frozenset(_NOT_READ.split())
 """Suffixes of images and films that are not among EXTENSIONS."""
@@ -90,20 +90,20 @@ class LeftOut:
     """What is not taken: how many of each kind, and some names."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
         self.names: dict[str, dict[str, None]] = defaultdict(dict)
 
     def add(self, kind: str, name: str = "", count: int = 1) -> None:
         """`name` stands for the files of one suffix or folder, where there are many."""
         if count:
-            self.counts[kind] += count
+            self.counts[kind] = self.counts.get(kind, 0) + count
             if len(self.names[kind]) < SHOWN:
                 self.names[kind][os.path.splitext(name)[1].lower() if kind == "formats" else name] = None
 
     def update(self, other: "LeftOut") -> None:
-        self.counts.update(other.counts)
-        for kind, names in other.names.items():
-            self.names[kind].update(names)
+        for kind, count in other.counts.items():
+            self.add(kind, "", count)
+            self.names[kind].update(other.names[kind])
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -111,7 +111,7 @@ class LeftOut:
     def __str__(self) -> str:
         """'left out: 30 files of formats that are not read (.heic), 2 system folders (@eaDir)'."""
         told = []
-        for kind in (kind for kind in KINDS if self.counts[kind]):
+        for kind in (kind for kind in KINDS if kind in self.counts):
             count = self.counts[kind]
             names = ", ".join(filter(None, self.names[kind])) + ", ..." * (len(self.names[kind]) == SHOWN)
             told.append(f"{count:,} {KINDS[kind][count > 1]}{f' ({names})' * bool(names)}")
@@ -287,6 +287,6 @@ def parts_of_files(
 def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
     """Raises DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
     numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
-    for (head, count), there in Counter(match.groups() for match in numbered if match).items():
+    for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
         if there != int(count):
-            raise DataError(f"{where} has {there} files {head}...-of-{count}, not {int(count)}: get the others")
+            raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")

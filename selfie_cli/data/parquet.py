@@ -235,9 +235,7 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
     noted = [name for name in found if features.get(name, {}).get("_type") == "ClassLabel"]
     usual = ("label", "labels", "fine_label")
     if odd := [field for field in schema if field.name in usual and field.name not in found]:
-        raise DataError(
-            f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers"
-        )
+        raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
     column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
     names = features[column].get("names") if column in noted else None
     return column, [str(name) for name in names] if isinstance(names, list) else None

@@ -1,6 +1,7 @@
 """Where images come from: folders, files, lists, tar shards, parquet files, named sets, sets on the Hub."""
 
 import bisect
+import contextlib
 import glob
 import hashlib
 import itertools
@@ -35,7 +36,7 @@ from selfie_cli.data.shards import Shards
 from selfie_cli.data.source import Source as Source
 from selfie_cli.data.source import file_version
 from selfie_cli.data.splits import Labels
-from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.hub import is_address
 from selfie_cli.talk import Talk
 
@@ -46,6 +47,10 @@ LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 class Files(Source):
     """Image files, named by their paths."""
 
+    def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
+        super().__init__(names)
+        self.left_out = left_out or self.left_out
+
     def open(self, index: int) -> Image.Image:
         return open_image(self.names[index])
 
@@ -54,7 +59,8 @@ class Files(Source):
 
 
 class Folder(Files):
-    """Every image below a folder, depth first, by name within each folder. `packed` are its parquet and tar files.
+    """Every image below a folder, depth first, by name within each folder. `packed` are its parquet and tar
+    files, `bare` the folders at the ends of its branches that hold no images.
 
     Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
     nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
@@ -64,6 +70,7 @@ class Folder(Files):
         super().__init__()
         self.root = os.path.join(folder, "")
         self.packed: list[str] = []
+        self.bare: list[str] = []
         self._roots = [os.path.realpath(folder)]
         self.names = Names(self._walk(self.root, is_root=True))
 
@@ -77,12 +84,14 @@ class Folder(Files):
         if not is_root and is_ours(prefix, {entry.name for entry in entries}):
             self.left_out.add("runs", os.path.relpath(prefix, self.root))
             return
+        bare = not is_root
         for entry in entries:
             linked = entry.is_symlink()
             is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
             kind = kind_of(entry.name, is_folder=is_folder)
             if linked and kind in ("image", "folder") and not self._leads_out(entry.path, is_folder):
                 kind = "links"
+            bare &= kind not in ("folder", "image", "packed")
             if kind == "folder":
                 yield from self._walk(os.path.join(entry.path, ""))
             elif kind == "image" and (linked or entry.is_file()):
@@ -93,8 +102,10 @@ class Folder(Files):
                 self.left_out.add(kind, entry.name, count=num_images_below(entry.path))
             elif kind and kind != "image":
                 self.left_out.add(kind, entry.name)
-            elif not kind and "." not in entry.name and entry.is_file() and is_image(entry.path):
+            elif not kind and "." not in entry.name and os.path.isfile(entry.path) and is_image(entry.path):
                 self.left_out.add("formats", "no suffix")
+        if bare:
+            self.bare.append(os.path.relpath(prefix, self.root))
 
     def _leads_out(self, link: str, is_folder: bool) -> bool:
         """Whether a link leads to what the walk does not reach otherwise."""
@@ -188,11 +199,7 @@ def chosen(source: Source, indices: Labels) -> Source:
     if len(indices) == len(source):
         return source
     subset = Subset(source, indices)
-    if isinstance(source, Files):
-        files = Files(subset.names)
-        files.left_out = source.left_out
-        return files
-    return subset
+    return Files(subset.names, source.left_out) if isinstance(source, Files) else subset
 
 
 def fingerprint(source: Source) -> str:
@@ -242,7 +249,10 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
             sources.append(training_part(source, ", ".join(data), talk) if isinstance(source, Shards) else source)
         else:
             opened = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
-            sources += [distinct(opened)] if all(isinstance(one, Files) for one in opened) else opened
+            if len(opened) > 1 and all(isinstance(one, Files) for one in opened):
+                joined = Joined(opened)
+                opened = [Files(distinct(joined.names, joined.left_out), joined.left_out)]
+            sources += opened
     if not sources:
         raise DataError("no data: name a folder of images, a file, a list, a tar shard or a data set")
     source = sources[0] if len(sources) == 1 else Joined(sources)
@@ -268,19 +278,19 @@ def pack(paths: Sequence[str], pinned: dict[str, str] | None = None) -> Parquet 
     return shards
 
 
-def distinct(sources: Sequence[Source]) -> Source:
-    """Files of several sources, each path once."""
-    if len(sources) == 1:
-        return sources[0]
-    joined = Joined(sources)
-    files = Files(joined.names)
-    marks = np.fromiter((hash(os.path.abspath(name)) for name in joined.names), np.int64, len(joined))
+def distinct(names: Names, left_out: LeftOut) -> Names:
+    """Each path once; notes how many were named again."""
+    marks = np.fromiter((hash(os.path.abspath(name)) for name in names), np.int64, len(names))
     first = np.sort(np.unique(marks, return_index=True)[1])
-    if len(first) < len(joined):
-        joined.left_out.add("repeated", count=len(joined) - len(first))
-        files = Files(map(joined.names.__getitem__, first.tolist()))
-    files.left_out = joined.left_out
-    return files
+    left_out.add("repeated", count=len(names) - len(first))
+    return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))
+
+
+def holds_images(packed: str) -> bool:
+    """Whether a parquet or tar file may hold images."""
+    with contextlib.suppress(DataError, UsageError):
+        return packed_as(packed) != ".parquet" or num_rows(packed) > 0
+    return True
 
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
@@ -411,7 +421,7 @@ def _listed(path: str) -> Source:
     files = Files(listed_paths(lines, path, os.path.dirname(path)))
     if not len(files):
         raise DataError(f"no paths in the list {path}: it should name an image a line")
-    return distinct([files])
+    return Files(distinct(files.names, files.left_out), files.left_out)
 
 
 def listed_paths(lines: Iterable[str], where: str, folder: str = "") -> Iterator[str]:
@@ -453,6 +463,8 @@ def expanded(patterns: Sequence[str]) -> list[str]:
     """Files by their paths or brace patterns; a file of that very name wins. Raises DataError."""
     paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
     missing = [path for path in paths if not os.path.isfile(path)]
+    if not paths:
+        raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")
     if missing:
         raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
     return paths

@@ -65,13 +65,14 @@ class Embedded:
     """What `embed` did; `--json` prints it. `out` is None where rows went to `emit`.
 
     images: rows that were written; `unreadable` ones have none. With --append, `known` and `copies` were left out, too:
-    those whose contents were in `out`, and further copies of others. parts: files that were written into a folder;
-    parts_kept: those that were there.
+    those whose contents were in `out`, and further copies of others. left_out: by kind. parts: files that were
+    written into a folder; parts_kept: those that were there.
     """
 
     out: Path | None
     images: int
     unreadable: int
+    left_out: dict[str, int]
     known: int
     copies: int
     parts: int
@@ -81,7 +82,8 @@ class Embedded:
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
     """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
     out, in_parts = check_table(options)
-    every_name = names = expand(options.paths, stdin)
+    names, left_out = expand(options.paths, stdin, talk)
+    every_name = names
     run, line = runs.resolve_from(options.from_, talk=talk)
     if run is None:
         raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
@@ -144,11 +146,12 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
         if (reason := reasons.get(every_name[first])) is not None:
             bad.append(BadFile(every_name[copy], reason))
     bad = list(dict.fromkeys(bad))  # what cannot be read is tried in each call
-    conclude(bad, len(every_name), out, strict=options.strict, talk=talk)
+    conclude(bad, len(every_name), out, left_out=left_out, strict=options.strict, talk=talk)
     return Embedded(
         out=out,
         images=num_images,
         unreadable=len(bad),
+        left_out=left_out.counts,
         known=num_known,
         copies=len(copies),
         parts=len(shards),
