@@ -309,16 +309,10 @@ class EmbedOptions(MachineOptions):
     from_: str | None = option(None, FROM_HELP)
     out: str | None = option(
         None,
-        "A .parquet, .arrow, .npy, .jsonl, .csv or .safetensors file; with --shard-rows a folder. "
-        "Unset: JSON Lines on stdout.",
+        "A .parquet, .npy, .jsonl, .csv or .safetensors file, or a folder (a name without a suffix), which gets one "
+        "parquet file per process. Unset: JSON Lines on stdout.",
     )
     overwrite: bool = option(False, "Replace --out if it exists.")
-    append: bool = option(False, "Add to --out (parquet, arrow) the images whose contents are not in it yet.")
-    shard_rows: int | None = option(
-        None,
-        "Write parquet files of this many images into the folder --out; several processes write each its own.",
-        at_least=1,
-    )
     features: Features | None = option(
         None,
         "Of a Selfie run: the patch network over the whole image, its mean over patches, or the attention-pooled "
@@ -376,17 +370,12 @@ RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
 @dataclass(frozen=True, kw_only=True)
 class SimilarOptions(MachineOptions):
     query: tuple[str, ...] = option((), "Image files to find the like of.", argument=True)
-    in_: str | None = option(None, "What selfie embed has written: a file, or a folder of shards.")
+    in_: str | None = option(None, "Vectors from selfie embed: a .parquet, .npy or .jsonl file, or a folder.")
     from_: str | None = option(None, "Weights to embed the query with. Unset: those that the file was made with.")
     top: int = option(10, "How many to show: matches of each query, or groups.", at_least=1)
     duplicates: bool = option(False, "Show groups of near-duplicates within --in instead of answering a query.")
     threshold: float | None = option(
         None, "Cosine from which two images count as near-duplicates. Unset: 0.998.", above=-1, at_most=1
-    )
-    search: Literal["auto", "exact", "usearch"] = option(
-        "auto",
-        "exact compares with every vector; usearch (an extra) builds an index beside --in. Beyond a million vectors "
-        "auto takes the index that is there. --duplicates always compares all pairs.",
     )
 
 

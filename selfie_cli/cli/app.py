@@ -120,8 +120,7 @@ def embed(options: config.EmbedOptions, console: Any) -> None:
 
     result = embed(options, stdin=lines_on_stdin(), emit=lambda result: put(json_line(as_row(result))), talk=console)
     if result.out is not None:
-        new = " new" if options.append else ""
-        show(result, options, console, lambda result: [f"{result.out}: {result.images:,}{new} vectors"])
+        show(result, options, console, lambda result: [f"{result.out}: {result.images:,} vectors"])
 
 
 @verb(config.EvalOptions)

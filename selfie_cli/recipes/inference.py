@@ -4,7 +4,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import itertools
 import os
 import tempfile
 import threading
@@ -182,9 +181,8 @@ class Part:
         return Part(self.indices, [], self.bad)
 
 
-Opened = Callable[[str, range, list[BadFile]], contextlib.AbstractContextManager[Emit]]
-"""Given the precision that was chosen, which images are to come, and a list that will hold those of them that cannot be
-read: a writer of results."""
+Opened = Callable[[str], contextlib.AbstractContextManager[Emit]]
+"""Given the precision that was chosen, a writer of results."""
 
 
 class Decoded(NamedTuple):
@@ -344,24 +342,23 @@ def run_through(
     options: EmbedOptions | PredictOptions,
     what: str,
     talk: Talk,
-    shards: Sequence[range] = (),
-    none_is_fine: bool = False,
+    in_parts: bool = False,
 ) -> list[BadFile]:
-    """Decode, compute, write results, in input order; returns what could not be read.
+    """Decode, compute, write results, in input order; returns the images that could not be read.
 
     Each thread decodes a batch and computes it by itself: so no core waits for another, nor computing for decoding.
-    Several processes take batches in turn, and the first one writes. With `shards`, ranges of images, they take these
-    in turn, and each process writes its own. Raises DataError if nothing could be read, unless `none_is_fine`.
+    Several processes take batches in turn, and the first one writes; `in_parts`, each takes a range of the images and
+    writes its results. Raises DataError if nothing could be read.
     """
     here = group()
     lanes = options.workers or num_cores()
-    num_images = sum(map(len, shards)) if shards else len(names)
-    # Of shards, whatever the number of threads and processes: batches of one shape give the same numbers, bit for bit.
-    most = max(map(len, shards)) if shards else -(-num_images // (lanes * here.world))
+    num_images = len(names)
+    most = -(-num_images // (lanes * here.world))
     batch = min(options.batch_size or images_at_once(network.device, network.image_size), most)
-    turns = shards or pieces_of(range(len(names)), batch)
-    mine = turns[here.rank :: here.world]
-    lanes = max(1, min(lanes, sum(-(-len(each) // batch) for each in mine)))
+    turns = pieces_of(range(num_images), batch)
+    ends = [len(turns) * rank // here.world for rank in (here.rank, here.rank + 1)]
+    mine = turns[slice(*ends)] if in_parts else turns[here.rank :: here.world]
+    lanes = max(1, min(lanes, len(mine)))
 
     if options.compile == "on" and options.precision == "int8":
         raise UsageError("--compile on is not for --precision int8: leave one of them out")
@@ -380,25 +377,17 @@ def run_through(
         worker = Worker(names, network, compute, lean=lean, dtype=dtype, batch=batch)
         with contextlib.ExitStack() as stack, talk.track(what, num_images) as advance:
             emit: Emit | None = None
-            if here.first and not shards:
-                emit = stack.enter_context(opened(PRECISIONS[dtype], range(num_images), bad))
+            if here.first or in_parts:
+                emit = stack.enter_context(opened(PRECISIONS[dtype]))
             if compile_now:
                 pool.submit(worker.compile, talk).result()
             begun = time.perf_counter()
-            parts = in_order(pool, worker, (piece for each in mine for piece in pieces_of(each, batch)), 2 * lanes)
-            for turn in range(-(-len(turns) // here.world)):
-                found: list[Part] = []
-                if shards and turn < len(mine):
-                    unreadable: list[BadFile] = []
-                    with opened(PRECISIONS[dtype], mine[turn], unreadable) as write:
-                        for part in itertools.islice(parts, len(pieces_of(mine[turn], batch))):
-                            found.append(part.sent(write))
-                            unreadable += part.bad
-                            if len(found) % 16 == 0:
-                                advance(min(num_images, done + len(found) * batch * here.world), "")
-                elif turn < len(mine):
-                    found.append(next(parts))
-                for part in itertools.chain.from_iterable(here.gather(found)):
+            parts = in_order(pool, worker, mine, 2 * lanes)
+            for _ in range(-(-len(turns) // here.world)):
+                found = next(parts, None)
+                if found is not None and emit is not None and in_parts:
+                    found = found.sent(emit)
+                for part in filter(None, here.gather(found)):
                     for one in part.bad:
                         talk.warn(f"left out: {one.name}: {one.reason}")
                     bad += part.bad
@@ -411,7 +400,7 @@ def run_through(
                     compile_later = False
                     if elapsed / done * (num_images - done) > LONG_JOB:
                         pool.submit(worker.compile, talk)
-            if len(bad) == num_images and not none_is_fine:
+            if len(bad) == num_images:
                 raise DataError(f"none of the {num_images} images could be read, first {bad[0].name}: {bad[0].reason}")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 from selfie_cli import runs
 from selfie_cli.config import PredictOptions
-from selfie_cli.data.store import BadFile
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.inference import (
@@ -55,7 +54,7 @@ def predict(
     network = networks.load_network(run, features=None, device=device)
 
     @contextlib.contextmanager
-    def opened(precision: str, images: range, unreadable: list[BadFile]) -> Iterator[Emit]:
+    def opened(precision: str) -> Iterator[Emit]:
         with contextlib.nullcontext(emit) if out is None else row_writer(out) as write:
 
             def write_row(result: Result) -> None:

@@ -4,13 +4,12 @@ N rows    D features of a vector
 """
 
 import contextlib
-import csv
 import io
 import itertools
 import json
 import os
 import tokenize
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,27 +18,26 @@ from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from selfie_cli import __version__
-from selfie_cli.data.store import BadFile
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.recipes.inference import Emit, Result, row_writer
 
 FORMAT = 1
 KEY = "selfie"
-BAD_KEY = "selfie_bad"
 NETWORK = ("run", "from", "sha256", "features", "precision")
 """What a table says in words of the network that made it."""
 DAMAGED = (
     *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError),
-    *(MemoryError, SystemError, SyntaxError, csv.Error, tokenize.TokenError, SafetensorError),
+    *(MemoryError, SystemError, SyntaxError, tokenize.TokenError),
 )
 """What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
 implemented, JSON that is nested too deeply."""
-AT_LEAST = {".npy": 4, ".safetensors": 4, ".arrow": 4, ".jsonl": 4, ".csv": 2, ".parquet": 1}
-"""Bytes that a number takes in a file; parquet packs them."""
+AT_LEAST = {".parquet": 1, ".npy": 4, ".jsonl": 4, ".csv": 2, ".safetensors": 4}
+"""Suffixes of files of vectors, and the fewest bytes per number in each; parquet packs them."""
+PARTS = "part-*.parquet"
+"""Files in a folder of vectors, one per process that wrote them."""
 VALUES = 2**22
 ROWS = 2**13
 """Numbers, 16 MB of them, and rows that are written and read together at most; a row group of parquet has as many."""
@@ -48,7 +46,7 @@ ROWS = 2**13
 def need_arrow() -> None:
     """Raises UsageError if there is no pyarrow."""
     if find_spec("pyarrow") is None:
-        raise UsageError("parquet and arrow files need pyarrow: pip install 'selfie-cli[parquet]'")
+        raise UsageError("parquet files need pyarrow: pip install 'selfie-cli[parquet]'")
 
 
 def as_row(result: Result) -> dict[str, Any]:
@@ -132,13 +130,10 @@ HEADERS = {".npy": npy_header, ".safetensors": safetensors_header}
 
 
 @contextlib.contextmanager
-def table_writer(
-    out: Path, *, width: int, about: dict[str, Any], old: Path | None = None, bad: Sequence[BadFile] = ()
-) -> Iterator[Emit]:
-    """A writer of results as .parquet or .arrow, which appears whole, at the end, or not at all; rows of `old` first.
+def table_writer(out: Path, *, width: int, about: dict[str, Any]) -> Iterator[Emit]:
+    """Write results as .parquet, with a bounded number of rows in memory. The file appears whole, at the end, or not.
 
-    Columns: path, width, height, content_hash, vector. `about` is kept in the file's metadata as JSON, and so is what
-    `bad` holds at the end. What waits in memory is bounded.
+    Columns: path, width, height, content_hash, vector. `about` is kept in the file's metadata as JSON.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -150,59 +145,33 @@ def table_writer(
     about = {"format": FORMAT, "selfie_version": __version__, **about}
     schema = pa.schema(fields, metadata={KEY: json.dumps(about)})
     rows = rows_of(width)
+    waiting: list[Result] = []
 
-    def batch_of(results: list[Result]) -> Any:
-        numbers = pa.array(np.stack([result.vector for result in results]).ravel())
+    def put() -> None:
+        numbers = pa.array(np.stack([result.vector for result in waiting]).ravel())
         values = {
-            "path": [as_text(result.name) for result in results],
-            "width": [result.width for result in results],
-            "height": [result.height for result in results],
-            "content_hash": [result.content_hash.hex() for result in results],
+            "path": [as_text(result.name) for result in waiting],
+            "width": [result.width for result in waiting],
+            "height": [result.height for result in waiting],
+            "content_hash": [result.content_hash.hex() for result in waiting],
             "vector": pa.FixedSizeListArray.from_arrays(numbers, type=vector),
         }
-        return pa.RecordBatch.from_pydict(values, schema)
+        writer.write_table(pa.Table.from_pydict(values, schema), row_group_size=rows)
+        waiting.clear()
 
-    with replacing(followed(out)) as temporary, contextlib.ExitStack() as stack:
-        if out.suffix == ".arrow":  # as it lies in memory, so that it can be mapped
-            writer = stack.enter_context(pa.ipc.new_file(str(temporary), schema))
-        else:
-            # Of float32 numbers a quarter to a third is saved, where zstd alone saves a tenth to a fifth, and nothing
-            # repeats that a dictionary would help.
-            packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
-            split = {"use_byte_stream_split": ["vector.list.element"]}
-            writer = stack.enter_context(pq.ParquetWriter(temporary, schema, **packing, **split))
+    def write(result: Result) -> None:
+        waiting.append(result)
+        if len(waiting) == rows:
+            put()
 
-        def put(batches: list[Any]) -> None:
-            table = pa.Table.from_batches(batches, schema).combine_chunks()
-            limit = {"row_group_size": rows} if out.suffix == ".parquet" else {"max_chunksize": rows}
-            writer.write_table(table, **limit)
-
-        def kept(file: Path) -> Iterator[Any]:
-            with reading(file):
-                for batch in batches_of(file):
-                    yield pa.RecordBatch.from_arrays(batch.columns, schema=schema)
-
-        few: list[Any] = []  # an old file may hold a batch for each time that it was added to
-        for batch in [] if old is None else kept(old):
-            few.append(batch)
-            if sum(map(len, few)) >= rows:
-                put(few)
-                few = []
-        if few:
-            put(few)
-        waiting: list[Result] = []
-
-        def write(result: Result) -> None:
-            waiting.append(result)
-            if len(waiting) == rows:
-                put([batch_of(waiting)])
-                waiting.clear()
-
+    # Of float32 numbers a quarter to a third is saved, where zstd alone saves a tenth to a fifth, and nothing repeats
+    # that a dictionary would help.
+    packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
+    split = {"use_byte_stream_split": ["vector.list.element"]}
+    with replacing(followed(out)) as temporary, pq.ParquetWriter(temporary, schema, **packing, **split) as writer:
         yield write
         if waiting:
-            put([batch_of(waiting)])
-        if bad and out.suffix == ".parquet":
-            writer.add_key_value_metadata({BAD_KEY: json.dumps([[one.name, one.reason] for one in bad])})
+            put()
 
 
 @contextlib.contextmanager
@@ -215,84 +184,26 @@ def reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from None
 
 
-def opened(file: Path) -> Any:
-    """A parquet file, or a record batch reader of an Arrow file. Both have `schema_arrow` or `schema`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if file.suffix == ".parquet":
-        return pq.ParquetFile(file)
-    return pa.ipc.open_file(pa.memory_map(str(file)))
-
-
-def schema_of(file: Path) -> Any:
-    found = opened(file)
-    return found.schema_arrow if file.suffix == ".parquet" else found.schema
-
-
-def batches_of(file: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """Record batches of a parquet or Arrow file, of bounded size."""
-    found = opened(file)
-    if file.suffix == ".parquet":
-        rows = rows_of(width_of(found.schema_arrow))
-        yield from found.iter_batches(rows, columns=None if columns is None else list(columns))
-    else:
-        for number in range(found.num_record_batches):
-            batch = found.get_batch(number)
-            batch.validate(full=True)  # or places in it might lie outside the file
-            yield batch if columns is None else batch.select(list(columns))
-
-
 def rows_of(width: int) -> int:
     """How many vectors of that width are handled together."""
     return max(1, min(ROWS, VALUES // max(1, width)))
 
 
-def width_of(schema: Any) -> int:
-    """D, or 1 where the column's type does not say it."""
-    return max(1, getattr(schema.field("vector").type, "list_size", 1))
-
-
 def about_of(file: Path) -> dict[str, Any]:
-    """What `table_writer` was told about the file; {} where nothing is said. Raises DataError."""
-    if file.suffix not in (".parquet", ".arrow"):
+    """The metadata that `table_writer` was given; {} where there is none. Raises DataError."""
+    if file.suffix != ".parquet":
         return {}
     need_arrow()
+    import pyarrow.parquet as pq
+
     with reading(file):
-        about = json.loads((schema_of(file).metadata or {}).get(KEY.encode(), b"{}"))
+        about = json.loads((pq.read_schema(file).metadata or {}).get(KEY.encode(), b"{}"))
         if about and about.get("format") != FORMAT:
             told, writer = about.get("format"), about.get("selfie_version")
             raise ValueError(f"its format is {told}, here {FORMAT} is read: use selfie-cli {writer}, or embed again")
         if about and not all(isinstance(about["network"][key], str) for key in NETWORK):
             raise ValueError("what it says of the network that made it is damaged")
         return dict(about)
-
-
-def is_ours(file: Path) -> bool:
-    """Whether `table_writer` has written it, in whatever format."""
-    try:
-        return KEY.encode() in (schema_of(file).metadata or {})
-    except DAMAGED:
-        return False
-
-
-def bad_of(file: Path) -> list[BadFile]:
-    """What `table_writer` was told of unreadable images. Raises DataError."""
-    with reading(file):
-        found = json.loads(opened(file).metadata.metadata.get(BAD_KEY.encode(), b"[]"))
-        if not all(isinstance(each, str) for one in found for each in one):
-            raise ValueError("what it says of unreadable images is damaged")
-        return [BadFile(*one) for one in found]
-
-
-def hashes_of(files: Iterable[Path]) -> NDArray[np.bytes_]:
-    """The content hashes in files of ours, S16 [N]. Raises DataError."""
-    parts = [np.empty(0, "S16")]
-    for file in files:
-        with reading(file):
-            for batch in batches_of(file, ["content_hash"]):
-                parts.append(np.array([bytes.fromhex(each) for each in batch.column(0).to_pylist()], "S16"))
-    return np.concatenate(parts)
 
 
 class Piece(NamedTuple):
@@ -335,33 +246,13 @@ class VectorFile:
         if width is None:
             raise DataError(f"{self.path} holds no vectors")
 
-    def names_at(self, rows: NDArray[np.int64]) -> dict[int, str]:
-        """The names of some rows; of tables nothing else is read. Raises DataError as `pieces` does."""
-        wanted = np.unique(rows)
-        found: dict[int, str] = {}
-        start = 0
-        for names in self._names():
-            for row in wanted[(wanted >= start) & (wanted < start + len(names))].tolist():
-                found[row] = names[row - start] if isinstance(names, list) else as_name(names[row - start].as_py())
-            start += len(names)
-        return found
-
-    def _names(self) -> Iterator[Any]:
-        """Lists of names, or columns of texts."""
-        if self.files[0].suffix not in (".parquet", ".arrow"):
-            yield from (piece.names for piece in self.pieces())
-            return
-        for file in self.files:
-            with reading(file):
-                yield from (batch.column(0) for batch in batches_of(file, ["path"]))
-
 
 def open_vectors(name: str) -> VectorFile:
     """Raises DataError if there is nothing that `selfie embed` writes, UsageError if its reader is not installed."""
     path = Path(name)
-    files = sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]
+    files = sorted(path.glob(PARTS)) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} holds no part-*.parquet: name what selfie embed --out has written")
+        raise DataError(f"{path} holds no {PARTS}: name what selfie embed --out has written")
     if not files[0].is_file():
         raise DataError(f"no file {path}: name what selfie embed --out has written")
     if files[0].suffix not in PIECES:
@@ -374,11 +265,15 @@ def open_vectors(name: str) -> VectorFile:
 
 
 def table_pieces(file: Path) -> Iterator[Piece]:
-    names = schema_of(file).names
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(file)
+    names = table.schema_arrow.names
     columns = [name for name in ("path", "vector", "content_hash") if name in names]
     if columns[:2] != ["path", "vector"]:
         raise ValueError("it has no columns 'path' and 'vector'")
-    for batch in batches_of(file, columns):
+    width = getattr(table.schema_arrow.field("vector").type, "list_size", 1)
+    for batch in table.iter_batches(rows_of(width), columns=columns):
         vector = batch.column("vector")
         if len(batch):
             if vector.null_count or batch.column("path").null_count:
@@ -393,61 +288,41 @@ def table_pieces(file: Path) -> Iterator[Piece]:
 
 
 def matrix_pieces(file: Path) -> Iterator[Piece]:
-    """Mapped, not read whole."""
-    with contextlib.ExitStack() as stack:
-        if file.suffix == ".npy":
-            matrix: Any = np.load(file, mmap_mode="r", allow_pickle=False)
-            shape = matrix.shape
-        else:
-            matrix = stack.enter_context(safe_open(file, framework="numpy")).get_slice("vectors")
-            shape = tuple(matrix.get_shape())
-        if len(shape) != 2 or not shape[1]:
-            raise ValueError(f"an array of shape {shape}, not [N, D]")
-        lines = stack.enter_context(Path(f"{file}.rows.jsonl").open(encoding="utf-8"))
-        rows = rows_of(shape[1])
-        for start in range(0, shape[0], rows):
-            vectors = np.asarray(matrix[start : min(start + rows, shape[0])], np.float32)
+    """Vectors in .npy, mapped and not read whole, with their names in .rows.jsonl."""
+    matrix = np.load(file, mmap_mode="r", allow_pickle=False)
+    if matrix.ndim != 2 or not matrix.shape[1]:
+        raise ValueError(f"an array of shape {matrix.shape}, not [N, D]")
+    rows = rows_of(matrix.shape[1])
+    with Path(f"{file}.rows.jsonl").open(encoding="utf-8") as lines:
+        for start in range(0, len(matrix), rows):
+            vectors = np.asarray(matrix[start : start + rows], np.float32)
             yield Piece([json.loads(line)["path"] for line in itertools.islice(lines, len(vectors))], vectors, None)
         if next(lines, None) is not None:
             raise ValueError("names and vectors differ in number")
 
 
-def text_pieces(file: Path) -> Iterator[Piece]:
-    """Of .jsonl and .csv."""
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        rows: Iterator[tuple[str, list[Any]]]
-        table = csv.reader(lines)
-        if file.suffix == ".csv":
-            next(table, None)
-            rows = ((row[0], row[1:]) for row in table)
-        else:
-            rows = ((row["path"], row["vector"]) for row in map(json.loads, lines))
-        names: list[str] = []
-        vectors: list[NDArray[np.float32]] = []
+def line_pieces(file: Path) -> Iterator[Piece]:
+    """Vectors in .jsonl."""
+    with file.open(encoding="utf-8") as lines:
+        numbered = enumerate(lines, 1)
         width = 0
-        for number in itertools.count(1):
-            try:
-                name, values = next(rows, ("", None))
-                if values is not None:
-                    names.append(name)
-                    vectors.append(np.array(values, np.float32))
-                    width = width or len(values)
+        while batch := list(itertools.islice(numbered, rows_of(width or ROWS))):
+            names, vectors = [], []
+            for number, line in batch:
+                try:
+                    row = json.loads(line)
+                    names.append(row["path"])
+                    vectors.append(np.array(row["vector"], np.float32))
+                    width = width or len(vectors[-1])
                     if vectors[-1].shape != (width,):
-                        raise ValueError(f"{len(values)} numbers, not {width}")
-            except (ValueError, LookupError, TypeError) as error:
-                raise ValueError(f"line {table.line_num or number}: {error}") from None
-            if vectors and (values is None or len(vectors) == rows_of(width)):
-                yield Piece(names, np.stack(vectors), None)
-                names, vectors = [], []
-            if values is None:
-                return
+                        raise ValueError(f"{len(row['vector'])} numbers, not {width}")
+                except (ValueError, LookupError, TypeError) as error:
+                    raise ValueError(f"line {number}: {error}") from None
+            yield Piece(names, np.stack(vectors), None)
 
 
 PIECES: dict[str, Callable[[Path], Iterator[Piece]]] = {
     ".parquet": table_pieces,
-    ".arrow": table_pieces,
     ".npy": matrix_pieces,
-    ".safetensors": matrix_pieces,
-    ".jsonl": text_pieces,
-    ".csv": text_pieces,
+    ".jsonl": line_pieces,
 }

@@ -26,7 +26,7 @@ VERBS = ("pretrain", "finetune", "embed")
 PATIENCE = 180.0  # seconds; a process that does not get anywhere in that time never will
 TRAINING = (*SMALL, "--device", "cpu", "--workers", 1, "--warmup-steps", 2)
 REFUSED = ("will be written", "not writable", "cannot be written")
-SUFFIXES = (".npy", ".safetensors", ".jsonl", ".csv", ".parquet", ".arrow")
+SUFFIXES = (".npy", ".safetensors", ".jsonl", ".csv", ".parquet")
 
 FAILING = """
 import os, sys

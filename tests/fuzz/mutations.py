@@ -121,21 +121,6 @@ def spoil_lines(data: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n" * rng.randrange(2)
 
 
-def spoil_rows(data: bytes, rng: random.Random) -> bytes:
-    """CSV with a cell, or bytes, changed."""
-    if rng.random() < 0.3:
-        return spoil(data, rng)
-    lines = data.split(b"\n")
-    at = rng.randrange(len(lines))
-    cells = lines[at].split(b",")
-    odd = (b"", b'"', b"nan", b"inf", b"1e999", b"-0", b"0x1", b"1_0", b"x" * 200_000, b"\x00", b"\xff", b"\r", b'"a""')
-    cells[rng.randrange(len(cells))] = rng.choice(odd)
-    if rng.random() < 0.2:
-        cells *= rng.choice((0, 2, 3))
-    lines[at] = b",".join(cells)
-    return b"\n".join(lines)
-
-
 def spoil_safetensors(data: bytes, rng: random.Random) -> bytes:
     """The header's JSON changed and its length right, or any bytes."""
     if rng.random() < 0.4:

@@ -232,7 +232,7 @@ def make_vectors(suffix: str) -> Callable[[Path], list[Path]]:
         out = folder / f"vectors{suffix}"
         about = {"network": {"sha256": "00", "from": "bundled", "run": "x", "features": "whole", "precision": "fp32"}}
         table = vector_files.table_writer(out, width=6, about=about)
-        with table if suffix in (".parquet", ".arrow") else vector_files.writing(out) as write:
+        with table if suffix == ".parquet" else vector_files.writing(out) as write:
             for name in ("a.jpg", "b\n.jpg", "ü.jpg", "\udcff.jpg"):
                 write(Result(name, np.random.default_rng(0).random(6, np.float32), 3, 4, bytes(16)))
         return [out]
@@ -241,14 +241,8 @@ def make_vectors(suffix: str) -> Callable[[Path], list[Path]]:
 
 
 def read_vectors(file: Path, rng: random.Random) -> None:
-    found = vector_files.open_vectors(str(file))
-    num_rows = sum(len(piece.names) for piece in found.pieces())
-    found.names_at(np.arange(num_rows))
-    if file.suffix in (".parquet", ".arrow"):
-        vector_files.hashes_of([file])
-    if file.suffix == ".parquet":
-        for one in vector_files.bad_of(file):
-            assert isinstance(one.name, str)
+    for _ in vector_files.open_vectors(str(file)).pieces():
+        pass
 
 
 def read_names(file: Path, rng: random.Random) -> None:
@@ -450,16 +444,11 @@ TARGETS = {
     "store": Target(make=make_store, spoil=mutations.spoil, read=read_store_files),
     "parquet-images": Target(make=make_images_table, spoil=spoil_table, read=read_images_table),
     "vectors-jsonl": Target(make=make_vectors(".jsonl"), spoil=mutations.spoil_lines, read=read_vectors),
-    "vectors-csv": Target(make=make_vectors(".csv"), spoil=mutations.spoil_rows, read=read_vectors),
     "vectors-npy": Target(make=make_vectors(".npy"), spoil=mutations.spoil_npy, read=read_vectors),
-    "vectors-safetensors": Target(
-        make=make_vectors(".safetensors"), spoil=mutations.spoil_safetensors, read=read_vectors
-    ),
     "vectors-rows": Target(
         make=lambda folder: [file.with_name(file.name + ".rows.jsonl") for file in make_vectors(".npy")(folder)],
         spoil=mutations.spoil_lines,
         read=read_names,
     ),
     "vectors-parquet": Target(make=make_vectors(".parquet"), spoil=spoil_table, read=read_vectors),
-    "vectors-arrow": Target(make=make_vectors(".arrow"), spoil=spoil_table, read=read_vectors),
 }

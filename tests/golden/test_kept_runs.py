@@ -90,7 +90,6 @@ def test_vectors_of_another_format_are_refused(monkeypatch: pytest.MonkeyPatch) 
     selfie("embed", TOLD[0], *to_vectors)
     monkeypatch.setattr(vector_files, "FORMAT", 2)
     said = f"its format is 1, here 2 is read: use selfie-cli {__version__}, or embed again"
-    assert said in error_of("embed", TOLD[1], "--append", *to_vectors)
     assert said in error_of("similar", TOLD[1], "--in", "v.parquet", *ON_CPU)
 
 

@@ -2,15 +2,12 @@
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -22,9 +19,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from selfie_cli.files import MACHINE
-from selfie_cli.recipes import embed
 
-FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet", ".arrow")
+FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
 
 
 def rows_of(text: str) -> list[tuple[str, list[float]]]:
@@ -32,10 +28,7 @@ def rows_of(text: str) -> list[tuple[str, list[float]]]:
 
 
 def table(*files: Path | str) -> pa.Table:
-    return pa.concat_tables(
-        pq.read_table(file) if str(file).endswith(".parquet") else pa.ipc.open_file(str(file)).read_all()
-        for file in files
-    )
+    return pa.concat_tables(map(pq.read_table, files))
 
 
 def about(file: Path | str) -> dict:
@@ -49,7 +42,7 @@ def read_back(file: Path) -> tuple[list[str], np.ndarray]:
         rows = [json.loads(line) for line in Path(f"{file}.rows.jsonl").read_text().splitlines()]
         assert [row["row"] for row in rows] == list(range(len(vectors)))
         return [row["path"] for row in rows], vectors
-    if file.suffix in (".parquet", ".arrow"):
+    if file.suffix == ".parquet":
         rows = table(file).to_pylist()
         names = [
             os.fsdecode(unquote_to_bytes(row["path"][5:])) if row["path"].startswith("file:") else row["path"]
@@ -135,12 +128,11 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
         assert Path(f"{name}.rows.jsonl").read_bytes() == b"dear"
         assert not Path(name).exists()
     Path("folder.csv").mkdir()
-    for out in ("v.txt", "v", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
+    for out in ("v.txt", "v.arrow", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
     assert "--json goes with --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
-    nothing = {"known": 0, "copies": 0, "parts": 0, "parts_kept": 0}
-    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, **nothing}
+    assert document == {"out": "w.csv", "images": 7, "unreadable": 0}
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -269,8 +261,7 @@ def test_what_cannot_be_embedded_with(pretrained: Path, images: Path) -> None:
         assert wrong[0] in error_of("embed", images, "--from", pretrained, *wrong, code=2)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path], suffix: str) -> None:
+def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path]) -> None:
     lying = Image.new("RGB", (40, 30), "red")
     for number, format in enumerate(("jpg", "png", "tiff", "webp")):
         exif = Image.Exif()
@@ -279,9 +270,9 @@ def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path], suffix:
     lying.resize((900, 500)).save("4.jpg")  # decoded at an eighth
     paths = [*some[:2], *sorted(Path().glob("[0-4].*"))]
     Path("bad.jpg").write_bytes(b"no image")
-    asked = ("--from", pretrained, "--precision", "fp32", "--out", f"v{suffix}")
+    asked = ("--from", pretrained, "--precision", "fp32", "--out", "v.parquet")
     selfie("embed", *paths[:3], "bad.jpg", *paths[3:], *asked)
-    found = table(f"v{suffix}")
+    found = table("v.parquet")
     types = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "content_hash": pa.string()}
     assert {field.name: field.type for field in found.schema if field.name != "vector"} == types
     vector = found.schema.field("vector").type
@@ -292,7 +283,7 @@ def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path], suffix:
     assert sizes == [(32, 32)] * 2 + [(30, 40)] * 4 + [(900, 500)]
     for row, path in zip(rows, paths, strict=True):
         assert row["content_hash"] == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    network = about(f"v{suffix}")["network"]
+    network = about("v.parquet")["network"]
     assert network == {
         "run": "pretrained",
         "from": str(pretrained),
@@ -303,218 +294,41 @@ def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path], suffix:
     }
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
-def test_append_adds_what_is_not_there(pretrained: Path, some: list[Path], suffix: str) -> None:
-    out = f"v{suffix}"
-    shutil.copy(some[1], "again.png")
-    shutil.copy(some[5], "five.png")
-    for name in ("bad.jpg", "bad too.jpg"):
-        Path(name).write_bytes(b"no image")
-    Path("empty.jpg").touch()
-    asked = ("--from", pretrained, "--out", out, "--append")
-    selfie("embed", *some[:3], *asked)  # there is no file yet
-    summary = json.loads(
-        selfie(
-            "embed", *some[2:6], "again.png", "five.png", "bad.jpg", "empty.jpg", "bad too.jpg", *asked, "--json"
-        ).stdout
-    )
-    assert summary == {
-        "out": out,
-        "images": 3,
-        "known": 2,
-        "copies": 2,
-        "unreadable": 3,
-        "parts": 0,
-        "parts_kept": 0,
-    }
-    assert read_back(Path(out))[0] == [str(path) for path in some[:6]]
-    assert len(Path(f"{out}.bad_files.jsonl").read_text().splitlines()) == 3
-    selfie("embed", *some[:6], "--from", pretrained, "--out", f"w{suffix}")
-    assert table(out).equals(table(f"w{suffix}"))
-    before = Path(out).read_bytes()
-    assert "0 are new" in selfie("embed", *some[:6], *asked).stderr
-    selfie("embed", "bad.jpg", *asked)
-    assert table(out).equals(table(f"w{suffix}"))
-    Path(out).write_bytes(before)
-    for wrong in (["--from", "bundled"], ["--features", "pooled"], ["--precision", "bf16"]):
-        error_of("embed", some[6], *asked, *wrong, code=2)
-    assert Path(out).read_bytes() == before
-    error_of("embed", *some, "--append", "--from", pretrained, "--out", "v.csv", code=2)
-    error_of("embed", *some, *asked, "--overwrite", code=2)
-
-
-def test_append_keeps_the_precision_of_the_file(pretrained: Path, images: Path, some: list[Path]) -> None:
-    """auto would take fp32 for a few images, whatever it took for many."""
-    selfie("embed", some[0], "--from", pretrained, "--precision", "bf16", "--out", "v.parquet")
-    selfie("embed", some[1], "--from", pretrained, "--append", "--out", "v.parquet")
-    selfie("embed", *some[:2], "--from", pretrained, "--precision", "bf16", "--out", "w.parquet")
-    assert about("v.parquet")["network"]["precision"] == "bf16"
-    np.testing.assert_allclose(read_back(Path("v.parquet"))[1], read_back(Path("w.parquet"))[1], rtol=1e-5, atol=1e-6)
-
-
-def test_parts(pretrained: Path, images: Path) -> None:
-    """They are in input order, those that are there are kept, and several processes write the same files."""
+def test_a_folder_gets_a_file_per_process(pretrained: Path, images: Path) -> None:
+    """Together they hold what one process writes into one file, in the order of the input."""
     Path("bad.png").write_bytes(b"no image")
     paths = sorted(images.rglob("*.png"))[:40]
-    lines = "".join(f"{path}\n" for path in [*paths[:9], Path("bad.png"), *paths[9:]])
-    common = ["embed", "-", "--from", str(pretrained), "--shard-rows", "9", "--precision", "fp32"]
-    assert selfie(*common, "--out", "one", stdin=lines).stdout == "one: 40 vectors\n"
-    parts = sorted(Path("one").glob("part-*"))
-    assert [file.name for file in parts] == [f"part-{number:05d}.parquet" for number in range(5)]
-    assert [len(table(file)) for file in parts] == [9, 8, 9, 9, 5]
-    assert table(*parts)["path"].to_pylist() == [str(path) for path in paths]
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "selfie_cli", *common, "--out", "two"],
-        env=ENVIRONMENT,
-        input=lines,
-        capture_output=True,
-        text=True,
-    )
+    common = ["embed", *map(str, [*paths[:9], "bad.png", *paths[9:]]), "--from", str(pretrained), "--precision", "fp32"]
+    selfie(*common, "--out", "one.parquet")
+    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--batch-size", "4", "--out", "parts"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    bytes_of = {file.name: file.read_bytes() for file in Path("one").iterdir()}
-    assert {file.name: file.read_bytes() for file in Path("two").iterdir()} == bytes_of
-    assert "bad.png" in bytes_of["bad_files.jsonl"].decode()
-
-    parts[3].unlink()
-    Path("one", "bad_files.jsonl").unlink()
-    Path("one", leftover("part-00003.parquet")).touch()  # what a killed process leaves
-    kept = parts[0].stat().st_mtime_ns
-    summary = json.loads(selfie(*common, "--out", "one", "--json", stdin=lines).stdout)
-    assert (summary["parts"], summary["parts_kept"], summary["images"], summary["unreadable"]) == (1, 4, 9, 1)
-    assert parts[0].stat().st_mtime_ns == kept
-    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
-    selfie(*common, "--out", "one", stdin=lines)  # nothing is left to do
-
-    for wrong in (["--shard-rows", "10"], ["--from", "bundled"], ["--precision", "bf16"]):
-        selfie(*common, "--out", "one", *wrong, code=2, stdin=lines)
-    assert "another job" in selfie(*common, "--out", "one", code=2, stdin=lines + "bad.png\n").stderr
-    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
-
-    more = sorted(images.rglob("*.png"))[38:52]
-    selfie("embed", *more, "--from", pretrained, "--append", "--out", "one")
-    parts = sorted(Path("one").glob("part-*"))
-    assert [len(table(file)) for file in parts] == [9, 8, 9, 9, 5, 9, 3]
-    assert table(*parts)["path"].to_pylist() == [str(path) for path in sorted(images.rglob("*.png"))[:52]]
-    again = selfie("embed", "bad.png", more[0], "--from", pretrained, "--append", "--out", "one")  # it is tried anew
-    assert "1 of 2 images cannot be read" in again.stderr
-    assert len(Path("one", "bad_files.jsonl").read_text().splitlines()) == 1
-    selfie(*common, "--out", "one", "--overwrite", stdin=lines)
-    assert {file.name: file.read_bytes() for file in Path("one").iterdir()} == bytes_of
-
-
-def test_a_killed_job_goes_on(pretrained: Path, images: Path) -> None:
-    selfie("embed", images, "--from", pretrained, "--shard-rows", 10, "--out", "whole")
-    argv = [*COMMAND, "embed", str(images), "--from", str(pretrained), "--shard-rows", "10", "--batch-size", "1"]
-    with subprocess.Popen([*argv, "--out", "killed"], env=ENVIRONMENT, stderr=subprocess.DEVNULL) as running:
-        while running.poll() is None and len(list(Path("killed").glob("part-*"))) < 2:
-            time.sleep(0.01)
-        running.kill()
-    there = {file.name: file.stat().st_mtime_ns for file in Path("killed").glob("part-*")}
-    assert len(there) >= 2
-    selfie("embed", images, "--from", pretrained, "--shard-rows", 10, "--out", "killed")
-    assert there.items() <= {file.name: file.stat().st_mtime_ns for file in Path("killed").iterdir()}.items()
-    assert sorted(file.name for file in Path("killed").iterdir()) == sorted(
-        file.name for file in Path("whole").iterdir()
-    )
-    whole, killed = (table(*sorted(Path(folder).glob("part-*"))) for folder in ("whole", "killed"))
-    assert killed.drop("vector").equals(whole.drop("vector"))
-    vectors = [np.array(each["vector"].to_pylist()) for each in (whole, killed)]
+    assert done.stdout == "parts: 40 vectors\n"
+    parts = [Path(f"parts/part-{rank:05d}.parquet") for rank in (0, 1)]
+    assert sorted(Path("parts").iterdir()) == [Path("parts/bad_files.jsonl"), *parts]
+    assert "bad.png" in Path("parts/bad_files.jsonl").read_text()
+    assert min(len(table(part)) for part in parts) >= 19
+    whole, found = table("one.parquet"), table(*parts)
+    assert found.drop("vector").equals(whole.drop("vector"))
+    vectors = [np.array(each["vector"].to_pylist()) for each in (whole, found)]
     np.testing.assert_allclose(*vectors, rtol=1e-3, atol=1e-3)
 
 
-def test_where_parts_may_go(pretrained: Path, some: list[Path]) -> None:
-    Path("full").mkdir()
-    Path("full", "dear.txt").touch()
-    Path("file").touch()
-    common = ("embed", *some, "--from", pretrained, "--shard-rows", 2)
-    for out in ("full", "file", "v.parquet", "/proc/parts"):
-        assert "--out" in error_of(*common, "--out", out, code=2)
-    assert "--out" in error_of(*common, code=2)
-    assert "--out" in error_of("embed", *some, "--from", pretrained, "--append", code=2)
-    Path("v.parquet").write_bytes(b"no table")
-    assert "holds no vectors" in error_of("embed", *some, "--from", pretrained, "--append", "--out", "v.parquet")
-    assert Path("v.parquet").read_bytes() == b"no table"
-
-
-def test_an_empty_folder_does_not_say_how_large_parts_are(pretrained: Path, some: list[Path]) -> None:
-    Path("v").mkdir()
-    arguments = ("embed", *some, "--from", pretrained, "--append", "--out", "v")
-    assert "--shard-rows" in error_of(*arguments, code=2)
-    assert list(Path("v").iterdir()) == []
-    selfie(*arguments, "--shard-rows", 4)
-    assert [len(table(file)) for file in sorted(Path("v").iterdir())] == [4, 3]
-
-
-def test_a_file_that_is_no_part_of_ours_is_told_and_stays(pretrained: Path, some: list[Path]) -> None:
-    common = ("embed", *some, "--from", pretrained, "--shard-rows", 4, "--out", "v")
+def test_a_folder_is_replaced_as_a_whole_or_refused(pretrained: Path, some: list[Path]) -> None:
+    common = ("embed", *some, "--from", pretrained, "--out", "parts")
     selfie(*common)
-    shutil.copy("v/part-00000.parquet", "v/part-00000-copy.parquet")
-    before = {file.name: file.read_bytes() for file in Path("v").iterdir()}
-    for more in ((), ("--append",), ("--overwrite",)):
-        assert "v/part-00000-copy.parquet is not the name of a part" in error_of(*common, *more, code=2)
-    assert {file.name: file.read_bytes() for file in Path("v").iterdir()} == before
-    Path("v/part-00000-copy.parquet").unlink()
-    selfie(*common, "--append")
-    assert {file.name: file.read_bytes() for file in Path("v").iterdir()}.items() <= before.items()
-
-
-def test_only_parts_of_ours_are_replaced(pretrained: Path, some: list[Path]) -> None:
-    common = ("embed", *some, "--from", pretrained, "--shard-rows", 4, "--overwrite", "--out", "v")
-    Path("v").mkdir()
-    Path("v/notes.txt").touch()
-    assert "holds other things (notes.txt)" in error_of(*common, code=2)
-    Path("v/notes.txt").unlink()
-    part = Path("v/part-00000.parquet")
-    part.write_text("notes")
-    assert f"{part} is not by selfie embed" in error_of(*common, code=2)
-    assert part.read_text() == "notes"
-    pq.write_table(pa.table({"dear": [1]}), part)
-    assert f"{part} is not by selfie embed" in error_of(*common, code=2)
-    part.rename("v/part-00000-abc.snappy.parquet")
-    assert "not the name of a part" in error_of(*common, code=2)
-    assert pq.read_table("v/part-00000-abc.snappy.parquet").to_pydict() == {"dear": [1]}
-    assert len(list(Path("v").iterdir())) == 1
-
-
-def test_old_parts_stay_until_the_new_ones_are_there(
-    pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stopped job goes on with images of the same names, which may have changed, and takes no old parts for new."""
-    for number, path in enumerate(some):
-        shutil.copy(path, f"{number}.png")
-    images = [f"{number}.png" for number in range(len(some))]
-    common = ("embed", "--from", pretrained, "--precision", "fp32")
-    selfie(*common, *images, "--shard-rows", 1, "--out", "v")
-    parts = sorted(Path("v").iterdir())
-    old = [part.read_bytes() for part in parts]
-    for number, path in enumerate(reversed(some)):
-        shutil.copy(path, f"{number}.png")
-    selfie(*common, *images, "--shard-rows", 1, "--out", "w")
-    new = {path.name: path.read_bytes() for path in Path("w").iterdir()}
-
-    write, written = embed.table_writer, itertools.count(1)
-
-    def stopped(*arguments: Any, **more: Any) -> Any:
-        if next(written) in (1, 4, 7):
-            raise KeyboardInterrupt
-        return write(*arguments, **more)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(embed, "table_writer", stopped)
-        for rows, num_new in ((2, 0), (2, 2), (1, 2)):
-            Path("v/bad_files.jsonl").touch()
-            selfie(*common, *images, "--shard-rows", rows, "--out", "v", "--overwrite", code=130)
-            assert len(list(Path("v").glob("part-*"))) == num_new
-            assert [part.with_name(f".tmp-old-{part.name}").read_bytes() for part in parts] == old
-    Path("v/bad_files.jsonl").unlink()
-    selfie(*common, *images, "--shard-rows", 1, "--out", "v")
-    assert {path.name: path.read_bytes() for path in Path("v").iterdir()} == new
-    selfie(*common, *images, "--shard-rows", 4, "--out", "v", "--overwrite")
-    assert sorted(os.listdir("v")) == ["part-00000.parquet", "part-00001.parquet"]
+    Path("parts/part-00001.parquet").write_bytes(b"of a job of two processes")
+    assert "--overwrite" in error_of(*common, code=2)
+    selfie(*common, "--overwrite")
+    assert [file.name for file in Path("parts").iterdir()] == ["part-00000.parquet"]
+    assert len(table("parts/part-00000.parquet")) == 7
+    Path("parts/notes.txt").touch()
+    assert "holds other things (notes.txt)" in error_of(*common, "--overwrite", code=2)
+    assert Path("parts/notes.txt").exists()
 
 
 def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for more in (["--out", "v.parquet"], ["--out", "v.arrow"], ["--out", "v", "--shard-rows", "3"]):
-        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, *more, code=2)
+    for out in ("v.parquet", "parts"):
+        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
     selfie("embed", *some, "--from", pretrained, "--out", "v.csv")

@@ -19,12 +19,11 @@ from hub_server import Hub, Repository
 from PIL import Image
 
 from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
-from selfie_cli.recipes import similar
 from selfie_cli.recipes.inference import Result
 from selfie_cli.recipes.vector_files import NETWORK, table_writer, writing
 from selfie_cli.runs import bundled_folder
 
-FORMATS = (".parquet", ".arrow", ".npy", ".safetensors", ".jsonl", ".csv")
+FORMATS = (".parquet", ".npy", ".jsonl")
 
 
 def found(*arguments: object) -> dict:
@@ -35,8 +34,8 @@ def write(out: Path, vectors: np.ndarray, names: list[str] | None = None, hashes
     names = names or [f"{i}.jpg" for i in range(len(vectors))]
     hashes = hashes or [hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names]
     about = {"network": dict.fromkeys(NETWORK, "0")}
-    table = out.suffix in (".parquet", ".arrow")
-    with table_writer(out, width=vectors.shape[1], about=about) if table else writing(out) as put:
+    width = vectors.shape[1]
+    with table_writer(out, width=width, about=about) if out.suffix == ".parquet" else writing(out) as put:
         for name, vector, digest in zip(names, vectors.astype(np.float32), hashes, strict=True):
             put(Result(name, vector, 4, 3, digest))
 
@@ -87,7 +86,7 @@ def embedded(pretrained: Path, images: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("vectors")
     for suffix in FORMATS:
         selfie("embed", images / "test", "--from", pretrained, "--out", folder / f"v{suffix}")
-    selfie("embed", images / "test", "--from", pretrained, "--shard-rows", 7, "--out", folder / "parts")
+    selfie("embed", images / "test", "--from", pretrained, "--out", folder / "parts")
     return folder
 
 
@@ -95,7 +94,7 @@ def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images:
     query = sorted((images / "test").rglob("*.png"))[3]
     answers = [
         found(query, "--in", embedded / name, "--top", 4, *(() if name in recorded else ("--from", pretrained)))
-        for recorded in [("v.parquet", "v.arrow", "parts")]
+        for recorded in [("v.parquet", "parts")]
         for name in [*(f"v{suffix}" for suffix in FORMATS), "parts"]
     ]
     vectors = unit(np.load(embedded / "v.npy"))
@@ -111,7 +110,7 @@ def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images:
         np.testing.assert_allclose([match["cosine"] for match in one["matches"]], cosines[best], atol=1e-5)
     assert (
         "does not say which network"
-        in selfie("similar", query, "--in", embedded / "v.csv", "--from", pretrained).stderr
+        in selfie("similar", query, "--in", embedded / "v.npy", "--from", pretrained).stderr
     )
     shown = selfie("similar", query, "--in", embedded / "v.parquet", "--top", 100).stdout
     assert shown.count(".png") == 31
@@ -181,68 +180,14 @@ def test_groups_in_every_format(suffix: str) -> None:
     groups = found("--duplicates", "--in", f"v{suffix}")["groups"]
     assert [[member["path"] for member in group] for group in groups[:1]] == [["1.jpg", "3.jpg", "6.jpg"]]
     assert [member["cosine"] for member in groups[0]] == [1.0, 1.0, 1.0]
-    if suffix in (".parquet", ".arrow"):
+    if suffix == ".parquet":
         assert [(member["path"], member["copy"]) for member in groups[1]] == [(names[0], True), ("4.jpg", True)]
         assert groups[1][1]["cosine"] < 0.8
-    assert len(groups) == 1 + (suffix in (".parquet", ".arrow"))
+    assert len(groups) == 1 + (suffix == ".parquet")
     shown = selfie("similar", "--duplicates", "--in", f"v{suffix}", "--threshold", -0.9).stdout
     assert "8 of 8 images are in 1 groups" in shown
     assert "\x1b" not in shown
     assert "red\\x1b[31m.jpg" in shown
-
-
-def test_an_index_finds_the_same(embedded: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    query = next((images / "test").rglob("*.png"))
-    for name in ("v.parquet", "v.jsonl"):
-        shutil.copy(embedded / name, name)
-    shutil.copytree(embedded / "parts", "parts")
-    same = ("--from", json.loads(pq.read_schema("v.parquet").metadata[b"selfie"])["network"]["from"])
-    for name in ("v.parquet", "v.jsonl", "parts"):
-        exact = found(query, "--in", name, *same)
-        indexed = found(query, "--in", name, "--search", "usearch", *same)
-        assert (exact["search"], indexed["search"]) == ("exact", "usearch")
-        near, best = indexed["answers"][0]["matches"], exact["answers"][0]["matches"]
-        # It holds 16-bit numbers, and processors multiply those differently: what is as good may come in another order.
-        all_of_them = found(query, "--in", name, "--top", 30, *same)["answers"][0]["matches"]
-        cosines = {match["path"]: match["cosine"] for match in all_of_them}
-        assert len({match["path"] for match in near}) == len(near) == len(best)
-        assert [cosines[match["path"]] for match in near] == pytest.approx([each["cosine"] for each in best], abs=2e-4)
-        assert [match["cosine"] for match in near] == pytest.approx([cosines[each["path"]] for each in near], abs=1e-3)
-        assert near[0]["path"] == best[0]["path"]
-    assert "building" not in selfie("similar", query, "--in", "v.parquet", "--search", "usearch").stderr
-    monkeypatch.setattr(similar, "MANY", 10)
-    assert found(query, "--in", "v.parquet")["search"] == "usearch"
-    found(query, "--in", "v.parquet", "--search", "exact")
-    shutil.copy(embedded / "v.parquet", "v.parquet")  # newer than its index
-    assert found(query, "--in", "v.parquet")["search"] == "exact"
-    write(Path("w.parquet"), np.eye(30)[[*range(30), 4, 9, 4]])
-    groups = found("--duplicates", "--in", "w.parquet")
-    assert groups["search"] == "exact"
-    assert [[member["path"] for member in group] for group in groups["groups"]] == [
-        ["4.jpg", "30.jpg", "32.jpg"],
-        ["9.jpg", "31.jpg"],
-    ]
-    assert "--search usearch is for queries" in error_of(
-        "similar", "--duplicates", "--in", "w.parquet", "--search", "usearch", code=2
-    )
-
-
-def test_an_index_that_somebody_brought_is_built_anew(embedded: Path, images: Path) -> None:
-    query = next((images / "test").rglob("*.png"))
-    searched = ("similar", query, "--in", "here/v.parquet", "--search", "usearch", "--json")
-    Path("here").mkdir()
-    shutil.copy(embedded / "v.parquet", "here")
-    first = selfie(*searched)
-    assert "building" in first.stderr
-    subprocess.run(["cp", "-a", "here", "theirs"], check=True)
-    Path("here/v.parquet.usearch").write_bytes(b"\xff" * 4096)
-    again = selfie(*searched)
-    assert "building" in again.stderr
-    assert again.stdout == first.stdout
-    shutil.rmtree("here")
-    subprocess.run(["cp", "-a", "theirs", "here"], check=True)  # as archives do, it keeps names, times and contents
-    assert "building" in selfie(*searched).stderr
-    assert "building" not in selfie(*searched).stderr
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -266,7 +211,7 @@ def test_damaged_and_foreign_files() -> None:
         whole = file.read_bytes()
         for data in (b"", b"\xff" * 300, whole[: len(whole) // 2]):
             file.write_bytes(data)
-            if data or suffix in (".parquet", ".arrow", ".npy", ".safetensors"):
+            if data or suffix != ".jsonl":
                 assert str(file) in error_of("similar", "--duplicates", "--in", file)
     pq.write_table(pa.table({"a": [1]}), "a.parquet")
     assert "no columns 'path' and 'vector'" in error_of("similar", "--duplicates", "--in", "a.parquet")
@@ -285,8 +230,9 @@ def test_damaged_and_foreign_files() -> None:
         assert "of the network that made it is damaged" in error_of("similar", "x.jpg", "--in", "a.parquet")
     Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1]}\n')
     assert "line 2: 1 numbers, not 2" in error_of("similar", "--duplicates", "--in", "v.jsonl")
-    Path("v.csv").write_text("path,v0,v1\na,1,2\nb,3,4\nc,5\n")
-    assert "line 4: 1 numbers, not 2" in error_of("similar", "--duplicates", "--in", "v.csv")
+    for name in ("v.csv", "v.safetensors", "v.arrow"):
+        Path(name).touch()
+        assert "vectors are read from .parquet, .npy, .jsonl" in error_of("similar", "--duplicates", "--in", name)
 
 
 def test_planted_copies_are_found(images: Path) -> None:
