@@ -26,7 +26,7 @@ class Found:
     name: str
     files: dict[str, list[str]]
     pinned: dict[str, str]
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
 
 @dataclass(frozen=True)

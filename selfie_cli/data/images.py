@@ -87,16 +87,19 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 CONTENTS = (
     (rb"version https://git-lfs\.", "a Git LFS pointer in place of the file: fetch it with git lfs pull"),
-    (rb"PAR1", "a parquet file, not an image"),
-    (rb".{257}ustar", "a tar file, not an image"),
-    (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive, not an image: unpack it"),
-    (rb"\s*<(!doctype|html)", "a web page, not an image: the download has failed"),
+    (rb"PAR1", "a parquet file, not an image in a known format"),
+    (rb".{257}ustar", "a tar file, not an image in a known format"),
+    (
+        rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
+        "an archive, not an image in a known format: unpack it",
+    ),
+    (rb"\s*<(!doctype|html)", "a web page, not an image in a known format: the download has failed"),
     (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC, which is not read: convert it to JPEG or PNG"),
     (rb".{4}ftypavif", "AVIF, which this Pillow cannot read: convert it to JPEG or PNG"),
-    (rb".{4}(ftyp|moov)|\x1a\x45\xdf\xa3", "a film, not an image"),
+    (rb".{4}(ftyp|moov)|\x1a\x45\xdf\xa3", "a film, not an image in a known format"),
     (
         rb"[\t\n\r\x20-\x7e]+\Z",
-        "text, not an image: give a list of paths, one per line, as .txt or on stdin",
+        "text, not an image in a known format (a list of paths is given as .txt or on stdin)",
     ),
 )
 """How files begin that are taken for images by mistake, and what to say of them."""

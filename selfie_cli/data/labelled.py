@@ -106,7 +106,11 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
             return Piece(source, *labels_of(source), keys_of(source), part)
 
         pieces = {part: functools.partial(read, part) for part in opened.files}
-    return assemble(pieces, name, opened.left_out, talk)
+    try:
+        return assemble(pieces, name, opened.left_out)
+    finally:
+        if opened.left_out:
+            talk.warn(str(opened.left_out))
 
 
 def _packed(dataset: str, talk: Talk) -> hub_sets.Found:
@@ -208,11 +212,13 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
         )
 
 
-def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOut, talk: Talk) -> LabelledSplits:
+def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOut) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
     read: dict[str, tuple[Labelled, Piece]] = {}
+    unused = ""
     for part in [part for part in ("all", "train", "test", "validation") if part in pieces]:
         if part == "validation" and "test" in read:
+            unused = " The validation part is not used."
             break
         piece = pieces[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
@@ -231,8 +237,6 @@ def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOu
         position = {text: label for label, text in enumerate(train or classes)}
         labels = np.array([position[text] for text in piece.texts if text], np.int64)
         read[part] = Labelled(chosen(piece.source, labelled), labels, train or classes), piece
-    if left_out:
-        talk.warn(str(left_out))
     if len(read) == 1:
         ((whole, piece),) = read.values()
         keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
@@ -240,7 +244,7 @@ def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOu
     tested = "test" if "test" in read else "validation"
     title = read[tested][1].title
     own = f"the folder {title}" if title.endswith("/") else f"the data set's own {title}"
-    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}."
+    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
     return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
 
 

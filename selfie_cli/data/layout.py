@@ -67,8 +67,8 @@ SYSTEM = frozenset(_SYSTEM.replace("\n", "").split(","))
 KINDS = {
     "formats": ("file of a format that is not read", "files of formats that are not read"),
     "archives": ("archive", "archives"),
-    "packed": ("parquet or tar file", "parquet and tar files"),
-    "pictures": ("image beside them", "images beside them"),
+    "packed": ("parquet or tar file beside the images", "parquet or tar files beside the images"),
+    "pictures": ("image beside the parquet or tar files", "images beside the parquet or tar files"),
     "system": ("system file", "system files"),
     "hidden": ("hidden image", "hidden images"),
     "runs": ("folder of a selfie run or demo", "folders of selfie runs and demos"),
@@ -83,7 +83,7 @@ KINDS = {
     "lost_classes": ("class without a readable image", "classes without a readable image"),
 }
 """Kinds of what is left out, and their words in the line that says so."""
-SHOWN = 5  # names of each kind, at most
+SHOWN = 3  # names of each kind, at most
 
 
 class LeftOut:

@@ -110,6 +110,8 @@ class Folder(Files):
     def _leads_out(self, link: str, is_folder: bool) -> bool:
         """Whether a link leads to what the walk does not reach otherwise."""
         real = os.path.realpath(link)
+        if not is_folder and not os.path.isfile(real):
+            return True
         for root in self._roots:
             below = os.path.relpath(real, root).split(os.sep)
             if below[0] == ".":
@@ -344,9 +346,7 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | hub_se
         if train and not any(f"{each}/".startswith(f"{train}/") for each in pictures.folders()):
             raise nothing_in(os.path.join(folder, train), left_out)
         return pictures
-    if pictures:
-        left_out.add("pictures", count=len(pictures))
-        talk.warn(f"{folder}: its {taken} files are read, as they hold the most images; for others, name their folder")
+    left_out.add("pictures", count=len(pictures))
     inside = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in packed[taken]}
     hint = f"name one of the folders in {folder}"
     parts = parts_of_files(sorted(inside), where=folder, hint=hint, only_train=only_train, talk=talk)
