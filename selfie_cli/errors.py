@@ -69,6 +69,7 @@ class Stopped(SelfieError):
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "MPS backend out of memory",
+    "CUDA out of memory",  # wrapped in an error of the compiler
     "CUBLAS_STATUS_ALLOC_FAILED",
     "could not create a primitive",  # oneDNN
     "failed to map segment",  # of a library that is loaded

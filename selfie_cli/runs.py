@@ -19,6 +19,7 @@ import platform
 import shutil
 from importlib import metadata, resources
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from selfie_cli import __version__, hub, schema
@@ -193,7 +194,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     hold(path)
     if not overwrite:
         let_go(path)
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {path}")
+        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {quote(str(path))}")
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -290,7 +291,9 @@ def open_to_resume(path: str, verb: str) -> Run:
     """A stopped run of this verb, held by this process, with what a killed one left half-written removed."""
     run = open_run(path)
     if run.verb != verb:
-        raise RunError(f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {path}")
+        raise RunError(
+            f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {quote(path)}"
+        )
     hold(run.path)
     run = open_run(path)  # whoever held it may just have finished it
     if not os.access(run.path, os.W_OK):
@@ -300,7 +303,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     if run.finished:
         shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
         let_go(run.path)
-        raise RunError(f"{path} is finished. To go on from its weights start a new run with --from {path}")
+        raise RunError(f"{path} is finished. To use its weights: selfie finetune --from {quote(path)} --dataset FOLDER")
     if found := schema.fault_of_stopped(run.config):
         let_go(run.path)
         raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
@@ -333,7 +336,7 @@ def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILEN
     if from_ is not None:
         run = open_run(from_, offline=offline, talk=talk)
         if not run.finished:
-            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {from_}")
+            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {quote(from_)}")
         return run, f"weights: {describe(run)}"
     newest = newest_pretraining()
     if newest is not None:

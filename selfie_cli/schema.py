@@ -73,6 +73,7 @@ DERIVED = {
     "compiles": bool,
     "checkpointed": bool,
     "processes": Within(1, 2**20),
+    "image_order": (1, 2),
     "steps": STEPS,
     "steps_of_shares": [STEPS],
 }

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import os
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -26,7 +28,8 @@ def parameters_of(kind: type, method: str | None = None) -> list[inspect.Paramet
         repeated = str in get_args(hint) and Ellipsis in get_args(hint)
         panel = f"Only with --method {method}" if method else metadata["panel"]
         note = recipe_note(field.name, method) if metadata["recipe"] else ""
-        common = {"help": metadata["help"] + note, "rich_help_panel": panel}
+        text = re.sub(r"\[(?=[a-z#/@])", r"\\[", metadata["help"] + note)  # else rich takes [@revision] for its markup
+        common: dict[str, Any] = {"help": text, "rich_help_panel": panel}
         if metadata["argument"]:
             shown = typer.Argument(
                 metavar=field.name.upper() + ("..." if repeated else ""), show_default=False, **common
@@ -61,10 +64,15 @@ def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
             if field.name in typed and "" in (value if isinstance(value, list) else [value]):
                 name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
                 raise UsageError(f"{name} is empty: give it a value, or leave it out")
-            given[field.name] = tuple(value) if isinstance(value, list) else value
+            given[field.name] = tuple(map(expanded, value)) if isinstance(value, list) else expanded(value)
     options = kind(**given)
     object.__setattr__(options, "typed", frozenset(typed))
     return options
+
+
+def expanded(value: Any) -> Any:
+    """A path with the home folder in place of `~`, which shells leave in --out=~/v."""
+    return os.path.expanduser(value) if isinstance(value, str) and f"{value}/".startswith("~/") else value
 
 
 def command(kind: type, run: Callable[[dict[str, Any], list[str]], None]) -> Callable[..., None]:

@@ -1,6 +1,8 @@
 """Results for eyes: lines, which are not broken when they are printed, and tables with their notes."""
 
+import os
 from collections.abc import Iterable
+from shlex import quote
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -37,7 +39,7 @@ def pretrained(result: Pretrained) -> list[str]:
     return [
         f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
         f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
-        f"next: selfie finetune --from {result.run} {FINETUNE}",
+        f"next: selfie finetune --from {quote(str(result.run))} {FINETUNE}",
     ]
 
 
@@ -137,13 +139,22 @@ def evaluated(result: Evaluated) -> list[RenderableType]:
 
 def confusion(found: Classified) -> Table:
     names = [printable(name) for name in found.classes]
-    shown = names if len(names) <= 12 else []
+    shown = short(names) if len(names) <= 12 else []
     title = "Per class: accuracy in %, and how many of each class were taken for which"
-    table = titled(title, ["true class", "accuracy", *(name[:6] for name in shown)], left="true class")
+    table = titled(title, ["true class", "accuracy", *shown], left="true class")
     table.columns[0].no_wrap = True
     for name, accuracy, row in zip(names, found.per_class, found.confusion, strict=True):
         table.add_row(name, percent(accuracy), *(str(count) for count in row[: len(shown)]))
     return table
+
+
+def short(names: list[str]) -> list[str]:
+    """Different names for narrow columns: the first six characters, or six behind what all begin with, or numbers."""
+    for start in (0, len(os.path.commonprefix(names))):  # noqa: RUF071 - characters, not folders
+        cut = [name[start : start + 6] for name in names]
+        if all(cut) and len({*cut}) == len(names):
+            return cut
+    return [f"{number}: {name[:3]}" for number, name in enumerate(names, 1)]
 
 
 def told(result: Demo) -> list[RenderableType]:
@@ -161,13 +172,14 @@ def pushed(result: Pushed) -> list[str]:
 
 def pulled(result: Pulled) -> list[str]:
     """Where the run is, and what to do with it."""
-    verb = f"selfie embed photo.jpg --from {result.run}"
+    run = quote(str(result.run))
+    verb = f"selfie embed photo.jpg --from {run}"
     if result.verb != "pretrain":
-        verb = f"selfie predict {result.run} photo.jpg"
+        verb = f"selfie predict {run} photo.jpg"
     return [
         f"{result.run}: {result.address}, checked",
         f"next: {verb}",
-        f"or:   selfie finetune --from {result.run} {FINETUNE}",
+        f"or:   selfie finetune --from {run} {FINETUNE}",
     ]
 
 

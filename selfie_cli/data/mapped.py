@@ -103,7 +103,8 @@ class MappedStore:
     """Pixels of every image of a source, decoded when they are first asked for, by one thread at a time.
 
     They are kept in files (`rows.Rows`) as far as there is room, and decoded each time beyond that. An image that
-    cannot be read is replaced by the next one that can, so that there are as many rows as images.
+    cannot be read is replaced by the next one that can and is not in the batch, so that there are as many rows as
+    images.
 
     block: how many neighbours in the source had better be asked for together (see `SampleOrder`), 1 if it does not
         matter: depends on the source alone.
@@ -186,9 +187,10 @@ class MappedStore:
         finally:
             for future in jobs:
                 future.cancel()
-        if self.unreadable:
-            for place in np.flatnonzero(np.isin(different, list(self.unreadable))):
-                self._replace(int(different[place]), pixels[first[place]])
+        taken = set(different.tolist()) if self.unreadable else set()
+        for index, place in zip(different.tolist(), first.tolist(), strict=True):
+            if index in self.unreadable:
+                self._replace(index, pixels[place], taken)
         again = np.flatnonzero(first[inverse] != np.arange(len(wanted)))
         pixels[again] = pixels[first[inverse[again]]]
         self._look_after_rows()
@@ -251,14 +253,19 @@ class MappedStore:
         if len(self.unreadable) > self.max_bad * len(self) or len(self.unreadable) == len(self):
             raise too_many(self.source, sorted(self.unreadable.items()), self._num_tried, self.max_bad)
 
-    def _replace(self, index: int, into: NDArray[np.uint8]) -> None:
-        """Fill `into` with the first readable image that follows an unreadable one."""
-        while index in self.unreadable:
-            index = (index + 1) % len(self)
-            if index not in self.unreadable:
+    def _replace(self, index: int, into: NDArray[np.uint8], taken: set[int]) -> None:
+        """Fill `into` with the first readable image that follows an unreadable one and is not `taken`, if there is."""
+        for again in (False, True):
+            for _ in range(len(self)):
+                index = (index + 1) % len(self)
+                if index in self.unreadable or (index in taken and not again):
+                    continue
                 here, place = np.array([index]), np.array([0])
                 job = self._read if self.rows.flags(here)[0] & PIXELS else self._decode
                 self._found(job(here, place, into[None]))
+                if index not in self.unreadable:
+                    taken.add(index)
+                    return
 
     def _look_after_rows(self) -> None:
         if self.rows.error is not None and not self._warned:

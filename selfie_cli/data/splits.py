@@ -14,13 +14,24 @@ FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
 HELD_OUT_SHARE = 0.2  # of the training labels, wherever something is chosen on them
 
 
+def permutation(count: int, *key: int) -> Labels:
+    """0 .. `count` - 1 in a random order that depends on `key` alone: int64 [count].
+
+    numpy freezes the stream of a bit generator, but not the result of Generator.permutation. So random words are
+    sorted, each with its position in its lowest bits.
+    """
+    lowest = np.uint64((1 << count.bit_length()) - 1)
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    words = words & ~lowest | np.arange(count, dtype=np.uint64)
+    words.sort()
+    return (words & lowest).astype(np.int64)
+
+
 def _shuffled_classes(labels: Labels, seed: int, draw: int) -> Iterator[Labels]:
     """For each class, where its members are, in random order."""
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        # Sorted by raw words: numpy freezes a bit generator's stream, but not what Generator.permutation makes of it.
-        words = np.random.PCG64(np.random.SeedSequence([seed, int(label), draw])).random_raw(len(members))
-        yield members[np.argsort(words, kind="stable")]
+        yield members[permutation(len(members), seed, int(label), draw)]
 
 
 def _rounded(share: float, count: int) -> int:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -31,15 +32,15 @@ from selfie_cli.training.distributed import group
 from selfie_cli.training.loop import train
 from selfie_cli.training.machine import Pace, compiles, duration, fit, micro_batch_for, precisions, prepare, warm_up
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.schedule import IMAGE_ORDER, SampleOrder, num_steps, seconds, step_generator, step_seed
+from selfie_cli.training.step import Batch, Step, check_pieces
 
-SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "steps")
+SIZES = ("batch_size", "micro_batch", "precision", "compiles", "processes", "image_order", "steps")
 
 
 def sizes_of(run: Run) -> dict[str, Any]:
     """What `Trainer.plan` found. Raises UsageError if it was for another number of processes."""
-    sizes = {name: run.derived.get(name) for name in SIZES}
+    sizes = {"image_order": 1} | {name: run.derived[name] for name in SIZES if name in run.derived}
     if sizes["processes"] != group().world:
         raise UsageError(f"{run.path} was started with {sizes['processes']} processes: resume it with as many")
     return sizes
@@ -67,7 +68,9 @@ def begun_anew(run: Run) -> Iterator[None]:
     try:
         yield
     except Diverged as error:
-        raise Diverged(f"{error}. Start it anew: selfie {run.verb} --overwrite --out {run.path} ...") from None
+        raise Diverged(
+            f"{error}. Start it anew: selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,8 @@ class Trainer:
 
     @property
     def batch_size(self) -> int:
-        return self.options.batch_size or (128 if self.image_size <= 64 else 512)
+        usual = 128 if self.image_size <= 64 else 512
+        return self.options.batch_size or max(2, usual // group().world) * group().world
 
     def step_of(self, module: AnyClassifier, sizes: dict[str, Any]) -> tuple[Supervised, Step]:
         """What `module` is trained with, and a step of it. The training loop sets the learning rate."""
@@ -99,14 +103,14 @@ class Trainer:
             compiled=compiled and sizes["compiles"],
             graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
             group=here,
-            smallest=self.batch_size if self.options.deterministic else 1,
+            smallest=self.batch_size if self.options.deterministic else 2,
             talk=self.talk,
         )
         return task, step
 
-    def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
+    def batches(self, task: Supervised, part: Part, seed: int, sizes: dict[str, Any]) -> Callable[[int], Batch]:
         """This process's part of the batch of each step."""
-        order = SampleOrder(len(part.labels), self.batch_size, seed)
+        order = SampleOrder(len(part.labels), self.batch_size, seed, version=sizes["image_order"])
         mine = group().part(self.batch_size)
 
         def batch_of(step: int) -> Batch:
@@ -127,15 +131,16 @@ class Trainer:
         world = group().world
         if size % world:
             raise UsageError(f"a batch of {size} cannot be divided among {world} processes evenly")
+        check_pieces(size // world, self.options.micro_batch or size // world, 2)
         kinds = [repr({**arm.shape, "pretraining": None}) for arm in arms]  # arms of one kind are equally fast
         tried = precisions(self.device, self.options.precision, deterministic=self.options.deterministic)
         sizes = {"batch_size": size, "micro_batch": size // world, "precision": tried[0]}
-        sizes |= {"compiles": True, "processes": world}
+        sizes |= {"compiles": True, "processes": world, "image_order": IMAGE_ORDER}
         trials = {}
         for kind, arm in zip(kinds, arms, strict=True):
             if kind not in trials:
                 task, step = self.step_of(arm.make().to(self.device), sizes)
-                batch = tuple(tensor.to(self.device) for tensor in self.batches(task, part, 0)(0))
+                batch = tuple(tensor.to(self.device) for tensor in self.batches(task, part, 0, sizes)(0))
                 trials[kind] = step, batch
         micro = self.options.micro_batch or size // world
         if not self.options.micro_batch and not self.options.deterministic:
@@ -241,7 +246,7 @@ class Trainer:
         task, step = self.step_of(module, sizes)
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
-        batches = self.batches(task, labelled, seed)
+        batches = self.batches(task, labelled, seed, sizes)
         with ReadAhead(batches, device=self.device, end=sizes["steps"]) as batch_of, begun_anew(run):
             warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
             train(

@@ -6,6 +6,7 @@ from pathlib import Path
 from selfie_cli import runs
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
+from selfie_cli.files import write_text
 from selfie_cli.recipes.arms import (
     SUPERVISED,
     Arm,
@@ -18,9 +19,11 @@ from selfie_cli.recipes.arms import (
 from selfie_cli.recipes.beginning import choose_out, where_it_began
 from selfie_cli.recipes.cells import compare, conclude
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
+from selfie_cli.recipes.findings import share
 from selfie_cli.recipes.imagenet import imagenet_arm
 from selfie_cli.recipes.report import report_at_end
-from selfie_cli.report import plots
+from selfie_cli.report.drawing import Line
+from selfie_cli.report.page import curve_file, percent
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -69,7 +72,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         points=points,
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
-        plots=draw(found.run.path, data.name, points, talk) if group().first else [],
+        plots=draw(found.run.path, data.name, points) if group().first else [],
     )
     conclude(found, result)
     report_at_end(found.run, options, talk)
@@ -123,16 +126,13 @@ def arms_of(options: CurveOptions, sources: list[Run]) -> list[Arm]:
     return arms
 
 
-def draw(folder: Path, dataset: str, points: list[Point], talk: Talk) -> list[str]:
-    """curve.png and curve.svg, if matplotlib is there; returns their names."""
-    files = [folder / "curve.png", folder / "curve.svg"]
-    ticks = [
-        f"{each.fraction * 100:.3g} %\n{each.num_labels:,} labels\n{len(each.seeds)} seed{'s' * (len(each.seeds) > 1)}"
-        for each in points
+def draw(folder: Path, dataset: str, points: list[Point]) -> list[str]:
+    """Write curve.svg; returns its name."""
+    fractions = [each.fraction for each in points]
+    lines = [
+        Line(name, [(x, mean) for x, (mean, _) in zip(fractions, arm, strict=True)], [std or 0.0 for _, std in arm])
+        for name, arm in spreads(points).items()
     ]
-    try:
-        plots.draw(files, dataset, [each.fraction for each in points], spreads(points), ticks)
-    except ImportError:
-        talk.say("for a plot as PNG and SVG: pip install 'selfie-cli[plot]'")
-        return []
-    return [file.name for file in files]
+    how = {"show": percent, "show_x": share, "x_ticks": fractions, "log": True}
+    write_text(folder / "curve.svg", curve_file(f"{dataset}: test accuracy", lines, **how))
+    return ["curve.svg"]

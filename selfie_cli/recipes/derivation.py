@@ -11,6 +11,8 @@ from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated
 from selfie_cli.pretraining import recipe_values
 from selfie_cli.schema import MOST_PATCHES
+from selfie_cli.training.distributed import group
+from selfie_cli.training.schedule import IMAGE_ORDER
 
 
 def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
@@ -53,26 +55,31 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
         "image_size": image_size,
         **({"patch_size": patch_size} if options.method == "selfie" else {}),
         **training,
+        "image_order": IMAGE_ORDER,
         options.method: values,
     }
 
 
 def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images: int) -> int:
-    """The batch as asked, or the recipe's; where images are told from each other, no image may be in it twice.
+    """The batch as asked, or the recipe's, of which all processes get equal parts.
+
+    Where images are told from each other, no image may be in it twice.
 
     Raises UsageError if what was asked for is more than there are, or there is nothing to tell from each other.
     """
-    alone = options.method == "selfie" and values["views"] == 1
-    if alone:
-        return int(options.batch_size or values["batch_size"])
-    if num_images < 2:
-        raise UsageError("one image: this method tells images from each other. Give it more, or take --recipe paper")
+    world = group().world
+    usual = int(values["batch_size"])
+    if options.method == "selfie" and values["views"] == 1:
+        return options.batch_size or max(1, usual // world) * world
+    if num_images < 2 * world:
+        few = "one image" if world == 1 else f"{num_images} images for {world} processes"
+        raise UsageError(f"{few}: this method tells images from each other. Give it more, or take --recipe paper")
     if options.batch_size is not None and options.batch_size > num_images:
         raise UsageError(
             f"--batch-size {options.batch_size} is more than there are images ({num_images}), and this method tells "
             "the images of a batch from each other: leave it out, or choose a smaller one"
         )
-    return int(options.batch_size or min(values["batch_size"], num_images))
+    return options.batch_size or max(2, min(usual, num_images) // world) * world
 
 
 def patch_size_for(options: PretrainOptions, image_size: int) -> int:

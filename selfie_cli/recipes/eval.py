@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from selfie_cli.data.augment import plain_view
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -113,13 +114,13 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     train, test, bad = read_parts(data, size=storage_size(network.image_size), options=options, talk=talk)
     rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
     test = take(test, rows.numpy())
-    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0), pixels=train.pixels)
-    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
-    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
+    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     classified = None
     if isinstance(network.module, AnyClassifier):
         with context():
             classified = classify(network, run.derived["classes"], classes, test, options.batch_size)
+    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
+    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -141,25 +142,40 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     )
     if not group().first:
         return result
-    if run.address is not None:  # no folder of the user's
+    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
+    try:
+        if not why:
+            keep(result, run, options.dataset, bad, seen, len(data.train.source) + len(data.test.source), talk)
+    except OSError as error:  # another user's run, or a full disk
+        why = f"{error.filename or run.path}: {error.strerror}"
+    if why:
         for one in bad:
             talk.warn(f"left out: {one.name}: {one.reason}")
-        talk.say(f"kept nowhere: results go into a run's folder, and {run.address} is not one of yours")
-    else:
-        asked = options.dataset
-        where = asked if result.named or hub.is_address(asked) else os.path.realpath(asked)
-        file = place_for(run.path, Path(data.name).name, where)
-        num_images = len(data.train.source) + len(data.test.source)
-        bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
-        for listed, there in ((bad_list, bad), (seen_list, seen)):
-            if not there:  # of an earlier eval, which found some
-                listed.unlink(missing_ok=True)
-        report_bad(bad, num_images, bad_list, talk)
-        if seen:
-            write_json_lines(seen_list, seen)
-        write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
-        talk.say(f"written to {file}")
+        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
     return result
+
+
+def keep(
+    result: Evaluated,
+    run: runs.Run,
+    dataset: str,
+    bad: list[BadFile],
+    seen: list[dict[str, Any]],
+    num_images: int,
+    talk: Talk,
+) -> None:
+    """Write the result into the run's folder, with lists of unreadable and seen images where there are any."""
+    where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
+    file = place_for(run.path, Path(result.dataset).name, where)
+    write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
+    bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
+    for listed, there in ((bad_list, bad), (seen_list, seen)):
+        if not there:  # of an earlier eval, which found some
+            listed.unlink(missing_ok=True)
+    report_bad(bad, num_images, bad_list, talk)
+    if seen:
+        write_json_lines(seen_list, seen)
+    talk.say(f"written to {file}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:
@@ -184,8 +200,13 @@ def judge(
     context: Autocast,
     talk: Talk,
 ) -> Judged:
-    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images."""
+    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images.
+
+    Batch-norm statistics are estimated on the training images first, for the features and again for the pretext task:
+    an untrained network has none, and the paper's Selfie has those of patches. So all networks are judged alike.
+    """
     size = options.batch_size
+    networks.estimate_batch_norm(network.module, network.vectors, train.pixels)
     with context():
         before = networks.vectors_of(network, train.pixels, batch_size=size, talk=talk, what=f"{name}: training images")
         after = networks.vectors_of(network, test.pixels, batch_size=size, talk=talk, what=f"{name}: test images")
@@ -200,13 +221,13 @@ def judge(
     as_trained = plain = chance = None
     with context():
         if isinstance(module, SelfieNetwork):
-            as_trained, chance = pretext_accuracy(module, module.augment, test.pixels, options.seed, size)
+            as_trained, chance = pretext_accuracy(module, module.augment, train.pixels, test.pixels, options)
         if isinstance(module, Selfie):
 
             def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
                 return plain_view(pixels, network.image_size), *places
 
-            plain, _ = pretext_accuracy(module, centre, test.pixels, options.seed, size)
+            plain, _ = pretext_accuracy(module, centre, train.pixels, test.pixels, options)
     return Judged(
         knn=topk_accuracy(votes, test.labels),
         linear=topk_accuracy(probe.scores(after), test.labels),
@@ -219,14 +240,27 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: SelfieNetwork, view: Callable[..., tuple[Tensor, ...]], pixels: Tensor, seed: int, batch_size: int
+    module: SelfieNetwork,
+    view: Callable[..., tuple[Tensor, ...]],
+    train: Tensor,
+    pixels: Tensor,
+    options: EvalOptions,
 ) -> tuple[float, float]:
-    """How often the network picks right, one draw an image, and how often a guess would, both in 0..1.
+    """How often the network picks right, one draw per image, and how often a guess would, both in 0..1.
 
-    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, what is picked from is the batch.
+    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, the network picks from the batch. Batch-norm statistics
+    are those of this task on `train`, uint8 [M, S, S, 3].
     """
-    device = next(module.parameters()).device
-    draws = module.draw(len(pixels), step_generator(seed, 1))
+    device, batch_size = next(module.parameters()).device, options.batch_size
+    generator = step_generator(options.seed, 2)
+
+    def forward(batch: Tensor) -> Tensor:
+        draws = module.draw(len(batch), generator)
+        return module.loss(*view(batch, *(draw.to(device) for draw in draws)))[0]
+
+    with torch.autocast(device.type, enabled=False):
+        networks.estimate_batch_norm(module, forward, train)
+    draws = module.draw(len(pixels), step_generator(options.seed, 1))
     right = chance = 0.0
     for batch in zip(*(tensor.split(batch_size) for tensor in (pixels, *draws)), strict=True):
         _, logged = module.loss(*view(*(tensor.to(device) for tensor in batch)))

@@ -12,8 +12,7 @@ from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
 from selfie_cli.recipes.gallery import Embedded, Gallery
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import scaled, to_pixels
-from selfie_cli.report.markup import Markup
-from selfie_cli.report.page import Page, percent
+from selfie_cli.report.page import Page, percent, piece
 from selfie_cli.training.schedule import step_generator
 
 PICTURE = 112  # side of the images below each other, in pixels
@@ -37,17 +36,20 @@ def paper_picks(module: Selfie, gallery: Gallery, embedded: Embedded, page: Page
     page.add(
         "picks",
         "What it picks for hidden patches",
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{module.num_masked} of {module.num_patches} patches are hidden. For each hidden place the network picks "
             "one of the hidden patches, which are below each image; the others are its distractors. Solid frames and ✓ "
-            "are right, dashed ones and ✗ are wrong; numbers are the probability it gave its pick, in percent."
+            "are right, dashed ones and ✗ are wrong; numbers are the probability it gave its pick, in percent.",
         ),
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{gallery.note} The images are chosen at random, and cut as they are, without training's crops. Here "
             f"{right} of {total} picks are right ({percent(right / total, 0)}); a guess is right "
-            f"{percent(module.chance)} of the time."
+            f"{percent(module.chance)} of the time.",
         ),
-        pages.group(
+        piece(
+            "group",
             "puzzles",
             [pages.puzzle(number, *each[:2], grid, *each[2:]) for number, each in enumerate(shown)],
             pixels=gallery.image_size <= 64,
@@ -86,22 +88,24 @@ def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page
             text = f"{'picked' if not place else f'place {place + 1}'}, {percent(float(chances[candidate]), 0)}"
             mark = candidate == other if not place or candidate == other else None
             figures.append(pages.picture(pictures[candidate], text, alt=alt, right=mark))
-        lines.append(pages.row(*figures))
+        lines.append(piece("row", figures))
     total = len(partner)
     page.add(
         "picks",
         "What it picks as the other view",
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"From some cells of one view of an image, the network picks the other view of it among the {total - 1} "
             f"other views of {len(rows)} images. Views are cut and coloured as in training. The first two of a row are "
             "what it was given and what was right; then come the likeliest four, with their probabilities: ✓ and a "
-            "solid frame is right, ✗ and a dashed one wrong."
+            "solid frame is right, ✗ and a dashed one wrong.",
         ),
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{gallery.note} The images are chosen at random. {right} of {total} picks are right "
-            f"({percent(right / total)}); a guess is right {percent(1 / (total - 1))} of the time."
+            f"({percent(right / total)}); a guess is right {percent(1 / (total - 1))} of the time.",
         ),
-        pages.group("rows", lines, pixels=module.view_size <= 64),
+        piece("group", "rows", lines, pixels=module.view_size <= 64),
     )
 
 
@@ -117,12 +121,14 @@ def classified(which: str, labels: Labels, gallery: Gallery, embedded: Embedded,
     page.add(
         "classes",
         "Class by class",
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"The run's own network ({which}) on {whole} test images, {len(true):,}: "
-            f"{percent(right.float().mean().item())} are right.{few}"
+            f"{percent(right.float().mean().item())} are right.{few}",
         ),
-        pages.bars(
-            [(classes[c], share, f"{percent(share, 0)} of {int(counts[c].sum()):,}") for share, c in reversed(shown)]
+        piece(
+            "bars",
+            [(classes[c], share, f"{percent(share, 0)} of {int(counts[c].sum()):,}") for share, c in reversed(shown)],
         ),
         pages.confusion(classes, counts.tolist()),
     )
@@ -140,10 +146,10 @@ def classified(which: str, labels: Labels, gallery: Gallery, embedded: Embedded,
     page.add(
         "mistakes",
         "Most confidently wrong",
-        pages.paragraph(
-            "What it took them for, how sure it was, and what they are labelled as: often a label to mend."
+        piece(
+            "paragraph", "What it took them for, how sure it was, and what they are labelled as: often a label to mend."
         ),
-        pages.group("wall", figures, pixels=gallery.image_size <= 64),
+        piece("group", "wall", figures, pixels=gallery.image_size <= 64),
     )
 
 
@@ -175,12 +181,12 @@ def neighbours(gallery: Gallery, embedded: Embedded, page: Page) -> None:
             cosine, right = f"cosine {nearest.values[query, place]:.2f}", None if label is None else label == own
             about = [cosine] if label is None else [label, cosine]
             figures.append(pages.picture(pictures[place + 1], *about, alt=names[place + 1], right=right))
-        lines.append(pages.row(*figures))
+        lines.append(piece("row", figures))
     page.add(
         "neighbours",
         "Nearest neighbours",
-        pages.paragraph(f"By the cosine of the network's vectors, among {count:,} images. {gallery.note}{told}"),
-        pages.group("rows", lines, pixels=gallery.image_size <= 64),
+        piece("paragraph", f"By the cosine of the network's vectors, among {count:,} images. {gallery.note}{told}"),
+        piece("group", "rows", lines, pixels=gallery.image_size <= 64),
     )
 
 
@@ -193,10 +199,11 @@ def mapped(gallery: Gallery, embedded: Embedded, page: Page) -> None:
     page.add(
         "map",
         "Map of the images",
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{count:,} images{of_all}, like ones beside each other as far as a plane allows (t-SNE of the vectors' "
-            f"cosines): neighbourhoods mean something, distances and axes do not.{bad}"
+            f"cosines): neighbourhoods mean something, distances and axes do not.{bad}",
         ),
-        Markup('<p class="soft screen">Point at one, tap it, or use the arrow keys.</p>'),
+        piece("paragraph", "Point at one, tap it, or use the arrow keys.", kind="screen"),
         pages.chart_map(page, tsne(embedded.vectors), embedded.thumbs, gallery.names(rows), labels, gallery.classes),
     )

@@ -11,8 +11,7 @@ from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import Line
-from selfie_cli.report.markup import Markup, tag
-from selfie_cli.report.page import Page, percent
+from selfie_cli.report.page import Page, percent, piece
 from selfie_cli.runs import Run
 from selfie_cli.training.machine import duration
 
@@ -70,7 +69,7 @@ def method_of(run: Run) -> str:
     return NAMES.get(name, name)
 
 
-def heading_of(run: Run) -> Markup:
+def heading_of(run: Run) -> str:
     """The verdict, and what was run on what."""
     derived, data, is_pretraining = run.derived, run.config.get("data", {}), run.verb == "pretrain"
     what = f"{method_of(run)} · " if is_pretraining else ""
@@ -109,7 +108,7 @@ def heading_of(run: Run) -> Markup:
         notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
     if unreadable := data.get("unreadable"):
         facts.append(("Unreadable images", f"{unreadable:,}", "left out"))
-    return pages.heading(kicker, run.name, verdict, notes, facts)
+    return piece("heading", kicker, run.name, verdict, notes, facts)
 
 
 def pretraining_facts(last: Values, run: Run) -> list[tuple[str, str, str]]:
@@ -176,12 +175,12 @@ def results(run: Run, page: Page) -> None:
         page.add(
             "evaluated",
             "What its features are worth",
-            pages.paragraph("By selfie eval, on frozen features; guessing is always answering the largest class."),
-            pages.table(["", "this network", "untrained", "guessing"], rows),
+            piece("paragraph", "By selfie eval, on frozen features; guessing is always answering the largest class."),
+            piece("table", ["", "this network", "untrained", "guessing"], rows),
         )
 
 
-def comparison(found: dict[str, Any]) -> list[Markup | None]:
+def comparison(found: dict[str, Any]) -> list[str | None]:
     seeds = found["seeds"]
     rows: list[list[str]] = []
     for arm in found["arms"]:
@@ -193,16 +192,17 @@ def comparison(found: dict[str, Any]) -> list[Markup | None]:
             rows.append([f"95 % interval of the gain over {gain['baseline']}", interval, *[""] * (len(seeds) + 1)])
     head = ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"]
     return [
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{found['num_labels']:,} labels ({share(found['fraction'])}), {found['steps']:,} steps for every network, "
             f"tested on {found['num_test']:,} images. ± is the standard deviation over seeds; a gain is of the same "
-            "seed, in points."
+            "seed, in points.",
         ),
-        pages.table(head, rows, strong=len(found["arms"]) - 1),
+        piece("table", head, rows, strong=len(found["arms"]) - 1),
     ]
 
 
-def curve_of(found: dict[str, Any], page: Page) -> list[Markup | None]:
+def curve_of(found: dict[str, Any], page: Page) -> list[str | None]:
     points = found["points"]
     names = [arm["name"] for arm in points[0]["arms"]]
     fractions = [each["fraction"] for each in points]
@@ -221,19 +221,21 @@ def curve_of(found: dict[str, Any], page: Page) -> list[Markup | None]:
         gains += [[of_labels, gain["arm"], *gain_of(gain)] for gain in each["comparisons"]]
     head = ["share", "arm", "gain", "95 % interval"]
     return [
-        pages.paragraph(
+        piece(
+            "paragraph",
             f"{found['num_test']:,} test images of {found['dataset']}. Across: the share of the training labels, "
-            "logarithmic."
+            "logarithmic.",
         ),
-        tag("div", drawn, class_="charts wide"),
-        pages.legend(names),
-        pages.table(
+        piece("group", "charts wide", [drawn]),
+        piece("legend", names),
+        piece(
+            "table",
             ["share", "labels", "seeds", "steps", *names],
             accuracies,
             caption="Test accuracy, mean ± standard deviation",
         ),
-        pages.table(head, gains, caption="Gain over supervised, in points") if gains else None,
-        *(pages.paragraph(f"{name}: {remark}.") for name, remark in found["remarks"].items()),
+        piece("table", head, gains, caption="Gain over supervised, in points") if gains else None,
+        *(piece("paragraph", f"{name}: {remark}.") for name, remark in found["remarks"].items()),
     ]
 
 
@@ -283,23 +285,23 @@ def training(run: Run, page: Page) -> None:
         if lines:
             charts.append(pages.chart(page, title, lines, show=show, guide=guide, **how))
     if charts:
-        legend = pages.legend(list(logged))
-        page.add("training", "Training", pages.paragraph(told), legend, tag("div", *charts, class_="charts"))
+        legend = piece("legend", list(logged))
+        page.add("training", "Training", piece("paragraph", told), legend, piece("group", "charts", charts))
 
 
 def details(run: Run, page: Page) -> None:
     """Everything that was asked, derived and recorded; what could not be read; what was seen before."""
     recorded = {"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}
-    inside: list[Markup | None] = [
-        pages.folded("Options as asked", pages.settings(run.config["asked"])),
-        pages.folded("Derived and measured", pages.settings({**run.derived, "measured": run.config["measured"]})),
-        pages.folded("Data and versions", pages.settings(recorded)),
+    inside: list[str | None] = [
+        piece("folded", "Options as asked", [pages.settings(run.config["asked"])]),
+        piece("folded", "Derived and measured", [pages.settings({**run.derived, "measured": run.config["measured"]})]),
+        piece("folded", "Data and versions", [pages.settings(recorded)]),
     ]
     for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen in pretraining")):
         lines = read_lines(run.path / f"{file}.jsonl")
         rows = [(each["path"], each.get("reason") or f"{each['kind']}, in {each['run']}") for each in lines[:LISTED]]
         rest = f"The first {LISTED} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > LISTED else ""
         if lines:
-            listed = pages.table([], rows, kind="plain")
-            inside.append(pages.folded(f"{title}: {len(lines):,}", pages.paragraph(rest), listed))
+            listed = piece("table", [], rows, kind="plain")
+            inside.append(piece("folded", f"{title}: {len(lines):,}", [piece("paragraph", rest), listed]))
     page.add("details", "Details", *inside)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.splits import permutation
 from selfie_cli.errors import RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
 from selfie_cli.methods.byol import Byol
@@ -175,17 +175,10 @@ def load_network(run: Run, *, features: str | None, device: torch.device) -> Net
     return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
 
 
-def untrained_twin(network: Network, run: Run, *, seed: int, pixels: Tensor) -> Network:
-    """The same network before any training, its batch-norm statistics taken from `pixels`, uint8 [N, S, S, 3].
-
-    Without those statistics an untrained network's activations drift with depth, and it would look worse than it is.
-    """
+def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
+    """The same network before any training. Its batch norms have no statistics yet: see `estimate_batch_norm`."""
     torch.manual_seed(seed)
-    module = build(run.derived).to(next(network.module.parameters()).device)
-    twin = Network(module, network.image_size, network.features)
-    estimate_batch_norm(module, twin.vectors, pixels)
-    module.eval()
-    return twin
+    return Network(build(run.derived).to(network.device).eval(), network.image_size, network.features)
 
 
 # Batch-norm statistics settle within about a thousand images.
@@ -195,22 +188,24 @@ BATCH_NORM_IMAGES = 2048
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
     """Set the statistics of 2-D batch norms to the plain average over what `forward` sees of some of `pixels`.
 
-    A head's one-dimensional ones stay as they are.
+    A head's one-dimensional ones stay as they are, and so does the mode, training or evaluation.
 
     pixels: uint8 [N, S, S, 3]. They are often sorted by class, so every batch is drawn from all of them.
     """
-    some = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels))[:BATCH_NORM_IMAGES])
+    some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.reset_running_stats()
         layer.momentum = None
+    training = module.training
     module.train()
     device = next(module.parameters()).device
     with torch.no_grad():
         for batch in some.split(BATCH):
             if len(batch) > 1:
                 forward(pixels[batch].to(device))
+    module.train(training)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
 

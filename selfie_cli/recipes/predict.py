@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from selfie_cli import runs
@@ -45,9 +46,12 @@ def predict(
         raise UsageError("name a finetuned run's folder, then the images")
     run = runs.open_run(options.run, talk=talk)
     if "classes" not in run.derived:
-        raise RunError(f"{run} is a run of selfie {run.verb} and knows no classes: selfie finetune --from {run}")
+        raise RunError(
+            f"{run} is a run of selfie {run.verb} and knows no classes: "
+            f"selfie finetune --from {quote(str(run))} --dataset FOLDER"
+        )
     if not run.finished:
-        raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {run.path}")
+        raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
     names, left_out = expand(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
     device = prepare(options.device)

@@ -15,7 +15,7 @@ from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
-from selfie_cli.data.sources import fingerprint, open_unlabelled
+from selfie_cli.data.sources import Subset, fingerprint, open_unlabelled
 from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
@@ -43,7 +43,7 @@ from selfie_cli.training.machine import (
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import SampleOrder, num_steps, seconds, step_generator, step_seed
 from selfie_cli.training.state import room_for
-from selfie_cli.training.step import Batch, Step, smallest_piece
+from selfie_cli.training.step import Batch, Step, check_pieces
 from selfie_cli.weights import save_weights
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -101,6 +101,10 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             limit_gb=options.store_gb,
         )
         stack.callback(opened.close)
+        if run is None and isinstance(opened, Store) and len(opened) < min(len(source), derived["batch_size"]):
+            readable = Subset(source, opened.kept)
+            derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
+            talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
         # What is small lives where it is needed.
         store = opened.to(device) if isinstance(opened, Store) else opened
         method, step = make_step(derived, options, device, talk)
@@ -254,7 +258,8 @@ def make_step(
 def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
     """This process's part of the batch of each step: pixels, and what is drawn for them."""
     size, here = derived["batch_size"], group()
-    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world)
+    version = derived.get("image_order", 1)
+    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
     mine = here.part(size)
 
     def batch_of(step: int) -> Batch:
@@ -303,7 +308,7 @@ def fit_to_machine(
     Where the loss is over a batch as a whole, stages of the network are computed twice before the batch is cut.
     """
     size = len(batch[0])
-    check_pieces(size, options.micro_batch or size, method)
+    check_pieces(size, options.micro_batch or size, step.smallest)
     tried = precisions(step.device, options.precision, deterministic=options.deterministic)
     step.precision = tried[0]
     sample = tuple(tensor[:4] for tensor in batch)
@@ -312,7 +317,7 @@ def fit_to_machine(
         method.encoder.checkpointed = True
         micro = micro_batch_for(step, sample, size)
         talk.say("memory is short: activations within a stage are computed twice instead of kept")
-    check_pieces(size, micro, method)
+    check_pieces(size, micro, step.smallest)
     step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
         talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")
@@ -372,15 +377,6 @@ def check_processes(derived: dict[str, Any], world: int) -> None:
         )
     if derived["batch_size"] % world:
         raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
-
-
-def check_pieces(batch_size: int, micro_batch: int, method: Method) -> None:
-    """Raises UsageError if an image would go through the network by itself where it has to be told from others."""
-    if smallest_piece(batch_size, micro_batch) < 2 and method.compares_images:
-        raise UsageError(
-            f"--batch-size {batch_size} in pieces of {micro_batch} leaves an image by itself, and this method tells "
-            "images from each other: choose another --batch-size or --micro-batch"
-        )
 
 
 def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:

@@ -52,7 +52,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         raise UsageError(f"{address.revision} is a commit: push to a branch, by its name")
     run = runs.open_run(options.run, talk=talk)
     if not run.finished:
-        raise RunError(f"{run} is not finished: selfie {run.verb} --resume {run}")
+        raise RunError(f"{run} is not finished: selfie {run.verb} --resume {shlex.quote(str(run))}")
     networks.load_module(run)  # what nobody could load is not sent
     config, card = published_with_card(run, str(address))
     files: dict[str, Path | bytes] = {

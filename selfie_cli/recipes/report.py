@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -22,7 +23,7 @@ from selfie_cli.recipes.gallery import embed, open_gallery
 from selfie_cli.recipes.inference import check_file
 from selfie_cli.recipes.networks import Network
 from selfie_cli.report import page as pages
-from selfie_cli.report.page import Page
+from selfie_cli.report.page import Page, piece
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -84,7 +85,10 @@ def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
-        talk.warn(f"the run is finished, but its page could not be made ({reason_of(error)}): selfie report {run.path}")
+        talk.warn(
+            f"the run is finished, but its page could not be made ({reason_of(error)}): "
+            f"selfie report {quote(str(run.path))}"
+        )
 
 
 def choose_out(run: Run, options: ReportOptions) -> Path:
@@ -140,8 +144,8 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
         page.add(
             "images",
             "Images",
-            pages.paragraph(f"The images of this run were not found when the page was made: {reason}."),
-            pages.paragraph(f"selfie report {run} --dataset FOLDER shows others."),
+            piece("paragraph", f"The images of this run were not found when the page was made: {reason}."),
+            piece("paragraph", f"selfie report {run} --dataset FOLDER shows others."),
         )
         return 0
     if isinstance(network.module, Selfie):

@@ -1,10 +1,11 @@
-"""Drawings for the page: charts and puzzles as SVG, images as JPEG inside the page. Colours are the style sheet's."""
+"""Drawings for the page: where the lines of charts lie, and images as JPEG inside the page."""
 
 import base64
 import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from selfie_cli.report.markup import Markup, joined, tag
 from selfie_cli.talk import printable
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
-RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
 
 
 def jpeg(pixels: Tensor, quality: int = 82) -> str:
@@ -69,7 +68,6 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
 def chart(
     lines: Sequence[Line],
     *,
-    title: str,
     show: Callable[[float], str],
     show_x: Callable[[float], str],
     guide: tuple[float, str] | None = None,
@@ -77,8 +75,9 @@ def chart(
     x_ticks: Sequence[float] | None = None,
     log: bool = False,
     at: str = "at",
-) -> tuple[Markup, list[tuple[float, str]]]:
-    """Lines over x, and what to say at each x of the longest line: its place in the drawing, and a text.
+) -> tuple[dict[str, Any], list[tuple[float, str]]]:
+    """Lines over x, in the units of the drawing, for the macro `chart_parts`; and what to say at each x of the longest
+    line: its place in the drawing, and a text.
 
     `guide` is a level to compare with, and its name. `log` draws x on a logarithmic axis; `at` stands before
     an x in words.
@@ -102,83 +101,34 @@ def chart(
     def down(y: float) -> float:
         return round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = []
-    for y in ticks(low, high):
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=down(y), y2=down(y), class_="grid"))
-        parts.append(tag("text", show(y).replace(".0 %", " %"), x=LEFT - 6, y=down(y) + 4, class_="end"))
-    for x in x_ticks or ticks(min(xs), max(max(xs), min(xs) + 1), 4):
-        parts.append(tag("text", show_x(x), x=across(x), y=HEIGHT - 8, class_="middle"))
-    if guide:
-        parts.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=down(guide[0]), y2=down(guide[0]), class_="guide"))
-        parts.append(tag("text", guide[1], x=WIDTH - RIGHT, y=down(guide[0]) - 4, class_="end"))
+    drawn = []
     for number, line in enumerate(lines):
         aside = 4 * (number - (len(lines) - 1) / 2) if line.spread else 0.0  # so that bars do not hide each other
-        places = [(across(x) + aside, down(y)) for x, y in line.points]
-        drawn = [tag("polyline", points=" ".join(f"{x:g},{y:g}" for x, y in places))]
-        if line.spread:
-            for (x, _), (_, value), spread in zip(places, line.points, line.spread, strict=True):
-                drawn.append(tag("line", x1=x, x2=x, y1=down(value - spread), y2=down(value + spread)))
-        if line.spread or len(places) == 1:
-            drawn += [tag("circle", cx=x, cy=y, r=3.5) for x, y in places]
-        parts.append(tag("g", *drawn, class_=f"line c{number} d{number % 4}"))
-    parts.append(tag("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="cursor"))
-    box = f"0 0 {WIDTH} {HEIGHT}"
-    drawing = tag("svg", *parts, viewBox=box, class_="chart", role="img", tabindex=0, aria_label=title)
+        bars = zip(line.points, line.spread or (), strict=False)
+        drawn.append(
+            {
+                "places": [(across(x) + aside, down(y)) for x, y in line.points],
+                "bars": [(across(x) + aside, down(y - spread), down(y + spread)) for (x, y), spread in bars],
+            }
+        )
+    drawing = {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "top": TOP,
+        "bottom": HEIGHT - BOTTOM,
+        "rows": [(down(y), show(y).replace(".0 %", " %")) for y in ticks(low, high)],
+        "columns": [(across(x), show_x(x)) for x in x_ticks or ticks(min(xs), max(max(xs), min(xs) + 1), 4)],
+        "guide": guide and (down(guide[0]), guide[1]),
+        "lines": drawn,
+    }
     stops = []
     for x, _ in max(lines, key=lambda line: len(line.points)).points:
         names = (f"{printable(line.name)} " if len(lines) > 1 else "" for line in lines)
         told = ", ".join(name + line.told(x, show) for name, line in zip(names, lines, strict=True))
         stops.append((across(x), f"{told} {at} {show_x(x)}"))
     return drawing, stops
-
-
-def cell(image: str, place: int, grid: int, **box: object) -> Markup:
-    """One patch of the picture with the id `image`, which is `grid` units wide."""
-    row, column = divmod(place, grid)
-    return tag("svg", tag("use", href=f"#{image}"), viewBox=f"{column} {row} 1 1", **box)
-
-
-def base(image: str, pixels: Tensor, grid: int) -> Markup:
-    """The picture of uint8 [S, S, 3] under the id `image`, for others to use; itself not seen."""
-    picture = tag("image", href=jpeg(pixels), width=grid, height=grid, id=image)
-    return tag("svg", tag("defs", picture), class_="defs", aria_hidden="true", width=0, height=0)
-
-
-def panel(image: str, grid: int, *parts: Markup, label: str, dim: bool = False) -> Markup:
-    """A whole picture with something drawn over it."""
-    whole = tag("use", href=f"#{image}", class_="dim" if dim else None)
-    return tag("svg", whole, *parts, viewBox=f"0 0 {grid} {grid}", class_="panel", role="img", aria_label=label)
-
-
-def holes(places: Sequence[int], grid: int) -> Markup:
-    return joined([tag("rect", x=p % grid, y=p // grid, width=1, height=1, class_="hole") for p in places])
-
-
-def place_of(place: int, grid: int) -> str:
-    return f"row {place // grid + 1}, column {place % grid + 1}"
-
-
-def answers(image: str, grid: int, masked: Sequence[int], picks: Sequence[int], probabilities: Tensor) -> Markup:
-    """At each masked place the patch that was picked for it, framed, marked as right or wrong, with its probability.
-
-    `picks` are positions in `masked`; probabilities: float [K, K], a row a place.
-    """
-    parts = []
-    for number, (place, pick) in enumerate(zip(masked, picks, strict=True)):
-        right, sure = number == pick, float(probabilities[number, pick])
-        x, y = place % grid, place // grid
-        told = f"the right patch, {sure:.0%}"
-        if not right:
-            told = f"took the patch of {place_of(masked[pick], grid)} with {sure:.0%}, "
-            told += f"gave the right one {float(probabilities[number, number]):.0%}"
-        drawn = (
-            tag("title", f"{place_of(place, grid)}: {told}"),
-            cell(image, masked[pick], grid, x=x, y=y, width=1, height=1),
-            tag("rect", x=x + 0.03, y=y + 0.03, width=0.94, height=0.94),
-            tag("text", f"{RIGHT_SIGN if right else WRONG_SIGN} {100 * sure:.0f}", x=x + 0.5, y=y + 0.9),
-        )
-        parts.append(tag("g", *drawn, class_="right" if right else "wrong"))
-    return joined(parts)
 
 
 def to_pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -16,7 +16,7 @@ from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
-from selfie_cli.training.step import Batch, Step, reason_of, undone
+from selfie_cli.training.step import Batch, Step, halved, reason_of, undone
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
@@ -62,15 +62,19 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
     name = next(d for d in ("cuda", "mps", "cpu") if there[d]) if device == "auto" else device
     if not there[name]:
         raise UsageError(f"--device {name}: torch {torch.__version__} finds none here; leave it out, or take cpu")
-    if name == "cuda" and environment().local_world > torch.cuda.device_count():
+    if name != "cuda":
+        return torch.device(name)
+    torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
+    here = group()
+    gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process one
+    gpus = here.gather(str(torch.cuda.get_device_properties(gpu).uuid))
+    if len(set(gpus)) < len(gpus):
+        count = len(set(gpus))
         raise UsageError(
-            f"{environment().local_world} processes were started on this machine, which has "
-            f"{torch.cuda.device_count()} GPUs: give torchrun a smaller --nproc-per-node"
+            f"{len(gpus)} processes were started for {count} GPU{'s' * (count > 1)}: give torchrun a smaller "
+            "--nproc-per-node"
         )
-    here = torch.device(name, group().local_rank % torch.cuda.device_count()) if name == "cuda" else torch.device(name)
-    if name == "cuda":
-        torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
-    return here
+    return gpu
 
 
 def keep_freed_memory() -> None:
@@ -104,6 +108,21 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
     Measured on `sample`, a small batch on the device; the module is left as it was.
     """
+    # Twice the images take the same weights, in whichever precision: the difference is what images take.
+    twice = tuple(torch.cat([tensor, tensor]) for tensor in sample)
+    an_image = max(1, bytes_for_backward(step, twice) - bytes_for_backward(step, sample)) / len(sample[0])
+    weights = sum(parameter.numel() * 4 for parameter in step.module.parameters() if parameter.requires_grad)
+    on_gpu = step.device.type == "cuda"
+    free = torch.cuda.mem_get_info(step.device)[0] if on_gpu else available_memory() // step.group.local_world
+    room = free / 2 - 4 * weights
+    micro = batch_size
+    while micro * an_image > room and (half := halved(micro, batch_size, step.smallest)):
+        micro = half
+    return min(step.group.gather(micro))
+
+
+def bytes_for_backward(step: Step, batch: Batch) -> int:
+    """How much the forward pass of `batch` keeps for the backward pass, weights included; leaves no trace."""
     bytes_of: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -113,17 +132,8 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
     with undone(step), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), step.autocast():
         step.module.train()
-        step.task.loss(*step.task.augment(*sample))
-    # Of the weights, backward keeps those that learn; a target network's pass through without a trace.
-    weights = sum(parameter.numel() * 4 for parameter in step.module.parameters() if parameter.requires_grad)
-    an_image = max(1, sum(bytes_of.values()) - weights) / len(sample[0])
-    on_gpu = step.device.type == "cuda"
-    free = torch.cuda.mem_get_info(step.device)[0] if on_gpu else available_memory() // step.group.local_world
-    room = free / 2 - 4 * weights
-    micro = batch_size
-    while micro > 1 and micro * an_image > room:
-        micro = -(-micro // 2)
-    return min(step.group.gather(micro))
+        step.task.loss(*step.task.augment(*batch))
+    return sum(bytes_of.values())
 
 
 def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:

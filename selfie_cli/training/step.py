@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfie_cli.errors import TrainingError, is_out_of_memory
+from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group
 
@@ -154,12 +154,9 @@ class Step:
     def _halve(self, batch_size: int) -> None:
         """Let half as many images go through at once."""
         tried = min(self.micro_batch, batch_size)
-        allowed = (
-            micro for micro in range(-(-tried // 2), 0, -1) if smallest_piece(batch_size, micro) >= self.smallest
-        )
-        half = next(allowed, tried)
+        half = halved(tried, batch_size, self.smallest)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.group.world > 1 or half == tried:
+        if self.group.world > 1 or half is None:
             raise TrainingError(
                 f"out of memory with {tried} images going through at once: choose a smaller --micro-batch, "
                 "--image-size or --backbone"
@@ -170,6 +167,22 @@ class Step:
         self.talk.warn(
             f"out of memory: from now on {half} images go through at once, and a batch has more pieces; batch norm, "
             "and losses that tell images from each other, see those of a piece"
+        )
+
+
+def halved(micro_batch: int, batch_size: int, smallest: int) -> int | None:
+    """About half as many images at once; None if a piece of the batch would have fewer than `smallest`."""
+    sizes = range(-(-micro_batch // 2), 0, -1) if micro_batch > 1 else ()
+    return next((micro for micro in sizes if smallest_piece(batch_size, micro) >= smallest), None)
+
+
+def check_pieces(batch_size: int, micro_batch: int, smallest: int) -> None:
+    """Raises UsageError if a piece of the batch has fewer than `smallest` images."""
+    if smallest_piece(batch_size, micro_batch) < min(smallest, 2):
+        pieces = f" in pieces of {micro_batch}" if micro_batch < batch_size else ""
+        raise UsageError(
+            f"a batch of {batch_size}{pieces} leaves an image by itself, and batch norm and losses that compare images "
+            "need two: choose another --batch-size or --micro-batch"
         )
 
 

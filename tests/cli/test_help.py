@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,13 +65,15 @@ def test_top_help_lists_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_names_every_option_with_its_default(verb: str) -> None:
-    shown = " ".join(selfie(verb, "--help").stdout.split())
+    shown = " ".join(selfie(verb, "--help").stdout.replace("│", " ").split())
     own = (config.SelfieOptions, config.ByolOptions) if verb == "pretrain" else ()
     for kind in (KINDS[verb], *own):
         for field in dataclasses.fields(kind):
             if "help" not in field.metadata:
                 continue
             assert field.metadata["help"].split()[0] in shown
+            for bracketed in re.findall(r"\S*\[\S*\]", field.metadata["help"]):
+                assert bracketed in shown  # rich takes brackets for its markup
             if field.metadata["argument"]:
                 assert field.name.upper() in shown
                 continue

@@ -164,6 +164,17 @@ def test_the_next_readable_image_stands_in(source, whole, tmp_path, gb):
             assert len(store.marks()) == 96
 
 
+def test_what_stands_in_for_unreadable_images_is_not_in_the_batch(source, whole, tmp_path):
+    spoil(source, 10, 11, 13)
+    with opened(source, tmp_path / "store") as store:
+        for _ in range(2):
+            taken = store.take(torch.arange(10, 15))
+            assert torch.equal(taken, whole[[15, 16, 12, 17, 14]])
+    with opened(source, tmp_path / "other", max_bad=0.99) as store:
+        spoil(source, *range(98))
+        assert len(store.take(torch.arange(100)).unique(dim=0)) == 2  # there are no more
+
+
 def test_too_many_unreadable_images_stop_it(source, tmp_path):
     spoil(source, 0, 1, 2)
     with opened(source, tmp_path / "store", max_bad=0.02) as store:

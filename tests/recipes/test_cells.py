@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from selfie_cli.recipes.arms import Arm
 from selfie_cli.recipes.cells import Trainer
 from selfie_cli.recipes.labels import Data, Part, Share, take, take_share
 from selfie_cli.talk import Talk
+from selfie_cli.training.schedule import IMAGE_ORDER
 from selfie_cli.training.step import Batch
 
 SHAPE = {
@@ -76,9 +78,11 @@ def test_a_budget_is_for_all_cells_of_all_shares() -> None:
 def test_epochs_are_of_the_labels_used() -> None:
     arms = [Arm(name="a", shape=SHAPE, state=None)]
     talk = Listener()
-    asked = trainer(talk, epochs=10, micro_batch=3, precision="fp32")
+    asked = trainer(talk, epochs=10, micro_batch=2, precision="fp32")
     sizes, steps = asked.plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
-    assert sizes == {"batch_size": 4, "micro_batch": 3, "precision": "fp32", "compiles": True, "processes": 1}
+    assert sizes == {"batch_size": 4, "micro_batch": 2, "precision": "fp32", "compiles": True, "processes": 1} | {
+        "image_order": IMAGE_ORDER
+    }
     assert steps == [10 * 8 // 4, 10 * 40 // 4]
     assert talk.lines[0].startswith("20 % of the labels: 1 networks of 20 steps (10 epochs)")
 
@@ -93,8 +97,8 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
     made = []
 
     class Noting(Trainer):
-        def batches(self, task: Supervised, part: Part, seed: int) -> Callable[[int], Batch]:
-            batch_of = super().batches(task, part, seed)
+        def batches(self, task: Supervised, part: Part, seed: int, sizes: dict[str, Any]) -> Callable[[int], Batch]:
+            batch_of = super().batches(task, part, seed, sizes)
 
             def noted(step: int) -> Batch:
                 made.append(step)
@@ -105,6 +109,7 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
     options = CurveOptions(batch_size=4, warmup_steps=1)
     noting = Noting(options=options, image_size=8, device=torch.device("cpu"), talk=Talk())
     sizes = {"batch_size": 4, "micro_batch": 4, "precision": "fp32", "compiles": False, "processes": 1, "steps": 3}
+    sizes["image_order"] = IMAGE_ORDER
     run = runs.create(tmp_path / "run", verb="curve", asked={}, derived={**SHAPE, **sizes})
     arm = Arm(name="supervised", shape=SHAPE, state=None)
     assert 0 <= noting.cell(run, "one", arm, sizes, 0.1, 0, part(), part()) <= 1

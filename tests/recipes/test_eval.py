@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from commands import draw_folder, error_of, selfie
+
+from selfie_cli import runs
+from selfie_cli.data.labelled import open_labelled
+from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.recipes import networks
+from selfie_cli.talk import Talk
+from selfie_cli.weights import load_weights, save_weights
 
 
 def evaluated(run: Path, *arguments: object) -> dict[str, Any]:
@@ -30,8 +38,21 @@ def test_a_pretrained_run_beside_untrained_majority_and_chance(pretrained: Path,
     assert json.loads((pretrained / "eval-images.json").read_text()) == {**found, "where": str(images)}
 
 
+def with_statistics_of(images: Path, pretrained: Path) -> Path:
+    """The run with the batch-norm statistics of the whole training images, which eval judges by."""
+    shutil.copytree(pretrained, "estimated")
+    run = runs.open_run("estimated")
+    network = networks.load_network(run, features=None, device=torch.device("cpu"))
+    part = open_labelled(str(images), data_root=Path("data"), offline=True, talk=Talk()).train
+    pixels = read_store(part.source, size=storage_size(32), workers=1, max_bad=0, talk=Talk()).pixels
+    networks.estimate_batch_norm(network.module, network.vectors, pixels)
+    save_weights(run.weights, network.module.state_dict(), {})
+    return run.path
+
+
 def test_knn_is_what_numpy_finds_from_the_embedded_vectors(pretrained: Path, images: Path) -> None:
     found = evaluated(pretrained, "--dataset", images, "--k", 5, "--temperature", 0.1)
+    pretrained = with_statistics_of(images, pretrained)
     vectors, labels = {}, {}
     for part in ("train", "test"):
         selfie("embed", images / part, "--from", pretrained, "--out", f"{part}.npy")
@@ -47,6 +68,20 @@ def test_knn_is_what_numpy_finds_from_the_embedded_vectors(pretrained: Path, ima
             votes[labels["train"][row]] = votes.get(labels["train"][row], 0) + np.exp(similarity[row] / 0.1)
         right += max(votes, key=lambda name: votes[name]) == label
     assert found["trained"]["knn"] == pytest.approx(right / 30, abs=1.01 / 30)  # a tie may fall either way
+
+
+def test_statistics_of_batch_norm_that_a_run_keeps_make_no_difference(pretrained: Path, images: Path) -> None:
+    """The untrained network has none, so those of the trained one, of patches, say, must not count either."""
+    found = evaluated(pretrained, "--dataset", images)
+    shutil.copytree(pretrained, "run")
+    run = runs.open_run("run")
+    weights, header = load_weights(run.weights)
+    for name, tensor in weights.items():
+        if name.endswith("running_mean"):
+            tensor += 3
+    save_weights(run.weights, weights, header)
+    other = evaluated(run.path, "--dataset", images)
+    assert (other["trained"], other["untrained"]) == (found["trained"], found["untrained"])
 
 
 def test_seed_decides_and_batch_size_does_not(pretrained: Path, images: Path) -> None:
@@ -91,6 +126,14 @@ def test_a_data_set_with_some_of_the_classes(finetuned: Path, images: Path) -> N
     assert len(found["classified"]["classes"]) == len(found["classified"]["confusion"]) == 10
     assert found["classified"]["per_class"][0] is None
     assert "umbrella" in selfie("eval", finetuned, "--dataset", "some").stdout
+
+
+def test_a_result_that_cannot_be_kept_is_shown(pretrained: Path, images: Path) -> None:
+    shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("eval-*"))
+    Path("run/eval-images.json").mkdir()  # nor can it be replaced, even by root
+    found = selfie("eval", "run", "--dataset", images, "--json")
+    assert json.loads(found.stdout)["num_test"] == 30
+    assert "warning: kept nowhere: run/eval-images.json: Is a directory" in found.stderr
 
 
 def test_classes_that_the_network_does_not_know(finetuned: Path, images: Path) -> None:

@@ -286,6 +286,13 @@ def test_options_that_cannot_be_honoured(images: Path, pretrained: Path, wrong: 
     assert not Path("r").exists()
 
 
+@pytest.mark.parametrize("sizes", [["--batch-size", "33", "--micro-batch", "8"], ["--batch-size", "1"]])
+def test_batch_norm_is_given_no_single_image(images: Path, sizes: list[str]) -> None:
+    """At 8 px the last feature map has one pixel: of one image, batch norm would have one number."""
+    arguments = ("finetune", "--dataset", images, "--from", "none", "--image-size", 8, "--steps", 1, *sizes)
+    assert "leaves an image by itself" in error_of(*arguments, "--arch", "resnet", code=2)
+
+
 def test_data_and_weights_that_do_not_do(images: Path, pretrained: Path) -> None:
     assert "--dataset is missing" in error_of("finetune", "--from", pretrained, code=2)
     assert "leaves nothing" in error_of("finetune", "--dataset", images, "--from", "none", "--no-baseline", code=2)

@@ -147,6 +147,12 @@ def test_fewer_images_than_a_batch(images: Path) -> None:
     selfie("pretrain", *six, "--out", "best")  # an image cannot be told from itself
     assert config_of(Path("best"))["derived"]["batch_size"] == 6
     assert "more than there are images (6)" in error_of("pretrain", *six, "--batch-size", 8, "--out", "run", code=2)
+    shutil.copytree(six[0], "broken")
+    next(Path("broken").iterdir()).write_bytes(b"no image")
+    of_five = ("pretrain", "broken", *six[1:], "--max-bad", 0.5)
+    assert "5 of the images can be read: batch 5" in selfie(*of_five, "--out", "five").stderr
+    assert config_of(Path("five"))["derived"]["batch_size"] == 5
+    assert "more than there are images (5)" in error_of(*of_five, "--batch-size", 6, "--out", "run", code=2)
     one = next(six[0].iterdir())
     assert "one image" in error_of("pretrain", one, *SMALL, "--steps", 1, "--out", "run", code=2)
 

@@ -204,3 +204,12 @@ def test_nobody_is_started_by_hand_with_half_of_an_environment(images: Path) -> 
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2
     assert "start them with torchrun" in done.stderr
+
+
+def test_the_default_batch_is_one_that_divides(images: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        shutil.copy(sorted((images / "train").rglob("*.png"))[number], tmp_path / f"{number}.png")
+    small = ("--backbone", "resnetv2_18_w16", "--device", "cpu", "--no-report", "--steps", 1)
+    _, said = succeeded("pretrain", tmp_path, *small, "--out", tmp_path / "run")
+    assert "batch 4 as 2 x 2" in said
+    assert config_of(tmp_path / "run")["derived"]["batch_size"] == 4

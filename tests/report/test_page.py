@@ -4,15 +4,15 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from browsing import looking_at
 
 from selfie_cli.report import page as pages
-from selfie_cli.report.drawing import Line, chart
-from selfie_cli.report.markup import as_data, shown, tag
-from selfie_cli.report.page import Page
+from selfie_cli.report.drawing import Line
+from selfie_cli.report.page import Page, piece
 
 EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>' + "W" * 450
 NAMES = (f"{EVIL}.png", "</script><script>alert(3)</script>.png", "line\nbreak\u2028\udcff\u202e.png", "plain.png")
@@ -34,29 +34,29 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     page.add(
         "charts",
         "Charts",
-        tag("div", pages.chart(page, EVIL, [Line(EVIL, line), Line("b", line[:3])], **how), class_="charts"),
-        pages.legend([EVIL, "b"]),
+        piece("group", "charts", [pages.chart(page, EVIL, [Line(EVIL, line), Line("b", line[:3])], **how)]),
+        piece("legend", [EVIL, "b"]),
     )
     puzzle = pages.puzzle(0, pixels[0], EVIL, 4, [3, 5, 10], puzzle_probabilities())
     assert "<b>2 of 3 right</b>" in puzzle
-    page.add("picks", "Picks", tag("div", puzzle, class_="puzzles"))
+    page.add("picks", "Picks", piece("group", "puzzles", [puzzle]))
     figures = [pages.picture(each, EVIL, EVIL, alt=EVIL, right=bool(i % 2)) for i, each in enumerate(pixels[:7])]
-    page.add("rows", EVIL, pages.row(pages.hidden_cells(1, pixels[1], 4, [0, 1], EVIL), *figures))
+    page.add("rows", EVIL, piece("row", [pages.hidden_cells(1, pixels[1], 4, [0, 1], EVIL), *figures]))
     counts = torch.tensor([[5, 1, 0], [2, 3, 0], [0, 0, 0]]).tolist()
     page.add(
         "classes",
         "Classes",
-        pages.bars([(EVIL, 0.25, "1 of 4")]),
+        piece("bars", [(EVIL, 0.25, "1 of 4")]),
         pages.confusion(CLASSES, counts),
-        pages.table([EVIL, "b"], [[EVIL, 1], ["x" * 400, 2]], caption=EVIL),
+        piece("table", [EVIL, "b"], [[EVIL, 1], ["x" * 400, 2]], caption=EVIL),
     )
     places = torch.rand(40, 2, generator=generator)
     names = [NAMES[i % 4] for i in range(40)]
     page.add("map", "Map", pages.chart_map(page, places, pixels, names, [i % 3 for i in range(40)], CLASSES))
     page.add(
-        "details", "Details", pages.folded(EVIL, pages.settings({EVIL: {"a": EVIL, "b": [EVIL, 1]}, "none": None}))
+        "details", "Details", piece("folded", EVIL, [pages.settings({EVIL: {"a": EVIL, "b": [EVIL, 1]}, "none": None})])
     )
-    heading = pages.heading(EVIL, EVIL, [EVIL], [EVIL], [(EVIL, EVIL, EVIL)])
+    heading = piece("heading", EVIL, EVIL, [EVIL], [EVIL], [(EVIL, EVIL, EVIL)])
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(pages.document(page, title=EVIL, header=heading, footer=EVIL), encoding="utf-8")
     return file
@@ -176,9 +176,16 @@ def test_puzzles_say_what_was_picked_where() -> None:
     assert re.search(r'<svg viewBox="3 0 1 1" x="1" y="1" width="1" height="1">', drawn)
 
 
+def drawn_chart(lines: list[Line], **how: Any) -> tuple[str, list[str]]:
+    """A chart, and what it says at each x."""
+    page = Page()
+    drawn = pages.chart(page, "t", lines, **how)
+    return drawn, [text for _, text in page.data["charts"][0]]
+
+
 def test_charts_are_to_scale() -> None:
-    lines = [Line("a", [(0, 0.0), (50, 1.0), (100, 0.5)])]
-    drawn, stops = chart(lines, title="t", show="{:g}".format, show_x="{:g}".format, from_zero=True)
+    how: dict[str, Any] = {"show": "{:g}".format, "show_x": "{:g}".format}
+    drawn, told = drawn_chart([Line("a", [(0, 0.0), (50, 1.0), (100, 0.5)])], **how, from_zero=True)
     (points,) = re.findall(r'points="([^"]+)"', drawn)
     (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points.split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
@@ -186,15 +193,9 @@ def test_charts_are_to_scale() -> None:
     labels = dict(re.findall(r'y="([\d.]+)" class="end">([^<]+)<', drawn))
     zero = next(float(y) for y, text in labels.items() if text == "0")
     assert zero - 4 == pytest.approx(y0, abs=0.1)
-    assert [text for _, text in stops] == ["0 at 0", "1 at 50", "0.5 at 100"]
-    log, _ = chart(
-        [Line("a", [(0.01, 0.5), (0.1, 0.6), (1, 0.7)], [0.1, 0.0, 0.0])],
-        title="t",
-        show="{:g}".format,
-        show_x="{:g}".format,
-        x_ticks=[0.01, 0.1, 1],
-        log=True,
-    )
+    assert told == ["0 at 0", "1 at 50", "0.5 at 100"]
+    lines = [Line("a", [(0.01, 0.5), (0.1, 0.6), (1, 0.7)], [0.1, 0.0, 0.0])]
+    log, _ = drawn_chart(lines, **how, x_ticks=[0.01, 0.1, 1], log=True)
     first, second, third = (float(point.split(",")[0]) for point in re.findall(r'points="([^"]+)"', log)[0].split())
     assert second - first == pytest.approx(third - second, abs=0.2)
 
@@ -202,9 +203,21 @@ def test_charts_are_to_scale() -> None:
 @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.0, 0.0], [1e-12, 2e-12], [1e9, -1e9]])
 def test_charts_of_odd_values(values: list[float]) -> None:
     for from_zero in (True, False):
-        drawn, _ = chart([Line("a", list(enumerate(values)))], title="t", show=str, show_x=str, from_zero=from_zero)
+        drawn, _ = drawn_chart([Line("a", list(enumerate(values)))], show=str, show_x=str, from_zero=from_zero)
         assert "nan" not in drawn
         assert "inf" not in drawn
+
+
+def test_a_curve_is_a_file_of_its_own() -> None:
+    lines = [Line(EVIL, [(0.05, 0.3), (1.0, 0.5)], [0.02, 0.01]), Line("b", [(0.05, 0.4), (1.0, 0.52)], [0.05, 0.0])]
+    text = pages.curve_file(EVIL, lines, show=pages.percent, show_x="{:g}".format, x_ticks=[0.05, 1.0], log=True)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts.count(EVIL) == 2
+    assert {"b", "0.05", "1"} <= set(texts)
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+    assert "script" not in {each.tag.rpartition("}")[2] for each in root.iter()}
 
 
 def test_many_classes_are_a_list_of_pairs() -> None:
@@ -221,12 +234,14 @@ def test_many_classes_are_a_list_of_pairs() -> None:
 
 
 def test_text_is_escaped() -> None:
-    assert shown("a<b>&\"'\x1b[31m\udcff") == "a&lt;b&gt;&amp;&quot;&#x27;\\x1b[31m\\udcff"
-    assert tag("p", "<b>", tag("i", "&"), None, data_x="\"'", x=0, hidden=True, open=False, id=None) == (
-        '<p data-x="&quot;&#x27;" x="0" hidden>&lt;b&gt;<i>&amp;</i></p>'
-    )
-    text = as_data({"a": "</script><!--\u2028"})
+    odd = "a<b>&\"'\x1b[31m\udcff"
+    assert piece("paragraph", odd) == '<p class="soft">a&lt;b&gt;&amp;&#34;&#39;\\x1b[31m\\udcff</p>'
+    grouped = piece("group", odd, [piece("paragraph", "&"), "<i>", None])
+    assert grouped.endswith('<p class="soft">&amp;</p>&lt;i&gt;</div>')
+    page = Page(data={"charts": [], "a": "</script><!--\u2028"})
+    written = pages.document(page, title="t", header="", footer="")
+    text = re.search(r'<script id="data"[^>]*>(.*?)</script>', written)[1]
     assert not set("<>&\u2028") & set(text)
-    assert json.loads(text) == {"a": "</script><!--\u2028"}
+    assert json.loads(text) == page.data
     with pytest.raises(ValueError, match="JSON compliant"):
-        as_data([float("nan")])
+        pages.document(Page(data={"a": float("nan")}), title="t", header="", footer="")

@@ -1,16 +1,12 @@
-"""Plots: what is drawn stands where the numbers say, and the files are what their names say."""
+"""The plot of characters: what is drawn stands where the numbers say."""
 
-import builtins
 import re
-from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from selfie_cli.report import plots
 
 ARMS = {"supervised": [(0.30, 0.02), (0.50, 0.01)], "selfie": [(0.40, 0.05), (0.52, None)]}
-TICKS = ["5 %\n40 labels\n3 seeds", "100 %\n800 labels\n1 seed"]
 
 
 def test_text_is_plain_narrow_and_to_scale():
@@ -40,39 +36,3 @@ def test_text_of_odd_numbers_and_long_names(values):
     text = plots.as_text([0.5], {"a-very-long-name-of-a-folder-with-a-run-in-it": values})
     assert max(map(len, text.splitlines())) <= 80
     assert "o" in text
-
-
-def test_files(tmp_path: Path):
-    pytest.importorskip("matplotlib")
-    files = [tmp_path / "curve.png", tmp_path / "curve.svg"]
-    plots.draw(files, "photos: test accuracy", [0.05, 1.0], ARMS, TICKS)
-    with Image.open(files[0]) as image:
-        assert image.format == "PNG"
-        assert min(image.size) > 500
-    first = files[1].read_text()
-    assert first.startswith("<?xml")
-    plots.draw(files, "photos: test accuracy", [0.05, 1.0], ARMS, TICKS)
-    assert files[1].read_text() == first
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["curve.png", "curve.svg"]
-
-
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = builtins.__import__
-
-    def without(name, *arguments, **named):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *arguments, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError):
-        plots.draw([tmp_path / "curve.png"], "photos", [0.05, 1.0], ARMS, TICKS)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_names_are_shown_as_they_are(tmp_path):
-    arms = {"_mine": ARMS["supervised"], r"$\foo$": ARMS["selfie"]}
-    plots.draw([tmp_path / "curve.svg", tmp_path / "curve.png"], r"a $\bar$ b", [0.05, 1.0], arms, TICKS)
-    assert (tmp_path / "curve.png").stat().st_size > 1000
-    assert "_mine" in plots.literal("_mine")
-    assert plots.literal("plain") == "plain"

@@ -1,17 +1,22 @@
 """What the machine has, and how training fits itself to it without leaving a trace."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from listening import Listener
 from shared_batch import batch_of, make_step, make_task, module_of
+from torch import nn
 
 from selfie_cli.errors import TrainingError, UsageError
+from selfie_cli.methods.supervised import Supervised
 from selfie_cli.talk import Talk
 from selfie_cli.training import machine
+from selfie_cli.training.distributed import Group
 from selfie_cli.training.machine import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
+from selfie_cli.training.schedule import step_generator
 
 ROOM = 2**40
 
@@ -224,3 +229,42 @@ def test_the_micro_batch_goes_by_memory(name, monkeypatch):
     assert len(set(sizes)) > 3
     assert sizes[-1] == 1
     assert_untouched(step, before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_of_an_image_does_not_count_weights(precision, monkeypatch):
+    """A network of many weights and few activations: in bf16, autocast keeps copies of them of half the size."""
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2000), nn.Linear(2000, 2000), nn.Linear(2000, 10))
+    task = Supervised(wide, image_size=32, min_crop=0.5)
+    step = make_step(task, precision=precision)
+    pixels = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    batch = (pixels, torch.zeros(8, dtype=torch.int64), task.draw(8, step_generator(0, 0)))
+    one, two = (machine.bytes_for_backward(step, tuple(part[:count] for part in batch)) for count in (4, 8))
+    numbers = 3072 + 2000 + 2000 + 10  # what the three layers and the loss keep
+    assert (two - one) / 4 == pytest.approx(numbers * (2 if precision == "bf16" else 4), rel=0.05)
+    weights = sum(parameter.numel() * 4 for parameter in wide.parameters())
+    monkeypatch.setattr(machine, "available_memory", lambda: 2 * (4 * weights + 40 * numbers * 4))
+    assert micro_batch_for(step, tuple(part[:4] for part in batch), 512) in ((64,) if precision == "bf16" else (32,))
+
+
+def test_no_micro_batch_leaves_a_rest_that_is_too_small(monkeypatch):
+    step = make_step(make_task("simclr"), smallest=2)
+    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    sample = tuple(tensor[:4] for tensor in batch_of(step.task, 0))
+    assert micro_batch_for(step, sample, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
+
+
+@pytest.mark.parametrize(("seen", "fits"), [(["a", "b"], True), (["a", "a"], False)])
+def test_each_process_has_a_gpu_of_its_own(seen, fits, monkeypatch):
+    """Slurm may show each process one GPU, which both call the first."""
+    here = Group(1, 2, 1, 2)
+    monkeypatch.setattr(Group, "gather", lambda self, mine: seen)
+    monkeypatch.setattr(machine, "group", lambda: here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=seen[1]))
+    if fits:
+        assert prepare("auto") == torch.device("cuda", 0)
+    else:
+        with pytest.raises(UsageError, match="2 processes were started for 1 GPU: give torchrun a smaller --nproc"):
+            prepare("auto")

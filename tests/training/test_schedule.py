@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from selfie_cli.errors import UsageError
 from selfie_cli.training.schedule import SampleOrder, check_length, cosine_with_warmup, num_steps, seconds, step_seed
@@ -80,8 +81,38 @@ def test_step_seeds_differ_by_step_and_seed():
     assert step_seed(3, 4) == step_seed(3, 4)
 
 
-@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (12, 4), (7, 7), (3, 10), (1, 5), (5, 12)])
-def test_every_image_comes_equally_often(num_images, batch_size):
+@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (300, 256), (12, 4), (7, 7)])
+def test_an_epoch_is_whole_batches_without_an_image_twice(num_images, batch_size):
+    order = SampleOrder(num_images, batch_size, seed=0)
+    batches = num_images // batch_size
+    epochs = [
+        torch.cat([order.batch(step) for step in range(first, first + batches)])
+        for first in range(0, 60 * batches, batches)
+    ]
+    assert all(len(epoch.unique()) == batches * batch_size for epoch in epochs)
+    assert len(torch.cat(epochs).unique()) == num_images  # those left over differ
+
+
+@pytest.mark.parametrize(("num_images", "block", "world"), [(513, 64, 4), (33, 64, 8), (10_001, 64, 1), (999, 64, 3)])
+def test_processes_see_no_image_twice_in_a_batch(num_images, block, world):
+    size = num_images // (2 * world) * world if num_images > 600 else num_images // world * world
+    orders = [SampleOrder(num_images, size, 5, block=block, rank=rank, world=world) for rank in range(world)]
+    for step in range(30):
+        assert len(torch.cat([order.batch(step) for order in orders]).unique()) == size
+
+
+def test_the_order_is_frozen_and_older_runs_keep_theirs():
+    def of(**options):
+        return [SampleOrder(10, 4, 0, **options).batch(step).tolist() for step in range(3)]
+
+    assert of() == [[2, 1, 6, 7], [4, 8, 5, 9], [2, 1, 9, 5]]
+    assert of(version=1) == [[8, 0, 1, 5], [3, 9, 6, 4], [7, 2, 2, 3]]
+    assert SampleOrder(200, 4, 3, block=4, rank=1, world=2).batch(51).tolist() == [43, 16]
+    assert SampleOrder(200, 4, 3, block=4, rank=1, world=2, version=1).batch(51).tolist() == [113, 162]
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(3, 10), (1, 5), (5, 12)])
+def test_every_image_of_a_set_smaller_than_a_batch_comes_equally_often(num_images, batch_size):
     order = SampleOrder(num_images, batch_size, seed=0)
     # So many steps are a whole number of epochs.
     row = np.concatenate([order.batch(step).numpy() for step in range(3 * num_images)])
@@ -107,9 +138,8 @@ def test_epochs_are_shuffled_anew():
 
 def epochs_of(order: SampleOrder, num_epochs: int) -> np.ndarray:
     """What one process sees, a row an epoch."""
-    needed = -(-num_epochs * order.epoch_length // order.batch_size)
-    row = np.concatenate([order.batch(step).numpy() for step in range(needed)])
-    return row[: num_epochs * order.epoch_length].reshape(num_epochs, -1)
+    batches = order.epoch_length // order.batch_size
+    return np.concatenate([order.batch(step).numpy() for step in range(num_epochs * batches)]).reshape(num_epochs, -1)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +147,7 @@ def epochs_of(order: SampleOrder, num_epochs: int) -> np.ndarray:
     [(10_000, 64, 1), (10_001, 64, 1), (4096, 64, 2), (9_999, 64, 3), (100_003, 64, 7), (500, 64, 4), (33, 64, 8)],
 )
 def test_streamed_epochs_are_disjoint_and_all_but_complete(num_images, block, world):
-    orders = [SampleOrder(num_images, 8 * world, 5, block=block, rank=rank, world=world) for rank in range(world)]
+    orders = [SampleOrder(num_images, world, 5, block=block, rank=rank, world=world) for rank in range(world)]
     size = orders[0].block
     seen = np.stack([epochs_of(order, 3) for order in orders], axis=1)  # [3, world, epoch_length]: of one length
     for epoch in seen:

@@ -302,6 +302,24 @@ def test_no_image_is_left_by_itself():
     assert step.micro_batch == 3  # not five and four, then three: two would leave one over
 
 
+def test_memory_that_runs_out_within_the_compiler_is_known():
+    from torch._dynamo.exc import BackendCompilerFailed  # it imports the compiler
+
+    task, listener = make_task("supervised"), Listener()
+    loss_of, said = task.loss, RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def loss(*views):
+        if len(views[0]) > 8:
+            raise BackendCompilerFailed("inductor", said, None)
+        return loss_of(*views)
+
+    task.loss = loss
+    step = make_step(task, talk=listener)
+    assert step(batch_of(task, 0), 0.5)["loss"].isfinite()
+    assert step.micro_batch == 8
+    assert len(listener.warned) == 1
+
+
 def test_other_errors_are_raised():
     task = make_task("supervised")
     task.loss = lambda *views: torch.zeros(3) @ torch.zeros(4)

@@ -1,0 +1,21 @@
+"""Tables as people see them."""
+
+import pytest
+
+from selfie_cli.cli import render
+from selfie_cli.recipes.eval import Classified
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["boat", "cat"], ["boat", "cat"]),
+        (["defect_airplane", "defect_bird", "defect_crack"], ["airpla", "bird", "crack"]),
+        (["scratches_a", "scratches_b", "dent"], ["1: scr", "2: scr", "3: den"]),
+        (["broken", "broken_glass"], ["1: bro", "2: bro"]),
+    ],
+)
+def test_columns_of_the_confusion_table_are_told_apart(names: list[str], shown: list[str]) -> None:
+    nothing = [[0] * len(names)] * len(names)
+    found = Classified(classes=names, top1=0, top5=0, per_class=[0.0] * len(names), confusion=nothing)
+    assert [column.header for column in render.confusion(found).columns][2:] == shown
