@@ -569,8 +569,8 @@ def main() -> None:
 
 INTRODUCTION = """# Odd layouts
 
-Inputs that people have, and what selfie makes of them. Of {count}, {before} were right before and {now} are now; before is
-commit 282d1d3. The rules are in [Data](guide/data.md#rules-of-layouts). This page is made by
+Inputs that people have, and what selfie makes of them. Of {count}, {before} were right before and {now} are now; before
+is commit 282d1d3. The rules are in [Data](guide/data.md#rules-of-layouts). This page is made by
 `python tests/layouts.py --before CHECKOUT`.
 
 """
