@@ -111,6 +111,7 @@ class Finetuned(Point):
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int] = field(default_factory=dict)
     gains: list[float] | None
     gain_mean: float | None
     gain_std: float | None
@@ -129,6 +130,7 @@ class Curve:
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int]
     points: list[Point]
     remarks: dict[str, str]
     sentences: list[str]
