@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from selfie_cli.talk import printable
 
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 50, 22, 10, 26
 
 
 def jpeg(pixels: Tensor, quality: int = 82) -> str:
