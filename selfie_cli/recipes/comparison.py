@@ -1,7 +1,7 @@
 """What several seeds of several arms come to: means, spreads, paired gains, and sentences."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from selfie_cli.evaluation.metrics import mean_std, paired_interval
@@ -54,6 +54,7 @@ class Finetuned(Point):
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int] = field(default_factory=dict)
     gains: list[float] | None
     gain_mean: float | None
     gain_std: float | None
@@ -72,6 +73,7 @@ class Curve:
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int]
     points: list[Point]
     remarks: dict[str, str]
     sentences: list[str]

@@ -68,6 +68,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         dataset=data.name,
         num_test=len(data.test.labels),
         num_classes=len(data.classes),
+        left_out=data.record["left_out"],
         points=points,
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
