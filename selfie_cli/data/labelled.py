@@ -272,9 +272,9 @@ def some(names: list[str]) -> str:
 
 
 def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSplits:
-    test = hash_test_part(names, whole.labels)
+    test = hash_test_part(names, whole.labels, same=whole.source.first_of_same())
     if not test.any():
-        raise DataError(f"{name} has one image a class: nothing is left to test on")
+        raise DataError(f"{name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."
     train_part, test_part = (
         Labelled(Subset(whole.source, indices), whole.labels[indices], whole.classes)

@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
 from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import label_of
@@ -79,8 +77,8 @@ class Parquet(Packed):
         self._streams: OrderedDict[tuple[int, int], Iterator[Any]] = OrderedDict()
         self._reader = BlockReader(self, self.block, cheap=False)
 
-    def open(self, index: int) -> Image.Image:
-        return self._reader.open(index)
+    def contents(self, index: int) -> bytes:
+        return self._reader.contents(index)
 
     def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
         """As `Packed.read`; what is damaged is told of the images that it costs."""

@@ -138,15 +138,14 @@ class Examination:
             if part == self.train:
                 continue
             if len(mine) * len(train) > MOST_PAIRS:
-                mine = mine[np.isin(marks.exact[mine], marks.exact[train])]
                 limits.append((part, f"compared with {self.train} for copies alone"))
-            seen = find_seen(of(mine), of(train))
+            seen = find_seen(of(mine), of(train), pairs=MOST_PAIRS)
             bits = np.where(seen.exact, 0, np.maximum(seen.distance, 1))  # other pixels can leave the same bits
             leaked += [(mine[row], train[seen.nearest[row]], int(bits[row])) for row in np.flatnonzero(seen.near)]
 
         text = "of training images: results would be too good, remove them"
         self.add("test images seen", f"copies {text}", self._told(leaked, copies=True), problem=True)
-        text = f"near-duplicates of training images ({NEAR} of 255 bits): eval --exclude-seen leaves them out"
+        text = f"near-duplicates of training images ({NEAR} of 255 bits): --exclude-seen leaves them out"
         self.add("test images like seen ones", text, self._told(leaked, copies=False))
         torn = []
         for row, other, _ in (*copies, *alike, *leaked):

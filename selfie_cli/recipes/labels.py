@@ -19,7 +19,7 @@ from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.recipes.beginning import where_it_began
-from selfie_cli.recipes.seen import look_for_seen
+from selfie_cli.recipes.seen import counts_of, look_for_seen
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -96,7 +96,10 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     train_part, test_part, bad = read_parts(found, size=storage_size(image_size), options=options, talk=talk)
-    rows, seen = look_for_seen(sources, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk)
+    rows, seen = look_for_seen(
+        sources, train_part.pixels, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk
+    )
+    num_seen, num_like_train = counts_of(seen)
     return Data(
         name=found.name,
         classes=found.train.classes,
@@ -108,7 +111,8 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
             "left_out": found.left_out.counts,
             "unreadable": len(bad),
             "split": found.split_note,
-            "seen_test_images": len({each["path"] for each in seen}),
+            "seen_test_images": num_seen,
+            "like_training_images": num_like_train,
         },
         bad=bad,
         num_images=len(found.train.source) + len(found.test.source),
