@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("dataset")
     parser.add_argument("--arms", default="selfie-paper,selfie-best,byol-best,simclr-best", help="METHOD-RECIPE, ...")
     parser.add_argument("--only", help="rates, an arm, pretraining (all arms), or curve. Unset: everything")
-    parser.add_argument("--backbone", default="resnetv2_18_w16")
+    parser.add_argument("--backbone", default="resnetv2_10_w32")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--precision", default="auto")

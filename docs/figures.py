@@ -146,53 +146,36 @@ def paper() -> Figure:
 
 
 def views() -> Figure:
-    """Two views of one image, and the choice among all views of the batch."""
-    scenes = synthetic.draw(10, seed=SEED, size=SIDE)[0][[1, 4, 6, 7]]
+    """Four small views of one image, drawn to their mean and apart from those of other images."""
+    scenes = synthetic.draw(10, seed=SEED, size=SIDE)[0][[1]]
     generator = torch.Generator().manual_seed(4)
-    size = SIDE * 3 // 4
     mean, scale = (values.view(1, 3, 1, 1) for values in constants(torch.device("cpu")))
-
-    def view() -> tuple[torch.Tensor, Pixels]:
-        drawn = draw_view(len(scenes), generator, min_area=0.2, jitter=1.0)
-        x = random_view(torch.from_numpy(scenes), drawn, size, blur=False, solarize=False)
-        shown = (x / scale + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-        return drawn.boxes, shown.numpy()
-
-    (first_boxes, first), (second_boxes, second) = view(), view()
-    hidden, _ = masks(0.5, seed=2)
-    figure, axes = canvas(10.8, 5.0)
-    words(axes, 1.5, 4.72, "two random views", weight="bold")
-    picture(axes, scenes[0], 0.3, 2.05, 2.4)
-    for boxes, colour in ((first_boxes, BLUE), (second_boxes, ORANGE)):
-        x, y, width, height = corners(boxes[0])
+    colours = (BLUE, ORANGE, GREEN, GREY)
+    figure, axes = canvas(10.8, 4.6)
+    words(axes, 1.5, 4.32, "four random views", weight="bold")
+    picture(axes, scenes[0], 0.3, 1.65, 2.4)
+    words(axes, 1.5, 1.1, "15 to 70 % of the image each,\nresized to half of its side")
+    for index, colour in enumerate(colours):
+        drawn = draw_view(1, generator, min_area=0.15, max_area=0.7, jitter=1.0)
+        x, y, width, height = corners(drawn.boxes[0])
+        place = (0.3 + 2.4 * x, 1.65 + 2.4 * (1 - y - height))
         axes.add_patch(
-            Rectangle(
-                (0.3 + 2.4 * x, 2.05 + 2.4 * (1 - y - height)), 2.4 * width, 2.4 * height, fill=False, zorder=4,
-                edgecolor=colour, linewidth=2.6,
-            )
-        )  # fmt: skip
-    words(axes, 1.5, 1.4, "Blue: what the network sees.\nOrange: what it is asked for.\nEach also asks for the other.")
-
-    words(axes, 4.15, 4.72, "half of the cells of one", weight="bold")
-    masked_grid(axes, first[0], hidden, 3.4, 3.05, 1.5)
-    axes.add_patch(Rectangle((3.4, 3.05), 1.5, 1.5, fill=False, edgecolor=BLUE, linewidth=2.6, zorder=6))
-    arrow(axes, (4.15, 2.99), (4.15, 2.72))
-    box(axes, 4.15, 2.42, 2.2, 0.56, "P on the whole view,\nmap averaged in cells", BLUE)
-    arrow(axes, (4.15, 2.12), (4.15, 1.9))
-    box(axes, 4.15, 1.62, 2.2, 0.52, "A  +  mean of the cells", BLUE)
-    arrow(axes, (4.15, 1.34), (4.15, 1.1))
-    words(axes, 4.15, 0.88, "u  +  relative place  →  head  =  query")
-    words(axes, 4.15, 0.5, "relative place: five numbers\nfrom the blue to the orange box", color=GREY, size=10.5)
-
-    words(axes, 8.2, 4.72, "choose among all other views of the batch", weight="bold")
-    shown = [first[1], second[0], second[2], first[3]]
-    names = ["P, mean, head  →  cosine"] * len(shown)
-    candidates(axes, shown, 1, 6.5, names, 3.72)
-    axes.plot([6.1, 6.1], [0.88, 4.4], color=ORANGE, linewidth=1.4)
-    axes.plot([5.72, 6.1], [0.88, 0.88], color=ORANGE, linewidth=1.4)
-    for index in range(len(shown)):
-        arrow(axes, (6.1, 4.08 - index * 0.92), (6.46, 4.08 - index * 0.92), ORANGE)
-    words(axes, 8.2, 0.46, "softmax over all 2B - 1 of them; chance 1 / (2B - 1)")
+            Rectangle(place, 2.4 * width, 2.4 * height, fill=False, zorder=4, edgecolor=colour, linewidth=2.6)
+        )
+        view = random_view(torch.from_numpy(scenes), drawn, SIDE // 2, blur=False, solarize=False)
+        shown = (view / scale + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()[0]
+        bottom = 3.3 - index * 0.95
+        picture(axes, shown, 3.35, bottom, 0.8, edge=colour, width=2.4)
+        arrow(axes, (4.2, bottom + 0.4), (4.45, bottom + 0.4))
+        box(axes, 5.3, bottom + 0.4, 1.7, 0.62, "P, mean,\nprojector", BLUE)
+        arrow(axes, (6.15, bottom + 0.4), (6.5, bottom + 0.4))
+        words(axes, 6.72, bottom + 0.4, f"$z_{index + 1}$", color=colour, size=14)
+        arrow(axes, (6.95, bottom + 0.4), (7.55, 2.28 + 0.1 * (1.5 - index)), colour)
+    words(axes, 5.0, 4.32, "each by itself through the same P", weight="bold")
+    box(axes, 8.2, 2.27, 1.2, 0.7, "their mean:\nthe context", ORANGE)
+    words(axes, 9.1, 4.32, "the loss", weight="bold")
+    words(axes, 9.1, 3.72, "views of an image alike:\nattraction * (1 - mean cosine)")
+    words(axes, 9.1, 1.1, "images of a batch apart:\nminus the coding rate,\nlog det(I + E / (Bε) ZᵀZ) / 2")
     return figure
 
 
@@ -204,7 +187,7 @@ def corners(box: torch.Tensor) -> tuple[float, float, float, float]:
 
 def stages() -> Figure:
     """Which parts are pretrained, and what finetuning starts from."""
-    figure, axes = canvas(10.6, 5.6)
+    figure, axes = canvas(10.6, 4.9)
     columns = {"stem": 3.75, "stage 1": 4.8, "stage 2": 5.85, "stage 3": 6.9, "stage 4": 7.95, "head": 9.6}
 
     def row(y: float, title: str, note: str, parts: dict[str, str], head: tuple[str, str] | None) -> None:
@@ -223,14 +206,13 @@ def stages() -> Figure:
             arrow(axes, (previous + 0.46, y), (columns["head"] - 0.925, y))
 
     three = dict.fromkeys(("stem", "stage 1", "stage 2", "stage 3"), BLUE)
-    words(axes, 0.25, 5.3, "Pretraining", ha="left", size=12)
-    row(4.8, "Selfie", "P is three stages", three, ("attention pooling A", BLUE))
-    row(4.1, "BYOL, SimCLR", "an encoder of all four", {**three, "stage 4": BLUE}, ("projector (dropped)", ORANGE))
-    axes.plot([0.25, 10.35], [3.68, 3.68], color=GREY, linewidth=0.6)
-    words(axes, 0.25, 3.42, "Finetuning starts from", ha="left", size=12)
-    row(2.92, "Selfie", "the whole image through P", {**three, "stage 4": GREY}, ("classifier", GREY))
-    row(2.22, "Selfie, --arch hybrid", "A in place of stage 4", three, ("A  →  linear", BLUE))
-    row(1.52, "BYOL, SimCLR", "", {**three, "stage 4": BLUE}, ("classifier", GREY))
+    words(axes, 0.25, 4.6, "Pretraining", ha="left", size=12)
+    row(4.1, "Selfie, --recipe paper", "P is three stages", three, ("attention pooling A", BLUE))
+    row(3.4, "all others", "on small views", three, ("projector (dropped)", ORANGE))
+    axes.plot([0.25, 10.35], [2.98, 2.98], color=GREY, linewidth=0.6)
+    words(axes, 0.25, 2.72, "Finetuning starts from", ha="left", size=12)
+    row(2.22, "any of them", "the whole image through P", {**three, "stage 4": GREY}, ("classifier", GREY))
+    row(1.52, "paper, --arch hybrid", "A in place of stage 4", three, ("A  →  linear", BLUE))
     nothing = dict.fromkeys((*three, "stage 4"), GREY)
     row(0.82, "supervised", "the baseline of every table", nothing, ("classifier", GREY))
     for x, colour, text in ((0.25, BLUE, "pretrained"), (2.2, GREY, "starts fresh"), (4.3, ORANGE, "not kept")):
@@ -243,7 +225,7 @@ def stages() -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"paper": paper, "two-views": views, "stages": stages}
+FIGURES: dict[str, Callable[[], Figure]] = {"paper": paper, "many-views": views, "stages": stages}
 
 
 def main(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from selfie_cli.option import Options, option
 
-Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_18_w16", "resnet18", "resnet50"]
+Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_10_w32", "resnetv2_18_w16", "resnet18", "resnet50"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
@@ -149,9 +149,10 @@ class SelfieOptions(Options):
         "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
     )
     flip: bool | None = from_recipe("Mirror half of the images.")
-    view_scale: float | None = from_recipe(
-        "Side of the two views, as a share of the image's; a step costs its square.", above=0, at_most=1
+    attraction: float | None = from_recipe(
+        "Weight of the similarity of an image's views against the coding rate of the batch.", above=0
     )
+    distortion: float | None = from_recipe("Allowed distortion of the coding rate.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,7 @@ class PretrainOptions(TrainingOptions):
     )
     backbone: Backbone = option(
         "resnetv2_50",
-        "resnetv2_50 is the paper's; resnetv2_18_w16 suits a laptop; resnet18 and resnet50 are torchvision's.",
+        "resnetv2_50 is the paper's; resnetv2_10_w32 suits a laptop; resnet18 and resnet50 are torchvision's.",
     )
     image_size: int | None = option(
         None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1, at_most=MOST_PIXELS
@@ -200,7 +201,16 @@ class PretrainOptions(TrainingOptions):
     )
     width: int | None = from_recipe("What the projector ends in.", panel=TRAINING, at_least=2, at_most=MOST_FEATURES)
     temperature: float | None = from_recipe("Cosines are divided by it before the softmax.", panel=TRAINING, above=0)
+    num_views: int | None = from_recipe("Views per image.", panel=VIEWS, at_least=2, at_most=64)
+    view_scale: float | None = from_recipe(
+        "Side of a view as a share of the image's; a step costs its square.", panel=VIEWS, above=0, at_most=1
+    )
+    num_stages: Literal[3, 4] | None = from_recipe(
+        "Stages of the network that are pretrained; a fourth stage that is not starts fresh in finetuning.",
+        panel=TRAINING,
+    )
     min_crop: float | None = from_recipe("Smallest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
+    max_crop: float | None = from_recipe("Largest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
     jitter: float | None = from_recipe("Strength of the colour jitter.", panel=VIEWS, at_least=0, at_most=2)
     blur: float | None = from_recipe(
         "Strength of the blur: how often it is applied.", panel=VIEWS, at_least=0, at_most=1
@@ -247,12 +257,18 @@ class LabelOptions(TrainingOptions):
         "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.",
         panel=TRAINING,
     )
-    weight_decay: float = option(1e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
+    weight_decay: float = option(5e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
     warmup_steps: int = option(
         100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
     )
     min_crop: float = option(
         0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
+    )
+    check_length: bool = option(
+        True,
+        "Train each arm for half of the steps, too, on the first seed's labels but a fifth, and say whether it still "
+        "gained from the other half.",
+        panel=TRAINING,
     )
 
 
@@ -316,8 +332,8 @@ class EmbedOptions(MachineOptions):
     overwrite: bool = option(False, "Replace --out if it exists.")
     features: Features | None = option(
         None,
-        "Of a Selfie run: the patch network over the whole image, its mean over patches, or the attention-pooled "
-        "vector. Unset: whole.",
+        "Of a Selfie run with --recipe paper: the patch network over the whole image, its mean over patches, or the "
+        "attention-pooled vector. Unset: whole.",
     )
     precision: Literal[Precision, "int8"] = option(  # type: ignore[assignment]  # one more than elsewhere
         "auto",
@@ -351,7 +367,7 @@ class EvalOptions(DataOptions):
     seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.", at_least=0)
     batch_size: int = option(
         128,
-        "Images that go through the network at once; two-view Selfie's pretext task picks among them.",
+        "Images that go through the network at once.",
         panel=MACHINE,
         at_least=1,
         at_most=MOST_AT_ONCE,
@@ -388,7 +404,7 @@ class DoctorOptions(SourceOptions):
     )
     time: bool = option(True, "Take a few training steps, to say how long pretraining takes here.")
     backbone: Backbone | None = option(
-        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_18_w16 as well."
+        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_10_w32 as well."
     )
 
 

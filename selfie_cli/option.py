@@ -89,13 +89,14 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
     """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`:
     what is in CHANGEABLE, and `also` these. Given is what was typed, or is not the default.
 
-    An option that is younger than the run has its default, which has to mean what was done before there was one.
+    An option that is younger than the run has its default, which has to mean what was done before there was one. One
+    that is gone does not matter if the run left it out.
 
     Raises UsageError if `given` asks for anything else than the run did, or the run for what is not known here.
     """
     kind = type(given)
     hints = get_type_hints(kind)
-    if unknown := sorted(asked.keys() - hints.keys()):
+    if unknown := sorted(name for name, value in asked.items() if name not in hints and value is not None):
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(given):
@@ -109,7 +110,7 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
             then = tuple(then)
         if isinstance(then, dict) and isinstance(default, Options):
             try:
-                then = type(default)(**then)
+                then = type(default)(**{name: value for name, value in then.items() if value is not None})
             except TypeError as error:
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[field.name]):

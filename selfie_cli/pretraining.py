@@ -11,6 +11,32 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
 )
 """method -> recipe -> option -> value, or a table of its values for `small` (up to 64 px) and `large` images."""
 
+SELFIE = {
+    1: "Selfie (patches of one image, Trinh et al. 2019)",
+    2: "Selfie over two views (softmax over other images)",
+    None: "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)",
+}
+"""In words, by the number of views that a run's config notes; None is for any other."""
+PRETRAININGS = {
+    "byol": "BYOL (Grill et al. 2020)",
+    "simclr": "SimCLR (Chen et al. 2020)",
+    "finetune": "labels (a finetuned network)",
+    "imagenet": "ImageNet's labels (torchvision's weights)",
+    "none": "no pretraining",
+}
+
+
+def called(derived: dict[str, Any]) -> str:
+    """The method and recipe that pretrained a network, in words, from the `derived` section of its run's config."""
+    method = str(derived.get("method"))
+    if method == "finetune":
+        method = str(derived.get("pretraining", "none"))
+        return str(derived.get("pretrained_by") or PRETRAININGS.get(method, method.title()))
+    if method == "selfie":
+        return SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
+    several = derived.get(method, {}).get("num_views", 2) > 2
+    return PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
+
 
 def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
     """What a recipe says for images of this size. Raises UsageError if the method has no such recipe."""

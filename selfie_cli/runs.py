@@ -25,6 +25,7 @@ from typing import Any
 from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
+from selfie_cli.pretraining import called
 from selfie_cli.signals import is_alone
 from selfie_cli.talk import Talk
 
@@ -348,4 +349,4 @@ def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILEN
 def describe(run: Run) -> str:
     d = run.config["derived"]
     where = "the network bundled with selfie" if run.address == "bundled" else str(run)
-    return f"{where} ({d.get('method', run.verb)}, {d.get('backbone')}, {d.get('image_size')} px)"
+    return f"{where} ({called(d)}, {d.get('backbone')}, {d.get('image_size')} px)"

@@ -39,9 +39,11 @@ SELFIE = {
     "logit_scale": ("dot", "sqrt", "cosine"),
     "flip": bool,
     "apart": bool,
-    "view_scale": SHARE,
+    "attraction": NUMBER,
+    "distortion": NUMBER,
 }
 VIEWS = {
+    **{"num_stages": (3, 4), "num_views": Within(2, 64), "view_scale": SHARE, "max_crop": SHARE},
     **{"hidden": SIZE, "width": SIZE, "temperature": NUMBER, "tau": SHARE},
     **{"min_crop": SHARE, "jitter": NUMBER, "blur": SHARE, "solarize": SHARE},
 }
@@ -54,6 +56,7 @@ DERIVED = {
     "recipe": str,
     "arch": ("resnet", "hybrid"),
     "pretraining": str,
+    "pretrained_by": str,
     "backbone": get_args(config.Backbone),
     "stem": ("3x3", "7x7"),
     "image_size": SIDE,

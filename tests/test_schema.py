@@ -85,13 +85,13 @@ def test_a_network_of_a_million_classes_is_not_built() -> None:
     with pytest.raises(RunError, match=f"not 1 to {schema.MOST_CLASSES:,}"):
         networks.build(derived | {"classes": ["a"] * 1_000_000})
     with pytest.raises(RunError, match=r"not 1 to 128 patches of 8 px"):
-        networks.build_method({**derived, "method": "selfie", "image_size": 8 * 129})
+        networks.build({**derived, "method": "selfie", "patch_size": 8, "image_size": 8 * 129})
 
 
 def test_weights_decide_whether_a_network_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As large as the bounds allow, but its weights are the small network's."""
+    """The weights are of a network with a smaller stem."""
     shutil.copy(bundled_folder() / "model.safetensors", tmp_path)
-    write_json(tmp_path / "config.json", changed("derived.selfie.hidden", 2**14))
+    write_json(tmp_path / "config.json", changed("derived.stem", "7x7"))
     made: list[str] = []
     build = networks.build
     monkeypatch.setattr(networks, "build", lambda derived: made.append(derived["method"]) or build(derived))

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, Point, spreads
+from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, notes_of, share_of, spreads
 from selfie_cli.recipes.demo import Demo
 from selfie_cli.recipes.eval import Classified, Evaluated
 from selfie_cli.recipes.pretrain import Pretrained
@@ -71,7 +71,7 @@ def finetuned(result: Finetuned) -> list[RenderableType]:
         table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
         if gain.interval is not None:
             notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
-    return [Group(table, *notes, printable(result.sentence))]
+    return [Group(table, *notes, *map(printable, notes_of([result])), printable(result.sentence))]
 
 
 def interval(gain: Gain) -> str:
@@ -85,7 +85,7 @@ def curve(result: Curve) -> list[RenderableType]:
     accuracies = titled(title, ["labels", "", "seeds", "steps", *arms], overflow="fold")
     for each in result.points:
         means = [spread(arm.mean, arm.std, single="") for arm in each.arms]
-        accuracies.add_row(percent_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
+        accuracies.add_row(share_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
     parts: list[RenderableType] = [accuracies, *(f"{name}: {remark}." for name, remark in result.remarks.items())]
     if result.points[0].comparisons:
         columns = ["labels", "arm", "mean ± std", "95 % interval"]
@@ -93,7 +93,7 @@ def curve(result: Curve) -> list[RenderableType]:
         for each in result.points:
             for gain in each.comparisons:
                 shown = spread(gain.mean, gain.std, signed=True, single="")
-                gains.add_row(percent_of(each), printable(gain.arm), shown, interval(gain))
+                gains.add_row(share_of(each), printable(gain.arm), shown, interval(gain))
         parts.append(gains)
     lines = {printable(name): values for name, values in spreads(result.points).items()}
     plot = as_text([each.fraction for each in result.points], lines)
@@ -103,11 +103,8 @@ def curve(result: Curve) -> list[RenderableType]:
     parts += [Text(f"\n{plot}\n", no_wrap=True), note]
     if result.plots:
         parts.append(printable(f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"))
+    parts += [printable(line) for line in notes_of(result.points)]
     return [Group(*parts, *(printable(sentence) for sentence in result.sentences))]
-
-
-def percent_of(point: Point) -> str:
-    return f"{point.fraction * 100:.3g} %"
 
 
 def evaluated(result: Evaluated) -> list[RenderableType]:
@@ -118,6 +115,10 @@ def evaluated(result: Evaluated) -> list[RenderableType]:
         ("linear probe", trained.linear, untrained.linear, result.majority),
     ]
     note = f"Features: {result.features}. Guessing is the largest class."
+    searched = (
+        f"Of the linear probe, the L2 strength ({trained.linear_strength:g}) was chosen on held-out training images; "
+        "k and temperature were not searched. One network and one seed: a difference has no interval."
+    )
     if result.chance is not None:
         note = note.removesuffix(".") + ", and for the pretext task 1 / candidates."
         as_trained = trained.pretext_accuracy, untrained.pretext_accuracy, result.chance
@@ -134,7 +135,7 @@ def evaluated(result: Evaluated) -> list[RenderableType]:
     table = titled(f"{result.dataset}: accuracy in % on {images}", columns, left="")
     for name, *values in rows:
         table.add_row(name, *map(percent, values))
-    return [Group(table, note, *([] if classified is None else [confusion(classified)]))]
+    return [Group(table, note, searched, *([] if classified is None else [confusion(classified)]))]
 
 
 def confusion(found: Classified) -> Table:

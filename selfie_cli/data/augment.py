@@ -77,8 +77,10 @@ def _pad_crop_by_slices(pixels: Tensor, shifts: Tensor) -> Tensor:
     return cropped
 
 
-def draw_boxes(num_images: int, generator: Generator, *, min_area: float, flip: bool = True) -> Tensor:
-    """A random box for each image, of area min_area..1 and aspect 3/4..4/3 as far as it fits, half of them mirrored.
+def draw_boxes(
+    num_images: int, generator: Generator, *, min_area: float, max_area: float = 1.0, flip: bool = True
+) -> Tensor:
+    """Draw a random box per image: area min_area..max_area, aspect 3/4..4/3 as far as it fits, half of them mirrored.
 
     float32 [B, 4]: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the image's half); a
     mirrored box has a negative half width.
@@ -87,7 +89,7 @@ def draw_boxes(num_images: int, generator: Generator, *, min_area: float, flip: 
     def uniform() -> Tensor:
         return torch.rand(num_images, generator=generator)
 
-    area = min_area + (1 - min_area) * uniform()
+    area = min_area + (max_area - min_area) * uniform()
     widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # what still fits into the square at this area
     aspect = widest ** (2 * uniform() - 1)
     width = (area * aspect).sqrt()

@@ -41,6 +41,7 @@ def draw_view(
     generator: Generator,
     *,
     min_area: float,
+    max_area: float = 1.0,
     jitter: float,
     grayscale: float = 0.2,
     blur: float = 0.0,
@@ -49,7 +50,7 @@ def draw_view(
     """Draw how each image is cropped, mirrored, jittered and blurred (Grill et al. 2020, appendix B).
 
     Args:
-        min_area: smallest area of the crop, a share of the image.
+        min_area, max_area: limits of the crop's area, as shares of the image.
         jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
         grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px,
             kernel a tenth of the network's side), have the bright half of their range inverted.
@@ -58,17 +59,11 @@ def draw_view(
     def uniform() -> Tensor:
         return torch.rand(num_images, generator=generator)
 
-    boxes = draw_boxes(num_images, generator, min_area=min_area)
+    boxes = draw_boxes(num_images, generator, min_area=min_area, max_area=max_area)
     with torch.autocast("cpu", enabled=False):
         colours, contrast = draw_colours(num_images, generator, jitter=jitter, grayscale=grayscale)
     sigmas = torch.where(uniform() < blur, 0.1 + 1.9 * uniform(), 0.0)
     return ViewDraws(boxes, colours, contrast, sigmas, uniform() < solarize)
-
-
-def both_views(draws: tuple[Tensor, ...]) -> tuple[ViewDraws, ViewDraws]:
-    """The draws of two views that lie one after the other."""
-    count = len(ViewDraws._fields)
-    return ViewDraws(*draws[:count]), ViewDraws(*draws[count : 2 * count])
 
 
 def random_view(pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, solarize: bool) -> Tensor:

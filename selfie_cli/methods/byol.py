@@ -1,9 +1,9 @@
 """BYOL (Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", arXiv 2006.07733).
 
-    B  images      D  width of the projection      s  network's side
+    B  images      V  views per image      D  width of the projection      s  side of a view
 
-Two views of each image. The online network predicts from either view what the target network, a slowly moving average
-of it, makes of the other one.
+The online network predicts from each view the projection that the target network, a slowly moving average of it, makes
+of the other views of the same image.
 """
 
 import copy
@@ -22,9 +22,10 @@ from selfie_cli.models.encoder import mlp
 class Byol(JointEmbedding):
     """The online encoder, projector and predictor, and the target's own encoder and projector.
 
-    The views are those of the paper's appendix B if `jitter` and `blur` are 1 and `solarize` is 0.2: `blur` is the
-    share of the first views that are blurred (a tenth of it of the second), `solarize` that of the second views that
-    are solarized. `tau` is where the target's decay starts. With micro-batches, batch norm sees a piece at a time.
+    The views are those of the paper's appendix B if there are two, `jitter` and `blur` are 1 and `solarize` is 0.2:
+    `blur` is the share of the odd views that are blurred (a tenth of it of the even ones), `solarize` that of the even
+    views that are solarized. `tau` is where the target's decay starts. With micro-batches, batch norm sees a piece at a
+    time.
     """
 
     def __init__(self, *, tau: float, blur: float, solarize: float, hidden: int, width: int, **network: Any) -> None:
@@ -35,21 +36,20 @@ class Byol(JointEmbedding):
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """2 - 2 cos(prediction, target), its mean over the images, summed over both directions: 0..8.
+        """2 - 2 cos(prediction, mean target of the other views), its mean over images and views, times two: 0..8.
 
-        Takes two views of the same images, float [B, 3, s, s], in the same order; logs the mean `cosine`.
+        With two views this is the paper's loss, summed over both directions. Takes what `augment` gives; logs the mean
+        `cosine`.
         """
-        view1, view2 = views
         # One pass for each view, as the authors do it: batch norm's statistics are of one kind of view at a time.
-        prediction1 = self.predictor(projection(self.encoder, self.projector, view1))  # [B, D]
-        prediction2 = self.predictor(projection(self.encoder, self.projector, view2))  # [B, D]
+        each = views[0].chunk(self.num_views)  # V of [B, 3, s, s]
+        predictions = torch.stack([self.predictor(projection(self.encoder, self.projector, view)) for view in each])
         with torch.no_grad():
-            target1 = projection(self.target_encoder, self.target_projector, view1)  # [B, D]
-            target2 = projection(self.target_encoder, self.target_projector, view2)  # [B, D]
-        # In float32 under autocast, too: near 1, where it ends up, a cosine has no more than three digits in bf16.
-        cosine1 = F.cosine_similarity(prediction1.float(), target2.float()).mean()
-        cosine2 = F.cosine_similarity(prediction2.float(), target1.float()).mean()
-        cosine = (cosine1 + cosine2) / 2
+            targets = torch.stack([projection(self.target_encoder, self.target_projector, view) for view in each])
+            # In float32 under autocast, too: near 1, where it ends up, a cosine has no more than three digits in bf16.
+            targets = F.normalize(targets.float(), dim=2)
+            others = targets.sum(dim=0) - targets  # [V, B, D], in proportion to the mean of the other views'
+        cosine = F.cosine_similarity(predictions.float(), others, dim=2).mean()
         return 4 - 4 * cosine, {"cosine": cosine.detach()}
 
     @torch.no_grad()

@@ -1,18 +1,27 @@
-"""What BYOL and SimCLR have in common: two views of each image, and an encoder that is trained behind a projector.
+"""The base class of all methods that compare several random views of each image.
 
-B  images      F, D  width of the encoder's features and of the projection      S, s  stored and network's side
+B  images      V  views per image      F, D  width of the encoder's features and of the projection
+S, s  stored side and side of a view, in pixels
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Generator, Tensor, nn
 
-from selfie_cli.data.views import both_views, draw_view, random_view
+from selfie_cli.data.views import ViewDraws, draw_view, random_view
 from selfie_cli.methods.method import Method
 from selfie_cli.models.encoder import mlp
 from selfie_cli.models.resnet import ResNet, Stem, resnet
 
 
 class JointEmbedding(Method):
-    """`blur` and `solarize` are the shares of the first views, and of the second ones, to which that is done."""
+    """An encoder that is trained behind a projector.
+
+    `num_stages` is the number of stages of the encoder, 3 or 4. Views are random resized crops of min_crop..max_crop
+    of the image's area, `view_scale` times the image's side. `blur` and `solarize` give, for each view in turn, the
+    share of the images that are blurred or solarized.
+    """
 
     def __init__(
         self,
@@ -20,33 +29,56 @@ class JointEmbedding(Method):
         backbone: str,
         image_size: int,
         stem: Stem,
+        num_stages: int = 4,
+        num_views: int = 2,
+        view_scale: float = 1.0,
+        min_crop: float,
+        max_crop: float = 1.0,
+        jitter: float,
+        blur: Sequence[float],
+        solarize: Sequence[float] = (0.0,),
         hidden: int,
         width: int,
-        min_crop: float,
-        jitter: float,
-        blur: tuple[float, float],
-        solarize: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         super().__init__()
         self.image_size = image_size
+        self.view_size = max(1, round(image_size * view_scale))
         self.views = [
-            {"min_area": min_crop, "jitter": jitter, "blur": blurred, "solarize": solarized}
-            for blurred, solarized in zip(blur, solarize, strict=True)
+            {
+                "min_area": min_crop,
+                "max_area": max(min_crop, max_crop),
+                "jitter": jitter,
+                "blur": blur[view % len(blur)],
+                "solarize": solarize[view % len(solarize)],
+            }
+            for view in range(num_views)
         ]
-        self.encoder = resnet(backbone, stem=stem, num_stages=4)
+        self.encoder = resnet(backbone, stem=stem, num_stages=num_stages)
         self.projector = mlp(self.encoder.num_features, hidden, width)
 
-    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """Two views' `ViewDraws`, one after the other."""
-        first, second = (draw_view(num_images, generator, **view) for view in self.views)
-        return *first, *second
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return len(self.views)
 
-    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, ...]:
-        """uint8 [B, S, S, 3] -> two views, float32 [B, 3, s, s] each."""
-        return tuple(
-            random_view(pixels, drawn, self.image_size, blur=view["blur"] > 0, solarize=view["solarize"] > 0)
-            for view, drawn in zip(self.views, both_views(draws), strict=True)
-        )
+    def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
+        """The fields of `ViewDraws`, each [B, V, ...]."""
+        drawn = [draw_view(num_images, generator, **view) for view in self.views]
+        return tuple(torch.stack(field, dim=1) for field in zip(*drawn, strict=True))
+
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor]:
+        """uint8 [B, S, S, 3] -> the views, float32 [V * B, 3, s, s]: the first view of every image, then the second."""
+        views = [
+            random_view(
+                pixels,
+                ViewDraws(*(field[:, index] for field in draws)),
+                self.view_size,
+                blur=view["blur"] > 0,
+                solarize=view["solarize"] > 0,
+            )
+            for index, view in enumerate(self.views)
+        ]
+        return (torch.cat(views),)  # [V * B, 3, s, s]
 
     def embeddings(self, images: Tensor) -> Tensor:
         """The projections: images float [B, 3, s, s] -> [B, D]."""

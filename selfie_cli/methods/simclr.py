@@ -1,17 +1,18 @@
 """SimCLR (Chen et al. 2020, "A simple framework for contrastive learning of visual representations", arXiv 2002.05709).
 
-    B  images      D  width of the projection      s  network's side
+    B  images of this process      V  views per image      P  processes      D  width of the projection
 
-Two views of each image. Every view must find its partner among all other views of the batch.
+Every view must find the other views of its image among all views of the batch.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from selfie_cli.methods.contrastive import find_partner, score_views
 from selfie_cli.methods.joint import JointEmbedding
+from selfie_cli.training.distributed import Group, of_all_processes
 
 
 class SimCLR(JointEmbedding):
@@ -23,14 +24,36 @@ class SimCLR(JointEmbedding):
     """
 
     def __init__(self, *, temperature: float, blur: float, **network: Any) -> None:
-        super().__init__(blur=(0.5 * blur, 0.5 * blur), **network)
+        super().__init__(blur=(0.5 * blur,), **network)
         self.temperature = temperature
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """NT-Xent: cross entropy of each view's partner among the 2 B - 1 other views of the batch.
+        """NT-Xent over every pair of views of an image, as `nt_xent` has it. Takes what `augment` gives."""
+        return nt_xent(self.embeddings(*views), self.num_views, self.temperature, self.group)
 
-        Takes two views of the same images, float [B, 3, s, s], in the same order. Logs the share of the views whose
-        partner scores highest and `chance`, that share for a guess.
-        """
-        z = self.embeddings(torch.cat(views))  # [2B, D]
-        return find_partner(*score_views(z, z, self.temperature, self.group))
+
+def nt_xent(z: Tensor, num_views: int, temperature: float, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean cross entropy of each positive among itself and all negatives (Chen et al. 2020, section 2.1).
+
+    z: the projections [V * B, D], the first view of every image first. The positives of a view are the other views of
+    its image, its negatives all views of the other images of all processes. With two views this is the paper's loss.
+
+    Logs the share of the views whose most similar view is of the same image, and a guess's.
+    """
+    with torch.autocast(z.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
+        z = F.normalize(z.float(), dim=1)
+        candidates, first = of_all_processes(z, group)  # [V * B * P, D]
+        scores = z @ candidates.T / temperature  # [V * B, V * B * P]
+    num_images = len(z) // num_views
+    row = torch.arange(len(z), device=z.device)[:, None]
+    column = torch.arange(len(candidates), device=z.device) - first
+    here = (column >= 0) & (column < len(z))
+    itself = row == column
+    positive = here & (row % num_images == column % num_images) & ~itself
+    negatives = scores.masked_fill(positive | itself, -torch.inf).logsumexp(dim=1, keepdim=True)  # [V * B, 1]
+    losses = F.softplus(negatives - scores)  # -log(e^s / (e^s + sum of the negatives'))
+    loss = torch.where(positive, losses, 0).sum() / positive.sum()
+    best = scores.detach().masked_fill(itself, -torch.inf).argmax(dim=1, keepdim=True)
+    accuracy = positive.gather(1, best).float().mean()
+    chance = torch.full_like(accuracy, (num_views - 1) / (len(candidates) - 1))
+    return loss, {"pretext_accuracy": accuracy, "chance": chance}

@@ -1,4 +1,4 @@
-"""The network that BYOL and SimCLR pretrain, and the head that they train it behind."""
+"""The network that methods on views pretrain, and the head that they train it behind."""
 
 from torch import Tensor, nn
 
@@ -6,11 +6,11 @@ from selfie_cli.models.resnet import Stem, resnet
 
 
 class Encoder(nn.Module):
-    """Four stages on whole images and average pooling: what is kept of a BYOL or SimCLR run."""
+    """Three or four stages on whole images and average pooling: the part of a run on views that is kept."""
 
-    def __init__(self, backbone: str, *, stem: Stem) -> None:
+    def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4) -> None:
         super().__init__()
-        self.encoder = resnet(backbone, stem=stem, num_stages=4)
+        self.encoder = resnet(backbone, stem=stem, num_stages=num_stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""

@@ -24,6 +24,7 @@ PREACTIVATION = {
     "resnetv2_50": (True, (3, 4, 6, 3), 64),
     "resnetv2_18": (False, (2, 2, 2, 2), 64),
     "resnetv2_18_w16": (False, (2, 2, 2, 2), 16),
+    "resnetv2_10_w32": (False, (1, 1, 1, 1), 32),
 }
 # name: (bottleneck blocks?, blocks a stage)
 TORCHVISION = {"resnet18": (False, (2, 2, 2, 2)), "resnet50": (True, (3, 4, 6, 3))}

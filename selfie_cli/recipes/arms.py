@@ -13,6 +13,7 @@ from selfie_cli.config import LabelOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
+from selfie_cli.pretraining import PRETRAININGS, called
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.beginning import run_to_resume
 from selfie_cli.runs import Run
@@ -20,6 +21,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
+FRESH = {"pretraining": "none", "pretrained_by": PRETRAININGS["none"]}
 
 AnyLabels = TypeVar("AnyLabels", bound=LabelOptions)
 
@@ -31,6 +33,11 @@ class Arm:
     name: str
     shape: dict[str, Any]
     state: dict[str, Tensor] | None
+
+    @property
+    def called(self) -> str:
+        """In words, what its network was pretrained by."""
+        return called(self.shape)
 
     def make(self) -> AnyClassifier:
         module = networks.build(self.shape)
@@ -113,6 +120,7 @@ def network_shape(options: LabelOptions, source: Run | None) -> dict[str, Any]:
         "method": "finetune",
         "arch": "resnet",
         "pretraining": there.get("method", "none"),
+        "pretrained_by": called(there) if there else PRETRAININGS["none"],
         "backbone": there.get("backbone") or options.backbone or "resnetv2_50",
         "stem": there.get("stem") or stem_for(8 if image_size <= 64 else 32),
         "image_size": image_size,

@@ -1,25 +1,76 @@
-"""What several seeds of several arms come to: means, spreads, paired gains, and sentences."""
+"""Statistics over seeds: means, spreads, paired gains, whether longer training helps, and sentences about them."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from selfie_cli.evaluation.metrics import mean_std, paired_interval
 
 Interval = tuple[float, float]
-Accuracies = dict[str, tuple[float, list[float]]]
-"""arm -> its learning rate and its accuracies (0..1), a seed each."""
+
+RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
+LEAST_GAIN = 0.005
+"""A smaller gain from twice the steps counts as none."""
+WIDEST_ERROR, FEWEST_HELD = 0.02, 50
+"""With a larger standard error of that gain, or fewer held-out labels, no gain found does not mean flat."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """Whether an arm still gains at the end of its training.
+
+    Two networks of the first seed are trained on four fifths of its labels, one for half of the `steps`, one for all,
+    and judged on the `num_held` labels that were held out. `half` and `whole` are their accuracies (0..1), `error` is
+    the paired standard error of the difference. `words` say the same in one clause.
+    """
+
+    steps: int
+    num_held: int
+    half: float | None
+    whole: float | None
+    error: float | None
+    verdict: str
+    words: str
+
+
+def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
+    """`half`, `whole`: bool [N], whether each held-out label was found after half of the steps, and after all."""
+    count = len(half)
+    if count < 2:
+        return Convergence(
+            steps=steps, num_held=count, half=None, whole=None, error=None, verdict=UNKNOWN, words=UNKNOWN
+        )
+    difference = whole.double() - half.double()
+    gain, error = difference.mean().item(), difference.std().item() / math.sqrt(count)
+    before, after = half.double().mean().item(), whole.double().mean().item()
+    if gain > max(LEAST_GAIN, error) and count >= FEWEST_HELD:
+        verdict = RISING
+    else:
+        verdict = UNKNOWN if error > WIDEST_ERROR or count < FEWEST_HELD else FLAT
+    words = (
+        f"{verdict}: {before:.1%} after {steps // 2:,} steps, {after:.1%} after {steps:,} "
+        f"({gain * 100:+.1f} ± {error * 100:.1f} points on {count:,} held-out labels)"
+    )
+    return Convergence(steps=steps, num_held=count, half=before, whole=after, error=error, verdict=verdict, words=words)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """Accuracies (0..1) of one way to initialize, a seed each; `std` is None for a single seed."""
+    """Accuracies (0..1) of one way to initialize, a seed each; `std` is None for a single seed.
+
+    `called` says in words what pretrained it. `convergence` is None where it was not checked.
+    """
 
     name: str
     lr: float
     accuracies: list[float]
     mean: float
     std: float | None
+    called: str = ""
+    convergence: Convergence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +87,11 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What was found with one share of the labels."""
+    """What was found with one share of the labels.
+
+    `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
+    say in words what pretrained each arm, and how it did with half of the steps.
+    """
 
     fraction: float
     num_labels: int
@@ -44,6 +99,9 @@ class Point:
     seeds: list[int]
     arms: list[ArmResult]
     comparisons: list[Gain]
+    rates: list[float] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +138,110 @@ class Curve:
     plots: list[str]
 
 
+def arm_result(name: str, lr: float, accuracies: list[float], called: str, found: Convergence | None) -> ArmResult:
+    mean, std = mean_std(accuracies)
+    return ArmResult(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, called=called, convergence=found)
+
+
 def point(
     *,
     fraction: float,
     num_labels: int,
     steps: int,
     seeds: list[int],
-    accuracies: Accuracies,
+    rates: list[float],
+    arms: list[ArmResult],
     pairs: Iterable[tuple[str, str]],
 ) -> Point:
-    """Means, spreads, and the paired gains of each (arm, baseline) in `pairs`."""
-    arms = []
-    for name, (lr, values) in accuracies.items():
-        mean, std = mean_std(values)
-        arms.append(ArmResult(name=name, lr=lr, accuracies=values, mean=mean, std=std))
+    """What `arms` came to, and the paired gains of each (arm, baseline) in `pairs`."""
+    accuracies = {arm.name: arm.accuracies for arm in arms}
     comparisons = []
     for arm, baseline in pairs:
-        before, after = accuracies[baseline][1], accuracies[arm][1]
-        gains = [b - a for a, b in zip(before, after, strict=True)]
+        gains = [after - before for before, after in zip(accuracies[baseline], accuracies[arm], strict=True)]
         mean, std = mean_std(gains)
         interval = paired_interval(gains)
         comparisons.append(Gain(arm=arm, baseline=baseline, gains=gains, mean=mean, std=std, interval=interval))
-    return Point(fraction=fraction, num_labels=num_labels, steps=steps, seeds=seeds, arms=arms, comparisons=comparisons)
+    return Point(
+        fraction=fraction,
+        num_labels=num_labels,
+        steps=steps,
+        seeds=seeds,
+        arms=arms,
+        comparisons=comparisons,
+        rates=rates,
+        warnings=unconverged(arms),
+        notes=[*(f"{arm.name}: {arm.called}." for arm in arms if arm.called), *lengths(arms)],
+    )
+
+
+def unconverged(arms: list[ArmResult]) -> list[str]:
+    """A line for each arm that still gained at the end of its training."""
+    lines = []
+    for arm in arms:
+        found = arm.convergence
+        if found is not None and found.verdict == RISING and found.half is not None and found.whole is not None:
+            lines.append(
+                f"not converged: {arm.name} still gained {(found.whole - found.half) * 100:+.1f} points from "
+                f"{found.steps // 2:,} to {found.steps:,} steps; the gain may be one of speed. Train longer: "
+                f"--steps {2 * found.steps}"
+            )
+    return lines
+
+
+def notes_of(points: list[Point]) -> list[str]:
+    """The warnings and notes of all shares, each once, with the shares that it is about."""
+    shares: dict[str, list[str]] = {}
+    for each in points:
+        for note in [*each.warnings, *each.notes]:
+            shares.setdefault(note, []).append(share_of(each))
+    return [note if len(of) == len(points) else f"At {', '.join(of)}: {note}" for note, of in shares.items()]
+
+
+def lengths(arms: list[ArmResult]) -> list[str]:
+    """A line that says how each arm did with half of the steps."""
+    words = [f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None]
+    return (
+        [f"Half of the steps and all of them, on held-out labels of the first seed: {'; '.join(words)}."]
+        if words
+        else []
+    )
+
+
+def conditions(points: list[Point], index: int | None = None) -> str:
+    """How long was trained, what was searched and what not, and whether it sufficed: a sentence is quoted alone.
+
+    It is about all arms, or about those of comparison `index`.
+    """
+    steps, rates = sorted({each.steps for each in points}), points[0].rates
+    length = " to ".join(f"{each:,}" for each in dict.fromkeys((steps[0], steps[-1])))
+    gain = None if index is None else points[0].comparisons[index]
+    arms = [
+        (each, arm) for each in points for arm in each.arms if gain is None or arm.name in (gain.arm, gain.baseline)
+    ]
+    tried = f"learning rate {arms[0][1].lr:g}, not searched"
+    if len(rates) > 1:
+        tried = f"each arm's learning rate chosen among {', '.join(f'{lr:g}' for lr in rates)} on held-out labels"
+    verdicts = [arm.convergence.verdict if arm.convergence else "" for _, arm in arms]
+    if RISING in verdicts:
+        rising = [
+            arm.name + (f" at {share_of(each)}" if len(points) > 1 else "")
+            for (each, arm), verdict in zip(arms, verdicts, strict=True)
+            if verdict == RISING
+        ]
+        converged = f"not converged: {', '.join(rising)} still rose, so the gain may be one of speed"
+    elif "" in verdicts:
+        converged = "whether more steps would help was not checked"
+    else:
+        converged = (
+            f"convergence: {UNKNOWN}"
+            if UNKNOWN in verdicts
+            else "no arm was found to gain from the last doubling of the steps"
+        )
+    return f"{length} steps a network; {tried}; {converged}."
+
+
+def share_of(found: Point) -> str:
+    return f"{found.fraction * 100:.3g} %"
 
 
 def summarize(found: Point, *, run: Path, dataset: str, num_test: int, num_classes: int) -> Finetuned:
@@ -117,7 +257,7 @@ def summarize(found: Point, *, run: Path, dataset: str, num_test: int, num_class
         gain_mean=first.mean if first else None,
         gain_std=first.std if first else None,
         gain_interval=first.interval if first else None,
-        sentence=verdict(found),
+        sentence=f"{verdict(found)} {conditions([found])}",
     )
 
 
@@ -156,7 +296,7 @@ def curve_sentence(points: list[Point], index: int, remark: str = "") -> str:
         else:
             clauses.append(f"{at} no difference was found ({span(gain)})")
     arm = titled(points[0].comparisons[index].arm)
-    return f"{arm}{f' ({remark})' if remark else ''}: {'; '.join(clauses)}."
+    return f"{arm}{f' ({remark})' if remark else ''}: {'; '.join(clauses)}. {conditions(points, index)}"
 
 
 def spreads(points: list[Point]) -> dict[str, list[tuple[float, float | None]]]:

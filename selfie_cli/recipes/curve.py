@@ -8,6 +8,7 @@ from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
 from selfie_cli.recipes.arms import (
+    FRESH,
     SUPERVISED,
     Arm,
     begin,
@@ -17,7 +18,7 @@ from selfie_cli.recipes.arms import (
     tell_of_labels,
 )
 from selfie_cli.recipes.beginning import choose_out, where_it_began
-from selfie_cli.recipes.cells import compare, conclude
+from selfie_cli.recipes.cells import Plan, compare, conclude
 from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
 from selfie_cli.recipes.findings import share
 from selfie_cli.recipes.imagenet import imagenet_arm
@@ -48,13 +49,15 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     found = compare(
         options,
         "curve",
+        Plan(
+            arms=arms,
+            counts=counts,
+            kept=arms[1 if sources else 0],
+            pairs=[(arm.name, SUPERVISED) for arm in arms[1:]],
+        ),
         run=run,
         out=out,
-        arms=arms,
         sources=sources,
-        counts=counts,
-        kept=arms[1 if sources else 0],
-        pairs=[(arm.name, SUPERVISED) for arm in arms[1:]],
         talk=talk,
     )
     data, points, shape = found.data, found.points, arms[0].shape
@@ -109,7 +112,7 @@ def arms_of(options: CurveOptions, sources: list[Run]) -> list[Arm]:
     """The supervised arm, then one for each run, named after its method; after its folder where two share a method."""
     states = [load_pretrained(source, options).encoder.state_dict() for source in sources]
     methods = [str(source.derived["method"]) for source in sources]
-    fresh = {**network_shape(options, sources[0] if sources else None), "pretraining": "none"}
+    fresh = network_shape(options, sources[0] if sources else None) | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
     for source, method, state in zip(sources, methods, states, strict=True):
         name = source.name if methods.count(method) > 1 else method

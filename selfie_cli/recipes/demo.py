@@ -21,7 +21,7 @@ NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps rather than a time budget, so that everyone's table is comparable; sized for two laptop cores.
 PRETRAIN_STEPS, FINETUNE_STEPS = 300, 60
 FRACTION = 0.05
-BACKBONE: Backbone = "resnetv2_18_w16"
+BACKBONE: Backbone = "resnetv2_10_w32"
 MARK = "demo.json"  # by which --overwrite knows a demo
 
 

@@ -46,14 +46,15 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"
-    patch_size = patch_size_for(options, image_size)
+    cut = values.get("views") == 1
+    patch_size = patch_size_for(options, image_size, cut=cut)
     return {
         "method": options.method,
         "recipe": options.recipe,
         "backbone": options.backbone,
         "stem": stem_for(patch_size),
         "image_size": image_size,
-        **({"patch_size": patch_size} if options.method == "selfie" else {}),
+        **({"patch_size": patch_size} if cut else {}),
         **training,
         "image_order": IMAGE_ORDER,
         options.method: values,
@@ -69,7 +70,7 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
     """
     world = group().world
     usual = int(values["batch_size"])
-    if options.method == "selfie" and values["views"] == 1:
+    if values.get("views") == 1:
         return options.batch_size or max(1, usual // world) * world
     if num_images < 2 * world:
         few = "one image" if world == 1 else f"{num_images} images for {world} processes"
@@ -82,12 +83,18 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
     return options.batch_size or max(2, min(usual, num_images) // world) * world
 
 
-def patch_size_for(options: PretrainOptions, image_size: int) -> int:
-    """Raises UsageError if it cuts the image unevenly or too finely, or is asked for where there are no patches."""
+def patch_size_for(options: PretrainOptions, image_size: int, *, cut: bool) -> int:
+    """The patch size; where images are not `cut` into patches, the one whose stem suits them.
+
+    Raises UsageError if it cuts the image unevenly or too finely, or is asked for where there are no patches.
+    """
     patch_size = options.patch_size or (8 if image_size <= 64 else 32)
-    if options.method != "selfie":
+    if not cut:
         if options.patch_size:
-            raise UsageError(f"--patch-size has no meaning for --method {options.method}: leave it out")
+            raise UsageError(
+                f"--patch-size has no meaning for --method {options.method} with --recipe {options.recipe}: "
+                "leave it out"
+            )
         return patch_size
     if image_size % patch_size or image_size // patch_size < 2:
         raise UsageError(

@@ -41,7 +41,7 @@ from selfie_cli.training.machine import Pace, num_cores, prepare
 from selfie_cli.training.schedule import num_steps
 
 PATIENCE = 3600  # seconds of pretraining above which the small network is measured as well; where pretrain hints at it
-BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_18_w16")  # the default, and what suits a laptop
+BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")  # the default, and what suits a laptop
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
     found.add("too few images", "pretraining needs two at least", few, problem=True)
     found.look_at_classes()
     found.look_for_copies(workers, talk)
-    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size))
+    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
     others = found.look_at_others(folders)
     speed = len(found.good) / seen.seconds
     plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []

@@ -24,7 +24,7 @@ from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
-from selfie_cli.methods.selfie import Selfie, SelfieNetwork
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.labels import Part, read_parts, take
@@ -224,9 +224,8 @@ def judge(
     module = network.module
     as_trained = plain = chance = None
     with context():
-        if isinstance(module, SelfieNetwork):
-            as_trained, chance = pretext_accuracy(module, module.augment, train.pixels, test.pixels, options)
         if isinstance(module, Selfie):
+            as_trained, chance = pretext_accuracy(module, module.augment, train.pixels, test.pixels, options)
 
             def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
                 return plain_view(pixels, network.image_size), *places
@@ -244,7 +243,7 @@ def judge(
 
 @torch.no_grad()
 def pretext_accuracy(
-    module: SelfieNetwork,
+    module: Selfie,
     view: Callable[..., tuple[Tensor, ...]],
     train: Tensor,
     pixels: Tensor,
@@ -252,8 +251,8 @@ def pretext_accuracy(
 ) -> tuple[float, float]:
     """How often the network picks right, one draw per image, and how often a guess would, both in 0..1.
 
-    pixels: uint8 [N, S, S, 3]; `view` augments. With two views, the network picks from the batch. Batch-norm statistics
-    are those of this task on `train`, uint8 [M, S, S, 3].
+    pixels: uint8 [N, S, S, 3]; `view` augments. Batch-norm statistics are those of this task on `train`, uint8
+    [M, S, S, 3].
     """
     device, batch_size = next(module.parameters()).device, options.batch_size
     generator = step_generator(options.seed, 2)

@@ -8,8 +8,12 @@ from selfie_cli.data.augment import MEAN, STD, centre_crop, plain_view
 from selfie_cli.data.splits import Labels
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
 from selfie_cli.evaluation.projection import tsne
-from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
+from selfie_cli.methods.method import Method
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.recipes import networks
 from selfie_cli.recipes.gallery import Embedded, Gallery
+from selfie_cli.recipes.networks import Network
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import scaled, to_pixels
 from selfie_cli.report.page import Page, percent, piece
@@ -17,7 +21,7 @@ from selfie_cli.training.schedule import step_generator
 
 PICTURE = 112  # side of the images below each other, in pixels
 PUZZLES, QUERIES, NEIGHBOURS, MISTAKES = 8, 8, 6, 12
-VIEWS, LARGE_VIEWS = 64, 32  # images whose views make a batch of two-view Selfie's task, up to 64 px and above
+VIEWS, LARGE_VIEWS = 64, 32  # images whose views are compared, up to 64 px and above
 
 
 @torch.no_grad()
@@ -58,54 +62,51 @@ def paper_picks(module: Selfie, gallery: Gallery, embedded: Embedded, page: Page
 
 
 @torch.no_grad()
-def view_picks(module: TwoViewSelfie, gallery: Gallery, embedded: Embedded, page: Page) -> None:
+def view_picks(method: Method, network: Network, gallery: Gallery, embedded: Embedded, page: Page) -> None:
+    """For some first views, the second views whose features are most similar, of a batch augmented as in training."""
     rows = embedded.rows[: VIEWS if gallery.image_size <= 64 else LARGE_VIEWS]
     if len(rows) < 2:
         return
-    device = next(module.parameters()).device
-    draws = [each.to(device) for each in module.draw(len(rows), step_generator(0, 1))]
-    views, boxes, visible = module.augment(gallery.pixels(rows).to(device), *draws)
-    scores, partner = module.logits(views, boxes, visible)
-    probabilities, partner = scores.float().softmax(dim=1).cpu(), partner.cpu()
-    right = int((probabilities.argmax(dim=1) == partner).sum())
+    views = method.augment(gallery.pixels(rows), *method.draw(len(rows), step_generator(0, 1)))[0][: 2 * len(rows)]
+    assert not isinstance(network.module, AnyClassifier)
+    vectors = networks.pooled_maps(network.module, views.to(network.device)).cpu()  # [2B, D]
+    first, second = F.normalize(vectors - vectors.mean(dim=0), dim=1).chunk(2)
+    cosines = first @ second.T  # [B, B]
+    right = int((cosines.argmax(dim=1) == torch.arange(len(rows))).sum())
     pictures = to_pixels(views, MEAN, STD)  # [2B, s, s, 3]
-    if module.view_size > PICTURE:
+    if pictures.shape[1] > PICTURE:
         pictures = scaled(pictures, PICTURE)
-    grid = module.image_size // module.patch_size
     names = gallery.names(rows)
     lines = []
     for number in range(min(PUZZLES, len(rows))):
-        hidden = sorted(set(range(grid * grid)) - set(visible[number].tolist()))
-        other, chances = int(partner[number]), probabilities[number]
-        order = chances.argsort(descending=True).tolist()
-        told = f"{percent(float(chances[other]), 0)}, place {order.index(other) + 1}"
+        order = cosines[number].argsort(descending=True).tolist()
+        told = f"{float(cosines[number, number]):.2f}, place {order.index(number) + 1}"
         figures = [
-            pages.hidden_cells(number, pictures[number], grid, hidden, "from this view"),
-            pages.picture(pictures[other], "the other view", told, alt=f"The other view of {names[number]}"),
+            pages.picture(pictures[number], "from this view", "", alt=f"A view of {names[number]}"),
+            pages.picture(pictures[len(rows) + number], "another view", told, alt=f"Another view of {names[number]}"),
         ]
         for place, candidate in enumerate(order[:4]):
-            alt = f"A view of {names[candidate % len(rows)]}"
-            text = f"{'picked' if not place else f'place {place + 1}'}, {percent(float(chances[candidate]), 0)}"
-            mark = candidate == other if not place or candidate == other else None
-            figures.append(pages.picture(pictures[candidate], text, alt=alt, right=mark))
+            text = f"{'picked' if not place else f'place {place + 1}'}, {float(cosines[number, candidate]):.2f}"
+            mark = candidate == number if not place or candidate == number else None
+            alt = f"A view of {names[candidate]}"
+            figures.append(pages.picture(pictures[len(rows) + candidate], text, alt=alt, right=mark))
         lines.append(piece("row", figures))
-    total = len(partner)
     page.add(
         "picks",
-        "What it picks as the other view",
+        "What it picks as another view",
         piece(
             "paragraph",
-            f"From some cells of one view of an image, the network picks the other view of it among the {total - 1} "
-            f"other views of {len(rows)} images. Views are cut and coloured as in training. The first two of a row are "
-            "what it was given and what was right; then come the likeliest four, with their probabilities: ✓ and a "
-            "solid frame is right, ✗ and a dashed one wrong.",
+            f"For one view of an image, these are the most similar views of {len(rows)} images, one view each. Views "
+            "are cut and coloured as in training. A row shows the given view, the right answer and the four most "
+            "similar, with the cosines of their features less the mean: ✓ and a solid frame is right, ✗ and a dashed "
+            "one wrong.",
         ),
         piece(
             "paragraph",
-            f"{gallery.note} The images are chosen at random. {right} of {total} picks are right "
-            f"({percent(right / total)}); a guess is right {percent(1 / (total - 1))} of the time.",
+            f"{gallery.note} The images are chosen at random. {right} of {len(rows)} picks are right "
+            f"({percent(right / len(rows))}); a guess is right {percent(1 / len(rows))} of the time.",
         ),
-        piece("group", "rows", lines, pixels=module.view_size <= 64),
+        piece("group", "rows", lines, pixels=views.shape[-1] <= 64),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
+from selfie_cli.pretraining import called
 from selfie_cli.report import page as pages
 from selfie_cli.report.drawing import Line
 from selfie_cli.report.page import Page, percent, piece
@@ -57,22 +58,10 @@ def results_of(run: Run) -> dict[str, Any] | None:
     return dict(read_json(file)) if file.is_file() else None
 
 
-NAMES = {"byol": "BYOL", "simclr": "SimCLR", "selfie": "Selfie"}
-
-
-def method_of(run: Run) -> str:
-    """In words; of a finetuned run what it started from."""
-    derived = run.derived
-    if derived.get("method") == "selfie":
-        return "two-view Selfie" if derived["selfie"]["views"] == 2 else "Selfie (the paper's)"
-    name = str(derived.get("pretraining") or derived.get("method") or run.verb)
-    return NAMES.get(name, name)
-
-
 def heading_of(run: Run) -> str:
     """The verdict, and what was run on what."""
     derived, data, is_pretraining = run.derived, run.config.get("data", {}), run.verb == "pretrain"
-    what = f"{method_of(run)} · " if is_pretraining else ""
+    what = f"{called(run.derived)} · " if is_pretraining else ""
     kicker = f"selfie {run.verb} · {what}{derived.get('backbone')} · {derived.get('image_size')} px"
     patches = f"patches of {derived['patch_size']} px" if "patch_size" in derived else "whole images"
     facts = [
@@ -93,16 +82,20 @@ def heading_of(run: Run) -> str:
         facts += pretraining_facts(last, run)
     elif (found := results_of(run)) and run.verb in LABELLED_DATA:
         verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
+        notes += [line for each in found.get("points", [found]) for line in each.get("warnings", [])]
         origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
         facts += [
             ("Data", str(found["dataset"]), f"{found['num_classes']:,} classes"),
             ("Test images", f"{found['num_test']:,}", ""),
-            ("Pretraining", method_of(run), origins),
+            ("Pretraining", called(run.derived), origins),
             ("Computed on", str(run.config["measured"].get("device", "")), ""),
         ]
     elif found:  # a cell's
         verdict = [f"{percent(found['accuracy'])} of {found['num_test']:,} images are right."]
-        facts += [("Pretraining", method_of(run), ""), ("Learning rate", f"{found['lr']:g}", f"seed {found['seed']}")]
+        facts += [
+            ("Pretraining", called(run.derived), ""),
+            ("Learning rate", f"{found['lr']:g}", f"seed {found['seed']}"),
+        ]
     if seen := data.get("seen_test_images"):
         told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
         notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
@@ -137,15 +130,13 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
     method = derived.get("method")
     if "pretext_accuracy" in last:
         right, chance = last["pretext_accuracy"], last["chance"]
-        what = "right patch" if method == "selfie" and derived["selfie"]["views"] == 1 else "other view"
+        what = "right patch" if derived[str(method)].get("views") == 1 else "other view"
         times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
         sentences.append(
             f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
         )
     if method == "byol":
         sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
-    if method == "simclr":
-        notes.append("SimCLR's own task needs its projector, which is not kept: its picks are not shown.")
     if "feature_std" in last and "effective_rank" in last:
         std, rank = last["feature_std"], last["effective_rank"]
         well = std >= LEAST_STD and rank >= LEAST_RANK
@@ -175,7 +166,11 @@ def results(run: Run, page: Page) -> None:
         page.add(
             "evaluated",
             "What its features are worth",
-            piece("paragraph", "By selfie eval, on frozen features; guessing is always answering the largest class."),
+            piece(
+                "paragraph",
+                "By selfie eval, on frozen features of this one network; guessing is always answering the largest "
+                "class. The probe's strength was chosen on held-out training images, nothing else was searched.",
+            ),
             piece("table", ["", "this network", "untrained", "guessing"], rows),
         )
 
@@ -199,6 +194,7 @@ def comparison(found: dict[str, Any]) -> list[str | None]:
             "seed, in points.",
         ),
         piece("table", head, rows, strong=len(found["arms"]) - 1),
+        *(piece("paragraph", note) for note in found.get("notes", [])),
     ]
 
 
@@ -236,6 +232,11 @@ def curve_of(found: dict[str, Any], page: Page) -> list[str | None]:
         ),
         piece("table", head, gains, caption="Gain over supervised, in points") if gains else None,
         *(piece("paragraph", f"{name}: {remark}.") for name, remark in found["remarks"].items()),
+        *(
+            piece("paragraph", f"At {share(each['fraction'])}: {note}")
+            for each in points
+            for note in each.get("notes", [])
+        ),
     ]
 
 
@@ -261,7 +262,7 @@ def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def training(run: Run, page: Page) -> None:
     """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
-    logged, told = {method_of(run): run.path}, "Over steps."
+    logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         found = results_of(run)
         last = found["points"][-1] if found and "points" in found else found

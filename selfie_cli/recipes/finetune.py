@@ -6,10 +6,12 @@ from typing import Any
 from selfie_cli import runs
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.selfie import SelfieNetwork
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.pretraining import called
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.arms import (
+    FRESH,
     SUPERVISED,
     Arm,
     begin,
@@ -19,7 +21,7 @@ from selfie_cli.recipes.arms import (
     tell_of_labels,
 )
 from selfie_cli.recipes.beginning import choose_out, where_it_began
-from selfie_cli.recipes.cells import compare, conclude
+from selfie_cli.recipes.cells import Plan, compare, conclude
 from selfie_cli.recipes.comparison import Finetuned, summarize
 from selfie_cli.recipes.report import report_at_end
 from selfie_cli.talk import Talk
@@ -39,22 +41,24 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     pretrained = None if source is None else load_pretrained(source, options)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
-    if options.arch == "hybrid" and not isinstance(pretrained, SelfieNetwork):
-        what = "none" if source is None else f"{source}, a run of {source.derived['method']}"
-        raise UsageError(f"--arch hybrid needs a pretrained Selfie run, not {what}: name one with --from")
+    if options.arch == "hybrid" and not isinstance(pretrained, Selfie):
+        what = "none" if source is None else f"{source} ({called(source.derived)})"
+        raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {what}: name one with --from")
     arms = arms_of(options, network_shape(options, source), pretrained)
     out = None if run is not None else choose_out(options, "finetune", arms[-1].name, sources)
     *others, last = arms
     found = compare(
         options,
         "finetune",
+        Plan(
+            arms=arms,
+            counts={options.fraction: options.seeds},
+            kept=last,
+            pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
+        ),
         run=run,
         out=out,
-        arms=arms,
         sources=sources,
-        counts={options.fraction: options.seeds},
-        kept=last,
-        pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
         talk=talk,
     )
     data = found.data
@@ -75,10 +79,10 @@ def arms_of(
     options: FinetuneOptions, shape: dict[str, Any], pretrained: networks.Pretrained | AnyClassifier | None
 ) -> list[Arm]:
     """What to train side by side; the last one is what a user would take."""
-    fresh = {**shape, "pretraining": "none"}
+    fresh = shape | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline or pretrained is None else []
     if options.arch == "hybrid":
-        assert isinstance(pretrained, SelfieNetwork)
+        assert isinstance(pretrained, Selfie)
         hybrid = {"arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
         if options.baseline:
             arms.append(Arm(name="hybrid", shape={**fresh, **hybrid}, state=None))
@@ -88,7 +92,7 @@ def arms_of(
     return arms
 
 
-def hybrid_shape(pretrained: SelfieNetwork) -> dict[str, Any]:
+def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
     """Patches are cut and seen as in pretraining."""
     return {
         "patch_size": pretrained.patch_size,

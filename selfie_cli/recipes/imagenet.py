@@ -10,8 +10,11 @@ from torch import Tensor
 from selfie_cli import hub
 from selfie_cli.errors import WeightsError
 from selfie_cli.models.resnet import resnet
+from selfie_cli.pretraining import PRETRAININGS
 from selfie_cli.recipes.arms import Arm
 from selfie_cli.talk import Talk
+
+IMAGENET = {"pretraining": "imagenet", "pretrained_by": PRETRAININGS["imagenet"]}
 
 
 def imagenet_arm(shape: dict[str, Any], *, offline: bool, talk: Talk) -> Arm:
@@ -19,7 +22,7 @@ def imagenet_arm(shape: dict[str, Any], *, offline: bool, talk: Talk) -> Arm:
     network = "resnet50" if shape["backbone"].endswith("50") else "resnet18"
     return Arm(
         name=f"imagenet-{network}",
-        shape={**shape, "pretraining": "imagenet", "backbone": network, "stem": "7x7"},
+        shape={**shape, **IMAGENET, "backbone": network, "stem": "7x7"},
         state=imagenet_weights(network, offline=offline, talk=talk),
     )
 

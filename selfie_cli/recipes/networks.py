@@ -17,8 +17,9 @@ from selfie_cli.data.splits import permutation
 from selfie_cli.errors import RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
 from selfie_cli.methods.byol import Byol
+from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.method import Method
-from selfie_cli.methods.selfie import Selfie, SelfieNetwork, TwoViewSelfie
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
@@ -56,7 +57,7 @@ class Network:
             return module.features(images).float()
         if self.features == "whole":
             return pooled_maps(module, images)
-        assert isinstance(module, SelfieNetwork)
+        assert isinstance(module, Selfie)
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
@@ -94,10 +95,12 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
     Raises RunError if the description is incomplete.
     """
     with describing(derived):
-        if derived["method"] == "selfie":
+        if keeps_patches(derived):
             return build_method(derived)
         if derived["method"] in config.METHODS:
-            return Encoder(derived["backbone"], stem=derived["stem"])
+            own = derived[derived["method"]]
+            num_stages = own.get("num_stages", 3 if "views" in own else 4)  # runs of version 1 do not say
+            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages)
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}
@@ -105,16 +108,29 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
         return Classifier(derived["backbone"], stem=derived["stem"], num_classes=num_classes)
 
 
+def keeps_patches(derived: dict[str, Any]) -> bool:
+    """Whether a run keeps the patch network with its attention pooling: the paper's Selfie alone does."""
+    return bool(derived["method"] == "selfie" and derived["selfie"].get("views") == 1)
+
+
 def build_method(derived: dict[str, Any]) -> Method:
-    """A freshly initialized method with everything that trains it. Raises RunError as `build` does."""
+    """A freshly initialized method with everything that trains it. Raises RunError as `build` does.
+
+    Raises UsageError for the two-view recipe of earlier versions, which can be used but no longer trained.
+    """
+    if derived["method"] == "selfie" and derived["selfie"].get("views") == 2:
+        raise UsageError(
+            "this run's recipe, two views with a softmax, is no longer trained here: resume it with the selfie-cli "
+            "that wrote it, or start a new run"
+        )
     with describing(derived):
         own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
         if derived["method"] == "byol":
             return Byol(stem=derived["stem"], **own)
         if derived["method"] == "simclr":
             return SimCLR(stem=derived["stem"], **own)
-        if own.pop("views") == 2:
-            return TwoViewSelfie(patch_size=derived["patch_size"], **own)
+        if own.pop("views", None) != 1:
+            return ManyViewSelfie(stem=derived["stem"], **own)
         return Selfie(patch_size=derived["patch_size"], **own)
 
 
@@ -145,8 +161,8 @@ def choose_features(derived: dict[str, Any], features: str | None) -> str:
     """Raises UsageError if the network has no such features."""
     if features is not None and features not in get_args(config.Features):
         raise UsageError(f"no network has features {features!r}")
-    if features is not None and derived["method"] != "selfie":
-        raise UsageError("--features chooses among the vectors of a Selfie run; other networks have one kind")
+    if features is not None and not keeps_patches(derived):
+        raise UsageError("--features chooses among the vectors of Selfie's --recipe paper; others have one kind")
     if derived["method"] == "finetune":
         return "penultimate"
     return features or DEFAULT_FEATURES
@@ -155,6 +171,10 @@ def choose_features(derived: dict[str, Any], features: str | None) -> str:
 def load_module(run: Run) -> Pretrained | AnyClassifier:
     """The run's network with its weights. Raises WeightsError if they do not fit."""
     weights, _ = load_weights(run.weights)
+    if run.derived.get("method") == "selfie" and not keeps_patches(run.derived):
+        # Of two-view runs of version 1 the patch network is used alone.
+        renamed = {name: name.replace("patch_network.", "encoder.", 1) for name in weights}
+        weights = {renamed[name]: tensor for name, tensor in weights.items() if renamed[name].startswith("encoder.")}
     with torch.device("meta"), Undrawn():  # no memory: what a config asks for is made if the weights are of that size
         wanted = build(run.derived).state_dict()
     unlike = f"{run.weights} does not fit {run.path / 'config.json'}"

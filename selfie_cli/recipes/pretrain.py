@@ -20,7 +20,7 @@ from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method
-from selfie_cli.pretraining import shown
+from selfie_cli.pretraining import called, shown
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.beginning import MILDER, choose_out, has_diverged, run_to_resume, start, where_it_began
 from selfie_cli.recipes.derivation import derive
@@ -84,7 +84,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     derived = derive(options, source) if run is None else derived_again(run, options)
     check_processes(derived, here.world)
     talk.say(
-        f"{derived['method']}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
+        f"{called(derived)}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
         f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], here)}, {derived['optimizer']}, "
         f"lr {derived['lr']:g}, seed {options.seed}"
     )

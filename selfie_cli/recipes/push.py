@@ -104,7 +104,12 @@ def read_results(file: Path, kind: type) -> dict[str, Any]:
         found = read_json(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not {field.name for field in dataclasses.fields(kind)} <= found.keys():
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
+    }
+    if not isinstance(found, dict) or not needed <= found.keys():
         raise RunError(f"{file} is damaged or of another version: remove it, or repeat what wrote it")
     return found
 

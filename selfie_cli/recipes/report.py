@@ -15,7 +15,7 @@ from selfie_cli import __version__, runs
 from selfie_cli.config import ReportOptions, TrainingOptions
 from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
 from selfie_cli.files import followed, write_text
-from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import exhibits, networks
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
@@ -150,8 +150,8 @@ def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
         return 0
     if isinstance(network.module, Selfie):
         exhibits.paper_picks(network.module, gallery, embedded, page)
-    elif isinstance(network.module, TwoViewSelfie):
-        exhibits.view_picks(network.module, gallery, embedded, page)
+    elif run.verb == "pretrain" and run.derived[run.derived["method"]].get("views") != 2:
+        exhibits.view_picks(networks.build_method(run.derived), network, gallery, embedded, page)
     elif isinstance(network.module, AnyClassifier) and gallery.labels is not None:
         arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
         which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"

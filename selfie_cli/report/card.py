@@ -5,20 +5,20 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from selfie_cli.data.named import NAMED
+from selfie_cli.pretraining import called
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
-METHODS = {
-    "selfie": "[Selfie](https://arxiv.org/abs/1906.02940): from what is seen of an image, pick what belongs at a place",
-    "byol": "[BYOL](https://arxiv.org/abs/2006.07733): two views of an image, one predicts the other",
-    "simclr": "[SimCLR](https://arxiv.org/abs/2002.05709): tell two views of an image from those of others",
-    "none": "none: it started from random weights",
-    "finetune": "labels: it went on from a finetuned network",
-    "imagenet": "ImageNet's labels: it started from torchvision's weights",
+PAPERS = {
+    "Selfie over many": "2304.03977",
+    "Selfie": "1906.02940",
+    "BYOL": "2006.07733",
+    "SimCLR": "2002.05709",
 }
+"""On arXiv, by how the words for a pretraining begin."""
 
 
 def model_card(
@@ -67,7 +67,7 @@ def model_card(
         f"A network for images{f' of {len(classes)} classes' if classes else ''}, made with "
         "[selfie](https://github.com/selfie-cli/selfie-cli). This card was written by `selfie push` from what the "
         "program measured; nobody has added to it yet.",
-        table(["", ""], [row for row in facts(config, METHODS.get(method, method)) if row[1] not in ("", "None")]),
+        table(["", ""], [row for row in facts(config, credited(derived)) if row[1] not in ("", "None")]),
     ]
     if classes:
         parts.append("Classes: " + ", ".join(escaped(each) for each in classes) + ".")
@@ -85,8 +85,21 @@ def model_card(
     if results is not None:
         compared = [row for point in points for row in arms_of(point)]
         parts.append(f"Finetuned, and tested on {told(results)}; ± is the standard deviation over seeds:")
-        head = ["labels", "steps", "seeds", "started from", "accuracy in %", "paired gain in points"]
+        head = [
+            "labels",
+            "steps",
+            "seeds",
+            "started from",
+            "accuracy in %",
+            "paired gain in points",
+            "half of the steps",
+        ]
         parts.append(table(head, compared))
+        named = [(arm_name(index, arm), arm.get("called")) for index, arm in enumerate(points[-1]["arms"])]
+        if words := [f"{name}: {escaped(called)}" for name, called in named if called]:
+            parts.append("What pretrained them: " + "; ".join(words) + ".")
+        if any("still rising" in row[-1] for row in compared):
+            parts.append("**Not converged**: where accuracy was still rising, a gain may be one of speed.")
         if seen := data.get("seen_test_images"):
             left_out = ", and were left out" if config["asked"].get("exclude_seen") else ""
             parts.append(f"{seen:,} test images were among those of pretraining, or near-copies of them{left_out}.")
@@ -107,6 +120,13 @@ def model_card(
         "- How results vary over seeds of pretraining: it was trained once."
     )
     return str(ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def credited(derived: dict[str, Any]) -> str:
+    """What pretrained it, in words, with its paper."""
+    words = escaped(called(derived))
+    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
+    return words + paper
 
 
 def escaped(text: str) -> str:
@@ -176,7 +196,6 @@ def arms_of(point: dict[str, Any]) -> Iterable[list[str]]:
     gains = {gain["arm"]: gain for gain in reversed(point["comparisons"])}
     seeds = ", ".join(map(str, point["seeds"]))
     for index, arm in enumerate(point["arms"]):
-        name = arm["name"] if arm["name"] in ARMS or arm["name"].startswith("imagenet-resnet") else f"network {index}"
         spread = "" if arm["std"] is None else f" ± {100 * arm['std']:.1f}"
         gain, text = gains.get(arm["name"]), ""
         if gain:
@@ -185,7 +204,14 @@ def arms_of(point: dict[str, Any]) -> Iterable[list[str]]:
                 low, high = gain["interval"]
                 text += f", 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
         labels = f"{point['num_labels']:,} ({100 * point['fraction']:.3g} %)"
-        yield [labels, f"{point['steps']:,}", seeds, name, percent(arm["mean"]) + spread, text]
+        length = (arm.get("convergence") or {}).get("words", "not checked")
+        yield [labels, f"{point['steps']:,}", seeds, arm_name(index, arm), percent(arm["mean"]) + spread, text, length]
+
+
+def arm_name(index: int, arm: dict[str, Any]) -> str:
+    """A name that everybody knows; that of a folder is private."""
+    name: str = arm["name"]
+    return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
 
 
 def facts(config: dict[str, Any], pretraining: str) -> Iterable[tuple[str, str]]:

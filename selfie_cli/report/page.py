@@ -154,11 +154,6 @@ def puzzle(number: int, pixels: Tensor, name: str, grid: int, masked: list[int],
     return piece("puzzle", f"image{number}", source, name, grid, masked, picks, probabilities.tolist())
 
 
-def hidden_cells(number: int, view: Tensor, grid: int, hidden: list[int], caption: str) -> str:
-    """A view, uint8 [s, s, 3], with its hidden cells hatched."""
-    return piece("hidden_cells", f"image{number}", drawing.jpeg(view), grid, hidden, caption)
-
-
 def chart_map(
     page: Page,
     places: Tensor,

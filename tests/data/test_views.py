@@ -10,7 +10,6 @@ from selfie_cli.data.views import (
     RGB_TO_YIQ,
     YIQ_TO_RGB,
     ViewDraws,
-    both_views,
     draw_colours,
     draw_view,
     gaussian_blur,
@@ -317,14 +316,6 @@ def test_what_is_not_asked_for_is_drawn_for_no_image():
     assert not draws.solarized.any()
     torch.testing.assert_close(draws.colours, torch.eye(3).expand(500, 3, 3), atol=1e-6, rtol=0)
     assert draws.contrast.abs().max() < 1e-6
-
-
-def test_draws_of_two_views_come_apart_again():
-    first, second = (draw_view(3, seeded(seed), **EVERYTHING) for seed in (0, 1))
-    apart = both_views((*first, *second, torch.zeros(3)))
-    assert all(isinstance(each, ViewDraws) for each in apart)
-    for found, expected in zip(apart, (first, second), strict=True):
-        assert all(a is b for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("size", [24, 96])

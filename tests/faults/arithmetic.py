@@ -13,7 +13,7 @@ from selfie_cli.files import read_json
 from selfie_cli.training.schedule import step_seed
 from selfie_cli.training.state import WEIGHTS, saved_states
 
-METHODS = {"selfie": "selfie.TwoViewSelfie", "byol": "byol.Byol", "simclr": "simclr.SimCLR"}
+METHODS = {"selfie": "many_views.ManyViewSelfie", "byol": "byol.Byol", "simclr": "simclr.SimCLR"}
 # The program, with something done in a step, which is told by its seed.
 PROGRAM = """
 import importlib
@@ -41,7 +41,7 @@ SPOILS = {
     "the loss": "found = found * {value}",
     "the gradient": "found.register_hook(lambda gradient: gradient * {value})",
 }
-NO_MEMORY = """if len(views[0]) > 8:
+NO_MEMORY = """if len(views[0]) > 4 * self.num_views:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")"""
 
 

@@ -30,12 +30,12 @@ from selfie_cli.data.store import load_bad
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.recipes import networks, vector_files
-from selfie_cli.recipes.cells import known_accuracy
 from selfie_cli.recipes.eval import Evaluated
 from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
 from selfie_cli.recipes.inference import Result
 from selfie_cli.recipes.push import published_with_card
 from selfie_cli.recipes.report import describing
+from selfie_cli.recipes.trainer import known_accuracy
 from selfie_cli.report.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -63,18 +63,14 @@ DERIVED |= {"weight_decay": 1e-4, "warmup_steps": 1, "checkpointed": False, "rec
 VIEWS = {"hidden": 16, "width": 8, "min_crop": 0.2, "jitter": 1.0, "blur": 0.0}
 PATCHES = {"encoder_positions": True, "factorized_positions": False, "final_norm": True, "apart": False}
 NETWORKS: list[dict[str, Any]] = [
-    {
-        "method": "selfie",
-        "patch_size": 8,
-        "selfie": VIEWS | PATCHES | {"mask_ratio": 0.5, "views": 2, "temperature": 0.2},
-    },
+    {"method": "selfie", "selfie": VIEWS | {"num_stages": 3, "num_views": 4, "attraction": 200.0, "distortion": 0.2}},
     {"method": "selfie", "patch_size": 8, "selfie": PATCHES | {"mask_ratio": 0.25, "views": 1, "logit_scale": "dot"}},
     {"method": "byol", "byol": VIEWS | {"tau": 0.97, "solarize": 0.0}},
     {"method": "simclr", "simclr": VIEWS | {"temperature": 0.2}},
     {"method": "finetune", "arch": "resnet", "pretraining": "byol", "classes": ["a", "b"]},
     {"method": "finetune", "arch": "hybrid", "classes": ["a", "b"], "hybrid": PATCHES | {"patch_size": 8}},
 ]
-NETWORKS[0]["selfie"]["view_scale"] = 0.75
+NETWORKS[0]["selfie"] |= {"view_scale": 0.5, "max_crop": 0.7}
 NETWORKS[1]["selfie"]["flip"] = True
 
 
@@ -192,9 +188,12 @@ def read_listing(file: Path, rng: random.Random) -> None:
         constants.HF_HUB_CACHE = before
 
 
+LENGTH = {"steps": 9, "num_held": 9, "half": 0.5, "whole": 0.6, "error": 0.1, "verdict": "flat", "words": "flat"}
 ARM = {"name": "selfie", "lr": 0.1, "accuracies": [0.5, 0.6, 0.7], "mean": 0.6, "std": 0.1}
+ARM |= {"called": "Selfie", "convergence": LENGTH}
 GAIN = {"arm": "selfie", "baseline": "supervised", "gains": [0.1] * 3, "mean": 0.1, "std": 0.1, "interval": [0.0, 0.2]}
 POINT = {"fraction": 0.5, "num_labels": 9, "steps": 9, "seeds": [0, 1, 2], "comparisons": [GAIN]}
+POINT |= {"rates": [0.1], "warnings": ["not converged"], "notes": ["selfie: Selfie."]}
 POINT |= {"arms": [ARM | {"name": "supervised"}, ARM]}
 ABOUT = {"run": "run", "dataset": "cifar10", "num_test": 9, "num_classes": 2}
 FINETUNED = POINT | ABOUT | {"gains": [0.1] * 3, "gain_mean": 0.1, "gain_std": 0.1, "gain_interval": [0.0, 0.2]}

@@ -24,7 +24,7 @@ from selfie_cli.data.sources import open_shards
 from selfie_cli.data.store import load_bad
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes.cells import known_accuracy
+from selfie_cli.recipes.trainer import known_accuracy
 from selfie_cli.recipes.vector_files import open_vectors
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import cut_metrics

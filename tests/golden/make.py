@@ -69,7 +69,7 @@ def make() -> None:
     for number, picture in enumerate(synthetic.draw(NUM_PICTURES, seed=1)[0]):
         Image.fromarray(picture).save(f"pictures/{number:02d}.png")
     options = PretrainOptions(
-        data=("pictures",), out="stopped", backbone="resnetv2_18_w16", hidden=16, width=8, batch_size=8,
+        data=("pictures",), recipe="paper", out="stopped", backbone="resnetv2_18_w16", batch_size=8,
         steps=STEPS, lr=0.1, warmup_steps=10, save_every=0, device="cpu", precision="fp32", report=False,
     )  # fmt: skip
     with contextlib.suppress(Stopped):
@@ -81,7 +81,7 @@ def make() -> None:
     small = (*SMALL, *ON_CPU, "--hidden", 16, "--width", 8)
     selfie("pretrain", "pictures", *small, "--steps", 20, "--out", "finished")
     draw_folder(Path("labelled"))
-    one_arm = ("--from", "finished", "--arch", "hybrid", "--no-baseline")
+    one_arm = ("--from", "finished", "--no-baseline")
     selfie("finetune", "--dataset", "labelled", *one_arm, *SMALL, *ON_CPU, "--steps", 20, "--out", "finetuned")
     shutil.rmtree("labelled")
     shutil.rmtree("finetuned/cells")  # of which one holds the same weights

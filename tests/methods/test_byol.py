@@ -86,7 +86,7 @@ def naive_loss(method, view1, view2):
 
 def test_loss_and_gradients_agree_with_a_loop_over_views_and_images():
     method = stirred(make()).double()
-    loss, logged = method.loss(*two_views())
+    loss, logged = method.loss(torch.cat(two_views()))
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
     method.zero_grad(set_to_none=True)
@@ -106,23 +106,39 @@ def test_loss_and_gradients_agree_with_a_loop_over_views_and_images():
             assert (gradients[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm() + 1e-7, name
 
 
+def test_with_several_views_the_target_is_the_mean_of_the_others():
+    method = stirred(make(num_views=3)).double()
+    views = torch.cat([*two_views(), two_views()[0].flip(2)])
+    loss, _ = method.loss(views)
+    parts = [slice(6 * i, 6 * i + 6) for i in range(3)]
+    predicted = [method.predictor(method.projector(method.encoder(views[part]).mean(dim=(2, 3)))) for part in parts]
+    targets = [method.target_projector(method.target_encoder(views[part]).mean(dim=(2, 3))) for part in parts]
+    total = 0.0
+    for i in range(3):
+        for image in range(6):
+            mean = sum(targets[j][image] / targets[j][image].norm() for j in range(3) if j != i)
+            q = predicted[i][image]
+            total += (q / q.norm() - mean / mean.norm()).square().sum().item()
+    assert loss.item() == pytest.approx(2 * total / 18, abs=1e-5)
+
+
 def test_images_may_come_in_any_order_and_views_may_be_swapped():
     method = stirred(make()).double()
     view1, view2 = two_views()
-    loss = method.loss(view1, view2)[0].item()
+    loss = method.loss(torch.cat([view1, view2]))[0].item()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert method.loss(view1[order], view2[order])[0].item() == pytest.approx(loss, abs=1e-6)
-    assert method.loss(view2, view1)[0].item() == pytest.approx(loss, abs=1e-6)
-    assert method.loss(view1[order], view2)[0].item() != pytest.approx(loss, abs=1e-3)
+    assert method.loss(torch.cat([view1[order], view2[order]]))[0].item() == pytest.approx(loss, abs=1e-6)
+    assert method.loss(torch.cat([view2, view1]))[0].item() == pytest.approx(loss, abs=1e-6)
+    assert method.loss(torch.cat([view1[order], view2]))[0].item() != pytest.approx(loss, abs=1e-3)
 
 
 def test_the_loss_is_of_single_precision_under_autocast():
     method = stirred(make())
     view1, view2 = two_views(dtype=torch.float)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, logged = method.loss(view1, view2)
+        loss, logged = method.loss(torch.cat([view1, view2]))
     assert loss.dtype == logged["cosine"].dtype == torch.float32
-    assert loss.item() == pytest.approx(method.loss(view1, view2)[0].item(), abs=0.1)
+    assert loss.item() == pytest.approx(method.loss(torch.cat([view1, view2]))[0].item(), abs=0.1)
     loss.backward()
     assert all(parameter.grad.norm() > 0 for parameter in method.encoder.parameters())
 
@@ -164,7 +180,7 @@ def test_the_ends_and_the_middle_of_the_schedule(done, tau):
 def test_the_target_uses_its_batch_and_keeps_its_own_statistics():
     method = stirred(make()).train()
     view1, view2 = two_views(dtype=torch.float)
-    loss = method.loss(view1, view2)[0].item()
+    loss = method.loss(torch.cat([view1, view2]))[0].item()
     buffers = {name: tensor.clone() for name, tensor in method.named_buffers()}
     method.after_step(0.0)
     assert all(tensor.equal(buffers[name]) for name, tensor in method.named_buffers())
@@ -172,12 +188,12 @@ def test_the_target_uses_its_batch_and_keeps_its_own_statistics():
     for name, tensor in method.named_buffers():
         if name.startswith("target_"):
             tensor.fill_(7)
-    assert method.loss(view1, view2)[0].item() == loss
+    assert method.loss(torch.cat([view1, view2]))[0].item() == loss
 
 
 def test_the_encoder_alone_is_exported():
     method = make()
-    method.loss(*two_views(dtype=torch.float))  # moves batch norm's statistics
+    method.loss(torch.cat(two_views(dtype=torch.float)))  # moves batch norm's statistics
     stirred(method).eval()
     encoder = Encoder("resnetv2_18_w16", stem="3x3").eval()
     encoder.load_state_dict(method.export())
@@ -192,7 +208,7 @@ def test_a_copy_with_the_same_state_goes_on_the_same_way():
     copied = copy.deepcopy(method)
     for one in (method, other, copied):
         one.after_step(0.3)
-    losses = [one.loss(*two_views(dtype=torch.float))[0].item() for one in (method, other, copied)]
+    losses = [one.loss(torch.cat(two_views(dtype=torch.float)))[0].item() for one in (method, other, copied)]
     assert losses[0] == losses[1] == losses[2]
 
 
@@ -200,10 +216,10 @@ def test_everything_is_a_function_of_the_seed():
     def one_loss(seed):
         method = make(blur=1.0, solarize=0.2)
         pixels = torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0])
-        views = augmented(method, pixels, seed)
-        assert [view.shape for view in views] == [(8, 3, 16, 16)] * 2
-        assert not views[0].equal(views[1])
-        return method.loss(*views)[0].item()
+        (views,) = augmented(method, pixels, seed)
+        assert views.shape == (16, 3, 16, 16)
+        assert not views[:8].equal(views[8:])
+        return method.loss(views)[0].item()
 
     assert one_loss(5) == one_loss(5)
     assert one_loss(5) != one_loss(6)
@@ -216,7 +232,7 @@ def shade(view):
 
 def test_only_the_second_view_is_solarized():
     white = torch.full((200, 16, 16, 3), 255, dtype=torch.uint8)
-    first, second = (shade(view) for view in augmented(make(jitter=0.0, solarize=0.3), white, 0))
+    first, second = (shade(view) for view in augmented(make(jitter=0.0, solarize=0.3), white, 0)[0].chunk(2))
     torch.testing.assert_close(first, torch.ones_like(first))
     black = second.amax(dim=(1, 2, 3)) < 1e-5
     torch.testing.assert_close(second[~black], torch.ones_like(second[~black]))
@@ -227,7 +243,7 @@ def test_only_the_second_view_is_solarized():
 def test_the_first_view_is_blurred_ten_times_as_often(blur, shares):
     """Seen in stripes a pixel wide, whole images of which crops leave as they are: any blur takes of their contrast."""
     stripes = (torch.arange(16) % 2 * 255).to(torch.uint8)[:, None, None].expand(2000, 16, 16, 3)
-    views = augmented(make(jitter=0.0, min_crop=1.0, blur=blur), stripes, 0)
+    views = augmented(make(jitter=0.0, min_crop=1.0, blur=blur), stripes, 0)[0].chunk(2)
     for view, share in zip(views, shares, strict=True):
         blurred = view.std(dim=(1, 2, 3)) < 0.999 * view.std(dim=(1, 2, 3)).amax()
         # A sigma below a quarter of a pixel, one in thirteen of the blurred ones, takes too little to see.

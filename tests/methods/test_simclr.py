@@ -6,8 +6,9 @@ from torch import nn
 from trained import augmented, recognized, train
 
 from selfie_cli.data import synthetic
-from selfie_cli.methods.simclr import SimCLR
+from selfie_cli.methods.simclr import SimCLR, nt_xent
 from selfie_cli.models.encoder import Encoder
+from selfie_cli.training.distributed import Group
 
 
 def make(**options):
@@ -59,7 +60,7 @@ def naive_loss(vectors, temperature):
 def test_loss_and_gradients_agree_with_a_loop_over_views(temperature):
     method = stirred(make(temperature=temperature)).double()
     view1, view2 = two_views()
-    loss, logged = method.loss(view1, view2)
+    loss, logged = method.loss(torch.cat([view1, view2]))
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
     method.zero_grad(set_to_none=True)
@@ -76,9 +77,29 @@ def test_loss_and_gradients_agree_with_a_loop_over_views(temperature):
         assert (gradients[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm() + 1e-6, name
 
 
+def test_with_several_views_each_pair_is_told_from_the_other_images():
+    """Three views of four images: every positive against itself and the nine views of other images."""
+    z = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    loss, logged = nt_xent(z, 3, 0.3, Group())
+    unit = [row / (row @ row).sqrt() for row in z]
+    losses, right = [], []
+    for i in range(12):
+        others = [k for k in range(12) if k != i]
+        negatives = sum(math.exp(unit[i] @ unit[k] / 0.3) for k in others if k % 4 != i % 4)
+        for k in others:
+            if k % 4 == i % 4:
+                score = math.exp(unit[i] @ unit[k] / 0.3)
+                losses.append(-math.log(score / (score + negatives)))
+        right.append(max(others, key=lambda k: float(unit[i] @ unit[k])) % 4 == i % 4)
+    assert len(losses) == 24
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert logged["pretext_accuracy"].item() == pytest.approx(sum(right) / len(right))
+    assert logged["chance"].item() == pytest.approx(2 / 11)
+
+
 @pytest.mark.parametrize("num_images", [2, 5])
 def test_chance_is_one_in_all_other_views(num_images):
-    _, logged = make().loss(*two_views(num_images, torch.float))
+    _, logged = make().loss(torch.cat(two_views(num_images, torch.float)))
     assert logged["chance"].item() == pytest.approx(1 / (2 * num_images - 1))
     assert all(value.dim() == 0 and not value.requires_grad for value in logged.values())
 
@@ -90,7 +111,7 @@ def test_the_loss_of_vectors_that_are_known(same, accuracy):
     method.encoder, method.projector = nn.Identity(), nn.Identity()
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     view1, view2 = torch.stack([x, y]), torch.stack([x, y] if same else [y, x])
-    loss, logged = method.loss(view1.view(2, 2, 1, 1), 3 * view2.view(2, 2, 1, 1))
+    loss, logged = method.loss(torch.cat([view1, 3 * view2]).view(4, 2, 1, 1))
     scores = [2, 0, 0] if same else [0, 2, 0]  # the partner's first: cosine / temperature
     assert loss.item() == pytest.approx(math.log(sum(map(math.exp, scores))) - scores[0])
     assert logged["pretext_accuracy"].item() == accuracy
@@ -99,27 +120,27 @@ def test_the_loss_of_vectors_that_are_known(same, accuracy):
 def test_images_may_come_in_any_order_and_views_may_be_swapped():
     method = stirred(make()).double()
     view1, view2 = two_views()
-    loss = method.loss(view1, view2)[0].item()
+    loss = method.loss(torch.cat([view1, view2]))[0].item()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    assert method.loss(view1[order], view2[order])[0].item() == pytest.approx(loss, abs=1e-6)
-    assert method.loss(view2, view1)[0].item() == pytest.approx(loss, abs=1e-6)
-    assert method.loss(view1[order], view2)[0].item() != pytest.approx(loss, abs=1e-3)
+    assert method.loss(torch.cat([view1[order], view2[order]]))[0].item() == pytest.approx(loss, abs=1e-6)
+    assert method.loss(torch.cat([view2, view1]))[0].item() == pytest.approx(loss, abs=1e-6)
+    assert method.loss(torch.cat([view1[order], view2]))[0].item() != pytest.approx(loss, abs=1e-3)
 
 
 def test_the_loss_is_of_single_precision_under_autocast():
     method = stirred(make())
     view1, view2 = two_views(dtype=torch.float)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = method.loss(view1, view2)
+        loss, _ = method.loss(torch.cat([view1, view2]))
     assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(method.loss(view1, view2)[0].item(), abs=0.1)
+    assert loss.item() == pytest.approx(method.loss(torch.cat([view1, view2]))[0].item(), abs=0.1)
     loss.backward()
     assert all(parameter.grad.norm() > 0 for parameter in method.encoder.parameters())
 
 
 def test_the_encoder_alone_is_exported():
     method = make()
-    method.loss(*two_views(dtype=torch.float))  # moves batch norm's statistics
+    method.loss(torch.cat(two_views(dtype=torch.float)))  # moves batch norm's statistics
     stirred(method).eval()
     encoder = Encoder("resnetv2_18_w16", stem="3x3").eval()
     encoder.load_state_dict(method.export())
@@ -132,10 +153,10 @@ def test_everything_is_a_function_of_the_seed():
     def one_loss(seed):
         method = make(blur=1.0)
         pixels = torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0])
-        views = augmented(method, pixels, seed)
-        assert [view.shape for view in views] == [(8, 3, 16, 16)] * 2
-        assert not views[0].equal(views[1])
-        return method.loss(*views)[0].item()
+        (views,) = augmented(method, pixels, seed)
+        assert views.shape == (16, 3, 16, 16)
+        assert not views[:8].equal(views[8:])
+        return method.loss(views)[0].item()
 
     assert one_loss(5) == one_loss(5)
     assert one_loss(5) != one_loss(6)
@@ -145,7 +166,7 @@ def test_everything_is_a_function_of_the_seed():
 def test_blur_one_is_half_of_both_views(blur):
     """Seen in stripes a pixel wide, whole images of which crops leave as they are: any blur takes of their contrast."""
     stripes = (torch.arange(16) % 2 * 255).to(torch.uint8)[:, None, None].expand(2000, 16, 16, 3)
-    for view in augmented(make(jitter=0.0, min_crop=1.0, blur=blur), stripes, 0):
+    for view in augmented(make(jitter=0.0, min_crop=1.0, blur=blur), stripes, 0)[0].chunk(2):
         blurred = view.std(dim=(1, 2, 3)) < 0.999 * view.std(dim=(1, 2, 3)).amax()
         # A sigma below a quarter of a pixel, one in thirteen of the blurred ones, takes too little to see.
         assert blurred.float().mean().item() == pytest.approx(0.5 * blur * 12 / 13, abs=0.05)

@@ -36,8 +36,8 @@ def recognized(method, *, draws=4):
     shares = []
     for seed in range(draws):
         with torch.no_grad():
-            views = torch.cat([each for each in augmented(method, pixels, 900 + seed) if each.dim() == 4])
-            first, second = method.encoder(views).mean(dim=(2, 3)).chunk(2)  # all first ones first
+            (views,) = augmented(method, pixels, 900 + seed)  # all first ones first
+            first, second = method.encoder(views[: 2 * NUM_IMAGES]).mean(dim=(2, 3)).chunk(2)
         first, second = (F.normalize(features - features.mean(dim=0), dim=1) for features in (first, second))
         shares.append(((first @ second.T).argmax(dim=1) == torch.arange(NUM_IMAGES)).float().mean().item())
     return sum(shares) / draws

@@ -14,10 +14,10 @@ from selfie_cli.config import CurveOptions
 from selfie_cli.data.store import BadFile
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.supervised import Supervised
-from selfie_cli.recipes import cells
+from selfie_cli.recipes import trainer as trainers
 from selfie_cli.recipes.arms import Arm
-from selfie_cli.recipes.cells import Trainer
 from selfie_cli.recipes.labels import Data, Part, Share, take, take_share
+from selfie_cli.recipes.trainer import Cell, Trainer
 from selfie_cli.talk import Talk
 from selfie_cli.training.schedule import IMAGE_ORDER
 from selfie_cli.training.step import Batch
@@ -46,7 +46,7 @@ def data() -> Data:
 
 
 def trainer(talk: Talk, **options: object) -> Trainer:
-    asked = CurveOptions(batch_size=4, **options)  # type: ignore[arg-type]
+    asked = CurveOptions(batch_size=4, **{"check_length": False, **options})  # type: ignore[arg-type]
     device = torch.device("cpu")
     return Trainer(options=asked, image_size=8, device=device, talk=talk)
 
@@ -58,7 +58,7 @@ def share(fraction: float, num_seeds: int) -> Share:
 @pytest.fixture
 def _a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's network takes three times as long."""
-    monkeypatch.setattr(cells, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
+    monkeypatch.setattr(trainers, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
 
 
 @pytest.mark.usefixtures("_a_second_a_step")
@@ -66,12 +66,14 @@ def test_a_budget_is_for_all_cells_of_all_shares() -> None:
     arms = [Arm(name=name, shape=shape, state=None) for name, shape in (("a", SHAPE), ("b", SHAPE), ("c", WIDER))]
     shares = [share(0.1, 3), share(1.0, 2)]
     talk = Listener()
-    _, steps = trainer(talk, budget="10m").plan(arms, part(), shares, num_rates=1)
+    _, steps = trainer(talk, budget="10m").plan(arms, part(), shares)
     # Five cells an arm; a step of all three arms takes 5 s.
     assert steps == [600 // 25, 600 // 25]
     assert "about 10 min" in talk.lines[-1]
-    _, steps = trainer(talk, budget="10m").plan(arms, part(), shares, num_rates=3)  # and three searches a share
+    _, steps = trainer(talk, budget="10m", lr="0.03,0.1,0.3").plan(arms, part(), shares)  # and three searches a share
     assert steps == [int(600 / 55)] * 2
+    _, steps = trainer(talk, budget="10m", check_length=True).plan(arms, part(), shares)  # one and a half a share
+    assert steps == [int(600 / 40)] * 2
 
 
 @pytest.mark.usefixtures("_a_second_a_step")
@@ -79,7 +81,7 @@ def test_epochs_are_of_the_labels_used() -> None:
     arms = [Arm(name="a", shape=SHAPE, state=None)]
     talk = Listener()
     asked = trainer(talk, epochs=10, micro_batch=2, precision="fp32")
-    sizes, steps = asked.plan(arms, part(), [share(0.2, 1), share(1.0, 1)], 1)
+    sizes, steps = asked.plan(arms, part(), [share(0.2, 1), share(1.0, 1)])
     assert sizes == {"batch_size": 4, "micro_batch": 2, "precision": "fp32", "compiles": True, "processes": 1} | {
         "image_order": IMAGE_ORDER
     }
@@ -112,7 +114,7 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path) -> None:
     sizes["image_order"] = IMAGE_ORDER
     run = runs.create(tmp_path / "run", verb="curve", asked={}, derived={**SHAPE, **sizes})
     arm = Arm(name="supervised", shape=SHAPE, state=None)
-    assert 0 <= noting.cell(run, "one", arm, sizes, 0.1, 0, part(), part()) <= 1
+    assert 0 <= noting.train(run, Cell(name="one", arm=arm, lr=0.1, seed=0, steps=3), sizes, part(), part()) <= 1
     assert set(made) == {0, 1, 2}
     run.finish({})
 

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.weights import load_weights
 
-SHORT = ("--steps", 2, "--batch-size", 8, "--no-report")
+SHORT = ("--steps", 2, "--batch-size", 8, "--no-report", "--no-check-length")
 
 
 def read(file: Path) -> Any:

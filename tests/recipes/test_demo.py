@@ -20,7 +20,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "NUM_TEST", 20)
     monkeypatch.setattr(demo, "PRETRAIN_STEPS", 1)
     monkeypatch.setattr(demo, "FINETUNE_STEPS", 1)
-    for recipe in ("pretrain", "cells"):  # trial steps of whole batches would take most of the time
+    for recipe in ("pretrain", "trainer"):  # trial steps of whole batches would take most of the time
         monkeypatch.setattr(f"selfie_cli.recipes.{recipe}.fit", lambda *_: 0.5)
 
 

@@ -27,7 +27,7 @@ from selfie_cli.weights import load_weights
 
 ARMS = ("supervised", "selfie")
 SEEDS = (4, 5, 6)
-SHORT = ("--steps", 1, "--batch-size", 8, "--no-report")
+SHORT = ("--steps", 1, "--batch-size", 8, "--no-report", "--no-check-length")
 
 
 def read(file: Path) -> Any:
@@ -194,6 +194,45 @@ def test_learning_rate_is_chosen_on_held_out_labels(images: Path, pretrained: Pa
         assert f"{name}: learning rate {best}" in result.stderr
     assert "--fraction" in error_of(*arguments[:-1], "r2", "--fraction", 0.1, code=2)
     assert not Path("r2").exists()
+
+
+def test_whether_more_steps_would_help_is_found_on_held_out_labels(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 4, "--out", "r")
+    result = selfie(*arguments, "--report")
+    results = read(Path("r/results.json"))
+    for arm in results["arms"]:
+        whole, half = (Path(f"r/cells/search-{arm['name']}-lr0.1{part}") for part in ("", "-half"))
+        found = arm["convergence"]
+        for cell, steps, accuracy in ((whole, 4, found["whole"]), (half, 2, found["half"])):
+            there = read(cell / "results.json")
+            assert (there["num_test"], there["accuracy"]) == (10, pytest.approx(accuracy))  # a fifth of 60 labels
+            assert lines_of(cell / "metrics.jsonl")[-1]["step"] == steps
+        assert found["verdict"] == "too few held-out labels to tell"  # ten
+        said = " ".join(result.stdout.split())
+        assert found["words"] in said
+        assert f"{arm['name']}: {arm['called']}." in said
+        assert found["words"].split("(")[0].strip() in Path("r/report.html").read_text()
+    assert results["sentence"].endswith("convergence: too few held-out labels to tell.")
+    assert [arm["called"] for arm in results["arms"]] == [
+        "no pretraining",
+        "Selfie (patches of one image, Trinh et al. 2019)",
+    ]
+    assert "supervised: no pretraining; selfie: Selfie (patches of one image, Trinh et al. 2019)" in result.stderr
+
+
+def test_a_searched_rates_own_network_is_the_longer_one(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--no-baseline", *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--lr", "0.02,0.1", "--out", "r")
+    (arm,) = read(Path("r/results.json"))["arms"]
+    assert {cell.name for cell in Path("r/cells").iterdir()} == {
+        *("selfie-f1-s0", "search-selfie-lr0.02", "search-selfie-lr0.1", f"search-selfie-lr{arm['lr']:g}-half")
+    }
+
+
+def test_one_label_a_class_leaves_no_check(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--fraction", 0.1, "--out", "r")
+    assert {arm["convergence"]["num_held"] for arm in read(Path("r/results.json"))["arms"]} == {0}
 
 
 def test_from_a_finetuned_run(images: Path, finetuned: Path) -> None:
@@ -377,9 +416,8 @@ def test_hybrid_starts_from_the_whole_pretrained_network(hybrid: Path, pretraine
     assert same_weights(hybrid, hybrid / "cells" / "hybrid-selfie-f0.5-s0")
 
 
-@pytest.mark.parametrize("recipe", ["paper", "best"])
-def test_hybrid_computes_what_selfie_pooled(images: Path, recipe: str) -> None:
-    selfie("pretrain", images, *SMALL, "--steps", 1, "--recipe", recipe, "--out", "run")
+def test_hybrid_computes_what_selfie_pooled(images: Path) -> None:
+    selfie("pretrain", images, *SMALL, "--steps", 1, "--recipe", "paper", "--out", "run")
     run = runs.open_run("run")
     pretrained = networks.load_module(run).eval()
     shape = {**network_shape(FinetuneOptions(), run), "classes": ["a", "b"]}
@@ -418,10 +456,10 @@ def test_a_finetuned_hybrid_serves_every_verb(hybrid: Path, images: Path, pretra
     selfie("finetune", "--dataset", images, "--from", hybrid, *SHORT, "--no-baseline", "--out", "again")
 
 
-def test_only_selfie_runs_have_a_hybrid(images: Path, finetuned: Path) -> None:
+def test_only_runs_of_the_papers_selfie_have_a_hybrid(images: Path, finetuned: Path) -> None:
     arguments = ("finetune", "--dataset", images, "--arch", "hybrid", "--out", "r")
     for source in ("none", finetuned):
-        assert "--arch hybrid needs a pretrained Selfie run" in error_of(*arguments, "--from", source, code=2)
+        assert "--arch hybrid needs a run of Selfie with --recipe paper" in error_of(*arguments, "--from", source, code=2)
     assert not Path("r").exists()
 
 

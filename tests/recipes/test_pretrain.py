@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from selfie_cli import __version__
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.selfie import TwoViewSelfie
+from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.recipes.pretrain import check_processes
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
@@ -125,19 +125,24 @@ def test_two_runs_that_begin_in_the_same_second(images: Path, monkeypatch: pytes
             "--no-flip",
         ],
         [*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
-        ["--backbone", "resnet18", "--image-size", "64", "--patch-size", "32", "--view-scale", "1"],
-        ["--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
-        ["--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--device", "cpu", "--mask-ratio", "0.5"],
-        ["--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+        [*PAPER, "--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
+        [*PAPER, "--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--mask-ratio", "0.5"],
+        [*PAPER, "--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+        ["--backbone", "resnet18", "--image-size", "64", "--num-stages", "4", "--num-views", "2", "--view-scale", "1"],
+        ["--micro-batch", "5", "--max-crop", "0.9", "--attraction", "50", "--distortion", "0.5"],
     ],
     ids=lambda arguments: " ".join(arguments[-4:]),
 )
 def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
     length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]
     selfie("pretrain", images, *SMALL, *length, "--out", "run", *arguments)
+    embed = ("embed", images / "test" / "key", "--from", "run")
+    assert len(selfie(*embed).stdout.splitlines()) == 3
     for features in ("whole", "patches", "pooled"):
-        lines = selfie("embed", images / "test" / "key", "--from", "run", "--features", features).stdout.splitlines()
-        assert len(lines) == 3
+        if PAPER[1] in arguments:
+            assert len(selfie(*embed, "--features", features).stdout.splitlines()) == 3
+        else:
+            assert "--recipe paper" in error_of(*embed, "--features", features, code=2)
 
 
 def test_fewer_images_than_a_batch(images: Path) -> None:
@@ -243,15 +248,15 @@ def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
 @pytest.mark.parametrize("when", ["at first", "later"])
 def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same run, with more pieces from there on."""
-    loss_of, calls = TwoViewSelfie.loss, []
+    loss_of, calls = ManyViewSelfie.loss, []
 
-    def loss(self: TwoViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        calls.append(len(views[0]) // 2)  # both views of each image
+    def loss(self: ManyViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        calls.append(len(views[0]) // self.num_views)
         if calls[-1] > 4 and (when == "at first" or len(calls) > 30):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return loss_of(self, *views)
 
-    monkeypatch.setattr(TwoViewSelfie, "loss", loss)
+    monkeypatch.setattr(ManyViewSelfie, "loss", loss)
     result = selfie("pretrain", images, *SMALL, "--steps", 40, "--out", "run")
     assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
     config = config_of(Path("run"))
@@ -266,9 +271,10 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
         *(["--batch-size", "0"], ["--batch-size", "-1"], ["--micro-batch", "0"], ["--workers", "0"], ["--seed", "-1"]),
         *(["--lr", "nan"], ["--lr", "0"], ["--lr", "inf"], ["--weight-decay", "-1"], ["--warmup-steps", "-1"]),
         *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
-        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"]),
-        *(["--image-size", "33"], ["--image-size", "0"], ["--image-size", "8"], ["--patch-size", "0"]),
-        *(["--patch-size", "7"], ["--image-size", "1056", "--patch-size", "8"], ["--steps", "1", "--epochs", "1"]),
+        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"], ["--mask-ratio", "0.5"]),
+        *(["--image-size", "33", *PAPER], ["--image-size", "0"], ["--image-size", "8", *PAPER], ["--patch-size", "0"]),
+        *(["--image-size", "1056", "--patch-size", "8", *PAPER], ["--steps", "1", "--epochs", "1"]),
+        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"]),
     ],
     ids=" ".join,
 )

@@ -250,6 +250,7 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None,
     assert [each.metric_value for each in card.data.eval_results] == [round(results["arms"][1]["accuracies"][0], 4)]
     for arm in results["arms"]:
         assert f"| {arm['name']} | {100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} |" in text
+    assert "supervised: no pretraining; selfie: Selfie \\(patches of one image\\, Trinh et al\\. 2019\\)." in text
     low, high = results["gain_interval"]
     assert f"{100 * results['gain_mean']:+.1f} over supervised" in text
     assert f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}" in text

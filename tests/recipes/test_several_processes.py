@@ -149,14 +149,31 @@ def test_methods_and_pieces(images: Path, method: str) -> None:
 def test_finetune(images: Path, pretrained: Path) -> None:
     out, err = succeeded(
         *("finetune", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 2, "--steps", 3),
-        *("--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu", "--out", "run", "--json"),
+        *(
+            "--average",
+            0.3,
+            "--mirror",
+            "--lr",
+            0.03,
+            "--batch-size",
+            8,
+            "--precision",
+            "fp32",
+            "--device",
+            "cpu",
+            "--out",
+            "run",
+            "--json",
+        ),
     )
     result = json.loads(out)
     assert result == json.loads(Path("run/results.json").read_text())
     assert len(result["arms"]) == 2
     assert config_of(Path("run"))["derived"]["processes"] == 2
     cells = sorted(path.name for path in Path("run/cells").iterdir())
-    assert cells == [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
+    held_out = [f"search-{arm}-lr0.03{half}" for arm in ("selfie", "supervised") for half in ("", "-half")]
+    compared = [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
+    assert cells == sorted(compared + held_out)
     assert err.count("run: run") == 1
     for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
         for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):
@@ -175,7 +192,20 @@ def damaged(run: Path) -> Path:
 def test_curve(images: Path, pretrained: Path) -> None:
     out, _ = succeeded(
         *("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, "--steps", 2),
-        *("--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu", "--out", "run", "--json"),
+        *(
+            "--no-check-length",
+            "--lr",
+            0.03,
+            "--batch-size",
+            8,
+            "--precision",
+            "fp32",
+            "--device",
+            "cpu",
+            "--out",
+            "run",
+            "--json",
+        ),
     )
     assert [point["fraction"] for point in json.loads(out)["points"]] == [0.5, 1]
     assert len(list(Path("run/cells").iterdir())) == 4

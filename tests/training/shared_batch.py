@@ -13,7 +13,8 @@ from torch import Tensor
 
 from selfie_cli.data import synthetic
 from selfie_cli.methods.byol import Byol
-from selfie_cli.methods.selfie import Selfie, TwoViewSelfie
+from selfie_cli.methods.many_views import ManyViewSelfie
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
@@ -25,7 +26,7 @@ from selfie_cli.training.step import Batch, Step
 BATCH = 16
 PIECE = 4  # of two processes, each of which has 8 images
 STEPS = 3
-NAMES = ("selfie", "two-view selfie", "two-view selfie, places unseen", "simclr", "byol", "supervised")
+NAMES = ("selfie", "many-view selfie", "simclr", "byol", "supervised")
 
 BACKBONE: dict[str, Any] = {"backbone": "resnetv2_18_w16", "image_size": 32}
 VIEWS: dict[str, Any] = {"min_crop": 0.3, "jitter": 1.0, "blur": 0.5}
@@ -44,9 +45,9 @@ def make_task(name: str, **options: Any) -> Any:
     torch.manual_seed(0)
     if name == "selfie":
         return Selfie(**BACKBONE, **PATCHES, apart=True, logit_scale="sqrt", flip=True, **options)
-    if name.startswith("two-view selfie"):
-        own = {"apart": False, "temperature": 0.2, "view_scale": 0.75, "encoder_positions": "unseen" not in name}
-        return TwoViewSelfie(**{**BACKBONE, **PATCHES, **VIEWS, **HEADS, **own, **options})
+    if name == "many-view selfie":
+        own = {"num_stages": 3, "num_views": 4, "view_scale": 0.5, "attraction": 20.0, "distortion": 0.2}
+        return ManyViewSelfie(**{**BACKBONE, **VIEWS, **HEADS, "stem": "3x3", **own, **options})
     if name == "simclr":
         return SimCLR(**BACKBONE, **VIEWS, **HEADS, stem="3x3", temperature=0.2, **options)
     if name == "byol":

@@ -210,7 +210,7 @@ def test_errors_that_are_not_the_compilers_are_raised():
         fit(step, (pixels, labels + 10, draws), ["fp32"], Talk())
 
 
-@pytest.mark.parametrize("name", ["selfie", "two-view selfie", "byol"])
+@pytest.mark.parametrize("name", ["selfie", "many-view selfie", "byol"])
 def test_the_micro_batch_goes_by_memory(name, monkeypatch):
     task = make_task(name)
     module = module_of(task)

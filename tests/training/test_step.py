@@ -22,7 +22,7 @@ STEPS = 20
 # The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
 CURVES = {
     "selfie": (0.03, 0.003, 1e-4, 2e-3),
-    "two-view selfie": (0.01, 1.0, 1e-4, 0.25),
+    "many-view selfie": (0.01, 1.0, 1e-3, 0.25),
     "simclr": (0.01, 0.8, 1e-4, 0.25),
     "byol": (0.01, 2.5, 1e-4, 0.25),
     "supervised": (0.0003, 0.1, 2e-3, 1.5e-2),

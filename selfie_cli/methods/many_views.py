@@ -1,0 +1,71 @@
+"""Selfie over many small views: Selfie's economy (Trinh, Luong, Le 2019) with patches of any place and scale.
+
+    B  images      V  views per image      E  width of the projection
+
+The patch network sees each patch by itself, as in Selfie. Patches are small random crops instead of cells of a grid.
+All patches of an image are drawn to their mean, the context, and a coding rate keeps the images of a batch apart, so
+there are no distractors to choose from. The loss is that of EMP-SSL (Tong, Chen, Ma, LeCun 2023, "EMP-SSL: towards
+self-supervised learning in one training epoch", arXiv 2304.03977), after MCR^2 (Yu et al. 2020, "Learning diverse and
+discriminative representations via the principle of maximal coding rate reduction", arXiv 2006.08558).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfie_cli.methods.joint import JointEmbedding
+from selfie_cli.training.distributed import of_all_processes
+
+
+class ManyViewSelfie(JointEmbedding):
+    """The patch network, the projector, and the loss that trains them.
+
+    `attraction` weighs the similarity of an image's views against the coding rate of the batch, whose allowed
+    distortion is `distortion`. The coding rate is of the whole batch; with micro-batches, of the piece.
+    """
+
+    def __init__(self, *, attraction: float, distortion: float, blur: float, **network: Any) -> None:
+        super().__init__(blur=(0.5 * blur,), **network)
+        self.attraction = attraction
+        self.distortion = distortion
+
+    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """attraction * (1 - mean cosine of views and their image's mean) - coding rate. Takes what `augment` gives.
+
+        Logs both terms, the share of the first views whose most similar second view is of the same image, and a
+        guess's.
+        """
+        z = self.embeddings(*views)  # [V * B, E]
+        with torch.autocast(z.device.type, enabled=False):  # sums over the batch are too coarse in bf16
+            z = F.normalize(z.float(), dim=1)
+            everyone, _ = of_all_processes(z, self.group)  # [P * V * B, E]
+            num_images = len(z) // self.num_views
+            z = everyone.view(-1, self.num_views, num_images, z.shape[1]).transpose(0, 1).flatten(1, 2)  # [V, P * B, E]
+            similarity = F.cosine_similarity(z, z.mean(dim=0, keepdim=True), dim=2).mean()
+            rate = coding_rate(z, self.distortion)
+            loss = self.attraction * (1 - similarity) - rate
+            accuracy, chance = picked(z[0].detach(), z[1].detach())
+        logged = {"similarity": similarity.detach(), "coding_rate": rate.detach()}
+        return loss, {**logged, "pretext_accuracy": accuracy, "chance": chance}
+
+
+def coding_rate(z: Tensor, distortion: float) -> Tensor:
+    """log det(I + E / (B distortion) Z^T Z) / 2, its mean over the views of unit vectors z float [V, B, E], in nats.
+
+    Yu et al. 2020, equation 1, with E and B the width and the number of the vectors.
+    """
+    b, e = z.shape[1:]
+    covariance = torch.eye(e, device=z.device, dtype=z.dtype) + e / (b * distortion) * (z.mT @ z)  # [V, E, E]
+    # log det = 2 sum log diag L; without its check of the argument, a GPU need not be waited for.
+    factor, _ = torch.linalg.cholesky_ex(covariance)
+    rates: Tensor = factor.diagonal(dim1=1, dim2=2).log().sum(dim=1)  # [V]
+    return rates.mean()
+
+
+def picked(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """How often the most similar of all second views [B, E] of a first view [B, E] is of its image, and for a guess."""
+    best = (first @ second.T).argmax(dim=1)
+    accuracy = (best == torch.arange(len(first), device=first.device)).float().mean()
+    return accuracy, torch.full_like(accuracy, 1 / len(first))

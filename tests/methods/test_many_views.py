@@ -1,0 +1,120 @@
+"""Selfie over many small views: its loss against one written view by view, and what it learns."""
+
+import math
+
+import pytest
+import torch
+from trained import augmented, recognized, train
+
+from selfie_cli.data import synthetic
+from selfie_cli.methods.many_views import ManyViewSelfie, coding_rate
+from selfie_cli.models.encoder import Encoder
+
+
+def make(**options):
+    torch.manual_seed(0)
+    settings = {
+        "backbone": "resnetv2_18_w16",
+        "image_size": 16,
+        "stem": "3x3",
+        "num_stages": 3,
+        "num_views": 4,
+        "view_scale": 0.5,
+        "hidden": 24,
+        "width": 10,
+        "attraction": 20.0,
+        "distortion": 0.2,
+        "min_crop": 0.2,
+        "max_crop": 0.7,
+        "jitter": 1.0,
+        "blur": 0.0,
+    }
+    return ManyViewSelfie(**(settings | options))
+
+
+def some_views(method, num_images=6, dtype=torch.double):
+    generator = torch.Generator().manual_seed(2)
+    side = method.view_size
+    image = torch.randn(1, num_images, 3, side, side, generator=generator, dtype=dtype)
+    noise = torch.randn(method.num_views, num_images, 3, side, side, generator=generator, dtype=dtype)
+    return (image + 0.5 * noise).flatten(0, 1)
+
+
+@pytest.mark.parametrize("num_views", [2, 4])
+def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
+    method = make(num_views=num_views).double()
+    views = some_views(method)
+    loss, logged = method.loss(views)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in method.named_parameters()}
+    method.zero_grad(set_to_none=True)
+
+    vectors = [z / z.norm() for z in method.projector(method.encoder(views).mean(dim=(2, 3)))]
+    by_view = [vectors[6 * view : 6 * view + 6] for view in range(num_views)]
+    rate = 0.0
+    for zs in by_view:
+        outer = sum(torch.outer(z, z) for z in zs)
+        rate = rate + torch.logdet(torch.eye(10, dtype=torch.double) + 10 / (6 * 0.2) * outer) / 2 / num_views
+    similarity = 0.0
+    for image in range(6):
+        centre = sum(zs[image] for zs in by_view) / num_views
+        similarity = similarity + sum(zs[image] @ centre / centre.norm() for zs in by_view) / (6 * num_views)
+    expected = 20 * (1 - similarity) - rate
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert logged["similarity"].item() == pytest.approx(similarity.item(), abs=1e-5)
+    assert logged["coding_rate"].item() == pytest.approx(rate.item(), abs=1e-4)
+    right = [max(range(6), key=lambda k: (by_view[0][i] @ by_view[1][k]).item()) == i for i in range(6)]
+    assert logged["pretext_accuracy"].item() == pytest.approx(sum(right) / 6)
+    assert logged["chance"].item() == pytest.approx(1 / 6)
+    for name, parameter in method.named_parameters():
+        # The loss is taken in single precision whatever comes in, which leaves about six digits.
+        assert (gradients[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm() + 1e-5, name
+
+
+def test_the_coding_rate_of_vectors_that_are_known():
+    """All alike: one direction is used. On as many axes as there are: every direction equally."""
+    alike = torch.eye(4)[[0, 0, 0, 0]]
+    apart = torch.eye(4)
+    assert coding_rate(alike[None], 0.5).item() == pytest.approx(math.log(1 + 4 / (4 * 0.5) * 4) / 2)
+    assert coding_rate(apart[None], 0.5).item() == pytest.approx(4 * math.log(1 + 4 / (4 * 0.5)) / 2)
+
+
+def test_views_are_small_crops_of_the_images():
+    method = make()
+    pixels = torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0])
+    generator = torch.Generator().manual_seed(0)
+    boxes = method.draw(500, generator)[0]  # [B, V, 4]
+    area = boxes[..., 2].abs() * boxes[..., 3]
+    assert boxes.shape == (500, 4, 4)
+    assert 0.2 <= area.min().item() < 0.21
+    assert 0.69 < area.max().item() <= 0.7001
+    (views,) = augmented(method, pixels, 0)
+    assert views.shape == (32, 3, 8, 8)
+    assert make(view_scale=1.0).view_size == 16
+
+
+def test_the_loss_is_of_single_precision_under_autocast():
+    method = make()
+    views = some_views(method, dtype=torch.float)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = method.loss(views)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(method.loss(views)[0].item(), abs=0.3)
+
+
+def test_the_encoder_of_three_stages_alone_is_exported():
+    method = make()
+    encoder = Encoder("resnetv2_18_w16", stem="3x3", num_stages=3)
+    encoder.load_state_dict(method.export())
+    assert encoder.encoder.num_features == 64
+
+
+def test_training_lowers_the_loss_and_brings_views_of_an_image_together():
+    method = make(
+        hidden=64, width=32, attraction=50.0, num_views=2, view_scale=1.0, min_crop=0.6, max_crop=1.0, jitter=0.5
+    )
+    before = recognized(method)
+    losses = train(method, steps=40)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert recognized(method) > 2 * before
