@@ -91,7 +91,7 @@ CONTENTS = (
     (rb".{257}ustar", "a tar file, not an image in a known format"),
     (
         rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
-        "an archive, not an image in a known format: unpack it",
+        "an archive: unpack it",
     ),
     (rb"\s*<(!doctype|html)", "a web page, not an image in a known format: the download has failed"),
     (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC, which is not read: convert it to JPEG or PNG"),
