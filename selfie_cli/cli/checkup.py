@@ -47,8 +47,6 @@ def facts_of(result: Checkup) -> list[str]:
             equal = f"{classes[few]:,} images each"
             spread = f"{len(classes)}, {equal if classes[few] == classes[many] else spread}"
             facts[f"{part} classes".strip()] = spread
-    if result.other_files:
-        facts["other files"] = ", ".join(f"{count:,} {name or 'plain'}" for name, count in result.other_files.items())
     here = result.machine
     gpu = f", {here.gpu} with {amount(here.gpu_memory or 0)}" if here.gpu else f", no GPU in use ({here.device})"
     facts["machine"] = f"{here.cores} core{'s' * (here.cores > 1)}, {amount(here.memory)} of memory available{gpu}"

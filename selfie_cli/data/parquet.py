@@ -17,7 +17,7 @@ from selfie_cli.data.layout import label_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.names import Names
 from selfie_cli.data.source import Packed, file_version, unreadable
-from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
 
 STREAMS = 16
 """Row groups that are read at a time, at most: each holds an open file."""
@@ -246,7 +246,9 @@ def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schem
         return (named or found)[0]
     have = ", ".join(f"{field.name} ({field.type})" for field in schema)
     which = "several columns" if found else "no column"
-    raise DataError(f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}")
+    raise (DataError if found else Unlabelled)(
+        f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}"
+    )
 
 
 def num_rows(path: str) -> int:

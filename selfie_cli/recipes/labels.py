@@ -15,7 +15,7 @@ from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
 from selfie_cli.data.mapped import all_pixels, open_store
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size, too_many
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.recipes.beginning import where_it_began
@@ -132,7 +132,9 @@ def read_parts(
     found: LabelledSplits, *, size: int, options: DataOptions, talk: Talk
 ) -> tuple[Part, Part, list[BadFile]]:
     """The training part, the test part, and what cannot be read of both; names classes of which nothing can."""
-    parts, bad = [], []
+    parts: list[Part] = []
+    bad: list[BadFile] = []
+    num_images = len(found.train.source) + len(found.test.source)
     for labelled in (found.train, found.test):
         part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
         for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
@@ -141,6 +143,8 @@ def read_parts(
             found.left_out.add("lost_classes", labelled.classes[label])
         parts.append(part)
         bad += unreadable
+        if len(bad) > options.max_bad * num_images:
+            raise too_many(bad, num_images, options.max_bad)
     return parts[0], parts[1], bad
 
 
@@ -150,7 +154,7 @@ def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) ->
             part.source,
             size=size,
             workers=options.workers or num_cores(),
-            max_bad=options.max_bad,
+            max_bad=1,  # of both parts together, see `read_parts`
             talk=talk,
             folder=options.store,
             limit_gb=options.store_gb,

@@ -64,7 +64,8 @@ def look_for_seen(
             keep &= ~found.near
     if len(keep) and not keep.any():
         raise DataError(
-            "every test image was seen in pretraining, or is like a training image: without --exclude-seen that is only told"
+            "every test image was seen in pretraining, or is like a training image: without --exclude-seen, "
+            "that is told, and all are kept"
         )
     return torch.from_numpy(np.flatnonzero(keep)), records
 

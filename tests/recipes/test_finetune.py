@@ -459,7 +459,9 @@ def test_a_finetuned_hybrid_serves_every_verb(hybrid: Path, images: Path, pretra
 def test_only_runs_of_the_papers_selfie_have_a_hybrid(images: Path, finetuned: Path) -> None:
     arguments = ("finetune", "--dataset", images, "--arch", "hybrid", "--out", "r")
     for source in ("none", finetuned):
-        assert "--arch hybrid needs a run of Selfie with --recipe paper" in error_of(*arguments, "--from", source, code=2)
+        assert "--arch hybrid needs a run of Selfie with --recipe paper" in error_of(
+            *arguments, "--from", source, code=2
+        )
     assert not Path("r").exists()
 
 
