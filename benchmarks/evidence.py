@@ -1,28 +1,33 @@
-"""Pretrain in several ways for the same time, finetune all of them, and keep what came out as raw JSON Lines.
+"""What a pretraining is worth with few labels: pretrain in several ways for the same time, finetune all to convergence.
 
-    python benchmarks/evidence.py cifar10-cpu CIFAR10_TREE --pretrain-seconds 1200 --fractions 0.05,0.2,1 --seeds 5,3,3
-    python benchmarks/evidence.py cifar10-gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-seconds 480 \\
-        --finetune-steps 2000 --seeds 2
-    python benchmarks/evidence.py batch-64 CIFAR10_TREE --arms byol-best,simclr-best --pretrain-epochs 4 \\
-        --batch-size 64 --pretrain-lr 0.025 --only pretraining
+    python benchmarks/evidence.py cifar10 CIFAR10_TREE
+    python benchmarks/evidence.py clothing CLOTHING_TREE --image-size 96 --compare 0.05:5 --compare 0.2:5 --lengths ''
+    python benchmarks/evidence.py gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-seconds 480 --compare 0.05:2
 
-DATASET is a folder with train/ and test/, each with a subfolder a class. Steps a second of every arm are measured
-first, in turns, on this machine with nothing else on it, and --pretrain-seconds are turned into steps with them; so
-arms may then be trained side by side (--only rates, then --only selfie-paper, ...) without robbing each other of
-steps. With --pretrain-epochs, all see as many images instead.
+DATASET is a folder with train/ and test/, each with a subfolder a class. Stages, in this order; --only names one of
+them, so that they may run apart:
 
-Lines go to docs/results/NAME.jsonl, a line a stage, with command, machine, versions and commit. Runs lie in
-WORK/NAME: a training that is finished is not repeated, one that was stopped is continued, so a later call goes on.
+    rates               steps a second of every arm, in turns, on this machine with nothing else on it: they turn
+                        --pretrain-seconds into steps, so that arms may then be trained side by side
+    METHOD-RECIPE       one of --arms, pretrained, then judged by kNN and linear probe (with --pretrain-epochs, for as
+                        many images as the others instead of as much time)
+    FRACTION:SEEDS      one of --compare: `selfie curve` of all arms, or of those named (0.2:3:selfie-best,simclr-best)
+    steps-N             one of --lengths: all arms at --length-fraction, finetuned for N steps
+
+Each stage appends lines to docs/results/NAME.jsonl, with command, machine, versions and commit; benchmarks/table.py
+makes tables of them. Runs lie in WORK/NAME: a finished one is not repeated, one that was stopped is continued.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +111,12 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
     return {arm: 1 / statistics.median(times[2:]) for arm, (*_, times) in trials.items()}
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("dataset")
     parser.add_argument("--arms", default="selfie-paper,selfie-best,byol-best,simclr-best", help="METHOD-RECIPE, ...")
-    parser.add_argument("--only", help="rates, an arm, pretraining (all arms), or curve. Unset: everything")
+    parser.add_argument("--only", help="A stage. Unset: all of them.")
     parser.add_argument("--backbone", default="resnetv2_10_w32")
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int)
@@ -119,80 +124,118 @@ def main() -> None:
     parser.add_argument("--pretrain-seconds", type=float, default=1200)
     parser.add_argument("--pretrain-epochs", type=float)
     parser.add_argument("--pretrain-lr", type=float)
-    parser.add_argument("--fractions", default="0.05")
-    parser.add_argument("--seeds", default="2")
-    parser.add_argument("--finetune-steps", type=int)
+    parser.add_argument("--compare", action="append", help="FRACTION:SEEDS[:ARM,...]; default: as the issue asks.")
+    parser.add_argument("--lengths", default="200,500,1000,2000,4000", help="Steps, ...; '' for none.")
+    parser.add_argument("--length-fraction", default="0.05")
+    parser.add_argument("--finetune-steps", type=int, help="Unset: what selfie curve takes.")
     parser.add_argument("--lr", default="0.1")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     a = parser.parse_args()
-    work = a.work / a.name
-    work.mkdir(parents=True, exist_ok=True)
-    console = Console(quiet=False)
-    here = circumstances()
-    arms = {arm: arm.split("-") for arm in a.arms.split(",")}
-    asked = {
-        arm: PretrainOptions(
-            data=(a.dataset,),
-            method=method,
-            recipe=recipe,
-            backbone=a.backbone,
-            image_size=a.image_size,
-            batch_size=a.batch_size,
-            precision=a.precision,
-            lr=a.pretrain_lr,
-            out=str(work / arm),
-        )
-        for arm, (method, recipe) in arms.items()
-    }
+    a.compare = a.compare or ["0.05:5", "0.01:3", "0.2:3:selfie-best,simclr-best"]
+    return a
 
-    def record(kind: str, seconds: float, result: Any) -> None:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        line = {"kind": kind, "seconds": round(seconds, 1), "result": result, **here}
-        with (RESULTS / f"{a.name}.jsonl").open("a") as file:
+
+class Evidence:
+    """The stages of one name: what they share, and how each is done once."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        self.a = a
+        self.work = a.work / a.name
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.console = Console(quiet=False)
+        self.here = circumstances()
+        self.arms = a.arms.split(",")
+
+    def record(self, kind: str, begun: float, result: Any) -> None:
+        self.a.results.mkdir(parents=True, exist_ok=True)
+        line = {"kind": kind, "seconds": round(time.perf_counter() - begun, 1), "result": result, **self.here}
+        with (self.a.results / f"{self.a.name}.jsonl").open("a") as file:
             file.write(json.dumps(line, default=lambda path: Path(path).name) + "\n")
 
-    rates_file = work / "rates.json"
-    if not rates_file.exists() and not a.pretrain_epochs:
-        begun = time.perf_counter()
-        num_images = sum(1 for file in Path(a.dataset).glob("train/*/*"))
-        rates = steps_a_second(asked, num_images)
-        write_json(rates_file, rates)
-        record("rates", time.perf_counter() - begun, {"steps_a_second": rates, "images": num_images})
-    for arm, options in asked.items():
-        if a.only not in (None, arm, "pretraining"):
-            continue
-        folder = work / arm
-        there = (folder / "config.json").exists()
-        if not there or not open_run(folder).finished:
+    def options(self, arm: str) -> PretrainOptions:
+        method, _, recipe = arm.partition("-")
+        names = ("backbone", "image_size", "batch_size", "precision")
+        return PretrainOptions(
+            data=(self.a.dataset,),
+            method=method,
+            recipe=recipe,
+            lr=self.a.pretrain_lr,
+            out=str(self.work / arm),
+            **{name: getattr(self.a, name) for name in names},
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Steps a second, measured once."""
+        file, begun = self.work / "rates.json", time.perf_counter()
+        if not file.exists():
+            num_images = sum(1 for file in Path(self.a.dataset).glob("train/*/*"))
+            rates = steps_a_second({arm: self.options(arm) for arm in self.arms}, num_images)
+            write_json(file, rates)
+            self.record("rates", begun, {"steps_a_second": rates, "images": num_images})
+        return dict(read_json(file))
+
+    def pretrain(self, arm: str) -> None:
+        def fresh() -> PretrainOptions:
+            if self.a.pretrain_epochs:
+                return dataclasses.replace(self.options(arm), epochs=self.a.pretrain_epochs)
+            steps = round(self.a.pretrain_seconds * self.rates()[arm])
+            return dataclasses.replace(self.options(arm), steps=max(1, steps))
+
+        self.run(self.work / arm, pretrain, fresh, "pretrain")
+        if not list((self.work / arm).glob("eval-*.json")):
             begun = time.perf_counter()
-            if a.pretrain_epochs:
-                fresh = dataclasses.replace(options, epochs=a.pretrain_epochs)
-            else:
-                fresh = dataclasses.replace(options, steps=round(a.pretrain_seconds * read_json(rates_file)[arm]))
-            done = pretrain(PretrainOptions(resume=str(folder)) if there else fresh, console)
-            record("pretrain", time.perf_counter() - begun, dataclasses.asdict(done))
-        if not list(folder.glob("eval-*.json")):
-            begun = time.perf_counter()
-            judged = evaluate(EvalOptions(run=str(folder), dataset=a.dataset, precision=a.precision), console)
-            record("eval", time.perf_counter() - begun, dataclasses.asdict(judged))
-    if a.only in (None, "curve"):
-        folder = work / f"curve-{a.fractions}"
-        there = (folder / "config.json").exists()
-        if not there or not open_run(folder).finished:
-            begun = time.perf_counter()
-            fresh = CurveOptions(
-                dataset=a.dataset,
-                from_=tuple(str(work / arm) for arm in arms),
-                fractions=a.fractions,
-                seeds=a.seeds,
-                batch_size=a.batch_size,
-                precision=a.precision,
-                steps=a.finetune_steps,
-                lr=a.lr,
-                out=str(folder),
+            asked = EvalOptions(run=str(self.work / arm), dataset=self.a.dataset, precision=self.a.precision)
+            self.record("eval", begun, dataclasses.asdict(evaluate(asked, self.console)))
+
+    def compare(self, stage: str, fraction: str, seeds: str, arms: list[str], steps: int | None, check: bool) -> None:
+        def fresh() -> CurveOptions:
+            return CurveOptions(
+                dataset=self.a.dataset,
+                from_=tuple(str(self.work / arm) for arm in arms),
+                fractions=fraction,
+                seeds=seeds,
+                batch_size=self.a.batch_size,
+                precision=self.a.precision,
+                steps=steps,
+                lr=self.a.lr,
+                check_length=check,
+                out=str(self.work / stage.replace(":", "-")),
             )
-            found = curve(CurveOptions(resume=str(folder)) if there else fresh, console)
-            record("curve", time.perf_counter() - begun, dataclasses.asdict(found))
+
+        self.run(self.work / stage.replace(":", "-"), curve, fresh, "curve")
+
+    def run(self, folder: Path, verb: Callable[..., Any], fresh: Callable[[], Any], kind: str) -> None:
+        """Begin a run, or go on with it; nothing where it is finished."""
+        there = (folder / "config.json").exists()
+        if there and open_run(folder).finished:
+            return
+        begun, options = time.perf_counter(), fresh()
+        done = verb(type(options)(resume=str(folder)) if there else options, self.console)
+        self.record(kind, begun, dataclasses.asdict(done))
+
+
+def main() -> None:
+    a = arguments()
+    evidence = Evidence(a)
+    stages: dict[str, Callable[[], object]] = {} if a.pretrain_epochs else {"rates": evidence.rates}
+    for arm in evidence.arms:
+        stages[arm] = functools.partial(evidence.pretrain, arm)
+    for each in a.compare:
+        fraction, seeds, *named = each.split(":")
+        arms = named[0].split(",") if named else evidence.arms
+        stages[f"{fraction}:{seeds}"] = functools.partial(
+            evidence.compare, f"{fraction}:{seeds}", fraction, seeds, arms, a.finetune_steps, True
+        )
+    for steps in filter(None, a.lengths.split(",")):
+        stages[f"steps-{steps}"] = functools.partial(
+            evidence.compare, f"steps-{steps}", a.length_fraction, "1", evidence.arms, int(steps), False
+        )
+    if a.only not in (None, *stages):
+        sys.exit(f"no stage {a.only!r}: {', '.join(stages)}")
+    for name, stage in stages.items():
+        if a.only in (None, name):
+            stage()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The tables and the plot of docs/results/speed.md, from the raw lines in docs/results/speed/.
+"""The tables of docs/results, and the plot of speed.md, from raw lines.
 
-    python benchmarks/table.py [--check]
+    python benchmarks/table.py [--check]                            docs/results/speed.md, from docs/results/speed/
+    python benchmarks/table.py --accuracy docs/results/NAME.jsonl   on stdout: what benchmarks/evidence.py measured
 
 A table stands between `<!-- speed: NAME -->` and `<!-- /speed -->`, made from NAME.jsonl: the newest line of each row
 and machine. The plot, of all rows beside a peer, stands between `<!-- plot -->` and `<!-- /plot -->`. With --check,
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from selfie_cli.evaluation.metrics import paired_interval
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 MARKED = re.compile(r"(<!-- speed: ([\w-]+) -->\n).*?(<!-- /speed -->)", re.DOTALL)
@@ -114,12 +117,87 @@ def plot(lines: list[Line], file: Path) -> None:
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
+def accuracies(lines: list[Line]) -> str:
+    """What evidence.py measured: the pretrainings, each comparison, and accuracy over finetuning steps."""
+    found: dict[tuple[str, str], Line] = {}
+    for line in lines:  # the newest of each run
+        found[line["kind"], str(line["result"].get("run"))] = line["result"]
+    of = {
+        kind: [result for (each, _), result in found.items() if each == kind] for kind in ("pretrain", "eval", "curve")
+    }
+    points = [point for result in of["curve"] for point in result["points"]]
+    checked = [point for point in points if any(arm.get("convergence") for arm in point["arms"])]
+    lengths = sorted((point for point in points if point not in checked), key=lambda point: point["steps"])
+    judged = {result["run"]: result for result in of["eval"]}
+    parts = [pretrainings(of["pretrain"], judged)] if of["pretrain"] else []
+    parts += [compared(point) for point in checked]
+    return "\n\n".join([*parts, *([over_steps(lengths)] if lengths else [])]) + "\n"
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def percents(*values: float) -> list[str]:
+    return [f"{100 * value:.1f}" for value in values]
+
+
+def mean_of(found: Line) -> str:
+    return f"{100 * found['mean']:.1f}" + (f" ± {100 * found['std']:.1f}" if found["std"] is not None else "")
+
+
+def pretrainings(results: list[Line], judged: dict[str, Line]) -> str:
+    rows = []
+    for each in results:
+        both = judged.get(each["run"])
+        values = [both[which][kind] for which in ("trained", "untrained") for kind in ("knn", "linear")] if both else []
+        rows.append([each["run"], f"{each['step']:,}", f"{each['images_per_second']:,.0f}", *percents(*values)])
+    head = ["pretraining", "steps", "images/s", "kNN", "linear probe", "kNN, untrained", "linear probe, untrained"]
+    return markdown(head, rows)
+
+
+def compared(point: Line) -> str:
+    """One share of the labels: each arm beside no pretraining, and Selfie's best recipe beside each arm."""
+    gains = {gain["arm"]: gain for gain in point["comparisons"]}
+    best = next((arm for arm in point["arms"] if arm["name"] in ("selfie-best", "selfie")), None)
+    rows = []
+    for arm in point["arms"]:
+        gain, ahead = gains.get(arm["name"]), ""
+        if best is not None and arm is not best:
+            pairs = zip(best["accuracies"], arm["accuracies"], strict=True)
+            ahead = interval([ours - theirs for ours, theirs in pairs])
+        beside = "" if gain is None else interval(gain["gains"])
+        length = (arm.get("convergence") or {}).get("words", "not checked")
+        rows.append([arm["name"], arm.get("called", ""), f"{arm['lr']:g}", mean_of(arm), beside, ahead, length])
+    head = ["arm", "pretraining", "learning rate", "mean ± std", "gain, 95 % interval", "Selfie best minus it"]
+    about = f"{100 * point['fraction']:.3g} % of the labels ({point['num_labels']:,}), {point['steps']:,} steps, seeds "
+    return f"{about}{', '.join(map(str, point['seeds']))}:\n\n" + markdown([*head, "half of the steps"], rows)
+
+
+def interval(differences: list[float]) -> str:
+    """'+3.1 (+2.2 to +4.0)' in points; of fewer than three, the mean alone."""
+    found = paired_interval(differences)
+    mean = f"{100 * sum(differences) / len(differences):+.1f}"
+    return mean if found is None else f"{mean} ({100 * found[0]:+.1f} to {100 * found[1]:+.1f})"
+
+
+def over_steps(points: list[Line]) -> str:
+    names = [arm["name"] for arm in points[0]["arms"]]
+    rows = [[name, *(mean_of(point["arms"][i]) for point in points)] for i, name in enumerate(names)]
+    about = f"Test accuracy over finetuning steps, {100 * points[0]['fraction']:.3g} % of the labels:"
+    return f"{about}\n\n" + markdown(["steps", *(f"{point['steps']:,}" for point in points)], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS / "speed", help="Folder of the raw lines.")
     parser.add_argument("--page", type=Path, default=RESULTS / "speed.md")
+    parser.add_argument("--accuracy", type=Path, help="A file of evidence.py's lines.")
     a = parser.parse_args()
+    if a.accuracy:
+        print(accuracies([json.loads(line) for line in a.accuracy.read_text(encoding="utf-8").splitlines()]))
+        return
     page = a.page.read_text(encoding="utf-8")
     made = render(page, a.results)
     if a.check:

@@ -8,7 +8,7 @@ from commands import SMALL, draw_folder, error_of, selfie
 
 from selfie_cli import config
 from selfie_cli.data.sources import open_unlabelled
-from selfie_cli.pretraining import RECIPES, recipe_values
+from selfie_cli.pretraining import RECIPES, called, recipe_values
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.derivation import derive
 from selfie_cli.runs import open_run
@@ -114,3 +114,27 @@ def test_an_image_by_itself_cannot_be_told_from_others(method, sizes, images, tm
     assert "leaves an image by itself" in error_of("pretrain", *arguments, "--out", tmp_path / "run", code=2)
     if method == "selfie":  # the paper's loss looks at one image at a time
         selfie("pretrain", *arguments, "--recipe", "paper", "--out", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("method", "recipe"), TABLES)
+def test_a_recipe_is_named_in_words_with_its_authors(method, recipe, source):
+    derived = derive(config.PretrainOptions(method=method, recipe=recipe, image_size=32), source)
+    words = called(derived)
+    authors = {"selfie": "Trinh et al. 2019", "byol": "Grill et al. 2020", "simclr": "Chen et al. 2020"}[method]
+    assert (authors in words) == ((method, recipe) != ("selfie", "best"))
+    finetuned = {"method": "finetune", "pretraining": method}
+    assert called({**finetuned, "pretrained_by": words}) == words
+    assert called(finetuned).lower().startswith(method)  # a run from before this was noted
+
+
+def test_selfie_is_named_by_its_loss():
+    words = [called({"method": "selfie", "selfie": own}) for own in ({"views": 1}, {"views": 2}, {"num_views": 4})]
+    assert words == [
+        "Selfie (patches of one image, Trinh et al. 2019)",
+        "Selfie over two views (softmax over other images)",
+        "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)",
+    ]
+    assert (
+        called({"method": "byol", "byol": {"num_views": 4}})
+        == "BYOL over several small views (after Grill et al. 2020)"
+    )

@@ -218,7 +218,7 @@ def facts(config: dict[str, Any], pretraining: str) -> Iterable[tuple[str, str]]
     derived, measured = config["derived"], config["measured"]
     yield "pretraining", pretraining
     yield "recipe", str(derived.get("recipe"))
-    yield "views", str(derived.get("selfie", {}).get("views"))
+    yield "views", str(derived.get(derived["method"], {}).get("num_views"))
     yield "network", f"{derived['backbone']}, stem {derived['stem']}"
     yield "image size", f"{derived['image_size']} px"
     for key in ("patch_size", "batch_size", "steps", "optimizer"):

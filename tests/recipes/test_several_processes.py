@@ -149,22 +149,7 @@ def test_methods_and_pieces(images: Path, method: str) -> None:
 def test_finetune(images: Path, pretrained: Path) -> None:
     out, err = succeeded(
         *("finetune", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 2, "--steps", 3),
-        *(
-            "--average",
-            0.3,
-            "--mirror",
-            "--lr",
-            0.03,
-            "--batch-size",
-            8,
-            "--precision",
-            "fp32",
-            "--device",
-            "cpu",
-            "--out",
-            "run",
-            "--json",
-        ),
+        *("--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu", "--out", "run", "--json"),
     )
     result = json.loads(out)
     assert result == json.loads(Path("run/results.json").read_text())
