@@ -141,6 +141,13 @@ def link(target: str, name: str) -> Callable[[Path], None]:
     return build
 
 
+def vectors(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"path": ["a"], "vector": [[0.0, 1.0]]}), path)
+
+
 RUN = json.dumps({"format": 1, "verb": "curve", "progress": {"status": "finished"}}).encode()
 DEMO = json.dumps({"images": 10_000, "seeds": 1}).encode()
 NAMES = b"data/00.png\ndata/01.png\ndata/02.png\n"
@@ -252,16 +259,29 @@ CASES = [
         kind="A",
         title="runs and a demo beside class folders",
         build=tree(
-            "cat", "dog", "runs/curve", "runs/demo/images/train/x", files={"runs/curve/config.json": RUN, "runs/demo/demo.json": DEMO}
+            "cat",
+            "dog",
+            "runs/curve",
+            "runs/demo/images/train/x",
+            files={"runs/curve/config.json": RUN, "runs/demo/demo.json": DEMO},
         ),
         command=(*FINETUNE, "data"),
-        said=r"left out: 2 folders of selfie runs and demos \(runs/curve, runs/demo\)\n(.*\n)*10 labels of 10 .*2 classes",
+        said=r"left out: 2 folders of selfie runs and demos \(runs/curve, runs/demo\)\n(.*\n)*10 labels .*2 classes",
     ),
     Case(
         kind="A",
         title="system folders among photos",
         build=tree(
-            *("cat", "dog", "cat/@eaDir/00.png", "#recycle", "$RECYCLE.BIN/S-1", "lost+found", "__MACOSX/cat", ".Trash-1000/files"),
+            *(
+                "cat",
+                "dog",
+                "cat/@eaDir/00.png",
+                "#recycle",
+                "$RECYCLE.BIN/S-1",
+                "lost+found",
+                "__MACOSX/cat",
+                ".Trash-1000/files",
+            ),
             *("dog/.ipynb_checkpoints", "System Volume Information"),
             count=2,
             files={"cat/._00.png": b"x", "cat/Thumbs.db": b"x"},
@@ -283,11 +303,277 @@ CASES = [
         command=(*PRETRAIN, "data"),
         said=r"^(?!(.*\n)*.*left out)",
     ),
+    # B: folders, tar shards, parquet files, lists and stdin have the same rules
+    Case(
+        kind="B",
+        title="tar, `p00.left.png` + `p00.left.cls`",
+        build=tar(*labelled_members("p00.{:03}")),
+        command=(*FINETUNE, "data.tar"),
+        said=r"10 labels of 10 .*2 classes, 2 test images",
+    ),
+    Case(
+        kind="B",
+        title="tar, `a.left.png` beside `a.one.cls`, `a.two.cls`",
+        build=tar(("a.left.png", picture(0)), ("a.one.cls", b"cat"), ("a.two.cls", b"dog")),
+        command=(*FINETUNE, "data.tar"),
+        said=r"a.left.png has two labels, cat and dog: name the right one a.left.cls",
+        code=1,
+    ),
+    Case(
+        kind="B",
+        title="tar, a mask `000.seg.png` beside `000.png`, `000.cls`",
+        build=tar(*labelled_members(), ("000.seg.png", picture(99))),
+        command=(*FINETUNE, "data.tar"),
+        said=r"left out: 1 image beside the one that a .cls labels \(000.seg.png\)",
+    ),
+    Case(
+        kind="B",
+        title="tar of links, members that come twice, hidden ones",
+        build=tar(
+            *labelled_members(),
+            ("link.png", "000.png"),
+            ("000.png", picture(50)),
+            (".x/1.png", picture(51)),
+            ("@eaDir/2.png", picture(52)),
+        ),
+        command=(*PRETRAIN, "data.tar"),
+        said=r"left out: 1 system file \(2.png\), 1 hidden image \(1.png\), 1 link .*, 1 image that is named twice",
+    ),
+    Case(
+        kind="B",
+        title="tar with `birds/train/`, `birds/valid/` inside",
+        build=tar(
+            *(
+                (f"birds/{part}/{name}/{n}.png", picture(n))
+                for n in range(4)
+                for part in ("train", "valid")
+                for name in CLASSES
+            )
+        ),
+        command=(*FINETUNE, "data.tar"),
+        said=r"The test part is the folder valid/.*\n(.*\n)*8 labels of 8 .*2 classes, 8 test images",
+    ),
+    Case(
+        kind="B",
+        title="the same, unlabelled",
+        build=tar(
+            *(
+                (f"birds/{part}/{name}/{n}.png", picture(n))
+                for n in range(4)
+                for part in ("train", "valid")
+                for name in CLASSES
+            )
+        ),
+        command=(*PRETRAIN, "data.tar"),
+        said=r"only train/ is read, valid/ is kept for evaluation",
+    ),
+    Case(
+        kind="B",
+        title="a folder of `birds_train.parquet`, `birds_dev.parquet`",
+        build=several(*(table(*EIGHT, name=f"data/birds_{part}.parquet") for part in ("train", "dev"))),
+        command=(*FINETUNE, "data"),
+        said=r"own validation, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images",
+    ),
+    *(
+        Case(
+            kind="B",
+            title=f"parquet, labels {title}",
+            build=table(*labels),
+            command=(*FINETUNE, "data.parquet"),
+            said=said,
+            code=code,
+        )
+        for title, labels, said, code in (
+            ("with -1", (0, 1) * 4 + (-1, -1), WITHOUT_LABEL, 0),
+            ("with empty text", (*EIGHT, "", " "), WITHOUT_LABEL, 0),
+            ("as text, with -1", ("0", "1") * 4 + ("-1", "-1"), WITHOUT_LABEL, 0),
+            ("as floats, with NaN", (0.0, 1.0) * 4 + (float("nan"), -1.0), WITHOUT_LABEL, 0),
+            ("of booleans", (True, False) * 4, r"6 labels of 6 .*2 classes", 0),
+            (
+                "that are no whole numbers",
+                (0.5, 1.0) * 4,
+                r"the column label of data.parquet holds no labels: 0.5 is not",
+                1,
+            ),
+            (
+                "of several classes each",
+                ([0, 1], [1]) * 4,
+                r"the column label of data.parquet \(list.*\) is no label",
+                1,
+            ),
+        )
+    ),
+    *(
+        Case(kind="B", title=title, build=listed(text, name), command=(*PRETRAIN, name), said=said, code=code)
+        for title, name, text, said, code in (
+            ("a list that names a folder", "list.txt", b"data\n", r"list.txt, line 1: data is a folder", 1),
+            (
+                "a list that holds a pattern",
+                "list.txt",
+                b"data/*.png\n",
+                r"list.txt, line 1: data/\*.png is a pattern",
+                1,
+            ),
+            ("a list with labels", "list.txt", b"data/00.png 3\n", r"line 1: .* is no file, but data/00.png is", 1),
+            (
+                "a list with \\ between folders",
+                "list.txt",
+                b"data\\00.png\n",
+                r"line 1: .* is no file, but data/00.png is",
+                1,
+            ),
+            ("a table, `images.csv`", "images.csv", b"path\n" + NAMES, r"images.csv: text, not an image", 1),
+            ("a list in UTF-16", "list.txt", NAMES.decode().encode("utf-16"), r"on 3 images", 0),
+            ("a list in UTF-16 without its mark", "list.txt", NAMES.decode().encode("utf-16-le"), r"on 3 images", 0),
+            ("a list with a byte order mark", "list.lst", b"\xef\xbb\xbf" + NAMES, r"on 3 images", 0),
+            ("a list that names a file twice", "list.txt", NAMES * 2, r"left out: 3 images that are named twice", 0),
+        )
+    ),
+    *(
+        Case(kind="B", title=title, build=tree("."), command=(*EMBED, "-"), said=said, code=code, stdin=stdin)
+        for title, stdin, said, code in (
+            ("stdin with a byte order mark", b"\xef\xbb\xbf" + NAMES, r"v.npy: 3 vectors", 0),
+            ("stdin in UTF-16", NAMES.decode().encode("utf-16"), r"v.npy: 3 vectors", 0),
+            ("stdin that names a folder", b"data\n", r"stdin, line 1: data is a folder", 1),
+        )
+    ),
+    Case(
+        kind="B",
+        title="class folders in two Unicode forms, train and test",
+        build=tree("train/cafe\u0301", "train/dog", "test/caf\u00e9", "test/dog"),
+        command=(*FINETUNE, "data"),
+        said=r"12 labels of 12 .*2 classes, 12 test images",
+    ),
+    Case(
+        kind="B",
+        title="a class spelled `Dog` in test and `dog` in train",
+        build=tree("train/cat", "train/dog", "test/cat", "test/Dog"),
+        command=(*FINETUNE, "data"),
+        said=r"has classes that the training part lacks: Dog \('Dog' is 'dog' there\)",
+        code=1,
+    ),
+    Case(
+        kind="B",
+        title="a link to a picture in the same folder",
+        build=several(tree("."), link("00.png", "data/again.png")),
+        command=(*EMBED, "data"),
+        said=r"left out: 1 link to what is read already \(again.png\)\n(.*\n)*v.npy: 6 vectors",
+    ),
+    # D: nothing is left out in silence
+    *(
+        Case(
+            kind="D",
+            title=f"pictures and HEIC files: `{command[0]} {' '.join(more)}`".replace(" `", "`"),
+            build=tree(".", files={f"{n}.HEIC": HEIC for n in range(3)}),
+            command=(*command, "data", *more),
+            said=r"left out: 3 files of formats that are not read \(.heic\)",
+            code=code,
+        )
+        for command, more, code in (
+            (PRETRAIN, (), 0),
+            (EMBED, (), 0),
+            (EMBED, ("--strict",), 1),
+            (("doctor", "--no-time"), (), 0),
+        )
+    ),
+    Case(
+        kind="D",
+        title="class folders, one of HEIC files alone",
+        build=tree("cat", "dog", files={f"bird/{n}.heic": HEIC for n in range(3)}),
+        command=(*FINETUNE, "data"),
+        said=r"left out: 3 files of formats that are not read \(.heic\), 1 folder without images \(bird\)",
+    ),
+    Case(
+        kind="D",
+        title="a class all of whose images are broken",
+        build=tree("cat", "dog", files={f"bird/{n}.png": b"broken" for n in range(2)}, count=12),
+        command=(*FINETUNE, "data", "--max-bad", "0.9"),
+        said=r"class bird: none of its images can be read",
+    ),
+    Case(
+        kind="D",
+        title="pointers of Git LFS in place of pictures",
+        build=lambda folder: put(folder, {f"data/{n}.png": POINTER for n in range(3)}),
+        command=(*PRETRAIN, "data"),
+        said=r"a Git LFS pointer in place of the file: fetch it with git lfs pull",
+        code=1,
+    ),
+    *(
+        Case(
+            kind="D",
+            title=f"a pointer of Git LFS in place of `{name}`",
+            build=lambda folder, name=name: put(folder, {name: POINTER}),
+            command=(*PRETRAIN, name),
+            said=r"a Git LFS pointer in place of the file: fetch it with git lfs pull",
+            code=1,
+        )
+        for name in ("data.tar", "data.parquet", "list.txt")
+    ),
+    Case(
+        kind="D",
+        title="pictures whose names have no suffix",
+        build=tree(".", files={"IMG_1": picture(70)}),
+        command=(*EMBED, "data", "--strict"),
+        said=r"left out: 1 file of a format that is not read \(no suffix\)",
+        code=1,
+    ),
 ]
 
 
-def vectors(path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def outcome(case: Case, folder: Path, run: Callable[..., tuple[int, str]]) -> tuple[int, str]:
+    """Build the case in `folder` and run it there: its exit code and all that it said."""
+    case.build(folder)
+    return run(case.command, case.stdin, folder)
 
-    pq.write_table(pa.table({"path": ["a"], "vector": [[0.0, 1.0]]}), path)
+
+def in_process_of(checkout: Path) -> Callable[..., tuple[int, str]]:
+    def run(command: tuple[str, ...], stdin: bytes, folder: Path) -> tuple[int, str]:
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        argv = [sys.executable, "-m", "selfie_cli", *command]
+        done = subprocess.run(argv, input=stdin, cwd=folder, env=environment, capture_output=True, check=False)
+        return done.returncode, (done.stderr + done.stdout).decode("utf-8", "replace")
+
+    return run
+
+
+def told(case: Case, code: int, text: str) -> str:
+    """The lines of an outcome that matter: what matched, else errors and warnings, else the size of the job."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for pattern in (
+        r"left out|only .* is read|^error|Traceback|taken for|classes are|called like|class .* can be read",
+        r"The test part|labels of|on \d+ images|vectors$",
+    ):
+        if found := [line for line in lines if re.search(pattern, line)]:
+            return " / ".join(dict.fromkeys(line[:150].replace("|", "\\|") for line in found[:2]))
+    return f"exit {code}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--before", type=Path, required=True, help="a checkout of selfie to compare with")
+    before = parser.parse_args().before
+    rows = ["| kind | input | command | before | now |", "| --- | --- | --- | --- | --- |"]
+    right = {"before": 0, "now": 0}
+    for case in CASES:
+        cells = []
+        for when, checkout in (("before", before), ("now", ROOT)):
+            with tempfile.TemporaryDirectory() as folder:
+                code, text = outcome(case, Path(folder), in_process_of(checkout))
+            good = code == case.code and bool(re.search(case.said, text, re.MULTILINE))
+            right[when] += good
+            cells.append(f"{'yes' if good else 'no'}: {told(case, code, text)}")
+        verb = " ".join([case.command[0], *(word for word in case.command[1:] if word == "--strict")])
+        rows.append(f"| {case.kind} | {case.title} | {verb} | {' | '.join(cells)} |")
+    PAGE.write_text(INTRODUCTION.format(count=len(CASES), **right) + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+INTRODUCTION = """# Odd layouts
+
+Inputs that people have, and what selfie makes of them. Of {count}, {before} were right before and {now} are now; before
+is commit 282d1d3. The rules are in [Data](guide/data.md#rules-of-layouts). This page is made by
+`python tests/layouts.py --before CHECKOUT`.
+
+"""
+
+if __name__ == "__main__":
+    main()

@@ -187,8 +187,11 @@ def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict
         return {"all": functools.partial(Piece, source, texts, known, keys, "")}
     rows: dict[str, list[int]] = defaultdict(list)
     for row, folder in enumerate(source.folders()):
-        rows[placed[folder][0] if any(placed[folder]) else "apart"].append(row)
-    left_out.add("apart", count=len(rows.pop("apart", ())))
+        part, named = placed[folder]
+        if part == "apart" or not (part or named):
+            left_out.add("apart", folder.split("/")[0])
+        else:
+            rows[part].append(row)
     if "" in rows:
         first = source.names[rows[""][0]]
         raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")

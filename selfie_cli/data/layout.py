@@ -97,8 +97,9 @@ class LeftOut:
         """`name` stands for the files of one suffix or folder, where there are many."""
         if count:
             self.counts[kind] = self.counts.get(kind, 0) + count
-            if len(self.names[kind]) < SHOWN:
-                self.names[kind][os.path.splitext(name)[1].lower() if kind == "formats" else name] = None
+            name = os.path.splitext(name)[1].lower() or name if kind == "formats" else name
+            if name and len(self.names[kind]) <= SHOWN:
+                self.names[kind][name] = None
 
     def update(self, other: "LeftOut") -> None:
         for kind, count in other.counts.items():
@@ -113,7 +114,7 @@ class LeftOut:
         told = []
         for kind in (kind for kind in KINDS if kind in self.counts):
             count = self.counts[kind]
-            names = ", ".join(filter(None, self.names[kind])) + ", ..." * (len(self.names[kind]) == SHOWN)
+            names = ", ".join([*list(self.names[kind])[:SHOWN], *["..."] * (len(self.names[kind]) > SHOWN)])
             told.append(f"{count:,} {KINDS[kind][count > 1]}{f' ({names})' * bool(names)}")
         return f"left out: {', '.join(told)}"
 

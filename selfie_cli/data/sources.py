@@ -405,8 +405,15 @@ def training_part(source: Folder | Shards, where: str, talk: Talk) -> Source:
         f"{where}: only {told['train']} is read, {others} {'is' if len(parts) == 1 else 'are'} kept for evaluation"
     )
     of_images = [placed[folder][0] for folder in source.folders()]
-    source.left_out.add("apart", count=of_images.count("apart"))
+    note_apart(source, placed)
     return chosen(source, np.flatnonzero([part in ("", "train") for part in of_images]))
+
+
+def note_apart(source: Folder | Shards, placed: dict[str, tuple[str, str]]) -> None:
+    """Note the images beside the parts as left out."""
+    for folder in source.folders():
+        if placed[folder][0] == "apart":
+            source.left_out.add("apart", folder.split("/")[0])
 
 
 def names_of_part(placed: dict[str, tuple[str, str]], part: str) -> str:

@@ -137,14 +137,14 @@ def read_parts(
     num_images = len(found.train.source) + len(found.test.source)
     for labelled in (found.train, found.test):
         part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
-        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
-            count = int((labelled.labels == label).sum())
-            talk.warn(f"none of the {count} images of class {labelled.classes[label]} can be read")
-            found.left_out.add("lost_classes", labelled.classes[label])
         parts.append(part)
         bad += unreadable
         if len(bad) > options.max_bad * num_images:
             raise too_many(bad, num_images, options.max_bad)
+    readable = np.concatenate([part.labels.numpy() for part in parts])
+    for label in np.setdiff1d(np.concatenate([found.train.labels, found.test.labels]), readable).tolist():
+        found.left_out.add("lost_classes", found.train.classes[label])
+        talk.warn(f"class {found.train.classes[label]}: none of its images can be read")
     return parts[0], parts[1], bad
 
 
