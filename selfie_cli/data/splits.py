@@ -108,9 +108,12 @@ def hash_test_part(
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         ordered = np.array(sorted(members.tolist(), key=lambda index: (digests[index], index)))
-        ends = np.flatnonzero(np.diff(group[ordered], append=-1)) + 1  # behind each group of copies
-        if len(ends) > 1:
-            asked = max(1, _rounded(share, len(members)))
-            test[ordered[: ends[min(int(np.searchsorted(ends, asked)), len(ends) - 2)]]] = True
+        sizes = np.diff(np.flatnonzero(np.diff(group[ordered], prepend=-1, append=-1))).tolist()  # of groups of copies
+        left = max(_rounded(share, len(members)), min(sizes)) if len(sizes) > 1 else 0
+        taken = []
+        for size in sizes:
+            taken.append(size <= left)
+            left -= size * taken[-1]
+        test[ordered[np.repeat(taken, sizes)]] = True
     test[np.isin(group, group[~test])] = False  # copies in two classes
     return test
