@@ -38,6 +38,13 @@ def called(derived: dict[str, Any]) -> str:
     return PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
 
 
+def num_stages(derived: dict[str, Any]) -> int:
+    """Stages of a run's network, from the `derived` section of its config. Runs of version 1 may not note them."""
+    if derived["method"] == "selfie":
+        return 3 if "views" in derived["selfie"] else int(derived["selfie"]["num_stages"])
+    return int(derived.get(derived["method"], {}).get("num_stages", 4))
+
+
 def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
     """What a recipe says for images of this size. Raises UsageError if the method has no such recipe."""
     try:

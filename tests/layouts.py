@@ -488,7 +488,7 @@ CASES = [
         title="a class all of whose images are broken",
         build=tree("cat", "dog", files={f"bird/{n}.png": b"broken" for n in range(2)}, count=12),
         command=(*FINETUNE, "data", "--max-bad", "0.9"),
-        said=r"class bird: none of its images can be read",
+        said=r"class bird: none of its training images can be read",
     ),
     Case(
         kind="D",

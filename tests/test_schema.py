@@ -41,7 +41,6 @@ WRONG = [
     ("derived.image_size", "32"),
     ("derived.image_size", 32.0),
     ("derived.image_size", True),
-    ("derived.image_size", 33),
     ("derived.image_size", ...),
     ("derived.method", ["selfie"]),
     ("derived.method", None),

@@ -57,6 +57,8 @@ KIND_OF_SUFFIX = {
     **dict.fromkeys(PACKED, "packed"),
     **dict.fromkeys(EXTENSIONS, "image"),
 }
+VERSIONS = (".git", ".hg", ".svn", ".dvc")
+"""Folders of version control, whose files are copies of what is checked out, or lie behind links."""
 _SYSTEM = """
 @eadir,@tmp,@recycle,@recently-snapshot,#recycle,#snapshot,$recycle.bin,recycler,recycled,found.000,lost+found,
 system volume information,network trash folder,temporary items,__macosx,__pycache__,node_modules,site-packages,
@@ -137,9 +139,11 @@ def is_ours(folder: str, names: Collection[str]) -> bool:
 
 
 def kind_of(name: str, *, is_folder: bool) -> str:
-    """'folder', 'image', 'packed', '' for files that hold no images, or the kind of LeftOut."""
+    """'folder', 'image', 'packed', '' for what holds no images of its own, or the kind of LeftOut."""
     kind = "folder" if is_folder else KIND_OF_SUFFIX.get(name[name.rfind(".") :].lower(), "")
     if name.startswith("."):
+        if is_folder and name in VERSIONS:
+            return ""
         return "hidden" if kind in ("folder", "image") else ""
     return "system" if name.casefold() in SYSTEM else kind
 

@@ -120,6 +120,7 @@ class PreActivationResNet(Stages):
                 channels = channels_out
             self.stages.append(nn.ModuleDict({"blocks": blocks}))
         self.norm = nn.BatchNorm2d(channels) if final_norm else None
+        self.num_stages = num_stages
         self.num_features = channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     also = ", and probabilities" if classifier else ""
     talk.say(f"{out} gives what selfie embed does: {network.features} features, {width} numbers{also}")
     if missing:
-        talk.say(f"not in it: {len(missing)} tensors from the fourth stage on, since Selfie pretrains three")
+        talk.say(f"not in it: {len(missing)} tensors from the fourth stage on, since three stages were pretrained")
     code = loading_code(to, run, kept, str(out), width=width, partial=bool(missing))
     return Exported(
         out=out,
@@ -224,7 +224,7 @@ def in_torch(to: Target, derived: dict[str, Any], kept: ResNet | AnyClassifier) 
     """In source code: the import of a library, its network without our weights, and how to compute features by it."""
     name, stem, size = derived["backbone"], derived["stem"], derived["image_size"]
     num_classes = len(derived["classes"]) if isinstance(kept, AnyClassifier) else 0
-    whole = num_classes > 0 or derived["method"] != "selfie"
+    whole = isinstance(kept, AnyClassifier) or kept.num_stages == 4
     norm = isinstance(kept, PreActivationResNet) and kept.norm is not None
     if to == "timm":
         model = f'timm.create_model("{name}", num_classes={num_classes})'

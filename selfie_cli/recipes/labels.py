@@ -139,12 +139,12 @@ def read_parts(
         part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
         parts.append(part)
         bad += unreadable
-        if len(bad) > options.max_bad * num_images:
-            raise too_many(bad, num_images, options.max_bad)
-    readable = np.concatenate([part.labels.numpy() for part in parts])
-    for label in np.setdiff1d(np.concatenate([found.train.labels, found.test.labels]), readable).tolist():
-        found.left_out.add("lost_classes", found.train.classes[label])
-        talk.warn(f"class {found.train.classes[label]}: none of its images can be read")
+        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
+            kind = "test" if labelled is found.test else "training"
+            talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
+            found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
+    if len(bad) > options.max_bad * num_images:
+        raise too_many(bad, num_images, options.max_bad)
     return parts[0], parts[1], bad
 
 

@@ -26,6 +26,7 @@ from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.quantized import quantized
+from selfie_cli.pretraining import num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -98,9 +99,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
         if keeps_patches(derived):
             return build_method(derived)
         if derived["method"] in config.METHODS:
-            own = derived[derived["method"]]
-            num_stages = own.get("num_stages", 3 if "views" in own else 4)  # runs of version 1 do not say
-            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages)
+            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages(derived))
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}

@@ -132,7 +132,7 @@ def embedded(
             "name those with --from, or embed anew"
         )
     device = prepare(options.device)
-    features = made_by.get("features") if run.derived["method"] == "selfie" else None
+    features = made_by.get("features") if networks.keeps_patches(run.derived) else None
     network = networks.load_network(run, features=features, device=device)
     precision = made_by.get("precision") if options.precision == "auto" else options.precision
     lean = network.lean(torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from selfie_cli.data.named import NAMED
-from selfie_cli.pretraining import called
+from selfie_cli.pretraining import called, num_stages
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def usage(address: str, name: str, derived: dict[str, Any], *, in_timm: bool) ->
     if not in_timm:
         yield f"timm and torchvision have no such network; for others: `selfie export {address} --to onnx`."
         return
-    whole = bool(classes) or derived["method"] != "selfie"
+    whole = bool(classes) or num_stages(derived) == 4
     note = "" if whole else "  # without the fourth stage, which was not pretrained"
     yield (
         f"In timm, after `selfie export {address} --to timm`, which says how images are prepared:\n\n"

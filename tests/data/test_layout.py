@@ -64,7 +64,7 @@ def test_kinds() -> None:
     }
     files |= {"Thumbs.db": "system", "a.zip": "archives", "a.tar": "packed", "jpg": ""}
     assert {name: kind_of(name, is_folder=False) for name in files} == files
-    folders = {"@eaDir": "system", "$Recycle.Bin": "system", ".git": "hidden", "cat.jpg": "folder"}
+    folders = {"@eaDir": "system", "$Recycle.Bin": "system", ".git": "", ".venv": "hidden", "cat.jpg": "folder"}
     assert {name: kind_of(name, is_folder=True) for name in folders} == folders
 
 

@@ -29,7 +29,7 @@ from selfie_cli.recipes import networks
 SIZE = 96  # the smallest at which the stem is 7x7 and Selfie has some patches of 32 px
 SMALL = ("--batch-size", 4, "--precision", "fp32", "--no-report")
 SELFIE = ("--recipe", "paper", "--image-size", SIZE, "--steps", 1)
-BYOL = ("--method", "byol", "--image-size", SIZE, "--steps", 1)
+BYOL = ("--method", "byol", "--num-stages", 4, "--image-size", SIZE, "--steps", 1)
 FINETUNED = ("--from", "none", "--image-size", SIZE, "--steps", 1)
 # Of each kind of network one: three stages, with and without a closing norm; four; four and a classifier.
 KINDS: dict[str, tuple[object, ...]] = {
@@ -41,7 +41,8 @@ KINDS: dict[str, tuple[object, ...]] = {
     "finetuned": ("finetune", "--backbone", "resnetv2_18", *FINETUNED),
     "finetuned-resnet18": ("finetune", "--backbone", "resnet18", *FINETUNED),
     "small": ("pretrain", "--backbone", "resnetv2_18_w16", "--image-size", 32, "--steps", 1),
-    "hybrid": ("finetune", "--arch", "hybrid", "--from", "small", "--no-baseline", "--steps", 1),
+    "patches": ("pretrain", "--backbone", "resnetv2_18_w16", "--recipe", "paper", "--image-size", 32, "--steps", 1),
+    "hybrid": ("finetune", "--arch", "hybrid", "--from", "patches", "--no-baseline", "--steps", 1),
 }
 PAIRS = [
     *(("selfie", to) for to in ("timm", "onnx", "safetensors")),
@@ -70,7 +71,7 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         if out.exists():
             return out
         verb, *options = KINDS[kind]
-        options = [run("small") if option == "small" else option for option in options]
+        options = [run("patches") if option == "patches" else option for option in options]
         data = [photos] if verb == "pretrain" else ["--dataset", photos]
         selfie(verb, *data, *options, *SMALL, "--warmup-steps", 1, "--out", out)
         shake(out / "model.safetensors")
@@ -205,15 +206,15 @@ def test_the_bundled_network_and_a_header_to_rebuild_it_by() -> None:
     there = loaded(selfie("export", "bundled", "--to", "safetensors").stdout)
     image = Image.effect_noise((50, 40), 80).convert("RGB")
     image.save("noise.png")
-    assert there["features"](there["preprocess"]("noise.png")).shape == (1, 64)
+    assert there["features"](there["preprocess"]("noise.png")).shape == (1, 128)
     with safe_open("bundled.safetensors", "pt") as file:
         about = file.metadata()
         assert "stem.conv.weight" in file.keys()  # noqa: SIM118
-    assert about["backbone"] == "resnetv2_18_w16"
-    assert (about["stem"], about["image_size"], about["width"]) == ("3x3", "32", "64")
+    assert about["backbone"] == "resnetv2_10_w32"
+    assert (about["stem"], about["image_size"], about["width"]) == ("3x3", "32", "128")
     assert json.loads(about["preprocessing"])["resize"] == [32, 32]
     code = selfie("export", "bundled", "--to", "onnx", "--out", "one.onnx").stdout
-    assert loaded(code)["features"](np.zeros((7, 3, 32, 32), np.float32)).shape == (7, 64)
+    assert loaded(code)["features"](np.zeros((7, 3, 32, 32), np.float32)).shape == (7, 128)
     selfie("export", "bundled", "--to", "onnx")
     assert Path("bundled.onnx").read_bytes() == Path("one.onnx").read_bytes()
 
