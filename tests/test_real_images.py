@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from commands import selfie
 
+pytestmark = pytest.mark.slow
+
 
 def unpack(archive: Path, into: Path, *, per_class: int) -> Path:
     """The first `per_class` images of each class of each part, in one pass over the archive."""

@@ -52,39 +52,12 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Student's t interval for the mean of paired differences (a seed each); None below three, where it says little."""
+    """Student's t interval for the mean of paired differences, one per seed; None below three."""
     if len(differences) < 3:
         return None
+    from scipy.special import stdtrit
+
     mean, std = statistics.fmean(differences), statistics.stdev(differences)
-    half = t_quantile(confidence, len(differences) - 1) * std / math.sqrt(len(differences))
+    quantile = stdtrit(len(differences) - 1, (1 + confidence) / 2)
+    half = float(quantile) * std / math.sqrt(len(differences))
     return mean - half, mean + half
-
-
-def t_quantile(confidence: float, df: int) -> float:
-    """The t between -t and +t of which Student's distribution with `df` degrees of freedom holds `confidence`.
-
-    For whole df the probability is a finite sum in theta = atan(t / sqrt(df)) (Abramowitz and Stegun, 26.7.3 and
-    26.7.4), and it grows with theta: bisection finds the quantile to rounding.
-    """
-    if not 0 < confidence < 1 or df < 1:
-        raise ValueError("confidence must lie between 0 and 1, and df be at least 1")
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        theta = (low + high) / 2
-        if _probability_within(theta, df) < confidence:
-            low = theta
-        else:
-            high = theta
-    return math.sqrt(df) * math.tan(low)
-
-
-def _probability_within(theta: float, df: int) -> float:
-    sine, cosine = math.sin(theta), math.cos(theta)
-    if df == 1:
-        return 2 / math.pi * theta
-    term = cosine if df % 2 else 1.0
-    total = term
-    for j in range(2 + df % 2, df - 1, 2):
-        term *= cosine**2 * (j - 1) / j
-        total += term
-    return 2 / math.pi * (theta + sine * total) if df % 2 else sine * total

@@ -11,7 +11,6 @@ from selfie_cli.evaluation.metrics import (
     mean_std,
     paired_interval,
     per_class_accuracy,
-    t_quantile,
     topk_accuracy,
 )
 
@@ -78,34 +77,6 @@ def test_mean_std_divides_by_n_minus_one():
     assert std == pytest.approx(np.std(values, ddof=1))
     assert mean_std([0.5]) == (0.5, None)
     assert mean_std([0.5, 0.5]) == (0.5, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("df", "published"), [(1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (9, 2.262157), (29, 2.045230)]
-)
-def test_t_quantile_agrees_with_published_tables(df, published):
-    assert t_quantile(0.95, df) == pytest.approx(published, abs=1e-5)
-
-
-def test_t_quantile_at_other_levels():
-    assert t_quantile(0.99, 9) == pytest.approx(3.249836, abs=1e-5)
-    assert t_quantile(0.90, 4) == pytest.approx(2.131847, abs=1e-5)
-    assert t_quantile(0.5, 1) == pytest.approx(1.0)
-    assert t_quantile(0.95, 100_000) == pytest.approx(1.959964, abs=1e-4)  # nearly normal
-
-
-@pytest.mark.parametrize("df", [1, 2, 5, 8, 31])
-def test_the_density_between_the_quantiles_integrates_to_the_confidence(df):
-    t = np.linspace(-1, 1, 200_001) * t_quantile(0.9, df)
-    constant = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    density = constant * (1 + t**2 / df) ** (-(df + 1) / 2)
-    assert np.trapezoid(density, t) == pytest.approx(0.9, abs=1e-7)
-
-
-@pytest.mark.parametrize(("confidence", "df"), [(0.0, 3), (1.0, 3), (0.95, 0)])
-def test_t_quantile_refuses_what_has_no_answer(confidence, df):
-    with pytest.raises(ValueError, match="confidence"):
-        t_quantile(confidence, df)
 
 
 def test_paired_interval():

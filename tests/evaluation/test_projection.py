@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfie_cli.evaluation.projection import _joint, tsne
+from selfie_cli.evaluation.projection import tsne
 
 
 def clusters(num_points: int, num_clusters: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,30 +39,6 @@ def test_it_is_deterministic_and_leaves_the_threads_alone() -> None:
     finally:
         torch.set_num_threads(before)
     assert not torch.equal(tsne(vectors, seed=1), first)
-
-
-def test_neighbourhoods_have_the_perplexity() -> None:
-    """Against the definition (section 2), point by point, in Python's own floats."""
-    vectors, _ = clusters(40, 2)
-    x = torch.nn.functional.normalize(vectors, dim=1)
-    joint = _joint(x, 8.0)
-    assert joint.sum() == pytest.approx(1, abs=1e-5)
-    assert torch.equal(joint, joint.T)
-    squared = torch.cdist(x.double(), x.double()).square().tolist()
-    conditional = []
-    for i, row in enumerate(squared):
-        low, high = 0.0, 1e6
-        for _ in range(100):
-            beta = (low + high) / 2
-            weights = [
-                0.0 if j == i else math.exp(-beta * (d - min(row[:i] + row[i + 1 :]))) for j, d in enumerate(row)
-            ]
-            p = [weight / sum(weights) for weight in weights]
-            entropy = -sum(each * math.log(each) for each in p if each > 0)
-            low, high = (beta, high) if entropy > math.log(8) else (low, beta)
-        conditional.append(p)
-    wanted = torch.tensor([[(conditional[i][j] + conditional[j][i]) / 80 for j in range(40)] for i in range(40)])
-    torch.testing.assert_close(joint, wanted, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.parametrize("vectors", [torch.ones(20, 8), torch.zeros(5, 3), torch.randn(3, 64), torch.randn(2, 2)])

@@ -24,14 +24,13 @@ class Fault:
 
     inject: given an empty folder and a source of chance, does it once, looks at the outcome, and says in a few words
         what happened, the same words for the same kind of outcome: they are counted. Raises Lost.
-    times, short: how often in the long form, and in the tests.
+    times: how often in the long form; in the tests, once.
     unfit: says why it cannot be injected on this machine, if so.
     """
 
     name: str
     inject: Callable[[Path, random.Random], str]
     times: int = 1
-    short: int = 1
     unfit: Callable[[], str | None] = never
 
 

@@ -1,6 +1,6 @@
 """The long form, by hand: python tests/faults/run.py [--fault PART_OF_A_NAME]... [--times N] [--out FILE.jsonl].
 
-docs/reliability.md shows what it found (--out docs/results/reliability.jsonl); the tests inject each fault a few times.
+docs/reliability.md shows what it found (--out docs/results/reliability.jsonl); the tests inject each fault once.
 """
 
 import argparse
@@ -27,7 +27,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Put faults into real runs, and count what comes of them.")
     parser.add_argument("--fault", action="append", help="only those with this in their names")
     parser.add_argument("--times", type=int, help="how often each; unset: as often as each says")
-    parser.add_argument("--short", action="store_true", help="as often as in the tests")
     parser.add_argument("--out", type=Path, help="a file that gets a line a fault")
     given = parser.parse_args()
     chosen = [one for one in FAULTS if not given.fault or any(part in one.name for part in given.fault)]
@@ -45,7 +44,7 @@ def main() -> int:
             continue
         folder = Path(tempfile.mkdtemp(prefix="faults-"))
         try:
-            times = given.times or (fault.short if given.short else fault.times)
+            times = given.times or fault.times
             line = inject(fault, times, folder, tell=lambda line: print(line, flush=True))
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -355,11 +355,11 @@ def page(folder: Path, chance: random.Random) -> str:
 
 
 FAULTS = [
-    Fault(name="a run's config or weights spoiled at random", inject=spoiled_run, times=200, short=10),
-    Fault(name="weights or configs of absurd sizes", inject=sizes, times=40, short=8),
+    Fault(name="a run's config or weights spoiled at random", inject=spoiled_run, times=200),
+    Fault(name="weights or configs of absurd sizes", inject=sizes, times=40),
     Fault(name="a shard with names that lead out, links and devices", inject=shard, times=10),
-    Fault(name="pickles under names of files that are read", inject=pickled, times=40, short=8),
-    Fault(name="a hostile repository on the Hub", inject=repository, times=20, short=2),
-    Fault(name="names that control a terminal, through every verb", inject=named, times=60, short=6),
+    Fault(name="pickles under names of files that are read", inject=pickled, times=40),
+    Fault(name="a hostile repository on the Hub", inject=repository, times=20),
+    Fault(name="names that control a terminal, through every verb", inject=named, times=60),
     Fault(name="names that are markup, on a run's page", inject=page, times=5),
 ]

@@ -294,6 +294,7 @@ def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path]) -> None
     }
 
 
+@pytest.mark.slow
 def test_a_folder_gets_a_file_per_process(pretrained: Path, images: Path) -> None:
     """Together they hold what one process writes into one file, in the order of the input."""
     Path("bad.png").write_bytes(b"no image")

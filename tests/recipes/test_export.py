@@ -106,7 +106,11 @@ def assert_close(found: Any, expected: Any, *, relative: float = 1e-5) -> None:
     assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("kind", "to"), PAIRS, ids=lambda each: each)
+PLAIN = (("selfie", "timm"), ("selfie", "onnx"), ("finetuned", "safetensors"))
+CASES = [pytest.param(*pair, marks=[] if pair in PLAIN else pytest.mark.slow, id="-".join(pair)) for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("kind", "to"), CASES)
 def test_the_printed_code_gives_the_same(made: Callable[[str], Path], photos: Path, kind: str, to: str) -> None:
     run = made(kind)
     result = selfie("export", run, "--to", to)
@@ -269,6 +273,7 @@ def test_odd_names_in_the_code(made: Callable[[str], Path]) -> None:
     loaded(selfie("export", made("small"), "--to", "safetensors", "--out", out).stdout)
 
 
+@pytest.mark.slow
 def test_the_guide(made: Callable[[str], Path], photos: Path) -> None:
     """What docs/guide/export.md tells to run, runs, in its order; commands make the files that code reads."""
     page = (Path(__file__).parents[2] / "docs" / "guide" / "export.md").read_text()
@@ -293,6 +298,7 @@ def test_the_guide(made: Callable[[str], Path], photos: Path) -> None:
     assert cosine > 0.99
 
 
+@pytest.mark.slow
 def test_100_real_photos(made: Callable[[str], Path], real_archives: Path, tmp_path: Path) -> None:
     """As `selfie embed`, within 1e-4 of the largest number, where the pixels are the same; Pillow's are nearly so."""
     with tarfile.open(real_archives / "clothing256.tar") as tar:

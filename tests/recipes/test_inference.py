@@ -197,6 +197,7 @@ def test_a_header_for_numpy() -> None:
     assert np.load(io.BytesIO(data)).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> None:
     """Their files, the unreadable ones in their places, and nothing on stdout but what the first one says."""
     Path("bad.png").write_bytes(b"no image")
@@ -221,6 +222,7 @@ def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> No
     assert {file.name for file in Path("two").iterdir()} == {"v.npy", "v.npy.rows.jsonl", "v.npy.bad_files.jsonl"}
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
     environment = {**ENVIRONMENT, "CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache")}
     argv = [*COMMAND, "embed", images / "test", "--from", pretrained, "--compile", "on", "--out", "v.npy"]

@@ -233,6 +233,7 @@ def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None
     assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["lr"] < 0.001
 
 
+@pytest.mark.slow
 def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
     """Also where bf16 is as fast as fp32 today, and memory is short tomorrow."""
     for run in ("a", "b"):

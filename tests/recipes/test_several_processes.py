@@ -15,6 +15,8 @@ from commands import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, error_of, same_weig
 
 from selfie_cli.training.state import saved_states
 
+pytestmark = pytest.mark.slow
+
 STEPS = 60
 
 

@@ -250,6 +250,7 @@ def test_planted_copies_are_found(images: Path) -> None:
         assert any(pair <= group for group in as_sets)
 
 
+@pytest.mark.slow
 def test_the_page_on_vectors(images: Path) -> None:
     """Its code runs in order, on vectors that the commands on it make. Other libraries may warn, so not in here."""
     page = Path(__file__).parents[2] / "docs" / "guide" / "vectors.md"

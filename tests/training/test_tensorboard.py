@@ -42,6 +42,7 @@ def logged(folder: Path) -> dict[int, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_events_are_the_metrics_also_after_a_kill(images: Path, tmp_path: Path) -> None:
     """Killed some steps after a saved state, in a process of its own: TensorBoard and torch like to talk on stderr."""
     run, killed = tmp_path / "run", tmp_path / "killed"
