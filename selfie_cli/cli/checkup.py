@@ -10,7 +10,10 @@ from selfie_cli.training.machine import duration
 def lines_of(result: Checkup) -> list[str]:
     """The verdict, what was found, what is there, what this machine makes of it."""
     counts = [f"{len(each)} {word}" + "s" * (len(each) != 1) for each, word in counted_findings(result) if each]
-    lines = [("Healthy: " if result.healthy else "Not healthy: ") + (", ".join(counts) or "nothing to remark")]
+    verdict = "Healthy" if result.healthy else "Not healthy"
+    if result.healthy and any(each.kind == "finetune stops" for each in result.remarks):
+        verdict += " for pretraining"
+    lines = [f"{verdict}: {', '.join(counts) or 'nothing to remark'}"]
     inside = os.path.join(result.data[0], "") if len(result.data) == 1 and os.path.isdir(result.data[0]) else ""
     for found, word in counted_findings(result):
         lines += ["", f"{word.capitalize()}s"] if found else []
