@@ -227,19 +227,15 @@ def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable
 
 
 def in_words(error: OSError) -> str:
-    """What went wrong with which file, what may be done about it, and how a run that it stopped is gone on with."""
-    from selfie_cli.files import REMEDIES
-
+    """The file, the system's reason, and the command that continues a run."""
     where = error.filename2 or error.filename  # of two, what is written to
     line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
-    remedy = REMEDIES.get(error.errno or 0, "")
     try:
         sys.stdout.flush()
     except OSError:
         abandon(sys.stdout)
-    if go_on := how_to_go_on():
-        return f"{line}. Nothing saved is lost: {remedy or 'mend that'}, then go on with: {go_on}"
-    return f"{line}. {remedy.capitalize()} or choose another place" if remedy else line
+    go_on = how_to_go_on()
+    return f"{line}. Nothing saved is lost. Continue with: {go_on}" if go_on else line
 
 
 def how_to_go_on() -> str:
