@@ -6,7 +6,7 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -143,7 +143,12 @@ def similar(options: config.SimilarOptions, console: Any) -> None:
     from selfie_cli.cli import render
     from selfie_cli.recipes.similar import similar
 
-    show(similar(options, console), options, console, lambda result: render.similar(result, options.top))
+    show(
+        similar(options, stdin=lines_on_stdin(), talk=console),
+        options,
+        console,
+        lambda result: render.similar(result, options.top),
+    )
 
 
 @verb(config.DoctorOptions)
@@ -249,11 +254,11 @@ def ask(question: str) -> bool:
     return typer.confirm(question, default=None, err=True)
 
 
-def lines_on_stdin() -> Iterable[str]:
-    """Paths of any bytes, as file systems have them."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-    return sys.stdin
+def lines_on_stdin() -> Iterator[str]:
+    """Paths of any bytes, as file systems have them; read when they are asked for."""
+    from selfie_cli.data.layout import decoded_lines
+
+    yield from decoded_lines(sys.stdin.buffer.read())
 
 
 def show_version(value: bool) -> None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, notes_of, share_of, spreads
+from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, share_of, spreads
 from selfie_cli.recipes.demo import Demo
 from selfie_cli.recipes.eval import Classified, Evaluated
 from selfie_cli.recipes.pretrain import Pretrained
@@ -71,7 +71,7 @@ def finetuned(result: Finetuned) -> list[RenderableType]:
         table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
         if gain.interval is not None:
             notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
-    return [Group(table, *notes, *map(printable, notes_of([result])), printable(result.sentence))]
+    return [Group(table, *notes, *map(printable, [*result.warnings, *result.notes]), printable(result.sentence))]
 
 
 def interval(gain: Gain) -> str:
@@ -103,7 +103,7 @@ def curve(result: Curve) -> list[RenderableType]:
     parts += [Text(f"\n{plot}\n", no_wrap=True), note]
     if result.plots:
         parts.append(printable(f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"))
-    parts += [printable(line) for line in notes_of(result.points)]
+    parts += map(printable, result.notes)
     return [Group(*parts, *(printable(sentence) for sentence in result.sentences))]
 
 

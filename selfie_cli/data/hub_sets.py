@@ -3,12 +3,12 @@
 import contextlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfie_cli import hub
-from selfie_cli.data.parquet import check_numbers, parts_of
+from selfie_cli.data.layout import LeftOut, check_numbers, parts_of_files
 from selfie_cli.errors import DataError, HubError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
@@ -21,11 +21,12 @@ CONVERTED = "refs/convert/parquet"
 
 @dataclass(frozen=True)
 class Found:
-    """A data set's name, its files by their part, as of `parquet.parts_of`, and its `Source.pinned`."""
+    """A data set's name, its files by part, as of `layout.parts_of_files`, and what its sources are to be given."""
 
     name: str
     files: dict[str, list[str]]
     pinned: dict[str, str]
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         if name.startswith("/") or ".." in name.split("/"):
             raise HubError(f"{where} has a file {name!r}, which leads out of the cache: nothing is fetched")
     hint = f"name one as hf://datasets/{repo}:config"
-    parts = parts_of(
+    parts = parts_of_files(
         sorted(listing.files), where=str(where), hint=hint, only_train=only_train, talk=talk, config=config
     )
     check_numbers(parts, str(where))

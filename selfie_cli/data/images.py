@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import re
 import stat
 import struct
 import threading
@@ -84,12 +85,36 @@ warnings.filterwarnings("ignore", module=r"PIL[.]")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
+CONTENTS = (
+    (rb"version https://git-lfs\.", "a Git LFS pointer in place of the file: fetch it with git lfs pull"),
+    (rb"PAR1", "a parquet file, not an image in a known format"),
+    (rb".{257}ustar", "a tar file, not an image in a known format"),
+    (
+        rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
+        "an archive: unpack it",
+    ),
+    (rb"\s*<(!doctype|html)", "a web page, not an image in a known format: the download has failed"),
+    (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC, which is not read: convert it to JPEG or PNG"),
+    (rb".{4}ftypavif", "AVIF, which this Pillow cannot read: convert it to JPEG or PNG"),
+    (rb".{4}(ftyp|moov)|\x1a\x45\xdf\xa3", "a film, not an image in a known format"),
+    (
+        rb"[\t\n\r\x20-\x7e]+\Z",
+        "text, not an image in a known format (a list of paths is given as .txt or on stdin)",
+    ),
+)
+"""How files begin that are taken for images by mistake, and what to say of them."""
+
+
+def what_is(head: bytes) -> str:
+    """A remark on contents that begin with `head` and are no image of a known format."""
+    known = (text for pattern, text in CONTENTS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
+    return next(known, f"not an image in a known format ({', '.join(FORMATS)})")
+
+
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
     try:
         yield
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million pixels") from None
     except MemoryError:
@@ -129,7 +154,11 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
             file = io.BytesIO(read_file(file))
         if not file.seek(0, os.SEEK_END):
             raise UnreadableImage("empty file")
-        return Image.open(file, formats=FORMATS)  # which goes back to the start first
+        try:
+            return Image.open(file, formats=FORMATS)  # which goes back to the start first
+        except UnidentifiedImageError:
+            file.seek(0)
+            raise UnreadableImage(what_is(file.read(512))) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

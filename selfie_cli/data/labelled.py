@@ -1,30 +1,33 @@
 """Labelled images, in a part to train on and a part to test on: folders of classes, tar shards, parquet files, named
 sets."""
 
+import dataclasses
+import functools
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from selfie_cli.data.hub_sets import Found
+from selfie_cli.data import hub_sets
+from selfie_cli.data.layout import LeftOut, arrange, in_order, part_of, parts_of_files
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.parquet import Parquet, parts_of
+from selfie_cli.data.parquet import Parquet
+from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import (
-    Files,
+    Folder,
     Source,
     Subset,
-    entries,
+    chosen,
     expanded,
-    list_images,
     named_source,
     named_tree,
-    nothing_in,
-    open_shards,
+    names_of_part,
+    open_folder,
+    pack,
     packed_as,
-    parquet_set,
-    split_folders,
 )
 from selfie_cli.data.splits import Labels, hash_test_part
 from selfie_cli.errors import DataError
@@ -48,82 +51,226 @@ class LabelledSplits:
     test: Labelled
     name: str
     split_note: str
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a data set. texts: of each image its class, or None; keys: what the hash split goes by.
+
+    known: all classes in their order, if the files name them. title: what the part is called there.
+    """
+
+    source: Source
+    texts: Sequence[str | None]
+    known: list[str] | None
+    keys: Sequence[str]
+    title: str
 
 
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members, parquet files
-    with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
+    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
+    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
-    Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`).
+    Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
+    what is left out.
 
     Raises:
         DataError: if it is missing, empty, not laid out like this, cannot be downloaded, or has one class only.
     """
-    if found := parquet_set(dataset, only_train=False, offline=offline, talk=talk):
-        return _labelled_parquet(found, talk)
-    if os.path.isdir(dataset):
-        return _labelled_folder(dataset, os.path.basename(os.path.abspath(dataset)), talk)
-    name = os.path.basename(dataset)
-    if packed_as(dataset) == ".tar":
-        return _labelled_shards(dataset, name)
-    if packed_as(dataset) == ".parquet":
-        paths = {os.path.abspath(path): path for path in expanded([dataset])}
-        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-        files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
-        parts = parts_of(list(files), where=dataset, hint="name files of one of them", only_train=False, talk=talk)
-        return _labelled_parquet(
-            Found(name, {part: [files[each] for each in there] for part, there in parts.items()}, {}), talk
-        )
-    if os.path.exists(dataset):
+    tree = dataset if os.path.isdir(dataset) else None
+    if hub_sets.is_address(dataset):
+        opened: Folder | hub_sets.Found = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
+    elif tree is None and packed_as(dataset):
+        opened = _packed(dataset, talk)
+    elif tree is None and os.path.exists(dataset):
         raise DataError(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
-    if tree := named_tree(dataset, data_root):
-        return _labelled_folder(tree, dataset, talk)
-    return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
+    elif tree or (tree := named_tree(dataset, data_root)):
+        opened = open_folder(tree, only_train=False, talk=talk)
+    else:
+        return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
+    name = os.path.basename(os.path.abspath(opened.root)) if isinstance(opened, Folder) else opened.name
+    if isinstance(opened, Folder):
+        for folder in opened.bare:
+            opened.left_out.add("empty", folder)
+        pieces = pieces_of(opened, opened.root, opened.left_out, talk)
+    elif len(opened.files) == 1:
+        source = pack(next(iter(opened.files.values())), opened.pinned)
+        opened.left_out.update(source.left_out)
+        pieces = pieces_of(source, dataset, opened.left_out, talk)
+    else:
+
+        def read(part: str) -> Piece:
+            source = pack(opened.files[part], opened.pinned)
+            opened.left_out.update(source.left_out)
+            return Piece(source, *labels_of(source), keys_of(source), part)
+
+        pieces = {part: functools.partial(read, part) for part in opened.files}
+    try:
+        return assemble(pieces, name, opened.left_out)
+    finally:
+        if opened.left_out:
+            talk.warn(str(opened.left_out))
 
 
-def _labelled_folder(folder: str, name: str, talk: Talk) -> LabelledSplits:
-    parts = split_folders(folder)
-    if not parts:
-        whole = _class_folders(folder, talk)
-        start = len(os.path.join(folder, ""))
-        return _hash_split(whole, [path[start:].replace(os.sep, "/") for path in whole.source.names], name)
-    train = _class_folders(os.path.join(folder, parts["train"]), talk)
-    tested = parts.get("test") or parts["validation"]
-    test = _class_folders(os.path.join(folder, tested), talk, train.classes)
-    note = f"The test part is the folder {tested}/{'' if 'test' in parts else ', as there is no test/'}."
-    return LabelledSplits(train, test, name, note)
+def _packed(dataset: str, talk: Talk) -> hub_sets.Found:
+    """Tar shards or parquet files by the names of their parts."""
+    paths = {os.path.abspath(path): path for path in expanded([dataset])}
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
+    parts = parts_of_files(list(files), where=dataset, hint="name files of one of them", only_train=False, talk=talk)
+    return hub_sets.Found(
+        os.path.basename(dataset), {part: [files[each] for each in there] for part, there in parts.items()}, {}
+    )
 
 
-def _class_folders(folder: str, talk: Talk, classes: list[str] | None = None) -> Labelled:
-    """Read a subfolder a class. `classes` are those of the training part, once it has been read."""
-    there = entries(folder)
-    images = {name: list_images(os.path.join(folder, name)) for name, inside in there if inside}
-    loose = len(there) - len(images)
-    found = [name for name, paths in images.items() if paths]
-    if not found and loose:
-        raise DataError(f"{folder} has images but no subfolders: put the images of each class in a folder of its name")
-    if not found:
-        raise nothing_in(folder)
-    if loose:
-        talk.warn(f"{folder}: {loose} images lie outside the folders of the classes and are left out")
-    if empty := [name for name in images if name not in found]:
-        talk.warn(f"{folder}: folders without images are left out: {_some(empty)}")
-    source = Files([path for name in found for path in images[name]])
-    return _labelled(source, [name for name in found for _ in images[name]], found, folder, train=classes)
+def labels_of(source: Source) -> tuple[Sequence[str | None], list[str] | None]:
+    """The class of each image: that of its row, its `.cls` member or its folder; and all classes in their order, if the
+    files name them. None where an image has no class, "" in place of its folder's where it lies outside of such."""
+    if isinstance(source, Parquet):
+        return source.labels()
+    if isinstance(source, Shards) and source.has_labels:
+        return source.labels, None
+    assert isinstance(source, Folder | Shards)
+    placed = arrange(set(source.folders()))
+    return [placed[folder][1] for folder in source.folders()], None
 
 
-def _labelled(source: Source, names: list[str], classes: list[str], where: str, *, train: list[str] | None) -> Labelled:
-    """Images whose class's name is known. `classes` are those that there are, and `train` those of the training part,
-    once it has been read."""
+def keys_of(source: Source) -> Sequence[str]:
+    """What the hash split goes by: the names of images, wherever the data set lies."""
+    if isinstance(source, Shards):
+        return source.keys
+    if not isinstance(source, Folder):
+        return ["/".join(name.split("/")[-2:]) for name in source.names]
+    placed = arrange(set(source.folders()))
+    keys = []
+    for name, folder in zip(source.names, source.folders(), strict=True):
+        parts = name[len(source.root) :].split(os.sep)
+        part = placed[folder][0]
+        keys.append("/".join(each for each in parts if not part or part_of(each, is_folder=True) != part))
+    return keys
+
+
+def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict[str, Callable[[], Piece]]:
+    """The parts of one source, by its folders; "all" where these tell none."""
+    texts, known = labels_of(source)
+    keys = keys_of(source)
+    if not isinstance(source, Folder | Shards):
+        return {"all": functools.partial(Piece, source, texts, known, keys, "")}
+    placed = arrange(set(source.folders()))
+    if {part for part, _ in placed.values()} == {""}:
+        if isinstance(source, Folder) or not source.has_labels:
+            check_classes(placed.keys(), where, talk)
+        return {"all": functools.partial(Piece, source, texts, known, keys, "")}
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, folder in enumerate(source.folders()):
+        part, named = placed[folder]
+        if part == "apart" or not (part or named):
+            left_out.add("apart", folder.split("/")[0])
+        else:
+            rows[part].append(row)
+    if "" in rows:
+        first = source.names[rows[""][0]]
+        raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")
+
+    def read(part: str) -> Piece:
+        of_part = chosen(source, np.array(rows[part], np.int64))
+        title = names_of_part(placed, part)
+        return Piece(of_part, [texts[row] for row in rows[part]], known, [keys[row] for row in rows[part]], title)
+
+    return {part: functools.partial(read, part) for part in rows}
+
+
+def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
+    """Refuse folders that look like parts and not like classes, and a folder that holds the classes in its only folder.
+
+    `folders` hold images; none of them is in a part. Warns where folders may be meant otherwise.
+    """
+    inside: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        top, _, below = folder.partition("/")
+        inside[top].add(below.partition("/")[0])
+    inside.pop("", None)
+    deep = [name for name, below in inside.items() if "" not in below]
+    parts = [name for name in inside if part_of(name, is_folder=True)]
+    alike = {name: part for name in deep if (part := part_of(name, is_folder=False))}
+    if len(inside) > 1 and (set(parts) & set(deep) or ("train" in alike.values() and len(set(alike.values())) > 1)):
+        suspects = ", ".join(f"{name}/" for name in sorted({*parts, *alike}))
+        raise DataError(
+            f"{where}: {suspects} look like parts of a data set, but the parts are not clear: call the folders train/ "
+            "and test/ (val/ for validation), or give a folder that holds the classes alone"
+        )
+    for name in parts:
+        talk.warn(f"{where}: the folder {name}/ is taken for a class, though it is called like a part of a data set")
+    shared = set.intersection(*inside.values()) if inside else set()
+    if len(inside) > 1 and len(deep) == len(inside) and len(shared) > 1:
+        talk.warn(
+            f"{where}: the classes are its folders {some(sorted(inside))}, each of which holds {some(sorted(shared))}: "
+            "if those are the classes, give one of these folders, or call them train/ and test/"
+        )
+    if len(inside) == 1 and deep:
+        path = os.path.commonpath(list(folders))
+        raise DataError(
+            f"only one class ({deep[0]}) in {where}: if the classes are in {os.path.join(where, path)}, give that"
+        )
+
+
+def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOut) -> LabelledSplits:
+    """Number the classes, leave out what has no label, and choose what to test on."""
+    read: dict[str, tuple[Labelled, Piece]] = {}
+    unused = ""
+    for part in [part for part in ("all", "train", "test", "validation") if part in pieces]:
+        if part == "validation" and "test" in read:
+            unused = " The validation part is not used."
+            break
+        piece = pieces[part]()
+        where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
+        there = {text for text in piece.texts if text}
+        if not there and read:
+            left_out.add("unlabelled_parts", piece.title or part)
+            continue
+        if not there:
+            raise DataError(unlabelled(piece, where))
+        left_out.add("unlabelled", count=sum(text is None for text in piece.texts))
+        left_out.add("outside", count=sum(text == "" for text in piece.texts))
+        labelled = np.flatnonzero([bool(text) for text in piece.texts])
+        train = next(iter(read.values()))[0].classes if read else None
+        classes = [each for each in piece.known or in_order(there) if each in there]
+        check_known(classes, train, where)
+        position = {text: label for label, text in enumerate(train or classes)}
+        labels = np.array([position[text] for text in piece.texts if text], np.int64)
+        read[part] = Labelled(chosen(piece.source, labelled), labels, train or classes), piece
+    if len(read) == 1:
+        ((whole, piece),) = read.values()
+        keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
+        return dataclasses.replace(_hash_split(whole, keys, name), left_out=left_out)
+    tested = "test" if "test" in read else "validation"
+    title = read[tested][1].title
+    own = f"the folder {title}" if title.endswith("/") else f"the data set's own {title}"
+    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
+    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+
+
+def unlabelled(piece: Piece, where: str) -> str:
+    if isinstance(piece.source, Parquet):
+        return f"{where} has no labels"
+    if isinstance(piece.source, Shards):
+        return f"{where} has no labels: give each image a .cls member of its name, or put the classes in folders"
+    return f"{where} has images but no subfolders: put the images of each class in a folder of its name"
+
+
+def check_known(classes: list[str], train: list[str] | None, where: str) -> None:
+    """Raises DataError if there is one class only, or one that is not among those of the training part."""
     if train is None and len(classes) < 2:
         raise DataError(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
     if unknown := [name for name in classes if name not in (train or classes)]:
-        raise DataError(f"{where} has classes that the training part lacks: {_some(unknown)}")
-    position = {name: label for label, name in enumerate(train or classes)}
-    return Labelled(source, np.array([position[name] for name in names], np.int64), train or classes)
+        alike = {name.casefold().strip(): name for name in train or ()}
+        spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
+        hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
+        raise DataError(f"{where} has classes that the training part lacks: {some(unknown)}{hint}")
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -137,49 +284,6 @@ def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSpl
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
     return LabelledSplits(train_part, test_part, name, note)
-
-
-def _labelled_shards(pattern: str, name: str) -> LabelledSplits:
-    shards = open_shards(pattern)
-    if bare := [name for name, text in zip(shards.names, shards.classes, strict=True) if not text]:
-        raise DataError(f"{len(bare)} images have no .cls file beside them, the first is {bare[0]}")
-    whole = _labelled(shards, shards.classes, _in_order(set(shards.classes)), pattern, train=None)
-    return _hash_split(whole, shards.keys, name)
-
-
-def _in_order(classes: Collection[str]) -> list[str]:
-    numeric = all(text.isascii() and text.isdigit() for text in classes)
-    return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))
-
-
-def _labelled_parquet(found: Found, talk: Talk) -> LabelledSplits:
-    read: dict[str, Labelled] = {}
-    for part in [part for part in ("all", "train", "test", "validation") if part in found.files]:
-        rows = Parquet(found.files[part], found.pinned)
-        source: Source = rows
-        texts, known = rows.labels()
-        there = {text for text in texts if text is not None}
-        where = found.name if part == "all" else f"{part} of {found.name}"
-        if not there and read:
-            talk.warn(f"{where} has no labels and is left out")
-            continue
-        if None in texts:
-            talk.warn(f"{where}: {texts.count(None)} images have no label and are left out")
-            source = Subset(source, np.array([row for row, text in enumerate(texts) if text is not None], np.int64))
-        if not there:
-            raise DataError(f"{where} has no labels")
-        classes = [each for each in known or _in_order(there) if each in there]
-        train = next(iter(read.values())).classes if read else None
-        read[part] = _labelled(source, [text for text in texts if text is not None], classes, where, train=train)
-        if part == "test":
-            break
-    if len(read) == 1:
-        (whole,) = read.values()
-        return _hash_split(whole, ["/".join(name.split("/")[-2:]) for name in whole.source.names], found.name)
-    if "test" in read:
-        return LabelledSplits(read["train"], read["test"], found.name, "The test part is the data set's own.")
-    note = "The test part is the data set's validation part, as there is no test part with labels."
-    return LabelledSplits(read["train"], read["validation"], found.name, note)
 
 
 def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:

@@ -6,9 +6,8 @@ import importlib.util
 import itertools
 import json
 import os
-import re
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +15,12 @@ from PIL import Image
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
 from selfie_cli.data.images import read_file
+from selfie_cli.data.layout import label_of
 from selfie_cli.data.memory import available_memory
-from selfie_cli.data.source import Packed, file_version
+from selfie_cli.data.names import Names
+from selfie_cli.data.source import Packed, file_version, unreadable
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
-from selfie_cli.talk import Talk
 
-PARTS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)\.parquet")
 STREAMS = 16
 """Row groups that are read at a time, at most: each holds an open file."""
 COPIES = 8
@@ -42,8 +40,8 @@ class Parquet(Packed):
     def __init__(self, paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> None:
         """Raises DataError if one of them is no parquet file, or has not one column of images; UsageError without
         pyarrow."""
-        if importlib.util.find_spec("pyarrow") is None:
-            raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")
+        need_pyarrow()
+        super().__init__()
         self.paths, self.pinned = list(paths), dict(pinned or {})
         self.columns: list[str] = []
         self._metadata: list[Any] = []
@@ -65,7 +63,7 @@ class Parquet(Packed):
             self._metadata.append(metadata)
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
-        super().__init__(f"{path}/row-{row:06d}" for path, row in rows)
+        self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)
         if not len(self):
             raise DataError(f"no rows in {self.paths[0]}")
         if COPIES * largest > available_memory():
@@ -147,7 +145,10 @@ class Parquet(Packed):
                     raise DataError(f"the labels in {path} cannot be read: {one_line(error)}") from None
             known.append(names)
             if names is None:
-                texts += [None if value is None else str(value) for value in values]
+                try:
+                    texts += map(label_of, values)
+                except ValueError as error:
+                    raise DataError(f"the column {column} of {path} holds no labels: {error}") from None
             else:
                 number = len(names)
                 texts += [names[each] if type(each) is int and 0 <= each < number else None for each in values]
@@ -166,7 +167,7 @@ def opened(path: str) -> Iterator[Any]:
         with file:
             yield file
     except (OSError, UnicodeError, pa.ArrowException) as error:  # names in it may be no text
-        raise DataError(f"cannot read {path} (a parquet file is expected): {one_line(error)}") from None
+        raise unreadable(path, "a parquet file", error) from None
 
 
 def one_line(error: Exception) -> str:
@@ -222,14 +223,19 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of the classes if it holds their positions."""
     import pyarrow.types as types
 
+    known = [types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string]
+    known += [types.is_large_string, types.is_string_view]
+
     def holds_labels(kind: Any) -> bool:
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        return any(is_it(kind) for is_it in (types.is_integer, types.is_string, types.is_large_string))
+        return any(is_it(kind) for is_it in known)
 
     features = features_of(schema)
     found = [field.name for field in schema if holds_labels(field.type)]
     noted = [name for name in found if features.get(name, {}).get("_type") == "ClassLabel"]
     usual = ("label", "labels", "fine_label")
+    if odd := [field for field in schema if field.name in usual and field.name not in found]:
+        raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
     column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
     names = features[column].get("names") if column in noted else None
     return column, [str(name) for name in names] if isinstance(names, list) else None
@@ -245,57 +251,18 @@ def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schem
     raise DataError(f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}")
 
 
-def files_below(folder: str) -> list[str]:
-    """Paths of the parquet files below a folder, relative to it, sorted; hidden ones are left out."""
-    found = []
-    for here, folders, files in os.walk(folder):
-        folders[:] = [each for each in folders if not each.startswith(".")]
-        names = [each for each in files if each.lower().endswith(".parquet") and not each.startswith(".")]
-        found += [os.path.relpath(os.path.join(here, each), folder).replace(os.sep, "/") for each in names]
-    return sorted(found)
+def num_rows(path: str) -> int:
+    """How many images a parquet file holds, 0 without a column of images. Raises DataError if it cannot be read."""
+    need_pyarrow()
+    with opened(path) as file:
+        try:
+            image_column(path, file.schema_arrow)
+        except DataError:
+            return 0
+        return int(file.metadata.num_rows)
 
 
-def parts_of(
-    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
-) -> dict[str, list[str]]:
-    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
-
-    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
-    leaves out what is kept for evaluation. Raises DataError, which ends in `hint`, if there are several configurations.
-    """
-    configs: dict[str, dict[str, list[str]]] = {}
-    for file in files:
-        *folders, name = file.split("/")
-        inside = (
-            folders[-1].removeprefix("partial-") if folders else ""
-        )  # that much the Hub has converted of a large set
-        part = PARTS.get(inside) or PARTS.get(re.split(r"[-_.]", name)[0], "")
-        folders = folders[:-1] if inside in PARTS else folders
-        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
-        configs.setdefault(path, {}).setdefault(part, []).append(file)
-    if config is None and len(configs) == 1:
-        config = next(iter(configs))
-    if config not in configs:
-        wrong = "holds several data sets" if config is None else f"has no {config}, but"
-        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
-    parts = configs[config]
-    unknown = parts.pop("", [])
-    if "train" not in parts or len(parts) == 1:
-        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
-    if unknown:
-        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
-    if only_train:
-        others = sorted(parts.keys() - {"train"})
-        kept = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} kept for evaluation"
-        talk.say(f"{where}: only train is read, {kept}")
-        return {"train": parts["train"]}
-    return parts
-
-
-def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    """Raises DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
-    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
-    for (head, count), there in Counter(match.groups() for match in numbered if match).items():
-        if there != int(count):
-            raise DataError(f"{where} has {there} files {head}...-of-{count}.parquet, not {int(count)}: get the others")
+def need_pyarrow() -> None:
+    """Raises UsageError if there is none."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")

@@ -1,5 +1,6 @@
 """What everything that holds images has in common."""
 
+import contextlib
 import io
 import os
 from abc import ABC, abstractmethod
@@ -8,22 +9,25 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from selfie_cli.data.images import open_image
+from selfie_cli.data.images import open_image, what_is
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
-from selfie_cli.errors import UnreadableImage
+from selfie_cli.errors import DataError, UnreadableImage
 
 
 class Source(ABC):
     """Images in a fixed order, each with the name by which its user knows it.
 
     block: how many neighbours had better be asked for together, 1 if it does not matter. pinned: of what was asked for
-    by a name that may come to mean something else, a name that always means these images.
+    by a name that may come to mean something else, a name that always means these images. left_out: what lies among
+    them and is not taken.
     """
 
     block: int = 1
     pinned: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.left_out = LeftOut()
         self.names = names if isinstance(names, Names) else Names(names)
 
     def __len__(self) -> int:
@@ -69,3 +73,13 @@ def file_version(path: str) -> bytes:
     except (OSError, ValueError):  # it will turn out to be unreadable
         return b"absent"
     return f"{known.st_size} {known.st_mtime_ns};".encode()
+
+
+def unreadable(path: str, expected: str, error: Exception) -> DataError:
+    """Why a file of many images cannot be read."""
+    told = ""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        told = what_is(file.read(512))
+    if not told.startswith(("a Git LFS pointer", "a web page")):
+        told = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return DataError(f"cannot read {path} ({expected} is expected): {told}")

@@ -40,9 +40,8 @@ def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
     """`half`, `whole`: bool [N], whether each held-out label was found after half of the steps, and after all."""
     count = len(half)
     if count < 2:
-        return Convergence(
-            steps=steps, num_held=count, half=None, whole=None, error=None, verdict=UNKNOWN, words=UNKNOWN
-        )
+        nothing = {"half": None, "whole": None, "error": None}
+        return Convergence(steps=steps, num_held=count, verdict=UNKNOWN, words=UNKNOWN, **nothing)
     difference = whole.double() - half.double()
     gain, error = difference.mean().item(), difference.std().item() / math.sqrt(count)
     before, after = half.double().mean().item(), whole.double().mean().item()
@@ -112,6 +111,7 @@ class Finetuned(Point):
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int] = field(default_factory=dict)
     gains: list[float] | None
     gain_mean: float | None
     gain_std: float | None
@@ -123,17 +123,19 @@ class Finetuned(Point):
 class Curve:
     """What `curve` found: a point for each share of the labels, all with the same arms, and a sentence for each arm.
 
-    `remarks` say of an arm what its reader must know: that it is another network.
+    `remarks` say of an arm what its reader must know: that it is another network. `notes` are those of all points.
     """
 
     run: Path
     dataset: str
     num_test: int
     num_classes: int
+    left_out: dict[str, int]
     points: list[Point]
     remarks: dict[str, str]
     sentences: list[str]
     plots: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def arm_result(name: str, lr: float, accuracies: list[float], called: str, found: Convergence | None) -> ArmResult:
@@ -174,16 +176,13 @@ def point(
 
 def unconverged(arms: list[ArmResult]) -> list[str]:
     """A line for each arm that still gained at the end of its training."""
-    lines = []
-    for arm in arms:
-        found = arm.convergence
-        if found is not None and found.verdict == RISING and found.half is not None and found.whole is not None:
-            lines.append(
-                f"not converged: {arm.name} still gained {(found.whole - found.half) * 100:+.1f} points from "
-                f"{found.steps // 2:,} to {found.steps:,} steps; the gain may be one of speed. Train longer: "
-                f"--steps {2 * found.steps}"
-            )
-    return lines
+    found = [(arm.name, arm.convergence) for arm in arms if arm.convergence and arm.convergence.verdict == RISING]
+    return [
+        f"not converged: {name} still gained {((each.whole or 0) - (each.half or 0)) * 100:+.1f} points from "
+        f"{each.steps // 2:,} to {each.steps:,} steps; the gain may be one of speed. Train longer: "
+        f"--steps {2 * each.steps}"
+        for name, each in found
+    ]
 
 
 def notes_of(points: list[Point]) -> list[str]:
@@ -197,12 +196,8 @@ def notes_of(points: list[Point]) -> list[str]:
 
 def lengths(arms: list[ArmResult]) -> list[str]:
     """A line that says how each arm did with half of the steps."""
-    words = [f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None]
-    return (
-        [f"Half of the steps and all of them, on held-out labels of the first seed: {'; '.join(words)}."]
-        if words
-        else []
-    )
+    words = "; ".join(f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None)
+    return [f"Half of the steps and all of them, on held-out labels of the first seed: {words}."] if words else []
 
 
 def conditions(points: list[Point], index: int | None = None) -> str:
@@ -210,32 +205,26 @@ def conditions(points: list[Point], index: int | None = None) -> str:
 
     It is about all arms, or about those of comparison `index`.
     """
-    steps, rates = sorted({each.steps for each in points}), points[0].rates
-    length = " to ".join(f"{each:,}" for each in dict.fromkeys((steps[0], steps[-1])))
+    lengths = sorted({each.steps for each in points})
+    steps = " to ".join(f"{each:,}" for each in dict.fromkeys((lengths[0], lengths[-1])))
     gain = None if index is None else points[0].comparisons[index]
-    arms = [
-        (each, arm) for each in points for arm in each.arms if gain is None or arm.name in (gain.arm, gain.baseline)
-    ]
+    arms = [(p, arm) for p in points for arm in p.arms if gain is None or arm.name in (gain.arm, gain.baseline)]
     tried = f"learning rate {arms[0][1].lr:g}, not searched"
-    if len(rates) > 1:
+    if len(rates := points[0].rates) > 1:
         tried = f"each arm's learning rate chosen among {', '.join(f'{lr:g}' for lr in rates)} on held-out labels"
-    verdicts = [arm.convergence.verdict if arm.convergence else "" for _, arm in arms]
-    if RISING in verdicts:
-        rising = [
-            arm.name + (f" at {share_of(each)}" if len(points) > 1 else "")
-            for (each, arm), verdict in zip(arms, verdicts, strict=True)
-            if verdict == RISING
-        ]
-        converged = f"not converged: {', '.join(rising)} still rose, so the gain may be one of speed"
-    elif "" in verdicts:
+    of: dict[str, list[str]] = {}
+    for p, arm in arms:
+        name = arm.name if len(points) == 1 else f"{arm.name} at {share_of(p)}"
+        of.setdefault(arm.convergence.verdict if arm.convergence else "", []).append(name)
+    if RISING in of:
+        converged = f"not converged: {', '.join(of[RISING])} still rose, so the gain may be one of speed"
+    elif "" in of:
         converged = "whether more steps would help was not checked"
+    elif UNKNOWN in of:
+        converged = f"convergence: {UNKNOWN}"
     else:
-        converged = (
-            f"convergence: {UNKNOWN}"
-            if UNKNOWN in verdicts
-            else "no arm was found to gain from the last doubling of the steps"
-        )
-    return f"{length} steps a network; {tried}; {converged}."
+        converged = "no arm was found to gain from the last doubling of the steps"
+    return f"{steps} steps a network; {tried}; {converged}."
 
 
 def share_of(found: Point) -> str:

@@ -19,7 +19,7 @@ from selfie_cli.recipes.arms import (
 )
 from selfie_cli.recipes.beginning import choose_out, where_it_began
 from selfie_cli.recipes.cells import Plan, compare, conclude
-from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, spreads
+from selfie_cli.recipes.comparison import Curve, Point, curve_sentence, notes_of, spreads
 from selfie_cli.recipes.findings import share
 from selfie_cli.recipes.imagenet import imagenet_arm
 from selfie_cli.recipes.report import report_at_end
@@ -71,9 +71,11 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         dataset=data.name,
         num_test=len(data.test.labels),
         num_classes=len(data.classes),
+        left_out=data.record["left_out"],
         points=points,
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(arms[1:])],
+        notes=notes_of(points),
         plots=draw(found.run.path, data.name, points) if group().first else [],
     )
     conclude(found, result)

@@ -23,10 +23,10 @@ from selfie_cli.data.sources import (
     Joined,
     Source,
     Subset,
+    list_images,
     named_tree,
     open_unlabelled,
     split_folders,
-    walk_images,
 )
 from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.errors import DataError, UsageError
@@ -103,6 +103,7 @@ class Checkup:
     file_bytes: Spread | None
     all_bytes: int
     other_files: dict[str, int]
+    left_out: dict[str, int]
     workers: int
     images_per_second: float
     machine: Machine
@@ -156,6 +157,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
         file_bytes=spread(records["bytes"]),
         all_bytes=int(records["bytes"].sum()),
         other_files=dict(others.most_common()),
+        left_out=train.left_out.counts,
         workers=workers,
         images_per_second=speed,
         machine=machine(device),
@@ -171,10 +173,11 @@ def open_parts(options: DoctorOptions, folders: list[str], talk: Talk) -> tuple[
     others: dict[str, list[Source]] = {"validation": [], "test": []}
     for folder in folders:
         parts = split_folders(folder)
+        parts = parts if len(parts) > 1 else {}
         for part, name in parts.items():
             roots[os.path.join(folder, name, "")] = part
             if part != "train":
-                others[part].append(Files(walk_images(os.path.join(folder, name))))
+                others[part].append(Files(list_images(os.path.join(folder, name))))
         if not parts:
             roots[os.path.join(folder, "")] = ""
     beside: dict[str, Source] = {part: Joined(sources) for part, sources in others.items() if sources}

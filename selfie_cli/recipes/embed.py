@@ -35,13 +35,14 @@ class Embedded:
     out: Path | None
     images: int
     unreadable: int
+    left_out: dict[str, int]
 
 
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk) -> Embedded:
     """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
     out = check_table(options)
     in_parts = out is not None and not out.suffix
-    names = expand(options.paths, stdin)
+    names, left_out = expand(options.paths, stdin, talk)
     run, line = runs.resolve_from(options.from_, talk=talk)
     if run is None:
         raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
@@ -73,8 +74,8 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Emit, talk: Talk
     bad = run_through(
         names, network, Network.vectors, opened, options=options, what="embedding", talk=talk, in_parts=in_parts
     )
-    conclude(bad, len(names), out, strict=options.strict, talk=talk)
-    return Embedded(out=out, images=len(names) - len(bad), unreadable=len(bad))
+    conclude(bad, len(names), out, left_out=left_out, strict=options.strict, talk=talk)
+    return Embedded(out=out, images=len(names) - len(bad), unreadable=len(bad), left_out=left_out.counts)
 
 
 def check_table(options: EmbedOptions) -> Path | None:

@@ -27,7 +27,7 @@ from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
-from selfie_cli.recipes.labels import Part, read_part, take
+from selfie_cli.recipes.labels import Part, read_parts, take
 from selfie_cli.recipes.networks import Network
 from selfie_cli.recipes.seen import look_for_seen
 from selfie_cli.talk import Talk
@@ -89,6 +89,7 @@ class Evaluated:
     trained: Judged
     untrained: Judged
     classified: Classified | None
+    left_out: dict[str, int]
 
 
 def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
@@ -110,10 +111,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
-    size = storage_size(network.image_size)
-    train, bad = read_part(data.train, size=size, options=options, talk=talk)
-    test, bad_test = read_part(data.test, size=size, options=options, talk=talk)
-    bad += bad_test
+    train, test, bad = read_parts(data, size=storage_size(network.image_size), options=options, talk=talk)
     rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
     test = take(test, rows.numpy())
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
@@ -140,6 +138,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         trained=trained,
         untrained=untrained,
         classified=classified,
+        left_out=data.left_out.counts,
     )
     if not group().first:
         return result

@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfie_cli.data.duplicates import ALIKE, MOST_PAIRS, NEAR, Marks, find_earlier, find_seen
-from selfie_cli.data.images import EXTENSIONS, FORMATS
+from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import Inspected, Oddity
+from selfie_cli.data.layout import kind_of
 from selfie_cli.data.parquet import Parquet
+from selfie_cli.data.shards import Shards
 from selfie_cli.data.source import Packed
-from selfie_cli.data.sources import Joined, Shards, Source, entries, split_folders
+from selfie_cli.data.sources import Joined, Source, split_folders
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 
 RARE = 5  # images of a class: fewer are hardly a class to learn, or to test on
 LONG = 4  # times as long as wide: the centre square is less than a quarter of the image
-# Suffixes of images that are not among EXTENSIONS.
-UNREAD = (".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tga", ".exr", ".dcm", ".dng", ".cr2", ".nef", ".arw")
 ODD = {
     Oddity.BLANK: ("blank", "one colour all over: nothing can be learned from them"),
     Oddity.MISNAMED: ("wrong suffix", "read by what they contain; other programs go by the name"),
@@ -95,7 +95,7 @@ class Examination:
     def look_at_classes(self) -> None:
         empty = []
         for root, part in self.roots.items():
-            inside = [name for name, is_folder in entries(root) if is_folder]
+            inside = [name for name in sorted(next(os.walk(root))[1]) if kind_of(name, is_folder=True) == "folder"]
             read = {self.labels[row] for row in self.rows[part]}
             empty += [(root + name, "") for name in inside if name not in read]
         self.add("empty folders", "no images in them: fill or remove them", empty)
@@ -188,13 +188,13 @@ class Examination:
         for folder in folders:
             parts = set(split_folders(folder).values())
             for here, inside, files in os.walk(folder):
-                inside[:] = sorted(name for name in inside if not name.startswith("."))
+                inside[:] = sorted(name for name in inside if kind_of(name, is_folder=True) == "folder")
                 outside = bool(parts) and os.path.relpath(here, folder).split(os.sep)[0] not in parts
                 for name in sorted(name for name in files if not name.startswith(".")):
-                    suffix = os.path.splitext(name)[1].lower()
-                    if suffix not in EXTENSIONS:
-                        suffixes[suffix] += 1
-                        unread += [(os.path.join(here, name), "")] if suffix in UNREAD else []
+                    kind = kind_of(name, is_folder=False)
+                    if kind != "image":
+                        suffixes[os.path.splitext(name)[1].lower()] += 1
+                        unread += [(os.path.join(here, name), "")] if kind == "formats" else []
                     elif outside:
                         apart.append((os.path.join(here, name), ""))
         self.add("other formats", "images that selfie does not read: convert them to JPEG or PNG", unread)
@@ -208,7 +208,7 @@ def labels_of(source: Source, roots: dict[str, str]) -> Iterator[str | None]:
         for each in source.sources:
             yield from labels_of(each, roots)
     elif isinstance(source, Shards):
-        yield from (text or None for text in source.classes)
+        yield from source.labels
     elif isinstance(source, Parquet):
         try:
             yield from source.labels()[0]

@@ -232,11 +232,7 @@ def curve_of(found: dict[str, Any], page: Page) -> list[str | None]:
         ),
         piece("table", head, gains, caption="Gain over supervised, in points") if gains else None,
         *(piece("paragraph", f"{name}: {remark}.") for name, remark in found["remarks"].items()),
-        *(
-            piece("paragraph", f"At {share(each['fraction'])}: {note}")
-            for each in points
-            for note in each.get("notes", [])
-        ),
+        *(piece("paragraph", note) for note in found.get("notes", [])),
     ]
 
 

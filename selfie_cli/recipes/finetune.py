@@ -1,5 +1,6 @@
 """selfie finetune: a share of the labels, with and without pretraining, over several seeds, and what came of it."""
 
+import dataclasses
 from typing import Any
 
 from selfie_cli import runs
@@ -68,6 +69,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
         num_test=len(data.test.labels),
         num_classes=len(data.classes),
     )
+    result = dataclasses.replace(result, left_out=data.record["left_out"])
     conclude(found, result)
     report_at_end(found.run, options, talk)
     return result

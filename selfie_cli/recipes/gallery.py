@@ -149,6 +149,7 @@ def choose(
     if len(asked) == 1:
         name = asked[0]
         parts = split_folders(name) if os.path.isdir(name) else {}
+        parts.pop("train", None)
         try:
             found = open_labelled(name, data_root=root, offline=offline, talk=Talk())
         except DataError:  # no classes there; whether there are images at all is found out below

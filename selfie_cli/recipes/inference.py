@@ -22,9 +22,10 @@ from torch import Tensor
 
 from selfie_cli.config import EmbedOptions, PredictOptions
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
 from selfie_cli.data.pool import thread_pool
-from selfie_cli.data.sources import walk_images
+from selfie_cli.data.sources import Folder, distinct, holds_images, listed_paths, nothing_in
 from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
@@ -70,30 +71,38 @@ def path_in(line: str) -> str:
     return line.rstrip("\r\n")
 
 
-def expand(paths: Sequence[str], stdin: Iterable[str]) -> Names:
-    """Files as given, folders as the images below them, '-' as the paths on stdin (one a line), in this order.
+def expand(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tuple[Names, LeftOut]:
+    """Files as given, folders as the images below them, '-' as the paths on stdin (one per line), in this order, each
+    once; and what is left out, which is said.
 
     Raises UsageError if nothing is named or stdin has no lines, DataError for a folder without images.
     """
+    left_out = LeftOut()
 
     def found() -> Iterator[str]:
         for path in paths:
             if path == "-":
-                lines = (path_in(line) for line in stdin if line.strip())
+                lines = listed_paths(map(path_in, stdin), "stdin")
                 yield from group().from_first(Names(lines if group().first else ()))
             elif os.path.isdir(path):
-                images = walk_images(path)
-                first = next(images, None)
-                if first is None:
-                    raise DataError(f"no images in {path}")
-                yield first
-                yield from images
+                folder = Folder(path)
+                for packed in filter(holds_images, folder.packed):
+                    folder.left_out.add("packed", os.path.basename(packed))
+                if not len(folder):
+                    raise nothing_in(path, folder.left_out)
+                left_out.update(folder.left_out)
+                yield from folder.names
             else:
                 yield path
 
-    if not (names := Names(found())):
+    names = Names(found())
+    if not names:
         raise UsageError("name the images: files, folders, or - for paths on stdin")
-    return names
+    if len(paths) > 1 or "-" in paths:
+        names = distinct(names, left_out)
+    if left_out:
+        talk.warn(str(left_out))
+    return names, left_out
 
 
 def check_out(options: EmbedOptions | PredictOptions, suffixes: Sequence[str]) -> Path | None:
@@ -403,8 +412,11 @@ def pieces_of(images: range, batch: int) -> list[range]:
     return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
-def conclude(bad: list[BadFile], num_images: int, out: Path | None, *, strict: bool, talk: Talk) -> None:
-    """List unreadable images beside `out`, or in it if it is a folder. Raises DataError for any of them if `strict`."""
+def conclude(
+    bad: list[BadFile], num_images: int, out: Path | None, *, left_out: LeftOut, strict: bool, talk: Talk
+) -> None:
+    """List unreadable images beside `out`, or in it if it is a folder. Raises DataError for any of them, and for what
+    was left out, if `strict`."""
     if out is not None and group().first:
         listed = out / BAD_FILES if out.is_dir() else out.with_name(f"{out.name}.{BAD_FILES}")
         if not bad:  # of an earlier call, which found some
@@ -412,3 +424,5 @@ def conclude(bad: list[BadFile], num_images: int, out: Path | None, *, strict: b
         report_bad(bad, num_images, listed, talk)
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")
+    if left_out and strict:
+        raise DataError(f"not all images were taken (--strict); {left_out}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,9 +95,7 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     marks["labels"] = mark_of_labels(found)
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
-    train_part, bad = read_part(found.train, size=storage_size(image_size), options=options, talk=talk)
-    test_part, bad_test = read_part(found.test, size=storage_size(image_size), options=options, talk=talk)
-    bad = bad + bad_test
+    train_part, test_part, bad = read_parts(found, size=storage_size(image_size), options=options, talk=talk)
     rows, seen = look_for_seen(sources, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk)
     return Data(
         name=found.name,
@@ -106,6 +105,7 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
         record={
             "fingerprints": marks,
             "pinned": dict(found.train.source.pinned),
+            "left_out": found.left_out.counts,
             "unreadable": len(bad),
             "split": found.split_note,
             "seen_test_images": len({each["path"] for each in seen}),
@@ -122,6 +122,22 @@ def mark_of_labels(found: LabelledSplits) -> str:
     for part in (found.train, found.test):
         digest.update(part.labels.tobytes())
     return digest.hexdigest()[:16]
+
+
+def read_parts(
+    found: LabelledSplits, *, size: int, options: DataOptions, talk: Talk
+) -> tuple[Part, Part, list[BadFile]]:
+    """The training part, the test part, and what cannot be read of both; names classes of which nothing can."""
+    parts, bad = [], []
+    for labelled in (found.train, found.test):
+        part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
+        parts.append(part)
+        bad += unreadable
+        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
+            kind = "test" if labelled is found.test else "training"
+            talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
+            found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
+    return parts[0], parts[1], bad
 
 
 def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) -> tuple[Part, list[BadFile]]:

@@ -29,11 +29,12 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict` did; `--json` prints it. `out` is None where rows went to `emit`."""
+    """What `predict` did; `--json` prints it. `out` is None where rows went to `emit`. left_out: by kind."""
 
     out: Path | None
     images: int
     unreadable: int
+    left_out: dict[str, int]
 
 
 def predict(
@@ -51,7 +52,7 @@ def predict(
         )
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
-    names = expand(options.paths, stdin)
+    names, left_out = expand(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
     device = prepare(options.device)
     network = networks.load_network(run, features=None, device=device)
@@ -68,5 +69,5 @@ def predict(
             yield write_row
 
     bad = run_through(names, network, Network.probabilities, opened, options=options, what="predicting", talk=talk)
-    conclude(bad, len(names), out, strict=options.strict, talk=talk)
-    return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad))
+    conclude(bad, len(names), out, left_out=left_out, strict=options.strict, talk=talk)
+    return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad), left_out=left_out.counts)

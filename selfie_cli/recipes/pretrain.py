@@ -61,6 +61,7 @@ class Pretrained:
     images_per_second: float
     data_wait: float
     last: dict[str, float]
+    left_out: dict[str, int]
 
 
 def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
@@ -77,6 +78,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     with where_it_began(run):
         source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     data = {"images": len(source), "fingerprint": fingerprint(source), "pinned": dict(source.pinned)}
+    data["left_out"] = source.left_out.counts
     if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     derived = derive(options, source) if run is None else derived_again(run, options)
@@ -169,7 +171,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             run.finish({**measured, "threads": torch.get_num_threads()})
         here.wait()
     report_at_end(run, options, talk)
-    return Pretrained(run=run.path, **dataclasses.asdict(trained))
+    return Pretrained(run=run.path, left_out=source.left_out.counts, **dataclasses.asdict(trained))
 
 
 def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], options: PretrainOptions) -> None:

@@ -1,7 +1,8 @@
 """selfie similar: the images most like a photo, or groups of near-duplicates, among those that were embedded."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 
 from selfie_cli import runs
 from selfie_cli.config import SimilarOptions
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory
+from selfie_cli.data.names import Names
 from selfie_cli.errors import DataError, HubError, RunError, UsageError
 from selfie_cli.evaluation.neighbours import Groups, Nearest, join_near, unit
 from selfie_cli.hub import is_address
@@ -53,12 +56,13 @@ class Similar:
 
     file: str
     num_vectors: int
+    left_out: dict[str, int] = field(default_factory=dict)
     answers: list[Answer] | None = None
     threshold: float | None = None
     groups: list[list[Member]] | None = None
 
 
-def similar(options: SimilarOptions, talk: Talk) -> Similar:
+def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Similar:
     """Search what `options.in_` holds. Raises UsageError, DataError."""
     if options.in_ is None:
         raise UsageError("say where to look: --in what selfie embed --out has written")
@@ -69,12 +73,12 @@ def similar(options: SimilarOptions, talk: Talk) -> Similar:
     if options.duplicates and (options.from_, options.device, options.precision) != (None, "auto", "auto"):
         raise UsageError("--duplicates compares the vectors that are there: leave --from, --device, --precision out")
     file = open_vectors(options.in_)
-    return duplicates(file, options, talk) if options.duplicates else answered(file, options, talk)
+    return duplicates(file, options, talk) if options.duplicates else answered(file, options, stdin, talk)
 
 
-def answered(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
+def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk) -> Similar:
     """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
-    names, queries = embedded(file, options, talk)
+    names, queries, left_out = embedded(file, options, stdin, talk)
     begun = time.perf_counter()
     nearest = Nearest(queries, options.top)
     paths: dict[int, str] = {}
@@ -94,11 +98,13 @@ def answered(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
             Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in ranked if row >= 0
         ]
         answers.append(Answer(query=name, matches=matches))
-    return Similar(file=str(file.path), num_vectors=nearest.num_seen, answers=answers)
+    return Similar(file=str(file.path), num_vectors=nearest.num_seen, answers=answers, left_out=left_out.counts)
 
 
-def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[list[str], NDArray[np.float32]]:
-    """The queries and their vectors, float32 [M, D], by the network that made the file.
+def embedded(
+    file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk
+) -> tuple[Names, NDArray[np.float32], LeftOut]:
+    """The queries, their vectors, float32 [M, D], by the network that made the file, and what was left out.
 
     Raises UsageError if that is not the network asked for, RunError if it is not there, DataError for a query that
     cannot be read.
@@ -130,7 +136,7 @@ def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[lis
     network = networks.load_network(run, features=features, device=device)
     precision = made_by.get("precision") if options.precision == "auto" else options.precision
     lean = network.lean(torch.bfloat16 if precision == "bf16" else torch.float32)
-    names = list(expand(options.query, ()))
+    names, left_out = expand(options.query, stdin, talk)
     at_once = min(len(names), networks.images_at_once(device, network.image_size))
     parts = []
     with torch.inference_mode():
@@ -139,7 +145,7 @@ def embedded(file: VectorFile, options: SimilarOptions, talk: Talk) -> tuple[lis
             if bad:
                 raise DataError(f"{bad[0].name} cannot be read: {bad[0].reason}")
             parts.append(lean.vectors(pixels.to(device)).cpu().numpy()[: len(facts)])
-    return names, np.concatenate(parts)
+    return names, np.concatenate(parts), left_out
 
 
 def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:

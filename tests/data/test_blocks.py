@@ -6,7 +6,7 @@ import pytest
 
 from selfie_cli.data import blocks
 from selfie_cli.data.blocks import BlockReader
-from selfie_cli.data.sources import Shards
+from selfie_cli.data.shards import Shards
 from selfie_cli.errors import UnreadableImage
 from tests.data.pictures import png, shade, write_tar
 

@@ -26,7 +26,7 @@ def test_folder_of_classes_is_split_by_hash(tmp_path):
     assert "hash" in found.split_note
     assert found.name == tmp_path.name
     assert any("empty" in line for line in talk.lines)
-    assert any("1 images lie outside" in line for line in talk.lines)
+    assert any("1 image outside the folders of the classes" in line for line in talk.lines)
     moved = labelled(shutil.copytree(tmp_path, tmp_path.parent / "elsewhere"))
     assert [Path(name).name for name in moved.test.source.names] == [
         Path(name).name for name in found.test.source.names
@@ -81,5 +81,5 @@ def test_labelled_shards(tmp_path):
     shard(2, lambda index: [b"dog", b"cat"][index % 2])
     assert labelled(tmp_path / "s-2.tar").train.classes == ["cat", "dog"]
     bare = write_tar(tmp_path / "bare.tar", {"a.png": png(0), "b.png": png(1), "b.cls": b"1"})
-    with pytest.raises(DataError, match=r"1 images have no \.cls file.*bare\.tar/a\.png"):
+    with pytest.raises(DataError, match=r"only one class \(1\) in bare\.tar"):
         labelled(bare)

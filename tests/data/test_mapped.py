@@ -22,7 +22,8 @@ from selfie_cli.data.duplicates import joined, load_marks, marks_of, save_marks
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.mapped import MappedStore, all_pixels, open_store, store_key
 from selfie_cli.data.rows import MARKS, PIXELS, Rows
-from selfie_cli.data.sources import Array, Files, Joined, Shards, Subset
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Array, Files, Joined, Subset
 from selfie_cli.data.store import BadFile, Store, read_store
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk

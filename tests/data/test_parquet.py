@@ -143,8 +143,8 @@ def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
     assert (shades(found.train.source), found.train.labels.tolist()) == ([0, 2], [1, 0])
     assert found.train.classes == ["wool", "ash"]
     assert (shades(found.test.source), "validation" in found.split_note) == ([7], True)
-    assert [line.partition(":")[0] for line in talk.lines[:1]] == [f"train of {tmp_path.name}"]
-    assert talk.lines[1] == f"test of {tmp_path.name} has no labels and is left out"
+    assert talk.warned == ["left out: 2 images without a label, 1 part without labels (test)"]
+    assert found.left_out.counts == {"unlabelled": 2, "unlabelled_parts": 1}
 
 
 def test_which_column(tmp_path: Path) -> None:

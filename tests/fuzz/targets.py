@@ -25,7 +25,8 @@ from selfie_cli.data.duplicates import Marks, load_marks, save_marks
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.rows import FILES, MARKS, PIXELS, Rows
-from selfie_cli.data.sources import open_shards, open_unlabelled
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import open_unlabelled
 from selfie_cli.data.store import load_bad
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
@@ -348,9 +349,9 @@ def make_tar(folder: Path) -> list[Path]:
 
 
 def read_tar(file: Path, rng: random.Random) -> None:
-    shards = open_shards(str(file))
+    shards = Shards([str(file)])
     size = file.stat().st_size
-    assert len(shards.keys) == len(shards.classes) == len(shards)
+    assert len(shards.keys) == len(shards.labels) == len(shards)
     for first, length in shards.where[:, 1:].tolist():
         assert 0 <= first <= first + length <= size
     for index in range(min(len(shards), 8)):

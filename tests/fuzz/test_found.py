@@ -20,7 +20,7 @@ from selfie_cli import runs
 from selfie_cli.cli.app import app
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.sources import open_shards
+from selfie_cli.data.shards import Shards
 from selfie_cli.data.store import load_bad
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
@@ -65,8 +65,8 @@ GOOD = header("a.png", b"00000001000") + bytes(512)
 )
 def test_shards_that_lie_about_sizes(blocks: bytes) -> None:
     Path("s.tar").write_bytes(GOOD + blocks + bytes(1024))
-    with pytest.raises(DataError, match=r"cannot read the shard s\.tar"):
-        open_shards("s.tar")
+    with pytest.raises(DataError, match=r"cannot read s\.tar"):
+        Shards(["s.tar"])
 
 
 def test_a_shard_reads_and_writes_nothing_but_itself() -> None:
@@ -80,7 +80,7 @@ def test_a_shard_reads_and_writes_nothing_but_itself() -> None:
             member = tarfile.TarInfo(f"{number}.png")
             member.type, member.linkname = kind, "secret.png"
             tar.addfile(member)
-    source = open_shards("s.tar")
+    source = Shards(["s.tar"])
     assert len(source) == 3  # names are shown, and lead nowhere
     assert source.read(0, 3) == [photo()] * 3
     assert sorted(path.name for path in Path().iterdir()) == ["s.tar", "secret.png"]

@@ -292,4 +292,4 @@ def test_int8_is_refused_where_it_is_not_to_be_had(
 
 def test_paths_that_zero_bytes_part_are_no_lines() -> None:
     with pytest.raises(UsageError, match="one path a line"):
-        inference.expand(["-"], ["a.png\0b.png\0"])
+        inference.expand(["-"], ["a.png\0b.png\0"], Talk())

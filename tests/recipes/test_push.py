@@ -252,6 +252,13 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None,
     for arm in results["arms"]:
         assert f"| {arm['name']} | {100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} |" in text
     assert "supervised: no pretraining; selfie: Selfie \\(patches of one image\\, Trinh et al\\. 2019\\)." in text
+    assert "| not checked |" in text
+    words = "still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500 held-out labels)"
+    results["arms"][1]["convergence"] = {"verdict": "still rising", "words": words}
+    Path("mine/results.json").write_text(json.dumps(results))
+    card = selfie("push", "mine", "acme/net", "--public", "--dry-run").stdout
+    assert f"| {words} |" in card.replace("\\", "")
+    assert "**Not converged**" in card
     low, high = results["gain_interval"]
     assert f"{100 * results['gain_mean']:+.1f} over supervised" in text
     assert f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}" in text

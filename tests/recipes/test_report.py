@@ -119,12 +119,14 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert sections(page)[:1] == ["results"]
 
     run = copy(finetuned)
+    rewrite(run / "results.json", warnings=["not converged: selfie still gained +1.8 points"])
     for cell, loss in (("supervised-f0.5-s4", 0.25), ("selfie-f0.5-s4", 0.125)):
         with (run / "cells" / cell / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 16, "loss": loss}) + "\n")
     selfie("report", run)
     assert sections(run / "report.html")[-2:] == ["training", "details"]
     assert "supervised 0.25, selfie 0.125 at step 16" in text_of(run / "report.html")
+    assert "not converged: selfie still gained +1.8 points" in text_of(run / "report.html")
 
 
 def test_a_cell_has_a_page_and_knows_its_classes(finetuned: Path, images: Path) -> None:
@@ -150,6 +152,8 @@ def test_curves_are_drawn(curved: Path) -> None:
     page = curved / "report.html"
     text = text_of(page)
     assert all(sentence in text for sentence in found["sentences"])
+    assert "selfie: Selfie (patches of one image, Trinh et al. 2019)." in found["notes"]
+    assert all(text.count(note) == 1 for note in found["notes"])
     for point in found["points"]:
         for arm in point["arms"]:
             assert (f"{arm['mean'] * 100:.1f} ± " if arm["std"] is not None else f"{arm['mean'] * 100:.1f} %") in text

@@ -1,0 +1,297 @@
+"""Rules of data layouts: what is a part, a class, a label and an image, and what is left out.
+
+docs/guide/data.md states the same rules in one table. Folders, tar shards, parquet files, lists and stdin all ask here.
+"""
+
+import itertools
+import json
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from selfie_cli.data.images import EXTENSIONS
+from selfie_cli.errors import DataError
+from selfie_cli.talk import Talk
+
+PARTS = {
+    "train": ("train", "training", "trainval"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""The names of each part, in any case; of two folders for one part, the one that stands first here is taken."""
+PART_OF = {name: part for part, names in PARTS.items() for name in names}
+NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
+BESIDE_PART = frozenset(
+    (
+        "set",
+        "data",
+        "dataset",
+        "image",
+        "images",
+        "img",
+        "imgs",
+        "photo",
+        "photos",
+        "picture",
+        "pictures",
+        "part",
+        "split",
+    )
+)
+"""Words that may stand beside a part's name in a folder's name: `train_images`, `test set`, `val2017`."""
+_NOT_READ = """
+.heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
+.dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm
+.dicom .nii .fits .svs .ndpi .czi .mrxs .mov .mp4 .m4v .avi .mkv .webm .wmv .3gp .mpg .mpeg
+"""
+NOT_READ = frozenset(_NOT_READ.split())
+"""Suffixes of images and films that are not among EXTENSIONS."""
+PACKED = (".parquet", ".tar")
+ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z", ".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5")
+KIND_OF_SUFFIX = {
+    **dict.fromkeys(ARCHIVES, "archives"),
+    **dict.fromkeys(NOT_READ, "formats"),
+    **dict.fromkeys(PACKED, "packed"),
+    **dict.fromkeys(EXTENSIONS, "image"),
+}
+VERSIONS = (".git", ".hg", ".svn", ".dvc")
+"""Folders of version control, whose files are copies of what is checked out, or lie behind links."""
+_SYSTEM = """
+@eadir,@tmp,@recycle,@recently-snapshot,#recycle,#snapshot,$recycle.bin,recycler,recycled,found.000,lost+found,
+system volume information,network trash folder,temporary items,__macosx,__pycache__,node_modules,site-packages,
+thumbs.db,ehthumbs.db,ehthumbs_vista.db
+"""
+SYSTEM = frozenset(_SYSTEM.replace("\n", "").split(","))
+"""Folders and files, in lower case, that systems, network disks, archives and notebooks leave beside photos."""
+KINDS = {
+    "formats": ("file of a format that is not read", "files of formats that are not read"),
+    "archives": ("archive", "archives"),
+    "packed": ("parquet or tar file beside the images", "parquet or tar files beside the images"),
+    "pictures": ("image beside the parquet or tar files", "images beside the parquet or tar files"),
+    "system": ("system file", "system files"),
+    "hidden": ("hidden image", "hidden images"),
+    "runs": ("folder of a selfie run or demo", "folders of selfie runs and demos"),
+    "links": ("link to what is read already", "links to what is read already"),
+    "repeated": ("image that is named twice", "images that are named twice"),
+    "companions": ("image beside the one that a .cls labels", "images beside those that a .cls labels"),
+    "unlabelled": ("image without a label", "images without a label"),
+    "outside": ("image outside the folders of the classes", "images outside the folders of the classes"),
+    "apart": ("image outside the parts", "images outside the parts"),
+    "empty": ("folder without images", "folders without images"),
+    "unlabelled_parts": ("part without labels", "parts without labels"),
+    "lost_classes": ("class without a readable image", "classes without a readable image"),
+}
+"""Kinds of what is left out, and their words in the line that says so."""
+SHOWN = 3  # names of each kind, at most
+
+
+class LeftOut:
+    """What is not taken: how many of each kind, and some names."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.names: dict[str, dict[str, None]] = defaultdict(dict)
+
+    def add(self, kind: str, name: str = "", count: int = 1) -> None:
+        """`name` stands for the files of one suffix or folder, where there are many."""
+        if count:
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            name = os.path.splitext(name)[1].lower() or name if kind == "formats" else name
+            if name and len(self.names[kind]) <= SHOWN:
+                self.names[kind][name] = None
+
+    def update(self, other: "LeftOut") -> None:
+        for kind, count in other.counts.items():
+            self.add(kind, "", count)
+            self.names[kind].update(other.names[kind])
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def __str__(self) -> str:
+        """'left out: 30 files of formats that are not read (.heic), 2 system folders (@eaDir)'."""
+        told = []
+        for kind in (kind for kind in KINDS if kind in self.counts):
+            count = self.counts[kind]
+            names = ", ".join([*list(self.names[kind])[:SHOWN], *["..."] * (len(self.names[kind]) > SHOWN)])
+            told.append(f"{count:,} {KINDS[kind][count > 1]}{f' ({names})' * bool(names)}")
+        return f"left out: {', '.join(told)}"
+
+
+MARKS = {"config.json": {"format", "verb", "progress"}, "demo.json": {"images", "seeds"}}
+"""Files that a run and a demo keep in their folders, and keys of their JSON."""
+
+
+def is_ours(folder: str, names: Collection[str]) -> bool:
+    """Whether a run or a demo has written `folder`, which holds `names`."""
+    for name in names & MARKS.keys() if isinstance(names, set) else MARKS.keys() & set(names):
+        try:
+            with open(os.path.join(folder, name), encoding="utf-8") as file:
+                noted = json.load(file)
+        except (OSError, ValueError, RecursionError):
+            continue
+        if isinstance(noted, dict) and noted.keys() >= MARKS[name]:
+            return True
+    return False
+
+
+def kind_of(name: str, *, is_folder: bool) -> str:
+    """'folder', 'image', 'packed', '' for what holds no images of its own, or the kind of LeftOut."""
+    kind = "folder" if is_folder else KIND_OF_SUFFIX.get(name[name.rfind(".") :].lower(), "")
+    if name.startswith("."):
+        if is_folder and name in VERSIONS:
+            return ""
+        return "hidden" if kind in ("folder", "image") else ""
+    return "system" if name.casefold() in SYSTEM else kind
+
+
+def part_of(name: str, *, is_folder: bool) -> str | None:
+    """The part that a folder or a file is called after.
+
+    A file may have other words in its name (`birds-train-00000.tar`). A folder may be a class (`train station`), so
+    only BESIDE_PART may stand beside the part's name.
+    """
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    parts = [PART_OF.get(word) or PART_OF.get(word.removesuffix("set")) for word in words]
+    if is_folder and any(part is None and word not in BESIDE_PART for part, word in zip(parts, words, strict=True)):
+        return None
+    found = set(filter(None, parts))
+    return found.pop() if len(found) == 1 else None
+
+
+def parts_in(folders: Iterable[str]) -> dict[str, str]:
+    """Names of folders that lie beside each other, each with its part: train and another, or train by itself.
+
+    {} where there are none. A second folder for the same part is not among them.
+    """
+    names = sorted(
+        folders, key=lambda name: (list(PART_OF).index(key) if (key := name.casefold()) in PART_OF else 99, name)
+    )
+    found: dict[str, str] = {}
+    for name in names:
+        if part := part_of(name, is_folder=True):
+            found.setdefault(part, name)
+    parted = "train" in found and (len(found) > 1 or len(names) == 1)
+    return {name: part for part, name in found.items()} if parted else {}
+
+
+def arrange(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The part and the class of the images in each folder, given as a path below the data set's with slashes.
+
+    The part is "" where none is told, and "apart" beside folders of parts. The class is the first folder that is no
+    part, "" for images outside such folders.
+    """
+    folders = list(folders)
+    inside: dict[str, set[str]] = defaultdict(set)
+    for folder in folders:
+        names = folder.split("/") if folder else []
+        for depth, name in enumerate(names):
+            inside["/".join(names[:depth])].add(name)
+    parts = {above: parts_in(names) for above, names in inside.items()}
+    placed = {}
+    for folder in folders:
+        names = folder.split("/") if folder else []
+        part, named = "apart" if not names and parts.get("") else "", ""
+        for depth, name in enumerate(names):
+            if (there := parts["/".join(names[:depth])]) and not part:
+                part = there.get(name, "apart")
+            elif not named:
+                named = name
+        placed[folder] = part, class_name(named)
+    return placed
+
+
+def class_name(text: str) -> str:
+    """One spelling for names that look the same: Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def label_of(value: Any) -> str | None:
+    """The class that a label means; None for no label: None, NaN, -1 and empty text.
+
+    Raises ValueError for what is neither text, a whole number nor a boolean.
+    """
+    if isinstance(value, float):
+        if value != value:
+            return None
+        if not value.is_integer():
+            raise ValueError(f"{value:g} is not a whole number")
+        value = int(value)
+    if value is not None and not isinstance(value, bool | int | str):
+        raise ValueError(f"{str(value)[:40]} is neither text nor a whole number")
+    text = "" if value is None else class_name(str(value).strip())
+    return None if text in ("", "-1") else text
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Sorted; by value if all of them are whole numbers."""
+    classes = set(classes)
+    numeric = all(text.isascii() and text.isdigit() for text in classes)
+    return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))
+
+
+def decoded_lines(data: bytes) -> list[str]:
+    """The lines of a text in UTF-8 or UTF-16, with or without a byte order mark. Paths keep bytes that are no text.
+
+    Only "\\n" ends a line: names may hold the other characters that str.splitlines would cut at.
+    """
+    head = data[:64]
+    if b"\0" in head and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16", "replace")
+    elif len(head) > 3 and not any(head[1::2]) and all(head[::2]):
+        text = data.decode("utf-16-le", "replace")
+    elif len(head) > 3 and not any(head[::2]) and all(head[1::2]):
+        text = data.decode("utf-16-be", "replace")
+    else:
+        text = data.decode("utf-8-sig", "surrogateescape")
+    return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def parts_of_files(
+    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
+) -> dict[str, list[str]]:
+    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
+
+    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
+    leaves out what is kept for evaluation. Raises DataError, which ends in `hint`, if there are several configurations.
+    """
+    configs: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        *folders, name = file.split("/")
+        inside = (
+            folders[-1].removeprefix("partial-") if folders else ""
+        )  # that much the Hub has converted of a large set
+        part_inside = part_of(inside, is_folder=True)
+        part = part_inside or part_of(name, is_folder=False) or ""
+        folders = folders[:-1] if part_inside else folders
+        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
+        configs.setdefault(path, {}).setdefault(part, []).append(file)
+    if config is None and len(configs) == 1:
+        config = next(iter(configs))
+    if config not in configs:
+        wrong = "holds several data sets" if config is None else f"has no {config}, but"
+        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
+    parts = configs[config]
+    unknown = parts.pop("", [])
+    if "train" not in parts or len(parts) == 1:
+        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    if unknown:
+        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
+    if only_train:
+        others = sorted(parts.keys() - {"train"})
+        kept = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} kept for evaluation"
+        talk.say(f"{where}: only train is read, {kept}")
+        return {"train": parts["train"]}
+    return parts
+
+
+def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raises DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
+    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
+    for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
+        if there != int(count):
+            raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")

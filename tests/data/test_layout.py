@@ -1,0 +1,91 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from selfie_cli.data.layout import KINDS, PARTS, arrange, decoded_lines, in_order, kind_of, label_of, part_of, parts_in
+
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
+
+
+def test_the_page_has_every_kind_and_every_name_of_a_part() -> None:
+    rules = PAGE.read_text(encoding="utf-8").partition("## Rules of layouts")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", rules, re.MULTILINE)[1:] == list(KINDS)
+    row = next(line for line in rules.splitlines() if line.startswith("| a part |"))
+    named = re.findall(r"`(\w+)`", row.partition("in any case")[0])
+    assert named == [name for names in PARTS.values() for name in names]
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "file"),
+    [
+        ("train", "train", "train"),
+        ("Validation", "validation", "validation"),
+        ("VAL2017", "validation", "validation"),
+        ("test_images", "test", "test"),
+        ("trainset", "train", "train"),
+        ("train station", None, "train"),  # a class
+        ("wds-train-000012", None, "train"),
+        ("train-test", None, None),
+        ("latest", None, None),
+        ("constraint", None, None),
+    ],
+)
+def test_parts(name: str, folder: str | None, file: str | None) -> None:
+    assert (part_of(name, is_folder=True), part_of(name, is_folder=False)) == (folder, file)
+
+
+def test_parts_lie_beside_each_other() -> None:
+    assert parts_in(["train", "valid", "cat"]) == {"train": "train", "valid": "validation"}
+    assert parts_in(["train", "Train", "test", "eval"]) == {"Train": "train", "test": "test"}
+    assert parts_in(["train"]) == {"train": "train"}
+    assert parts_in(["train", "cat"]) == parts_in(["val", "test"]) == {}
+
+
+def test_places() -> None:
+    assert arrange(["", "cat", "cat/deep"]) == {"": ("", ""), "cat": ("", "cat"), "cat/deep": ("", "cat")}
+    assert arrange(["train/cat", "valid/cafe\u0301", "other/x", ""]) == {
+        "train/cat": ("train", "cat"),
+        "valid/cafe\u0301": ("validation", "caf\u00e9"),
+        "other/x": ("apart", "x"),
+        "": ("apart", ""),
+    }
+    assert arrange(["cat/train", "cat/test"]) == {"cat/train": ("train", "cat"), "cat/test": ("test", "cat")}
+
+
+def test_kinds() -> None:
+    files = {
+        "a.JPG": "image",
+        "a.heic": "formats",
+        ".a.jpg": "hidden",
+        "._a.png": "hidden",
+        ".DS_Store": "",
+        "a.txt": "",
+    }
+    files |= {"Thumbs.db": "system", "a.zip": "archives", "a.tar": "packed", "jpg": ""}
+    assert {name: kind_of(name, is_folder=False) for name in files} == files
+    folders = {"@eaDir": "system", "$Recycle.Bin": "system", ".git": "", ".venv": "hidden", "cat.jpg": "folder"}
+    assert {name: kind_of(name, is_folder=True) for name in folders} == folders
+
+
+def test_labels() -> None:
+    assert [label_of(value) for value in (None, float("nan"), -1, -1.0, "", " ", "-1")] == [None] * 7
+    assert [label_of(value) for value in (0, 2.0, True, " cat ", "cafe\u0301")] == [
+        "0",
+        "2",
+        "True",
+        "cat",
+        "caf\u00e9",
+    ]
+    for value in (0.5, float("inf"), [1], b"cat"):
+        with pytest.raises(ValueError, match=r"is n(ot|either)"):
+            label_of(value)
+    assert in_order({"10", "9", "2"}) == ["2", "9", "10"]
+    assert in_order({"10", "9", "b"}) == ["10", "9", "b"]
+
+
+def test_lines_of_any_encoding() -> None:
+    text = "a/1.jpg\r\nb/caf\u00e9.jpg\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
+        assert decoded_lines(text.encode(encoding)) == ["a/1.jpg", "b/caf\u00e9.jpg", ""]
+    assert decoded_lines(b"\xff\xfe.jpg\n") == ["\udcff\udcfe.jpg", ""]  # a name that is no text
