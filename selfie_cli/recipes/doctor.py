@@ -21,8 +21,9 @@ from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
 from selfie_cli.data.rows import MOST
-from selfie_cli.data.sources import Files, Joined, Source, Subset, open_unlabelled
+from selfie_cli.data.sources import Files, Joined, Source, Subset
 from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
 from selfie_cli.option import flag_of
