@@ -158,18 +158,6 @@ def size_of(folder: Path) -> int:
     return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
 
 
-REMEDIES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room there, or ask for a larger quota",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "make the disk writable",
-    errno.EACCES: "mend the permissions",
-    errno.EPERM: "mend the permissions",
-    errno.EIO: "look after the disk",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

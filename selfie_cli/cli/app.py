@@ -46,41 +46,16 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     body(build(kind, values, typed), console)
                 with naming(STDOUT):
                     sys.stdout.flush()
-            except SelfieError as error:
-                if os.environ.get("SELFIE_DEBUG") == "1":
-                    raise
-                (console.error if error.exit_code else console.say)(str(error))
-                raise typer.Exit(error.exit_code) from None
-            except KeyboardInterrupt as stopped:
-                go_on = how_to_go_on()
-                console.error(f"stopped. Go on with: {go_on}" if go_on else "stopped")
-                raise typer.Exit(128 + (stopped.args or STOPPING)[0]) from None
             except BrokenPipeError:  # whoever read our output has seen enough
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None
-            except (RuntimeError, MemoryError, ImportError) as error:
-                if os.environ.get("SELFIE_DEBUG") == "1":
+            except (Exception, KeyboardInterrupt) as error:
+                debugged = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
+                if debugged or (found := told(error)) is None:
                     raise
-                if is_out_of_memory(error):
-                    remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
-                    go_on = how_to_go_on()
-                    console.error(f"out of memory: {remedy}{f'. Go on with: {go_on}' * bool(go_on)}")
-                    raise typer.Exit(1) from None
-                if is_alone():
-                    raise
-                from selfie_cli.training.distributed import is_lost_process
-
-                if not is_lost_process(error):
-                    raise
-                go_on = how_to_go_on()
-                lost = "another process of this job has ended, see its error"
-                console.error(f"{lost}. {f'Go on with: {go_on}' if go_on else 'Start it again'}")
-                raise typer.Exit(1) from None
-            except OSError as error:  # a full disk, a folder we may not write to: for the user to mend
-                if os.environ.get("SELFIE_DEBUG") == "1":
-                    raise
-                console.error(in_words(error))
-                raise typer.Exit(1) from None
+                line, code = found
+                (console.error if code else console.say)(line)
+                raise typer.Exit(code) from None
             finally:
                 if runs := sys.modules.get("selfie_cli.runs"):
                     runs.let_go_of_all()
@@ -231,32 +206,42 @@ def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable
         console.show(*draw(result))
 
 
-def in_words(error: OSError) -> str:
-    """What went wrong with which file, what may be done about it, and how a run that it stopped is gone on with."""
-    from selfie_cli.files import REMEDIES
+def told(error: BaseException) -> tuple[str, int] | None:
+    """What to tell the user of an error, and the exit code; None for a bug."""
+    if isinstance(error, SelfieError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped{how_to_go_on()}", 128 + (error.args or STOPPING)[0]
+    if isinstance(error, RuntimeError | MemoryError | ImportError) and is_out_of_memory(error):
+        remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
+        return f"out of memory: {remedy}{how_to_go_on()}", 1
+    if isinstance(error, OSError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            abandon(sys.stdout)
+        where = error.filename2 or error.filename  # of two, what is written to
+        line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
+        go_on = how_to_go_on()
+        return line + (f". Nothing saved is lost{go_on}" if go_on else ""), 1
+    if isinstance(error, RuntimeError) and not is_alone():
+        from selfie_cli.training.distributed import is_lost_process
 
-    where = error.filename2 or error.filename  # of two, what is written to
-    line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
-    remedy = REMEDIES.get(error.errno or 0, "")
-    try:
-        sys.stdout.flush()
-    except OSError:
-        abandon(sys.stdout)
-    if go_on := how_to_go_on():
-        return f"{line}. Nothing saved is lost: {remedy or 'mend that'}, then go on with: {go_on}"
-    return f"{line}. {remedy.capitalize()} or choose another place" if remedy else line
+        if is_lost_process(error):
+            return f"another process of this job has ended, see its error{how_to_go_on()}", 1
+    return None
 
 
 def how_to_go_on() -> str:
-    """The command that resumes what this process works on, nothing if that is no run."""
+    """The command that resumes the run of this process, for the end of a message; nothing if there is no run."""
     runs = sys.modules.get("selfie_cli.runs")  # there may be no memory to load it
     if runs is None or (run := runs.begun()) is None:
         return ""
     if is_alone():
-        return f"selfie {run.verb} --resume {shlex.quote(str(run.path))}"
+        return f". Go on with: selfie {run.verb} --resume {shlex.quote(str(run.path))}"
     from selfie_cli.training.distributed import environment
 
-    return environment().resume_command(run.verb, run.path)
+    return f". Go on with: {environment().resume_command(run.verb, run.path)}"
 
 
 def is_first_process() -> bool:
@@ -271,7 +256,7 @@ def ask(question: str) -> bool:
 
 def lines_on_stdin() -> Iterator[str]:
     """Paths of any bytes, as file systems have them; read when they are asked for."""
-    from selfie_cli.data.layout import decoded_lines
+    from selfie_cli.data.lists import decoded_lines
 
     yield from decoded_lines(sys.stdin.buffer.read())
 

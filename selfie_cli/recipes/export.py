@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 
@@ -136,117 +136,30 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
     `probabilities`. In torch, `preprocess` gives the pixels that `selfie embed` sees; without torch, Pillow resizes,
     which rounds some of them otherwise, by 1 of 255.
     """
-    size, file = int(run.derived["image_size"]), json.dumps(file, ensure_ascii=False)  # a string in Python, too
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    derived, size = run.derived, int(run.derived["image_size"])
+    classifier = kept if isinstance(kept, AnyClassifier) else None
     stored = storage_size(size)
-    resized = f"square.resize(({stored}, {stored}), Image.Resampling.BICUBIC)"
-    if to == "onnx":
-        begin = f"""\
-import json
-
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
-session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])
-about = session.get_modelmeta().custom_metadata_map"""
-        resize, images, decorator = f"pixels = np.asarray({resized})", "normalized", ""
-        answers = [f'return session.run(["{name}"], {{"images": images}})[0]' for name in ("features", "probabilities")]
-    else:
-        library, model, lines = in_torch(to, run.derived, kept)
-        load = "model.load_state_dict(state, strict=True)"
-        if partial:
-            load = """\
-lacking, unexpected = model.load_state_dict(state, strict=False)
-assert sorted(lacking) == json.loads(about["missing"]) and not unexpected"""
-        begin = f"""\
-import json
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
-from safetensors import safe_open
-
-{library}
-
-with safe_open({file}, "pt") as file:
-    about = file.metadata()
-    state = {{name: file.get_tensor(name) for name in file.keys()}}
-model = {model}
-{load}
-model.eval()"""
-        resize = f"""\
-pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1)[None]
-    pixels = F.interpolate(pixels, ({stored}, {stored}), mode="bicubic", antialias=True)
-    pixels = pixels[0].permute(1, 2, 0).numpy()"""
-        images, decorator = "torch.from_numpy(normalized)", "@torch.inference_mode()\n"
-        answers = ["\n    ".join(lines), "return model(images).softmax(1)"]
-    margin = (stored - size) // 2
-    if margin:
-        resize += f"\n    pixels = pixels[{margin}:{margin + size}, {margin}:{margin + size}]"
-    code = f'''\
-{begin}
-
-
-def preprocess(path):
-    """An opaque image as the network saw those it was trained on: float32 [1, 3, {size}, {size}]."""
-    image = Image.open(path)
-    if min(image.size) >= {4 * stored}:
-        image.draft(None, ({2 * stored}, {2 * stored}))  # a JPEG is not decoded larger than it need be
-    image = ImageOps.exif_transpose(image).convert("RGB")
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    {resize}
-    normalized = (pixels / 255 - {list(MEAN)}) / {list(STD)}
-    normalized = normalized.astype(np.float32).transpose(2, 0, 1)[None]
-    return {images}
-
-
-{decorator}def features(images):
-    """What selfie embed gives: float32 [B, {width}]."""
-    {answers[0]}
-'''
-    if isinstance(kept, AnyClassifier):
-        code += f'''
-
-classes = json.loads(about["classes"])
-
-
-{decorator}def probabilities(images):
-    """What selfie predict gives, in the order of `classes`: float32 [B, {kept.head.out_features}]."""
-    {answers[1]}
-'''
-    return code
-
-
-def in_torch(to: Target, derived: dict[str, Any], kept: ResNet | AnyClassifier) -> tuple[str, str, list[str]]:
-    """In source code: the import of a library, its network without our weights, and how to compute features by it."""
-    name, stem, size = derived["backbone"], derived["stem"], derived["image_size"]
-    num_classes = len(derived["classes"]) if isinstance(kept, AnyClassifier) else 0
-    whole = isinstance(kept, AnyClassifier) or kept.num_stages == 4
-    norm = isinstance(kept, PreActivationResNet) and kept.norm is not None
-    if to == "timm":
-        model = f'timm.create_model("{name}", num_classes={num_classes})'
-        if whole:
-            return "import timm", model, ["return model.forward_features(images).mean((2, 3))"]
-        lines = ["maps = model.forward_intermediates(images, indices=[3], intermediates_only=True)[0]"]
-        if norm:
-            lines += ["maps = model.stages[3].blocks[0].norm1(maps)  # batch norm and ReLU: how stage 4 begins"]
-        return "import timm", model, [*lines, "return maps.mean((2, 3))"]
-    if to == "torchvision":
-        model = f"torchvision.models.{name}(num_classes={num_classes})"
-        if not num_classes:
-            model = f"torchvision.models.{name}()\nmodel.fc = torch.nn.Identity()"
-        stages = "stem and four stages" if whole else "stem and three stages"
-        trunk = f"trunk = torch.nn.Sequential(*list(model.children())[:{8 if whole else 7}])  # {stages}"
-        return "import torchvision", model, [trunk, "return trunk(images).mean((2, 3))"]
-    if isinstance(kept, Hybrid):
-        own = ", ".join(f"{key}={value!r}" for key, value in derived["hybrid"].items())
-        model = f'Hybrid("{name}", image_size={size}, num_classes={num_classes}, {own})'
-        return "from selfie_cli.models.hybrid import Hybrid", model, ["return model.features(images)"]
-    if num_classes:
-        model = f'Classifier("{name}", stem="{stem}", num_classes={num_classes})'
-        return "from selfie_cli.models.classifier import Classifier", model, ["return model.features(images)"]
-    model = f'resnet("{name}", stem="{stem}", num_stages={4 if whole else 3}, final_norm={whole or norm})'
-    return "from selfie_cli.models.resnet import resnet", model, ["return model(images).mean((2, 3))"]
+    options = derived["hybrid"] if isinstance(kept, Hybrid) else {}
+    templates = Environment(
+        loader=PackageLoader("selfie_cli", "recipes"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("loading.py.jinja").render(
+        to=to,
+        file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
+        backbone=derived["backbone"],
+        stem=derived["stem"],
+        size=size,
+        stored=stored,
+        margin=(stored - size) // 2,
+        mean=list(MEAN),
+        std=list(STD),
+        width=width,
+        partial=partial,
+        hybrid=", ".join(f"{key}={value!r}" for key, value in options.items()),
+        num_classes=len(derived["classes"]) if classifier else 0,
+        num_outputs=classifier.head.out_features if classifier else 0,
+        whole=classifier is not None or kept.num_stages == 4,
+        norm=isinstance(kept, PreActivationResNet) and kept.norm is not None,
+    )
