@@ -14,15 +14,17 @@ from rich.console import Console
 from rich.text import Text
 
 from selfie_cli.cli.render import finetuned
-from selfie_cli.recipes.comparison import ArmResult, Finetuned, Gain
+from selfie_cli.recipes.comparison import ArmResult, Convergence, Finetuned, Gain
 
 FIGURES = Path(__file__).with_name("figures")
-COMMAND = "selfie finetune --from runs/cifar-selfie --dataset cifar10 --fraction 0.05 --seeds 3 --budget 4m"
+COMMAND = "selfie finetune --from runs/best --dataset cifar10 --fraction 0.05 --seeds 3"
 
 
 def read(file: Path) -> Finetuned:
     """A finetuning's results.json. TypeError for one of another shape."""
     found = json.loads(file.read_text(encoding="utf-8"))
+    for arm in found["arms"]:
+        arm["convergence"] = Convergence(**arm["convergence"])
     found["arms"] = [ArmResult(**arm) for arm in found["arms"]]
     found["comparisons"] = [Gain(**gain) for gain in found["comparisons"]]
     return Finetuned(**{**found, "run": Path(found["run"])})
