@@ -7,7 +7,7 @@ import pytest
 from commands import SMALL, draw_folder, error_of, selfie
 
 from selfie_cli import config
-from selfie_cli.data.sources import open_unlabelled
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.pretraining import RECIPES, called, recipe_values
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.derivation import derive

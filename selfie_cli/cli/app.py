@@ -256,7 +256,7 @@ def ask(question: str) -> bool:
 
 def lines_on_stdin() -> Iterator[str]:
     """Paths of any bytes, as file systems have them; read when they are asked for."""
-    from selfie_cli.data.layout import decoded_lines
+    from selfie_cli.data.lists import decoded_lines
 
     yield from decoded_lines(sys.stdin.buffer.read())
 

@@ -13,23 +13,13 @@ import numpy as np
 
 from selfie_cli.data import hub_sets
 from selfie_cli.data.layout import LeftOut, arrange, in_order, part_of, parts_of_files
+from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import (
-    Folder,
-    Source,
-    Subset,
-    chosen,
-    expanded,
-    named_source,
-    named_tree,
-    names_of_part,
-    open_folder,
-    pack,
-    packed_as,
-)
+from selfie_cli.data.sources import Folder, Source, Subset, chosen
 from selfie_cli.data.splits import Labels, hash_test_part
+from selfie_cli.data.unlabelled import named_source, named_tree, names_of_part, open_folder, pack, packed_as
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 

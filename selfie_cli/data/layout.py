@@ -233,23 +233,6 @@ def in_order(classes: Iterable[str]) -> list[str]:
     return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))
 
 
-def decoded_lines(data: bytes) -> list[str]:
-    """The lines of a text in UTF-8 or UTF-16, with or without a byte order mark. Paths keep bytes that are no text.
-
-    Only "\\n" ends a line: names may hold the other characters that str.splitlines would cut at.
-    """
-    head = data[:64]
-    if b"\0" in head and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = data.decode("utf-16", "replace")
-    elif len(head) > 3 and not any(head[1::2]) and all(head[::2]):
-        text = data.decode("utf-16-le", "replace")
-    elif len(head) > 3 and not any(head[::2]) and all(head[1::2]):
-        text = data.decode("utf-16-be", "replace")
-    else:
-        text = data.decode("utf-8-sig", "surrogateescape")
-    return [line.rstrip("\r") for line in text.split("\n")]
-
-
 def parts_of_files(
     files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
 ) -> dict[str, list[str]]:

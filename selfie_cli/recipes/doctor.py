@@ -18,17 +18,9 @@ from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.rows import MOST
-from selfie_cli.data.sources import (
-    Files,
-    Joined,
-    Source,
-    Subset,
-    list_images,
-    named_tree,
-    open_unlabelled,
-    split_folders,
-)
+from selfie_cli.data.sources import Files, Joined, Source, Subset, list_images, split_folders
 from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.data.unlabelled import named_tree, open_unlabelled
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import nearest
 from selfie_cli.option import flag_of

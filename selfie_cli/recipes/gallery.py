@@ -13,18 +13,10 @@ from selfie_cli.config import ReportOptions
 from selfie_cli.data.augment import centre_crop
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
-from selfie_cli.data.sources import (
-    Files,
-    Joined,
-    Source,
-    Subset,
-    list_images,
-    named_tree,
-    open_unlabelled,
-    split_folders,
-)
+from selfie_cli.data.sources import Files, Joined, Source, Subset, list_images, split_folders
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, Store, read_store, storage_size
+from selfie_cli.data.unlabelled import named_tree, open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
 from selfie_cli.models.hybrid import AnyClassifier

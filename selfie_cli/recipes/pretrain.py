@@ -15,8 +15,9 @@ from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
-from selfie_cli.data.sources import Subset, fingerprint, open_unlabelled
+from selfie_cli.data.sources import Subset, fingerprint
 from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.methods.method import Method

@@ -141,7 +141,7 @@ def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) 
         "import sys\n"
         "from selfie_cli.cli.app import main\n"
         "from pathlib import Path\n"
-        "from selfie_cli.data.sources import open_unlabelled\n"
+        "from selfie_cli.data.unlabelled import open_unlabelled\n"
         "from selfie_cli.talk import Talk\n"
         "assert sys.getfilesystemencoding() == 'ascii'\n"
         "for one in ('.', 'list.txt'):\n"

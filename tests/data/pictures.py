@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
-from selfie_cli.data.sources import Source, open_unlabelled
+from selfie_cli.data.sources import Source
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.talk import Talk
 
 

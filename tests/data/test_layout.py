@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from selfie_cli.data.layout import KINDS, PARTS, arrange, decoded_lines, in_order, kind_of, label_of, part_of, parts_in
+from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, kind_of, label_of, part_of, parts_in
+from selfie_cli.data.lists import decoded_lines
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
 

@@ -26,8 +26,8 @@ from selfie_cli.data.images import decode_square
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.rows import FILES, MARKS, PIXELS, Rows
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import open_unlabelled
 from selfie_cli.data.store import load_bad
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.recipes import networks, vector_files

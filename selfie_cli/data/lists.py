@@ -1,0 +1,100 @@
+"""Lists of paths: the lines of files and of stdin, brace patterns, paths that are named twice."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from selfie_cli.data.images import EXTENSIONS, what_is
+from selfie_cli.data.layout import LeftOut
+from selfie_cli.data.names import Names
+from selfie_cli.errors import DataError
+
+
+def read_list(path: str, left_out: LeftOut) -> Names:
+    """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the list {path}: {error.strerror}") from error
+    if data.startswith(b"version https://git-lfs."):
+        raise DataError(f"{path}: {what_is(data)}")
+    lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
+    names = Names(listed_paths(lines, path, os.path.dirname(path)))
+    if not names:
+        raise DataError(f"no paths in the list {path}: it should name an image a line")
+    return distinct(names, left_out)
+
+
+def decoded_lines(data: bytes) -> list[str]:
+    """The lines of a text in UTF-8 or UTF-16, with or without a byte order mark. Paths keep bytes that are no text.
+
+    Only "\\n" ends a line: names may hold the other characters that str.splitlines would cut at.
+    """
+    head = data[:64]
+    if b"\0" in head and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16", "replace")
+    elif len(head) > 3 and not any(head[1::2]) and all(head[::2]):
+        text = data.decode("utf-16-le", "replace")
+    elif len(head) > 3 and not any(head[::2]) and all(head[1::2]):
+        text = data.decode("utf-16-be", "replace")
+    else:
+        text = data.decode("utf-8-sig", "surrogateescape")
+    return [line.rstrip("\r") for line in text.split("\n")]
+
+
+def distinct(names: Names, left_out: LeftOut) -> Names:
+    """Each path once; notes how many were named again."""
+    marks = np.fromiter((hash(os.path.abspath(name)) for name in names), np.int64, len(names))
+    first = np.sort(np.unique(marks, return_index=True)[1])
+    left_out.add("repeated", count=len(names) - len(first))
+    return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))
+
+
+def listed_paths(lines: Iterable[str], where: str, folder: str = "") -> Iterator[str]:
+    """The paths that the lines of a list name, relative to `folder`. Empty lines are passed over.
+
+    Raises DataError for a line that is a folder, a pattern, or more than a path.
+    """
+    for number, line in enumerate(lines, 1):
+        path = os.path.join(folder, line)
+        suffix = line[line.rfind(".") :].lower()
+        if line.strip() and (suffix not in EXTENSIONS or re.search(r"[*?\[\\\"]", line)):
+            place = f"{where}, line {number}: {line}"
+            if os.path.isdir(path):
+                raise DataError(f"{place} is a folder: give folders as arguments, and list files one per line")
+            if not os.path.lexists(path):
+                if "*" in line or "?" in line or glob.glob(path):
+                    raise DataError(f"{place} is a pattern: list the files that it stands for, one per line")
+                alone = (line.strip(" '\""), re.split(r"[,;\t]| (?=\S+$)", line)[0], line.replace("\\", "/"))
+                if found := next((each for each in alone if os.path.isfile(os.path.join(folder, each))), None):
+                    raise DataError(f"{place} is no file, but {found} is: give a path per line, with / between folders")
+        if line.strip():
+            yield path if "://" not in line else line
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`a-{08..10}.tar` or `{a,b}.tar` as a shell would expand them; zeros in front are kept."""
+    if not (match := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
+        return [pattern]
+    first, last, listed = match.groups()
+    if listed is not None:
+        middles = listed.split(",")
+    else:
+        middles = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [head + middle + rest for middle in middles for rest in expand_braces(tail)]
+
+
+def expanded(patterns: Sequence[str]) -> list[str]:
+    """Files by their paths or brace patterns; a file of that very name wins. Raises DataError."""
+    paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if not paths:
+        raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")
+    if missing:
+        raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
+    return paths
