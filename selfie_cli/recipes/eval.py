@@ -29,7 +29,7 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.labels import Part, read_parts, take
 from selfie_cli.recipes.networks import Network
-from selfie_cli.recipes.seen import look_for_seen
+from selfie_cli.recipes.seen import counts_of, look_for_seen
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import precisions, prepare
@@ -80,6 +80,8 @@ class Evaluated:
     num_test: int
     num_seen: int
     """Test images that the run was pretrained on, or nearly so; with --exclude-seen they are not among `num_test`."""
+    num_like_train: int
+    """As `num_seen`, test images that are copies or near-duplicates of training images."""
     classes: list[str]
     features: str
     k: int
@@ -112,7 +114,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
     train, test, bad = read_parts(data, size=storage_size(network.image_size), options=options, talk=talk)
-    rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
+    rows, seen = look_for_seen([run], train.pixels, test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
+    num_seen, num_like_train = counts_of(seen)
     test = take(test, rows.numpy())
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     classified = None
@@ -128,7 +131,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         split=data.split_note,
         num_train=len(train.labels),
         num_test=len(test.labels),
-        num_seen=len(seen),
+        num_seen=num_seen,
+        num_like_train=num_like_train,
         classes=classes,
         features=network.features,
         k=num_neighbours(options.k, len(train.labels)),
