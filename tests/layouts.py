@@ -244,6 +244,14 @@ CASES = [
     ),
     Case(
         kind="A",
+        title="`train/images/`, `test/images/` of class folders",
+        build=tree(*(f"{part}/images/{name}" for part in ("train", "test") for name in CLASSES)),
+        command=(*FINETUNE, "data"),
+        said=r"only one class \(images\) in data/train.*: if the classes are in data/train/images, give that",
+        code=1,
+    ),
+    Case(
+        kind="A",
         title="`train/` alone, of class folders",
         build=tree("train/cat", "train/dog"),
         command=(*FINETUNE, "data"),
@@ -373,7 +381,7 @@ CASES = [
         title="a folder of `birds_train.parquet`, `birds_dev.parquet`",
         build=several(*(table(*EIGHT, name=f"data/birds_{part}.parquet") for part in ("train", "dev"))),
         command=(*FINETUNE, "data"),
-        said=r"own validation, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images",
+        said=r"validation part, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images",
     ),
     *(
         Case(
