@@ -144,18 +144,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         classified=classified,
         left_out=data.left_out.counts,
     )
-    if not group().first:
-        return result
-    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
-    try:
-        if not why:
-            keep(result, run, options.dataset, bad, seen, len(data.train.source) + len(data.test.source), talk)
-    except OSError as error:  # another user's run, or a full disk
-        why = f"{error.filename or run.path}: {error.strerror}"
-    if why:
-        for one in bad:
-            talk.warn(f"left out: {one.name}: {one.reason}")
-        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
+    if group().first:
+        num_images = len(data.train.source) + len(data.test.source)
+        keep(result, run, options.dataset, num_images, bad, seen, talk)
     return result
 
 
@@ -163,12 +154,34 @@ def keep(
     result: Evaluated,
     run: runs.Run,
     dataset: str,
+    num_images: int,
     bad: list[BadFile],
     seen: list[dict[str, Any]],
-    num_images: int,
     talk: Talk,
 ) -> None:
-    """Write the result into the run's folder, with lists of unreadable and seen images where there are any."""
+    """Write the result into the run's folder; where that cannot be, say so, and name the unreadable images here."""
+    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
+    try:
+        if not why:
+            write_results(result, run, dataset, num_images, bad, seen, talk)
+    except OSError as error:  # another user's run, or a full disk
+        why = f"{error.filename or run.path}: {error.strerror}"
+    if why:
+        for one in bad:
+            talk.warn(f"left out: {one.name}: {one.reason}")
+        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
+
+
+def write_results(
+    result: Evaluated,
+    run: runs.Run,
+    dataset: str,
+    num_images: int,
+    bad: list[BadFile],
+    seen: list[dict[str, Any]],
+    talk: Talk,
+) -> None:
+    """Write the result, and lists of unreadable and seen images where there are any."""
     where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
     file = place_for(run.path, Path(result.dataset).name, where)
     write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
