@@ -230,7 +230,8 @@ FROM_HELP = (
 
 
 EXCLUDE_SEEN_HELP = (
-    "Leave out test images that were seen in pretraining, copies and near-duplicates. Unset: they are only told."
+    "Leave out test images that were seen in pretraining or are like training images, copies and near-duplicates. "
+    "Unset: they are only told."
 )
 
 

@@ -3,7 +3,8 @@
     SelfieError                exit 1: one line that says what to do next
     ├── UsageError             exit 2: options that contradict each other or cannot be honoured
     ├── DataError              images or labels that are missing, empty or unreadable
-    │   └── UnreadableImage    one image; skipped, counted and listed by whoever reads many
+    │   ├── UnreadableImage    one image; skipped, counted and listed by whoever reads many
+    │   └── Unlabelled         images without labels, where labels are needed
     ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
     ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
     ├── HubError               a repository on the Hub that cannot be found, reached, read or written
@@ -31,6 +32,10 @@ class DataError(SelfieError):
 
 
 class UnreadableImage(DataError):
+    pass
+
+
+class Unlabelled(DataError):
     pass
 
 

@@ -33,6 +33,7 @@ PRETRAIN = (
     *SMALL,
 )
 FINETUNE = ("finetune", "--from", "bundled", "--batch-size", "4", "--seeds", "1", "--no-baseline", *SMALL, "--dataset")
+DOCTOR = ("doctor", "--no-time")
 EMBED = ("embed", "--from", "bundled", "--out", "v.npy")
 
 
@@ -526,6 +527,80 @@ CASES = [
         command=(*EMBED, "data", "--strict"),
         said=r"left out: 1 file of a format that is not read \(no suffix\)",
         code=1,
+    ),
+    # C: doctor and training agree, and advice costs no data
+    Case(
+        kind="C",
+        title="`train/` of class folders, a flat `test/` without labels",
+        build=tree("train/cat", "train/dog", "test"),
+        command=(*DOCTOR, "data"),
+        said=r"^Healthy: (.*\n)*.* 1 part without labels: test/",
+    ),
+    Case(
+        kind="C",
+        title="a photo, and two links to another one that lies elsewhere",
+        build=several(
+            tree("."),
+            lambda folder: put(folder, {"other/x.png": picture(90)}),
+            link("../other/x.png", "data/l.png"),
+            link("../other/x.png", "data/m.png"),
+        ),
+        command=(*DOCTOR, "data"),
+        said=r"m.png: link to the same file as l.png",
+    ),
+    Case(
+        kind="C",
+        title="a folder, and a folder inside it",
+        build=tree("photos/a", "photos/b"),
+        command=(*DOCTOR, "data/photos", "data/photos/a"),
+        said=r"6 images that are named twice",
+    ),
+    Case(
+        kind="C",
+        title="a folder of photos that are not read",
+        build=tree(".", files={"raw/1.heic": HEIC, "raw/2.heic": HEIC}),
+        command=(*DOCTOR, "data"),
+        said=r"\A(?!(.*\n)*.*(empty|remove))(.*\n)*.*2 files of formats that are not read: .heic",
+    ),
+    Case(
+        kind="C",
+        title="class folders, every file twice",
+        build=lambda folder: [
+            put(folder, {name.replace("0", end, 1): data for name, data in pictures("data/cat", "data/dog").items()})
+            for end in ("0", "copy-")
+        ],
+        command=(*FINETUNE, "data"),
+        said=r"\A(?!(.*\n)*.*like training images)(.*\n)*.*hash of their names",
+    ),
+    Case(
+        kind="C",
+        title="2 broken images of 40, both in the test part",
+        build=tree(
+            "train/cat",
+            "train/dog",
+            "test/cat",
+            "test/dog",
+            count=10,
+            files={f"test/cat/{n:02}.png": b"x" for n in (1, 2)},
+        ),
+        command=(*FINETUNE, "data", "--max-bad", "0.1"),
+        said=r"2 of 40 images cannot be read",
+    ),
+    # E: results are shown, and advice can be followed
+    Case(
+        kind="E",
+        title="a batch of one image",
+        build=tree(*CLASSES),
+        command=(*FINETUNE, "data", "--batch-size", "1"),
+        said=r"a batch of 1 leaves an image by itself, and batch norm",
+        code=2,
+    ),
+    Case(
+        kind="E",
+        title="help that names a revision",
+        build=lambda folder: None,
+        command=("eval", "--help"),
+        said=r"hf://owner/name\[@revision\]",
     ),
 ]
 

@@ -10,7 +10,10 @@ from selfie_cli.training.machine import duration
 def lines_of(result: Checkup) -> list[str]:
     """The verdict, what was found, what is there, what this machine makes of it."""
     counts = [f"{len(each)} {word}" + "s" * (len(each) != 1) for each, word in counted_findings(result) if each]
-    lines = [("Healthy: " if result.healthy else "Not healthy: ") + (", ".join(counts) or "nothing to remark")]
+    verdict = "Healthy" if result.healthy else "Not healthy"
+    if result.healthy and any(each.kind == "finetune stops" for each in result.remarks):
+        verdict += " for pretraining"
+    lines = [f"{verdict}: {', '.join(counts) or 'nothing to remark'}"]
     inside = os.path.join(result.data[0], "") if len(result.data) == 1 and os.path.isdir(result.data[0]) else ""
     for found, word in counted_findings(result):
         lines += ["", f"{word.capitalize()}s"] if found else []
@@ -47,8 +50,6 @@ def facts_of(result: Checkup) -> list[str]:
             equal = f"{classes[few]:,} images each"
             spread = f"{len(classes)}, {equal if classes[few] == classes[many] else spread}"
             facts[f"{part} classes".strip()] = spread
-    if result.other_files:
-        facts["other files"] = ", ".join(f"{count:,} {name or 'plain'}" for name, count in result.other_files.items())
     here = result.machine
     gpu = f", {here.gpu} with {amount(here.gpu_memory or 0)}" if here.gpu else f", no GPU in use ({here.device})"
     facts["machine"] = f"{here.cores} core{'s' * (here.cores > 1)}, {amount(here.memory)} of memory available{gpu}"

@@ -1,5 +1,6 @@
 """Images of tar shards and parquet files, opened out of blocks of neighbours that are read from the disk in one go."""
 
+import io
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -7,7 +8,8 @@ from concurrent.futures import Future
 
 from PIL import Image
 
-from selfie_cli.data.source import Packed, opened
+from selfie_cli.data.images import open_image
+from selfie_cli.data.source import Packed, checked
 from selfie_cli.errors import UnreadableImage
 
 BLOCK = 64
@@ -34,6 +36,10 @@ class BlockReader:
 
     def open(self, index: int) -> Image.Image:
         """May be called from several threads; raises UnreadableImage."""
+        return open_image(io.BytesIO(self.contents(index)))
+
+    def contents(self, index: int) -> bytes:
+        """May be called from several threads; raises UnreadableImage."""
         number, offset = divmod(index, self.block)
         first, end = number * self.block, min((number + 1) * self.block, len(self.shards))
         with self._lock:
@@ -43,17 +49,17 @@ class BlockReader:
             if reading := not alone and block is None:
                 block = self._blocks[number] = Future()
         if block is None:
-            return Packed.open(self.shards, index)
+            return checked(self.shards.read(index, index + 1)[0])
         if reading:
             self._read(block, number, first, end)  # for all who wait for it
         try:
             data = block.result()[offset]
         except UnreadableImage:  # perhaps not this image, if the block lies in two shards
-            return Packed.open(self.shards, index)
+            return checked(self.shards.read(index, index + 1)[0])
         with self._lock:
             if self._asked[number] >= end - first:
                 self._drop(number)
-        return opened(data)
+        return checked(data)
 
     def _read(self, block: Future[Data], number: int, first: int, end: int) -> None:
         try:

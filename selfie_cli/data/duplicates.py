@@ -106,8 +106,8 @@ def marks_of(pixels: Tensor) -> Marks:
     return Marks(digests[:, :8].copy().view(np.int64)[:, 0], perceptual)
 
 
-def find_seen(test: Marks, seen: Marks) -> Seen:
-    """Compare every test image, and its mirror image, with every image seen."""
+def find_seen(test: Marks, seen: Marks, *, pairs: float = np.inf) -> Seen:
+    """Compare every test image, and its mirror image, with every image seen. Beyond `pairs`, only copies are found."""
     num_test, num_seen = len(test), len(seen)
     nearest, distance = np.full(num_test, -1, np.int64), np.full(num_test, -1, np.int64)
     if not num_seen:
@@ -115,7 +115,7 @@ def find_seen(test: Marks, seen: Marks) -> Seen:
     queries = test.perceptual.view(np.uint64)[:, :, None]  # [M, 4, 1]: two words even, two odd
     keys = np.ascontiguousarray(seen.perceptual.view(np.uint64).T)  # [4, N]
     rows = max(1, PAIRS // num_seen)
-    for start in range(0, num_test, rows):
+    for start in range(0, num_test if num_test * num_seen <= pairs else 0, rows):
         part = slice(start, start + rows)
         even, odd = (_differing(queries[part, half], keys[half]) for half in (slice(0, 2), slice(2, 4)))
         even += np.minimum(odd, SIDE * SIDE // 2 - odd)  # [m, N]
@@ -125,7 +125,12 @@ def find_seen(test: Marks, seen: Marks) -> Seen:
     place = np.searchsorted(seen.exact, test.exact, sorter=order)
     copy = order[np.minimum(place, num_seen - 1)]  # [M], the first row of the same hash if there is one
     exact = seen.exact[copy] == test.exact
-    return Seen(exact, exact | (distance <= NEAR), np.where(exact, copy, nearest), np.where(exact, 0, distance))
+    return Seen(
+        exact,
+        exact | ((distance >= 0) & (distance <= NEAR)),
+        np.where(exact, copy, nearest),
+        np.where(exact, 0, distance),
+    )
 
 
 def find_earlier(

@@ -55,7 +55,7 @@ EXTENSIONS = frozenset(" ".join(suffixes for _, suffixes in PLUGINS).split())
 SUFFIXES = {str(plugin.format): frozenset(suffixes.split()) for plugin, suffixes in PLUGINS}
 """Those of each format."""
 
-DECODING = "3"
+DECODING = "4"
 """Version of what `decode_square` makes of a file: kept pixels of other versions are not used."""
 
 # What Pillow's decoders are known to raise on files that are damaged or made to hurt.
@@ -69,7 +69,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
 """Pixels from which images are decoded one at a time: the largest take 2 GB on the way, and there may be 64 threads."""
 _one_large = threading.Lock()
-BANDS = 0x0115  # the TIFF tag SamplesPerPixel
+BANDS, EXTRA_SAMPLES, PHOTOMETRIC = 0x0115, 0x0152, 0x0106  # TIFF tags
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -173,8 +173,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    bands, known = getattr(image, "tag_v2", {}).get(BANDS, 1), len(image.getbands())
-    if bands > known:  # Pillow would leave out those that a TIFF does not say to be alpha
+    tags = getattr(image, "tag_v2", {})
+    bands, known = tags.get(BANDS, 1), len(image.getbands())
+    if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow would take the last band for alpha
+        known -= 1
+    if bands > known:  # and leave out others that a TIFF does not say to be alpha
         raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
     image.load()
     rgb = _flat(image)
@@ -200,7 +203,7 @@ def _flat(image: Image.Image) -> Image.Image:
         image = _eight_bit(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if not image.has_transparency_data:
+    if not is_transparent(image):
         return image.convert("RGB")
     alpha = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
@@ -208,12 +211,21 @@ def _flat(image: Image.Image) -> Image.Image:
     return white
 
 
+def is_transparent(image: Image.Image) -> bool:
+    """Whether a decoded image has alpha or a transparent colour. A BMP whose alpha is 0 everywhere has none."""
+    empty = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    return image.has_transparency_data and not empty
+
+
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Grey of 16 bits (modes I;16*, or I within their range) to L, or to LA where one value is transparent."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage("integer pixels beyond 16 bits have no defined range; save it with 8 or 16 bits")
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    whiteness = values
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow sees to at 8 bits alone
+        whiteness = 65535 - values
+    grey = Image.fromarray(((whiteness + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey

@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfie_cli.data.duplicates import NUM_BYTES, Marks, marks_of
-from selfie_cli.data.images import DECODER_ERRORS, EXTENSIONS, FORMATS, SUFFIXES, decode_square, orientation
+from selfie_cli.data.images import (
+    DECODER_ERRORS,
+    EXTENSIONS,
+    FORMATS,
+    SUFFIXES,
+    decode_square,
+    is_transparent,
+    orientation,
+)
 from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Source
 from selfie_cli.errors import UnreadableImage
@@ -123,7 +131,7 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
     if turned in range(2, 9):
         odd |= Oddity.TURNED
     alpha = image.getchannel("A").getextrema() if "A" in image.getbands() else None
-    if "transparency" in image.info if alpha is None else alpha[0] != 255:
+    if is_transparent(image) and (alpha is None or alpha[0] != 255):
         odd |= Oddity.TRANSPARENT
     if all(int(channel.max()) - int(channel.min()) <= BLANK for channel in np.moveaxis(pixels, 2, 0)):
         odd |= Oddity.BLANK

@@ -20,7 +20,7 @@ from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Folder, Source, Subset, chosen
 from selfie_cli.data.splits import Labels, hash_test_part
 from selfie_cli.data.unlabelled import named_source, named_tree, names_of_part, open_folder, pack, packed_as
-from selfie_cli.errors import DataError
+from selfie_cli.errors import DataError, Unlabelled
 from selfie_cli.talk import Talk
 
 
@@ -58,15 +58,44 @@ class Piece:
     title: str
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of a labelled data set, each read when it is asked for."""
+
+    name: str
+    parts: dict[str, Callable[[], Piece]]
+    left_out: LeftOut
+
+
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
-    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
+    """What `finetune`, `curve` and `eval` train and test on; see `open_pieces`.
 
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
-    what is left out.
+    what is left out. Raises DataError as `open_pieces` does, and if there is one class only.
+    """
+    if is_named(dataset, data_root):
+        return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
+    pieces = open_pieces(dataset, data_root=data_root, offline=offline, talk=talk)
+    try:
+        return assemble(pieces)
+    finally:
+        if pieces.left_out:
+            talk.warn(str(pieces.left_out))
+
+
+def is_named(dataset: str, data_root: Path) -> bool:
+    """Whether it is a named set that does not lie there as a folder. Raises DataError for what is not there at all."""
+    there = os.path.exists(dataset) or hub_sets.is_address(dataset) or packed_as(dataset)
+    return not there and named_tree(dataset, data_root) is None
+
+
+def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> Pieces:
+    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
+    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or the folder of a named
+    set.
 
     Raises:
-        DataError: if it is missing, empty, not laid out like this, cannot be downloaded, or has one class only.
+        DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
     """
     tree = dataset if os.path.isdir(dataset) else None
     if hub_sets.is_address(dataset):
@@ -74,11 +103,9 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
     elif tree is None and packed_as(dataset):
         opened = _packed(dataset, talk)
     elif tree is None and os.path.exists(dataset):
-        raise DataError(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
-    elif tree or (tree := named_tree(dataset, data_root)):
-        opened = open_folder(tree, only_train=False, talk=talk)
+        raise Unlabelled(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
     else:
-        return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
+        opened = open_folder(tree or named_tree(dataset, data_root) or dataset, only_train=False, talk=talk)
     name = os.path.basename(os.path.abspath(opened.root)) if isinstance(opened, Folder) else opened.name
     if isinstance(opened, Folder):
         for folder in opened.bare:
@@ -96,11 +123,7 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
             return Piece(source, *labels_of(source), keys_of(source), part)
 
         pieces = {part: functools.partial(read, part) for part in opened.files}
-    try:
-        return assemble(pieces, name, opened.left_out)
-    finally:
-        if opened.left_out:
-            talk.warn(str(opened.left_out))
+    return Pieces(name, {part: functools.cache(read) for part, read in pieces.items()}, opened.left_out)
 
 
 def _packed(dataset: str, talk: Talk) -> hub_sets.Found:
@@ -204,32 +227,36 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
         )
     if len(inside) == 1 and deep:
         path = os.path.commonpath(list(folders))
-        raise DataError(
+        raise Unlabelled(
             f"only one class ({deep[0]}) in {where}: if the classes are in {os.path.join(where, path)}, give that"
         )
 
 
-def assemble(pieces: dict[str, Callable[[], Piece]], name: str, left_out: LeftOut) -> LabelledSplits:
+def assemble(pieces: Pieces) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
+    name, left_out = pieces.name, pieces.left_out
     read: dict[str, tuple[Labelled, Piece]] = {}
     unused = ""
-    for part in [part for part in ("all", "train", "test", "validation") if part in pieces]:
+    for part in [part for part in ("all", "train", "test", "validation") if part in pieces.parts]:
         if part == "validation" and "test" in read:
             unused = " The validation part is not used."
             break
-        piece = pieces[part]()
+        piece = pieces.parts[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
         there = {text for text in piece.texts if text}
         if not there and read:
             left_out.add("unlabelled_parts", piece.title or part)
             continue
         if not there:
-            raise DataError(unlabelled(piece, where))
+            raise Unlabelled(unlabelled(piece, where))
         left_out.add("unlabelled", count=sum(text is None for text in piece.texts))
         left_out.add("outside", count=sum(text == "" for text in piece.texts))
         labelled = np.flatnonzero([bool(text) for text in piece.texts])
         train = next(iter(read.values()))[0].classes if read else None
         classes = [each for each in piece.known or in_order(there) if each in there]
+        if train is None and len(classes) < 2:  # photos in one folder are no data set of one class
+            kind = Unlabelled if part == "all" and isinstance(piece.source, Folder) else DataError
+            raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         check_known(classes, train, where)
         position = {text: label for label, text in enumerate(train or classes)}
         labels = np.array([position[text] for text in piece.texts if text], np.int64)
@@ -254,9 +281,7 @@ def unlabelled(piece: Piece, where: str) -> str:
 
 
 def check_known(classes: list[str], train: list[str] | None, where: str) -> None:
-    """Raises DataError if there is one class only, or one that is not among those of the training part."""
-    if train is None and len(classes) < 2:
-        raise DataError(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
+    """Raises DataError if there is a class that is not among those of the training part."""
     if unknown := [name for name in classes if name not in (train or classes)]:
         alike = {name.casefold().strip(): name for name in train or ()}
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
@@ -269,9 +294,9 @@ def some(names: list[str]) -> str:
 
 
 def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSplits:
-    test = hash_test_part(names, whole.labels)
+    test = hash_test_part(names, whole.labels, same=whole.source.first_of_same())
     if not test.any():
-        raise DataError(f"{name} has one image a class: nothing is left to test on")
+        raise DataError(f"{name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."
     train_part, test_part = (
         Labelled(Subset(whole.source, indices), whole.labels[indices], whole.classes)

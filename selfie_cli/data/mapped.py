@@ -251,7 +251,7 @@ class MappedStore:
     def _found(self, bad: Bad) -> None:
         self.unreadable.update(bad)
         if len(self.unreadable) > self.max_bad * len(self) or len(self.unreadable) == len(self):
-            raise too_many(self.source, sorted(self.unreadable.items()), self._num_tried, self.max_bad)
+            raise too_many(self.bad, len(self), self.max_bad, num_read=self._num_tried)
 
     def _replace(self, index: int, into: NDArray[np.uint8], taken: set[int]) -> None:
         """Fill `into` with the first readable image that follows an unreadable one and is not `taken`, if there is."""

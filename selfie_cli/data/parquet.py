@@ -11,15 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
 from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.names import Names
 from selfie_cli.data.source import Packed, file_version, unreadable
-from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
 
 STREAMS = 16
 """Row groups that are read at a time, at most: each holds an open file."""
@@ -79,8 +77,8 @@ class Parquet(Packed):
         self._streams: OrderedDict[tuple[int, int], Iterator[Any]] = OrderedDict()
         self._reader = BlockReader(self, self.block, cheap=False)
 
-    def open(self, index: int) -> Image.Image:
-        return self._reader.open(index)
+    def contents(self, index: int) -> bytes:
+        return self._reader.contents(index)
 
     def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
         """As `Packed.read`; what is damaged is told of the images that it costs."""
@@ -248,7 +246,9 @@ def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schem
         return (named or found)[0]
     have = ", ".join(f"{field.name} ({field.type})" for field in schema)
     which = "several columns" if found else "no column"
-    raise DataError(f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}")
+    raise (DataError if found else Unlabelled)(
+        f"{path} has {which} of {what}, name one of them {usual[0]}: it has {have}"
+    )
 
 
 def num_rows(path: str) -> int:

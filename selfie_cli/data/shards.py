@@ -12,6 +12,7 @@ import numpy as np
 from selfie_cli.data.layout import kind_of, label_of
 from selfie_cli.data.names import Names
 from selfie_cli.data.source import Packed, file_version, unreadable
+from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 
 GAP = 2**22
@@ -117,6 +118,9 @@ class Shards(Packed):
                 raise UnreadableImage(f"{path}: {error.strerror}") from error
             found += [bytes(data[each - start : each - start + size]) for _, each, size in members.tolist()]
         return found
+
+    def sizes(self) -> Labels:
+        return self.where[:, 2]
 
     def versions(self) -> Iterator[bytes]:
         return map(file_version, self.paths)

@@ -1,17 +1,20 @@
 """What everything that holds images has in common."""
 
 import contextlib
+import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
 from PIL import Image
 
 from selfie_cli.data.images import open_image, what_is
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
+from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 
 
@@ -40,6 +43,24 @@ class Source(ABC):
         May be called from several threads.
         """
 
+    def contents(self, index: int) -> bytes:
+        """What an image is decoded from. Raises UnreadableImage."""
+        raise NotImplementedError
+
+    def sizes(self) -> Labels:
+        """The bytes of each image's contents, int64 [N], where they can be told without reading it; else zeros."""
+        return np.zeros(len(self), np.int64)
+
+    def first_of_same(self) -> Labels:
+        """For each image the first one with the same contents, int64 [N]. Only images of the same size are read."""
+        first = np.arange(len(self))
+        _, inverse, counts = np.unique(self.sizes(), return_inverse=True, return_counts=True)
+        known: dict[bytes, int] = {}
+        for index in np.flatnonzero(counts[inverse] > 1).tolist():
+            with contextlib.suppress(UnreadableImage):
+                first[index] = known.setdefault(hashlib.blake2b(self.contents(index)).digest(), index)
+        return first
+
     def versions(self) -> Iterator[bytes]:
         """Something of each file that holds images, which changes when the file does; may take a while."""
         yield from ()
@@ -56,14 +77,17 @@ class Packed(Source):
         """
 
     def open(self, index: int) -> Image.Image:
-        return opened(self.read(index, index + 1)[0])
+        return open_image(io.BytesIO(self.contents(index)))
+
+    def contents(self, index: int) -> bytes:
+        return checked(self.read(index, index + 1)[0])
 
 
-def opened(data: bytes | UnreadableImage) -> Image.Image:
-    """The header of an image. Raises UnreadableImage."""
+def checked(data: bytes | UnreadableImage) -> bytes:
+    """Raises UnreadableImage in place of returning one."""
     if isinstance(data, UnreadableImage):
         raise UnreadableImage(str(data))
-    return open_image(io.BytesIO(data))
+    return data
 
 
 def file_version(path: str) -> bytes:

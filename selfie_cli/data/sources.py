@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfie_cli.data.images import EXTENSIONS, open_image
+from selfie_cli.data.images import EXTENSIONS, open_image, read_file
 from selfie_cli.data.layout import (
     LeftOut,
     is_ours,
@@ -33,6 +33,12 @@ class Files(Source):
 
     def open(self, index: int) -> Image.Image:
         return open_image(self.names[index])
+
+    def contents(self, index: int) -> bytes:
+        return read_file(self.names[index])
+
+    def sizes(self) -> Labels:
+        return np.fromiter((os.path.getsize(name) if os.path.exists(name) else 0 for name in self.names), np.int64)
 
     def versions(self) -> Iterator[bytes]:
         return map(file_version, self.names)
@@ -138,6 +144,9 @@ class Array(Source):
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
+    def contents(self, index: int) -> bytes:
+        return bytes(self.pixels[index].tobytes())
+
     def versions(self) -> Iterator[bytes]:
         return (hashlib.sha256(image.tobytes()).digest() for image in self.pixels)
 
@@ -155,8 +164,16 @@ class Joined(Source):
             self.left_out.update(source.left_out)
 
     def open(self, index: int) -> Image.Image:
+        source, own = self._place(index)
+        return source.open(own)
+
+    def contents(self, index: int) -> bytes:
+        source, own = self._place(index)
+        return source.contents(own)
+
+    def _place(self, index: int) -> tuple[Source, int]:
         which = bisect.bisect_right(self.ends, index)
-        return self.sources[which].open(index - self.ends[which] + len(self.sources[which]))
+        return self.sources[which], index - self.ends[which] + len(self.sources[which])
 
     def versions(self) -> Iterator[bytes]:
         return itertools.chain.from_iterable(source.versions() for source in self.sources)
@@ -173,6 +190,12 @@ class Subset(Source):
 
     def open(self, index: int) -> Image.Image:
         return self.source.open(int(self.indices[index]))
+
+    def contents(self, index: int) -> bytes:
+        return self.source.contents(int(self.indices[index]))
+
+    def sizes(self) -> Labels:
+        return self.source.sizes()[self.indices]
 
     def versions(self) -> Iterator[bytes]:
         return self.source.versions()

@@ -82,22 +82,38 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def hash_test_part(names: Sequence[str], labels: Labels, share: float = 0.2) -> NDArray[np.bool_]:
-    """A test part that depends on the names alone: of each class, the round(share * n) with the smallest SHA-256.
+def hash_test_part(
+    names: Sequence[str], labels: Labels, share: float = 0.2, *, same: Labels | None = None
+) -> NDArray[np.bool_]:
+    """A test part that depends on names and copies alone: of each class, the round(share * n) of the smallest SHA-256.
 
-    At least one of a class of two or more, and none of a class of one.
+    Copies of one image stay on one side. At least one of a class of two or more different images is in the test part,
+    and none of a class of one.
 
     Args:
-        names: one an image, relative to the data set's folder, with forward slashes.
+        names: one per image, relative to the data set's folder, with forward slashes.
         labels: int64 [N].
+        same: int64 [N], for each image the first one with the same contents. Unset: all are different.
 
     Returns:
         bool [N], True for test.
     """
-    digests = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    group = np.arange(len(names)) if same is None else same
+    lowest: dict[int, bytes] = {}  # of each group
+    for each, name in zip(group.tolist(), names, strict=True):
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+        lowest[each] = min(lowest.get(each, digest), digest)
+    digests = [lowest[each] for each in group.tolist()]
     test = np.zeros(len(names), bool)
     for label in np.unique(labels):
-        members = sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: (digests[index], index))
-        if len(members) > 1:
-            test[members[: max(1, _rounded(share, len(members)))]] = True
+        members = np.flatnonzero(labels == label)
+        ordered = np.array(sorted(members.tolist(), key=lambda index: (digests[index], index)))
+        sizes = np.diff(np.flatnonzero(np.diff(group[ordered], prepend=-1, append=-1))).tolist()  # of groups of copies
+        left = max(_rounded(share, len(members)), min(sizes)) if len(sizes) > 1 else 0
+        taken = []
+        for size in sizes:
+            taken.append(size <= left)
+            left -= size * taken[-1]
+        test[ordered[np.repeat(taken, sizes)]] = True
+    test[np.isin(group, group[~test])] = False  # copies in two classes
     return test

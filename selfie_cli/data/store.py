@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,8 @@ def read_store(
             for chunk, unreadable in zip(chunks, pool.map(decode, chunks), strict=True):
                 bad += unreadable
                 if len(bad) > max_bad * num_images or (len(bad) == num_images and not none_is_fine):
-                    raise too_many(source, bad, chunk.stop, max_bad)
+                    named = [BadFile(source.names[index], reason) for index, reason in bad]
+                    raise too_many(named, num_images, max_bad, num_read=chunk.stop)
                 advance(chunk.stop, f"{len(bad)} unreadable" if bad else "")
     finally:
         # Also on Ctrl-C: what waits is dropped, what runs ends with the image in hand.
@@ -160,13 +161,14 @@ def decoded_pixels(source: Source) -> NDArray[np.uint8] | None:
     return None
 
 
-def too_many(source: Source, bad: list[tuple[int, str]], num_read: int, max_bad: float) -> DataError:
-    first = "; ".join(f"{source.names[index]}: {reason}" for index, reason in bad[:3])
-    if len(bad) == len(source):
-        return DataError(f"none of the {len(source)} images is readable: {first}")
+def too_many(bad: Sequence[BadFile], num_images: int, max_bad: float, *, num_read: int | None = None) -> DataError:
+    first = "; ".join(f"{each.name}: {each.reason}" for each in bad[:3])
+    if len(bad) == num_images:
+        return DataError(f"none of the {num_images} images is readable: {first}")
+    read = f"of the first {num_read} images" if num_read else "images"
     return DataError(
-        f"{len(bad)} of the first {num_read} images are unreadable, over {max_bad:.1%} of all {len(source)}: {first}. "
-        f"Mend or remove them, or allow more with --max-bad"
+        f"{len(bad)} {read} are unreadable, over {max_bad:.1%} of all {num_images}: {first}. "
+        f"Mend them, or allow more with --max-bad"
     )
 
 

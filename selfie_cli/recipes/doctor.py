@@ -1,8 +1,10 @@
 """selfie doctor: images looked at before training on them, and what this machine makes of them."""
 
-import os
+import dataclasses
+import itertools
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -14,14 +16,15 @@ from numpy.typing import NDArray
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
 from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import inspect_all
+from selfie_cli.data.labelled import assemble, is_named, open_pieces
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
-from selfie_cli.data.named import NAMED
 from selfie_cli.data.rows import MOST
-from selfie_cli.data.sources import Files, Joined, Source, Subset, list_images, split_folders
+from selfie_cli.data.sources import Files, Joined, Source, Subset
 from selfie_cli.data.store import read_store, storage_size
-from selfie_cli.data.unlabelled import named_tree, open_unlabelled
-from selfie_cli.errors import DataError, UsageError
+from selfie_cli.data.unlabelled import open_unlabelled
+from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
 from selfie_cli.option import flag_of
 from selfie_cli.recipes.derivation import derive, patch_size_for, suggested_size
@@ -94,7 +97,6 @@ class Checkup:
     long_side: Spread | None
     file_bytes: Spread | None
     all_bytes: int
-    other_files: dict[str, int]
     left_out: dict[str, int]
     workers: int
     images_per_second: float
@@ -110,27 +112,31 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
         raise UsageError("doctor looks at one machine by itself: start it without torchrun")
     device = prepare(options.device)
     workers = options.workers or num_cores()
-    folders = [folder for one in options.data if (folder := folder_of(one, options))]
-    nothing = None
     try:
-        parts, roots = open_parts(options, folders, talk)
+        opened = open_parts(options, talk)
     except DataError as error:
-        nothing, parts, roots = str(error), {"": Files([])}, {}
+        opened = Opened(parts={"": Files()}, labels=[], left_out=LeftOut(), refusal=error)
+    parts = opened.parts
     train = next(iter(parts.values()))
     image_size = sized(train)
     source = Joined(list(parts.values()))
     seen = inspect_all(source, size=storage_size(image_size), workers=workers, talk=talk)
 
-    found = Examination(parts, roots, seen)
+    found = Examination(parts, opened.labels, seen)
     readable = Subset(train, found.good_of(found.train))
-    found.add("no images", nothing or "", [(", ".join(options.data), "")] if nothing else [], problem=True)
+    if not len(source):
+        found.add("no images", str(opened.refusal), [(", ".join(options.data), "")], problem=True)
+    elif refusal := opened.refusal or found.unreadable_part():
+        unlabelled = isinstance(refusal, Unlabelled)
+        found.add("finetune stops", str(refusal), [(", ".join(options.data), "")], problem=not unlabelled)
+    found.add("finetune warns", "of how it reads the folders", [(line, "") for line in opened.warned])
     found.look_for_bad(options.max_bad)
     few = [(f"{len(readable)} of {len(train)}", "can be read")] if len(train) and len(readable) < 2 else []
     found.add("too few images", "pretraining needs two at least", few, problem=True)
     found.look_at_classes()
     found.look_for_copies(workers, talk)
     found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
-    others = found.look_at_others(folders)
+    found.look_at_left_out(opened.left_out)
     speed = len(found.good) / seen.seconds
     plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []
 
@@ -148,8 +154,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
         long_side=spread(np.maximum(records["width"], records["height"])),
         file_bytes=spread(records["bytes"]),
         all_bytes=int(records["bytes"].sum()),
-        other_files=dict(others.most_common()),
-        left_out=train.left_out.counts,
+        left_out=opened.left_out.counts,
         workers=workers,
         images_per_second=speed,
         machine=machine(device),
@@ -157,31 +162,57 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
     )
 
 
-def open_parts(options: DoctorOptions, folders: list[str], talk: Talk) -> tuple[dict[str, Source], dict[str, str]]:
-    """What pretraining reads, first, and what lies beside it to validate and to test on; and the folders whose
-    subfolders may be classes, each with its part. Raises DataError as `open_unlabelled` does."""
-    read = open_unlabelled(options.data, data_root=Path(options.data_root), offline=options.offline, talk=talk)
-    roots: dict[str, str] = {}
-    others: dict[str, list[Source]] = {"validation": [], "test": []}
-    for folder in folders:
-        parts = split_folders(folder)
-        parts = parts if len(parts) > 1 else {}
-        for part, name in parts.items():
-            roots[os.path.join(folder, name, "")] = part
-            if part != "train":
-                others[part].append(Files(list_images(os.path.join(folder, name))))
-        if not parts:
-            roots[os.path.join(folder, "")] = ""
-    beside: dict[str, Source] = {part: Joined(sources) for part, sources in others.items() if sources}
-    train = "train" if beside else ""
-    return {train: read, **beside}, {root: part or train for root, part in roots.items()}
+class Noting(Talk):
+    """Keeps what is warned of."""
+
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
 
 
-def folder_of(one: str, options: DoctorOptions) -> str | None:
-    """The folder that an argument stands for, if it does."""
-    if os.path.isdir(one):
-        return one
-    return named_tree(one, Path(options.data_root)) if one in NAMED and not os.path.exists(one) else None
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """The images that pretraining reads, first, and the parts that are kept for evaluation.
+
+    labels: of each image its class, "" outside the folders of the classes, None without any. refusal: why finetune
+    stops. warned: what it would warn of.
+    """
+
+    parts: dict[str, Source]
+    labels: list[str | None]
+    left_out: LeftOut
+    refusal: DataError | None = None
+    warned: Sequence[str] = ()
+
+
+def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
+    """Open the data as pretrain does and, if it is one set, as finetune does. Raises DataError as pretrain does."""
+    root, offline, one = Path(options.data_root), options.offline, options.data[0]
+    read = open_unlabelled(options.data, data_root=root, offline=offline, talk=talk)
+    unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
+    if len(options.data) > 1 or is_named(one, root):
+        return unlabelled
+    noting = Noting()
+    try:
+        pieces = open_pieces(one, data_root=root, offline=offline, talk=noting)
+        made = {part: piece() for part, piece in pieces.parts.items()}
+    except DataError as error:
+        return dataclasses.replace(unlabelled, refusal=error)
+    first = made.pop("train", None) or made.pop("all")
+    labels = list(first.texts)
+    if len(labels) != len(read):  # finetune takes others: parts without labels, say
+        known = dict(zip(first.source.names, labels, strict=True))
+        labels = [known.get(name) for name in read.names]
+    parts = {"train" if made else "": read} | {part: piece.source for part, piece in made.items()}
+    labels += itertools.chain.from_iterable(piece.texts for piece in made.values())
+    refusal = None
+    try:
+        assemble(pieces)
+    except DataError as error:
+        refusal = error
+    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=noting.warned)
 
 
 def sized(source: Source) -> int:

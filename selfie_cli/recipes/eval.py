@@ -29,7 +29,7 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.recipes import networks
 from selfie_cli.recipes.labels import Part, read_parts, take
 from selfie_cli.recipes.networks import Network
-from selfie_cli.recipes.seen import look_for_seen
+from selfie_cli.recipes.seen import counts_of, look_for_seen
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.machine import precisions, prepare
@@ -80,6 +80,8 @@ class Evaluated:
     num_test: int
     num_seen: int
     """Test images that the run was pretrained on, or nearly so; with --exclude-seen they are not among `num_test`."""
+    num_like_train: int
+    """As `num_seen`, test images that are copies or near-duplicates of training images."""
     classes: list[str]
     features: str
     k: int
@@ -112,7 +114,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
     train, test, bad = read_parts(data, size=storage_size(network.image_size), options=options, talk=talk)
-    rows, seen = look_for_seen([run], test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
+    rows, seen = look_for_seen([run], train.pixels, test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
+    num_seen, num_like_train = counts_of(seen)
     test = take(test, rows.numpy())
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     classified = None
@@ -128,7 +131,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         split=data.split_note,
         num_train=len(train.labels),
         num_test=len(test.labels),
-        num_seen=len(seen),
+        num_seen=num_seen,
+        num_like_train=num_like_train,
         classes=classes,
         features=network.features,
         k=num_neighbours(options.k, len(train.labels)),
@@ -140,18 +144,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         classified=classified,
         left_out=data.left_out.counts,
     )
-    if not group().first:
-        return result
-    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
-    try:
-        if not why:
-            keep(result, run, options.dataset, bad, seen, len(data.train.source) + len(data.test.source), talk)
-    except OSError as error:  # another user's run, or a full disk
-        why = f"{error.filename or run.path}: {error.strerror}"
-    if why:
-        for one in bad:
-            talk.warn(f"left out: {one.name}: {one.reason}")
-        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
+    if group().first:
+        num_images = len(data.train.source) + len(data.test.source)
+        keep(result, run, options.dataset, num_images, bad, seen, talk)
     return result
 
 
@@ -159,12 +154,34 @@ def keep(
     result: Evaluated,
     run: runs.Run,
     dataset: str,
+    num_images: int,
     bad: list[BadFile],
     seen: list[dict[str, Any]],
-    num_images: int,
     talk: Talk,
 ) -> None:
-    """Write the result into the run's folder, with lists of unreadable and seen images where there are any."""
+    """Write the result into the run's folder; where that cannot be, say so, and name the unreadable images here."""
+    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
+    try:
+        if not why:
+            write_results(result, run, dataset, num_images, bad, seen, talk)
+    except OSError as error:  # another user's run, or a full disk
+        why = f"{error.filename or run.path}: {error.strerror}"
+    if why:
+        for one in bad:
+            talk.warn(f"left out: {one.name}: {one.reason}")
+        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
+
+
+def write_results(
+    result: Evaluated,
+    run: runs.Run,
+    dataset: str,
+    num_images: int,
+    bad: list[BadFile],
+    seen: list[dict[str, Any]],
+    talk: Talk,
+) -> None:
+    """Write the result, and lists of unreadable and seen images where there are any."""
     where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
     file = place_for(run.path, Path(result.dataset).name, where)
     write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})

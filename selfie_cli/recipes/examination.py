@@ -1,6 +1,6 @@
 """What is wrong with images, or odd about them: what `selfie doctor` finds, by file or class."""
 
-import itertools
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 from selfie_cli.data.duplicates import ALIKE, MOST_PAIRS, NEAR, Marks, find_earlier, find_seen
 from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import Inspected, Oddity
-from selfie_cli.data.layout import kind_of
-from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.shards import Shards
-from selfie_cli.data.source import Packed
-from selfie_cli.data.sources import Joined, Source, split_folders
+from selfie_cli.data.layout import KINDS, LeftOut
+from selfie_cli.data.sources import Joined, Source
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
 
@@ -50,7 +47,8 @@ class Finding:
 
 
 Pairs = list[tuple[int, int, int]]
-"""The row of an image, that of another which it is like, and in how many bits their marks differ: 0 for a copy."""
+"""The row of an image, that of another which it is like, and in how many bits their marks differ: 0 for a copy, -1 for
+other pixels that are alike once transparent parts are white."""
 
 
 class Examination:
@@ -60,20 +58,16 @@ class Examination:
     of each part. good: int64 [M], those that can be read.
     """
 
-    def __init__(self, parts: dict[str, Source], roots: dict[str, str], seen: Inspected) -> None:
-        """`roots` are the folders whose subfolders may be classes, each ending in a slash, with their parts."""
-        source = Joined(list(parts.values()))
+    def __init__(self, parts: dict[str, Source], labels: list[str | None], seen: Inspected) -> None:
+        self.source = Joined(list(parts.values()))
         ends = np.cumsum([0, *map(len, parts.values())]).tolist()
-        self.names, self.seen, self.roots = source.names, seen, roots
-        self.labels = list(labels_of(source, roots))
+        self.names, self.seen, self.labels = self.source.names, seen, labels
         self.rows = {part: range(*ends[number : number + 2]) for number, part in enumerate(parts)}
-        self.good = np.setdiff1d(np.arange(len(source)), list(seen.bad))
+        self.good = np.setdiff1d(np.arange(len(self.source)), list(seen.bad))
         self.train = next(iter(parts))
-        self.classes = {part: Counter(filter(None, (self.labels[row] for row in self.rows[part]))) for part in parts}
-        # One folder in a folder is no class, unless the parts of a data set lie beside each other.
-        least = 1 if len(parts) > 1 or isinstance(parts[self.train], Packed) else 2
-        if len(self.classes[self.train]) < least:
-            self.classes = {part: Counter() for part in parts}
+        self.classes = {part: Counter(filter(None, (labels[row] for row in self.rows[part]))) for part in parts}
+        if len(parts) == 1 and len(self.classes[self.train]) < 2:  # one folder of photos is no class
+            self.classes = {self.train: Counter()}
         self.problems: list[Finding] = []
         self.remarks: list[Finding] = []
 
@@ -86,37 +80,49 @@ class Examination:
         rows = self.rows[part]
         return self.good[(self.good >= rows.start) & (self.good < rows.stop)]
 
+    def unreadable_part(self) -> DataError | None:
+        """Why finetune stops where all images of a part are broken."""
+        for part in self.rows:
+            if self.rows[part] and not len(self.good_of(part)):
+                return DataError(
+                    f"none of the {len(self.rows[part])} images is readable{f' in {part}' if part else ''}"
+                )
+        return None
+
     def look_for_bad(self, max_bad: float) -> None:
-        share = len(self.seen.bad) / max(1, len(self.names))
-        text = "mend or remove them" + ("" if share > max_bad else f" (no more than --max-bad {max_bad:g} allows)")
-        bad = sorted(self.seen.bad.items())
-        self.add("cannot be read", text, ((self.names[row], why) for row, why in bad), problem=share > max_bad)
+        """`max_bad` is a share of all images that a verb reads: pretrain the training part, finetune a second one."""
+        read = [{self.train}, set(self.rows), *({self.train, part} for part in self.rows)]
+        bad = {part: len(rows) - len(self.good_of(part)) for part, rows in self.rows.items()}
+        share = max(
+            sum(bad[part] for part in each) / max(1, sum(len(self.rows[part]) for part in each)) for each in read
+        )
+        text = "mend or convert them" + ("" if share > max_bad else f" (no more than --max-bad {max_bad:g} allows)")
+        items = ((self.names[row], why) for row, why in sorted(self.seen.bad.items()))
+        self.add("cannot be read", text, items, problem=share > max_bad)
 
     def look_at_classes(self) -> None:
-        empty = []
-        for root, part in self.roots.items():
-            inside = [name for name in sorted(next(os.walk(root))[1]) if kind_of(name, is_folder=True) == "folder"]
-            read = {self.labels[row] for row in self.rows[part]}
-            empty += [(root + name, "") for name in inside if name not in read]
-        self.add("empty folders", "no images in them: fill or remove them", empty)
         train, classes = self.train, self.classes[self.train]
         if not classes:
             return
-        only = [(name, f"{count:,} images") for name, count in classes.items() if len(classes) == 1]
-        self.add("one class only", "a classifier needs two or more: check the folders", only, problem=True)
         rare = [(name, f"{count} of {train or 'all'}") for name, count in classes.items() if count < RARE]
         self.add("small classes", f"fewer than {RARE} images: merge them or find more", rare)
         loose = [(name, "") for name, label in zip(self.names, self.labels, strict=True) if label == ""]
         self.add("without a class", "beside the folders of the classes: finetune leaves them out", loose)
         for part, counts in self.classes.items():
-            unknown = [(name, f"{count:,} in {part}") for name, count in counts.items() if name not in classes]
-            self.add("unknown classes", f"not in {train}: finetune stops at them", unknown, problem=True)
             missing = [(name, f"none in {part}") for name in classes if counts and name not in counts]
             self.add("untested classes", f"in {train} alone", missing)
 
+    def look_at_left_out(self, left_out: LeftOut) -> None:
+        told = [
+            (f"{count:,} {KINDS[kind][count > 1]}", ", ".join(filter(None, left_out.names[kind])))
+            for kind, count in sorted(left_out.counts.items())
+            if kind != "outside"  # these have no class
+        ]
+        self.add("left out", "nothing reads these", told)
+
     def look_for_copies(self, workers: int, talk: Talk) -> None:
         """Within each part, and of what is for testing in what is for training."""
-        marks, train = self.seen.marks, self.good_of(self.train)
+        marks, train, own = self.seen.marks, self.good_of(self.train), self.own_pixels()
         copies: Pairs = []
         alike: Pairs = []
         leaked: Pairs = []
@@ -125,46 +131,68 @@ class Examination:
         def of(chosen: NDArray[np.int64]) -> Marks:
             return Marks(marks.exact[chosen], marks.perceptual[chosen])
 
+        def told(row: np.int64, other: np.int64, bits: np.int64) -> tuple[int, int, int]:
+            if bits or marks.exact[row] != marks.exact[other]:
+                return int(row), int(other), max(1, int(bits))  # other pixels can leave the same bits
+            return int(row), int(other), 0 if own[row] == own[other] else -1
+
         for part in self.rows:
             mine = self.good_of(part)
-            _, first, inverse = np.unique(marks.exact[mine], return_index=True, return_inverse=True)
+            _, first, inverse = np.unique(own[mine], return_index=True, return_inverse=True)
             again = np.flatnonzero(first[inverse] != np.arange(len(mine)))
-            copies += [(mine[row], mine[first[inverse[row]]], 0) for row in again]
+            copies += [(int(mine[row]), int(mine[first[inverse[row]]]), 0) for row in again]
             single = mine[np.sort(first)]
             nearest, bits, window = find_earlier(of(single), workers=workers, talk=talk)
-            alike += [(single[row], single[nearest[row]], int(bits[row])) for row in np.flatnonzero(nearest >= 0)]
+            alike += [told(single[row], single[nearest[row]], bits[row]) for row in np.flatnonzero(nearest >= 0)]
             if window < len(single):
                 limits.append((part or "all", f"each image was compared with the {window:,} before it"))
             if part == self.train:
                 continue
             if len(mine) * len(train) > MOST_PAIRS:
-                mine = mine[np.isin(marks.exact[mine], marks.exact[train])]
                 limits.append((part, f"compared with {self.train} for copies alone"))
-            seen = find_seen(of(mine), of(train))
-            bits = np.where(seen.exact, 0, np.maximum(seen.distance, 1))  # other pixels can leave the same bits
-            leaked += [(mine[row], train[seen.nearest[row]], int(bits[row])) for row in np.flatnonzero(seen.near)]
+            seen = find_seen(of(mine), of(train), pairs=MOST_PAIRS)
+            leaked += [
+                told(mine[row], train[seen.nearest[row]], seen.distance[row]) for row in np.flatnonzero(seen.near)
+            ]
 
-        text = "of training images: results would be too good, remove them"
-        self.add("test images seen", f"copies {text}", self._told(leaked, copies=True), problem=True)
-        text = f"near-duplicates of training images ({NEAR} of 255 bits): eval --exclude-seen leaves them out"
+        text = "copies of training images: results would be too good, --exclude-seen leaves them out"
+        self.add("test images seen", text, self._told(leaked, copies=True), problem=True)
+        text = f"near-duplicates of training images ({NEAR} of 255 bits): --exclude-seen leaves them out"
         self.add("test images like seen ones", text, self._told(leaked, copies=False))
         torn = []
-        for row, other, _ in (*copies, *alike, *leaked):
+        for row, other, differing in (*copies, *alike, *leaked):
             one, two = self.labels[row], self.labels[other]
-            if one and two and one != two and self.classes[self.train]:
+            if one and two and one != two and self.classes[self.train] and differing >= 0:
                 torn.append((self.names[row], f"{one}, but {two} in {self.names[other]}"))
         self.add("one photo, two classes", "copies or near-duplicates, one of which has a wrong label", torn)
-        self.add("copies", "the same pixels as an earlier image: they count twice", self._told(copies))
+        self.add("copies", "the same pixels as an earlier image: both are read", self._told(copies))
         text = f"of earlier images: saved, sized, lit or mirrored anew, or very like ({ALIKE} of 255 bits)"
         self.add("near-duplicates", text, self._told(alike))
         self.add("not all compared", "these are too many for all near-duplicates; all copies were found", limits)
 
+    def own_pixels(self) -> NDArray[np.int64]:
+        """Hashes of decoded pixels, int64 [N]; where transparent images are alike, of their pixels with alpha."""
+        hashes = self.seen.marks.exact.copy()
+        _, inverse, counts = np.unique(hashes[self.good], return_inverse=True, return_counts=True)
+        for row in self.good[counts[inverse] > 1].tolist():
+            if self.seen.records[row]["oddities"] & Oddity.TRANSPARENT:
+                with self.source.open(row) as image:
+                    pixels = image.convert("RGBA").tobytes()
+                hashes[row] = int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little", signed=True)
+        return hashes
+
     def _told(self, pairs: Pairs, copies: bool | None = None) -> Iterator[tuple[str, str]]:
         """Of `pairs` the copies, the others, or all."""
-        for row, other, bits in pairs:
-            if copies is None or copies == (bits == 0):
-                like = f"like {self.names[other]}, {bits} bits differ" if bits else f"copy of {self.names[other]}"
-                yield self.names[row], like
+        for row, other, differing in pairs:
+            one, two = self.names[row], self.names[other]
+            if copies is not None and copies != (differing == 0):
+                continue
+            if differing:
+                how = f", {differing} bits differ" if differing > 0 else " once transparent parts are white"
+                yield one, f"like {two}{how}"
+            else:
+                linked = os.path.exists(one) and os.path.exists(two) and os.path.samefile(one, two)
+                yield one, f"{'link to the same file as' if linked else 'copy of'} {two}"
 
     def look_for_oddities(self, patch_size: int) -> None:
         records, names = self.seen.records[self.good], self.names
@@ -180,43 +208,3 @@ class Examination:
             self.add(kind, text, ((names[self.good[row]], note) for row, note in zip(rows, found, strict=True)))
         strange = [(name, "") for name in names if not name.isprintable()]
         self.add("strange names", "not UTF-8, or with control characters: other programs may stumble", strange)
-
-    def look_at_others(self, folders: list[str]) -> Counter[str]:
-        """How many files there are of each suffix, hidden ones aside, that are no images of a known format."""
-        suffixes: Counter[str] = Counter()
-        unread, apart = [], []
-        for folder in folders:
-            parts = set(split_folders(folder).values())
-            for here, inside, files in os.walk(folder):
-                inside[:] = sorted(name for name in inside if kind_of(name, is_folder=True) == "folder")
-                outside = bool(parts) and os.path.relpath(here, folder).split(os.sep)[0] not in parts
-                for name in sorted(name for name in files if not name.startswith(".")):
-                    kind = kind_of(name, is_folder=False)
-                    if kind != "image":
-                        suffixes[os.path.splitext(name)[1].lower()] += 1
-                        unread += [(os.path.join(here, name), "")] if kind == "formats" else []
-                    elif outside:
-                        apart.append((os.path.join(here, name), ""))
-        self.add("other formats", "images that selfie does not read: convert them to JPEG or PNG", unread)
-        self.add("outside the parts", "beside train/, where nothing reads them", apart)
-        return suffixes
-
-
-def labels_of(source: Source, roots: dict[str, str]) -> Iterator[str | None]:
-    """Of each image the class, that of its folder, `.cls` file or row; "" beside such folders, None without any."""
-    if isinstance(source, Joined):
-        for each in source.sources:
-            yield from labels_of(each, roots)
-    elif isinstance(source, Shards):
-        yield from source.labels
-    elif isinstance(source, Parquet):
-        try:
-            yield from source.labels()[0]
-        except DataError:  # no column of labels
-            yield from itertools.repeat(None, len(source))
-    else:
-        known: dict[str, str] = {}  # a class's name is held once
-        for name in source.names:
-            root = max((root for root in roots if name.startswith(root)), key=len, default=None)
-            folder = None if root is None else name[len(root) :].rpartition(os.sep)[0].partition(os.sep)[0]
-            yield folder and known.setdefault(folder, folder)

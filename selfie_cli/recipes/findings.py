@@ -294,9 +294,12 @@ def details(run: Run, page: Page) -> None:
         piece("folded", "Derived and measured", [pages.settings({**run.derived, "measured": run.config["measured"]})]),
         piece("folded", "Data and versions", [pages.settings(recorded)]),
     ]
-    for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen in pretraining")):
+    for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen before")):
         lines = read_lines(run.path / f"{file}.jsonl")
-        rows = [(each["path"], each.get("reason") or f"{each['kind']}, in {each['run']}") for each in lines[:LISTED]]
+        rows = [
+            (each["path"], each.get("reason") or f"{each['kind']}, in {each['run'] or 'the training part'}")
+            for each in lines[:LISTED]
+        ]
         rest = f"The first {LISTED} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > LISTED else ""
         if lines:
             listed = piece("table", [], rows, kind="plain")

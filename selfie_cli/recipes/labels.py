@@ -15,11 +15,11 @@ from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
 from selfie_cli.data.mapped import all_pixels, open_store
 from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, report_bad, storage_size
+from selfie_cli.data.store import BadFile, report_bad, storage_size, too_many
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.recipes.beginning import where_it_began
-from selfie_cli.recipes.seen import look_for_seen
+from selfie_cli.recipes.seen import counts_of, look_for_seen
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -96,7 +96,10 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     train_part, test_part, bad = read_parts(found, size=storage_size(image_size), options=options, talk=talk)
-    rows, seen = look_for_seen(sources, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk)
+    rows, seen = look_for_seen(
+        sources, train_part.pixels, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk
+    )
+    num_seen, num_like_train = counts_of(seen)
     return Data(
         name=found.name,
         classes=found.train.classes,
@@ -108,7 +111,8 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
             "left_out": found.left_out.counts,
             "unreadable": len(bad),
             "split": found.split_note,
-            "seen_test_images": len({each["path"] for each in seen}),
+            "seen_test_images": num_seen,
+            "like_training_images": num_like_train,
         },
         bad=bad,
         num_images=len(found.train.source) + len(found.test.source),
@@ -128,7 +132,9 @@ def read_parts(
     found: LabelledSplits, *, size: int, options: DataOptions, talk: Talk
 ) -> tuple[Part, Part, list[BadFile]]:
     """The training part, the test part, and what cannot be read of both; names classes of which nothing can."""
-    parts, bad = [], []
+    parts: list[Part] = []
+    bad: list[BadFile] = []
+    num_images = len(found.train.source) + len(found.test.source)
     for labelled in (found.train, found.test):
         part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
         parts.append(part)
@@ -137,6 +143,8 @@ def read_parts(
             kind = "test" if labelled is found.test else "training"
             talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
             found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
+    if len(bad) > options.max_bad * num_images:
+        raise too_many(bad, num_images, options.max_bad)
     return parts[0], parts[1], bad
 
 
@@ -146,7 +154,7 @@ def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) ->
             part.source,
             size=size,
             workers=options.workers or num_cores(),
-            max_bad=options.max_bad,
+            max_bad=1,  # of both parts together, see `read_parts`
             talk=talk,
             folder=options.store,
             limit_gb=options.store_gb,

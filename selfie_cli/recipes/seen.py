@@ -1,4 +1,4 @@
-"""Test images that a network has seen in pretraining: told, listed, and left out if asked."""
+"""Test images that are like training images, or seen in pretraining: told, listed, and left out if asked."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,51 +7,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.data.duplicates import FILE_NAME, Marks, find_seen, load_marks, marks_of
+from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, load_marks, marks_of
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 
 
 def look_for_seen(
-    sources: Iterable[Run], pixels: Tensor, names: list[str], *, exclude: bool, talk: Talk
+    sources: Iterable[Run], train: Tensor, pixels: Tensor, names: list[str], *, exclude: bool, talk: Talk
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Compare test images with those that runs were pretrained on.
+    """Compare test images with training images, and with those that runs were pretrained on.
 
     Args:
         sources: the runs; of one without marks (the bundled network, a finetuned one) nothing is known, which is said.
-        pixels: uint8 [M, S, S, 3], stored as for the runs' own images; names: M.
+        train: uint8 [N, S, S, 3], the training images.
+        pixels: uint8 [M, S, S, 3], the test images, stored as for the runs' own images; names: M.
 
     Returns:
-        The rows to go on with, int64 [M'], ascending: all, or with `exclude` those that no run has seen. And a record
-        for each image and run that has seen it.
+        The rows to go on with, int64 [M'], ascending: all, or with `exclude` those that nothing has seen. And a record
+        for each image and run that has seen it; its run is None for a training image.
 
     Raises UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
     """
     records: list[dict[str, Any]] = []
     keep = np.ones(len(names), dtype=np.bool_)
-    marks: Marks | None = None  # made once, and only if there is anything to compare with
+    marks = marks_of(pixels)
+    if len(train) * len(names) > MOST_PAIRS:
+        talk.say("these are too many test images to look for near-duplicates of training images: copies alone are told")
+    compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train), pairs=MOST_PAIRS))]
     for source in sources:
-        where = source.name
-        if not (source.path / FILE_NAME).is_file():
-            if exclude:
-                raise UsageError(f"--exclude-seen: {where} keeps no marks of the images that it was pretrained on")
-            talk.say(f"{where} keeps no marks of its images: test images among them would not be noticed")
-            continue
-        if marks is None:
-            marks = marks_of(pixels)
-        found = find_seen(marks, load_marks(source.path / FILE_NAME))
+        if (source.path / FILE_NAME).is_file():
+            compared.append((source.name, find_seen(marks, load_marks(source.path / FILE_NAME))))
+        elif exclude:
+            raise UsageError(f"--exclude-seen: {source.name} keeps no marks of the images that it was pretrained on")
+        else:
+            talk.say(f"{source.name} keeps no marks of its images: test images among them would not be noticed")
+    for run, found in compared:
         near, copies = int(found.near.sum()), int(found.exact.sum())
         if near:
+            seen = f"were seen when {run} was pretrained" if run else "are like training images"
             talk.warn(
-                f"{near:,} of {len(names):,} test images ({near / len(names):.1%}) were seen when {where} was "
-                f"pretrained: {copies:,} copies, {near - copies:,} near-duplicates"
+                f"{near:,} of {len(names):,} test images ({near / len(names):.1%}) {seen}: "
+                f"{copies:,} copies, {near - copies:,} near-duplicates"
                 + (", left out" if exclude else "; --exclude-seen leaves them out")
             )
         records += [
             {
                 "path": names[i],
-                "run": where,
+                "run": run,
                 "kind": "copy" if found.exact[i] else "near-duplicate",
                 "bits": int(found.distance[i]),
             }
@@ -60,5 +63,14 @@ def look_for_seen(
         if exclude:
             keep &= ~found.near
     if len(keep) and not keep.any():
-        raise DataError("every test image was seen in pretraining: without --exclude-seen they are only told")
+        raise DataError(
+            "every test image was seen in pretraining, or is like a training image: without --exclude-seen, "
+            "that is told, and all are kept"
+        )
     return torch.from_numpy(np.flatnonzero(keep)), records
+
+
+def counts_of(records: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many test images were seen in pretraining, and how many are like training images."""
+    seen, like = ({each["path"] for each in records if (each["run"] is None) == alike} for alike in (False, True))
+    return len(seen), len(like)

@@ -10,7 +10,17 @@ from PIL import Image
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 # Needed to compile, or by torchvision, and as slow to import as torch itself.
-NOT_TO_EMBED = ("torchvision", "torch._dynamo", "torch._inductor", "sympy", "pandas", "matplotlib", "scipy")
+NOT_TO_EMBED = (
+    "torchvision",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "jinja2",
+)
 
 
 def loaded(arguments: list[str], names: tuple[str, ...], **environment: str) -> tuple[list[str], str]:

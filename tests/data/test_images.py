@@ -125,6 +125,36 @@ def test_big_endian_sixteen_bit_tiff():
     np.testing.assert_array_equal(pixels(io.BytesIO(data))[..., 0], [[0, 1], [128, 255]])
 
 
+def tagged(data: io.BytesIO, tag: int, value: int, *, new: tuple[int, int]) -> io.BytesIO:
+    """A little-endian TIFF with another number, or value, of one of its tags."""
+    entry, other = (struct.pack("<HHIH", each, 3, 1, of_it) for each, of_it in ((tag, value), new))
+    assert data.getvalue().count(entry) == 1
+    return io.BytesIO(data.getvalue().replace(entry, other))
+
+
+def test_white_may_be_zero():
+    """At 16 bits as at 8, where Pillow turns it."""
+    values = np.array([[0, 257], [25700, 65535]], np.uint16)
+    for image in (Image.fromarray(values), Image.fromarray((values // 257).astype(np.uint8))):
+        found = pixels(tagged(encoded(image, "TIFF"), 262, 1, new=(262, 0)))
+        assert found[..., 0].tolist() == [[255, 254], [155, 0]]
+
+
+def test_a_band_that_a_tiff_does_not_call_alpha_is_none():
+    """Of a satellite's four bands, the fourth is near infrared."""
+    data = tagged(encoded(Image.new("RGBA", (4, 4)), "TIFF"), 338, 2, new=(340, 2))
+    with open_image(data) as image, pytest.raises(UnreadableImage, match="4 bands, of which 3 are"):
+        to_rgb(image)
+
+
+@pytest.mark.parametrize(("alpha", "shown"), [((0, 0), [10, 200]), ((0, 255), [255, 200])])
+def test_a_bmp_whose_alpha_is_zero_everywhere_has_none(alpha, shown):
+    header = struct.pack("<IiiHHIIiiII4I", 108, 2, 1, 1, 32, 3, 8, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    body = bytes([10, 10, 10, alpha[0], 200, 200, 200, alpha[1]])
+    data = b"BM" + struct.pack("<IHHI", 14 + 108 + 8, 0, 0, 14 + 108) + header.ljust(108, b"\0") + body
+    assert pixels(io.BytesIO(data))[0, :, 0].tolist() == shown
+
+
 def test_sixteen_bit_grey_with_a_transparent_value():
     values = np.array([[1000, 2000]], np.uint16)
     data = encoded(Image.fromarray(values), "PNG", transparency=1000)

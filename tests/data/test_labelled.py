@@ -68,7 +68,10 @@ def test_labelled_shards(tmp_path):
     def shard(number: int, label) -> str:
         keys = [f"{number}{index:03d}" for index in range(10)]
         members = {f"{key}.cls": label(index) for index, key in enumerate(keys)}
-        return write_tar(tmp_path / f"s-{number}.tar", members | {f"{key}.png": png(int(key)) for key in keys})
+        return write_tar(
+            tmp_path / f"s-{number}.tar",
+            members | {f"{key}.png": png(10 * number + index) for index, key in enumerate(keys)},
+        )
 
     for number in range(2):
         shard(number, lambda index: f"{[2, 10][index % 2]}\n".encode())

@@ -62,3 +62,30 @@ def test_the_hash_part_depends_on_names_alone():
         key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest(),
     )
     assert test[names.index(smallest)]
+
+
+def test_copies_stay_on_one_side() -> None:
+    """Every image twice, some three times, and one class that is copies of one image."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        same = np.sort(generator.integers(0, 20, 60))
+        first = np.searchsorted(same, same)
+        labels = np.where(same < 4, 0, 1)
+        labels[np.flatnonzero(same == same[-1])] = 2
+        names = [f"{index}.jpg" for index in range(60)]
+        test = hash_test_part(names, labels, same=first)
+        assert not set(first[test]) & set(first[~test])
+        assert {0, 1} <= set(labels[test].tolist()) <= {0, 1, 2}
+        assert not test[labels == 2].any()
+        assert 0.2 * (labels == 1).sum() - 1 <= test[labels == 1].sum() <= 0.2 * (labels == 1).sum() + 10
+    np.testing.assert_array_equal(
+        hash_test_part(names, labels), hash_test_part(names, labels, same=np.arange(len(names)))
+    )
+
+
+def test_a_copy_in_another_class_takes_no_image_to_both_sides() -> None:
+    names, labels = [f"{index}" for index in range(40)], np.arange(40) % 2
+    same = np.arange(40) // 2 * 2  # each image is in both classes
+    test = hash_test_part(names, labels, same=same)
+    assert not set(same[test]) & set(same[~test])
+    assert test.any()

@@ -8,6 +8,9 @@ import pytest
 from commands import SMALL, error_of, selfie
 from PIL import Image, ImageEnhance
 
+from selfie_cli.data.labelled import open_labelled
+from selfie_cli.talk import Talk
+
 FEW = ("--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--no-report")
 
 
@@ -76,3 +79,30 @@ def test_when_every_test_image_was_seen(images: Path) -> None:
     assert "every test image was seen in pretraining" in error_of("finetune", *arguments)
     assert not Path("run").exists()
     assert "every test image was seen" in error_of("eval", "all", "--dataset", images, "--exclude-seen")
+
+
+def test_copies_and_near_duplicates_across_the_split(images: Path, tmp_path: Path) -> None:
+    """Each file is there twice, as copies that a phone has made; and some test images brighter in the training part."""
+    for file in sorted((images / "train").rglob("*.png")):
+        there = tmp_path / "photos" / file.parent.name
+        there.mkdir(parents=True, exist_ok=True)
+        for name in (file.name, f"{file.stem} (1).png"):
+            shutil.copy(file, there / name)
+    found = open_labelled("photos", data_root=Path("data"), offline=True, talk=Talk())
+    names = [{Path(name).name.replace(" (1)", "") for name in part.source.names} for part in (found.train, found.test)]
+    assert names[1]
+    assert not names[0] & names[1]
+    for file in sorted(Path("photos").rglob("*.png"))[::4]:
+        with Image.open(file) as image:
+            ImageEnhance.Brightness(image.convert("RGB")).enhance(1.05).save(file.with_name(f"zz-{file.name}"))
+    asked = ("--dataset", "photos", "--from", "none", "--backbone", "resnetv2_18_w16", *FEW)
+    told = selfie("finetune", *asked, "--out", "told").stderr
+    assert "test images" in told
+    assert "are like training images: 0 copies" in told
+    left = selfie("finetune", *asked, "--exclude-seen", "--out", "left").stderr
+    assert "near-duplicates, left out" in left
+    listed = {line["path"] for line in lines_of(Path("left/seen_test_images.jsonl")) if line["run"] is None}
+    counts = [json.loads(Path(run, "results.json").read_text())["num_test"] for run in ("told", "left")]
+    assert counts[0] - counts[1] == len(listed) > 0
+    data = json.loads(Path("left/config.json").read_text())["data"]
+    assert (data["like_training_images"], data["seen_test_images"]) == (len(listed), 0)
