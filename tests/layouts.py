@@ -1,10 +1,11 @@
 """A corpus of odd layouts: inputs that people have, the verb that meets them, and what it must say.
 
-`python tests/layouts.py --before CHECKOUT` runs every case here and in another checkout of selfie, and writes
-docs/layouts.md. tests/test_layouts.py runs the same cases.
+`python tests/layouts.py --before CHECKOUT` runs every case with another checkout of selfie and with this one, and
+writes docs/layouts.md. tests/test_layouts.py runs the same cases.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -244,6 +245,14 @@ CASES = [
     ),
     Case(
         kind="A",
+        title="`train/images/`, `test/images/` of class folders",
+        build=tree(*(f"{part}/images/{name}" for part in ("train", "test") for name in CLASSES)),
+        command=(*FINETUNE, "data"),
+        said=r"only one class \(images\) in data/train.*: if the classes are in data/train/images, give that",
+        code=1,
+    ),
+    Case(
+        kind="A",
         title="`train/` alone, of class folders",
         build=tree("train/cat", "train/dog"),
         command=(*FINETUNE, "data"),
@@ -373,7 +382,7 @@ CASES = [
         title="a folder of `birds_train.parquet`, `birds_dev.parquet`",
         build=several(*(table(*EIGHT, name=f"data/birds_{part}.parquet") for part in ("train", "dev"))),
         command=(*FINETUNE, "data"),
-        said=r"own validation, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images",
+        said=r"validation part, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images",
     ),
     *(
         Case(
@@ -435,6 +444,7 @@ CASES = [
         for title, stdin, said, code in (
             ("stdin with a byte order mark", b"\xef\xbb\xbf" + NAMES, r"v.npy: 3 vectors", 0),
             ("stdin in UTF-16", NAMES.decode().encode("utf-16"), r"v.npy: 3 vectors", 0),
+            ("stdin with thumbnails", NAMES + b"data/@eaDir/00.png\ndata/._00.png\n", r"left out: 2 system files", 0),
             ("stdin that names a folder", b"data\n", r"stdin, line 1: data is a folder", 1),
         )
     ),
@@ -595,27 +605,28 @@ CASES = [
 ]
 
 
-def outcome(case: Case, folder: Path, run: Callable[..., tuple[int, str]]) -> tuple[int, str]:
-    """Build the case in `folder` and run it there: its exit code and all that it said."""
+def outcome(case: Case, folder: Path) -> tuple[int, str]:
+    """Build the case in `folder` and run it there, in this process: its exit code and all that it said."""
+    from typer.testing import CliRunner
+
+    from selfie_cli.cli.app import app
+
     case.build(folder)
-    return run(case.command, case.stdin, folder)
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(app, list(case.command), input=case.stdin)
+    bug = result.exception is not None and not isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stderr + result.stdout + f"Traceback: {result.exception!r}" * bug
 
 
-def in_process_of(checkout: Path) -> Callable[..., tuple[int, str]]:
-    def run(command: tuple[str, ...], stdin: bytes, folder: Path) -> tuple[int, str]:
-        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        argv = [sys.executable, "-m", "selfie_cli", *command]
-        done = subprocess.run(argv, input=stdin, cwd=folder, env=environment, capture_output=True, check=False)
-        return done.returncode, (done.stderr + done.stdout).decode("utf-8", "replace")
-
-    return run
+def is_right(case: Case, code: int, text: str) -> bool:
+    return code == case.code and bool(re.search(case.said, text, re.MULTILINE))
 
 
-def told(case: Case, code: int, text: str) -> str:
-    """The lines of an outcome that matter: what matched, else errors and warnings, else the size of the job."""
+def told(code: int, text: str) -> str:
+    """The lines of an outcome that matter: what was left out and warned of, else what was read."""
     lines = [line for line in text.splitlines() if line.strip()]
     for pattern in (
-        r"left out|only .* is read|^error|Traceback|taken for|classes are|called like|class .* can be read",
+        r"left out|only .* is read|^error|^Traceback|taken for|classes are|called like|class .* can be read",
         r"The test part|labels of|on \d+ images|vectors$",
     ):
         if found := [line for line in lines if re.search(pattern, line)]:
@@ -623,23 +634,33 @@ def told(case: Case, code: int, text: str) -> str:
     return f"exit {code}"
 
 
+def outcomes() -> None:
+    """Print the outcome of every case, a line of JSON each."""
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(outcome(case, Path(folder))), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--before", type=Path, required=True, help="a checkout of selfie to compare with")
+    parser.add_argument("--before", type=Path, help="a checkout of selfie to compare with")
     before = parser.parse_args().before
+    if before is None:
+        return outcomes()
+    columns = []
+    for checkout in (before.resolve(), ROOT):
+        environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, __file__], env=environment, stdout=subprocess.PIPE, check=True)
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        right = [is_right(case, *each) for case, each in zip(CASES, found, strict=True)]
+        columns.append([f"{'yes' if good else 'no'}: {told(*each)}" for good, each in zip(right, found, strict=True)])
     rows = ["| kind | input | command | before | now |", "| --- | --- | --- | --- | --- |"]
-    right = {"before": 0, "now": 0}
-    for case in CASES:
-        cells = []
-        for when, checkout in (("before", before), ("now", ROOT)):
-            with tempfile.TemporaryDirectory() as folder:
-                code, text = outcome(case, Path(folder), in_process_of(checkout))
-            good = code == case.code and bool(re.search(case.said, text, re.MULTILINE))
-            right[when] += good
-            cells.append(f"{'yes' if good else 'no'}: {told(case, code, text)}")
+    for case, *cells in zip(CASES, *columns, strict=True):
         verb = " ".join([case.command[0], *(word for word in case.command[1:] if word == "--strict")])
         rows.append(f"| {case.kind} | {case.title} | {verb} | {' | '.join(cells)} |")
-    PAGE.write_text(INTRODUCTION.format(count=len(CASES), **right) + "\n".join(rows) + "\n", encoding="utf-8")
+    counts = [sum(cell.startswith("yes") for cell in column) for column in columns]
+    introduction = INTRODUCTION.format(count=len(CASES), before=counts[0], now=counts[1])
+    PAGE.write_text(introduction + "\n".join(rows) + "\n", encoding="utf-8")
 
 
 INTRODUCTION = """# Odd layouts

@@ -158,10 +158,12 @@ def keys_of(source: Source) -> Sequence[str]:
     placed = arrange(set(source.folders()))
     keys = []
     for name, folder in zip(source.names, source.folders(), strict=True):
-        parts = name[len(source.root) :].split(os.sep)
-        part = placed[folder][0]
-        keys.append("/".join(each for each in parts if not part or part_of(each, is_folder=True) != part))
+        keys.append(without_part(name[len(source.root) :].replace(os.sep, "/"), placed[folder][0]))
     return keys
+
+
+def without_part(path: str, part: str) -> str:
+    return "/".join(each for each in path.split("/") if not part or part_of(each, is_folder=True) != part)
 
 
 def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict[str, Callable[[], Piece]]:
@@ -171,9 +173,11 @@ def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict
     if not isinstance(source, Folder | Shards):
         return {"all": functools.partial(Piece, source, texts, known, keys, "")}
     placed = arrange(set(source.folders()))
-    if {part for part, _ in placed.values()} == {""}:
-        if isinstance(source, Folder) or not source.has_labels:
-            check_classes(placed.keys(), where, talk)
+    parted = {part for part, _ in placed.values()} != {""}
+    if isinstance(source, Folder) or not source.has_labels:
+        below = {without_part(folder, part) for folder, (part, _) in placed.items() if part in ("", "train")}
+        check_classes(below, os.path.join(where, names_of_part(placed, "train") if parted else ""), talk)
+    if not parted:
         return {"all": functools.partial(Piece, source, texts, known, keys, "")}
     rows: dict[str, list[int]] = defaultdict(list)
     for row, folder in enumerate(source.folders()):
@@ -263,7 +267,7 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
         return dataclasses.replace(_hash_split(whole, keys, name, talk), left_out=left_out)
     tested = "test" if "test" in read else "validation"
     title = read[tested][1].title
-    own = f"the folder {title}" if title.endswith("/") else f"the data set's own {title}"
+    own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
     note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
     return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from selfie_cli.data.images import EXTENSIONS, what_is
-from selfie_cli.data.layout import LeftOut
+from selfie_cli.data.layout import LeftOut, kind_of
 from selfie_cli.data.names import Names
 from selfie_cli.errors import DataError
 
@@ -23,7 +23,7 @@ def read_list(path: str, left_out: LeftOut) -> Names:
     if data.startswith(b"version https://git-lfs."):
         raise DataError(f"{path}: {what_is(data)}")
     lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
-    names = Names(listed_paths(lines, path, os.path.dirname(path)))
+    names = Names(listed_paths(lines, path, left_out, os.path.dirname(path)))
     if not names:
         raise DataError(f"no paths in the list {path}: it should name an image a line")
     return distinct(names, left_out)
@@ -54,8 +54,8 @@ def distinct(names: Names, left_out: LeftOut) -> Names:
     return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))
 
 
-def listed_paths(lines: Iterable[str], where: str, folder: str = "") -> Iterator[str]:
-    """The paths that the lines of a list name, relative to `folder`. Empty lines are passed over.
+def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: str = "") -> Iterator[str]:
+    """The paths that the lines of a list name, relative to `folder`, without what systems leave among photos.
 
     Raises DataError for a line that is a folder, a pattern, or more than a path.
     """
@@ -72,7 +72,10 @@ def listed_paths(lines: Iterable[str], where: str, folder: str = "") -> Iterator
                 alone = (line.strip(" '\""), re.split(r"[,;\t]| (?=\S+$)", line)[0], line.replace("\\", "/"))
                 if found := next((each for each in alone if os.path.isfile(os.path.join(folder, each))), None):
                     raise DataError(f"{place} is no file, but {found} is: give a path per line, with / between folders")
-        if line.strip():
+        *folders, name = line.split("/")
+        if any(kind_of(each, is_folder=True) == "system" for each in folders) or name.startswith("._"):
+            left_out.add("system", name)
+        elif line.strip():
             yield path if "://" not in line else line
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
 from selfie_cli.data.images import read_file
-from selfie_cli.data.layout import label_of
+from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.names import Names
 from selfie_cli.data.source import Packed, file_version, unreadable
@@ -236,7 +236,7 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
         raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
     column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
     names = features[column].get("names") if column in noted else None
-    return column, [str(name) for name in names] if isinstance(names, list) else None
+    return column, [class_name(str(name)) for name in names] if isinstance(names, list) else None
 
 
 def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schema: Any) -> str:

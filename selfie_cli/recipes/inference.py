@@ -84,7 +84,7 @@ def expand(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tuple[Name
     def found() -> Iterator[str]:
         for path in paths:
             if path == "-":
-                lines = listed_paths(map(path_in, stdin), "stdin")
+                lines = listed_paths(map(path_in, stdin), "stdin", left_out)
                 yield from group().from_first(Names(lines if group().first else ()))
             elif os.path.isdir(path):
                 folder = Folder(path)

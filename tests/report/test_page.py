@@ -217,6 +217,8 @@ def test_a_curve_is_a_file_of_its_own() -> None:
     assert texts.count(EVIL) == 2
     assert {"b", "0.05", "1"} <= set(texts)
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+    style = root.find("{http://www.w3.org/2000/svg}style").text
+    assert {"svg", ".line circle", ".grid"} <= {each.strip() for each in re.findall(r"([^{}]+)\{", style)}
     assert "script" not in {each.tag.rpartition("}")[2] for each in root.iter()}
 
 
