@@ -25,7 +25,7 @@ from torch import Tensor
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.sources import Array, Files, list_images
+from selfie_cli.data.sources import Array, Folder
 from selfie_cli.data.store import read_store
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
@@ -45,7 +45,7 @@ SIZE, NUM_TRAIN, NUM_LABELS, NUM_CLASSES = 32, 40_000, 2_000, 10
 
 def load(tree: Path) -> tuple[Tensor, Tensor]:
     """All training images, uint8 [N, 32, 32, 3], and labels, int64 [N], in one random order."""
-    files = Files(list_images(str(tree / "train")))
+    files = Folder(str(tree / "train"))
     classes = sorted({Path(file).parent.name for file in files.names})
     labels = torch.tensor([classes.index(Path(file).parent.name) for file in files.names])
     pixels = read_store(files, size=SIZE, workers=2, max_bad=0, talk=Talk()).take(torch.arange(len(files)))

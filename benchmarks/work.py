@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.mapped import open_store
-from selfie_cli.data.sources import Array, Files, Source, list_images
+from selfie_cli.data.sources import Array, Folder, Source
 from selfie_cli.data.store import storage_size
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
@@ -86,7 +86,7 @@ def pretraining(
         pixels = noise(batch_size, image_size, device)
         source: Source = Array(np.zeros((batch_size, 1, 1, 3), np.uint8), [str(index) for index in range(batch_size)])
     else:
-        source = Files(list_images(str(photos)))
+        source = Folder(str(photos))
     derived: dict[str, Any] = derive(options, source)
     torch.manual_seed(0)
     task = networks.build_method(derived).to(device).train()

@@ -474,7 +474,7 @@ CASES = [
     *(
         Case(
             kind="D",
-            title=f"pictures and HEIC files: `{command[0]} {' '.join(more)}`".replace(" `", "`"),
+            title=f"pictures and HEIC files, `{' '.join([command[0], *more])}`",
             build=tree(".", files={f"{n}.HEIC": HEIC for n in range(3)}),
             command=(*command, "data", *more),
             said=r"left out: 3 files of formats that are not read \(.heic\)",
@@ -665,9 +665,9 @@ def main() -> None:
 
 INTRODUCTION = """# Odd layouts
 
-Inputs that people have, and what selfie makes of them. Of {count}, {before} were right before and {now} are now; before
-is commit 282d1d3. The rules are in [Data](guide/data.md#rules-of-layouts). This page is made by
-`python tests/layouts.py --before CHECKOUT`.
+Inputs that people have, and what selfie makes of them: of {count}, {before} were right in commit 282d1d3 (before), and
+{now} are now. A case is right if the command does what the [rules](guide/data.md#rules-of-layouts) say, and says it.
+`python tests/layouts.py --before CHECKOUT` makes this page.
 
 """
 

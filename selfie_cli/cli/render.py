@@ -195,7 +195,7 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
         parts.append(table)
     if result.groups is not None:
         title = f"Groups of near-duplicates in {result.file}"
-        table = titled(title, ["group", "cosine", "same file", "path"], left="path", overflow="fold")
+        table = titled(title, ["group", "cosine", "same contents", "path"], left="path", overflow="fold")
         for number, group in enumerate(result.groups[:top], 1):
             for member in group[:MEMBERS]:
                 copy = "yes" if member.copy and member is not group[0] else ""

@@ -77,7 +77,7 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
         return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
     pieces = open_pieces(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
-        return assemble(pieces)
+        return assemble(pieces, talk)
     finally:
         if pieces.left_out:
             talk.warn(str(pieces.left_out))
@@ -232,7 +232,7 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
         )
 
 
-def assemble(pieces: Pieces) -> LabelledSplits:
+def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
     name, left_out = pieces.name, pieces.left_out
     read: dict[str, tuple[Labelled, Piece]] = {}
@@ -264,7 +264,7 @@ def assemble(pieces: Pieces) -> LabelledSplits:
     if len(read) == 1:
         ((whole, piece),) = read.values()
         keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
-        return dataclasses.replace(_hash_split(whole, keys, name), left_out=left_out)
+        return dataclasses.replace(_hash_split(whole, keys, name, talk), left_out=left_out)
     tested = "test" if "test" in read else "validation"
     title = read[tested][1].title
     own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
@@ -293,8 +293,8 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _hash_split(whole: Labelled, names: Sequence[str], name: str) -> LabelledSplits:
-    test = hash_test_part(names, whole.labels, same=whole.source.first_of_same())
+def _hash_split(whole: Labelled, names: Sequence[str], name: str, talk: Talk) -> LabelledSplits:
+    test = hash_test_part(names, whole.labels, same=whole.source.first_of_same(talk))
     if not test.any():
         raise DataError(f"{name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."
@@ -313,5 +313,5 @@ def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) ->
             read[part] = Labelled(named_source(found), found.labels, found.classes)
     train = read["train"]
     if "test" not in read:
-        return _hash_split(train, ["/".join(Path(path).parts[-2:]) for path in train.source.names], name)
+        return _hash_split(train, ["/".join(Path(path).parts[-2:]) for path in train.source.names], name, talk)
     return LabelledSplits(train, read["test"], name, "The test part is the data set's own.")

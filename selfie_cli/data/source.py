@@ -16,6 +16,7 @@ from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.talk import Talk
 
 
 class Source(ABC):
@@ -51,14 +52,17 @@ class Source(ABC):
         """The bytes of each image's contents, int64 [N], where they can be told without reading it; else zeros."""
         return np.zeros(len(self), np.int64)
 
-    def first_of_same(self) -> Labels:
+    def first_of_same(self, talk: Talk) -> Labels:
         """For each image the first one with the same contents, int64 [N]. Only images of the same size are read."""
         first = np.arange(len(self))
         _, inverse, counts = np.unique(self.sizes(), return_inverse=True, return_counts=True)
         known: dict[bytes, int] = {}
-        for index in np.flatnonzero(counts[inverse] > 1).tolist():
-            with contextlib.suppress(UnreadableImage):
-                first[index] = known.setdefault(hashlib.blake2b(self.contents(index)).digest(), index)
+        alike = np.flatnonzero(counts[inverse] > 1).tolist()
+        with talk.track("looking for copies", len(alike)) as advance:
+            for done, index in enumerate(alike, 1):
+                with contextlib.suppress(UnreadableImage):
+                    first[index] = known.setdefault(hashlib.blake2b(self.contents(index)).digest(), index)
+                advance(done, "")
         return first
 
     def versions(self) -> Iterator[bytes]:

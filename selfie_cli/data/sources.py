@@ -217,11 +217,6 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def list_images(folder: str) -> list[str]:
-    """The images below a folder, as `Folder` has them."""
-    return list(Folder(folder).names)
-
-
 def split_folders(folder: str) -> dict[str, str]:
     """The names of the folders right in `folder` that part a data set, by part; {} where there are none."""
     try:

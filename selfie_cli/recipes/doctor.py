@@ -209,7 +209,7 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
     labels += itertools.chain.from_iterable(piece.texts for piece in made.values())
     refusal = None
     try:
-        assemble(pieces)
+        assemble(pieces, talk)
     except DataError as error:
         refusal = error
     return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=noting.warned)

@@ -1,7 +1,8 @@
 """The images that a run's page shows: which, whether the network has trained on them, and what it makes of them."""
 
-import os
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from selfie_cli.config import ReportOptions
 from selfie_cli.data.augment import centre_crop
-from selfie_cli.data.labelled import open_labelled
+from selfie_cli.data.labelled import Piece, is_named, open_labelled, open_pieces
 from selfie_cli.data.named import NAMED
-from selfie_cli.data.sources import Files, Joined, Source, Subset, list_images, split_folders
+from selfie_cli.data.sources import Joined, Source, Subset
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, Store, read_store, storage_size
 from selfie_cli.data.unlabelled import named_tree, open_unlabelled
@@ -140,13 +141,14 @@ def choose(
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
         name = asked[0]
-        parts = split_folders(name) if os.path.isdir(name) else {}
-        parts.pop("train", None)
-        try:
+        found, parts = None, dict[str, Callable[[], Piece]]()
+        with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
+            parts = (
+                {} if is_named(name, root) else open_pieces(name, data_root=root, offline=offline, talk=Talk()).parts
+            )
             found = open_labelled(name, data_root=root, offline=offline, talk=Talk())
-        except DataError:  # no classes there; whether there are images at all is found out below
-            found = None
-        held_out = parts or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
+        held = parts.get("test") or parts.get("validation")
+        held_out = held or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
         if found is not None and (held_out or not own):
             what = "Held-out images" if own else "Images"
             classes, note = found.test.classes, f"{what} of {found.name}. {found.split_note}"
@@ -155,10 +157,8 @@ def choose(
             both = Joined([found.train.source, found.test.source])
             labels = np.concatenate([found.train.labels, found.test.labels])
             return both, labels, found.train.classes, trained
-        if part := parts.get("test") or parts.get("validation"):
-            images = Files(list_images(os.path.join(name, part)))
-            if len(images):
-                return images, None, [], f"Held-out images of the folder {part}/, without labels."
+        if held:
+            return held().source, None, [], f"Held-out images of {held().title}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 

@@ -9,7 +9,7 @@ import pytest
 
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.inspection import inspect
-from selfie_cli.data.sources import Files, list_images
+from selfie_cli.data.sources import Files, Folder
 from selfie_cli.errors import UnreadableImage
 from tests.data.corpus import GREY, NAMES, PICTURE, Entry, corpus, tiff, write_names, write_no_files
 
@@ -70,7 +70,7 @@ def test_all_who_decode_agree_on_what_is_bad(kind):
 
 def test_a_file_may_have_any_name(tmp_path: Path):
     write_names(tmp_path)
-    names = list_images(str(tmp_path))
+    names = list(Folder(str(tmp_path)).names)
     assert sorted(map(os.fsencode, names)) == sorted(
         os.path.join(os.fsencode(tmp_path), name) for name in NAMES if not name.endswith(b" ")
     )
@@ -83,7 +83,7 @@ def test_a_file_may_have_any_name(tmp_path: Path):
 def test_nobody_waits_for_what_is_no_file(tmp_path: Path):
     write_no_files(tmp_path)
     reasons = {}
-    for name in list_images(str(tmp_path)):
+    for name in list(Folder(str(tmp_path)).names):
         with pytest.raises(UnreadableImage) as raised:
             open_image(name)
         reasons[Path(name).name] = str(raised.value)

@@ -326,12 +326,12 @@ def test_nothing_is_flagged_before_it_is_on_the_disk(tmp_path, monkeypatch):
 FILL = """
 import sys, time, torch
 from selfie_cli.data import mapped
-from selfie_cli.data.sources import Files, list_images
+from selfie_cli.data.sources import Folder
 from selfie_cli.talk import Talk
 mapped.FLUSH_SECONDS = 0.0
 images, folder, seed, rounds = sys.argv[1:]
 store = mapped.MappedStore(
-    Files(list_images(images)), size=16, workers=2, max_bad=0, talk=Talk(), folder=folder, limit_gb=1
+    Folder(images), size=16, workers=2, max_bad=0, talk=Talk(), folder=folder, limit_gb=1
 )
 generator = torch.Generator().manual_seed(int(seed))
 print("ready", flush=True)
@@ -415,7 +415,7 @@ def test_a_full_disk_stops_the_keeping_and_nothing_else(source, whole, tmp_path)
 LIMITED = """
 import resource, sys, torch
 from selfie_cli.data import mapped
-from selfie_cli.data.sources import Files, list_images
+from selfie_cli.data.sources import Folder
 from selfie_cli.talk import Talk
 
 class Said(Talk):
@@ -423,7 +423,7 @@ class Said(Talk):
         print(line)
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-source = Files(list_images(sys.argv[1]))
+source = Folder(sys.argv[1])
 store = mapped.MappedStore(
     source, size=16, workers=2, max_bad=0, talk=Said(), folder=sys.argv[2], limit_gb=1
 )

@@ -13,15 +13,15 @@ from pictures import labelled, png, shade, unlabelled, write, write_tar
 
 from selfie_cli.data.lists import expand_braces
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Array, Files, Folder, Joined, Subset, fingerprint, list_images
+from selfie_cli.data.sources import Array, Files, Folder, Joined, Subset, fingerprint
 from selfie_cli.errors import DataError, UnreadableImage
 
 
 def test_listing_is_deep_sorted_and_picks_images_alone(tmp_path):
     expected = write(tmp_path, "B.PNG", "a.jpg", "b/1.webp", "b/a/2.tif", "c.jpeg")
     write(tmp_path, ".hidden.jpg", ".git/x.jpg", "notes.txt", "jpg", "b/model.bin")
-    assert list_images(str(tmp_path)) == expected
-    assert list_images(f"{tmp_path}/") == expected
+    assert list(Folder(str(tmp_path)).names) == expected
+    assert list(Folder(f"{tmp_path}/").names) == expected
 
 
 def test_links_are_followed_and_loops_survived(tmp_path):
@@ -31,7 +31,7 @@ def test_links_are_followed_and_loops_survived(tmp_path):
     (tmp_path / "a/there").symlink_to(tmp_path / "other")
     (tmp_path / "a/link.jpg").symlink_to(tmp_path / "other/2.jpg")
     (tmp_path / "a/nowhere.jpg").symlink_to(tmp_path / "absent")
-    found = list_images(str(tmp_path / "a"))
+    found = list(Folder(str(tmp_path / "a")).names)
     assert [os.path.relpath(path, tmp_path / "a") for path in found] == [
         "b/1.jpg", "link.jpg", "nowhere.jpg", "there/2.jpg"
     ]  # fmt: skip
