@@ -108,16 +108,20 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
     Measured on `sample`, a small batch on the device; the module is left as it was.
     """
-    # Twice the images take the same weights, in whichever precision: the difference is what images take.
-    twice = tuple(torch.cat([tensor, tensor]) for tensor in sample)
-    an_image = max(1, bytes_for_backward(step, twice) - bytes_for_backward(step, sample)) / len(sample[0])
+    # Half of the images take the same weights, in whichever precision: the difference is what images take.
+    # Batch norm behind a projector needs two images.
+    count = len(sample[0])
+    fewer = max(min(2, count), count // 2)
+    half = tuple(tensor[:fewer] for tensor in sample)
+    difference = bytes_for_backward(step, sample) - bytes_for_backward(step, half)
+    an_image = max(1, difference) / max(1, count - fewer)
     weights = sum(parameter.numel() * 4 for parameter in step.module.parameters() if parameter.requires_grad)
     on_gpu = step.device.type == "cuda"
     free = torch.cuda.mem_get_info(step.device)[0] if on_gpu else available_memory() // step.group.local_world
     room = free / 2 - 4 * weights
     micro = batch_size
-    while micro * an_image > room and (half := halved(micro, batch_size, step.smallest)):
-        micro = half
+    while micro * an_image > room and (smaller := halved(micro, batch_size, step.smallest)):
+        micro = smaller
     return min(step.group.gather(micro))
 
 

@@ -138,7 +138,7 @@ def test_a_large_untrained_network_does_not_warn(drawn):
 def test_the_bundled_network_does_not_warn(drawn):
     module = networks.load_module(runs.open_run(runs.bundled_folder())).eval()
     with torch.no_grad():
-        assert warning_of(module.embeddings(plain_view(drawn, 32))) is None
+        assert warning_of(module(plain_view(drawn, 32))) is None
 
 
 # Networks that find the way out: the loss asks for agreement and for nothing else.

@@ -7,7 +7,8 @@ import torchvision
 
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet, stem_for
 
-WIDTHS = {"resnetv2_50": 1024, "resnetv2_18": 256, "resnetv2_18_w16": 64, "resnet18": 256, "resnet50": 1024}
+WIDTHS = {"resnetv2_50": 1024, "resnetv2_18": 256, "resnetv2_10_w32": 128, "resnetv2_18_w16": 64}
+WIDTHS |= {"resnet18": 256, "resnet50": 1024}
 # Counted with the same networks elsewhere: timm's for resnetv2, torchvision's less their last layer.
 NUM_PARAMETERS = {
     "resnetv2_50": 23_500_352,

@@ -259,7 +259,7 @@ def hungry(task, most):
 
     def loss(*views):
         found, extra = loss_of(*views)
-        if len(views[0]) > most:
+        if len(views[0]) // getattr(task, "num_views", 1) > most:
             found.register_hook(lambda gradient: gradient + torch.empty(2**46).sum())
         return found, extra
 
