@@ -129,8 +129,7 @@ def hold(folder: Path) -> None:
     Raises RunError if another one does. Nothing is held where the system has no such locks: on Windows, and on some
     network disks.
     """
-    first = is_alone() or os.environ.get("RANK", "0") in ("", "0")
-    if inode(folder) in _held or not first:  # a job's first process holds it for all
+    if inode(folder) in _held:
         return
     try:
         import fcntl
@@ -138,7 +137,8 @@ def hold(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_alone() or os.environ.get("RANK", "0") in ("", "0"):  # a job's first process holds it for all
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise RunError(f"another process is working on {folder}: wait for it, or stop it first") from None

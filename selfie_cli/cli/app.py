@@ -46,6 +46,10 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
                     body(build(kind, values, typed), console)
                 with naming(STDOUT):
                     sys.stdout.flush()
+                if not is_alone():
+                    from selfie_cli.training.distributed import leave
+
+                    leave()
             except BrokenPipeError:  # whoever read our output has seen enough
                 abandon(sys.stdout)
                 raise typer.Exit(0) from None

@@ -80,6 +80,7 @@ def start(out: Path | None, **config: Any) -> Run:
             raise
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None
+    runs.hold(run.path)  # noted by every process, so that whichever is left can say how to go on
     return run
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from selfie_cli.data.memory import shared_memory
 from selfie_cli.errors import UsageError
@@ -146,14 +147,24 @@ def join(here: Group) -> Group:
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        with stdout_closed():
-            dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+        store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=TIMEOUT))
     except ValueError:
         raise UsageError(
             "MASTER_ADDR and MASTER_PORT do not say where the processes of this job meet: start them with torchrun"
         ) from None
-    atexit.register(dist.destroy_process_group)
+    # When torchrun starts a job again, its store still holds the addresses of the processes that have ended.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    store = dist.PrefixStore(f"selfie/{attempt}", store)  # type: ignore[attr-defined]
+    with stdout_closed():
+        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+    atexit.register(leave)
     return here
+
+
+def leave() -> None:
+    """Part from the other processes, if there are any: before Python ends, as its threads do not survive that."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
