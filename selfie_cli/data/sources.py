@@ -220,7 +220,8 @@ def fingerprint(source: Source) -> str:
 def split_folders(folder: str) -> dict[str, str]:
     """The names of the folders right in `folder` that part a data set, by part; {} where there are none."""
     try:
-        inside = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        with os.scandir(folder) as entries:
+            inside = [entry.name for entry in entries if os.path.isdir(entry.path)]  # a circle of links is none
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
     return {part: name for name, part in parts_in(inside).items()}

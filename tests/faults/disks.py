@@ -67,7 +67,7 @@ def command(verb: str, out: Path, save_every: float = 0.0001) -> list[object]:
     """A short run of a verb, whose states are saved in every step unless told otherwise."""
     images, often = shared() / "images", ("--save-every", save_every)
     if verb == "pretrain":
-        return [verb, images, "--image-size", 16, "--patch-size", 8, *TRAINING, *often, "--steps", 20, "--out", out]
+        return [verb, images, "--image-size", 16, *TRAINING, *often, "--steps", 20, "--out", out]
     if verb == "finetune":
         cells = ("--fraction", 0.5, "--seeds", 2, "--steps", 6, *often)
         return [verb, "--dataset", images, "--from", "none", "--image-size", 16, *TRAINING, *cells, "--out", out]

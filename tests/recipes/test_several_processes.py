@@ -72,7 +72,7 @@ def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
     assert steps_of(run) == sorted(set(steps_of(run)))
     assert steps_of(run)[-1] == STEPS
     for line in (run / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["chance"] == pytest.approx(1 / 15)  # among the views of both processes
+        assert json.loads(line)["chance"] == pytest.approx(1 / 8)  # among the images of both processes
     assert out.count("next: selfie finetune") == 1
     assert out.count(f"{run}: {STEPS} steps") == 1
     assert err.count("batch 8 as 2 x 4") == 1
