@@ -358,7 +358,8 @@ def read_tar(file: Path, rng: random.Random) -> None:
         with contextlib.suppress(UnreadableImage):
             shards.open(index).close()
     with contextlib.suppress(UnreadableImage):
-        shards.read(0, len(shards))
+        if len(shards):  # without images the opening functions refuse it
+            shards.read(0, len(shards))
 
 
 def make_list(folder: Path) -> list[Path]:
