@@ -211,7 +211,7 @@ def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable
 
 
 def told(error: BaseException) -> tuple[str, int] | None:
-    """What to tell the user of an error, and the exit code; None for a bug."""
+    """The line that tells the user of an error, and the exit code; None for a bug."""
     if isinstance(error, SelfieError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

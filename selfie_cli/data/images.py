@@ -102,7 +102,7 @@ CONTENTS = (
         "text, not an image in a known format (a list of paths is given as .txt or on stdin)",
     ),
 )
-"""How files begin that are taken for images by mistake, and what to say of them."""
+"""First bytes of files that are taken for images by mistake, each with the words that name them."""
 
 
 def what_is(head: bytes) -> str:

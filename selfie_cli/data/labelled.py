@@ -68,7 +68,7 @@ class Pieces:
 
 
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    """What `finetune`, `curve` and `eval` train and test on; see `open_pieces`.
+    """Open the labelled images that `finetune`, `curve` and `eval` train and test on; see `open_pieces`.
 
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
     what is left out. Raises DataError as `open_pieces` does, and if there is one class only.
@@ -150,7 +150,7 @@ def labels_of(source: Source) -> tuple[Sequence[str | None], list[str] | None]:
 
 
 def keys_of(source: Source) -> Sequence[str]:
-    """What the hash split goes by: the names of images, wherever the data set lies."""
+    """The names of images that the hash split uses, wherever the data set lies."""
     if isinstance(source, Shards):
         return source.keys
     if not isinstance(source, Folder):

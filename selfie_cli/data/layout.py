@@ -89,7 +89,7 @@ SHOWN = 3  # names of each kind, at most
 
 
 class LeftOut:
-    """What is not taken: how many of each kind, and some names."""
+    """Images and files that are not taken: a count of each kind, and some names."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}

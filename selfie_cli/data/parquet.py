@@ -252,7 +252,7 @@ def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schem
 
 
 def num_rows(path: str) -> int:
-    """How many images a parquet file holds, 0 without a column of images. Raises DataError if it cannot be read."""
+    """Number of images in a parquet file, 0 without a column of images. Raises DataError if it cannot be read."""
     need_pyarrow()
     with opened(path) as file:
         try:
@@ -262,7 +262,11 @@ def num_rows(path: str) -> int:
         return int(file.metadata.num_rows)
 
 
+def has_pyarrow() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
+
+
 def need_pyarrow() -> None:
     """Raises UsageError if there is none."""
-    if importlib.util.find_spec("pyarrow") is None:
+    if not has_pyarrow():
         raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")

@@ -18,7 +18,7 @@ from selfie_cli.errors import DataError, UnreadableImage
 GAP = 2**22
 """Bytes between two images of a shard that are read over rather than skipped: a disk finds a place as fast."""
 DAMAGE = (OSError, tarfile.TarError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError)
-"""What tarfile raises on files that are no tar files, or damaged."""
+"""Errors that tarfile raises on damaged files and files of other kinds."""
 MOST_OF_HEADER = 2**20
 """Bytes that a member of a shard says of itself, at most."""
 
@@ -86,14 +86,15 @@ class Shards(Packed):
 
     @property
     def keys(self) -> list[str]:
-        """What the hash split goes by: `shard.tar/key` of each image."""
+        """`shard.tar/key` of each image: the names that the hash split uses."""
         return [f"{os.path.basename(path)}/{_key(member)}" for path, member in self._by_path()]
 
     def folders(self) -> Iterator[str]:
         """The folder of each image in its shard, below the one that all images share."""
-        folders = [os.path.normpath(os.path.dirname(member).lstrip("/")) for _, member in self._by_path()]
-        start = len(os.path.join(os.path.commonpath(set(folders)), "")) if folders and "." not in folders else 0
-        return ("" if folder == "." else folder[start:] for folder in folders)
+        # As if unpacked at the root: a name that leads out with .. is no class.
+        folders = [os.path.normpath("/" + os.path.dirname(member)).lstrip("/") for _, member in self._by_path()]
+        start = len(os.path.join(os.path.commonpath(set(folders)), "")) if folders and "" not in folders else 0
+        return (folder[start:] for folder in folders)
 
     def _by_path(self) -> Iterator[tuple[str, str]]:
         for name, shard in zip(self.names, self.where[:, 0].tolist(), strict=True):

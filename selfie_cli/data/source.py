@@ -45,7 +45,7 @@ class Source(ABC):
         """
 
     def contents(self, index: int) -> bytes:
-        """What an image is decoded from. Raises UnreadableImage."""
+        """The path or bytes that an image is decoded from. Raises UnreadableImage."""
         raise NotImplementedError
 
     def sizes(self) -> Labels:

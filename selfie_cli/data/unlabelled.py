@@ -13,7 +13,7 @@ from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, arrange, check_numbers, part_of, parts_of_files
 from selfie_cli.data.lists import distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, NamedPart, read_named
-from selfie_cli.data.parquet import Parquet, num_rows
+from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Array, Files, Folder, Joined, Source, chosen, split_folders
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
@@ -97,7 +97,7 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | hub_se
     left_out = pictures.left_out
     packed = {suffix: [path for path in pictures.packed if path.lower().endswith(suffix)] for suffix in PACKED}
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
-    counts = {"": len(pictures)} | {suffix: num_images(paths, alone=not pictures) for suffix, paths in packed.items()}
+    counts = {"": len(pictures)} | {suffix: num_images(paths, pictures) for suffix, paths in packed.items()}
     taken = max(counts, key=lambda suffix: counts[suffix])  # pictures, if as many
     for suffix in packed.keys() - {taken}:
         left_out.add("packed", f"*{suffix}", count=len(packed[suffix]) * (counts[suffix] > 0))
@@ -117,13 +117,21 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | hub_se
     return hub_sets.Found(os.path.basename(os.path.abspath(folder)), files, {}, left_out)
 
 
-def num_images(paths: Sequence[str], *, alone: bool) -> int:
-    """How many images parquet files or tar shards hold; not counted if nothing lies beside them.
+def num_images(paths: Sequence[str], beside: Folder) -> int:
+    """Number of images in parquet files or tar shards, to compare with the pictures `beside` them.
 
-    Raises DataError for a file that cannot be read: it may hold the data set.
+    Where there are no pictures, the files are not counted. Without pyarrow, parquet files that are smaller than the
+    pictures count as one image: vectors, say, or a table of labels.
+
+    Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
-    if alone:
+    if not beside:
         return len(paths)
+    if packed_as(paths[0]) == ".parquet" and not has_pyarrow():
+        size = sum(map(os.path.getsize, paths))
+        sizes = (os.path.getsize(name) for name in beside.names if os.path.isfile(name))
+        if any(total > size for total in itertools.accumulate(sizes)):
+            return 1
     return sum(map(num_rows, paths)) if packed_as(paths[0]) == ".parquet" else len(Shards(paths))
 
 

@@ -67,7 +67,7 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
 
 
 def picked(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """How often the most similar of all second views [B, E] of a first view [B, E] is of its image, and for a guess."""
+    """Share of the first views [B, E] whose most similar second view [B, E] is of the same image, and a guess's."""
     best = (first @ second.T).argmax(dim=1)
     accuracy = (best == torch.arange(len(first), device=first.device)).float().mean()
     return accuracy, torch.full_like(accuracy, 1 / len(first))

@@ -1,4 +1,4 @@
-"""What finetune and curve share: the networks of all arms, shares and seeds, in one run, and what they came to."""
+"""The networks of all arms, shares and seeds of finetune and curve, trained in one run, and their results."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ def train_share(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to compare.
+    """The comparison to make.
 
     `counts` says how many seeds each share gets, smallest share first. `kept` is one of the arms: its first network
     with the most labels becomes the run's own. `pairs` are the arms and baselines to compare.

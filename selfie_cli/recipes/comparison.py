@@ -86,7 +86,7 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What was found with one share of the labels.
+    """The results with one share of the labels.
 
     `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
     say in words what pretrained each arm, and how it did with half of the steps.
@@ -153,7 +153,7 @@ def point(
     arms: list[ArmResult],
     pairs: Iterable[tuple[str, str]],
 ) -> Point:
-    """What `arms` came to, and the paired gains of each (arm, baseline) in `pairs`."""
+    """The results of `arms`, and the paired gains of each (arm, baseline) in `pairs`."""
     accuracies = {arm.name: arm.accuracies for arm in arms}
     comparisons = []
     for arm, baseline in pairs:
@@ -201,7 +201,7 @@ def lengths(arms: list[ArmResult]) -> list[str]:
 
 
 def conditions(points: list[Point], index: int | None = None) -> str:
-    """How long was trained, what was searched and what not, and whether it sufficed: a sentence is quoted alone.
+    """The length of training, the search of rates and convergence in one sentence, as results are quoted alone.
 
     It is about all arms, or about those of comparison `index`.
     """
@@ -224,7 +224,7 @@ def conditions(points: list[Point], index: int | None = None) -> str:
         converged = f"convergence: {UNKNOWN}"
     else:
         converged = "no arm was found to gain from the last doubling of the steps"
-    return f"{steps} steps a network; {tried}; {converged}."
+    return f"{steps} steps per network; {tried}; {converged}."
 
 
 def share_of(found: Point) -> str:

@@ -159,40 +159,31 @@ def keep(
     seen: list[dict[str, Any]],
     talk: Talk,
 ) -> None:
-    """Write the result into the run's folder; where that cannot be, say so, and name the unreadable images here."""
-    why = f"results go into a run's folder, and {run.address} is not one of yours" if run.address else ""
-    try:
-        if not why:
-            write_results(result, run, dataset, num_images, bad, seen, talk)
-    except OSError as error:  # another user's run, or a full disk
-        why = f"{error.filename or run.path}: {error.strerror}"
-    if why:
-        for one in bad:
-            talk.warn(f"left out: {one.name}: {one.reason}")
-        (talk.say if run.address else talk.warn)(f"kept nowhere: {why}")
+    """Write the result, and lists of unreadable and seen images, into the run's folder.
 
-
-def write_results(
-    result: Evaluated,
-    run: runs.Run,
-    dataset: str,
-    num_images: int,
-    bad: list[BadFile],
-    seen: list[dict[str, Any]],
-    talk: Talk,
-) -> None:
-    """Write the result, and lists of unreadable and seen images where there are any."""
-    where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
-    file = place_for(run.path, Path(result.dataset).name, where)
-    write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
-    bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
-    for listed, there in ((bad_list, bad), (seen_list, seen)):
-        if not there:  # of an earlier eval, which found some
-            listed.unlink(missing_ok=True)
-    report_bad(bad, num_images, bad_list, talk)
-    if seen:
-        write_json_lines(seen_list, seen)
-    talk.say(f"written to {file}")
+    Where that cannot be, say so and name the unreadable images here: the result is shown all the same.
+    """
+    if run.address:
+        say, why = talk.say, f"results go into a run's folder, and {run.address} is not one of yours"
+    else:
+        where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
+        file = place_for(run.path, Path(result.dataset).name, where)
+        bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
+        try:
+            write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
+            for listed, there in ((bad_list, bad), (seen_list, seen)):
+                if not there:  # of an earlier eval, which found some
+                    listed.unlink(missing_ok=True)
+            report_bad(bad, num_images, bad_list, talk)
+            if seen:
+                write_json_lines(seen_list, seen)
+            talk.say(f"written to {file}")
+            return
+        except OSError as error:  # another user's run, or a full disk
+            say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
+    for one in bad:
+        talk.warn(f"left out: {one.name}: {one.reason}")
+    say(f"kept nowhere: {why}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:
@@ -262,7 +253,7 @@ def pretext_accuracy(
     pixels: Tensor,
     options: EvalOptions,
 ) -> tuple[float, float]:
-    """How often the network picks right, one draw per image, and how often a guess would, both in 0..1.
+    """Share of the right picks of the network, one draw per image, and of a guess, both in 0..1.
 
     pixels: uint8 [N, S, S, 3]; `view` augments. Batch-norm statistics are those of this task on `train`, uint8
     [M, S, S, 3].

@@ -29,7 +29,7 @@ SUFFIXES = (".csv", ".jsonl")
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What `predict` did; `--json` prints it. `out` is None where rows went to `emit`. left_out: by kind."""
+    """The result of `predict`; `--json` prints it. `out` is None where rows went to `emit`. left_out: by kind."""
 
     out: Path | None
     images: int

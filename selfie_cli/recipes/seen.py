@@ -71,6 +71,6 @@ def look_for_seen(
 
 
 def counts_of(records: list[dict[str, Any]]) -> tuple[int, int]:
-    """How many test images were seen in pretraining, and how many are like training images."""
+    """Count the test images that were seen in pretraining, and those that are like training images."""
     seen, like = ({each["path"] for each in records if (each["run"] is None) == alike} for alike in (False, True))
     return len(seen), len(like)

@@ -52,7 +52,7 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Similar:
-    """What was asked of `file`, and found: `answers` to queries, or `groups`, the largest first."""
+    """The result of a search in `file`: `answers` to queries, or `groups`, the largest first."""
 
     file: str
     num_vectors: int

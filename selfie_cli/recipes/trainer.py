@@ -37,7 +37,7 @@ from selfie_cli.training.step import Batch, Step, check_pieces
 
 
 def known_accuracy(file: Path) -> float:
-    """What a finished cell has come to, 0..1. Raises RunError if the file is damaged."""
+    """The accuracy of a finished cell, 0..1. Raises RunError if the file is damaged."""
     try:
         accuracy = read_json(file)["accuracy"]
         if not 0 <= accuracy <= 1:
@@ -49,7 +49,7 @@ def known_accuracy(file: Path) -> float:
 
 @contextlib.contextmanager
 def begun_anew(run: Run) -> Iterator[None]:
-    """Where a network diverges, say that resuming would not help: rates stay, so that networks can be compared."""
+    """If a network diverges, say that resuming would not help: rates stay, so that networks can be compared."""
     try:
         yield
     except Diverged as error:
@@ -154,7 +154,7 @@ class Trainer:
         return sizes, steps
 
     def fit(self, arms: list[Arm], part: Part) -> tuple[dict[str, Any], float]:
-        """How all arms are trained on this machine, and the seconds that a step takes on average over them.
+        """Choose how all arms are trained on this machine; returns it with the seconds of a step, their mean over arms.
 
         Both come from a trial on a few batches of `part`.
         """

@@ -85,7 +85,7 @@ def arm_name(index: int, arm: dict[str, Any]) -> str:
 
 
 def credited(derived: dict[str, Any]) -> str:
-    """What pretrained it, in words, with its paper."""
+    """The method and recipe that pretrained the network, in words, with the paper."""
     words = escaped(called(derived))
     paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
     return words + paper

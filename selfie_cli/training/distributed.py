@@ -30,7 +30,7 @@ T = TypeVar("T")
 SHARED_MEMORY = 256 * 2**20
 """Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB unless it is told otherwise."""
 TIMEOUT = datetime.timedelta(hours=1)
-"""How long the processes wait for each other: the first one may be writing, another one's disk may be slow."""
+"""Time-out of the process group: the first process may be writing, another one's disk may be slow."""
 
 
 @dataclass(frozen=True)

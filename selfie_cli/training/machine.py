@@ -126,7 +126,7 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
 
 def bytes_for_backward(step: Step, batch: Batch) -> int:
-    """How much the forward pass of `batch` keeps for the backward pass, weights included; leaves no trace."""
+    """Bytes that the forward pass of `batch` keeps for the backward pass, weights included; leaves no trace."""
     bytes_of: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:

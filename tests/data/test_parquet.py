@@ -282,3 +282,22 @@ def test_pyarrow_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'selfie-cli\[parquet\]'"):
         unlabelled(path)
+
+
+def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors or a table of labels, say; parquet files that are larger than the pictures may be the data set."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(png(number))
+    pictures = sum(file.stat().st_size for file in folder.iterdir())
+    (folder / "vectors.parquet").write_bytes(b"x" * (pictures // 2))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    source = unlabelled(folder)
+    assert len(source) == 5
+    assert source.left_out.counts == {"packed": 1}
+    (folder / "vectors.parquet").write_bytes(b"x" * 2 * pictures)
+    with pytest.raises(UsageError, match="parquet needs pyarrow"):
+        unlabelled(folder)

@@ -200,6 +200,12 @@ def test_what_lies_between_images_is_not_read(tmp_path):
     tracemalloc.stop()
 
 
+def test_names_that_lead_out_of_a_shard_make_no_class(tmp_path):
+    names = ["a/0.png", "../b/1.png", "/c/2.png", "a/../../3.png"]
+    shards = Shards([write_tar(tmp_path / "s.tar", {name: png(0) for name in names})])
+    assert sorted(shards.folders()) == ["", "a", "b", "c"]
+
+
 def test_shards_that_follow_each_other_are_one_source(tmp_path):
     shards = [write_tar(tmp_path / f"{number}.tar", {f"{number}.png": png(number)}) for number in range(4)]
     source = unlabelled(*shards[:2], tmp_path / "{2,3}.tar")

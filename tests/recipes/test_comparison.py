@@ -20,7 +20,7 @@ from selfie_cli.recipes.comparison import (
     summarize,
 )
 
-CONDITIONS = "10 steps a network; learning rate 0.1, not searched; whether more steps would help was not checked."
+CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
 
 
 def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetuned:
@@ -191,7 +191,7 @@ def test_what_has_not_converged_is_said_loudly_and_what_was_searched():
     assert "selfie still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500" in found.notes[2]
     sentence = summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2).sentence
     assert sentence.endswith(
-        "2,000 steps a network; each arm's learning rate chosen among 0.03, 0.1 on held-out labels; "
+        "2,000 steps per network; each arm's learning rate chosen among 0.03, 0.1 on held-out labels; "
         "not converged: selfie still rose, so the gain may be one of speed."
     )
     flat = checked(0.2, 300, 300)
