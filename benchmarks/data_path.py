@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from selfie_cli.data import augment
-from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.mapped import MappedStore
+from selfie_cli.data.prefetch import ReadAhead
 from selfie_cli.data.sources import Files
 from selfie_cli.data.store import Store, read_store, storage_size
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import keep_freed_memory, num_cores
+from selfie_cli.training.hardware import keep_freed_memory, num_cores
 from selfie_cli.training.schedule import SampleOrder
 
 BATCH = 64

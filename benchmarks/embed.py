@@ -17,7 +17,7 @@ import measure
 import numpy as np
 import work
 
-from selfie_cli.recipes import networks
+from selfie_cli.inference import networks
 from selfie_cli.runs import open_run
 
 

@@ -34,19 +34,19 @@ from typing import Any
 import torch
 
 from selfie_cli.cli.console import Console
+from selfie_cli.commands.curve import curve
+from selfie_cli.commands.eval import evaluate
+from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
 from selfie_cli.data.sources import Array
 from selfie_cli.data.store import storage_size
 from selfie_cli.files import read_json, write_json
+from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
-from selfie_cli.recipes import networks
-from selfie_cli.recipes.curve import curve
-from selfie_cli.recipes.derivation import derive
-from selfie_cli.recipes.eval import evaluate
-from selfie_cli.recipes.pretrain import pretrain
+from selfie_cli.pretraining.settings import derive
 from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import fit, num_cores, precisions, prepare
+from selfie_cli.training.hardware import fit, num_cores, precisions, prepare
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Batch, Step
 

@@ -15,7 +15,7 @@ import measure
 import torch
 import work
 
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.hardware import num_cores
 
 
 def loop(cell: Path, batch_size: int) -> tuple[float, float]:

@@ -31,9 +31,9 @@ import torch
 import work
 from PIL import Image
 
+from selfie_cli.inference.networks import Network, load_network
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.resnet import stem_for
-from selfie_cli.recipes.networks import Network, load_network
 from selfie_cli.runs import open_run
 
 # images a second on an H200: some 60 % of the bandwidth model

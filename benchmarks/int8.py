@@ -22,10 +22,10 @@ from selfie_cli.data.sources import Subset
 from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.metrics import topk_accuracy
+from selfie_cli.inference import networks
+from selfie_cli.inference.networks import Network
+from selfie_cli.inference.stream import RANGE_SAMPLE
 from selfie_cli.models.encoder import Encoder
-from selfie_cli.recipes import networks
-from selfie_cli.recipes.inference import RANGE_SAMPLE
-from selfie_cli.recipes.networks import Network
 from selfie_cli.talk import Talk
 
 BATCH = 8

@@ -55,7 +55,7 @@ def cpu_line(*names: str) -> str:
 def machine() -> dict[str, Any]:
     import torch
 
-    from selfie_cli.training.machine import num_cores
+    from selfie_cli.training.hardware import num_cores
 
     flags = cpu_line("flags", "Features").split()
     return {
@@ -176,7 +176,7 @@ class Finished:
 
 def run(command: Sequence[str | Path], *, folder: Path | None = None, **environment: str) -> Finished:
     """Run a command to its end, with as many threads as there are cores. Raises RuntimeError if it fails."""
-    from selfie_cli.training.machine import num_cores
+    from selfie_cli.training.hardware import num_cores
 
     variables = {"OMP_NUM_THREADS": str(num_cores()), **os.environ, **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:

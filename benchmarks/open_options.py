@@ -14,10 +14,10 @@ import argparse
 import json
 from pathlib import Path
 
+from selfie_cli.commands.eval import evaluate
+from selfie_cli.commands.finetune import finetune
+from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import EvalOptions, FinetuneOptions, PretrainOptions, SelfieOptions
-from selfie_cli.recipes.eval import evaluate
-from selfie_cli.recipes.finetune import finetune
-from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 

@@ -19,7 +19,7 @@ import measure
 import torch
 import work
 
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.hardware import num_cores
 
 
 def batches(a: argparse.Namespace, lines: measure.Lines) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image, ImageEnhance, ImageOps
 
-from selfie_cli.evaluation.neighbours import unit
+from selfie_cli.inference.neighbours import unit
 
 
 def copies_of(image: Image.Image) -> dict[str, tuple[Image.Image, int]]:

@@ -31,7 +31,7 @@ import torch
 import work
 import wuhoward
 
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.hardware import num_cores
 
 
 def ours(a: argparse.Namespace, lines: measure.Lines) -> None:

@@ -29,11 +29,11 @@ from selfie_cli.data.sources import Array, Folder
 from selfie_cli.data.store import read_store
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
+from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.resnet import ResNet
-from selfie_cli.recipes import networks
-from selfie_cli.recipes.derivation import derive
+from selfie_cli.pretraining.settings import derive
 from selfie_cli.talk import Talk
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup, step_generator

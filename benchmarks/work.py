@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfie_cli.config import PretrainOptions
-from selfie_cli.data.ahead import ReadAhead
 from selfie_cli.data.mapped import open_store
+from selfie_cli.data.prefetch import ReadAhead
 from selfie_cli.data.sources import Array, Folder, Source
 from selfie_cli.data.store import storage_size
+from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.resnet import stem_for
-from selfie_cli.recipes import networks
-from selfie_cli.recipes.derivation import derive
-from selfie_cli.recipes.pretrain import batches
+from selfie_cli.pretraining.settings import derive
+from selfie_cli.pretraining.task import batches
 from selfie_cli.talk import Talk
-from selfie_cli.training.machine import num_cores
+from selfie_cli.training.hardware import num_cores
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import step_generator
 from selfie_cli.training.step import Step

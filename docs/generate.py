@@ -40,14 +40,14 @@ MAP = re.compile(r"(?<=<!-- map: written by docs/generate.py -->\n).*?(?=<!-- /m
 RELIABILITY = REFERENCE.with_name("reliability.md")
 FAULTS = REFERENCE.with_name("results") / "reliability.jsonl"
 TABLE = re.compile(r"(?<=<!-- table: written by docs/generate.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
-FLOORS = {
-    "5, `cli/`: words in, words out": ["cli"],
-    "4, `recipes/`: one file a verb, the only place where parts meet; recipes return, they do not print": ["recipes"],
-    "3, `methods/` and `report/`": ["methods", "report"],
-    "2, `training/` and `evaluation/`": ["training", "evaluation"],
-    "1, `models/` and `data/`": ["models", "data"],
-    "0, the ground": [""],
-}
+FLOORS = (
+    "cli commands",
+    "comparison pretraining reporting",
+    "inference",
+    "methods",
+    "training evaluation",
+    "models data",
+)
 INTRODUCTION = """# Command line
 
 <!-- Written by docs/generate.py from selfie_cli/config.py. Do not edit. -->
@@ -127,18 +127,22 @@ def shown(default: Any) -> str:
 
 
 def house() -> str:
-    """A table for each floor: its modules, and the first sentence of each."""
+    """The packages, from the top floor down, as their `__init__` tells of them, with their modules; then the ground."""
     lines = []
-    for title, folders in FLOORS.items():
-        lines += [f"**{title}**", "", "| module | |", "| --- | --- |"]
-        for folder in folders:
-            for file in sorted((PACKAGE / folder).glob("[!_]*.py")):
-                name = f"{folder}/{file.stem}" if len(folders) > 1 else file.stem
-                text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-                sentence = re.split(r"(?<=[.]) (?=[A-Z])", " ".join(text.split("\n\n")[0].split()))[0]
-                lines.append(f"| `{name}` | {sentence.rstrip('.:').replace('|', '&#124;')} |")
-        lines.append("")
-    return "\n".join(lines)
+    for folders in FLOORS:
+        for folder in folders.split():
+            files = sorted((PACKAGE / folder).glob("[!_]*.py"))
+            modules = ", ".join(f"`{file.stem}`" for file in files)
+            lines.append(f"- **`{folder}/`** {told(PACKAGE / folder / '__init__.py')} *Modules:* {modules}.")
+    lines += ["", "Below them, modules that any package may import:", ""]
+    lines += [f"- `{file.stem}`: {told(file)}" for file in sorted(PACKAGE.glob("[!_]*.py"))]
+    return "\n".join([*lines, ""])
+
+
+def told(file: Path) -> str:
+    """A module's docstring, in one line; of a module on the ground its first sentence."""
+    text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
+    return text if file.stem == "__init__" else re.split(r"(?<=[.]) (?=[A-Z])", text)[0]
 
 
 def faults() -> str:

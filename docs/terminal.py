@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from selfie_cli.cli.render import finetuned
-from selfie_cli.recipes.comparison import ArmResult, Convergence, Finetuned, Gain
+from selfie_cli.comparison.statistics import ArmResult, Convergence, Finetuned, Gain
 
 FIGURES = Path(__file__).with_name("figures")
 COMMAND = "selfie finetune --from runs/best --dataset cifar10 --fraction 0.05 --seeds 3"

@@ -25,7 +25,7 @@ from typing import Any
 from selfie_cli import __version__, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
-from selfie_cli.pretraining import called
+from selfie_cli.recipes import called
 from selfie_cli.signals import is_alone
 from selfie_cli.talk import Talk
 

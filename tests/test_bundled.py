@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import draw_folder, selfie
 from PIL import Image
+from running import draw_folder, selfie
 
 from selfie_cli import runs
 

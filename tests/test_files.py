@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, leftover
+from running import ENVIRONMENT, leftover
 
 from selfie_cli import files
 from selfie_cli.files import (

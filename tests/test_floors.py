@@ -18,7 +18,7 @@ FLOORS = (
         "talk",
         "files",
         "option",
-        "pretraining",
+        "recipes",
         "config",
         "hardware",
         "weights",
@@ -29,8 +29,10 @@ FLOORS = (
     ),
     ("models", "data"),
     ("training", "evaluation"),
-    ("methods", "report"),
-    ("recipes",),
+    ("methods",),
+    ("inference",),
+    ("comparison", "pretraining", "reporting"),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
@@ -105,7 +107,7 @@ def test_imports_go_down() -> None:
 
 
 def test_neighbours_on_a_floor_do_not_import_each_other() -> None:
-    assert goes_down("selfie_cli.training.machine", "selfie_cli.data.store")
+    assert goes_down("selfie_cli.training.hardware", "selfie_cli.data.store")
     assert goes_down("selfie_cli.runs", "selfie_cli.files")
     assert not goes_down("selfie_cli.training.loop", "selfie_cli.evaluation.knn")
     assert not goes_down("selfie_cli.models.resnet", "selfie_cli.data.augment")

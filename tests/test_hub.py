@@ -13,15 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import draw_folder, error_of, same_weights, selfie
 from hub_server import READ_ONLY, TOKEN, Hub, Repository, sha256
+from running import draw_folder, error_of, same_weights, selfie
 from safetensors.torch import load_file, save
 
 from selfie_cli import hub as on_hub
 from selfie_cli import runs
+from selfie_cli.comparison.arms import origins
 from selfie_cli.errors import HubError, UsageError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes.arms import origins
 from selfie_cli.talk import Talk
 
 BUNDLED = runs.bundled_folder()

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from commands import selfie
+from running import selfie
 
 pytestmark = pytest.mark.slow
 

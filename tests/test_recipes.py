@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from commands import SMALL, draw_folder, error_of, selfie
+from running import SMALL, draw_folder, error_of, selfie
 
 from selfie_cli import config
 from selfie_cli.data.unlabelled import open_unlabelled
-from selfie_cli.pretraining import RECIPES, called, recipe_values
-from selfie_cli.recipes import networks
-from selfie_cli.recipes.derivation import derive
+from selfie_cli.inference import networks
+from selfie_cli.pretraining.settings import derive
+from selfie_cli.recipes import RECIPES, called, recipe_values
 from selfie_cli.runs import open_run
 from selfie_cli.talk import Talk
 

@@ -4,15 +4,15 @@ import json
 import shutil
 
 import pytest
-from commands import same_weights
 from PIL import Image
+from running import same_weights
 
+from selfie_cli.commands.finetune import finetune
+from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import FinetuneOptions, PretrainOptions, SelfieOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes.finetune import finetune
-from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.talk import Talk
 
 STEPS = 40

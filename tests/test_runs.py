@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ENVIRONMENT, error_of, leftover
+from running import ENVIRONMENT, error_of, leftover
 
 from selfie_cli import runs
 from selfie_cli.errors import RunError

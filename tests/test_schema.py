@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import error_of, selfie
+from running import error_of, selfie
 
 from selfie_cli import runs, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes import networks
+from selfie_cli.inference import networks
 from selfie_cli.runs import bundled_folder
 
 

@@ -75,7 +75,7 @@ def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, An
 def pretrain(options: config.PretrainOptions, console: Any) -> None:
     """Pretrain on unlabelled images: nested folders, files, lists, tar shards, named data sets."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.pretrain import pretrain
+    from selfie_cli.commands.pretrain import pretrain
 
     show(pretrain(options, console), options, console, render.pretrained)
 
@@ -84,7 +84,7 @@ def pretrain(options: config.PretrainOptions, console: Any) -> None:
 def finetune(options: config.FinetuneOptions, console: Any) -> None:
     """Finetune on a share of the labels, beside the same network without pretraining, and compare."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.finetune import finetune
+    from selfie_cli.commands.finetune import finetune
 
     show(finetune(options, console), options, console, render.finetuned)
 
@@ -93,9 +93,9 @@ def finetune(options: config.FinetuneOptions, console: Any) -> None:
 def embed(options: config.EmbedOptions, console: Any) -> None:
     """Turn images into vectors, to stdout or a file."""
     from selfie_cli.cli.console import put
+    from selfie_cli.commands.embed import embed
     from selfie_cli.files import json_line
-    from selfie_cli.recipes.embed import embed
-    from selfie_cli.recipes.vector_files import as_row
+    from selfie_cli.inference.vector_files import as_row
 
     result = embed(options, stdin=lines_on_stdin(), emit=lambda result: put(json_line(as_row(result))), talk=console)
     if result.out is not None:
@@ -106,7 +106,7 @@ def embed(options: config.EmbedOptions, console: Any) -> None:
 def eval_(options: config.EvalOptions, console: Any) -> None:
     """Judge a run on labelled images: kNN, linear probe, pretext or test accuracy, beside the untrained network."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.eval import evaluate
+    from selfie_cli.commands.eval import evaluate
 
     show(evaluate(options, console), options, console, render.evaluated)
 
@@ -115,7 +115,7 @@ def eval_(options: config.EvalOptions, console: Any) -> None:
 def demo(options: config.DemoOptions, console: Any) -> None:
     """The whole story on images drawn by this program: offline, in minutes, on a laptop's CPU."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.demo import demo
+    from selfie_cli.commands.demo import demo
 
     show(demo(options, console), options, console, render.told)
 
@@ -124,8 +124,8 @@ def demo(options: config.DemoOptions, console: Any) -> None:
 def predict(options: config.PredictOptions, console: Any) -> None:
     """Label new photos with a finetuned run."""
     from selfie_cli.cli.console import put
+    from selfie_cli.commands.predict import predict
     from selfie_cli.files import json_line
-    from selfie_cli.recipes.predict import predict
 
     result = predict(options, stdin=lines_on_stdin(), emit=lambda row: put(json_line(row)), talk=console)
     if result.out is not None:
@@ -136,7 +136,7 @@ def predict(options: config.PredictOptions, console: Any) -> None:
 def curve(options: config.CurveOptions, console: Any) -> None:
     """Finetune on several shares of the labels, from every run you name, and draw what each is worth."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.curve import curve
+    from selfie_cli.commands.curve import curve
 
     show(curve(options, console), options, console, render.curve)
 
@@ -145,7 +145,7 @@ def curve(options: config.CurveOptions, console: Any) -> None:
 def similar(options: config.SimilarOptions, console: Any) -> None:
     """Find the images most like a photo, or near-duplicates, among those that selfie embed has seen."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.similar import similar
+    from selfie_cli.commands.similar import similar
 
     show(
         similar(options, stdin=lines_on_stdin(), talk=console),
@@ -159,7 +159,7 @@ def similar(options: config.SimilarOptions, console: Any) -> None:
 def doctor(options: config.DoctorOptions, console: Any) -> None:
     """Look through images before training on them: what is broken, double, tiny or odd, and how long it will take."""
     from selfie_cli.cli.checkup import lines_of
-    from selfie_cli.recipes.doctor import doctor
+    from selfie_cli.commands.doctor import doctor
 
     result = doctor(options, console)
     show(result, options, console, lines_of)
@@ -170,7 +170,7 @@ def doctor(options: config.DoctorOptions, console: Any) -> None:
 @verb(config.ReportOptions)
 def report(options: config.ReportOptions, console: Any) -> None:
     """Draw a run as one page of HTML: what was learned, on real images, beside chance and baseline."""
-    from selfie_cli.recipes.report import report
+    from selfie_cli.commands.report import report
 
     show(report(options, console), options, console, lambda result: [f"{result.out}"])
 
@@ -178,7 +178,7 @@ def report(options: config.ReportOptions, console: Any) -> None:
 @verb(config.ExportOptions)
 def export(options: config.ExportOptions, console: Any) -> None:
     """Write a run's network for timm, torchvision, ONNX Runtime or any reader of safetensors, and how to load it."""
-    from selfie_cli.recipes.export import export
+    from selfie_cli.commands.export import export
 
     show(export(options, console), options, console, lambda result: result.code.rstrip().split("\n"))
 
@@ -187,7 +187,7 @@ def export(options: config.ExportOptions, console: Any) -> None:
 def push(options: config.PushOptions, console: Any) -> None:
     """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.push import push
+    from selfie_cli.commands.push import push
 
     someone = sys.stdin.isatty() and sys.stderr.isatty()
     show(push(options, console, ask=ask if someone else None), options, console, render.pushed)
@@ -197,7 +197,7 @@ def push(options: config.PushOptions, console: Any) -> None:
 def pull(options: config.PullOptions, console: Any) -> None:
     """Get a run from the Hugging Face Hub into a folder, checked."""
     from selfie_cli.cli import render
-    from selfie_cli.recipes.pull import pull
+    from selfie_cli.commands.pull import pull
 
     show(pull(options, console), options, console, render.pulled)
 

@@ -2,9 +2,9 @@
 
 import os
 
-from selfie_cli.recipes.doctor import Checkup
-from selfie_cli.recipes.examination import Finding
-from selfie_cli.training.machine import duration
+from selfie_cli.commands.doctor import Checkup
+from selfie_cli.data.examination import Finding
+from selfie_cli.training.hardware import duration
 
 
 def lines_of(result: Checkup) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 
 from selfie_cli.errors import UsageError
 from selfie_cli.option import flag_of, negated
-from selfie_cli.pretraining import recipe_note
+from selfie_cli.recipes import recipe_note
 
 
 def parameters_of(kind: type, method: str | None = None) -> list[inspect.Parameter]:

@@ -9,14 +9,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfie_cli.recipes.comparison import Curve, Finetuned, Gain, share_of, spreads
-from selfie_cli.recipes.demo import Demo
-from selfie_cli.recipes.eval import Classified, Evaluated
-from selfie_cli.recipes.pretrain import Pretrained
-from selfie_cli.recipes.pull import Pulled
-from selfie_cli.recipes.push import Pushed
-from selfie_cli.recipes.similar import Similar
-from selfie_cli.report.plots import as_text
+from selfie_cli.cli.plot import as_text
+from selfie_cli.commands.demo import Demo
+from selfie_cli.commands.eval import Classified, Evaluated
+from selfie_cli.commands.pretrain import Pretrained
+from selfie_cli.commands.pull import Pulled
+from selfie_cli.commands.push import Pushed
+from selfie_cli.commands.similar import Similar
+from selfie_cli.comparison.statistics import Curve, Finetuned, Gain, share_of, spreads
 from selfie_cli.talk import printable
 
 FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3"

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfie_cli.data.pool import thread_pool
+from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import WeightsError
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights

@@ -25,8 +25,8 @@ from selfie_cli.data.images import (
     is_transparent,
     orientation,
 )
-from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Source
+from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.talk import Talk
 

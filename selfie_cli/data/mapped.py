@@ -20,11 +20,11 @@ from selfie_cli.data.blocks import BLOCK, BlockReader
 from selfie_cli.data.duplicates import VERSION, Marks, joined, marks_of
 from selfie_cli.data.images import DECODING, decode_square
 from selfie_cli.data.memory import share_of_memory
-from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.rows import MARKS, PIXELS, Rows
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Source, fingerprint
 from selfie_cli.data.store import BadFile, Store, allocate, decoded_pixels, read_store, too_many, without_bad
+from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from selfie_cli.data.duplicates import Marks, marks_of
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.memory import share_of_memory
-from selfie_cli.data.pool import thread_pool
 from selfie_cli.data.sources import Array, Source, Subset
+from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.files import write_json_lines
 from selfie_cli.talk import Talk

@@ -1,6 +1,7 @@
 """Networks as others hold them: under the names of timm and torchvision, and as an ONNX graph."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,20 @@ from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried
 # Which of our networks, with a 7x7 stem, each library has under the same name and with the same tensors.
 KNOWN_TO = {"timm": ("resnetv2_50", "resnetv2_18", *TORCHVISION), "torchvision": tuple(TORCHVISION)}
 OPSET = 18  # what torch writes without converting
+
+
+def why_not(derived: dict[str, Any], library: str) -> str | None:
+    """Why a library has no place for a run's network, from what the run's config says; None if it has one."""
+    backbone, stem = derived.get("backbone"), derived.get("stem")
+    if library not in KNOWN_TO:
+        return None
+    if derived.get("arch") == "hybrid":
+        return f"{library} has no network that ends in Selfie's attention pooling"
+    if backbone not in KNOWN_TO[library]:
+        return f"{library} has no {backbone}"
+    if stem != "7x7":
+        return f"the network begins with a {stem} convolution, for small images, and {library}'s {backbone} with 7x7"
+    return None
 
 
 def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tuple[dict[str, Tensor], list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import evidence
 import pytest
 import table
-from commands import draw_folder
+from running import draw_folder
 
 TINY = (
     *("--backbone", "resnetv2_18_w16", "--precision", "fp32", "--batch-size", "8", "--pretrain-seconds", "0.01"),

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import COMMAND, ENVIRONMENT, draw_folder, error_of
 from PIL import Image
 from rich.table import Table
+from running import COMMAND, ENVIRONMENT, draw_folder, error_of
 
 from selfie_cli.cli import console as module
 from selfie_cli.cli.console import Console, time_left
@@ -169,7 +169,7 @@ def test_without_memory_one_line_says_so(error: Exception, monkeypatch: pytest.M
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("selfie_cli.recipes.embed.embed", fails)
+    monkeypatch.setattr("selfie_cli.commands.embed.embed", fails)
     assert error_of("embed", "a.png").startswith("out of memory: choose a smaller --batch-size")
 
 

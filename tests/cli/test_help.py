@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from commands import ENVIRONMENT, selfie
+from running import ENVIRONMENT, selfie
 
 from selfie_cli import __version__, config
 from selfie_cli.cli.app import app

@@ -3,7 +3,7 @@
 import pytest
 
 from selfie_cli.cli import render
-from selfie_cli.recipes.eval import Classified
+from selfie_cli.commands.eval import Classified
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT
 from PIL import Image
+from running import ENVIRONMENT
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 # Needed to compile, or by torchvision, and as slow to import as torch itself.

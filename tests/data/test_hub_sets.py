@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import SMALL, error_of, same_weights, selfie
 from hub_server import READ_ONLY, TOKEN, Hub, Repository
 from listening import Listener
+from running import SMALL, error_of, same_weights, selfie
 
 from selfie_cli.data.hub_sets import fetch
 from selfie_cli.errors import DataError, HubError, UsageError

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import leftover
 from listening import Listener
 from PIL import Image
+from running import leftover
 
 from selfie_cli.data import mapped, rows
 from selfie_cli.data.duplicates import joined, load_marks, marks_of, save_marks

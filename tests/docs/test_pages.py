@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ENVIRONMENT, selfie
 from PIL import Image
+from running import ENVIRONMENT, selfie
 
 from selfie_cli.option import CHANGEABLE, PER_INVOCATION, flag_of
 

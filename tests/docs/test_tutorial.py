@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT
+from running import ENVIRONMENT
 
 from selfie_cli.data import synthetic
 

@@ -11,8 +11,8 @@ from selfie_cli.data import synthetic
 from selfie_cli.data.augment import plain_view
 from selfie_cli.errors import TrainingError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
+from selfie_cli.inference import networks
 from selfie_cli.models.resnet import resnet
-from selfie_cli.recipes import networks
 
 
 def warning_of(vectors):

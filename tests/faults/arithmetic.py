@@ -4,14 +4,14 @@ import random
 import sys
 from pathlib import Path
 
-from commands import same_weights
 from injection import Fault
+from running import same_weights
 from safetensors.torch import load_file
 from stops import STEPS, Process, check_whole, demand, go_on, pretrained
 
 from selfie_cli.files import read_json
+from selfie_cli.training.checkpoint import WEIGHTS, saved_states
 from selfie_cli.training.schedule import step_seed
-from selfie_cli.training.state import WEIGHTS, saved_states
 
 METHODS = {"selfie": "many_views.ManyViewSelfie", "byol": "byol.Byol", "simclr": "simclr.SimCLR"}
 # The program, with something done in a step, which is told by its seed.

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from commands import COMMAND, ENVIRONMENT, SMALL, draw_folder, same_weights, selfie
 from injection import Fault, Lost
+from running import COMMAND, ENVIRONMENT, SMALL, draw_folder, same_weights, selfie
 
 from selfie_cli.errors import SelfieError
 from selfie_cli.files import TEMPORARY, read_json

@@ -17,9 +17,9 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from commands import COMMAND, ENVIRONMENT, SMALL, selfie
 from injection import Fault, Lost
 from PIL import Image, ImageOps
+from running import COMMAND, ENVIRONMENT, SMALL, selfie
 
 from selfie_cli.data import synthetic
 from tests.data.corpus import LOSSY, Entry, corpus, saved, write_names, write_no_files

@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from commands import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, draw_folder, two
 from injection import Fault, Lost
+from running import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, draw_folder, two
 
 WITHIN = 60.0  # seconds in which a job has to end that has lost a process
 TRAINING = ("--device", "cpu", "--workers", 2, "--save-every", 0)

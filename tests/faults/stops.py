@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import COMMAND, ENVIRONMENT, draw_folder, same_weights, selfie
 from injection import Fault, Lost
+from running import COMMAND, ENVIRONMENT, draw_folder, same_weights, selfie
 
 from selfie_cli.errors import SelfieError
 from selfie_cli.files import TEMPORARY, read_json
 from selfie_cli.signals import STOPPING, ignored
-from selfie_cli.training.state import CHECKSUMS, KEPT, OPTIMIZER, WEIGHTS, read_state, saved_states
+from selfie_cli.training.checkpoint import CHECKSUMS, KEPT, OPTIMIZER, WEIGHTS, read_state, saved_states
 
 STEPS = 40
 PATIENCE = 240

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from commands import COMMAND, ENVIRONMENT, SMALL, draw_folder
 from hub_server import Hub, Repository
 from injection import Fault, Lost
+from running import COMMAND, ENVIRONMENT, SMALL, draw_folder
 from typer.testing import CliRunner, Result
 
 sys.path.append(str(Path(__file__).parents[1] / "fuzz"))
@@ -334,7 +334,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def page(folder: Path, chance: random.Random) -> str:
-    """Classes, files, a data set and a run whose names are markup; tests/recipes/test_report.py looks in a browser."""
+    """Classes, files, a data set and a run whose names are markup; tests/commands/test_report.py looks in a browser."""
     evil = "<script>alert(1)<!--", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "'; alert(1)&lt;"
     images, run = folder / chance.choice(evil), folder / "runs" / chance.choice(evil)
     shutil.copytree(shared() / "images", images)

@@ -20,6 +20,10 @@ import torch
 from PIL import Image
 
 from selfie_cli import config, option, runs
+from selfie_cli.commands.eval import Evaluated
+from selfie_cli.commands.push import published_with_card
+from selfie_cli.commands.report import describing
+from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.data import hub_sets
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
 from selfie_cli.data.images import decode_square
@@ -30,18 +34,14 @@ from selfie_cli.data.store import load_bad
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
-from selfie_cli.recipes import networks, vector_files
-from selfie_cli.recipes.eval import Evaluated
-from selfie_cli.recipes.findings import details, heading_of, read_lines, results, training
-from selfie_cli.recipes.inference import Result
-from selfie_cli.recipes.push import published_with_card
-from selfie_cli.recipes.report import describing
-from selfie_cli.recipes.trainer import known_accuracy
-from selfie_cli.report.page import Page
+from selfie_cli.inference import networks, vector_files
+from selfie_cli.inference.stream import Result
+from selfie_cli.reporting.facts import details, heading_of, read_lines, results, training
+from selfie_cli.reporting.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import checksums, load_state, save_state
 from selfie_cli.training.loop import cut_metrics
-from selfie_cli.training.state import checksums, load_state, save_state
 from selfie_cli.weights import load_weights, save_weights
 
 Mutation = Callable[[bytes, random.Random], bytes]

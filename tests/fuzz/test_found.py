@@ -11,24 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import error_of, selfie
+from running import error_of, selfie
 from safetensors.torch import save_file
 from targets import photo
 from typer.testing import CliRunner
 
 from selfie_cli import runs
 from selfie_cli.cli.app import app
+from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.store import load_bad
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
-from selfie_cli.recipes.trainer import known_accuracy
-from selfie_cli.recipes.vector_files import open_vectors
+from selfie_cli.inference.vector_files import open_vectors
 from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import checksums, load_state, save_state
 from selfie_cli.training.loop import cut_metrics
-from selfie_cli.training.state import checksums, load_state, save_state
 from selfie_cli.weights import load_weights, save_weights
 
 

@@ -23,13 +23,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from commands import SMALL, draw_folder, selfie
+from running import SMALL, draw_folder, selfie
 
+from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import Stopped
 from selfie_cli.models.attention import AttentionPooling
-from selfie_cli.recipes.pretrain import pretrain
 from selfie_cli.runs import RUN_FORMAT
 from selfie_cli.talk import Advance, Talk
 

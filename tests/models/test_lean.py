@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from test_resnet import with_statistics
 from torch import nn
 
+from selfie_cli.inference.networks import Network
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, PreActivationResNet
-from selfie_cli.recipes.networks import Network
 
 BACKBONES = [*PREACTIVATION, *TORCHVISION]
 SMALL = "resnetv2_18_w16"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import ENVIRONMENT, TORCHRUN
+from running import ENVIRONMENT, TORCHRUN
 from safetensors.torch import load_file
 from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
 

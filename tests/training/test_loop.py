@@ -10,10 +10,10 @@ from torch import nn
 
 from selfie_cli.errors import Diverged, Stopped, TrainingError
 from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import read_state, saved_states
 from selfie_cli.training.loop import cut_metrics, signals_noted, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
-from selfie_cli.training.state import read_state, saved_states
 from selfie_cli.training.step import Step
 
 

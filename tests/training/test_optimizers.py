@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import load_state, put_optimizer_tensors, save_state
 from selfie_cli.training.optimizers import LARS, make_optimizer
-from selfie_cli.training.state import load_state, put_optimizer_tensors, save_state
 
 NAMES = ("sgd", "lars", "adamw")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ENVIRONMENT, SMALL, draw_folder, error_of, selfie
+from running import ENVIRONMENT, SMALL, draw_folder, error_of, selfie
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from selfie_cli.training.tensorboard import events

@@ -1,0 +1,151 @@
+"""selfie export: a run's network in a file for another library, and the code that loads it there."""
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from selfie_cli import __version__, runs
+from selfie_cli.config import ExportOptions, Target
+from selfie_cli.data.augment import MEAN, STD
+from selfie_cli.data.store import storage_size
+from selfie_cli.errors import UsageError
+from selfie_cli.files import followed, replacing
+from selfie_cli.inference import networks
+from selfie_cli.inference.stream import check_file
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid
+from selfie_cli.models.portable import as_onnx, as_whole_network, why_not
+from selfie_cli.models.resnet import PreActivationResNet, ResNet
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+from selfie_cli.weights import save_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What `export` did. `missing` are the tensors of the other library's network that the file does not hold, sorted;
+    `code` is Python that loads the file there."""
+
+    out: Path
+    to: Target
+    features: str
+    width: int
+    classes: list[str] | None
+    missing: list[str]
+    code: str
+
+
+def export(options: ExportOptions, talk: Talk) -> Exported:
+    """Write the network that `selfie embed` and `predict` use for `options.to`, whole or not at all."""
+    run, line = runs.resolve_from(options.run or "none", talk=talk)
+    if run is None:
+        raise UsageError("name a trained run: its folder, hf://owner/name, or bundled")
+    talk.say(line)
+    to = target_of(options, run)
+    suffix = ".onnx" if to == "onnx" else ".safetensors"
+    name = f"{run.name}{'' if to in ('onnx', 'safetensors') else f'-{to}'}{suffix}"
+    out = check_file(options.out or name, [suffix], overwrite=options.overwrite)
+
+    network = networks.load_network(run, features=None, device=torch.device("cpu"))
+    classifier = network.module if isinstance(network.module, AnyClassifier) else None
+    encoder: ResNet = network.module.encoder
+    kept = classifier or encoder  # of a pretraining run nothing else takes part in its features
+    width = classifier.head.in_features if classifier else encoder.num_features
+    header = description(run, features=network.features, width=width)
+    missing: list[str] = []
+    if to == "onnx":
+        data = as_onnx(kept, image_size=network.image_size, metadata=header, producer=f"selfie {__version__}")
+        with replacing(followed(out)) as temporary:
+            temporary.write_bytes(data)
+    elif to == "safetensors":
+        save_weights(followed(out), kept.state_dict(), header)
+    else:
+        head = classifier.head if classifier else None
+        state, missing = as_whole_network(run.derived["backbone"], encoder, head)
+        save_weights(followed(out), state, header | {"missing": json.dumps(missing)})
+    also = ", and probabilities" if classifier else ""
+    talk.say(f"{out} gives what selfie embed does: {network.features} features, {width} numbers{also}")
+    if missing:
+        talk.say(f"not in it: {len(missing)} tensors from the fourth stage on, since three stages were pretrained")
+    code = loading_code(to, run, kept, str(out), width=width, partial=bool(missing))
+    return Exported(
+        out=out,
+        to=to,
+        features=network.features,
+        width=width,
+        classes=run.derived.get("classes"),
+        missing=missing,
+        code=code,
+    )
+
+
+def target_of(options: ExportOptions, run: Run) -> Target:
+    """Raises UsageError if --to is not given, does not fit the run, or needs packages that are not there."""
+    reasons = {target: why_not(run.derived, target) for target in get_args(Target)}
+    fitting = [target for target, reason in reasons.items() if reason is None]
+    if options.to is None:
+        raise UsageError(f"say --to {', '.join(reasons)}; of these, {' and '.join(fitting)} fit this run")
+    if reason := reasons[options.to]:
+        raise UsageError(f"--to {options.to} cannot be: {reason}. Take --to {', '.join(fitting)}")
+    if options.to == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
+        raise UsageError("--to onnx needs onnx and onnxscript: pip install 'selfie-cli[onnx]'")
+    return options.to
+
+
+def description(run: Run, *, features: str, width: int) -> dict[str, str]:
+    """What the file says of itself: how to rebuild the network, and what to show it. Lists and tables are JSON."""
+    derived, size = run.derived, int(run.derived["image_size"])
+    preprocessing = {
+        "colours": "RGB, upright by the EXIF orientation, what is transparent shows white",
+        "crop": "the centre square of the whole image",
+        "resize": [storage_size(size)] * 2,
+        "interpolation": "bicubic, antialiased",
+        "center_crop": [size] * 2,
+        "range": "0 to 1: values of 0 to 255 are divided by 255",
+        "mean": MEAN,
+        "std": STD,
+        "layout": "float32 [batch, 3, height, width]",
+    }
+    told = ("method", "arch", "backbone", "stem", "image_size", "patch_size")
+    header = {key: str(derived[key]) for key in told if key in derived}
+    header |= {"producer": f"selfie {__version__}", "features": features, "width": str(width)}
+    if "classes" in derived:
+        header["classes"] = json.dumps(derived["classes"])
+    return header | {"preprocessing": json.dumps(preprocessing)}
+
+
+def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, *, width: int, partial: bool) -> str:
+    """Python to paste, which loads the file and defines `preprocess`, `features` and, of a classifier, `classes` and
+    `probabilities`. In torch, `preprocess` gives the pixels that `selfie embed` sees; without torch, Pillow resizes,
+    which rounds some of them otherwise, by 1 of 255.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    derived, size = run.derived, int(run.derived["image_size"])
+    classifier = kept if isinstance(kept, AnyClassifier) else None
+    stored = storage_size(size)
+    options = derived["hybrid"] if isinstance(kept, Hybrid) else {}
+    templates = Environment(
+        loader=PackageLoader("selfie_cli", "commands"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("loading.py.jinja").render(
+        to=to,
+        file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
+        backbone=derived["backbone"],
+        stem=derived["stem"],
+        size=size,
+        stored=stored,
+        margin=(stored - size) // 2,
+        mean=list(MEAN),
+        std=list(STD),
+        width=width,
+        partial=partial,
+        hybrid=", ".join(f"{key}={value!r}" for key, value in options.items()),
+        num_classes=len(derived["classes"]) if classifier else 0,
+        num_outputs=classifier.head.out_features if classifier else 0,
+        whole=classifier is not None or kept.num_stages == 4,
+        norm=isinstance(kept, PreActivationResNet) and kept.norm is not None,
+    )

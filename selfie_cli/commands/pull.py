@@ -1,0 +1,40 @@
+"""selfie pull: a run from the Hugging Face Hub into a folder, checked."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfie_cli import hub, runs
+from selfie_cli.config import PullOptions
+from selfie_cli.errors import RunError, UsageError
+from selfie_cli.files import replacing_folder, write_json
+from selfie_cli.inference import networks
+from selfie_cli.talk import Talk
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """`address` names the commit that is now in the folder `run`."""
+
+    run: Path
+    address: str
+    verb: str
+
+
+def pull(options: PullOptions, talk: Talk) -> Pulled:
+    """Fetch a run through the Hub's cache; the folder appears once its network has been built and its weights fit."""
+    if not options.repo:
+        raise UsageError("name the repository: selfie pull owner/name")
+    address = hub.parse(options.repo, options.revision)
+    out = Path(options.out) if options.out else runs.RUNS / address.repo.partition("/")[2]
+    runs.check_free(out, overwrite=options.overwrite, instead="choose another --out than")
+    run = runs.open_run(str(address), offline=options.offline, talk=talk)
+    if not run.finished:
+        raise RunError(f"{run} is not finished: its owner has to push it again")
+    networks.load_module(run)
+    with replacing_folder(out, overwrite=True) as temporary:
+        for name in ("model.safetensors", "README.md"):
+            if (run.path / name).is_file():
+                shutil.copyfile(run.path / name, temporary / name)
+        write_json(temporary / "config.json", {**run.config, "hub": {"address": str(run)}})
+    return Pulled(run=out, address=str(run), verb=run.verb)

@@ -1,0 +1,185 @@
+"""selfie push: a run's weights and config, and a card of what was measured, to a repository on the Hugging Face Hub."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from selfie_cli import hub, runs
+from selfie_cli.commands.eval import Evaluated
+from selfie_cli.commands.report import describing
+from selfie_cli.comparison.statistics import Curve, Finetuned
+from selfie_cli.config import OUTPUT, RUN, PushOptions
+from selfie_cli.errors import RunError, UsageError
+from selfie_cli.files import read_json
+from selfie_cli.inference import networks
+from selfie_cli.models.portable import why_not
+from selfie_cli.option import Options, flag_of, negated
+from selfie_cli.reporting.card import known, model_card
+from selfie_cli.runs import Run
+from selfie_cli.schema import ASKED
+from selfie_cli.talk import Talk
+
+RESULTS = {"finetune": Finetuned, "curve": Curve}
+NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
+# Text that is a number, or numbers; other free text may be a path or a name.
+HARMLESS = ("lr", "fractions", "seeds", "budget")
+NAMES_DATA = ("data", "dataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What was sent, or with a dry run would be: names and sizes in bytes. The last three are None after a dry run."""
+
+    address: str
+    files: dict[str, int]
+    card: str
+    url: str | None
+    commit: str | None
+    created: bool | None
+
+
+def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None) -> Pushed:
+    """Send a finished run as one commit. `ask` puts a question to the user, None where there is nobody to answer."""
+    if not options.run or not options.repo:
+        raise UsageError("name the run and the repository: selfie push RUN owner/name")
+    address = hub.parse(options.repo, options.revision)
+    if hub.COMMIT.fullmatch(address.revision or ""):
+        raise UsageError(f"{address.revision} is a commit: push to a branch, by its name")
+    run = runs.open_run(options.run, talk=talk)
+    if not run.finished:
+        raise RunError(f"{run} is not finished: selfie {run.verb} --resume {shlex.quote(str(run))}")
+    networks.load_module(run)  # what nobody could load is not sent
+    config, card = published_with_card(run, str(address))
+    files: dict[str, Path | bytes] = {
+        "model.safetensors": run.weights,
+        "config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        "README.md": card.encode(),
+    }
+    sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
+    if options.dry_run:
+        return Pushed(address=str(address), files=sizes, card=card, url=None, commit=None, created=None)
+
+    def private() -> bool:
+        if options.private is not None:
+            return options.private
+        if ask is None:
+            raise UsageError(f"{address.repo} has to be made: say who may read it, --private or --public")
+        return ask(f"{address.repo} will be made on {hub.host()}. Shall only you and those you let in read it?")
+
+    if options.quiet or not sys.stderr.isatty():  # there is no other way to tell the client
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+    talk.say(f"sending {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
+    message = f"selfie push: {run.verb}, {run.derived['backbone']}"
+    sent = hub.send(address, files, private=private, message=message, talk=talk)
+    return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
+
+
+def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
+    """The config and the model card that are sent. Raises RunError if a file of the run is damaged."""
+    results = run.path / "results.json"
+    found = read_results(results, RESULTS[run.verb]) if run.verb in RESULTS and results.is_file() else None
+    evaluations = [read_results(file, Evaluated) for file in sorted(run.path.glob("eval-*.json"))]
+    with describing(run):
+        config = published(run.config)
+        return config, model_card(
+            address,
+            config=config,
+            command=command_of(config),
+            results=found,
+            evaluations=evaluations,
+            in_timm=why_not(run.derived, "timm") is None,
+        )
+
+
+def read_results(file: Path, kind: type) -> dict[str, Any]:
+    """A `kind` as JSON. Raises RunError for anything else."""
+    try:
+        found = read_json(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read: {error}") from None
+    needed = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
+    }
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise RunError(f"{file} is damaged or of another version: remove it, or repeat what wrote it")
+    return found
+
+
+def published(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's config leaves the machine: what rebuilds the network, and numbers; no path, no name of a file.
+
+    Everything is named here that is kept, so nothing new is published by oversight. The classes are in `derived`.
+    """
+    numbers = {key: value for key, value in config.get("data", {}).items() if key in NUMBERS_OF_DATA}
+    kept = {key: config[key] for key in ("format", "verb", "derived", "versions")}
+    measured = {
+        key: value
+        for key, value in config["measured"].items()
+        if key in ("device", "precision") or isinstance(value, int | float | dict)
+    }
+    asked = published_options(ASKED.get(config["verb"], Options), config["asked"])
+    origins = [
+        {"path": each["path"] if public(each["path"]) else None, "sha256": each["sha256"]}
+        for each in config.get("from", [])
+    ]
+    kept |= {"asked": asked, "measured": measured, "data": numbers, "from": origins}
+    return {**kept, "progress": {"status": "finished"}}
+
+
+def published_options(kind: type[Options], asked: dict[str, Any]) -> dict[str, Any]:
+    """Options of `kind`, without free text: paths and names become null, but for names that everybody knows."""
+    kept: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        if name not in asked:
+            continue
+        value = asked[name]
+        if dataclasses.is_dataclass(hint):
+            value = published_options(hint, value)  # type: ignore[arg-type]
+        elif str in (hint, *get_args(hint)) and name not in HARMLESS:
+            tell = known if name in NAMES_DATA else (lambda text: text if public(text) else None)
+            value = [tell(each) for each in value] if isinstance(value, list | tuple) else tell(value)
+        kept[name] = value
+    return kept
+
+
+def public(address: Any) -> bool:
+    return address in ("bundled", "none") or hub.is_address(str(address))
+
+
+def command_of(config: dict[str, Any]) -> str:
+    """The command that makes such a run, as far as it is published: what differs from the defaults."""
+    kind = ASKED.get(config["verb"])
+    if kind is None:
+        return f"selfie {config['verb'].partition('-')[0]}"
+    data = config["asked"].get("data") or []
+    words = ["selfie", config["verb"], *(each or "FOLDER" for each in data)]
+    return " ".join([*words, *flags(kind(), config["asked"])])
+
+
+def flags(default: Options, asked: dict[str, Any]) -> list[str]:
+    found = []
+    for field in dataclasses.fields(default):
+        value, usual = asked.get(field.name), getattr(default, field.name)
+        if isinstance(usual, Options):
+            found += flags(usual, value or {})
+        elif field.name == "dataset":
+            found += ["--dataset", value or "FOLDER"]
+        elif field.name == "from_":
+            each = value if isinstance(value, list | tuple) else [value]
+            found += [word for one in each for word in ("--from", one or "RUN")]
+        elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
+            continue
+        elif isinstance(value, bool):
+            found.append(flag_of(field.name) if value else negated(field))
+        else:
+            found += [flag_of(field.name), shlex.quote(str(value))]
+    return found

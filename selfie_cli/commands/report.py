@@ -1,0 +1,166 @@
+"""selfie report: a run as one page, with what was learned drawn on real images."""
+
+import contextlib
+import datetime
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+import torch
+
+from selfie_cli import __version__, runs
+from selfie_cli.config import ReportOptions, TrainingOptions
+from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
+from selfie_cli.files import followed, write_text
+from selfie_cli.inference import networks
+from selfie_cli.inference.networks import Network
+from selfie_cli.inference.stream import check_file
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.reporting import exhibits
+from selfie_cli.reporting import page as pages
+from selfie_cli.reporting.facts import details, heading_of, read_lines, results, training
+from selfie_cli.reporting.gallery import embed, open_gallery
+from selfie_cli.reporting.page import Page, piece
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import saved_states
+from selfie_cli.training.distributed import group
+from selfie_cli.training.hardware import prepare
+from selfie_cli.training.step import reason_of
+from selfie_cli.weights import load_weights
+
+SUFFIXES = (".html", ".htm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """The page, its size in bytes, and how many images the network was shown for it (0: it was made without any)."""
+
+    run: Path
+    out: Path
+    bytes: int
+    num_images: int
+
+
+def report(options: ReportOptions, talk: Talk) -> Reported:
+    """Write the page of a run: of one that is not finished, as far as it has come."""
+    if not options.run:
+        raise UsageError("name a run: its folder, hf://owner/name, or bundled")
+    run = runs.open_run(options.run, offline=options.offline, talk=talk)
+    out = choose_out(run, options)
+    page = Page()
+    with describing(run):
+        heading = heading_of(run)
+        results(run, page)
+        if run.verb == "pretrain":
+            training(run, page)
+    num_images = look(run, page, options, talk)
+    with describing(run):
+        if run.verb != "pretrain":
+            training(run, page)
+        details(run, page)
+    written = f"Written by selfie {__version__}, {datetime.datetime.now():%Y-%m-%d %H:%M}."
+    text = pages.document(page, title=f"{run.name}: selfie {run.verb}", header=heading, footer=written)
+    write_text(out if options.out is None else followed(out), text)
+    return Reported(run=run.path, out=out, bytes=len(text.encode()), num_images=num_images)
+
+
+def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
+    """The page of a run that has just finished. Whatever goes wrong with it is a warning: the run is good without."""
+    if not asked.report or not group().first:
+        return
+    options = ReportOptions(
+        run=str(run.path),
+        data_root=asked.data_root,
+        offline=True,
+        max_bad=1.0,
+        workers=asked.workers,
+        device=asked.device,
+    )
+    try:
+        talk.say(f"page: {report(options, talk).out}")
+    except Exception as error:
+        if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
+            raise
+        talk.warn(
+            f"the run is finished, but its page could not be made ({reason_of(error)}): "
+            f"selfie report {quote(str(run.path))}"
+        )
+
+
+def choose_out(run: Run, options: ReportOptions) -> Path:
+    """Raises UsageError for a page that would be lost, or has no place."""
+    if options.out is None:
+        if run.address is not None:  # in the package, or the Hub's cache
+            raise UsageError(f"nothing is written into {run}: name the page with --out PAGE.html")
+        return check_file(str(run.path / "report.html"), SUFFIXES, overwrite=True)
+    return check_file(options.out, SUFFIXES, overwrite=options.overwrite)
+
+
+@contextlib.contextmanager
+def describing(run: Run) -> Iterator[None]:
+    """What is missing or of another kind in here is so in the run's files. Raises RunError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise RunError(f"a file in {run.path} is damaged, or of another version of selfie: {error!r}") from error
+
+
+def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
+    """The run's network; of a pretraining under way, what it saved last. None where there is nothing yet."""
+    if run.weights.is_file():
+        return networks.load_network(run, features=None, device=device)
+    states = saved_states(run.path / "state") if run.verb == "pretrain" else []
+    if not states:
+        return None
+    module = networks.build_method(run.derived)
+    weights, _ = load_weights(states[-1] / "weights.safetensors")
+    module.load_state_dict(weights)
+    talk.say(f"not finished: with the weights of step {int(states[-1].name):,}")
+    features = networks.choose_features(run.derived, None)
+    return Network(module.to(device).eval(), int(run.derived["image_size"]), features)
+
+
+def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
+    """Everything that needs images; how many the network was shown."""
+    device = prepare(options.device)
+    network = load(run, device, talk)
+    if network is None:
+        return 0
+    try:
+        with describing(run):
+            gallery = open_gallery(run, options, talk)
+            seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
+        embedded = embed(gallery, network, options, talk, exclude={each["path"] for each in seen})
+    except DataError as error:
+        if options.dataset:
+            raise
+        # The run's own data are never downloaded for a page, whatever the options.
+        reason = re.sub(": (run|fetch it) once without --offline.*", "", str(error))
+        talk.say(f"without images: {reason}")
+        page.add(
+            "images",
+            "Images",
+            piece("paragraph", f"The images of this run were not found when the page was made: {reason}."),
+            piece("paragraph", f"selfie report {run} --dataset FOLDER shows others."),
+        )
+        return 0
+    if isinstance(network.module, Selfie):
+        exhibits.paper_picks(network.module, gallery, embedded, page)
+    elif run.verb == "pretrain" and run.derived[run.derived["method"]].get("views") != 2:
+        exhibits.view_picks(networks.build_method(run.derived), network, gallery, embedded, page)
+    elif isinstance(network.module, AnyClassifier) and gallery.labels is not None:
+        arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
+        which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"
+        if run.verb == "finetune-cell":
+            which = run.name
+        exhibits.classified(which, gallery.labels, gallery, embedded, page)
+    if len(embedded.vectors) > 2:
+        exhibits.neighbours(gallery, embedded, page)
+        talk.say(f"drawing a map of {len(embedded.vectors):,} images")
+        exhibits.mapped(gallery, embedded, page)
+    return len(embedded.rows)

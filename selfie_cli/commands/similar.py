@@ -1,0 +1,187 @@
+"""selfie similar: the images most like a photo, or groups of near-duplicates, among those that were embedded."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from selfie_cli import runs
+from selfie_cli.config import SimilarOptions
+from selfie_cli.data.layout import LeftOut
+from selfie_cli.data.memory import available_memory
+from selfie_cli.data.names import Names
+from selfie_cli.errors import DataError, HubError, RunError, UsageError
+from selfie_cli.hub import is_address
+from selfie_cli.inference import networks
+from selfie_cli.inference.neighbours import Groups, Nearest, join_near, unit
+from selfie_cli.inference.stream import decode, expand
+from selfie_cli.inference.vector_files import VectorFile, open_vectors
+from selfie_cli.talk import Talk
+from selfie_cli.training.hardware import prepare
+
+SAME = 0.998
+"""The cosine from which images count as near-duplicates: see docs/guide/vectors.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    rank: int
+    cosine: float
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    query: str
+    matches: list[Match]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """cosine: to the group's first. copy: whether its file has the same bytes as the first's."""
+
+    path: str
+    cosine: float
+    copy: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similar:
+    """The result of a search in `file`: `answers` to queries, or `groups`, the largest first."""
+
+    file: str
+    num_vectors: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    answers: list[Answer] | None = None
+    threshold: float | None = None
+    groups: list[list[Member]] | None = None
+
+
+def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Similar:
+    """Search what `options.in_` holds. Raises UsageError, DataError."""
+    if options.in_ is None:
+        raise UsageError("say where to look: --in what selfie embed --out has written")
+    if options.duplicates == bool(options.query):
+        raise UsageError("name query images, or give --duplicates" + " without" * options.duplicates)
+    if options.threshold is not None and not options.duplicates:
+        raise UsageError("--threshold goes with --duplicates: leave it out")
+    if options.duplicates and (options.from_, options.device, options.precision) != (None, "auto", "auto"):
+        raise UsageError("--duplicates compares the vectors that are there: leave --from, --device, --precision out")
+    file = open_vectors(options.in_)
+    return duplicates(file, options, talk) if options.duplicates else answered(file, options, stdin, talk)
+
+
+def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk) -> Similar:
+    """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
+    names, queries, left_out = embedded(file, options, stdin, talk)
+    begun = time.perf_counter()
+    nearest = Nearest(queries, options.top)
+    paths: dict[int, str] = {}
+    for piece in file.pieces():
+        if queries.shape[1] != (width := piece.vectors.shape[1]):
+            raise UsageError(
+                f"{file.path} holds vectors of {width} numbers, this network's have {queries.shape[1]}: see --from"
+            )
+        first = nearest.num_seen
+        nearest.add(piece.vectors)
+        paths |= {row: piece.names[row - first] for row in set(nearest.rows[nearest.rows >= first].tolist())}
+    talk.say(f"{nearest.num_seen:,} vectors searched in {time.perf_counter() - begun:.1f} s")
+    answers = []
+    for name, places, values in zip(names, nearest.rows.tolist(), nearest.cosines.tolist(), strict=True):
+        ranked = enumerate(zip(places, values, strict=True), 1)
+        matches = [
+            Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in ranked if row >= 0
+        ]
+        answers.append(Answer(query=name, matches=matches))
+    return Similar(file=str(file.path), num_vectors=nearest.num_seen, answers=answers, left_out=left_out.counts)
+
+
+def embedded(
+    file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk
+) -> tuple[Names, NDArray[np.float32], LeftOut]:
+    """The queries, their vectors, float32 [M, D], by the network that made the file, and what was left out.
+
+    Raises UsageError if that is not the network asked for, RunError if it is not there, DataError for a query that
+    cannot be read.
+    """
+    made_by: dict[str, Any] = file.about.get("network", {})
+    if not made_by:
+        talk.say(f"{file.path} does not say which network made it: taken to be the following")
+    asked = options.from_ or made_by.get("from")
+    try:
+        # What a file names is not fetched, only what the user names.
+        run, line = runs.resolve_from(asked, offline=options.from_ is None, talk=talk)
+    except (RunError, HubError) as error:
+        if options.from_ is not None or not made_by:
+            raise
+        hint = (
+            f"give --from {asked} to fetch it" if is_address(str(asked)) else f"say where that is with --from ({error})"
+        )
+        raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
+    if run is None:
+        raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
+    talk.say(line)
+    if made_by and networks.provenance(run, made_by["features"])["sha256"] != made_by["sha256"]:
+        raise UsageError(
+            f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
+            "name those with --from, or embed anew"
+        )
+    device = prepare(options.device)
+    features = made_by.get("features") if networks.keeps_patches(run.derived) else None
+    network = networks.load_network(run, features=features, device=device)
+    precision = made_by.get("precision") if options.precision == "auto" else options.precision
+    lean = network.lean(torch.bfloat16 if precision == "bf16" else torch.float32)
+    names, left_out = expand(options.query, stdin, talk)
+    at_once = min(len(names), networks.images_at_once(device, network.image_size))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(names), at_once):
+            pixels, facts, bad = decode(names, range(start, min(start + at_once, len(names))), network, at_once)
+            if bad:
+                raise DataError(f"{bad[0].name} cannot be read: {bad[0].reason}")
+            parts.append(lean.vectors(pixels.to(device)).cpu().numpy()[: len(facts)])
+    return names, np.concatenate(parts), left_out
+
+
+def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
+    """Groups of images that are joined by a cosine of the threshold or more, or by equal contents."""
+    threshold = SAME if options.threshold is None else options.threshold
+    names: list[str] = []
+    hashes: list[str | None] = []
+    parts: list[NDArray[np.float32]] = []
+    for piece in file.pieces():
+        names += piece.names
+        hashes += piece.hashes or [None] * len(piece.names)  # another program's rows may have none
+        parts.append(unit(piece.vectors))
+        if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
+            raise DataError(f"{file.path} does not fit into memory: look for near-duplicates in a part of it at a time")
+    vectors = np.concatenate(parts)
+    parts = []
+    same: dict[str, list[int]] = {}
+    for row, digest in enumerate(hashes):
+        if digest is not None:
+            same.setdefault(digest, []).append(row)
+    groups = Groups(len(names))
+    for rows in same.values():
+        if len(rows) > 1:
+            groups.join(np.array(rows, np.int64))
+    with talk.track("comparing", len(names)) as advance:
+        join_near(groups, vectors, threshold, lambda done: advance(done, ""))
+    shown = []
+    for group in groups.found():
+        first = int(group[0])
+        cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
+        members = [
+            Member(
+                path=names[row],
+                cosine=round(cosine, 6),
+                copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
+            )
+            for row, cosine in zip(group.tolist(), cosines, strict=True)
+        ]
+        shown.append(members)
+    return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=shown)

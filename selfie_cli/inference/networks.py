@@ -1,0 +1,304 @@
+"""Rebuilding the network of a run from its config and weights, and what can be computed with it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from selfie_cli import config, schema
+from selfie_cli.data.augment import plain_view
+from selfie_cli.data.splits import permutation
+from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
+from selfie_cli.files import replacing
+from selfie_cli.methods.byol import Byol
+from selfie_cli.methods.many_views import ManyViewSelfie
+from selfie_cli.methods.method import Method
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.methods.simclr import SimCLR
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid
+from selfie_cli.models.lean import for_inference
+from selfie_cli.models.quantized import quantized
+from selfie_cli.recipes import num_stages
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import group
+from selfie_cli.weights import load_weights, save_weights
+
+DEFAULT_FEATURES = "whole"
+Pretrained = Method | Encoder
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate."""
+
+    module: Pretrained | AnyClassifier
+    image_size: int
+    features: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @torch.no_grad()
+    def vectors(self, pixels: Tensor) -> Tensor:
+        """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
+        images = plain_view(pixels, self.image_size)
+        module = self.module
+        if isinstance(module, AnyClassifier):
+            return module.features(images).float()
+        if self.features == "whole":
+            return pooled_maps(module, images)
+        assert isinstance(module, Selfie)
+        if self.features == "patches":
+            return module.patch_vectors(images).mean(dim=1).float()
+        return module.pooled(images).float()
+
+    @torch.no_grad()
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """What a classifier makes of stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
+        scores: Tensor = self.module(plain_view(pixels, self.image_size))
+        return scores.float().softmax(dim=1)
+
+    def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
+        """The same, made for inference: see `models.lean.for_inference`."""
+        return dataclasses.replace(self, module=for_inference(self.module, dtype, compiled=compiled))
+
+    def in_int8(self, pixels: Tensor) -> "Network":
+        """The same in 8 bits, whose ranges are those on `pixels`, uint8 [N, S, S, 3]: see `models.quantized`."""
+
+        def run(module: Any) -> None:
+            network = dataclasses.replace(self, module=module)
+            for batch in pixels.split(images_at_once(self.device, self.image_size)):
+                network.vectors(batch)
+
+        return dataclasses.replace(self, module=quantized(self.module, run))
+
+
+def pooled_maps(module: Pretrained, images: Tensor) -> Tensor:
+    """The encoder over whole images, float [B, 3, s, s], averaged over space: float32 [B, D]."""
+    maps: Tensor = module.encoder(images)  # [B, D, h, w]
+    return maps.mean(dim=(2, 3)).float()
+
+
+def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
+    """A freshly initialized network of the shape that a run's config describes, as its weights are kept.
+
+    Raises RunError if the description is incomplete.
+    """
+    with describing(derived):
+        if keeps_patches(derived):
+            return build_method(derived)
+        if derived["method"] in config.METHODS:
+            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages(derived))
+        num_classes = len(derived["classes"])
+        if derived.get("arch") == "hybrid":
+            own = {"image_size": derived["image_size"], **derived["hybrid"]}
+            return Hybrid(derived["backbone"], num_classes=num_classes, **own)
+        return Classifier(derived["backbone"], stem=derived["stem"], num_classes=num_classes)
+
+
+def keeps_patches(derived: dict[str, Any]) -> bool:
+    """Whether a run keeps the patch network with its attention pooling: the paper's Selfie alone does."""
+    return bool(derived["method"] == "selfie" and derived["selfie"].get("views") == 1)
+
+
+def build_method(derived: dict[str, Any]) -> Method:
+    """A freshly initialized method with everything that trains it. Raises RunError as `build` does.
+
+    Raises UsageError for the two-view recipe of earlier versions, which can be used but no longer trained.
+    """
+    if derived["method"] == "selfie" and derived["selfie"].get("views") == 2:
+        raise UsageError(
+            "this run's recipe, two views with a softmax, is no longer trained here: resume it with the selfie-cli "
+            "that wrote it, or start a new run"
+        )
+    with describing(derived):
+        own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
+        if derived["method"] == "byol":
+            return Byol(stem=derived["stem"], **own)
+        if derived["method"] == "simclr":
+            return SimCLR(stem=derived["stem"], **own)
+        if own.pop("views", None) != 1:
+            return ManyViewSelfie(stem=derived["stem"], **own)
+        return Selfie(patch_size=derived["patch_size"], **own)
+
+
+class Undrawn(TorchFunctionMode):
+    """Within, nothing is drawn to initialize weights: to do so without memory, torch imports its compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def describing(derived: dict[str, Any]) -> Iterator[None]:
+    """Raises RunError for what describes no network, or one that is too large to be honest; whatever goes wrong in here
+    is the fault of a config.json, too, unless memory runs out."""
+    try:
+        if found := schema.fault_of_network(derived):
+            raise ValueError(found)
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise RunError(f"the run's config.json does not describe a network of selfie's: {error!r}") from None
+
+
+def choose_features(derived: dict[str, Any], features: str | None) -> str:
+    """Raises UsageError if the network has no such features."""
+    if features is not None and features not in get_args(config.Features):
+        raise UsageError(f"no network has features {features!r}")
+    if features is not None and not keeps_patches(derived):
+        raise UsageError("--features chooses among the vectors of Selfie's --recipe paper; others have one kind")
+    if derived["method"] == "finetune":
+        return "penultimate"
+    return features or DEFAULT_FEATURES
+
+
+def load_module(run: Run) -> Pretrained | AnyClassifier:
+    """The run's network with its weights. Raises WeightsError if they do not fit."""
+    weights, _ = load_weights(run.weights)
+    if run.derived.get("method") == "selfie" and not keeps_patches(run.derived):
+        # Of two-view runs of version 1 the patch network is used alone.
+        renamed = {name: name.replace("patch_network.", "encoder.", 1) for name in weights}
+        weights = {renamed[name]: tensor for name, tensor in weights.items() if renamed[name].startswith("encoder.")}
+    with torch.device("meta"), Undrawn():  # no memory: what a config asks for is made if the weights are of that size
+        wanted = build(run.derived).state_dict()
+    unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
+    if others := sorted(weights.keys() ^ wanted.keys()):
+        raise WeightsError(f"{unlike}: {others[0]} is in one of them alone, and so are {len(others) - 1} others")
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
+            raise WeightsError(f"{unlike}: {name} is of another type or shape")
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{run.weights} is damaged: {name} holds what is no number")
+    module = build(run.derived)
+    module.load_state_dict(weights)
+    return module
+
+
+def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
+    module = load_module(run).to(device).eval()
+    return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
+
+
+def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
+    """The same network before any training. Its batch norms have no statistics yet: see `estimate_batch_norm`."""
+    torch.manual_seed(seed)
+    return Network(build(run.derived).to(network.device).eval(), network.image_size, network.features)
+
+
+# Batch-norm statistics settle within about a thousand images.
+BATCH_NORM_IMAGES = 2048
+
+
+def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
+    """Set the statistics of 2-D batch norms to the plain average over what `forward` sees of some of `pixels`.
+
+    A head's one-dimensional ones stay as they are, and so does the mode, training or evaluation.
+
+    pixels: uint8 [N, S, S, 3]. They are often sorted by class, so every batch is drawn from all of them.
+    """
+    some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+    training = module.training
+    module.train()
+    device = next(module.parameters()).device
+    with torch.no_grad():
+        for batch in some.split(BATCH):
+            if len(batch) > 1:
+                forward(pixels[batch].to(device))
+    module.train(training)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def images_at_once(device: torch.device, image_size: int) -> int:
+    """How many suit a device: on a CPU, what passes from layer to layer should stay within a core's caches."""
+    return min(256, max(8, 8 * 224**2 // image_size**2)) if device.type == "cpu" else 256
+
+
+def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk, what: str) -> Tensor:
+    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. In bf16 within autocast to it."""
+    device = network.device
+    coarse = torch.is_autocast_enabled(device.type)
+    lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
+    at_once = images_at_once(device, network.image_size) * (torch.get_num_threads() if device.type == "cpu" else 1)
+
+    def work(mine: Tensor) -> Tensor:
+        parts = []
+        done = 0
+        with talk.track(what, len(mine)) as advance:
+            for batch in mine.split(min(batch_size, at_once)):
+                parts.append(lean.vectors(batch.to(device)).cpu())
+                done += len(batch)
+                advance(done, "")
+        return torch.cat(parts)
+
+    return shared_out(pixels, work)
+
+
+def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What `work` makes of all images, [N, ...] on the CPU, of which each process of a job takes its share."""
+    here = group()
+    if len(pixels) < here.world:
+        return work(pixels)
+    return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
+
+
+def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
+    """A classifier's probabilities for stored pixels, uint8 [N, S, S, 3]: float32 [N, C]."""
+
+    def work(mine: Tensor) -> Tensor:
+        return torch.cat([network.probabilities(batch.to(network.device)).cpu() for batch in mine.split(batch_size)])
+
+    return shared_out(pixels, work)
+
+
+def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
+    header = {key: shape[key] for key in ("method", "arch", "backbone", "stem", "image_size", "steps")}
+    save_weights(run.weights, module.state_dict(), header)
+
+
+def copy_weights(source: Run, target: Run) -> None:
+    with replacing(target.weights) as temporary:
+        shutil.copyfile(source.weights, temporary)
+
+
+def check_classes(classes: list[str], known: list[str]) -> None:
+    """Raises DataError if the data set has classes that the network was not taught."""
+    if unknown := [name for name in classes if name not in known]:
+        raise DataError(
+            f"the network does not know {', '.join(unknown[:5])}: it was taught {', '.join(known[:5])}"
+            f"{', ...' * (len(known) > 5)}. Finetune on this data set, or eval the pretrained run"
+        )
+
+
+def provenance(run: Run, features: str) -> dict[str, Any]:
+    """What a file of vectors says about the network that made them, but for the precision."""
+    with run.weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "run": run.name,
+        "from": run.address or str(run.path.resolve()),
+        "sha256": digest,
+        "features": features,
+        "image_size": run.derived["image_size"],
+    }

@@ -1,0 +1,124 @@
+"""What a pretraining is made with, before the machine has had its say: what was asked, else what the recipe says."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from selfie_cli.config import PretrainOptions
+from selfie_cli.data.source import Source
+from selfie_cli.errors import DataError, UnreadableImage, UsageError
+from selfie_cli.models.resnet import TORCHVISION, stem_for
+from selfie_cli.option import flag_of, negated
+from selfie_cli.recipes import recipe_values
+from selfie_cli.schema import MOST_PATCHES
+from selfie_cli.training.distributed import group
+from selfie_cli.training.schedule import IMAGE_ORDER
+
+
+def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
+    """Everything that rebuilds the network, and how it is trained: what was asked, else what the recipe says.
+
+    Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
+    """
+    image_size = options.image_size or suggested_size(source)
+    values = recipe_values(options.method, options.recipe, image_size)
+    values["batch_size"] = batch_size = batch_size_for(options, values, len(source))
+    if values.pop("lr_per_256_images", False):
+        values["lr"] *= batch_size / 256
+    if epochs := values.pop("warmup_epochs", None):
+        values["warmup_steps"] = round(epochs * len(source) / batch_size)
+    for owner in (options, options.selfie, options.byol):
+        for field in dataclasses.fields(owner):
+            asked = getattr(owner, field.name)
+            if not field.metadata.get("recipe") or asked is None:
+                continue
+            if field.name not in values:
+                given = negated(field) if asked is False else flag_of(field.name)
+                raise UsageError(
+                    f"{given} has no meaning for --method {options.method} with --recipe "
+                    f"{options.recipe} at {image_size} px: leave it out"
+                )
+            values[field.name] = asked
+    if options.backbone in TORCHVISION and options.selfie.final_norm is not None:
+        raise UsageError(
+            f"--final-norm has no meaning for --backbone {options.backbone}, which ends in a ReLU: leave it out"
+        )
+    training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
+    if "positions" in values:
+        values["factorized_positions"] = values.pop("positions") == "row-column"
+    cut = values.get("views") == 1
+    patch_size = patch_size_for(options, image_size, cut=cut)
+    return {
+        "method": options.method,
+        "recipe": options.recipe,
+        "backbone": options.backbone,
+        "stem": stem_for(patch_size),
+        "image_size": image_size,
+        **({"patch_size": patch_size} if cut else {}),
+        **training,
+        "image_order": IMAGE_ORDER,
+        options.method: values,
+    }
+
+
+def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images: int) -> int:
+    """The batch as asked, or the recipe's, of which all processes get equal parts.
+
+    Where images are told from each other, no image may be in it twice.
+
+    Raises UsageError if what was asked for is more than there are, or there is nothing to tell from each other.
+    """
+    world = group().world
+    usual = int(values["batch_size"])
+    if values.get("views") == 1:
+        return options.batch_size or max(1, usual // world) * world
+    if num_images < 2 * world:
+        few = "one image" if world == 1 else f"{num_images} images for {world} processes"
+        raise UsageError(f"{few}: this method tells images from each other. Give it more, or take --recipe paper")
+    if options.batch_size is not None and options.batch_size > num_images:
+        raise UsageError(
+            f"--batch-size {options.batch_size} is more than there are images ({num_images}), and this method tells "
+            "the images of a batch from each other: leave it out, or choose a smaller one"
+        )
+    return options.batch_size or max(2, min(usual, num_images) // world) * world
+
+
+def patch_size_for(options: PretrainOptions, image_size: int, *, cut: bool) -> int:
+    """The patch size; where images are not `cut` into patches, the one whose stem suits them.
+
+    Raises UsageError if it cuts the image unevenly or too finely, or is asked for where there are no patches.
+    """
+    patch_size = options.patch_size or (8 if image_size <= 64 else 32)
+    if not cut:
+        if options.patch_size:
+            raise UsageError(
+                f"--patch-size has no meaning for --method {options.method} with --recipe {options.recipe}: "
+                "leave it out"
+            )
+        return patch_size
+    if image_size % patch_size or image_size // patch_size < 2:
+        raise UsageError(
+            f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "
+            f"--patch-size, at least twice as large (32 with 8, 224 with 32)"
+        )
+    if image_size // patch_size > MOST_PATCHES:
+        raise UsageError(
+            f"--image-size {image_size} has {image_size // patch_size} patches of {patch_size} px along a side, more "
+            f"than {MOST_PATCHES}: choose a larger --patch-size"
+        )
+    return patch_size
+
+
+def suggested_size(source: Source) -> int:
+    """32, 64 or 224 px, from the median short side of up to 64 images spread over the source."""
+    sides = []
+    for index in range(0, len(source), -(-len(source) // 64)):
+        try:
+            with source.open(index) as image:
+                sides.append(min(image.size))
+        except UnreadableImage:
+            continue
+    if not sides:
+        raise DataError(f"none of the images looked at can be read, the first is {source.names[0]}")
+    median = statistics.median(sides)
+    return 32 if median <= 48 else 64 if median <= 128 else 224

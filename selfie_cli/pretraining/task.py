@@ -1,0 +1,197 @@
+"""A pretraining on this machine: its step, its batches, its pace, and a watch for collapsed features."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from selfie_cli.config import PretrainOptions
+from selfie_cli.data.augment import plain_view
+from selfie_cli.data.mapped import MappedStore
+from selfie_cli.data.store import Store
+from selfie_cli.errors import UsageError
+from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
+from selfie_cli.inference import networks
+from selfie_cli.methods.method import Method
+from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import Group, group
+from selfie_cli.training.hardware import (
+    Pace,
+    compiles,
+    duration,
+    fit,
+    micro_batch_for,
+    precisions,
+)
+from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.schedule import SampleOrder, step_generator, step_seed
+from selfie_cli.training.step import Batch, Step, check_pieces
+
+WATCHED = 256  # images whose features are looked at for collapse
+FEWEST_WATCHED = 8  # fewer say nothing
+
+
+def make_step(
+    derived: dict[str, Any], options: PretrainOptions, device: torch.device, talk: Talk
+) -> tuple[Method, Step]:
+    """The method on its device, freshly initialized, and a training step of it."""
+    here = group()
+    compiled = compiles(options.compile, device, deterministic=options.deterministic)
+    torch.manual_seed(step_seed(options.seed, 0))
+    method = networks.build_method(derived).to(device)
+    if here.world > 1 and device.type == "cuda" and method.compares_images:
+        method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.encoder.checkpointed = derived.get("checkpointed", False)
+    method.group = here
+    micro_batch = derived.get("micro_batch", derived["batch_size"] // here.world)
+    step = Step(
+        method,
+        method,
+        make_optimizer(derived["optimizer"], method, lr=derived["lr"], weight_decay=derived["weight_decay"]),
+        micro_batch=micro_batch,
+        precision=derived.get("precision", "fp32"),
+        compiled=compiled and derived.get("compiles", True),
+        graphs=device.type == "cuda" and derived["image_size"] <= 64 and micro_batch == derived["batch_size"],
+        group=here,
+        after=method.after_step,
+        smallest=derived["batch_size"] if options.deterministic else 1 + method.compares_images,
+        talk=talk,
+    )
+    return method, step
+
+
+def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
+    """This process's part of the batch of each step: pixels, and what is drawn for them."""
+    size, here = derived["batch_size"], group()
+    version = derived.get("image_order", 1)
+    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
+    mine = here.part(size)
+
+    def batch_of(step: int) -> Batch:
+        rows = order.batch(step)
+        draws = method.draw(size, step_generator(seed, step))
+        return (store.take(rows if len(rows) < size else rows[mine]), *(each[mine] for each in draws))
+
+    return batch_of
+
+
+class Watch:
+    """Call it to learn whether the features of some images are still apart; warns when they have collapsed."""
+
+    def __init__(self, step: Step, method: Method, store: Store | MappedStore, talk: Talk) -> None:
+        self.step, self.method, self.talk = step, method, talk
+        self.pixels = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(step.device)
+        self.alarms = 0
+
+    def __call__(self) -> dict[str, float]:
+        """Values for the log."""
+        with torch.no_grad(), self.step.autocast():
+            self.method.eval()
+            views = (plain_view(part, self.method.image_size) for part in self.pixels.split(self.step.micro_batch))
+            vectors = torch.cat([self.method.embeddings(view) for view in views])
+        self.method.train()
+        if not vectors.isfinite().all():
+            return {}  # the loop sees to that
+        std, rank = feature_spread(vectors)
+        warning = collapse_warning(std, rank, vectors.shape[1])
+        self.alarms = self.alarms + 1 if warning else 0
+        if warning and self.alarms == 2 and len(vectors) >= FEWEST_WATCHED:  # once may be how a training begins
+            self.talk.warn(warning)
+        return {"feature_std": std, "effective_rank": rank}
+
+
+def fit_to_machine(
+    step: Step,
+    method: Method,
+    batch: Batch,
+    options: PretrainOptions,
+    derived: dict[str, Any],
+    talk: Talk,
+) -> float:
+    """Set the micro-batch and the precision of `step`, and note them in `derived`; returns the seconds a step takes.
+
+    Where the loss is over a batch as a whole, stages of the network are computed twice before the batch is cut.
+    """
+    size = len(batch[0])
+    check_pieces(size, options.micro_batch or size, step.smallest)
+    tried = precisions(step.device, options.precision, deterministic=options.deterministic)
+    step.precision = tried[0]
+    sample = tuple(tensor[:4] for tensor in batch)
+    micro = options.micro_batch or (size if options.deterministic else micro_batch_for(step, sample, size))
+    if micro < size and not options.micro_batch and method.compares_images:
+        method.encoder.checkpointed = True
+        micro = micro_batch_for(step, sample, size)
+        talk.say("memory is short: activations within a stage are computed twice instead of kept")
+    check_pieces(size, micro, step.smallest)
+    step.set_micro_batch(micro)
+    if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
+        talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")
+    wanted = step.compiled
+    seconds = fit(step, batch, tried, talk)
+    derived.update(
+        micro_batch=step.micro_batch,
+        precision=step.precision,
+        compiles=step.compiled or not wanted,
+        checkpointed=method.encoder.checkpointed,
+        processes=step.group.world,
+    )
+    return seconds
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    return tuple(tensor.to(device) for tensor in batch)
+
+
+def pace_of(
+    step_seconds: float,
+    store: Store | MappedStore,
+    batch_of: Callable[[int], Batch],
+    batch_size: int,
+    device: torch.device,
+) -> Pace:
+    """How long steps take with the decoding that a store does on the way, measured on two batches."""
+    if isinstance(store, Store):
+        return Pace(step_seconds)
+    begun = time.perf_counter()
+    for number in (1, 2):
+        batch_of(number)
+    decoding = group().longest((time.perf_counter() - begun) / 2)
+    keeps_all = store.rows.capacity >= len(store)
+    return decoding_pace(step_seconds, decoding, keeps_all, round(len(store) / batch_size), device)
+
+
+def decoding_pace(
+    step_seconds: float, decoding: float, keeps_all: bool, steps_an_epoch: int, device: torch.device
+) -> Pace:
+    """The pace where decoding a batch takes `decoding` seconds, in the first epoch or, unless all is kept, in each."""
+    # A CPU does the one at the cost of the other.
+    slower = step_seconds + decoding if device.type == "cpu" else max(step_seconds, decoding)
+    return Pace(step_seconds if keeps_all else slower, slower, steps_an_epoch)
+
+
+def divided(batch_size: int, here: Group) -> str:
+    """'256', or '256 as 2 x 128' in a job of two processes."""
+    return f"{batch_size}" if here.world == 1 else f"{batch_size} as {here.world} x {batch_size // here.world}"
+
+
+def check_processes(derived: dict[str, Any], world: int) -> None:
+    """Raises UsageError if the batch cannot be divided, or a run was started with another number of processes."""
+    if derived.get("processes", world) != world:
+        raise UsageError(
+            f"this run was started with {derived['processes']} processes, not {world}: resume it with as many"
+        )
+    if derived["batch_size"] % world:
+        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
+
+
+def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:
+    steps, batch = derived["steps"], derived["batch_size"]
+    estimate = pace.seconds(steps)
+    whole = derived["micro_batch"] * derived["processes"] == batch
+    pieces = "" if whole else f" in pieces of {derived['micro_batch']}"
+    shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
+    talk.say(
+        f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "
+        f"about {duration(estimate)} at {steps * batch / estimate:,.0f} images/s{shorter}"
+    )

@@ -1,0 +1,5 @@
+"""A run as one HTML page and as a model card.
+
+It reads the files of a run and, where images are at hand, shows what the network makes of them. Templates are Jinja
+files beside the code; what the page shows is in `facts` and `exhibits`.
+"""

@@ -1,0 +1,145 @@
+"""The model card of a run, README.md on the Hub: what was measured, how it was made and is used, what is not known."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from selfie_cli.data.named import NAMED
+from selfie_cli.recipes import called, num_stages
+from selfie_cli.talk import printable
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
+PAPERS = {
+    "Selfie over many": "2304.03977",
+    "Selfie": "1906.02940",
+    "BYOL": "2006.07733",
+    "SimCLR": "2002.05709",
+}
+"""On arXiv, by how the words for a pretraining begin."""
+
+
+def model_card(
+    address: str,
+    *,
+    config: dict[str, Any],
+    command: str,
+    results: dict[str, Any] | None,
+    evaluations: list[dict[str, Any]],
+    in_timm: bool,
+) -> str:
+    """The whole file, by card.md.jinja.
+
+    Args:
+        address: hf://owner/name[@revision].
+        config: the run's, as it is published; command: what made it.
+        results: its results.json; evaluations: its eval-*.json. Names in them are shown if everybody knows them.
+        in_timm: whether timm has the network.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    repo = address.removeprefix("hf://").partition("@")[0]
+    derived, name = config["derived"], repo.partition("/")[2]
+    if results is not None:
+        results = {**results, "named": config["asked"].get("dataset") is not None}
+    method = derived.get("pretraining", derived["method"])
+    points = [] if results is None else results.get("points", [results])
+    measured = [score for each in evaluations for score in scores(each)]
+    if results is not None and points[-1]["arms"]:
+        arm = points[-1]["arms"][min(1, len(points[-1]["arms"]) - 1) if config["verb"] == "curve" else -1]
+        what = f"accuracy, seed {points[-1]['seeds'][0]}, finetuned on {points[-1]['num_labels']} labels"
+        measured.append(score(results, what, arm["accuracies"][0]))
+    bases = [each["path"].removeprefix("hf://").partition("@")[0] for each in config.get("from", []) if each["path"]]
+    card_data = ModelCardData(
+        model_name=name,
+        library_name="selfie-cli",
+        pipeline_tag="image-classification" if derived.get("classes") else "image-feature-extraction",
+        tags=["selfie", "self-supervised-learning", method, derived["backbone"]],
+        metrics=["accuracy"] if measured else None,
+        base_model=[each for each in bases if "/" in each] or None,
+        eval_results=measured or None,
+    )
+    templates = Environment(  # Markdown: text from files goes through `words`, not through HTML's escapes
+        loader=PackageLoader("selfie_cli", "reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    templates.filters |= {"words": escaped, "percent": percent}
+    names = {"credited": credited, "arm_name": arm_name, "told": told, "address": address, "name": name}
+    found = {"results": results, "points": points, "evaluations": evaluations}
+    text = templates.get_template("card.md.jinja").render(
+        names | found,
+        card_data=card_data,
+        config=config,
+        command=command,
+        in_timm=in_timm,
+        whole=bool(derived.get("classes")) or num_stages(derived) == 4,
+    )
+    return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text.lstrip()) + "\n"))
+
+
+def arm_name(index: int, arm: dict[str, Any]) -> str:
+    """A name that everybody knows; that of a folder is private."""
+    name: str = arm["name"]
+    return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
+
+
+def credited(derived: dict[str, Any]) -> str:
+    """The method and recipe that pretrained the network, in words, with the paper."""
+    words = escaped(called(derived))
+    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
+    return words + paper
+
+
+def escaped(text: str) -> str:
+    """Text from a file as plain words in Markdown: nothing in it is a link, code or HTML, or ends a line or a cell."""
+    plain = printable(text)
+    html = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: html.get(found[0], f"\\{found[0]}"), plain)
+
+
+def known(name: Any) -> str | None:
+    """A public data set's name. Any other may tell what nobody should know; a folder may be called like one."""
+    return name if name in NAMED else None
+
+
+def set_of(found: dict[str, Any]) -> str | None:
+    """The name of the data set of results, if it was asked for by a name that everybody knows."""
+    return known(found["dataset"]) if found.get("named") else None
+
+
+def told(found: dict[str, Any]) -> str:
+    count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
+    return f"{count} of {set_of(found) or 'a set that is not named'}"
+
+
+def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
+    from huggingface_hub import EvalResult
+
+    name = set_of(found)
+    return EvalResult(
+        task_type="image-classification",
+        dataset_type=name or "imagefolder",
+        dataset_name=name or told(found),
+        dataset_config=None if name else told(found),  # results of two sets without a name stay apart
+        dataset_split="test",
+        metric_type="accuracy",
+        metric_name=metric,
+        metric_value=round(value, 4),
+    )
+
+
+def scores(found: dict[str, Any]) -> list["EvalResult"]:
+    """What an evaluation says of the network itself; what stands beside it belongs to other networks."""
+    kind = f"k {found['k']}, temperature {found['temperature']:g}"
+    listed = [
+        score(found, f"accuracy of kNN ({kind})", found["trained"]["knn"]),
+        score(found, "accuracy of a linear probe", found["trained"]["linear"]),
+    ]
+    if found["classified"]:
+        listed.append(score(found, "accuracy", found["classified"]["top1"]))
+    return listed
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"

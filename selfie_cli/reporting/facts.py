@@ -1,0 +1,307 @@
+"""What a page tells from the files of a run: the verdict, what was run on what, results, charts, details."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
+from selfie_cli.files import read_json
+from selfie_cli.recipes import called
+from selfie_cli.reporting import page as pages
+from selfie_cli.reporting.charts import Line
+from selfie_cli.reporting.page import Page, percent, piece
+from selfie_cli.runs import Run
+from selfie_cli.training.hardware import duration
+
+POINTS = 300  # of a line, at most: more are averaged
+LISTED = 10  # of the files that are listed
+LABELLED_DATA = ("finetune", "curve")  # what compares networks, each a cell
+
+Values = dict[str, float]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """JSON Lines up to the first that is none, as a kill may leave; nothing where there is no file."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except (ValueError, RecursionError):
+                break
+    return found
+
+
+def share(value: float) -> str:
+    return f"{value * 100:.3g} %"
+
+
+def in_points(value: float) -> str:
+    return f"{value * 100:+.1f}"
+
+
+def spread(mean: float, std: float | None) -> str:
+    return percent(mean) if std is None else f"{mean * 100:.1f} ± {std * 100:.1f} %"
+
+
+def gain_of(gain: dict[str, Any]) -> tuple[str, str]:
+    """Its mean with its spread, and its interval, if it has one."""
+    mean = in_points(gain["mean"]) + (f" ± {gain['std'] * 100:.1f}" if gain["std"] is not None else "")
+    return mean, " to ".join(map(in_points, gain["interval"] or ()))
+
+
+def results_of(run: Run) -> dict[str, Any] | None:
+    file = run.path / "results.json"
+    return dict(read_json(file)) if file.is_file() else None
+
+
+def heading_of(run: Run) -> str:
+    """The verdict, and what was run on what."""
+    derived, data, is_pretraining = run.derived, run.config.get("data", {}), run.verb == "pretrain"
+    what = f"{called(run.derived)} · " if is_pretraining else ""
+    kicker = f"selfie {run.verb} · {what}{derived.get('backbone')} · {derived.get('image_size')} px"
+    patches = f"patches of {derived['patch_size']} px" if "patch_size" in derived else "whole images"
+    facts = [
+        ("Network", str(derived.get("backbone")), f"stem {derived.get('stem')}"),
+        ("Image size", f"{derived.get('image_size')} px", patches),
+    ]
+    verdict: list[str] = []
+    notes: list[str] = []
+    metrics = read_lines(run.path / "metrics.jsonl")
+    if not run.finished and is_pretraining:
+        notes = [f"Not finished: step {metrics[-1]['step'] if metrics else 0:,} of {derived.get('steps', 0):,}."]
+    elif not run.finished:
+        notes = [f"Not finished. When it is: selfie report {run}"]
+    if is_pretraining:
+        last: Values = {key: value for row in metrics for key, value in row.items()}
+        verdict, remarks = pretraining_verdict(last, derived)
+        notes += remarks
+        facts += pretraining_facts(last, run)
+    elif (found := results_of(run)) and run.verb in LABELLED_DATA:
+        verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
+        notes += [line for each in found.get("points", [found]) for line in each.get("warnings", [])]
+        origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
+        facts += [
+            ("Data", str(found["dataset"]), f"{found['num_classes']:,} classes"),
+            ("Test images", f"{found['num_test']:,}", ""),
+            ("Pretraining", called(run.derived), origins),
+            ("Computed on", str(run.config["measured"].get("device", "")), ""),
+        ]
+    elif found:  # a cell's
+        verdict = [f"{percent(found['accuracy'])} of {found['num_test']:,} images are right."]
+        facts += [
+            ("Pretraining", called(run.derived), ""),
+            ("Learning rate", f"{found['lr']:g}", f"seed {found['seed']}"),
+        ]
+    if seen := data.get("seen_test_images"):
+        told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
+        notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
+    if unreadable := data.get("unreadable"):
+        facts.append(("Unreadable images", f"{unreadable:,}", "left out"))
+    return piece("heading", kicker, run.name, verdict, notes, facts)
+
+
+def pretraining_facts(last: Values, run: Run) -> list[tuple[str, str, str]]:
+    data, measured, batch = run.config.get("data", {}), run.config["measured"], run.derived.get("batch_size", 0)
+    facts = []
+    if data:
+        facts.append(("Images", f"{data['images']:,}", f"fingerprint {data['fingerprint']}"))
+    if data and "step" in last:
+        passes = last["step"] * batch / data["images"]
+        facts.append(("Steps", f"{last['step']:,}", f"of {batch:,} images, {passes:.3g} epochs"))
+    if measured:
+        machine = f"{measured['device']}, {measured['precision']}, {measured['threads']} threads"
+        speed = f"{measured['images_per_second']:,.0f} images/s"
+        facts.append(("Time", duration(measured["seconds"]), machine))
+        facts.append(("Speed", speed, f"data wait {percent(measured['data_wait'])}"))
+    if "loss" in last:
+        facts.append(("Loss at the end", f"{last['loss']:.3f}", ""))
+    if "pretext_accuracy" in last:
+        facts.append(("Pretext accuracy", percent(last["pretext_accuracy"]), f"a guess: {percent(last['chance'])}"))
+    return facts
+
+
+def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What the last logged values say, and remarks on them."""
+    sentences, notes = [], []
+    method = derived.get("method")
+    if "pretext_accuracy" in last:
+        right, chance = last["pretext_accuracy"], last["chance"]
+        what = "right patch" if derived[str(method)].get("views") == 1 else "other view"
+        times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
+        sentences.append(
+            f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
+        )
+    if method == "byol":
+        sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
+    if "feature_std" in last and "effective_rank" in last:
+        std, rank = last["feature_std"], last["effective_rank"]
+        well = std >= LEAST_STD and rank >= LEAST_RANK
+        kept = "Images are kept apart, no collapse" if well else "The network has collapsed: images come out alike"
+        notes.append(f"{kept} (spread {std:.2f}, healthy is 0.1 to 1; about {rank:.0f} directions in use).")
+    notes.append("Whether pretraining helps is for labels to say: selfie finetune, or selfie curve.")
+    return sentences, notes
+
+
+def results(run: Run, page: Page) -> None:
+    """What finetune or curve found, and every selfie eval of this run."""
+    found = results_of(run) if run.verb in LABELLED_DATA else None
+    if found is not None and "points" in found:
+        page.add("results", "Accuracy over the share of the labels", *curve_of(found, page))
+    elif found is not None:
+        page.add("results", "With pretraining and without", *comparison(found))
+    evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
+    if evaluated:
+        rows = []
+        for each in evaluated:
+            trained, untrained, guess = each["trained"], each["untrained"], percent(each["majority"])
+            name = f"{each['dataset']} ({each['num_test']:,} test images)"
+            rows.append((f"{name}: kNN, k {each['k']}", percent(trained["knn"]), percent(untrained["knn"]), guess))
+            rows.append((f"{name}: linear probe", percent(trained["linear"]), percent(untrained["linear"]), guess))
+            if each.get("classified"):
+                rows.append((f"{name}: its own classifier", percent(each["classified"]["top1"]), "", guess))
+        page.add(
+            "evaluated",
+            "What its features are worth",
+            piece(
+                "paragraph",
+                "By selfie eval, on frozen features of this one network; guessing is always answering the largest "
+                "class. The probe's strength was chosen on held-out training images, nothing else was searched.",
+            ),
+            piece("table", ["", "this network", "untrained", "guessing"], rows),
+        )
+
+
+def comparison(found: dict[str, Any]) -> list[str | None]:
+    seeds = found["seeds"]
+    rows: list[list[str]] = []
+    for arm in found["arms"]:
+        rows.append([arm["name"], spread(arm["mean"], arm["std"]), *map(percent, arm["accuracies"]), f"{arm['lr']:g}"])
+    for gain in found["comparisons"]:
+        mean, interval = gain_of(gain)
+        rows.append([f"gain over {gain['baseline']}", mean, *map(in_points, gain["gains"]), ""])
+        if interval:
+            rows.append([f"95 % interval of the gain over {gain['baseline']}", interval, *[""] * (len(seeds) + 1)])
+    head = ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"]
+    return [
+        piece(
+            "paragraph",
+            f"{found['num_labels']:,} labels ({share(found['fraction'])}), {found['steps']:,} steps for every network, "
+            f"tested on {found['num_test']:,} images. ± is the standard deviation over seeds; a gain is of the same "
+            "seed, in points.",
+        ),
+        piece("table", head, rows, strong=len(found["arms"]) - 1),
+        *(piece("paragraph", note) for note in found.get("notes", [])),
+    ]
+
+
+def curve_of(found: dict[str, Any], page: Page) -> list[str | None]:
+    points = found["points"]
+    names = [arm["name"] for arm in points[0]["arms"]]
+    fractions = [each["fraction"] for each in points]
+    lines = []
+    for i, name in enumerate(names):
+        arms = [each["arms"][i] for each in points]
+        curve = [(fraction, arm["mean"]) for fraction, arm in zip(fractions, arms, strict=True)]
+        lines.append(Line(name, curve, [arm["std"] or 0.0 for arm in arms]))
+    title = "Test accuracy (mean ± standard deviation)"
+    drawn = pages.chart(page, title, lines, show=percent, show_x=share, x_ticks=fractions, log=True)
+    accuracies, gains = [], []
+    for each in points:
+        of_labels = share(each["fraction"])
+        means = [spread(arm["mean"], arm["std"]) for arm in each["arms"]]
+        accuracies.append([of_labels, f"{each['num_labels']:,}", len(each["seeds"]), f"{each['steps']:,}", *means])
+        gains += [[of_labels, gain["arm"], *gain_of(gain)] for gain in each["comparisons"]]
+    head = ["share", "arm", "gain", "95 % interval"]
+    return [
+        piece(
+            "paragraph",
+            f"{found['num_test']:,} test images of {found['dataset']}. Across: the share of the training labels, "
+            "logarithmic.",
+        ),
+        piece("group", "charts wide", [drawn]),
+        piece("legend", names),
+        piece(
+            "table",
+            ["share", "labels", "seeds", "steps", *names],
+            accuracies,
+            caption="Test accuracy, mean ± standard deviation",
+        ),
+        piece("table", head, gains, caption="Gain over supervised, in points") if gains else None,
+        *(piece("paragraph", f"{name}: {remark}.") for name, remark in found["remarks"].items()),
+        *(piece("paragraph", note) for note in found.get("notes", [])),
+    ]
+
+
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": ("Loss", "{:.3g}".format),
+    "pretext_accuracy": ("Pretext accuracy", share),
+    "train_accuracy": ("Accuracy on its training images", share),
+    "cosine": ("Cosine between the views", "{:.3g}".format),
+    "feature_std": ("Spread of the features", "{:.3g}".format),
+    "effective_rank": ("Directions in use", "{:.3g}".format),
+    "lr": ("Learning rate", "{:.3g}".format),
+    "images_per_second": ("Images a second", "{:,.0f}".format),
+    "data_wait": ("Waiting for data", share),
+}
+
+
+def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most POINTS of them: neighbours are averaged."""
+    width = -(-len(rows) // POINTS)
+    parts = [rows[start : start + width] for start in range(0, len(rows), width)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def training(run: Run, page: Page) -> None:
+    """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
+    logged, told = {called(run.derived): run.path}, "Over steps."
+    if run.verb in LABELLED_DATA:
+        found = results_of(run)
+        last = found["points"][-1] if found and "points" in found else found
+        if last:
+            names = {arm["name"]: f"{arm['name']}-f{last['fraction']:g}-s{last['seeds'][0]}" for arm in last["arms"]}
+            logged = {arm: run.path / "cells" / cell for arm, cell in names.items()}
+            told = f"Over steps, with {share(last['fraction'])} of the labels, seed {last['seeds'][0]}."
+        else:
+            logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
+    rows_of = {name: read_lines(folder / "metrics.jsonl") for name, folder in logged.items()}
+    chances = [row["chance"] for rows in rows_of.values() for row in rows if "chance" in row]
+    charts = []
+    for key, (title, show) in METRICS.items():
+        lines = []
+        for name, rows in rows_of.items():
+            values = [(row["step"], float(row[key])) for row in rows if math.isfinite(row.get(key, math.nan))]
+            if len(values) > 1:
+                lines.append(Line(name, thinned(values)))
+        guide = (chances[-1], f"chance {percent(chances[-1])}") if key == "pretext_accuracy" and chances else None
+        how: dict[str, Any] = {"show_x": "{:,.0f}".format, "at": "at step", "from_zero": key != "loss"}
+        if lines:
+            charts.append(pages.chart(page, title, lines, show=show, guide=guide, **how))
+    if charts:
+        legend = piece("legend", list(logged))
+        page.add("training", "Training", piece("paragraph", told), legend, piece("group", "charts", charts))
+
+
+def details(run: Run, page: Page) -> None:
+    """Everything that was asked, derived and recorded; what could not be read; what was seen before."""
+    recorded = {"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}
+    inside: list[str | None] = [
+        piece("folded", "Options as asked", [pages.settings(run.config["asked"])]),
+        piece("folded", "Derived and measured", [pages.settings({**run.derived, "measured": run.config["measured"]})]),
+        piece("folded", "Data and versions", [pages.settings(recorded)]),
+    ]
+    for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen before")):
+        lines = read_lines(run.path / f"{file}.jsonl")
+        rows = [
+            (each["path"], each.get("reason") or f"{each['kind']}, in {each['run'] or 'the training part'}")
+            for each in lines[:LISTED]
+        ]
+        rest = f"The first {LISTED} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > LISTED else ""
+        if lines:
+            listed = piece("table", [], rows, kind="plain")
+            inside.append(piece("folded", f"{title}: {len(lines):,}", [piece("paragraph", rest), listed]))
+    page.add("details", "Details", *inside)

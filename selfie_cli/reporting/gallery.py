@@ -1,0 +1,221 @@
+"""The images that a run's page shows: which, whether the network has trained on them, and what it makes of them."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfie_cli.config import ReportOptions
+from selfie_cli.data.augment import centre_crop
+from selfie_cli.data.labelled import Piece, is_named, open_labelled, open_pieces
+from selfie_cli.data.named import NAMED
+from selfie_cli.data.sources import Joined, Source, Subset
+from selfie_cli.data.splits import Labels
+from selfie_cli.data.store import BadFile, Store, read_store, storage_size
+from selfie_cli.data.unlabelled import named_tree, open_unlabelled
+from selfie_cli.errors import DataError, TrainingError
+from selfie_cli.hub import is_address
+from selfie_cli.inference.networks import Network, check_classes, images_at_once
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.reporting.charts import scaled
+from selfie_cli.runs import Run
+from selfie_cli.talk import Talk
+from selfie_cli.training.hardware import num_cores
+
+IMAGES = 1000
+SECONDS = 10.0
+"""What embedding may take where --images does not say how many."""
+FIRST = 32  # images that are embedded however long they take
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """Images to show. labels: int64 [N], positions in `classes`, or None; `note` says where they come from."""
+
+    source: Source
+    labels: Labels | None
+    classes: list[str]
+    note: str
+    image_size: int
+
+    workers: int
+
+    def pixels(self, rows: Labels) -> Tensor:
+        """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
+        return self.read(rows).pixels
+
+    def read(self, rows: Labels, *, none_is_fine: bool = False) -> Store:
+        """Those of `rows` that can be read. Raises DataError if that is none of them, unless `none_is_fine`."""
+        chosen, size = Subset(self.source, rows), storage_size(self.image_size)
+        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk(), none_is_fine=none_is_fine)
+
+    def pictures(self, rows: Labels, side: int) -> Tensor:
+        """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
+        seen = centre_crop(self.pixels(rows), self.image_size)
+        return scaled(seen, side) if self.image_size > side else seen
+
+    def names(self, rows: Labels) -> list[str]:
+        """Below the folder that all of these share."""
+        below = Subset(self.source, rows).names.below_shared_folder()
+        return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
+
+    def label(self, row: int) -> str | None:
+        return None if self.labels is None else self.classes[self.labels[row]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """What a network makes of a random part of a gallery; N images, M <= N of them for map and neighbours.
+
+    rows: int64 [N], their indices in the gallery; vectors: float32 [M, D]; thumbs: uint8 [M, t, t, 3]; predicted,
+    int64 [N], with confidence, float32 [N]: empty if it is no classifier. bad: what could not be read. whole: nothing
+    else is in the gallery.
+    """
+
+    rows: Labels
+    vectors: Tensor
+    thumbs: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    bad: list[BadFile]
+    whole: bool
+
+
+def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
+    """--dataset, or what the run was made with: its test part, or validation, where there is one.
+
+    Raises DataError where it is not there, or has classes that a finetuned network does not know.
+    """
+    root, offline = Path(options.data_root), options.offline or not options.dataset
+    if not options.dataset:
+        check_own(run)
+    if "classes" in run.derived:
+        name = options.dataset or run.config["asked"].get("dataset")
+        if name is None:
+            raise DataError("its config names none")
+        found = open_labelled(str(name), data_root=root, offline=offline, talk=talk)
+        classes = run.derived["classes"]
+        check_classes(found.train.classes, classes)
+        place = np.array([classes.index(each) for each in found.train.classes])
+        source = found.test.source
+        labels: Labels | None = place[found.test.labels]
+        note = f"Images of {found.name} that were not trained on. {found.split_note}"
+    else:
+        pinned = {} if options.dataset else run.config["data"].get("pinned", {})
+        asked = [options.dataset] if options.dataset else run.config["asked"].get("data", [])
+        asked = [pinned.get(one, one) for one in asked]
+        source, labels, classes, note = choose(asked, root, offline=offline, own=not options.dataset, talk=talk)
+    return Gallery(
+        source=source,
+        labels=labels,
+        classes=classes,
+        note=note,
+        image_size=int(run.derived["image_size"]),
+        workers=options.workers or num_cores(),
+    )
+
+
+def check_own(run: Run) -> None:
+    """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
+    which files of this machine a page shows."""
+    asked, pinned = run.config["asked"], run.config["data"].get("pinned", {})
+    named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
+    from_hub = is_address(run.address or "") or "hub" in run.config
+    if from_hub and not all(each in NAMED and each not in pinned for each in named):
+        raise DataError("it comes from the Hub, and its images are not known here")
+
+
+def choose(
+    asked: list[str], root: Path, *, offline: bool, own: bool, talk: Talk
+) -> tuple[Source, Labels | None, list[str], str]:
+    """Images, their labels and classes if the layout has any, and a sentence on them.
+
+    `own`: the run was pretrained on them.
+    """
+    trained = "These are images that the network was pretrained on: the data have no test part."
+    if len(asked) == 1:
+        name = asked[0]
+        found, parts = None, dict[str, Callable[[], Piece]]()
+        with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
+            parts = (
+                {} if is_named(name, root) else open_pieces(name, data_root=root, offline=offline, talk=Talk()).parts
+            )
+            found = open_labelled(name, data_root=root, offline=offline, talk=Talk())
+        held = parts.get("test") or parts.get("validation")
+        held_out = held or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
+        if found is not None and (held_out or not own):
+            what = "Held-out images" if own else "Images"
+            classes, note = found.test.classes, f"{what} of {found.name}. {found.split_note}"
+            return found.test.source, found.test.labels, classes, note
+        if found is not None:
+            both = Joined([found.train.source, found.test.source])
+            labels = np.concatenate([found.train.labels, found.test.labels])
+            return both, labels, found.train.classes, trained
+        if held:
+            return held().source, None, [], f"Held-out images of {held().title}, without labels."
+    source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
+    return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
+
+
+def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk, *, exclude: set[str]) -> Embedded:
+    """A random part of the gallery, the same each time, less what `exclude` names.
+
+    A classifier is shown all of them, and M of them are kept. Without --images it ends after some SECONDS. Raises
+    DataError if more than --max-bad of them cannot be read, or none is left.
+    """
+    order = np.random.default_rng(0).permutation(len(gallery.source))
+    if exclude:
+        names = gallery.source.names
+        order = np.array([i for i in order if names[i] not in exclude], np.int64)
+    kept = options.images or IMAGES
+    classifier = isinstance(network.module, AnyClassifier)
+    wanted = len(order) if classifier else min(kept, len(order))
+    lean = network.lean(torch.bfloat16 if options.precision == "bf16" else torch.float32)
+    side = min(gallery.image_size, 64)
+    at_once = max(FIRST, images_at_once(network.device, network.image_size))
+    rows: list[Labels] = []
+    vectors, thumbs = torch.empty(0), torch.empty(0, dtype=torch.uint8)
+    predicted, confidence = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    bad: list[BadFile] = []
+    begun, done = time.monotonic(), 0
+    with talk.track("looking at images", wanted) as advance, torch.no_grad():
+        while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
+            part = order[done : min(wanted, done + (at_once if done else FIRST))]
+            done += len(part)
+            store = gallery.read(part, none_is_fine=True)
+            bad += store.bad
+            if not len(store):
+                continue
+            each = lean.vectors(store.pixels.to(network.device))
+            if isinstance(lean.module, AnyClassifier):
+                sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
+                predicted, confidence = torch.cat([predicted, best.cpu()]), torch.cat([confidence, sure.cpu()])
+            if not each.isfinite().all():
+                raise TrainingError("the features are not finite numbers: this network has diverged, use another run")
+            if len(vectors) < kept:
+                small = scaled(centre_crop(store.pixels, gallery.image_size), side)
+                vectors, thumbs = torch.cat([vectors, each.cpu()]), torch.cat([thumbs, small])
+            rows.append(part[store.kept])
+            advance(done, f"{len(bad)} unreadable" if bad else "")
+    if not rows:
+        first = f"none of {done} images can be read, the first is {bad[0].name}: {bad[0].reason}" if bad else ""
+        raise DataError(first or "no images are left to show")
+    if len(bad) > options.max_bad * done:
+        raise DataError(
+            f"{len(bad)} of {done} images cannot be read, the first is {bad[0].name}: {bad[0].reason}. Mend or remove "
+            "them, or allow more with --max-bad"
+        )
+    return Embedded(
+        rows=np.concatenate(rows),
+        vectors=vectors[:kept],
+        thumbs=thumbs[:kept],
+        predicted=predicted,
+        confidence=confidence,
+        bad=bad,
+        whole=done == len(order),
+    )

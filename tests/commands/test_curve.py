@@ -1,0 +1,288 @@
+"""selfie curve, end to end: every arm with the same budget and the same search, and what is said about it."""
+
+import json
+import math
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from hub_server import Hub, Repository
+from running import SMALL, error_of, process, same_weights, selfie
+from safetensors.torch import save
+
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.weights import load_weights
+
+SHORT = ("--steps", 2, "--batch-size", 8, "--no-report", "--no-check-length")
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def lines_of(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def unfinish(run: Path) -> None:
+    """As if it had been killed just before the end."""
+    config = read(run / "config.json")
+    (run / "config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
+    for name in ("model.safetensors", "results.json"):
+        (run / name).unlink()
+
+
+@pytest.fixture(scope="session")
+def second(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another pretraining run of the same method."""
+    run = tmp_path_factory.mktemp("runs") / "second"
+    selfie("pretrain", images, *SMALL, "--steps", 2, "--seed", 1, "--out", run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def curved(images: Path, pretrained: Path, second: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three arms, two shares, three and two seeds."""
+    run = tmp_path_factory.mktemp("runs") / "curve"
+    selfie(
+        *("curve", "--dataset", images, "--from", pretrained, "--from", second, "--fractions", "1,0.5"),
+        *("--seeds", "2,3", "--seed", 4, *SHORT, "--lr", 0.03, "--out", run),
+    )
+    return run
+
+
+ARMS = ("supervised", "pretrained", "second")
+CELLS = {0.5: (4, 5, 6), 1.0: (4, 5)}
+
+
+def test_files(curved: Path) -> None:
+    cells = {f"{arm}-f{fraction:g}-s{seed}" for arm in ARMS for fraction, seeds in CELLS.items() for seed in seeds}
+    assert {cell.name for cell in (curved / "cells").iterdir()} == cells
+    for cell in cells:
+        assert lines_of(curved / "cells" / cell / "metrics.jsonl")[-1]["step"] == 2  # the same budget for all
+    config = read(curved / "config.json")
+    assert config["progress"]["status"] == "finished"
+    assert [Path(source["path"]).name for source in config["from"]] == ["pretrained", "second"]
+    assert same_weights(curved, curved / "cells" / "pretrained-f1-s4")
+
+
+def test_subsets_are_nested_and_saved(curved: Path) -> None:
+    for seed in CELLS[1.0]:
+        small, large = (
+            {line["path"] for line in lines_of(curved / f"labels-f{f}-s{seed}.jsonl")} for f in ("0.5", "1")
+        )
+        assert small < large
+        assert (len(small), len(large)) == (30, 60)
+
+
+def test_results_agree_with_the_cells_and_with_each_other(curved: Path) -> None:
+    results = read(curved / "results.json")
+    assert [point["fraction"] for point in results["points"]] == [0.5, 1.0]
+    for point, (fraction, seeds) in zip(results["points"], CELLS.items(), strict=True):
+        assert (point["seeds"], point["steps"]) == (list(seeds), 2)
+        found = {}
+        for arm, name in zip(point["arms"], ARMS, strict=True):
+            cells = [read(curved / "cells" / f"{name}-f{fraction:g}-s{s}" / "results.json") for s in seeds]
+            found[name] = arm["accuracies"]
+            assert arm["name"] == name
+            assert arm["accuracies"] == [cell["accuracy"] for cell in cells]
+            assert {cell["num_test"] for cell in cells} == {30}
+            assert arm["std"] == pytest.approx(statistics.stdev(arm["accuracies"]))
+        for gain, name in zip(point["comparisons"], ARMS[1:], strict=True):
+            assert (gain["arm"], gain["baseline"]) == (name, "supervised")
+            differences = [b - a for a, b in zip(found["supervised"], found[name], strict=True)]
+            assert gain["gains"] == pytest.approx(differences)
+            assert gain["std"] == pytest.approx(statistics.stdev(differences))
+            if len(seeds) == 3:
+                half = 4.302652729911275 * gain["std"] / math.sqrt(3)  # t(0.975, 2)
+                assert gain["interval"] == pytest.approx([gain["mean"] - half, gain["mean"] + half])
+            else:
+                assert gain["interval"] is None
+    assert len(results["sentences"]) == 2
+    assert all("at 50 %" in sentence and "at 100 %" in sentence for sentence in results["sentences"])
+
+
+def test_the_plot_is_a_file(curved: Path) -> None:
+    assert read(curved / "results.json")["plots"] == ["curve.svg"]
+    assert ElementTree.parse(curved / "curve.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_what_is_shown_and_said(images: Path, pretrained: Path) -> None:
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, *SHORT)
+    result = selfie(*arguments, "--out", "r")
+    for words in (
+        "supervised",
+        "selfie",
+        "50 %",
+        "100 %",
+        "Gain over supervised",
+        "test accuracy in %: o mean",
+        "Selfie:",
+    ):
+        assert words in result.stdout
+    assert "about" in result.stderr  # the estimate of the time
+    assert "Plots: r/curve.svg" in result.stdout
+
+
+def test_json_is_one_document_and_none_alone_is_a_plain_label_curve(images: Path) -> None:
+    result = selfie(
+        *("curve", "--dataset", images, "--from", "none", "--backbone", "resnetv2_18_w16", "--image-size", 8),
+        *("--fractions", "0.5,1", "--seeds", 1, *SHORT, "--out", "r", "--json"),
+    )
+    results = json.loads(result.stdout)
+    assert results == read(Path("r/results.json"))
+    assert [[arm["name"] for arm in point["arms"]] for point in results["points"]] == [["supervised"]] * 2
+    assert results["sentences"] == []
+    photo = next((images / "test" / "cat").iterdir())
+    assert json.loads(selfie("predict", "r", photo).stdout)["path"] == str(photo)
+    selfie("curve", "--dataset", images, "--from", "none", "--image-size", 8, *SHORT, "--fractions", 1, "--out", "r",
+           "--overwrite", "--seeds", 1, "--backbone", "resnetv2_18_w16")  # fmt: skip
+
+
+def test_each_arm_chooses_its_rate_at_each_share_on_held_out_labels(images: Path, pretrained: Path) -> None:
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, *SHORT)
+    selfie(*arguments, "--lr", "0.02,0.1", "--out", "r")
+    for point in read(Path("r/results.json"))["points"]:
+        for arm in point["arms"]:
+            searched = f"search-f{point['fraction']:g}-{arm['name']}"
+            tried = {lr: read(Path(f"r/cells/{searched}-lr{lr}/results.json")) for lr in ("0.02", "0.1")}
+            assert {each["num_test"] for each in tried.values()} == {10}  # one of 3 or of 6 labels of each class
+            best = max(tried, key=lambda lr: tried[lr]["accuracy"])
+            assert arm["lr"] == float(best)
+            cell = read(Path(f"r/cells/{arm['name']}-f{point['fraction']:g}-s0/config.json"))
+            assert cell["asked"]["lr"] == float(best)
+
+
+def test_resume_repeats_nothing_and_ends_the_same(curved: Path) -> None:
+    shutil.copytree(curved, "part")
+    unfinish(Path("part"))
+    shutil.rmtree("part/cells/second-f1-s5")
+    kept = {file: file.stat().st_mtime_ns for file in Path("part/cells").rglob("*") if file.is_file()}
+    selfie("curve", "--resume", "part")
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert {**read(Path("part/results.json")), "run": ""} == {**read(curved / "results.json"), "run": ""}
+    assert same_weights(Path("part/cells/second-f1-s5"), curved / "cells/second-f1-s5")
+    assert same_weights(Path("part"), curved)
+
+
+def test_what_cannot_be_resumed(curved: Path, finetuned: Path) -> None:
+    assert "is finished" in error_of("curve", "--resume", curved)
+    assert "selfie finetune --resume" in error_of("curve", "--resume", finetuned)
+    shutil.copytree(curved, "part")
+    unfinish(Path("part"))
+    for changed in (["--fractions", "0.1"], ["--seeds", "4"], ["--from", "bundled"], ["--compare", "imagenet"]):
+        assert f"{changed[0]} cannot change" in error_of("curve", "--resume", "part", *changed, code=2)
+    config = read(Path("part/config.json"))
+    config["derived"]["steps_of_shares"] = [2]
+    Path("part/config.json").write_text(json.dumps(config))
+    assert "is damaged" in error_of("curve", "--resume", "part")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(["--fractions", ""], ["--fractions", "0"], ["--fractions", "0.5,x"], ["--fractions", "0.5,1.5"]),
+        *(["--fractions", "0.5,0.5"], ["--fractions", "nan"], ["--seeds", "0"], ["--seeds", "3,2"], ["--seeds", "x"]),
+        *(["--lr", "0.1,"], ["--backbone", "resnet18"], ["--image-size", "64"], ["--steps", "0"], ["--from", "none"]),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_honoured(images: Path, pretrained: Path, wrong: list[str]) -> None:
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--out", "r")
+    assert wrong[0] in error_of(*arguments, *wrong, code=2)
+    assert not Path("r").exists()
+
+
+def test_runs_that_cannot_be_compared(images: Path, pretrained: Path, tmp_path: Path) -> None:
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--out", "r")
+    assert "two arms 'pretrained'" in error_of(*arguments, "--from", pretrained, code=2)
+    larger = tmp_path / "larger"
+    selfie("pretrain", images, *SMALL, "--image-size", 64, "--steps", 1, "--out", larger)
+    assert "image_size 64" in error_of(*arguments, "--from", larger, code=2)
+    assert "is, or holds, a run that --from names" in error_of(*arguments[:-1], pretrained, "--overwrite", code=2)
+    assert "--dataset is missing" in error_of("curve", "--from", pretrained, code=2)
+    assert "no run at nowhere" in error_of(*arguments, "--from", "nowhere")
+
+
+IMAGENET = "timm/resnet18.tv_in1k"
+
+
+@pytest.fixture
+def imagenet(hub: Hub) -> dict[str, torch.Tensor]:
+    """On the Hub, torchvision's names with random weights."""
+    torch.manual_seed(3)
+    network = Classifier("resnet18", stem="7x7", num_classes=5)
+    tensors = {name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
+    publish(hub, save({**tensors, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}))
+    return tensors
+
+
+def publish(hub: Hub, weights: bytes) -> None:
+    hub.repositories[IMAGENET] = Repository()
+    hub.repositories[IMAGENET].commit("main", {"config.json": (b"{}", False), "model.safetensors": (weights, True)})
+
+
+def compare(images: Path, pretrained: Path, *more: object) -> tuple[object, ...]:
+    fixed = ("--compare", "imagenet", "--fractions", "1", "--seeds", 1, "--out", "r", "--lr", "1e-30", *more)
+    return ("curve", "--dataset", images, "--from", pretrained, *SHORT, "--weight-decay", 0, *fixed)
+
+
+def test_imagenet_weights_are_another_arm(
+    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
+    result = selfie(*compare(images, pretrained))
+    commit = hub.repositories[IMAGENET].branches["main"]
+    assert f"fetching hf://{IMAGENET}@{commit} (46.8 MB) from {hub.url.partition('://')[2]}" in result.stderr
+    results = read(Path("r/results.json"))
+    assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet-resnet18"]
+    assert "another network than supervised: resnet18, stem 7x7" in results["sentences"][1]
+    after, header = load_weights(Path("r/cells/imagenet-resnet18-f1-s0/model.safetensors"))
+    assert (header["backbone"], header["stem"], header["image_size"]) == ("resnet18", "7x7", "32")
+    learned = [name for name, tensor in imagenet.items() if tensor.ndim == 4]  # zeros move by any rate
+    assert all(after[f"backbone.{name}"].equal(imagenet[name]) for name in learned)
+    assert same_weights(Path("r"), Path("r/cells/selfie-f1-s0"))
+    assert read(Path("r/config.json"))["derived"]["pretraining"] == "selfie"
+
+    before = len(hub.requests)
+    result = selfie(*compare(images, pretrained, "--offline", "--overwrite"))
+    assert len(hub.requests) == before
+    assert "fetching" not in result.stderr
+
+
+def test_beside_imagenet_alone_the_supervised_network_is_kept(
+    images: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
+    fresh = ("--from", "none", "--backbone", "resnetv2_18_w16", "--compare", "imagenet", "--fractions", "1")
+    selfie("curve", "--dataset", images, *fresh, *SHORT, "--seeds", 1, "--lr", 0.03, "--out", "r")
+    assert same_weights(Path("r"), Path("r/cells/supervised-f1-s0"))
+    derived = read(Path("r/config.json"))["derived"]
+    assert (derived["pretraining"], derived["backbone"]) == ("none", "resnetv2_18_w16")
+    assert selfie("predict", "r", *sorted(images.rglob("*.png"))[:2]).stdout.count("\n") == 2
+
+
+def test_imagenet_that_is_not_there(images: Path, pretrained: Path, hub: Hub) -> None:
+    assert f"no repository {IMAGENET}" in error_of(*compare(images, pretrained))
+    assert "without --offline" in error_of(*compare(images, pretrained, "--offline"))
+    assert not Path("r").exists()
+
+
+def test_imagenet_in_a_process_of_its_own(images: Path, pretrained: Path) -> None:
+    """Where nothing has imported the Hub's client before."""
+    done = process(*compare(images, pretrained, "--offline"))
+    assert done.returncode == 1, done.stderr.decode()
+    assert b"is not in the Hub's cache" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_imagenet_file_that_does_not_fit(
+    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+) -> None:
+    publish(hub, save(dict(list(imagenet.items())[:20])))
+    assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))
+    publish(hub, b"no tensors")
+    assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))

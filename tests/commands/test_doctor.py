@@ -1,0 +1,282 @@
+import io
+import json
+import os
+import shutil
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from running import draw_folder, error_of, selfie
+
+from selfie_cli.commands.doctor import doctor
+from selfie_cli.config import DoctorOptions
+from selfie_cli.data import synthetic
+from selfie_cli.talk import Talk
+
+FAST = ("--no-time", "--quiet")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def bomb() -> bytes:
+    """A PNG file of 100 bytes that says it has 900 million pixels."""
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0")), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def saved(image: Image.Image, format: str, **more: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, format, **more)
+    return data.getvalue()
+
+
+def plant(folder: Path) -> list[tuple[str, str, str]]:
+    """A folder with train/ and test/ and these faults: (kind, name below the folder, what its note says)."""
+    draw_folder(folder, train=64, test=32)
+    classes = sorted(each.name for each in (folder / "train").iterdir())
+    first = classes[0]
+    new = [Image.fromarray(np.asarray(each)) for each in synthetic.draw(32, seed=99, size=32)[0]]
+    sound = sorted((folder / "train" / first).iterdir())
+    faults: list[tuple[str, str, str]] = []
+
+    def put(kind: str, name: str, data: bytes, note: str = "") -> None:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(data)
+        faults.append((kind, name, note))
+
+    def below(name: str) -> str:
+        return f"train/{first}/{name}"
+
+    put("cannot be read", below("cut.jpg"), saved(new[0], "JPEG", quality=95)[:-300], "truncated")
+    put("cannot be read", below("empty.jpg"), b"", "empty file")
+    put("cannot be read", below("text.jpg"), b"a recipe for soup", "not an image")
+    put("cannot be read", below("bomb.png"), bomb(), "million pixels")
+    put("cannot be read", below("float.tif"), saved(new[1].convert("F"), "TIFF"), "float")
+    link = folder / "train" / classes[1] / "gone.jpg"
+    link.symlink_to("/nowhere/gone.jpg")
+    faults.append(("cannot be read", f"train/{classes[1]}/gone.jpg", "not there"))
+    put("tiny", below("dot.png"), saved(new[2].resize((1, 1)), "PNG"), "1 x 1 px")
+    put("long", below("panorama.png"), saved(new[3].resize((320, 20)), "PNG"), "320 x 20 px")
+    put("grey", below("grey.png"), saved(new[4].convert("L"), "PNG"))
+    deep = Image.fromarray(np.asarray(new[5].convert("L")).astype(np.uint16) * 257)
+    put("16 bits", below("deep.png"), saved(deep, "PNG"))
+    put("CMYK", below("ink.jpg"), saved(new[6].convert("CMYK"), "JPEG"))
+    put("several frames", below("moving.gif"), saved(new[7], "GIF", save_all=True, append_images=[new[8]]))
+    palette = new[9].quantize(64)
+    put("transparent", below("palette.png"), saved(palette, "PNG", transparency=3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    put("turned by EXIF", below("turned.jpg"), saved(new[10], "JPEG", exif=exif))
+    put("wrong suffix", below("misnamed.jpg"), saved(new[11], "PNG"), "PNG")
+    put("blank", below("black.jpg"), saved(Image.new("RGB", (32, 32)), "JPEG"))
+    put("copies", below("zz-copy.png"), sound[0].read_bytes(), f"copy of train/{first}/{sound[0].name}")
+    again, mirrored = Image.open(sound[1]), ImageOps.mirror(Image.open(sound[2]))
+    put("near-duplicates", below("zz-again.jpg"), saved(again, "JPEG", quality=85), sound[1].name)
+    put("near-duplicates", below("zz-mirrored.jpg"), saved(mirrored, "JPEG", quality=85), sound[2].name)
+    other = saved(Image.open(sound[3]), "BMP")
+    put("one photo, two classes", f"train/{classes[2]}/elsewhere.bmp", other, f"train/{first}/{sound[3].name}")
+    put("test images seen", f"test/{first}/leak.png", sound[4].read_bytes(), f"train/{first}/{sound[4].name}")
+    put("small classes", "train/rare/one.png", saved(new[12], "PNG"), "1 of train")
+    faults[-1] = ("small classes", "rare", "1 of train")
+    put("small classes", "test/stranger/one.png", saved(new[13], "PNG"))
+    faults.pop()
+    (folder / "train/hollow").mkdir()
+    (folder / "train/folder.jpg").mkdir()
+    faults.append(("left out", "2 folders without images", "train/folder.jpg, train/hollow"))
+    put("strange names", below("two\nlines.png"), saved(new[14], "PNG"))
+    put("strange names", below("caf\udce9.png"), saved(new[15], "PNG"))
+    for name in (below("phone.heic"), "more/photo.png"):
+        put("left out", name, saved(new[16], "PNG"))
+        faults.pop()
+    faults.append(("left out", "1 file of a format that is not read", ".heic"))
+    faults.append(("left out", "1 image outside the parts", ""))
+    put("without a class", "train/loose.png", saved(new[17], "PNG"))
+    return faults
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str, str]]]:
+    folder = tmp_path_factory.mktemp("planted") / "images"
+    return folder, plant(folder)
+
+
+def found_in(document: dict) -> dict[str, dict[str, str]]:
+    findings = document["problems"] + document["remarks"]
+    return {each["kind"]: {item["name"]: item["note"] for item in each["items"]} for each in findings}
+
+
+def test_every_planted_fault_is_named_in_the_document(planted):
+    folder, faults = planted
+    before = {path: path.lstat() for path in folder.rglob("*")}
+    result = selfie("doctor", folder, *FAST, "--json", code=1)
+    document = json.loads(result.stdout)
+    assert document["healthy"] is False
+    found = found_in(document)
+    assert len(faults) >= 28
+    for kind, name, note in faults:
+        path = str(folder / name) if "/" in name else name
+        assert path in found[kind], (kind, name)
+        assert note in found[kind][path].replace(f"{folder}/", ""), (kind, name)
+    # And nothing else, but for images that were drawn alike.
+    expected = {(kind, str(folder / name) if "/" in name else name) for kind, name, _ in faults}
+    elsewhere, dot, deep = (str(next(folder.rglob(name))) for name in ("elsewhere.bmp", "dot.png", "deep.png"))
+    expected |= {("copies", elsewhere), ("blank", dot), ("grey", deep)}
+    named = {(kind, name) for kind, items in found.items() for name in items}
+    assert {kind for kind, _ in named - expected} <= {
+        "finetune stops",
+        "near-duplicates",
+        "test images like seen ones",
+        "untested classes",
+    }
+    problems = {each["kind"] for each in document["problems"]}
+    assert problems == {"cannot be read", "test images seen", "finetune stops"}
+    stops = next(each["text"] for each in document["problems"] if each["kind"] == "finetune stops")
+    assert "classes that the training part lacks: stranger" in stops
+    assert document["left_out"] == {"formats": 1, "empty": 2, "apart": 1, "outside": 1}
+    # Looking has changed nothing.
+    after = {path: path.lstat() for path in folder.rglob("*")}
+    assert before.keys() == after.keys()
+    assert all(before[path].st_mtime_ns == after[path].st_mtime_ns for path in before)
+
+
+def test_every_planted_fault_is_named_in_the_lines(planted):
+    folder, faults = planted
+    lines = selfie("doctor", folder, *FAST, code=1).stdout.splitlines()
+    assert lines[0].startswith("Not healthy: 3 problems, ")
+    blocks: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("  ") and not line.startswith("   "):
+            kind = line.strip().partition(":")[0].partition(" (")[0]
+        elif line.startswith("      "):
+            blocks.setdefault(kind, []).append(line.strip())
+    for kind, name, note in faults:
+        shown = name.replace("\n", "\\n").replace("\udce9", "\\udce9")
+        more = any(line.startswith("and ") for line in blocks[kind])
+        assert more or any(line.startswith(shown) and note in line for line in blocks[kind]), (kind, name)
+    assert sum(line.startswith("and ") for lines in blocks.values() for line in lines) <= 2
+    assert any(line.startswith("images ") and "train" in line for line in lines)
+
+
+def test_healthy_images_and_how_long_pretraining_takes(images, tmp_path):
+    """`images` are drawn: train/ of 60 and test/ of 30."""
+    shutil.copytree(images, tmp_path / "images")
+    arguments = ("doctor", "images", "--workers", 1, "--precision", "fp32", "--backbone", "resnetv2_18_w16", "--json")
+    document = json.loads(selfie(*arguments).stdout)
+    assert document["healthy"]
+    assert document["problems"] == []
+    assert document["images"] == {"train": 60, "test": 30}
+    assert sum(document["classes"]["train"].values()) == 60
+    assert document["formats"] == {"PNG": 90}
+    assert document["short_side"] == {"smallest": 32, "median": 32, "largest": 32}
+    sizes = [path.stat().st_size for path in (tmp_path / "images").rglob("*.png")]
+    assert (document["all_bytes"], document["file_bytes"]["largest"]) == (sum(sizes), max(sizes))
+    assert document["machine"]["memory"] > 0
+    assert document["machine"]["cores"] >= 1
+    assert document["workers"] == 1
+    first = document["plans"][0]
+    assert (first["image_size"], first["backbone"], first["batch_size"]) == (32, "resnetv2_18_w16", 60)
+    assert first["seconds"] > 0
+    assert first["steps"] == 2000
+    assert first["precision"] == "fp32"
+    # What is to be pasted is what pretrain takes, and does.
+    command = document["plans"][-1]["command"].split()
+    assert command[:3] == ["selfie", "pretrain", "images"]
+    assert "--precision" in command
+    assert "--workers" in command
+    selfie(*command[1:], "--steps", 1, "--no-report", "--out", "run")
+    derived = json.loads(Path("run/config.json").read_text())["derived"]
+    assert {name: derived[name] for name in ("image_size", "batch_size")} == {"image_size": 32, "batch_size": 60}
+
+
+def test_sets_that_do_not_fit_into_memory_are_timed_with_their_decoding(images, tmp_path, monkeypatch):
+    """And where they would be kept, nothing is written."""
+    monkeypatch.setattr("selfie_cli.data.mapped.SMALL", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = DoctorOptions(data=(str(images),), backbone="resnetv2_18_w16", device="cpu", precision="fp32")
+    found = doctor(options, Talk())
+    assert (found.plans[0].in_memory, found.plans[0].reading) == (False, 0)
+    assert found.plans[0].seconds is not None
+    assert found.plans[0].seconds > 0
+    assert found.machine.store == str(tmp_path / "cache" / "selfie")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_bad_files_up_to_max_bad_are_a_remark(images, tmp_path):
+    shutil.copytree(images / "train", tmp_path / "all")
+    (tmp_path / "all/broken.png").write_bytes(b"")
+    allowed = selfie("doctor", "all", *FAST, "--max-bad", 0.02).stdout
+    assert allowed.startswith("Healthy: ")
+    assert "broken.png: empty file" in allowed
+    assert "broken.png: empty file" in selfie("doctor", "all", *FAST, code=1).stdout
+
+
+def test_nothing_to_train_on_is_a_problem(tmp_path):
+    Path("one").mkdir()
+    Path("notes.md").write_text("x")
+    document = json.loads(selfie("doctor", "one", *FAST, "--json", code=1).stdout)
+    assert [each["kind"] for each in document["problems"]] == ["no images"]
+    Image.new("RGB", (40, 40), "red").save("one/a.png")
+    document = json.loads(selfie("doctor", "one", *FAST, "--json", code=1).stdout)
+    assert [each["kind"] for each in document["problems"]] == ["too few images"]
+    Path("one/a.png").write_bytes(b"")
+    document = json.loads(selfie("doctor", "one", *FAST, "--json", code=1).stdout)
+    assert [each["kind"] for each in document["problems"]] == ["cannot be read", "too few images"]
+    assert "name the images" in error_of("doctor", code=2)
+    assert "a data set's is hf://datasets/owner/name" in selfie("doctor", "hf://acme/net", code=1).stdout
+
+
+def test_one_class_is_a_problem_where_folders_are_classes(images, tmp_path):
+    one = next((images / "train").iterdir())
+    for part in ("train", "test"):
+        shutil.copytree(images / part / one.name, tmp_path / "parted" / part / one.name)
+    shutil.copytree(images / "train" / one.name, tmp_path / "holiday" / "2021")
+    document = json.loads(selfie("doctor", "parted", *FAST, "--json", code=1).stdout)
+    assert [(each["kind"], each["text"]) for each in document["problems"]] == [
+        ("finetune stops", f"only one class ({one.name}) in train of parted: a classifier needs two or more")
+    ]
+    # A folder of photos in one subfolder is no data set of one class.
+    holiday = json.loads(selfie("doctor", "holiday", *FAST, "--json").stdout)
+    assert holiday["healthy"]
+    assert "finetune stops" in {each["kind"] for each in holiday["remarks"]}
+
+
+def test_a_file_that_vanishes_is_reported(images, tmp_path):
+    names = sorted(map(str, (images / "train").rglob("*.png")))
+    Path("list.txt").write_text("\n".join([*names[:4], str(tmp_path / "gone.png")]))
+    document = json.loads(selfie("doctor", "list.txt", *FAST, "--json", code=1).stdout)
+    assert found_in(document)["cannot be read"] == {str(tmp_path / "gone.png"): "No such file or directory"}
+
+
+def test_shards_give_classes_and_sizes(images, tmp_path):
+    files = sorted((images / "train").rglob("*.png"))[:12]
+    with tarfile.open("some.tar", "w") as tar:
+        for number, file in enumerate([*files, files[0]]):
+            Path("label").write_text(str(number % 2 if number < 12 else 1))
+            tar.add(file, f"{number:03}.png")
+            tar.add("label", f"{number:03}.cls")
+    found = doctor(DoctorOptions(data=("some.tar",), time=False, device="cpu"), Talk())
+    assert found.classes == {"": {"0": 6, "1": 7}}
+    assert found.healthy
+    assert found.all_bytes == sum(file.stat().st_size for file in [*files, files[0]])
+    torn = next(each for each in found.remarks if each.kind == "one photo, two classes")
+    assert [os.path.basename(item.name) for item in torn.items] == ["012.png"]
+
+
+def test_real_clothes(real_archives, tmp_path):
+    with tarfile.open(real_archives / "clothing256.tar") as tar:
+        members = [each for each in tar.getmembers() if "/skirt/" in each.name or "/shorts/" in each.name]
+        tar.extractall(tmp_path, members, filter="data")
+    folder = next(path.parent for path in tmp_path.rglob("train"))
+    document = json.loads(selfie("doctor", folder, *FAST, "--json").stdout)
+    found = found_in(document)
+    assert document["plans"][0]["image_size"] == 224
+    assert len(found["near-duplicates"]) == 2  # one piece photographed twice, and one photo that is in two classes
+    assert len(found["one photo, two classes"]) == 1

@@ -1,0 +1,335 @@
+"""selfie embed, end to end: one vector an image, in input order, the same in every format."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from running import COMMAND, ENVIRONMENT, TORCHRUN, error_of, leftover, process, selfie
+from safetensors.numpy import load_file
+
+from selfie_cli.files import MACHINE
+
+FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
+
+
+def rows_of(text: str) -> list[tuple[str, list[float]]]:
+    return [(row["path"], row["vector"]) for row in map(json.loads, text.splitlines())]
+
+
+def table(*files: Path | str) -> pa.Table:
+    return pa.concat_tables(map(pq.read_table, files))
+
+
+def about(file: Path | str) -> dict:
+    return json.loads(table(file).schema.metadata[b"selfie"])
+
+
+def read_back(file: Path) -> tuple[list[str], np.ndarray]:
+    """Names and vectors, float32, of any of the formats."""
+    if file.suffix in (".npy", ".safetensors"):
+        vectors = np.load(file) if file.suffix == ".npy" else load_file(file)["vectors"]
+        rows = [json.loads(line) for line in Path(f"{file}.rows.jsonl").read_text().splitlines()]
+        assert [row["row"] for row in rows] == list(range(len(vectors)))
+        return [row["path"] for row in rows], vectors
+    if file.suffix == ".parquet":
+        rows = table(file).to_pylist()
+        names = [
+            os.fsdecode(unquote_to_bytes(row["path"][5:])) if row["path"].startswith("file:") else row["path"]
+            for row in rows
+        ]
+        return names, np.array([row["vector"] for row in rows], np.float32)
+    if file.suffix == ".csv":
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            header, *rows = csv.reader(lines)
+        assert header == ["path", *(f"v{i}" for i in range(len(header) - 1))]
+        return [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32)
+    found = rows_of(file.read_text())
+    return [name for name, _ in found], np.array([vector for _, vector in found], np.float32)
+
+
+@pytest.fixture
+def some(images: Path) -> list[Path]:
+    return sorted((images / "test").rglob("*.png"))[:7]
+
+
+def test_rows_are_in_input_order_with_unreadable_ones_left_out(pretrained: Path, some: list[Path]) -> None:
+    Path("bad.jpg").write_bytes(b"no image")
+    Path("empty.png").touch()
+    order = [some[3], "bad.jpg", some[0], "nowhere.png", some[5], "empty.png", some[0]]
+    result = selfie("embed", *order, "--from", pretrained, "--batch-size", 2)
+    rows = rows_of(result.stdout)
+    assert [name for name, _ in rows] == [str(name) for name in order[:-1] if name in some]
+    assert "left out: 1 image that is named twice" in result.stderr
+    for name in ("bad.jpg", "nowhere.png", "empty.png"):
+        assert f"warning: left out: {name}: " in result.stderr
+    assert not any(Path().glob("*bad_files.jsonl"))
+    selfie("embed", *order, "--from", pretrained, "--out", "v.npy")
+    bad = [json.loads(line)["path"] for line in Path("v.npy.bad_files.jsonl").read_text().splitlines()]
+    assert bad == ["bad.jpg", "nowhere.png", "empty.png"]
+    Path("bad_files.jsonl").write_text("dear")
+    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    assert [file.name for file in Path().glob("*bad_files.jsonl")] == ["bad_files.jsonl"]
+    assert Path("bad_files.jsonl").read_text() == "dear"
+
+
+def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
+    Path("bad.jpg").write_bytes(b"no image")
+    result = selfie("embed", some[0], "bad.jpg", "--from", pretrained, "--strict", code=1)
+    assert len(rows_of(result.stdout)) == 1
+    assert "error: 1 of 2 images" in result.stderr
+    selfie("embed", some[0], "--from", pretrained, "--strict")
+    assert "none of the 1 images" in error_of("embed", "bad.jpg", "--from", pretrained)
+    assert "none of the 1 images" in error_of("embed", "bad.jpg", "--from", pretrained, "--out", "v.npy")
+    assert not Path("v.npy").exists()
+
+
+def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -> None:
+    printed = rows_of(selfie("embed", *some, "--from", pretrained).stdout)
+    for suffix in FORMATS:
+        shown = selfie("embed", *some, "--from", pretrained, "--out", f"out/v{suffix}").stdout
+        assert shown == f"out/v{suffix}: 7 vectors\n"
+        names, vectors = read_back(Path(f"out/v{suffix}"))
+        assert names == [name for name, _ in printed] == [str(name) for name in some]
+        assert vectors.dtype == np.float32
+        assert np.array_equal(vectors, np.array([vector for _, vector in printed], np.float32))
+    assert not list(Path("out").glob(".tmp-*"))
+
+
+def test_what_a_killed_process_left_is_removed(pretrained: Path, some: list[Path]) -> None:
+    dead, dead_too = Path(leftover("v.npy")), Path(leftover("v.npy.rows.jsonl"))
+    alive, other = Path(f".tmp-{os.getppid()}-{MACHINE}-v.npy"), Path(leftover("w.npy"))
+    for file in (dead, dead_too, alive, other):
+        file.touch()
+    selfie("embed", some[0], "--from", pretrained, "--out", "v.npy")
+    assert {path.name for path in Path().glob(".tmp-*")} == {alive.name, other.name}
+    assert sorted(path.name for path in Path().glob("v.*")) == ["v.npy", "v.npy.rows.jsonl"]
+
+
+def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
+    Path("v.npy").write_bytes(b"dear")
+    assert "--overwrite" in error_of("embed", *some, "--from", pretrained, "--out", "v.npy", code=2)
+    assert Path("v.npy").read_bytes() == b"dear"
+    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    assert np.load("v.npy").shape == (7, 64)
+    for name in ("w.npy", "w.safetensors"):
+        Path(f"{name}.rows.jsonl").write_bytes(b"dear")
+        assert f"{name}.rows.jsonl exists" in error_of("embed", *some, "--from", pretrained, "--out", name, code=2)
+        assert Path(f"{name}.rows.jsonl").read_bytes() == b"dear"
+        assert not Path(name).exists()
+    Path("folder.csv").mkdir()
+    for out in ("v.txt", "v.arrow", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
+        assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+    assert "--json goes with --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
+    document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
+    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_link_stays_one(pretrained: Path, some: list[Path], suffix: str) -> None:
+    Path("there").mkdir()
+    for name in (f"v{suffix}", f"v{suffix}.rows.jsonl"):
+        Path("there", name).touch()
+        Path(name).symlink_to(f"there/{name}")
+    selfie("embed", *some, "--from", pretrained, "--out", f"v{suffix}", "--overwrite")
+    assert Path(f"v{suffix}").is_symlink()
+    assert read_back(Path("there", f"v{suffix}"))[0] == [str(path) for path in some]
+    assert not list(Path().rglob(".tmp-*"))
+
+
+def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
+    listed = [name for name, _ in rows_of(selfie("embed", images / "test", "--from", pretrained).stdout)]
+    assert listed == [str(path) for path in sorted((images / "test").rglob("*.png"))]
+    lines = "".join(f"{path}\n" for path in some[:2]) + "\n"
+    names = [name for name, _ in rows_of(selfie("embed", some[6], "-", "--from", pretrained, stdin=lines).stdout)]
+    assert names == [str(some[6]), str(some[0]), str(some[1])]
+    assert "name the images" in error_of("embed", "-", "--from", pretrained, code=2)
+    Path("empty").mkdir()
+    assert "no images in empty" in error_of("embed", "empty", "--from", pretrained)
+
+
+def test_features_of_three_kinds(pretrained: Path, finetuned: Path, some: list[Path]) -> None:
+    found = {}
+    for features in ("whole", "patches", "pooled"):
+        arguments = ("embed", *some, "--from", pretrained, "--features", features, "--out", f"{features}.npy")
+        assert f"vectors: {features}" in selfie(*arguments).stderr
+        found[features] = np.load(f"{features}.npy")
+        assert found[features].shape == (7, 64)
+        assert np.isfinite(found[features]).all()
+    assert not np.allclose(found["whole"], found["patches"])
+    assert not np.allclose(found["patches"], found["pooled"])
+    selfie("embed", *some, "--from", finetuned, "--out", "penultimate.npy")
+    assert np.load("penultimate.npy").shape == (7, 128)
+    assert "--features" in error_of("embed", *some, "--from", finetuned, "--features", "whole", code=2)
+
+
+def test_an_images_vector_does_not_depend_on_its_neighbours(pretrained: Path, images: Path, some: list[Path]) -> None:
+    (_, alone), *_ = rows_of(selfie("embed", some[4], "--from", pretrained).stdout)
+    for size in (1, 3, 64):
+        rows = dict(rows_of(selfie("embed", images / "test", "--from", pretrained, "--batch-size", size).stdout))
+        np.testing.assert_allclose(rows[str(some[4])], alone, rtol=1e-4, atol=1e-6)
+
+
+def test_odd_images(pretrained: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    rgb = Image.fromarray(pixels)
+    rgb.convert("L").save("grey.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("sixteen.png")
+    rgb.convert("CMYK").save("cmyk.jpg")
+    rgb.convert("P").save("palette.gif")
+    rgb.convert("RGBA").save("alpha.webp")
+    rgb.resize((1, 200)).save("thin.bmp")
+    rgb.resize((2, 3)).save("tiny.tiff")
+    rows = rows_of(selfie("embed", ".", "--from", pretrained, "--strict").stdout)
+    assert len(rows) == 7
+    assert all(np.isfinite(vector).all() for _, vector in rows)
+
+
+NAMES = [
+    "two\nlines.png",
+    "😀 木.png",
+    "back\\slash.png",
+    "file:%41.png",
+    "red\x1b[31m.png",
+    "[bold].png",
+    'comma, "quote".png',
+    "half\udcff.png",
+]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse names that are not UTF-8")
+def test_names_of_any_kind(pretrained: Path, some: list[Path]) -> None:
+    Path("odd").mkdir()
+    for name in NAMES:
+        shutil.copy(some[0], os.path.join("odd", name))
+    expected = sorted(f"odd/{name}" for name in NAMES)
+    done = process("embed", "odd", "--from", pretrained)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert [name for name, _ in rows_of(done.stdout.decode())] == expected
+    for suffix in FORMATS:
+        selfie("embed", "odd", "--from", pretrained, "--out", f"v{suffix}")
+        assert read_back(Path(f"v{suffix}"))[0] == expected
+    (Path("odd") / "half\udcff.png").write_bytes(b"x")
+    (Path("odd") / "red\x1b[31m.png").write_bytes(b"x")
+    result = selfie("embed", "odd", "--from", pretrained)
+    assert "\x1b" not in result.stderr
+    assert "odd/red\\x1b[31m.png" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse names that are not UTF-8")
+def test_paths_on_standard_input_may_be_of_any_bytes(
+    pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["half\udcff.png", "car\rriage.png"]
+    for name in names:
+        shutil.copy(some[0], name)
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "utf-8:strict")  # as where the locale is, say, en_GB.UTF-8
+    done = process("embed", "-", "--from", pretrained, stdin=b"".join(os.fsencode(name) + b"\n" for name in names))
+    assert done.returncode == 0, done.stderr
+    assert [name for name, _ in rows_of(done.stdout.decode())] == names
+
+
+@pytest.mark.parametrize("folder", ["test", "test/cat"])
+def test_a_reader_that_has_seen_enough(pretrained: Path, images: Path, folder: str) -> None:
+    """Whether the pipe breaks while rows are printed, or only when the last of them are flushed."""
+    argv = [*COMMAND, "embed", str(images / folder), "--from", str(pretrained), "--quiet"]
+    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait() == 0
+
+
+def test_what_cannot_be_embedded_with(pretrained: Path, images: Path) -> None:
+    assert "name the images" in error_of("embed", "--from", pretrained, code=2)
+    assert "no run at nowhere" in error_of("embed", images, "--from", "nowhere")
+    assert "needs trained weights" in error_of("embed", images, "--from", "none", code=2)
+    for wrong in (["--batch-size", "0"], ["--workers", "-1"]):
+        assert wrong[0] in error_of("embed", images, "--from", pretrained, *wrong, code=2)
+
+
+def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path]) -> None:
+    lying = Image.new("RGB", (40, 30), "red")
+    for number, format in enumerate(("jpg", "png", "tiff", "webp")):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        lying.save(f"{number}.{format}", exif=exif)
+    lying.resize((900, 500)).save("4.jpg")  # decoded at an eighth
+    paths = [*some[:2], *sorted(Path().glob("[0-4].*"))]
+    Path("bad.jpg").write_bytes(b"no image")
+    asked = ("--from", pretrained, "--precision", "fp32", "--out", "v.parquet")
+    selfie("embed", *paths[:3], "bad.jpg", *paths[3:], *asked)
+    found = table("v.parquet")
+    types = {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "content_hash": pa.string()}
+    assert {field.name: field.type for field in found.schema if field.name != "vector"} == types
+    vector = found.schema.field("vector").type
+    assert (vector.value_type, vector.list_size) == (pa.float32(), 64)
+    rows = found.to_pylist()
+    assert [row["path"] for row in rows] == [str(path) for path in paths]  # row i is file i of the readable ones
+    sizes = [(row["width"], row["height"]) for row in rows]
+    assert sizes == [(32, 32)] * 2 + [(30, 40)] * 4 + [(900, 500)]
+    for row, path in zip(rows, paths, strict=True):
+        assert row["content_hash"] == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    network = about("v.parquet")["network"]
+    assert network == {
+        "run": "pretrained",
+        "from": str(pretrained),
+        "sha256": hashlib.sha256((pretrained / "model.safetensors").read_bytes()).hexdigest(),
+        "features": "whole",
+        "image_size": 32,
+        "precision": "fp32",
+    }
+
+
+@pytest.mark.slow
+def test_a_folder_gets_a_file_per_process(pretrained: Path, images: Path) -> None:
+    """Together they hold what one process writes into one file, in the order of the input."""
+    Path("bad.png").write_bytes(b"no image")
+    paths = sorted(images.rglob("*.png"))[:40]
+    common = ["embed", *map(str, [*paths[:9], "bad.png", *paths[9:]]), "--from", str(pretrained), "--precision", "fp32"]
+    selfie(*common, "--out", "one.parquet")
+    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--batch-size", "4", "--out", "parts"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "parts: 40 vectors\n"
+    parts = [Path(f"parts/part-{rank:05d}.parquet") for rank in (0, 1)]
+    assert sorted(Path("parts").iterdir()) == [Path("parts/bad_files.jsonl"), *parts]
+    assert "bad.png" in Path("parts/bad_files.jsonl").read_text()
+    assert min(len(table(part)) for part in parts) >= 19
+    whole, found = table("one.parquet"), table(*parts)
+    assert found.drop("vector").equals(whole.drop("vector"))
+    vectors = [np.array(each["vector"].to_pylist()) for each in (whole, found)]
+    np.testing.assert_allclose(*vectors, rtol=1e-3, atol=1e-3)
+
+
+def test_a_folder_is_replaced_as_a_whole_or_refused(pretrained: Path, some: list[Path]) -> None:
+    common = ("embed", *some, "--from", pretrained, "--out", "parts")
+    selfie(*common)
+    Path("parts/part-00001.parquet").write_bytes(b"of a job of two processes")
+    assert "--overwrite" in error_of(*common, code=2)
+    selfie(*common, "--overwrite")
+    assert [file.name for file in Path("parts").iterdir()] == ["part-00000.parquet"]
+    assert len(table("parts/part-00000.parquet")) == 7
+    Path("parts/notes.txt").touch()
+    assert "holds other things (notes.txt)" in error_of(*common, "--overwrite", code=2)
+    assert Path("parts/notes.txt").exists()
+
+
+def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for out in ("v.parquet", "parts"):
+        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")

@@ -1,0 +1,324 @@
+"""selfie export: other libraries load the file by the code that was printed, and give the features of selfie embed."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from running import draw_folder, error_of, selfie
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from selfie_cli import runs
+from selfie_cli.data.augment import STD, plain_view
+from selfie_cli.data.images import decode_square, open_image
+from selfie_cli.inference import networks
+
+SIZE = 96  # the smallest at which the stem is 7x7 and Selfie has some patches of 32 px
+SMALL = ("--batch-size", 4, "--precision", "fp32", "--no-report")
+SELFIE = ("--recipe", "paper", "--image-size", SIZE, "--steps", 1)
+BYOL = ("--method", "byol", "--num-stages", 4, "--image-size", SIZE, "--steps", 1)
+FINETUNED = ("--from", "none", "--image-size", SIZE, "--steps", 1)
+# Of each kind of network one: three stages, with and without a closing norm; four; four and a classifier.
+KINDS: dict[str, tuple[object, ...]] = {
+    "selfie": ("pretrain", "--backbone", "resnetv2_18", *SELFIE),
+    "selfie-open": ("pretrain", "--backbone", "resnetv2_18", "--no-final-norm", *SELFIE),
+    "selfie-resnet18": ("pretrain", "--backbone", "resnet18", *SELFIE),
+    "photos": ("pretrain", "--backbone", "resnet50", *BYOL),
+    "byol-v2": ("pretrain", "--backbone", "resnetv2_50", *BYOL),
+    "finetuned": ("finetune", "--backbone", "resnetv2_18", *FINETUNED),
+    "finetuned-resnet18": ("finetune", "--backbone", "resnet18", *FINETUNED),
+    "small": ("pretrain", "--backbone", "resnetv2_18_w16", "--image-size", 32, "--steps", 1),
+    "patches": ("pretrain", "--backbone", "resnetv2_18_w16", "--recipe", "paper", "--image-size", 32, "--steps", 1),
+    "hybrid": ("finetune", "--arch", "hybrid", "--from", "patches", "--no-baseline", "--steps", 1),
+}
+PAIRS = [
+    *(("selfie", to) for to in ("timm", "onnx", "safetensors")),
+    ("selfie-open", "timm"),
+    *(("selfie-resnet18", to) for to in ("timm", "torchvision")),
+    ("photos", "torchvision"),
+    ("byol-v2", "timm"),
+    *(("finetuned", to) for to in ("timm", "onnx", "safetensors")),
+    *(("finetuned-resnet18", to) for to in ("timm", "torchvision")),
+    *(("hybrid", to) for to in ("onnx", "safetensors")),
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "photos", train=10, test=10, size=130)
+
+
+@pytest.fixture(scope="module")
+def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A run of a kind, made when it is first asked for; its batch norms are no longer those of a fresh network."""
+    folder = tmp_path_factory.mktemp("made")
+
+    def run(kind: str) -> Path:
+        out = folder / kind
+        if out.exists():
+            return out
+        verb, *options = KINDS[kind]
+        options = [run("patches") if option == "patches" else option for option in options]
+        data = [photos] if verb == "pretrain" else ["--dataset", photos]
+        selfie(verb, *data, *options, *SMALL, "--warmup-steps", 1, "--out", out)
+        shake(out / "model.safetensors")
+        return out
+
+    return run
+
+
+def shake(file: Path) -> None:
+    with safe_open(file, "pt") as opened:
+        header, state = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in state.items():
+        if name.endswith("running_mean"):
+            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+        elif name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor *= 0.5 + torch.rand(tensor.shape, generator=generator)
+    save_file(state, file, header)
+
+
+def loaded(code: str) -> dict[str, Any]:
+    """What the printed code defines."""
+    names: dict[str, Any] = {}
+    exec(compile(code, "printed", "exec"), names)
+    return names
+
+
+def assert_close(found: Any, expected: Any, *, relative: float = 1e-5) -> None:
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= relative * np.abs(expected).max()
+
+
+PLAIN = (("selfie", "timm"), ("selfie", "onnx"), ("finetuned", "safetensors"))
+CASES = [pytest.param(*pair, marks=[] if pair in PLAIN else pytest.mark.slow, id="-".join(pair)) for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("kind", "to"), CASES)
+def test_the_printed_code_gives_the_same(made: Callable[[str], Path], photos: Path, kind: str, to: str) -> None:
+    run = made(kind)
+    result = selfie("export", run, "--to", to)
+    there = loaded(result.stdout)
+    network = networks.load_network(runs.open_run(run), features=None, device=torch.device("cpu"))
+    module: Any = network.module
+    for batch in (1, 2, 7) if to == "onnx" else (2,):
+        images = torch.randn(batch, 3, network.image_size, network.image_size)
+        as_input = images.numpy() if to == "onnx" else images
+        with torch.inference_mode():
+            classifies = network.features == "penultimate"
+            expected = module.features(images) if classifies else networks.pooled_maps(module, images)
+            assert expected.std(dim=1).min() > 1e-3
+            assert_close(there["features"](as_input), expected)
+            assert ("probabilities" in there) == classifies
+            if classifies:
+                assert_close(there["probabilities"](as_input), module(images).softmax(1))
+
+    files = sorted((photos / "test").rglob("*.png"))[:3]
+    lines = selfie("embed", *files, "--from", run, "--precision", "fp32").stdout.splitlines()
+    found = np.concatenate([there["features"](there["preprocess"](file)) for file in files])
+    # Without torch, Pillow resizes, which rounds otherwise.
+    close = 2e-3 if to == "onnx" else 1e-5
+    assert_close(found, np.array([json.loads(line)["vector"] for line in lines], np.float32), relative=close)
+    if "classes" in there:
+        rows = [json.loads(line) for line in selfie("predict", run, *files, "--precision", "fp32").stdout.splitlines()]
+        for file, row in zip(files, rows, strict=True):
+            scores = np.asarray(there["probabilities"](there["preprocess"](file)))[0]
+            assert there["classes"][scores.argmax()] == row["label"]
+            assert scores.max() == pytest.approx(row["probability"], abs=close)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_strict_or_exactly_what_is_listed(made: Callable[[str], Path], library: str) -> None:
+    four, three = "finetuned-resnet18", "selfie-resnet18"
+    result = json.loads(selfie("export", made(four), "--to", library, "--json").stdout)
+    assert result["missing"] == []
+    assert "strict=True" in result["code"]
+    assert len(result["classes"]) == 10
+    state = load_file(result["out"])
+    make = timm.create_model if library == "timm" else torchvision.models.get_model
+    whole = make("resnet18", num_classes=10)
+    whole.load_state_dict(state, strict=True)
+
+    result = json.loads(selfie("export", made(three), "--to", library, "--json").stdout)
+    lacking, unexpected = whole.load_state_dict(load_file(result["out"]), strict=False)
+    assert sorted(lacking) == [*sorted(("fc.weight", "fc.bias")), *result["missing"]]
+    assert unexpected == []
+    assert all(name.startswith("layer4.") for name in result["missing"])
+    assert f"{len(result['missing'])} tensors" in selfie("export", made(three), "--to", library, "--overwrite").stderr
+    loaded(result["code"])
+    state = load_file(result["out"])
+    state["layer4.0.conv1.weight"] = whole.state_dict()["layer4.0.conv1.weight"]
+    with safe_open(result["out"], "pt") as file:
+        save_file(state, result["out"], file.metadata())
+    with pytest.raises(AssertionError):
+        loaded(result["code"])
+
+
+def test_the_closing_norm_begins_stage_four(made: Callable[[str], Path]) -> None:
+    own = load_file(made("selfie") / "model.safetensors")
+    result = json.loads(selfie("export", made("selfie"), "--to", "timm", "--json").stdout)
+    state = load_file(result["out"])
+    assert torch.equal(state["stages.3.blocks.0.norm1.running_var"], own["patch_network.norm.running_var"])
+    names = timm.create_model("resnetv2_18", num_classes=0).state_dict().keys()
+    left = {name for name in names - state.keys() if not name.endswith("num_batches_tracked")}
+    assert left == set(result["missing"])
+    assert {name.partition(".")[0] for name in left} == {"stages", "norm"}
+    result = json.loads(selfie("export", made("selfie-open"), "--to", "timm", "--json").stdout)
+    assert "stages.3.blocks.0.norm1.weight" in result["missing"]
+
+
+def test_onnx_files_are_whole_plain_and_say_nothing_of_this_machine(made: Callable[[str], Path]) -> None:
+    for kind, norms in (("finetuned-resnet18", 0), ("finetuned", 9)):
+        selfie("export", made(kind), "--to", "onnx", "--out", "one/model.onnx")
+        assert [file.name for file in Path("one").iterdir()] == ["model.onnx"]
+        model = onnx.load("one/model.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        operators = [node.op_type for node in model.graph.node]
+        assert operators.count("BatchNormalization") == norms  # those that follow a sum, and the last one
+        assert {node.domain for node in model.graph.node} == {""}
+        about = {entry.key: entry.value for entry in model.metadata_props}
+        assert (about["method"], about["image_size"], about["features"]) == ("finetune", "96", "penultimate")
+        preprocessing = json.loads(about["preprocessing"])
+        assert (preprocessing["resize"], preprocessing["center_crop"]) == ([110, 110], [96, 96])
+        assert preprocessing["mean"] == [0.485, 0.456, 0.406]
+        assert len(json.loads(about["classes"])) == 10
+        for tensor in model.graph.initializer:
+            tensor.ClearField("raw_data")
+        text = str(model)
+        for place in (str(Path.home()), str(made(kind).parent), "/tmp", ".py", "selfie_cli", "site-packages"):
+            assert place not in text
+        shutil.rmtree("one")
+
+
+def test_the_bundled_network_and_a_header_to_rebuild_it_by() -> None:
+    there = loaded(selfie("export", "bundled", "--to", "safetensors").stdout)
+    image = Image.effect_noise((50, 40), 80).convert("RGB")
+    image.save("noise.png")
+    assert there["features"](there["preprocess"]("noise.png")).shape == (1, 128)
+    with safe_open("bundled.safetensors", "pt") as file:
+        about = file.metadata()
+        assert "stem.conv.weight" in file.keys()  # noqa: SIM118
+    assert about["backbone"] == "resnetv2_10_w32"
+    assert (about["stem"], about["image_size"], about["width"]) == ("3x3", "32", "128")
+    assert json.loads(about["preprocessing"])["resize"] == [32, 32]
+    code = selfie("export", "bundled", "--to", "onnx", "--out", "one.onnx").stdout
+    assert loaded(code)["features"](np.zeros((7, 3, 32, 32), np.float32)).shape == (7, 128)
+    selfie("export", "bundled", "--to", "onnx")
+    assert Path("bundled.onnx").read_bytes() == Path("one.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "to", "reason", "fitting"),
+    [
+        ("small", "timm", "timm has no resnetv2_18_w16", "onnx, safetensors"),
+        ("selfie", "torchvision", "torchvision has no resnetv2_18", "timm, onnx, safetensors"),
+        ("hybrid", "timm", "attention pooling", "onnx, safetensors"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    made: Callable[[str], Path], kind: str, to: str, reason: str, fitting: str
+) -> None:
+    message = error_of("export", made(kind), "--to", to, code=2)
+    assert reason in message
+    assert message.endswith(f"Take --to {fitting}")
+    assert not list(Path().iterdir())
+
+
+def test_a_small_stem_is_refused(pretrained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["derived"]["backbone"] = "resnetv2_18"
+    (run / "config.json").write_text(json.dumps(config))
+    assert "3x3" in error_of("export", run, "--to", "timm", code=2)
+
+
+def test_misuse(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made("small")
+    assert "name a trained run" in error_of("export", code=2)
+    message = error_of("export", run, code=2)
+    assert "--to timm, torchvision, onnx, safetensors" in message
+    assert "onnx and safetensors fit" in message
+    assert ".onnx" in error_of("export", run, "--to", "onnx", "--out", "x.safetensors", code=2)
+    Path("small.safetensors").write_bytes(b"dear")
+    assert "--overwrite" in error_of("export", run, "--to", "safetensors", code=2)
+    assert Path("small.safetensors").read_bytes() == b"dear"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "selfie-cli[onnx]" in error_of("export", run, "--to", "onnx", code=2)
+    stopped = shutil.copytree(run, tmp_path / "stopped")
+    config = json.loads((stopped / "config.json").read_text())
+    config["progress"]["status"] = "running"
+    (stopped / "config.json").write_text(json.dumps(config))
+    assert "not finished" in error_of("export", stopped, "--to", "safetensors")
+
+
+def test_odd_names_in_the_code(made: Callable[[str], Path]) -> None:
+    """A name that is shown with escapes is still the name of the file."""
+    out = 'odd "quoted"\n\u2028\u200b é.safetensors'
+    loaded(selfie("export", made("small"), "--to", "safetensors", "--out", out).stdout)
+
+
+@pytest.mark.slow
+def test_the_guide(made: Callable[[str], Path], photos: Path) -> None:
+    """What docs/guide/export.md tells to run, runs, in its order; commands make the files that code reads."""
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "export.md").read_text()
+    for name in ("photos", "selfie", "finetuned"):
+        shutil.copytree(made(name), Path("runs") / name)
+    Image.open(next((photos / "test").rglob("*.png"))).save("photo.jpg")
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) > 10
+    names: dict[str, Any] = {}
+    for language, block in blocks:
+        if language == "python":
+            exec(compile(block, "docs/guide/export.md", "exec"), names)
+            continue
+        for line in block.splitlines():
+            command = shlex.split(line.partition(" > ")[0])
+            assert command[:2] == ["selfie", "export"]
+            code = selfie(*command[1:], "--overwrite").stdout
+            loaded(code)
+    cosine = torch.cosine_similarity(
+        *(names[each](Image.open("photo.jpg")).flatten() for each in ("transform", "same")), 0
+    )
+    assert cosine > 0.99
+
+
+@pytest.mark.slow
+def test_100_real_photos(made: Callable[[str], Path], real_archives: Path, tmp_path: Path) -> None:
+    """As `selfie embed`, within 1e-4 of the largest number, where the pixels are the same; Pillow's are nearly so."""
+    with tarfile.open(real_archives / "clothing256.tar") as tar:
+        members = [each for each in tar if each.isfile() and "test/" in each.name][:100]
+        tar.extractall(tmp_path / "clothing", members, filter="data")
+    files = sorted((tmp_path / "clothing").rglob("*.jpg"))
+    assert len(files) == 100
+    for kind, to in (("selfie", "timm"), ("finetuned-resnet18", "torchvision"), ("finetuned-resnet18", "onnx")):
+        selfie("embed", *files, "--from", made(kind), "--precision", "fp32", "--out", f"{to}.npy")
+        expected = np.load(f"{to}.npy")
+        there = loaded(selfie("export", made(kind), "--to", to).stdout)
+        pixels = torch.stack([torch.from_numpy(decode_square(open_image(file), 110)) for file in files])
+        images = plain_view(pixels, SIZE)
+        assert_close(
+            there["features"](images.contiguous().numpy() if to == "onnx" else images), expected, relative=1e-4
+        )
+        prepared = np.concatenate([there["preprocess"](file) for file in files])
+        if to != "onnx":
+            assert_close(prepared, images.numpy(), relative=1e-6)
+            continue
+        levels = np.abs(prepared - images.numpy()) * 255 * np.array(STD, np.float32)[:, None, None]
+        assert levels.max() < 1.01
+        assert_close(there["features"](prepared), expected, relative=1e-3)

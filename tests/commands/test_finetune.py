@@ -1,0 +1,499 @@
+"""selfie finetune, end to end: a fair comparison, and what is written about it."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import shutil
+import statistics
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import SMALL, draw_folder, error_of, same_weights, selfie
+
+from selfie_cli import runs
+from selfie_cli.commands.finetune import hybrid_shape
+from selfie_cli.comparison.arms import network_shape
+from selfie_cli.config import FinetuneOptions
+from selfie_cli.data.augment import plain_view
+from selfie_cli.data.images import decode_square, open_image
+from selfie_cli.inference import networks
+from selfie_cli.models.patches import cut
+from selfie_cli.weights import load_weights
+
+ARMS = ("supervised", "selfie")
+SEEDS = (4, 5, 6)
+SHORT = ("--steps", 1, "--batch-size", 8, "--no-report", "--no-check-length")
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def lines_of(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_files(finetuned: Path) -> None:
+    cells = {f"{arm}-f0.5-s{seed}" for arm in ARMS for seed in SEEDS}
+    assert {cell.name for cell in (finetuned / "cells").iterdir()} == cells
+    assert {f"labels-f0.5-s{seed}.jsonl" for seed in SEEDS} <= {file.name for file in finetuned.iterdir()}
+    for cell in cells:
+        there = finetuned / "cells" / cell
+        assert {"config.json", "metrics.jsonl", "model.safetensors", "results.json"} == {
+            f.name for f in there.iterdir()
+        }
+        last = lines_of(there / "metrics.jsonl")[-1]
+        assert last["step"] == 6
+        assert {"loss", "train_accuracy", "lr", "images_per_second", "data_wait"} <= last.keys()
+    config = read(finetuned / "config.json")
+    assert config["progress"]["status"] == "finished"
+    assert config["asked"]["fraction"] == 0.5
+    assert len(config["derived"]["classes"]) == 10
+    (source,) = config["from"]
+    assert source["path"].endswith("pretrained")
+    weights = (Path(source["path"]) / "model.safetensors").read_bytes()
+    assert source["sha256"] == hashlib.sha256(weights).hexdigest()
+    assert config["data"]["split"]
+
+
+def test_top_level_weights_are_the_first_seeds_of_the_pretrained_arm(finetuned: Path) -> None:
+    assert same_weights(finetuned, finetuned / "cells" / "selfie-f0.5-s4")
+
+
+def test_results_agree_with_the_cells_and_with_each_other(finetuned: Path) -> None:
+    results = read(finetuned / "results.json")
+    assert results["seeds"] == list(SEEDS)
+    assert (results["num_labels"], results["num_test"], results["num_classes"]) == (30, 30, 10)
+    for arm in results["arms"]:
+        cells = [read(finetuned / "cells" / f"{arm['name']}-f0.5-s{seed}" / "results.json") for seed in SEEDS]
+        assert arm["accuracies"] == [cell["accuracy"] for cell in cells]
+        assert arm["mean"] == pytest.approx(sum(arm["accuracies"]) / 3)
+        assert arm["std"] == pytest.approx(statistics.stdev(arm["accuracies"]))
+    before, after = (arm["accuracies"] for arm in results["arms"])
+    gains = [b - a for a, b in zip(before, after, strict=True)]
+    assert results["gains"] == pytest.approx(gains)
+    mean = sum(gains) / 3
+    half = 4.302652729911275 * math.sqrt(sum((gain - mean) ** 2 for gain in gains) / 2 / 3)  # t(0.975, 2)
+    assert results["gain_mean"] == pytest.approx(mean)
+    assert results["gain_interval"] == pytest.approx([mean - half, mean + half])
+    assert "95 % interval" in results["sentence"]
+
+
+def test_arms_share_subsets_and_seeds_differ(finetuned: Path, images: Path) -> None:
+    subsets = [lines_of(finetuned / f"labels-f0.5-s{seed}.jsonl") for seed in SEEDS]
+    for subset in subsets:
+        assert len(subset) == 30
+        for line in subset:
+            assert Path(line["path"]).parent == images / "train" / line["class"]
+        assert {line["class"] for line in subset} == {folder.name for folder in (images / "train").iterdir()}
+    assert len({json.dumps(subset) for subset in subsets}) == 3
+    cells = [finetuned / "cells" / f"supervised-f0.5-s{seed}" for seed in SEEDS]
+    assert not any(same_weights(one, other) for one, other in itertools.combinations(cells, 2))
+
+
+def test_smaller_fractions_are_nested(finetuned: Path, images: Path, pretrained: Path) -> None:
+    selfie("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--fraction", 0.2, "--seed", 4, "--out", "r")
+    small, large = lines_of(Path("r/labels-f0.2-s4.jsonl")), lines_of(finetuned / "labels-f0.5-s4.jsonl")
+    assert {line["path"] for line in small} < {line["path"] for line in large}
+
+
+def test_first_three_stages_come_from_the_pretrained_weights(images: Path, pretrained: Path) -> None:
+    """With a learning rate of next to nothing, the finetuned weights are the ones training began with."""
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--lr", "1e-30", "--weight-decay", 0)
+    selfie(*arguments, *SHORT, "--out", "r")
+    before, _ = load_weights(pretrained / "model.safetensors")
+    after, _ = load_weights(Path("r/cells/selfie-f1-s0/model.safetensors"))
+    scratch, _ = load_weights(Path("r/cells/supervised-f1-s0/model.safetensors"))
+    carried = 0
+    for name, tensor in before.items():
+        inner = name.removeprefix("patch_network.")
+        if inner == name or "running" in name or "num_batches" in name:
+            continue
+        inner = (
+            inner if inner.startswith(("stem", "stages")) else f"stages.3.blocks.0.norm1.{inner.removeprefix('norm.')}"
+        )
+        assert torch.equal(after[f"backbone.{inner}"], tensor), name
+        carried += 1
+        if tensor.ndim == 4:
+            assert not torch.equal(scratch[f"backbone.{inner}"], tensor)
+    assert carried > 20
+    # The fourth stage and the head start as the twin's do: the same draw from the same seed.
+    for name in ("backbone.stages.3.blocks.0.conv1.weight", "head.weight"):
+        assert torch.equal(after[name], scratch[name])
+
+
+def test_batch_norm_statistics_are_those_of_each_seeds_whole_images(images: Path, pretrained: Path) -> None:
+    """The first norm sees the first convolution of the labelled images: its statistics, computed anew here."""
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--lr", "1e-30", "--weight-decay", 0)
+    selfie(*arguments, *SHORT, "--no-baseline", "--fraction", 0.17, "--seeds", 2, "--out", "r")
+    found, expected = [], []
+    for seed in (0, 1):
+        module = networks.load_module(runs.open_run(f"r/cells/selfie-f0.17-s{seed}"))
+        norm = module.backbone.stages[0]["blocks"][0].norm1
+        found.append(torch.cat([norm.running_mean, norm.running_var.sqrt()]))
+        paths = [line["path"] for line in lines_of(Path(f"r/labels-f0.17-s{seed}.jsonl"))]
+        pixels = torch.stack([torch.from_numpy(decode_square(open_image(path), 32)) for path in paths])
+        with torch.no_grad():
+            seen = module.backbone.stem["conv"](plain_view(pixels, 32))
+        expected.append(torch.cat([seen.mean(dim=(0, 2, 3)), seen.std(dim=(0, 2, 3))]))
+    # One training step moved the running averages a tenth of the way to that step's batch.
+    for seed in (0, 1):
+        own, other = ((found[seed] - expected[each]).norm() / expected[seed].norm() for each in (seed, 1 - seed))
+        assert own < 0.1
+        assert own < other / 2
+
+
+def test_one_seed_says_no_spread(images: Path, pretrained: Path) -> None:
+    result = selfie("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--out", "r")
+    assert result.stdout.count("(no spread)") == 3
+    assert "(--seeds 3)" in result.stdout
+    assert "about" in result.stderr  # the estimate of the time
+    results = read(Path("r/results.json"))
+    assert results["gain_std"] is results["gain_interval"] is results["arms"][0]["std"] is None
+
+
+def test_json_is_one_document(images: Path, pretrained: Path) -> None:
+    result = selfie("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--out", "r", "--json")
+    assert json.loads(result.stdout) == read(Path("r/results.json"))
+
+
+def test_many_seeds_leave_the_tables_names_whole(images: Path) -> None:
+    result = selfie(
+        *("finetune", "--dataset", images, "--from", "none", "--backbone", "resnetv2_18_w16", "--image-size", 8),
+        *("--seeds", 7, "--fraction", 0.1, *SHORT, "--out", "r"),
+    )
+    assert "supervised" in result.stdout
+    assert "nothing to compare" in result.stdout
+    assert len(read(Path("r/results.json"))["arms"][0]["accuracies"]) == 7
+
+
+def test_without_baseline(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--no-baseline")
+    result = selfie(*arguments, "--out", "r")
+    assert [cell.name for cell in Path("r/cells").iterdir()] == ["selfie-f1-s0"]
+    assert "nothing to compare" in " ".join(result.stdout.split())
+    assert read(Path("r/results.json"))["gains"] is None
+
+
+def test_learning_rate_is_chosen_on_held_out_labels(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--lr", "0.02,0.1", "--out", "r")
+    result = selfie(*arguments)
+    results = read(Path("r/results.json"))
+    for arm in results["arms"]:
+        name = arm["name"]
+        tried = {lr: read(Path(f"r/cells/search-{name}-lr{lr}/results.json")) for lr in ("0.02", "0.1")}
+        assert {each["num_test"] for each in tried.values()} == {10}  # a fifth of 60 labels, none of the 30 test images
+        best = max(tried, key=lambda lr: tried[lr]["accuracy"])
+        assert arm["lr"] == float(best)
+        assert read(Path(f"r/cells/{name}-f1-s0/config.json"))["asked"]["lr"] == float(best)
+        assert f"{name}: learning rate {best}" in result.stderr
+    assert "--fraction" in error_of(*arguments[:-1], "r2", "--fraction", 0.1, code=2)
+    assert not Path("r2").exists()
+
+
+def test_whether_more_steps_would_help_is_found_on_held_out_labels(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 4, "--out", "r")
+    result = selfie(*arguments, "--report")
+    results = read(Path("r/results.json"))
+    for arm in results["arms"]:
+        whole, half = (Path(f"r/cells/search-{arm['name']}-lr0.1{part}") for part in ("", "-half"))
+        found = arm["convergence"]
+        for cell, steps, accuracy in ((whole, 4, found["whole"]), (half, 2, found["half"])):
+            there = read(cell / "results.json")
+            assert (there["num_test"], there["accuracy"]) == (10, pytest.approx(accuracy))  # a fifth of 60 labels
+            assert lines_of(cell / "metrics.jsonl")[-1]["step"] == steps
+        assert found["verdict"] == "too few held-out labels to tell"  # ten
+        said = " ".join(result.stdout.split())
+        assert found["words"] in said
+        assert f"{arm['name']}: {arm['called']}." in said
+        assert found["words"].split("(")[0].strip() in Path("r/report.html").read_text()
+    assert results["sentence"].endswith("convergence: too few held-out labels to tell.")
+    assert [arm["called"] for arm in results["arms"]] == [
+        "no pretraining",
+        "Selfie (patches of one image, Trinh et al. 2019)",
+    ]
+    assert "supervised: no pretraining; selfie: Selfie (patches of one image, Trinh et al. 2019)" in result.stderr
+
+
+def test_a_searched_rates_own_network_is_the_longer_one(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--no-baseline", *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--lr", "0.02,0.1", "--out", "r")
+    (arm,) = read(Path("r/results.json"))["arms"]
+    assert {cell.name for cell in Path("r/cells").iterdir()} == {
+        *("selfie-f1-s0", "search-selfie-lr0.02", "search-selfie-lr0.1", f"search-selfie-lr{arm['lr']:g}-half")
+    }
+
+
+def test_one_label_a_class_leaves_no_check(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT[2:-1], "--steps", 2)
+    selfie(*arguments, "--fraction", 0.1, "--out", "r")
+    assert {arm["convergence"]["num_held"] for arm in read(Path("r/results.json"))["arms"]} == {0}
+
+
+def test_from_a_finetuned_run(images: Path, finetuned: Path) -> None:
+    selfie("finetune", "--dataset", images, "--from", finetuned, *SHORT, "--out", "r")
+    assert {cell.name for cell in Path("r/cells").iterdir()} == {"supervised-f1-s0", "finetune-f1-s0"}
+
+
+def test_a_folder_without_splits(pretrained: Path, images: Path) -> None:
+    shutil.copytree(images / "train", "mine")
+    selfie("finetune", "--dataset", "mine", "--from", pretrained, *SHORT, "--out", "r")
+    results = read(Path("r/results.json"))
+    assert results["num_labels"] + results["num_test"] == 60
+    assert results["num_test"] == 10  # a fifth of each class's six, rounded
+
+
+def test_resume_does_not_repeat_what_is_finished(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--seeds", 2)
+    selfie(*arguments, "--out", "whole")
+    shutil.copytree("whole", "part")
+    config = read(Path("part/config.json"))
+    Path("part/config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
+    shutil.rmtree("part/cells/selfie-f1-s1")
+    for name in ("model.safetensors", "results.json"):
+        Path("part", name).unlink()
+    kept = Path("part/cells/supervised-f1-s0/model.safetensors").stat().st_mtime_ns
+    selfie("finetune", "--resume", "part")
+    assert Path("part/cells/supervised-f1-s0/model.safetensors").stat().st_mtime_ns == kept
+    assert {**read(Path("part/results.json")), "run": ""} == {**read(Path("whole/results.json")), "run": ""}
+    assert same_weights(Path("part/cells/selfie-f1-s1"), Path("whole/cells/selfie-f1-s1"))
+
+
+def test_resume_after_the_images_have_changed(images: Path, pretrained: Path) -> None:
+    shutil.copytree(images, "mine")
+    selfie("finetune", "--dataset", "mine", "--from", pretrained, *SHORT, "--out", "r")
+    config = read(Path("r/config.json"))
+    Path("r/config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
+    next(Path("mine/train/cat").iterdir()).unlink()
+    assert "images have changed" in error_of("finetune", "--resume", "r")
+
+
+def test_resume_after_labels_have_changed(pretrained: Path) -> None:
+    """Of folders, their names tell; of shards nothing else does."""
+    draw_folder(Path("mine"), train=20, test=0)
+    pictures = sorted(Path("mine/train").rglob("*.png"))
+
+    def pack(classes: str) -> None:
+        with tarfile.open("s.tar", "w") as tar:
+            for number, (picture, text) in enumerate(zip(pictures, classes, strict=True)):
+                tar.add(picture, f"{number}.png")
+                label = tarfile.TarInfo(f"{number}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(text.encode()))
+
+    pack("01" * 10)
+    for name, dataset in (("of_shard", "s.tar"), ("of_folder", "mine/train")):
+        selfie("finetune", "--dataset", dataset, "--from", pretrained, *SHORT, "--seeds", 1, "--out", name)
+        config = read(Path(name, "config.json"))
+        Path(name, "config.json").write_text(json.dumps({**config, "progress": {"status": "running"}}))
+    pack("01" * 9 + "10")
+    assert "or their labels" in error_of("finetune", "--resume", "of_shard")
+    pack("02" * 10)
+    assert "or their labels" in error_of("finetune", "--resume", "of_shard")
+    pack("01" * 10)
+    selfie("finetune", "--resume", "of_shard")
+    pictures[0].rename(pictures[-1].parent / pictures[0].name)
+    assert "images have changed" in error_of("finetune", "--resume", "of_folder")
+
+
+def test_occupied_and_foreign_folders(images: Path, pretrained: Path, finetuned: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT)
+    assert "--resume" in error_of(*arguments, "--out", finetuned)
+    Path("photos").mkdir()
+    Path("photos/holiday.jpg").write_bytes(b"dear")
+    assert "will not delete" in error_of(*arguments, "--out", "photos", "--overwrite")
+    assert Path("photos/holiday.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(["--fraction", "0"], ["--fraction", "1.5"], ["--fraction", "nan"], ["--seeds", "0"], ["--steps", "0"]),
+        *(["--lr", "nan"], ["--lr", "0.1,"], ["--lr", "0.1,-1"], ["--lr", ""], ["--lr", "inf"], ["--batch-size", "0"]),
+        *(["--backbone", "resnet18"], ["--image-size", "64"]),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_honoured(images: Path, pretrained: Path, wrong: list[str]) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--out", "r")
+    assert wrong[0] in error_of(*arguments, *wrong, code=2)
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("sizes", [["--batch-size", "33", "--micro-batch", "8"], ["--batch-size", "1"]])
+def test_batch_norm_is_given_no_single_image(images: Path, sizes: list[str]) -> None:
+    """At 8 px the last feature map has one pixel: of one image, batch norm would have one number."""
+    arguments = ("finetune", "--dataset", images, "--from", "none", "--image-size", 8, "--steps", 1, *sizes)
+    assert "leaves an image by itself" in error_of(*arguments, "--arch", "resnet", code=2)
+
+
+def test_data_and_weights_that_do_not_do(images: Path, pretrained: Path) -> None:
+    assert "--dataset is missing" in error_of("finetune", "--from", pretrained, code=2)
+    assert "leaves nothing" in error_of("finetune", "--dataset", images, "--from", "none", "--no-baseline", code=2)
+    assert "no run at nowhere" in error_of("finetune", "--dataset", images, "--from", "nowhere")
+    assert "no run at" in error_of("finetune", "--dataset", images, "--from", images)
+    shutil.copytree(images / "train" / "cat", "one/cat")
+    assert "only one class" in error_of("finetune", "--dataset", "one", "--from", pretrained)
+    assert "no such file" in error_of("finetune", "--dataset", "nowhere", "--from", pretrained)
+    draw_folder(Path("loose"), train=20, test=10)
+    shutil.move("loose/test/cat", "loose/test/dog")
+    assert "dog" in error_of("finetune", "--dataset", "loose", "--from", pretrained)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((("derived", "image_size"), "x"), (("derived", "image_size"), 0), (("derived", "backbone"), "zz")),
+        *((("derived", "method"), None), (("derived", "selfie"), {}), (("derived", "selfie", "patch_size"), 0)),
+        *((("derived", "backbone"), "resnetv2_18"), (("format",), 99), (("verb",), None), (("progress",), {})),
+        (("derived",), []),
+    ],
+)
+def test_a_damaged_config(pretrained: Path, images: Path, path: tuple[str, ...], value: object) -> None:
+    shutil.copytree(pretrained, "run")
+    config = read(Path("run/config.json"))
+    section = config
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    Path("run/config.json").write_text(json.dumps(config))
+    error_of("finetune", "--dataset", images, "--from", "run")
+    error_of("embed", images, "--from", "run")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_truncated_weights(pretrained: Path, images: Path, share: float) -> None:
+    shutil.copytree(pretrained, "run")
+    whole = (pretrained / "model.safetensors").read_bytes()
+    Path("run/model.safetensors").write_bytes(whole[: int(share * len(whole))])
+    assert "model.safetensors" in error_of("finetune", "--dataset", images, "--from", "run")
+    Path("run/model.safetensors").unlink()
+    assert "model.safetensors" in error_of("embed", images, "--from", "run")
+
+
+@pytest.fixture(scope="module")
+def hybrid(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three arms; with a learning rate of next to nothing the weights are the ones training began with."""
+    run = tmp_path_factory.mktemp("runs") / "hybrid"
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, "--lr", "1e-30", "--weight-decay", 0)
+    selfie(*arguments, *SHORT, "--arch", "hybrid", "--seeds", 3, "--fraction", 0.5, "--out", run)
+    return run
+
+
+def test_hybrid_has_three_arms_and_two_comparisons(hybrid: Path) -> None:
+    arms = ("supervised", "hybrid", "hybrid-selfie")
+    assert {cell.name for cell in (hybrid / "cells").iterdir()} == {
+        f"{arm}-f0.5-s{s}" for arm in arms for s in range(3)
+    }
+    results = read(hybrid / "results.json")
+    assert [arm["name"] for arm in results["arms"]] == list(arms)
+    for gain, baseline in zip(results["comparisons"], ("hybrid", "supervised"), strict=True):
+        values = {arm["name"]: arm["accuracies"] for arm in results["arms"]}
+        differences = [b - a for a, b in zip(values[baseline], values["hybrid-selfie"], strict=True)]
+        assert (gain["arm"], gain["baseline"]) == ("hybrid-selfie", baseline)
+        assert gain["gains"] == pytest.approx(differences)
+    assert results["gains"] == results["comparisons"][0]["gains"]
+    assert "over hybrid" in results["sentence"] or "and hybrid" in results["sentence"]
+
+
+def test_hybrid_starts_from_the_whole_pretrained_network(hybrid: Path, pretrained: Path) -> None:
+    before, _ = load_weights(pretrained / "model.safetensors")
+    after, _ = load_weights(hybrid / "cells" / "hybrid-selfie-f0.5-s0" / "model.safetensors")
+    fresh, _ = load_weights(hybrid / "cells" / "hybrid-f0.5-s0" / "model.safetensors")
+    plain, header = load_weights(hybrid / "cells" / "supervised-f0.5-s0" / "model.safetensors")
+    carried = [name for name in before if name in after and "running" not in name and "num_batches" not in name]
+    assert all(after[name].equal(before[name]) for name in carried)
+    assert {name.partition(".")[0] for name in carried} == {"patch_network", "attention_pooling", "positions"}
+    assert not fresh["attention_pooling.u0"].equal(before["attention_pooling.u0"])
+    assert fresh["head.weight"].equal(after["head.weight"])  # the same draw from the same seed
+    assert plain.keys() & {"backbone.stages.3.blocks.0.conv1.weight"}
+    assert header["arch"] == "resnet"
+    assert same_weights(hybrid, hybrid / "cells" / "hybrid-selfie-f0.5-s0")
+
+
+def test_hybrid_computes_what_selfie_pooled(images: Path) -> None:
+    selfie("pretrain", images, *SMALL, "--steps", 1, "--recipe", "paper", "--out", "run")
+    run = runs.open_run("run")
+    pretrained = networks.load_module(run).eval()
+    shape = {**network_shape(FinetuneOptions(), run), "classes": ["a", "b"]}
+    hybrid = networks.build({**shape, "arch": "hybrid", "hybrid": hybrid_shape(pretrained)}).eval()
+    hybrid.take_over(pretrained.state_dict())
+    views = plain_view(torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8), 32)
+    with torch.no_grad():
+        torch.testing.assert_close(hybrid.features(views), pretrained.pooled(views), atol=1e-6, rtol=0)
+
+
+def test_hybrids_batch_norm_statistics_are_those_of_the_labelled_patches(hybrid: Path, pretrained: Path) -> None:
+    module = networks.load_module(runs.open_run(hybrid))
+    norm = module.patch_network.stages[0]["blocks"][0].norm1
+    paths = [line["path"] for line in lines_of(hybrid / "labels-f0.5-s0.jsonl")]
+    pixels = torch.stack([torch.from_numpy(decode_square(open_image(path), 32)) for path in paths])
+    with torch.no_grad():
+        views = plain_view(pixels, 32)
+        seen = module.patch_network.stem["conv"](cut(views, 8) if module.apart else views)
+    # One training step moved the running averages a tenth of the way to that step's batch.
+    expected = seen.std(dim=(0, 2, 3))
+    assert (norm.running_var.sqrt() - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_finetuned_hybrid_serves_every_verb(hybrid: Path, images: Path, pretrained: Path) -> None:
+    photo = next((images / "test" / "cat").iterdir())
+    line = json.loads(selfie("predict", hybrid, photo).stdout)
+    assert line["label"] in read(hybrid / "config.json")["derived"]["classes"]
+    vector = json.loads(selfie("embed", photo, "--from", hybrid).stdout)["vector"]
+    module = networks.load_module(runs.open_run(hybrid)).eval()
+    pixels = torch.from_numpy(decode_square(open_image(str(photo)), 32))[None]
+    with torch.no_grad():
+        assert vector == pytest.approx(module.features(plain_view(pixels, 32))[0].tolist(), abs=1e-6)
+    judged = json.loads(selfie("eval", hybrid, "--dataset", images, "--json").stdout)
+    assert judged["classified"]["top1"] == read(hybrid / "results.json")["arms"][2]["accuracies"][0]
+    assert judged["features"] == "penultimate"
+    selfie("finetune", "--dataset", images, "--from", hybrid, *SHORT, "--no-baseline", "--out", "again")
+
+
+def test_only_runs_of_the_papers_selfie_have_a_hybrid(images: Path, finetuned: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--arch", "hybrid", "--out", "r")
+    for source in ("none", finetuned):
+        assert "--arch hybrid needs a run of Selfie with --recipe paper" in error_of(
+            *arguments, "--from", source, code=2
+        )
+    assert not Path("r").exists()
+
+
+def test_hybrid_alone(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--dataset", images, "--from", pretrained, *SHORT, "--arch", "hybrid", "--no-baseline")
+    selfie(*arguments, "--out", "r")
+    assert [cell.name for cell in Path("r/cells").iterdir()] == ["hybrid-selfie-f1-s0"]
+
+
+def test_resuming_needs_the_weights_it_began_with(pretrained: Path, images: Path) -> None:
+    shutil.copytree(pretrained, "mine")
+    selfie("finetune", "--dataset", images, "--from", "mine", "--steps", 2, "--batch-size", 8, "--out", "run")
+    config = json.loads(Path("run/config.json").read_text())
+    unfinished = {**config, "progress": {"status": "running"}}
+    Path("run/config.json").write_text(json.dumps(unfinished))
+    shutil.copy("run/cells/supervised-f1-s0/model.safetensors", "mine/model.safetensors")
+    assert "have changed since run was started" in error_of("finetune", "--resume", "run")
+    Path("run/config.json").write_text(json.dumps({name: unfinished[name] for name in unfinished if name != "from"}))
+    assert "is damaged" in error_of("finetune", "--resume", "run")
+
+
+def test_a_run_that_knows_labels_is_told(finetuned: Path, images: Path) -> None:
+    result = selfie(
+        "finetune", "--dataset", images, "--from", finetuned, "--steps", 1, "--batch-size", 8, "--out", "run"
+    )
+    assert "finetuned was finetuned on labels" in result.stderr
+
+
+def test_a_method_that_is_none_of_ours(finetuned: Path, images: Path) -> None:
+    shutil.copytree(finetuned, "strange")
+    config = json.loads(Path("strange/config.json").read_text())
+    config["derived"]["method"] = "../../escaped"
+    Path("strange/config.json").write_text(json.dumps(config))
+    message = error_of("finetune", "--dataset", images, "--from", "strange", "--steps", 1, "--out", "run")
+    assert "does not describe a network of selfie's" in message

@@ -1,0 +1,75 @@
+"""selfie predict, end to end: a label and its probability for every readable image."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import error_of, selfie
+
+
+def rows_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines(finetuned: Path, images: Path) -> None:
+    rows = rows_of(selfie("predict", finetuned, images / "test").stdout)
+    assert [row["path"] for row in rows] == [str(path) for path in sorted((images / "test").rglob("*.png"))]
+    classes = {folder.name for folder in (images / "train").iterdir()}
+    for row in rows:
+        assert row.keys() == {"path", "label", "probability"}
+        assert row["label"] in classes
+        assert 0.1 <= row["probability"] <= 1  # the likeliest of ten
+
+
+def test_files_say_the_same(finetuned: Path, images: Path) -> None:
+    printed = rows_of(selfie("predict", finetuned, images / "test").stdout)
+    assert selfie("predict", finetuned, images / "test", "--out", "p.csv").stdout == "p.csv: 30 predictions\n"
+    selfie("predict", finetuned, images / "test", "--out", "p.jsonl")
+    assert rows_of(Path("p.jsonl").read_text()) == printed
+    with Path("p.csv").open(newline="") as lines:
+        table = list(csv.DictReader(lines))
+    assert [{**row, "probability": float(row["probability"])} for row in table] == printed
+    assert "--overwrite" in error_of("predict", finetuned, images / "test", "--out", "p.csv", code=2)
+    assert "--out" in error_of("predict", finetuned, images / "test", "--out", "p.npy", code=2)
+
+
+def test_eval_counts_the_same_labels(finetuned: Path, images: Path) -> None:
+    rows = rows_of(selfie("predict", finetuned, images / "test", "--batch-size", 7).stdout)
+    classified = json.loads(selfie("eval", finetuned, "--dataset", images, "--json").stdout)["classified"]
+    place = {name: index for index, name in enumerate(classified["classes"])}
+    confusion = np.zeros((10, 10), int)
+    for row in rows:
+        confusion[place[Path(row["path"]).parent.name], place[row["label"]]] += 1
+    assert confusion.tolist() == classified["confusion"]
+
+
+def test_unreadable_images(finetuned: Path, images: Path) -> None:
+    good = sorted((images / "test").rglob("*.png"))[:2]
+    Path("bad.jpg").write_bytes(b"no image")
+    order = [good[1], "bad.jpg", good[0]]
+    result = selfie("predict", finetuned, *order)
+    assert [row["path"] for row in rows_of(result.stdout)] == [str(good[1]), str(good[0])]
+    assert "left out: bad.jpg" in result.stderr
+    selfie("predict", finetuned, *order, "--strict", code=1)
+    selfie("predict", finetuned, *order, "--out", "p.csv")
+    assert rows_of(Path("p.csv.bad_files.jsonl").read_text())[0]["path"] == "bad.jpg"
+    assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
+
+
+def test_standard_input(finetuned: Path, images: Path) -> None:
+    one = next((images / "test" / "cat").iterdir())
+    assert rows_of(selfie("predict", finetuned, "-", stdin=f"{one}\n").stdout)[0]["path"] == str(one)
+
+
+def test_a_run_that_cannot_predict(pretrained: Path, finetuned: Path, images: Path) -> None:
+    assert f"selfie finetune --from {pretrained}" in error_of("predict", pretrained, images)
+    assert "no run at nowhere" in error_of("predict", "nowhere", images)
+    assert "name a finetuned run" in error_of("predict", code=2)
+    assert "name the images" in error_of("predict", finetuned, code=2)
+
+
+@pytest.mark.parametrize("wrong", [["--batch-size", "0"], ["--workers", "0"]], ids=" ".join)
+def test_options_that_cannot_be_honoured(finetuned: Path, images: Path, wrong: list[str]) -> None:
+    assert wrong[0] in error_of("predict", finetuned, images, *wrong, code=2)

@@ -1,0 +1,333 @@
+"""selfie pretrain, end to end: what is in the run's folder, on stdout, and what it refuses."""
+
+import json
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from running import SMALL, error_of, process, same_weights, selfie
+from safetensors import safe_open
+
+from selfie_cli import __version__
+from selfie_cli.errors import UsageError
+from selfie_cli.methods.many_views import ManyViewSelfie
+from selfie_cli.pretraining.task import check_processes
+
+METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
+PAPER = ("--recipe", "paper")
+WATCHED = {"feature_std", "effective_rank"}
+
+
+def config_of(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def test_files_of_a_finished_run(pretrained: Path) -> None:
+    assert {file.name for file in pretrained.iterdir()} >= {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert not (pretrained / "state").exists()
+    assert not list(pretrained.glob(".tmp-*"))
+    for file in pretrained.iterdir():  # others may read what a user shares
+        assert (
+            stat.S_IMODE(file.stat().st_mode) & 0o044
+            == stat.S_IMODE((pretrained / "config.json").stat().st_mode) & 0o044
+        )
+
+
+def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, images: Path) -> None:
+    config = config_of(pretrained)
+    assert config["verb"] == "pretrain"
+    assert config["asked"]["data"] == [str(images)]
+    assert config["asked"]["lr"] == 0.05
+    assert config["asked"]["image_size"] is None
+    assert config["asked"]["selfie"]["mask_ratio"] is None
+    derived = config["derived"]
+    assert derived["selfie"]["mask_ratio"] == 0.25
+    assert (derived["recipe"], derived["optimizer"], derived["lr"]) == ("paper", "sgd", 0.05)
+    assert (derived["image_size"], derived["patch_size"], derived["stem"]) == (32, 8, "3x3")
+    assert (derived["steps"], derived["batch_size"], derived["micro_batch"]) == (20, 8, 8)
+    assert config["versions"]["selfie-cli"] == __version__
+    assert {"python", "torch", "torchvision", "numpy", "pillow"} <= config["versions"].keys()
+    assert config["data"]["images"] == 60  # train/ alone
+    assert len(config["data"]["fingerprint"]) == 16
+    assert config["progress"]["status"] == "finished"
+    assert config["measured"]["images_per_second"] > 0
+
+
+def test_metrics_are_json_lines_with_every_key(pretrained: Path) -> None:
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 20
+    assert lines[-1].keys() >= WATCHED
+    for line in lines:
+        assert line.keys() >= METRICS
+        assert line["chance"] == 0.25  # 4 of 16 patches
+        assert 0 <= line["pretext_accuracy"] <= 1
+        assert 0 <= line["data_wait"] <= 1
+
+
+def test_weights_say_what_they_are(pretrained: Path) -> None:
+    with safe_open(pretrained / "model.safetensors", "pt") as file:
+        header = file.metadata()
+        assert len(list(file.keys())) > 20
+    assert header["format_version"] == "1"
+    assert {"method": "selfie", "backbone": "resnetv2_18_w16", "stem": "3x3"}.items() <= header.items()
+    assert {"image_size": "32", "patch_size": "8", "steps": "20"}.items() <= header.items()
+
+
+def test_same_seed_same_weights_and_another_seed_others(images: Path) -> None:
+    for run, seed in (("a", 1), ("b", 1), ("c", 2)):
+        selfie("pretrain", images, *SMALL, "--steps", 2, "--seed", seed, "--out", run)
+    assert same_weights(Path("a"), Path("b"))
+    assert not same_weights(Path("a"), Path("c"))
+
+
+def test_json_is_one_document_and_talk_goes_to_stderr(images: Path) -> None:
+    result = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["run"] == "run"
+    assert document["step"] == 1
+    assert METRICS - {"step"} <= document["last"].keys()
+    assert "only train/ is read" in result.stderr
+    quiet = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "quiet", "--quiet")
+    assert quiet.stderr == ""
+    assert "pretext accuracy" in quiet.stdout
+    assert "next: selfie finetune --from quiet " in quiet.stdout
+
+
+def test_default_folder_is_under_runs(images: Path) -> None:
+    selfie("pretrain", images, *SMALL, "--steps", 1)
+    (run,) = Path("runs").iterdir()
+    assert run.name.startswith("pretrain-selfie-")
+    assert selfie("embed", images / "test" / "cat").stderr.startswith(f"weights: runs/{run.name} (")
+
+
+def test_two_runs_that_begin_in_the_same_second(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfie_cli.runs.default_folder", lambda verb, method: Path("runs/now"))
+    for _ in range(2):
+        selfie("pretrain", images, *SMALL, "--steps", 1)
+    assert {run.name for run in Path("runs").iterdir()} == {"now", "now-2"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [
+            *PAPER,
+            "--backbone",
+            "resnet18",
+            "--batch-size",
+            "2",
+            "--image-size",
+            "64",
+            "--patch-size",
+            "32",
+            "--no-flip",
+        ],
+        [*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
+        [*PAPER, "--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
+        [*PAPER, "--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--mask-ratio", "0.5"],
+        [*PAPER, "--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
+        ["--backbone", "resnet18", "--image-size", "64", "--num-stages", "4", "--num-views", "2", "--view-scale", "1"],
+        ["--micro-batch", "5", "--max-crop", "0.9", "--attraction", "50", "--distortion", "0.5"],
+    ],
+    ids=lambda arguments: " ".join(arguments[-4:]),
+)
+def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
+    length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]
+    selfie("pretrain", images, *SMALL, *length, "--out", "run", *arguments)
+    embed = ("embed", images / "test" / "key", "--from", "run")
+    assert len(selfie(*embed).stdout.splitlines()) == 3
+    for features in ("whole", "patches", "pooled"):
+        if PAPER[1] in arguments:
+            assert len(selfie(*embed, "--features", features).stdout.splitlines()) == 3
+        else:
+            assert "--recipe paper" in error_of(*embed, "--features", features, code=2)
+
+
+def test_fewer_images_than_a_batch(images: Path) -> None:
+    six = (images / "train" / "cat", "--backbone", "resnetv2_18_w16", "--steps", 2)
+    selfie("pretrain", *six, *PAPER, "--batch-size", 8, "--out", "paper")  # some come twice
+    assert config_of(Path("paper"))["data"]["images"] == 6
+    selfie("pretrain", *six, "--out", "best")  # an image cannot be told from itself
+    assert config_of(Path("best"))["derived"]["batch_size"] == 6
+    assert "more than there are images (6)" in error_of("pretrain", *six, "--batch-size", 8, "--out", "run", code=2)
+    shutil.copytree(six[0], "broken")
+    next(Path("broken").iterdir()).write_bytes(b"no image")
+    of_five = ("pretrain", "broken", *six[1:], "--max-bad", 0.5)
+    assert "5 of the images can be read: batch 5" in selfie(*of_five, "--out", "five").stderr
+    assert config_of(Path("five"))["derived"]["batch_size"] == 5
+    assert "more than there are images (5)" in error_of(*of_five, "--batch-size", 6, "--out", "run", code=2)
+    one = next(six[0].iterdir())
+    assert "one image" in error_of("pretrain", one, *SMALL, "--steps", 1, "--out", "run", code=2)
+
+
+def test_unreadable_images_are_left_out_counted_and_listed(images: Path) -> None:
+    shutil.copytree(images / "train", "mine")
+    bad = sorted(Path("mine").rglob("*.png"))[::7]  # 9 of 60
+    for file in bad:
+        file.write_bytes(b"no image")
+    message = error_of("pretrain", "mine", *SMALL, "--steps", 1, "--out", "run")
+    assert "unreadable" in message
+    assert "--max-bad" in message
+    assert not Path("run").exists()
+    result = selfie("pretrain", "mine", *SMALL, "--steps", 1, "--out", "run", "--max-bad", 0.2)
+    assert "9 of 60 images cannot be read and are left out, see run/bad_files.jsonl" in result.stderr
+    lines = [json.loads(line) for line in Path("run/bad_files.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == [str(file) for file in bad]
+    assert all(line["reason"] for line in lines)
+    assert all(file.read_bytes() == b"no image" for file in bad)
+
+
+def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
+    again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "run")
+    selfie(*again)
+    Path("run/mine.txt").write_text("x")
+    message = error_of(*again)
+    assert "--overwrite" in message
+    assert "--resume run" in message
+    assert "mine.txt is no part of a run" in error_of(*again, "--overwrite")
+    assert Path("run/mine.txt").read_text() == "x"
+    Path("run/mine.txt").unlink()
+    selfie(*again, "--overwrite")
+
+
+def test_a_folder_that_is_no_run_is_never_deleted(images: Path) -> None:
+    Path("photos").mkdir()
+    Path("photos/holiday.jpg").write_bytes(b"dear")
+    again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "photos")
+    error_of(*again)
+    assert "will not delete" in error_of(*again, "--overwrite")
+    assert "is a file" in error_of(*again[:-1], "photos/holiday.jpg", "--overwrite")
+    assert Path("photos/holiday.jpg").read_bytes() == b"dear"
+
+
+def test_out_that_cannot_be_written(images: Path) -> None:
+    Path("file").write_text("x")
+    assert "file" in error_of("pretrain", images, *SMALL, "--steps", 1, "--out", "file/run")
+
+
+def test_a_finished_run_is_not_resumed(pretrained: Path, finetuned: Path) -> None:
+    assert "--from" in error_of("pretrain", "--resume", pretrained)
+    assert "selfie finetune" in error_of("pretrain", "--resume", finetuned)
+    assert "no run at nowhere" in error_of("pretrain", "--resume", "nowhere")
+
+
+def test_a_loss_that_is_no_number_stops(images: Path) -> None:
+    message = error_of("pretrain", images, *SMALL, "--steps", 12, "--lr", "1e30", "--out", "run")
+    assert "try a lower --lr" in message
+    assert config_of(Path("run"))["progress"]["status"] == "running"
+    assert "is not finished" in error_of("embed", images, "--from", "run")
+
+
+def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None:
+    asked = ("pretrain", images, *SMALL, "--steps", 20, "--warmup-steps", 10, "--out", "run")
+    message = error_of(*asked, "--lr", "1e20", "--optimizer", "adamw")
+    assert message.endswith("selfie pretrain --resume run --lr 0.1")  # the recipe's own
+    assert config_of(Path("run"))["progress"] == {"status": "running", "diverged": True}
+    assert "cannot change" in error_of("pretrain", "--resume", "run", "--weight-decay", 0.1, code=2)
+    selfie("pretrain", "--resume", "run", "--lr", 0.001)
+    config = config_of(Path("run"))
+    assert config["progress"] == {"status": "finished", "diverged": False}
+    assert config["derived"]["lr"] == config["asked"]["lr"] == 0.001
+    assert json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["lr"] < 0.001
+
+
+@pytest.mark.slow
+def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
+    """Also where bf16 is as fast as fp32 today, and memory is short tomorrow."""
+    for run in ("a", "b"):
+        asked = ("--backbone", "resnetv2_18_w16", "--batch-size", 8, "--steps", 4, "--no-report", "--deterministic")
+        process("pretrain", images, *asked, "--out", run)
+    assert same_weights(Path("a"), Path("b"))
+    derived = config_of(Path("a"))["derived"]
+    assert (derived["precision"], derived["micro_batch"]) == ("fp32", 8)
+    for wrong in (("--budget", "1m"), ("--compile", "on")):
+        assert wrong[0] in error_of("pretrain", images, *SMALL, "--deterministic", *wrong, "--out", "c", code=2)
+
+
+@pytest.mark.parametrize("when", ["at first", "later"])
+def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same run, with more pieces from there on."""
+    loss_of, calls = ManyViewSelfie.loss, []
+
+    def loss(self: ManyViewSelfie, *views: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        calls.append(len(views[0]) // self.num_views)
+        if calls[-1] > 4 and (when == "at first" or len(calls) > 30):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss_of(self, *views)
+
+    monkeypatch.setattr(ManyViewSelfie, "loss", loss)
+    result = selfie("pretrain", images, *SMALL, "--steps", 40, "--out", "run")
+    assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
+    config = config_of(Path("run"))
+    assert config["derived"]["micro_batch"] == (4 if when == "at first" else 8)
+    assert config["measured"]["micro_batch"] == calls[-1] == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(["--steps", "0"], ["--epochs", "0"], ["--epochs", "nan"], ["--budget", "0s"], ["--budget", "soon"]),
+        *(["--batch-size", "0"], ["--batch-size", "-1"], ["--micro-batch", "0"], ["--workers", "0"], ["--seed", "-1"]),
+        *(["--lr", "nan"], ["--lr", "0"], ["--lr", "inf"], ["--weight-decay", "-1"], ["--warmup-steps", "-1"]),
+        *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
+        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"], ["--mask-ratio", "0.5"]),
+        *(["--image-size", "33", *PAPER], ["--image-size", "0"], ["--image-size", "8", *PAPER], ["--patch-size", "0"]),
+        *(["--image-size", "1056", "--patch-size", "8", *PAPER], ["--steps", "1", "--epochs", "1"]),
+        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"]),
+    ],
+    ids=" ".join,
+)
+def test_options_that_cannot_be_honoured(images: Path, wrong: list[str]) -> None:
+    assert wrong[0] in error_of("pretrain", images, *SMALL, *wrong, "--out", "run", code=2)
+    assert not Path("run").exists()
+
+
+def test_data_that_is_not_there() -> None:
+    assert "name the images" in error_of("pretrain", code=2)
+    assert "no such file" in error_of("pretrain", "nowhere")
+    Path("empty").mkdir()
+    assert "no images in empty" in error_of("pretrain", "empty")
+    Path("list.txt").write_text("\n")
+    assert "list.txt" in error_of("pretrain", "list.txt")
+    assert "--offline" in error_of("pretrain", "cifar10", "--offline")
+
+
+def test_a_profile_is_a_trace_that_browsers_show(images: Path) -> None:
+    asked = ("pretrain", images, *SMALL, "--steps", 10, "--out")
+    result = selfie(*asked, "run", "--profile")
+    trace = json.loads(Path("run/trace.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert any("conv" in name for name in names)
+    assert any("Backward" in name for name in names)
+    assert sum(name.startswith("Optimizer.step#") for name in names) == 5
+    assert "run/trace.json" in result.stderr
+    assert "convolution" in result.stderr  # the table of what takes longest
+    assert json.loads(selfie(*asked, "json", "--profile", "--json").stdout)["step"] == 10
+    selfie(*asked, "without")
+    assert not Path("without/trace.json").exists()
+    assert same_weights(Path("run"), Path("without"))
+
+
+@pytest.mark.usefixtures("broken_compiler")
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) -> None:
+    asked = {
+        "pretrain": (images, *SMALL, "--recipe", "paper"),
+        "finetune": ("--dataset", images, "--from", "none", *SMALL, "--lr", 0.03, "--seeds", 1),
+    }[verb]
+    result = selfie(verb, *asked, "--steps", 2, "--out", "run", "--compile", "on")
+    assert result.stderr.count("warning: torch.compile does not work here, going on without") == 1
+    config = config_of(Path("run"))
+    assert config["derived"]["compiles"] is False
+    assert config["progress"]["status"] == "finished"
+
+
+def test_refusals_of_several_processes() -> None:
+    check_processes({"batch_size": 8}, 2)
+    check_processes({"batch_size": 8, "processes": 2}, 2)
+    with pytest.raises(UsageError, match="batch of 9 cannot be divided among 2 processes"):
+        check_processes({"batch_size": 9}, 2)
+    with pytest.raises(UsageError, match="with 2 processes, not 1: resume it with as many"):
+        check_processes({"batch_size": 8, "processes": 2}, 1)

@@ -1,0 +1,304 @@
+"""selfie push, and pull elsewhere: what is sent, what is not, who may read it, and what a stranger reads.
+
+See tests/test_hub.py for the server, and for what tests with it leave open.
+"""
+
+import html
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import READ_ONLY, TOKEN, Hub, Repository
+from markdown_it import MarkdownIt
+from running import COMMAND, ENVIRONMENT, SMALL, error_of, selfie
+
+from selfie_cli import runs
+from selfie_cli.files import read_json, write_json
+
+# The client calls its HTTP library in a way that this discourages.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+FILES = ["README.md", "config.json", "model.safetensors"]
+
+
+@pytest.fixture
+def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def sent(hub: Hub, name: str = "acme/net", branch: str = "main") -> dict[str, bytes]:
+    repository = hub.repositories[name]
+    files = repository.commits[repository.branches[branch]]
+    return {path: data for path, (data, _) in files.items() if path != ".gitattributes"}
+
+
+def card_of(text: str) -> Any:
+    """Read back by huggingface_hub itself."""
+    from huggingface_hub import ModelCard
+
+    Path("card.md").write_text(text, encoding="utf-8")
+    return ModelCard.load("card.md")
+
+
+def elsewhere(hub: Hub, home: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with a home and a cache of its own."""
+    known = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("HF_")}
+    known |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(Path(home).resolve()), **environment}
+    argv = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(argv, env=known, capture_output=True, text=True, check=False)
+
+
+def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, pretrained: Path, images: Path) -> None:
+    photo = next(images.rglob("*.png"))
+    there = elsewhere(hub, "mine", "push", pretrained, "acme/net", "--private", HF_TOKEN=TOKEN, SELFIE_DEBUG="1")
+    assert there.returncode == 0, there.stderr
+    assert sorted(sent(hub)) == FILES
+    assert hub.repositories["acme/net"].private
+    assert sent(hub)["model.safetensors"] == (pretrained / "model.safetensors").read_bytes()
+    pulled = elsewhere(hub, "yours", "pull", "acme/net", HF_TOKEN=TOKEN, SELFIE_DEBUG="1")
+    assert pulled.returncode == 0, pulled.stderr
+    assert sorted(os.listdir("runs/net")) == FILES
+    vectors = [selfie("embed", photo, "--from", run).stdout for run in (pretrained, "runs/net")]
+    assert vectors[0] == vectors[1]
+    assert TOKEN not in there.stderr + there.stdout + pulled.stderr + pulled.stdout
+
+
+@pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False)])
+def test_who_may_read_is_said(hub: Hub, token: None, flag: str, private: bool) -> None:
+    assert "made, and now at" in selfie("push", "bundled", "acme/net", flag).stdout
+    assert hub.repositories["acme/net"].private is private
+    other = "--public" if private else "--private"  # of what is there already, nothing changes
+    assert "made" not in selfie("push", "bundled", "acme/net", other).stdout
+    assert hub.repositories["acme/net"].private is private
+
+
+def test_without_a_terminal_nobody_is_asked_and_nothing_is_made(hub: Hub, token: None) -> None:
+    said = error_of("push", "bundled", "acme/net", code=2)
+    assert "--private" in said
+    assert "--public" in said
+    assert hub.repositories == {}
+
+
+@pytest.mark.parametrize(("arguments", "code"), [("push bundled a/b --dry-run", 0), ("embed -", 2)])
+def test_with_standard_input_closed(arguments: str, code: int) -> None:
+    command = [*COMMAND, *arguments.split()]
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *command], env=ENVIRONMENT, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_on_a_terminal_one_is_asked(hub: Hub, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**ENVIRONMENT, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "x")}
+    environment |= {"HF_HUB_DISABLE_XET": "1"}
+    argv = [*COMMAND, "push", "bundled", "acme/net"]
+    with subprocess.Popen(argv, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, env=environment) as process:
+        shown = b""
+        while b"?" not in shown:
+            shown += os.read(ours, 1000)
+        os.write(ours, b"\nn\n")  # there is no default
+        assert process.stdout is not None
+        assert b"now at" in process.stdout.read()
+    os.close(ours)
+    os.close(theirs)
+    assert hub.repositories["acme/net"].private is False
+
+
+def test_a_dry_run_needs_nobody_and_shows_all(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    shown = selfie("push", "bundled", "acme/net", "--dry-run").stdout
+    assert hub.requests == []
+    size = (runs.bundled_folder() / "model.safetensors").stat().st_size
+    assert f"{size:,} bytes  model.safetensors" in shown
+    assert "# net" in shown
+    told = json.loads(selfie("push", "bundled", "acme/net", "--dry-run", "--json").stdout)
+    assert sorted(told["files"]) == FILES
+    assert told["url"] is None
+
+
+def test_a_branch_is_made_and_what_lay_there_stays(hub: Hub, token: None, pretrained: Path) -> None:
+    hub.repositories["acme/net"] = repository = Repository()
+    repository.commit("main", {"notes.txt": (b"mine", False)})
+    before = repository.branches["main"]
+    for _ in range(2):  # the second finds the branch
+        selfie("push", pretrained, "acme/net", "--revision", "v2")
+    assert repository.branches["main"] == before
+    assert sorted(sent(hub, branch="v2")) == [*FILES, "notes.txt"]
+    assert "hf://acme/net@v2" in sent(hub, branch="v2")["README.md"].decode()
+    selfie("pull", "hf://acme/net@v2")
+    assert "no config.json" in error_of("pull", "acme/net", "--out", "other")
+
+
+def test_a_branch_is_not_called_like_a_commit(hub: Hub, token: None) -> None:
+    assert "is a commit" in error_of("push", "bundled", f"acme/net@{40 * '0'}", "--public", code=2)
+    assert hub.repositories == {}
+
+
+def test_all_goes_in_one_commit_and_transient_errors_pass(hub: Hub, token: None) -> None:
+    hub.repositories["acme/net"] = repository = Repository()
+    repository.commit("main", {})
+    hub.answers = {"PUT /upload": [500], "POST /api/models/acme/net/commit": [503], "GET /api/models": [502]}
+    selfie("push", "bundled", "acme/net")
+    assert len(repository.commits) == 2
+    assert sorted(sent(hub)) == FILES
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "words"),
+    [
+        ("acme/net", None, "no token for the Hub: log in with hf auth login, or set HF_TOKEN"),
+        ("acme/net", "hf_wrong", "is not valid"),
+        ("acme/net", READ_ONLY, "may not do this"),
+        ("others/net", TOKEN, "may not do this"),
+    ],
+)
+def test_who_may_not_write(hub: Hub, monkeypatch: pytest.MonkeyPatch, repo: str, token: str | None, words: str) -> None:
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    said = error_of("push", "bundled", repo, "--public")
+    assert words in said
+    assert token is None or token not in said
+    assert hub.repositories == {}
+
+
+def test_only_finished_runs_that_can_be_loaded(hub: Hub, token: None, pretrained: Path) -> None:
+    shutil.copytree(pretrained, "mine")
+    run = runs.open_run("mine")
+    run.update(progress={"status": "running"})
+    assert "is not finished" in error_of("push", "mine", "acme/net", "--public")
+    run.update(progress={"status": "finished"}, derived={"backbone": "resnetv2_18"})
+    assert "does not fit" in error_of("push", "mine", "acme/net", "--public")
+    run.update(derived=runs.open_run(pretrained).derived)
+    Path("mine/eval-x.json").write_text('{"knn": 1}')
+    assert "eval-x.json is damaged or of another version" in error_of("push", "mine", "acme/net", "--public")
+    assert hub.requests == []
+
+
+SECRET = "patients-of-dr-x"
+
+
+def test_no_path_and_no_private_name_leaves(hub: Hub, token: None, images: Path) -> None:
+    """Every free text that a run's config can hold is planted, and none of it is found again."""
+    shutil.copytree(images, SECRET)
+    small = (*SMALL, "--backbone", "resnetv2_10_w32")
+    selfie("pretrain", images, *small, "--steps", 2, "--out", f"{SECRET}-run")
+    tuning = ("--dataset", SECRET, "--from", f"{SECRET}-run", "--steps", 2, "--batch-size", 8, "--precision", "fp32")
+    paths = ("--data-root", f"{SECRET}/d", "--store", f"{SECRET}-store", "--no-report")
+    selfie("finetune", *tuning, *paths, "--out", f"{SECRET}-tuned")
+    selfie("curve", *tuning, *paths, "--fractions", 1, "--seeds", 1, "--from", "bundled", "--out", f"{SECRET}-curve")
+    for run in (f"{SECRET}-run", f"{SECRET}-tuned", f"{SECRET}-curve"):
+        selfie("eval", run, "--dataset", SECRET)
+        config = read_json(Path(run, "config.json"))
+        text = {key: SECRET for key, value in config["asked"].items() if isinstance(value, str) and "/" in value}
+        write_json(Path(run, "config.json"), {**config, "asked": config["asked"] | text, "notes": SECRET})
+        selfie("push", run, "acme/net", "--public")
+        files = sent(hub)
+        here = Path.cwd().parts[-2:]
+        for word in (SECRET, *here):
+            assert word.encode() not in files["config.json"] + files["README.md"] + files["model.safetensors"], word
+        assert not re.search(r"""["' (]/\w+/\w""", files["README.md"].decode())
+        config = json.loads(files["config.json"])
+        assert config["derived"] == runs.open_run(run).derived
+        assert config["asked"]["seed"] == runs.open_run(run).config["asked"]["seed"]
+        assert config["asked"].get("dataset") is None
+    assert [each["path"] for each in config["from"]] == [None, "bundled"]
+    assert "FOLDER" in files["README.md"].decode()
+
+
+def test_the_card_of_a_pretrained_run_holds_what_was_measured(
+    hub: Hub, token: None, pretrained: Path, images: Path
+) -> None:
+    shutil.copytree(pretrained, "mine")
+    selfie("eval", "mine", "--dataset", images, "--k", 7, "--temperature", 0.1)
+    found = read_json(Path("mine/eval-images.json"))
+    selfie("push", "mine", "acme/net", "--public")
+    text = sent(hub)["README.md"].decode()
+    card = card_of(text)
+    listed = {each.metric_name: each.metric_value for each in card.data.eval_results}
+    assert listed == {
+        "accuracy of kNN (k 7, temperature 0.1)": round(found["trained"]["knn"], 4),
+        "accuracy of a linear probe": round(found["trained"]["linear"], 4),
+    }
+    assert (card.data.library_name, card.data.pipeline_tag) == ("selfie-cli", "image-feature-extraction")
+    assert card.data.license is None
+    config = runs.open_run("mine").config
+    for value in (found["trained"]["knn"], found["untrained"]["knn"], found["majority"], found["chance"]):
+        assert f"{100 * value:.1f}" in text
+    for words in (config["data"]["fingerprint"], "| steps | 20 |", "| seed | 0 |", "hf://acme/net", "licence"):
+        assert words in text
+    asked = "--steps 20 --batch-size 8 --lr 0.05 --warmup-steps 2 --recipe paper --backbone resnetv2_18_w16"
+    [line] = [line for line in text.splitlines() if line.startswith("selfie pretrain FOLDER ")]
+    assert all(words in line for words in re.findall(r"--\S+ \S+", asked))
+    assert "--out" not in line
+    assert "timm and torchvision have no such network" in text  # a 3x3 stem, 16 wide
+
+
+def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None, finetuned: Path) -> None:
+    shutil.copytree(finetuned, "mine", ignore=shutil.ignore_patterns("eval-*"))  # other tests' evaluations
+    selfie("push", "mine", "acme/net", "--public")
+    text = sent(hub)["README.md"].decode()
+    results = read_json(finetuned / "results.json")
+    card = card_of(text)
+    assert card.data.pipeline_tag == "image-classification"
+    assert [each.metric_value for each in card.data.eval_results] == [round(results["arms"][1]["accuracies"][0], 4)]
+    for arm in results["arms"]:
+        assert f"| {arm['name']} | {100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} |" in text
+    assert "supervised: no pretraining; selfie: Selfie \\(patches of one image\\, Trinh et al\\. 2019\\)." in text
+    assert "| not checked |" in text
+    words = "still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500 held-out labels)"
+    results["arms"][1]["convergence"] = {"verdict": "still rising", "words": words}
+    Path("mine/results.json").write_text(json.dumps(results))
+    card = selfie("push", "mine", "acme/net", "--public", "--dry-run").stdout
+    assert f"| {words} |" in card.replace("\\", "")
+    assert "**Not converged**" in card
+    low, high = results["gain_interval"]
+    assert f"{100 * results['gain_mean']:+.1f} over supervised" in text
+    assert f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}" in text
+    assert "| 4, 5, 6 |" in text
+    assert "selfie predict hf://acme/net photo.jpg" in text
+    selfie("pull", "acme/net")
+    assert selfie("predict", "runs/net", "--help").exit_code == 0
+    assert runs.open_run("runs/net").derived["classes"] == runs.open_run(finetuned).derived["classes"]
+
+
+def test_names_in_a_run_stay_words_on_the_card(hub: Hub, token: None, finetuned: Path) -> None:
+    shutil.copytree(finetuned, "mine")
+    names = [
+        "<script>alert(1)</script>",
+        "a|b",
+        "[x](http://x)",
+        "`c`\n# d\x1b[31m",
+        "---",
+        "_e_",
+        "&lt;",
+        "g",
+        "h",
+        "i",
+    ]
+    runs.open_run("mine").update(derived={"classes": names})
+    selfie("push", "mine", "acme/net", "--public")
+    text = sent(hub)["README.md"].decode()
+    shown = MarkdownIt("gfm-like", {"linkify": False}).render(card_of(text).text)
+    [line] = [line for line in shown.splitlines() if line.startswith("<p>Classes: ")]
+    printed = [name.replace("\n", "\\n").replace("\x1b", "\\x1b") for name in names]
+    assert line == f"<p>Classes: {', '.join(html.escape(name, quote=False) for name in printed)}.</p>"
+
+
+def test_a_pulled_run_can_be_pushed_again_and_says_what_it_was_made_from(hub: Hub, token: None, images: Path) -> None:
+    selfie("push", "bundled", "acme/net", "--public")
+    first = sent(hub)
+    selfie("pull", "acme/net")
+    selfie("push", "runs/net", "acme/copy", "--public")
+    assert {**first, "README.md": b""} == {**sent(hub, "acme/copy"), "README.md": b""}
+    short = ("--steps", 2, "--batch-size", 8, "--precision", "fp32", "--no-report", "--out", "tuned")
+    selfie("finetune", "--from", "hf://acme/net", "--dataset", images, *short)
+    selfie("push", "tuned", "acme/tuned", "--public")
+    assert card_of(sent(hub, "acme/tuned")["README.md"].decode()).data.base_model == ["acme/net"]

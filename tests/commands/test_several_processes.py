@@ -1,0 +1,232 @@
+"""torchrun -m selfie_cli ...: real processes, two of them, on the CPU. One run, one voice, and the same end however
+often it was stopped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, error_of, same_weights, selfie, two
+
+from selfie_cli.training.checkpoint import saved_states
+
+pytestmark = pytest.mark.slow
+
+STEPS = 60
+
+
+def config_of(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
+def steps_of(run: Path) -> list[int]:
+    try:
+        return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (FileNotFoundError, ValueError):  # not begun, or caught in the middle of a line
+        return []
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in two processes; it must succeed."""
+    argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, arguments)]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def succeeded(*arguments: object) -> tuple[str, str]:
+    """stdout and stderr of the first of two processes; the other one must be silent."""
+    (code, out, err), (code_of_other, *said_by_other) = two(*arguments)
+    assert (code, code_of_other) == (0, 0), (err, said_by_other)
+    assert said_by_other == ["", ""]
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def asked(images: Path) -> tuple[object, ...]:
+    return ("pretrain", images, *SMALL, "--steps", STEPS, "--device", "cpu", "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def whole(asked: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run that nothing interrupted, and all that was said."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = torchrun(*asked, "--out", run, "--save-every", 1e9)
+    return run, done.stdout, done.stderr
+
+
+def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
+    run, out, err = whole
+    config = config_of(run)
+    assert config["derived"]["processes"] == 2
+    assert (config["derived"]["batch_size"], config["derived"]["micro_batch"]) == (8, 4)
+    assert config["progress"]["status"] == "finished"
+    files = {path.name for path in run.iterdir()}
+    assert files >= {"config.json", "metrics.jsonl", "model.safetensors"}
+    assert not [name for name in files if name.startswith(".tmp")]
+    assert steps_of(run) == sorted(set(steps_of(run)))
+    assert steps_of(run)[-1] == STEPS
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["chance"] == pytest.approx(1 / 8)  # among the images of both processes
+    assert out.count("next: selfie finetune") == 1
+    assert out.count(f"{run}: {STEPS} steps") == 1
+    assert err.count("batch 8 as 2 x 4") == 1
+    assert err.count(f"run: {run}") == 1
+    assert err.count("batch norm sees the 4 images of its own process") == 1
+    assert err.count(f"{STEPS} steps of 8 images (") == 1
+    assert "Traceback" not in err
+
+
+def stopped_by(number: int, run: Path, log: Path, *arguments: object) -> None:
+    """Start the run under torchrun; once there is a state, end it by SIGTERM, or one of its processes by SIGKILL."""
+    with log.open("w") as file:
+        argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, arguments), "--out", str(run), "--save-every", "0"]
+        process = subprocess.Popen(argv, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not saved_states(run / "state"):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+        if number == signal.SIGKILL:
+            _, last = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(last), number)
+        else:
+            process.send_signal(number)
+        assert process.wait(PATIENCE) != 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_resumed_equals_uninterrupted(
+    whole: tuple[Path, str, str], asked: tuple[object, ...], number: int, tmp_path: Path
+) -> None:
+    """Bit for bit, whether torchrun was asked to stop or lost a process."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    stopped_by(number, run, log, *asked)
+    states = saved_states(run / "state")
+    step = int(states[-1].name)
+    assert 0 < step < STEPS
+    assert not (run / "model.safetensors").exists()
+    if number == signal.SIGTERM:
+        assert log.read_text().count(f"stopped after step {step}") >= 1
+        assert steps_of(run)[-1] == step
+    message = error_of("pretrain", "--resume", run, code=2)
+    assert "was started with 2 processes, not 1" in message
+    out, _ = succeeded("pretrain", "--resume", run)
+    assert out.count("next: selfie finetune") == 1
+    assert same_weights(run, whole[0])
+    assert config_of(run)["progress"]["status"] == "finished"
+    assert not (run / "state").exists()
+    assert steps_of(run) == sorted(set(steps_of(run)))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(images: Path) -> None:
+    ended = two("pretrain", images, *SMALL, "--batch-size", 9, "--steps", 1, "--device", "cpu", "--out", "run")
+    assert [code for code, *_ in ended] == [2, 2]
+    assert all("a batch of 9 cannot be divided among 2 processes evenly" in err for *_, err in ended)
+    assert all(out == "" for _, out, _ in ended)
+    assert ended[1][2].startswith("error: process 1: ")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("method", ["selfie", "simclr", "byol"])
+def test_methods_and_pieces(images: Path, method: str) -> None:
+    out, _ = succeeded(
+        *("pretrain", images, *SMALL, "--method", method, "--steps", 3, "--micro-batch", 2, "--device", "cpu"),
+        *("--out", "run", "--json"),
+    )
+    assert json.loads(out)["step"] == 3
+    assert config_of(Path("run"))["derived"]["micro_batch"] == 2
+
+
+def test_finetune(images: Path, pretrained: Path) -> None:
+    out, err = succeeded(
+        *("finetune", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 2, "--steps", 3),
+        *("--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu", "--out", "run", "--json"),
+    )
+    result = json.loads(out)
+    assert result == json.loads(Path("run/results.json").read_text())
+    assert len(result["arms"]) == 2
+    assert config_of(Path("run"))["derived"]["processes"] == 2
+    cells = sorted(path.name for path in Path("run/cells").iterdir())
+    held_out = [f"search-{arm}-lr0.03{half}" for arm in ("selfie", "supervised") for half in ("", "-half")]
+    compared = [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
+    assert cells == sorted(compared + held_out)
+    assert err.count("run: run") == 1
+    for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
+        for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):
+            judged = selfie("eval", cell, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
+            assert json.loads(judged.stdout)["classified"]["top1"] == pytest.approx(accuracy)
+    assert "resume it with as many" in error_of("finetune", "--resume", damaged(Path("run")), code=2)
+
+
+def damaged(run: Path) -> Path:
+    """The run as if it had been killed before its end."""
+    config = config_of(run)
+    (run / "config.json").write_text(json.dumps(config | {"progress": {"status": "running"}}))
+    return run
+
+
+def test_curve(images: Path, pretrained: Path) -> None:
+    out, _ = succeeded(
+        *("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, "--steps", 2),
+        *(
+            "--no-check-length",
+            "--lr",
+            0.03,
+            "--batch-size",
+            8,
+            "--precision",
+            "fp32",
+            "--device",
+            "cpu",
+            "--out",
+            "run",
+            "--json",
+        ),
+    )
+    assert [point["fraction"] for point in json.loads(out)["points"]] == [0.5, 1]
+    assert len(list(Path("run/cells").iterdir())) == 4
+    assert "resume it with as many" in error_of("curve", "--resume", damaged(Path("run")), code=2)
+
+
+def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained: Path, finetuned: Path) -> None:
+    for run, verb in ((pretrained, "pretrain"), (finetuned, "finetune")):
+        copy = Path(shutil.copytree(run, verb))
+        ended = two(verb, "--resume", damaged(copy))
+        assert [code for code, *_ in ended] == [2, 2]
+        assert all("resume it with as many" in err for *_, err in ended)
+
+
+def test_eval(images: Path, pretrained: Path) -> None:
+    """The same numbers as in one process."""
+    asked = ("eval", pretrained, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
+    alone = json.loads(selfie(*asked).stdout)
+    out, _ = succeeded(*asked)
+    assert json.loads(out) == alone
+
+
+def test_nobody_is_started_by_hand_with_half_of_an_environment(images: Path) -> None:
+    argv = [sys.executable, "-m", "selfie_cli", "pretrain", str(images), "--steps", "1"]
+    environment = {**os.environ, **ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "start them with torchrun" in done.stderr
+
+
+def test_the_default_batch_is_one_that_divides(images: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        shutil.copy(sorted((images / "train").rglob("*.png"))[number], tmp_path / f"{number}.png")
+    small = ("--backbone", "resnetv2_18_w16", "--device", "cpu", "--no-report", "--steps", 1)
+    _, said = succeeded("pretrain", tmp_path, *small, "--out", tmp_path / "run")
+    assert "batch 4 as 2 x 2" in said
+    assert config_of(tmp_path / "run")["derived"]["batch_size"] == 4

@@ -1,0 +1,108 @@
+"""Test images that a network was pretrained on: told, listed, and left out if asked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageEnhance
+from running import SMALL, error_of, selfie
+
+from selfie_cli.data.labelled import open_labelled
+from selfie_cli.talk import Talk
+
+FEW = ("--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--no-report")
+
+
+@pytest.fixture
+def leaky(images: Path) -> Path:
+    """A run pretrained on the training images, a copy of one test image, and a brighter, mirrored one of another."""
+    shutil.copytree(images / "train", "mine")
+    one, other = sorted((images / "test").rglob("*.png"))[:2]
+    shutil.copy(one, "mine/copied.png")
+    with Image.open(other) as image:
+        mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        ImageEnhance.Brightness(mirrored).enhance(1.05).save("mine/changed.png")
+    selfie("pretrain", "mine", *SMALL, "--steps", 1, "--out", "leaky")
+    return Path("leaky")
+
+
+def lines_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
+    told = selfie("eval", leaky, "--dataset", images, "--json")
+    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copies, 1 near-duplicates" in told.stderr
+    assert "--exclude-seen leaves them out" in told.stderr
+    found = json.loads(told.stdout)
+    assert (found["num_test"], found["num_seen"]) == (30, 2)
+    one, other = sorted((images / "test").rglob("*.png"))[:2]
+    listed = lines_of(leaky / "eval-images-seen.jsonl")
+    assert {(Path(line["path"]).name, line["kind"]) for line in listed} == {
+        (one.name, "copy"),
+        (other.name, "near-duplicate"),
+    }
+    left = json.loads(selfie("eval", leaky, "--dataset", images, "--exclude-seen", "--json").stdout)
+    assert (left["num_test"], left["num_seen"]) == (28, 2)
+
+
+def test_finetune_and_curve_tell_and_leave_out(leaky: Path, images: Path) -> None:
+    told = selfie("finetune", "--from", leaky, "--dataset", images, *FEW, "--out", "a")
+    assert "2 of 30 test images" in told.stderr
+    assert json.loads(Path("a/results.json").read_text())["num_test"] == 30
+    assert len(lines_of(Path("a/seen_test_images.jsonl"))) == 2
+    assert json.loads(Path("a/config.json").read_text())["data"]["seen_test_images"] == 2
+    for verb in (["finetune"], ["curve", "--fractions", "1", "--seeds", "1"]):
+        selfie(*verb, "--from", leaky, "--dataset", images, *FEW, "--exclude-seen", "--out", verb[0])
+        assert json.loads(Path(verb[0], "results.json").read_text())["num_test"] == 28
+
+
+def test_nothing_is_told_where_nothing_was_seen(pretrained: Path, images: Path) -> None:
+    result = selfie("finetune", "--from", pretrained, "--dataset", images, *FEW, "--exclude-seen", "--out", "run")
+    assert "seen" not in result.stderr
+    assert not Path("run/seen_test_images.jsonl").exists()
+    assert json.loads(Path("run/results.json").read_text())["num_test"] == 30
+
+
+def test_a_run_without_marks_says_so(images: Path) -> None:
+    result = selfie("finetune", "--from", "bundled", "--dataset", images, *FEW, "--out", "run")
+    assert "bundled keeps no marks of its images" in result.stderr
+    arguments = ("--dataset", images, "--exclude-seen")
+    assert "--exclude-seen" in error_of("eval", "bundled", *arguments, code=2)
+    assert "--exclude-seen" in error_of("eval", "run", *arguments, code=2)
+
+
+def test_when_every_test_image_was_seen(images: Path) -> None:
+    selfie("pretrain", images / "train", images / "test", *SMALL, "--steps", 1, "--out", "all")
+    arguments = ("--from", "all", "--dataset", images, *FEW, "--exclude-seen", "--out", "run")
+    assert "every test image was seen in pretraining" in error_of("finetune", *arguments)
+    assert not Path("run").exists()
+    assert "every test image was seen" in error_of("eval", "all", "--dataset", images, "--exclude-seen")
+
+
+def test_copies_and_near_duplicates_across_the_split(images: Path, tmp_path: Path) -> None:
+    """Each file is there twice, as copies that a phone has made; and some test images brighter in the training part."""
+    for file in sorted((images / "train").rglob("*.png")):
+        there = tmp_path / "photos" / file.parent.name
+        there.mkdir(parents=True, exist_ok=True)
+        for name in (file.name, f"{file.stem} (1).png"):
+            shutil.copy(file, there / name)
+    found = open_labelled("photos", data_root=Path("data"), offline=True, talk=Talk())
+    names = [{Path(name).name.replace(" (1)", "") for name in part.source.names} for part in (found.train, found.test)]
+    assert names[1]
+    assert not names[0] & names[1]
+    for file in sorted(Path("photos").rglob("*.png"))[::4]:
+        with Image.open(file) as image:
+            ImageEnhance.Brightness(image.convert("RGB")).enhance(1.05).save(file.with_name(f"zz-{file.name}"))
+    asked = ("--dataset", "photos", "--from", "none", "--backbone", "resnetv2_18_w16", *FEW)
+    told = selfie("finetune", *asked, "--out", "told").stderr
+    assert "test images" in told
+    assert "are like training images: 0 copies" in told
+    left = selfie("finetune", *asked, "--exclude-seen", "--out", "left").stderr
+    assert "near-duplicates, left out" in left
+    listed = {line["path"] for line in lines_of(Path("left/seen_test_images.jsonl")) if line["run"] is None}
+    counts = [json.loads(Path(run, "results.json").read_text())["num_test"] for run in ("told", "left")]
+    assert counts[0] - counts[1] == len(listed) > 0
+    data = json.loads(Path("left/config.json").read_text())["data"]
+    assert (data["like_training_images"], data["seen_test_images"]) == (len(listed), 0)

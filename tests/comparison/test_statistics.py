@@ -1,0 +1,203 @@
+"""The sentence that people read: it must say what the numbers say, and no more."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from selfie_cli.comparison.statistics import (
+    FLAT,
+    RISING,
+    UNKNOWN,
+    Finetuned,
+    Point,
+    arm_result,
+    convergence,
+    curve_sentence,
+    notes_of,
+    point,
+    spreads,
+    summarize,
+)
+
+CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
+
+
+def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetuned:
+    *others, last = (name for name, _ in arms)
+    found = point(
+        fraction=fraction,
+        num_labels=40,
+        steps=10,
+        seeds=list(range(len(arms[0][1]))),
+        rates=[0.1],
+        arms=[arm_result(name, 0.1, values, "", None) for name, values in arms],
+        pairs=[(last, other) for other in reversed(others)],
+    )
+    return summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2)
+
+
+# Intervals by hand: mean -+ 4.302653 * std / sqrt(3).
+@pytest.mark.parametrize(
+    ("after", "sentence"),
+    [
+        (
+            [0.60, 0.61, 0.62],
+            "Selfie helped with 5 % of the labels: +11.0 points, 95 % interval +8.5 to +13.5, 3 seeds.",
+        ),
+        ([0.40, 0.39, 0.41], "Selfie hurt with 5 % of the labels: -10.0 points, 95 % interval -12.5 to -7.5, 3 seeds."),
+        (
+            [0.60, 0.40, 0.50],
+            "No difference was found between selfie and no pretraining with 5 % of the labels: "
+            "+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds.",
+        ),
+    ],
+)
+def test_the_sentence_follows_the_interval(after, sentence):
+    assert compared(("supervised", [0.50, 0.50, 0.50]), ("selfie", after)).sentence == f"{sentence} {CONDITIONS}"
+
+
+def test_gains_are_paired_by_seed():
+    result = compared(("supervised", [0.1, 0.5, 0.9]), ("selfie", [0.2, 0.6, 1.0]))
+    assert result.gains == pytest.approx([0.1, 0.1, 0.1])
+    assert result.gain_std == pytest.approx(0, abs=1e-12)
+    assert result.arms[0].std == pytest.approx(0.4)
+    assert "helped" in result.sentence
+
+
+def test_one_seed_claims_nothing():
+    result = compared(("supervised", [0.5]), ("selfie", [0.9]), fraction=1.0)
+    assert result.gain_interval is None
+    assert "in 1 seed;" in result.sentence
+    assert "with all labels" in result.sentence
+    assert "helped" not in result.sentence
+
+
+def test_one_arm_is_compared_with_nothing():
+    result = compared(("selfie", [0.5, 0.6, 0.7]))
+    assert result.gains is None
+    assert "nothing to compare" in result.sentence
+
+
+def test_three_arms_are_two_comparisons_the_most_alike_first():
+    result = compared(("supervised", [0.5] * 3), ("hybrid", [0.4] * 3), ("hybrid-selfie", [0.60, 0.61, 0.62]))
+    assert [(gain.arm, gain.baseline) for gain in result.comparisons] == [
+        ("hybrid-selfie", "hybrid"),
+        ("hybrid-selfie", "supervised"),
+    ]
+    assert result.gains == result.comparisons[0].gains == pytest.approx([0.20, 0.21, 0.22])
+    assert result.gain_interval == result.comparisons[0].interval
+    assert result.sentence == (
+        "Hybrid-selfie helped with 5 % of the labels over hybrid: +21.0 points, 95 % interval +18.5 to +23.5, 3 seeds. "
+        "Hybrid-selfie helped with 5 % of the labels over supervised: +11.0 points, 95 % interval +8.5 to +13.5, "
+        f"3 seeds. {CONDITIONS}"
+    )
+
+
+def measured(fraction: float, **arms: list[float]) -> Point:
+    return point(
+        fraction=fraction,
+        num_labels=40,
+        steps=10,
+        seeds=list(range(len(arms["supervised"]))),
+        rates=[0.1],
+        arms=[arm_result(name, 0.1, values, "", None) for name, values in arms.items()],
+        pairs=[(name, "supervised") for name in arms if name != "supervised"],
+    )
+
+
+def test_a_curves_sentence_says_what_each_interval_says():
+    points = [
+        measured(0.01, supervised=[0.5], selfie=[0.6], byol=[0.5]),
+        measured(0.05, supervised=[0.50, 0.50, 0.50], selfie=[0.60, 0.61, 0.62], byol=[0.40, 0.39, 0.41]),
+        measured(1.0, supervised=[0.50, 0.50, 0.50], selfie=[0.60, 0.40, 0.50], byol=[0.50, 0.51, 0.52]),
+    ]
+    assert curve_sentence(points, 0) == (
+        "Selfie: at 1 % +10.0 points in 1 seed, too few to say whether that is chance; "
+        "at 5 % it helped (+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds); "
+        f"at 100 % no difference was found (+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds). {CONDITIONS}"
+    )
+    said = curve_sentence(points, 1, "another network")
+    assert said.startswith("BYOL (another network): at 1 % +0.0 points")
+    assert "at 5 % it hurt (-10.0 points, 95 % interval -12.5 to -7.5, 3 seeds)" in said
+    assert spreads(points)["selfie"] == [
+        (0.6, None),
+        (pytest.approx(0.61), pytest.approx(0.01)),
+        (pytest.approx(0.5), pytest.approx(0.1)),
+    ]
+
+
+def right(count: int, total: int) -> torch.Tensor:
+    """The first `count` of `total` held-out labels are found."""
+    return torch.arange(total) < count
+
+
+@pytest.mark.parametrize(
+    ("half", "whole", "total", "verdict"),
+    [
+        (300, 309, 500, RISING),  # 1.8 points, standard error 0.6
+        (300, 302, 500, FLAT),  # 0.4 points: less than half a point
+        (300, 290, 500, FLAT),  # it fell
+        (30, 60, 60, RISING),
+        (20, 20, 60, FLAT),
+        (4, 8, 10, UNKNOWN),  # 40 points, but of ten labels
+        (1, 1, 1, UNKNOWN),
+        (0, 0, 0, UNKNOWN),
+    ],
+)
+def test_an_arm_converged_if_the_second_half_of_its_steps_brought_nothing(half, whole, total, verdict):
+    found = convergence(2000, right(half, total), right(whole, total))
+    assert found.verdict == verdict
+    assert found.words.startswith(verdict)
+    if total > 1:
+        assert (found.half, found.whole) == pytest.approx((half / total, whole / total))
+        assert f"after 1,000 steps, {whole / total:.1%} after 2,000" in found.words
+
+
+def test_the_error_of_a_gain_is_paired():
+    """Answers that come and go cancel in the mean, not in its error."""
+    one = torch.arange(100) % 2 == 0
+    assert convergence(100, one, one).error == 0
+    swapped = convergence(100, one, ~one)
+    assert swapped.error == pytest.approx((100 / 99 / 100) ** 0.5)  # differences of -1 and 1
+    assert swapped.verdict == UNKNOWN  # ten points could hide in it
+
+
+def checked(fraction: float, half: int, whole: int) -> Point:
+    lengths = {"supervised": (300, 300), "selfie": (half, whole)}
+    return point(
+        fraction=fraction,
+        num_labels=2500,
+        steps=2000,
+        seeds=[0, 1, 2],
+        rates=[0.03, 0.1],
+        arms=[
+            arm_result(
+                name, 0.1, [0.5, 0.51, mean], f"called {name}", convergence(2000, *(right(n, 500) for n in both))
+            )
+            for (name, both), mean in zip(lengths.items(), (0.5, 0.6), strict=True)
+        ],
+        pairs=[("selfie", "supervised")],
+    )
+
+
+def test_what_has_not_converged_is_said_loudly_and_what_was_searched():
+    found = checked(0.05, 300, 309)
+    assert found.warnings == [
+        "not converged: selfie still gained +1.8 points from 1,000 to 2,000 steps; the gain may be one of speed. "
+        "Train longer: --steps 4000"
+    ]
+    assert found.notes[:2] == ["supervised: called supervised.", "selfie: called selfie."]
+    assert "selfie still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500" in found.notes[2]
+    sentence = summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2).sentence
+    assert sentence.endswith(
+        "2,000 steps per network; each arm's learning rate chosen among 0.03, 0.1 on held-out labels; "
+        "not converged: selfie still rose, so the gain may be one of speed."
+    )
+    flat = checked(0.2, 300, 300)
+    assert flat.warnings == []
+    assert "no arm was found to gain from the last doubling of the steps." in curve_sentence([flat], 0)
+    assert "not converged: selfie at 5 % still rose" in curve_sentence([found, flat], 0)
+    notes = notes_of([found, flat])
+    assert notes[0].startswith("At 5 %: not converged: selfie")
+    assert notes.count("selfie: called selfie.") == 1

@@ -1,0 +1,208 @@
+import shutil
+
+import pytest
+import torch
+from listening import Listener
+from torch import nn
+
+from selfie_cli.errors import RunError
+from selfie_cli.files import write_json
+from selfie_cli.talk import Talk
+from selfie_cli.training.checkpoint import checksums, load_state, save_state, saved_states
+from selfie_cli.weights import save_weights
+
+
+def make(seed):
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 1))
+    module = module.to(memory_format=torch.channels_last)
+    return module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+
+def advance(module, optimizer, steps=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        module(torch.randn(4, 3, 3, 3, generator=generator)).square().mean().backward()
+        optimizer.step()
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert tensor.equal(b[name]), name
+
+
+def momenta(module, optimizer):
+    return {name: optimizer.state[parameter]["momentum_buffer"] for name, parameter in module.named_parameters()}
+
+
+def test_what_is_saved_comes_back_and_goes_on_the_same_way(tmp_path):
+    module, optimizer = make(0)
+    advance(module, optimizer)
+    save_state(tmp_path, 3, module, optimizer)
+
+    other, other_optimizer = make(1)
+    assert load_state(tmp_path, other, other_optimizer, Talk()) == (3, None)
+    assert_same(other.state_dict(), module.state_dict())
+    assert_same(momenta(other, other_optimizer), momenta(module, optimizer))
+    assert other[1].num_batches_tracked == 3
+    assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+    advance(module, optimizer, seed=1)
+    advance(other, other_optimizer, seed=1)
+    assert_same(other.state_dict(), module.state_dict())
+
+
+def test_before_the_first_step_there_is_no_momentum(tmp_path):
+    module, optimizer = make(0)
+    save_state(tmp_path, 0, module, optimizer)
+    other, other_optimizer = make(1)
+    assert load_state(tmp_path, other, other_optimizer, Talk()) == (0, None)
+    assert_same(other.state_dict(), module.state_dict())
+    assert not other_optimizer.state
+
+
+def test_without_a_state_it_starts_at_step_0(tmp_path):
+    module, optimizer = make(0)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert load_state(tmp_path / "state", module, optimizer, Talk()) == (0, None)
+    assert_same(module.state_dict(), before)
+
+
+def test_the_last_two_are_kept(tmp_path):
+    module, optimizer = make(0)
+    for step in (5, 40, 300, 12_345_678):
+        save_state(tmp_path, step, module, optimizer)
+    assert [path.name for path in saved_states(tmp_path)] == ["00000300", "12345678"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000300", "12345678"]
+
+
+@pytest.fixture
+def two_states(tmp_path):
+    """Two states, and the module as it was at the first."""
+    module, optimizer = make(0)
+    advance(module, optimizer)
+    save_state(tmp_path, 3, module, optimizer)
+    first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    advance(module, optimizer)
+    save_state(tmp_path, 6, module, optimizer)
+    return tmp_path, first
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def alter(file):
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, lambda file: file.unlink(), lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "checksums.json"])
+def test_a_damaged_newest_state_is_passed_over(two_states, name, damage):
+    folder, first = two_states
+    damage(folder / "00000006" / name)
+    module, optimizer = make(1)
+    listener = Listener()
+    assert load_state(folder, module, optimizer, listener) == (3, None)
+    assert_same(module.state_dict(), first)
+    assert len(listener.warned) == 1
+    assert "00000006" in listener.warned[0]
+
+
+def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
+    folder, _ = two_states
+    truncate(folder / "00000006" / "weights.safetensors")
+    module, optimizer = make(1)
+    load_state(folder, module, optimizer, Talk())
+    advance(module, optimizer)
+    save_state(folder, 6, module, optimizer)
+    other, other_optimizer = make(2)
+    assert load_state(folder, other, other_optimizer, Talk()) == (6, None)
+    assert_same(other.state_dict(), module.state_dict())
+
+
+def test_a_damaged_state_does_not_take_the_place_of_a_good_one(two_states):
+    folder, _ = two_states
+    truncate(folder / "00000006" / "weights.safetensors")
+    module, optimizer = make(1)
+    load_state(folder, module, optimizer, Talk())
+    save_state(folder, 4, module, optimizer)
+    assert [path.name for path in saved_states(folder)] == ["00000003", "00000004"]
+
+
+def test_a_state_under_another_name_is_damaged(two_states):
+    folder, first = two_states
+    (folder / "00000006").rename(folder / "00000009")
+    module, optimizer = make(1)
+    assert load_state(folder, module, optimizer, Talk()) == (3, None)
+    assert_same(module.state_dict(), first)
+
+
+def assert_refused(folder, module, optimizer, what):
+    """The error says what; nothing has been put into either."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(RunError, match=what) as caught:
+        load_state(folder, module, optimizer, Talk())
+    assert "--overwrite" in str(caught.value)
+    assert_same(module.state_dict(), before)
+    assert not optimizer.state
+
+
+def test_states_that_cannot_be_read_are_an_error(two_states):
+    folder, _ = two_states
+    for path in saved_states(folder):
+        alter(path / "optimizer.safetensors")
+    assert_refused(folder, *make(1), "no state in .* can be read")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda module: setattr(module, "3", nn.Linear(8, 2)), r"3.bias is \(1,\) of torch.float32, not \(2,\)"),
+        (lambda module: module.append(nn.Linear(1, 1)), "4.bias is missing"),
+        (lambda module: module.__delitem__(3), "3.bias is .* not missing"),
+        (lambda module: module.double(), "of torch.float32, not .* of torch.float64"),
+    ],
+)
+def test_a_state_of_another_network_is_an_error(two_states, change, difference):
+    folder, _ = two_states
+    module, _ = make(1)
+    change(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    assert_refused(folder, module, optimizer, f"of another network .*{difference}")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "difference"),
+    [
+        ({"0.momentum_buffer": torch.zeros(())}, r"0.momentum_buffer is \(\)"),  # which copy_ would spread
+        ({"9.momentum_buffer": torch.zeros(1)}, "9.momentum_buffer is .* not missing"),
+        ({"0.exp_avg": torch.zeros(8, 3, 3, 3)}, "0.exp_avg is .* not missing"),
+        ({"momentum_buffer": torch.zeros(1)}, "momentum_buffer is .* not missing"),
+    ],
+)
+def test_a_state_of_another_optimizer_is_an_error(two_states, tensors, difference):
+    folder, _ = two_states
+    path = folder / "00000006"
+    save_weights(path / "optimizer.safetensors", tensors, {"step": 6})
+    write_json(path / "checksums.json", checksums(path))
+    assert_refused(folder, *make(1), f"of another optimizer .*{difference}")
+
+
+def test_momenta_of_sgd_are_not_taken_for_moments_of_adamw(two_states):
+    folder, _ = two_states
+    module, _ = make(1)
+    assert_refused(
+        folder, module, torch.optim.AdamW(module.parameters()), "of another optimizer .*0.exp_avg is missing"
+    )
+
+
+def test_a_half_written_state_is_not_looked_at(two_states):
+    folder, _ = two_states
+    shutil.copytree(folder / "00000003", folder / ".tmp-1234-00000009")
+    module, optimizer = make(1)
+    assert load_state(folder, module, optimizer, Talk()) == (6, None)

@@ -1,0 +1,270 @@
+"""What the machine has, and how training fits itself to it without leaving a trace."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from listening import Listener
+from shared_batch import batch_of, make_step, make_task, module_of
+from torch import nn
+
+from selfie_cli.errors import TrainingError, UsageError
+from selfie_cli.methods.supervised import Supervised
+from selfie_cli.talk import Talk
+from selfie_cli.training import hardware as machine
+from selfie_cli.training.distributed import Group
+from selfie_cli.training.hardware import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
+from selfie_cli.training.schedule import step_generator
+
+ROOM = 2**40
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max 100000\n", []),
+        ("200000 100000\n", [2]),
+        ("250000 100000\n", [2]),
+        ("20000 100000\n", [1]),  # a fifth of a core is a core to us
+        ("", []),
+        ("nonsense\n", []),
+    ],
+)
+def test_quotas_of_version_2(tmp_path, text, expected):
+    (tmp_path / "cpu.max").write_text(text)
+    assert list(quotas(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("-1", []), ("400000", [4]), ("30000", [1]), ("nonsense", [])])
+def test_quotas_of_version_1(tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    assert list(quotas(tmp_path)) == []  # without a period it says nothing
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert list(quotas(tmp_path)) == expected
+
+
+def test_both_versions_side_by_side_and_none(tmp_path):
+    assert list(quotas(tmp_path)) == []
+    (tmp_path / "cpu.max").write_text("800000 100000")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("300000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert sorted(quotas(tmp_path)) == [3, 8]
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """A function that makes this a machine of so many cores, of which a control group allows some, and sets the
+    environment."""
+    for name in ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def put(number, quota=None, **environment):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(number)), raising=False)
+        monkeypatch.setattr(machine, "quotas", lambda mount: iter([quota] if quota else []))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+
+    return put
+
+
+def of_torchrun(processes):
+    return {"RANK": 0, "WORLD_SIZE": 2 * processes, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": processes}
+
+
+def test_cores_of_a_single_process(cores):
+    cores(8)
+    assert num_cores() == 8
+    cores(8, quota=3)
+    assert num_cores() == 3
+    cores(2, quota=3)
+    assert num_cores() == 2
+    cores(8, OMP_NUM_THREADS=5)
+    assert num_cores() == 5
+    cores(8, OMP_NUM_THREADS=1)
+    assert num_cores() == 1
+    cores(8, OMP_NUM_THREADS="many")
+    assert num_cores() == 8
+
+
+def test_processes_on_a_machine_share_its_cores(cores):
+    cores(16, **of_torchrun(4))
+    assert num_cores() == 4
+    cores(16, quota=6, **of_torchrun(4))
+    assert num_cores() == 1
+    cores(2, **of_torchrun(4))
+    assert num_cores() == 1
+
+
+def test_torchruns_own_single_thread_says_nothing(cores):
+    cores(16, OMP_NUM_THREADS=1, **of_torchrun(4))
+    assert num_cores() == 4
+    cores(16, OMP_NUM_THREADS=3, **of_torchrun(4))
+    assert num_cores() == 3
+
+
+def test_what_precisions_are_tried(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(machine, "bf16_pays", lambda device: True)
+    assert (precisions(cpu, "auto"), precisions(gpu, "auto")) == (["fp32", "bf16"], ["bf16"])
+    monkeypatch.setattr(machine, "bf16_pays", lambda device: False)
+    assert precisions(cpu, "auto") == ["fp32"]
+    assert precisions(torch.device("mps"), "auto") == ["fp32"]
+    monkeypatch.setattr(machine, "bf16_pays", lambda device: True)
+    assert precisions(cpu, "auto", deterministic=True) == ["fp32"]
+    assert precisions(gpu, "auto", deterministic=True) == ["bf16"]
+    for asked in ("fp32", "bf16"):
+        assert precisions(cpu, asked) == precisions(gpu, asked) == [asked]
+
+
+def state_of(step):
+    tensors = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
+    return tensors, [part.training for part in step.module.modules()]
+
+
+def assert_untouched(step, before):
+    tensors, modes = before
+    assert all(tensor.equal(tensors[name]) for name, tensor in step.module.state_dict().items())
+    assert [part.training for part in step.module.modules()] == modes
+    assert not step.optimizer.state
+    assert all(parameter.grad is None for parameter in step.module.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["byol", "supervised"])
+def test_fitting_leaves_no_trace(name, training):
+    """Not in weights, statistics, BYOL's target, optimizer and mode: bit for bit."""
+    task = make_task(name)
+    module_of(task).train(training)
+    step = make_step(task, lr=0.1)
+    before = state_of(step)
+    assert fit(step, batch_of(task, 0), ["fp32"], Talk()) > 0
+    assert_untouched(step, before)
+    assert step.precision == "fp32"
+
+
+def test_the_faster_precision_is_taken(monkeypatch):
+    step = make_step(make_task("supervised"))
+    times = {"fp32": 2.0, "bf16": 0.5}
+    monkeypatch.setattr(machine, "seconds_a_step", lambda step, batch: times[step.precision])
+    listener = Listener()
+    batch = batch_of(step.task, 0)
+    assert fit(step, batch, ["fp32", "bf16"], listener) == 0.5
+    assert step.precision == "bf16"
+    assert listener.said == ["precision bf16: measured 8 images/s in fp32 and 32 images/s in bf16"]
+    times["bf16"] = 3.0
+    assert fit(step, batch, ["fp32", "bf16"], Talk()) == 2.0
+    assert step.precision == "fp32"
+
+
+@pytest.mark.usefixtures("broken_compiler")
+def test_a_broken_compiler_is_gone_on_without():
+    task = make_task("supervised")
+    step = make_step(task, compiled=True)
+    before = state_of(step)
+    listener = Listener()
+    batch = batch_of(task, 0)
+    assert fit(step, batch, ["fp32"], listener) > 0
+    assert_untouched(step, before)
+    assert not step.compiled
+    (warning,) = listener.warned
+    assert warning.startswith("torch.compile does not work here, going on without (")
+    assert "\n" not in warning
+    eager = make_task("supervised")
+    assert step(batch, 0.5)["loss"].equal(make_step(eager)(batch, 0.5)["loss"])  # and it works
+
+
+def test_what_is_compiled():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for deterministic in (False, True):
+        assert not compiles("auto", cpu, deterministic=deterministic)
+        assert not compiles("off", gpu, deterministic=deterministic)
+    assert compiles("auto", gpu, deterministic=False)
+    assert compiles("on", cpu, deterministic=False)
+    assert not compiles("auto", gpu, deterministic=True)
+    with pytest.raises(UsageError, match="--compile on"):
+        compiles("on", gpu, deterministic=True)
+
+
+def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():
+    task, places = make_task("supervised"), torch.zeros(1, 1, 2, 2, dtype=torch.int64)
+    task.loss = lambda *views: (F.max_unpool2d(torch.zeros(1, 1, 2, 2), places, 2).sum(), {})
+    step = make_step(task)
+    prepare("cpu", deterministic=True)
+    try:
+        with pytest.raises(TrainingError, match="--deterministic is not possible here: max_unpool"):
+            fit(step, batch_of(task, 0), ["fp32"], Talk())
+    finally:
+        prepare("cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_errors_that_are_not_the_compilers_are_raised():
+    task = make_task("supervised")
+    step = make_step(task)
+    pixels, labels, draws = batch_of(task, 0)
+    with pytest.raises((IndexError, RuntimeError)):
+        fit(step, (pixels, labels + 10, draws), ["fp32"], Talk())
+
+
+@pytest.mark.parametrize("name", ["selfie", "many-view selfie", "byol"])
+def test_the_micro_batch_goes_by_memory(name, monkeypatch):
+    task = make_task(name)
+    module = module_of(task)
+    step = make_step(task)
+    before = state_of(step)
+    sample = tuple(tensor[:4] for tensor in batch_of(task, 0))
+
+    def with_room(room):
+        monkeypatch.setattr(machine, "available_memory", lambda: room)
+        return micro_batch_for(step, sample, 64)
+
+    assert with_room(ROOM) == 64
+    weights = sum(parameter.numel() * 4 for parameter in module.parameters() if parameter.requires_grad)
+    sizes = [with_room(2 * (4 * weights + room)) for room in (2**28, 2**26, 2**24, 2**22, 0)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 3
+    assert sizes[-1] == 1
+    assert_untouched(step, before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_of_an_image_does_not_count_weights(precision, monkeypatch):
+    """A network of many weights and few activations: in bf16, autocast keeps copies of them of half the size."""
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2000), nn.Linear(2000, 2000), nn.Linear(2000, 10))
+    task = Supervised(wide, image_size=32, min_crop=0.5)
+    step = make_step(task, precision=precision)
+    pixels = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    batch = (pixels, torch.zeros(8, dtype=torch.int64), task.draw(8, step_generator(0, 0)))
+    one, two = (machine.bytes_for_backward(step, tuple(part[:count] for part in batch)) for count in (4, 8))
+    numbers = 3072 + 2000 + 2000 + 10  # what the three layers and the loss keep
+    assert (two - one) / 4 == pytest.approx(numbers * (2 if precision == "bf16" else 4), rel=0.05)
+    weights = sum(parameter.numel() * 4 for parameter in wide.parameters())
+    monkeypatch.setattr(machine, "available_memory", lambda: 2 * (4 * weights + 40 * numbers * 4))
+    assert micro_batch_for(step, tuple(part[:4] for part in batch), 512) in ((64,) if precision == "bf16" else (32,))
+
+
+def test_no_micro_batch_leaves_a_rest_that_is_too_small(monkeypatch):
+    step = make_step(make_task("simclr"), smallest=2)
+    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    sample = tuple(tensor[:4] for tensor in batch_of(step.task, 0))
+    assert micro_batch_for(step, sample, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
+
+
+@pytest.mark.parametrize(("seen", "fits"), [(["a", "b"], True), (["a", "a"], False)])
+def test_each_process_has_a_gpu_of_its_own(seen, fits, monkeypatch):
+    """Slurm may show each process one GPU, which both call the first."""
+    here = Group(1, 2, 1, 2)
+    monkeypatch.setattr(Group, "gather", lambda self, mine: seen)
+    monkeypatch.setattr(machine, "group", lambda: here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=seen[1]))
+    if fits:
+        assert prepare("auto") == torch.device("cuda", 0)
+    else:
+        with pytest.raises(UsageError, match="2 processes were started for 1 GPU: give torchrun a smaller --nproc"):
+            prepare("auto")
