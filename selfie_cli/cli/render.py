@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ MEMBERS = 20
 """Number of images shown per group of near-duplicates."""
 
 
-def rendered(verb: str, result: Any, options: Any) -> list[RenderableType]:
+def rendered(verb: str, result: Any, options: Any) -> Sequence[RenderableType]:
     """Return what to print of a verb's result."""
     return similar(result, options.top) if verb == "similar" else RENDERERS[verb](result)
 
@@ -221,7 +221,7 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
     return [Group(*parts)]
 
 
-RENDERERS: dict[str, Callable[[Any], list[RenderableType]]] = {
+RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "pretrain": pretrained,
     "finetune": finetuned,
     "embed": lambda result: [f"{result.out}: {result.images:,} vectors"],
