@@ -5,7 +5,7 @@ import statistics
 from typing import Any
 
 from selfie_cli.config import PretrainOptions
-from selfie_cli.data.source import Source
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated
