@@ -154,7 +154,7 @@ def _pieces_of(
         raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
-        texts, keys = ([each[row] for row in rows[part]] for each in (whole.texts, whole.keys))
+        texts, keys = [whole.texts[row] for row in rows[part]], [whole.keys[row] for row in rows[part]]
         return Piece(chosen(source, np.array(rows[part], np.int64)), texts, None, keys, source.title(part))
 
     return {part: functools.partial(read, part) for part in rows}
