@@ -26,7 +26,8 @@ from torch import Tensor
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator
-from selfie_cli.data.sources import Array, Folder
+from selfie_cli.data.folders import Folder
+from selfie_cli.data.sources import Array
 from selfie_cli.data.store import read_store
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
