@@ -9,9 +9,9 @@ import pytest
 from processes import STEPS, Process, Undisturbed, go_on, made_by, states
 from safetensors.torch import load_file
 
+from selfie_cli.data.batches import step_seed
 from selfie_cli.files import read_json
 from selfie_cli.training.checkpoint import WEIGHTS
-from selfie_cli.training.schedule import step_seed
 
 METHODS = {"selfie": "many_views.ManyViewSelfie", "byol": "byol.Byol", "simclr": "simclr.SimCLR"}
 # The program, with a change in some steps, which are told by their seeds.

@@ -95,7 +95,7 @@ def test_signal(name: str, whole: Undisturbed, tmp_path: Path, chance: Random, h
         process.until(lambda: (lines := lines_of(metrics)) and lines[-1]["step"] >= after)
         time.sleep(chance.uniform(0, 0.05))
         assert process.end(number) == 128 + number
-    assert f"Go on with: selfie pretrain --resume {run}" in process.said
+    assert f"Resume with: selfie pretrain --resume {run}" in process.said
     assert not temporary(run)
     assert read_state(states(run)[-1])[0] == lines_of(metrics)[-1]["step"], "the state is not of the last step"
     go_on(run, whole)
@@ -120,7 +120,7 @@ def test_signal_before_training(whole: Undisturbed, tmp_path: Path, chance: Rand
         assert process.end(number) == 128 + number
     assert not temporary(tmp_path)
     begun = (run / "config.json").is_file()
-    assert f"Go on with: selfie pretrain --resume {run}" in process.said or not begun
+    assert f"Resume with: selfie pretrain --resume {run}" in process.said or not begun
     go_on(run, whole)
     left = "the run had just begun: resumed" if begun else "nothing left, the same command ran"
     happened(f"exit {128 + number}, {left}")
