@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from selfie_cli.data import synthetic
+from selfie_cli.data.batches import SampleOrder, step_generator
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.talk import Talk
 from selfie_cli.training.loop import train
-from selfie_cli.training.schedule import SampleOrder, step_generator
 from selfie_cli.training.step import Step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

@@ -11,9 +11,9 @@ import torch
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.batches import Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
-from selfie_cli.data.prefetch import ReadAhead
 from selfie_cli.data.sources import Subset, fingerprint
 from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -108,7 +108,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         store = opened.to(device) if isinstance(opened, Store) else opened
         method, step = make_step(derived, options, device, talk)
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
-        ahead = ReadAhead(batches(store, method, derived, options.seed), device=device)
+        ahead = Prefetch(batches(store, method, derived, options.seed), device=device)
         batch_of = stack.enter_context(ahead)
         if run is not None:
             take_up(run, store, derived, options)
@@ -157,7 +157,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 run.update(progress={"diverged": True})
             usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
             lower = min(derived["lr"] / 3, usual)
-            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {lower:.2g}") from None
+            raise Diverged(f"{error}. Resume with: {resume_hint} --lr {lower:.2g}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:

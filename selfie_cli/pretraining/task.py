@@ -8,6 +8,7 @@ import torch
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.batches import SampleOrder, make_batches, step_seed
 from selfie_cli.data.mapped import MappedStore
 from selfie_cli.data.store import Store
 from selfie_cli.errors import UsageError
@@ -25,7 +26,6 @@ from selfie_cli.training.hardware import (
     precisions,
 )
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import SampleOrder, step_generator, step_seed
 from selfie_cli.training.step import Batch, Step, check_pieces
 
 WATCHED = 256  # images whose features are looked at for collapse
@@ -63,17 +63,9 @@ def make_step(
 
 def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
     """This process's part of the batch of each step: pixels, and what is drawn for them."""
-    size, here = derived["batch_size"], group()
-    version = derived.get("image_order", 1)
+    here, size, version = group(), derived["batch_size"], derived.get("image_order", 1)
     order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
-    mine = here.part(size)
-
-    def batch_of(step: int) -> Batch:
-        rows = order.batch(step)
-        draws = method.draw(size, step_generator(seed, step))
-        return (store.take(rows if len(rows) < size else rows[mine]), *(each[mine] for each in draws))
-
-    return batch_of
+    return make_batches(order, lambda rows: (store.take(rows),), method.draw)
 
 
 class Watch:

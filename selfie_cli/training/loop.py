@@ -14,13 +14,14 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from selfie_cli.data.batches import step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import json_line, naming, replacing, write_json_lines
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import load_state, save_state, saved_states
 from selfie_cli.training.distributed import Group
-from selfie_cli.training.schedule import cosine_with_warmup, step_seed
+from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.step import Batch, Step
 from selfie_cli.training.tensorboard import events
 
@@ -205,7 +206,7 @@ def train(
                 group.wait()
                 saved = time.perf_counter()
             if stop:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", stop)
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {resume_hint}", stop)
 
     seconds = time.perf_counter() - begun
     return Trained(

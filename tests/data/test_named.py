@@ -80,6 +80,7 @@ def test_fashionmnist_through_torchvisions_reader(tmp_path):
 
 
 def test_file_sets_through_torchvisions_readers(tmp_path):
+    tmp_path /= "data"  # a folder dtd/ in the working folder would be meant before the set of that name
     write(tmp_path / "dtd/dtd/images", *[f"{name}/{index}.jpg" for name in ("dotted", "banded") for index in range(3)])
     (tmp_path / "dtd/dtd/labels").mkdir()
     for index, part in enumerate(["train", "val", "test"]):
