@@ -73,10 +73,11 @@ def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
     with in_our_words(address):
         size = 0
         if not offline_by and cached(**asked) is None:
-            size = hf_hub_download(**asked, dry_run=True).file_size
+            plan = hf_hub_download(**asked, dry_run=True)
+            size = plan.file_size
             check_cache("models", address.repo, size)
             if name.endswith(".safetensors"):
-                talk.say(f"fetching {address} ({size / 1e6:.1f} MB) from {host()}")
+                talk.say(f"fetching {Address(address.repo, plan.commit_hash)} ({size / 1e6:.1f} MB) from {host()}")
         try:
             with progress(name, size, talk) as bar:
                 path = Path(hf_hub_download(**asked, local_files_only=bool(offline_by), tqdm_class=bar))

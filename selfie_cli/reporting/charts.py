@@ -36,7 +36,7 @@ def scaled(pixels: Tensor, side: int) -> Tensor:
 
 def columns_of(num_pictures: int) -> int:
     """Number of columns of a `sheet`."""
-    return max(1, round(num_pictures**0.5))
+    return max(1, round(math.sqrt(num_pictures)))
 
 
 def sheet(pictures: Tensor) -> str:

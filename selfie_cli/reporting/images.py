@@ -102,7 +102,8 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
         classes = run.derived["classes"]
         check_classes(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
-        source, labels = found.test.source, place[found.test.labels]
+        source = found.test.source
+        labels: Labels | None = place[found.test.labels]
         note = f"Images of {found.name} that were not trained on. {found.split_note}"
     else:
         pinned = {} if dataset else run.config["data"].get("pinned", {})
