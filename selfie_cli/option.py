@@ -44,7 +44,7 @@ def negated(field: "dataclasses.Field[Any]") -> str:
     return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option, dataclasses.field))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """The base of all options classes: each is a frozen, keyword-only dataclass.
