@@ -29,7 +29,7 @@ PATIENCE = 300  # seconds
 NETWORK = (*SMALL, "--image-size", 32)
 BAD = "bad_files.jsonl"
 # As if the smallest set were too large for memory.
-STREAMED = "from selfie_cli.data import mapped; mapped.SMALL = 0; from selfie_cli.cli.app import main; main()"
+STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.cli.app import main; main()"
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def one_in_five(folder: Path, chance: random.Random) -> str:
 
     def pretrained(what: Path, run: str, *more: object, small: int = 10**9) -> dict[str, str]:
         steps = ("--steps", 6, "--max-bad", 0.5, "--store", out / "store")  # all images, and some again
-        with mock.patch("selfie_cli.data.mapped.SMALL", small):
+        with mock.patch("selfie_cli.data.pixels.SMALL", small):
             selfie("pretrain", what, *NETWORK, *steps, *more, "--out", out / run)
         return bad_in(out / run)
 
