@@ -26,8 +26,9 @@ from torch import Tensor
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator
+from selfie_cli.data.folders import Folder
 from selfie_cli.data.pixels import read_pixels
-from selfie_cli.data.sources import Array, Folder
+from selfie_cli.data.sources import Array
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.batches import Prefetch, step_generator
+from selfie_cli.data.folders import Folder
 from selfie_cli.data.pixels import open_pixels, storage_size
-from selfie_cli.data.sources import Array, Folder, Source
+from selfie_cli.data.sources import Array, Source
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier

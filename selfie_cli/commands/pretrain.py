@@ -156,7 +156,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 run.update(progress={"diverged": True})
             usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
             lower = min(derived["lr"] / 3, usual)
-            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {lower:.2g}") from None
+            raise Diverged(f"{error}. Resume with: {resume_hint} --lr {lower:.2g}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:

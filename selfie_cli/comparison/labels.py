@@ -13,9 +13,9 @@ from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import DataOptions, LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
-from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
+from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.pixels import open_pixels, storage_size
-from selfie_cli.data.sources import fingerprint
+from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines

@@ -6,7 +6,7 @@ from typing import Any
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.batches import IMAGE_ORDER
-from selfie_cli.data.source import Source
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated

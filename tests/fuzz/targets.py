@@ -350,7 +350,7 @@ def make_tar(folder: Path) -> list[Path]:
 def read_tar(file: Path, rng: random.Random) -> None:
     shards = Shards([str(file)])
     size = file.stat().st_size
-    assert len(shards.keys) == len(shards.labels) == len(shards)
+    assert len(shards.keys()) == len(shards.labels()[0]) == len(shards)
     for first, length in shards.where[:, 1:].tolist():
         assert 0 <= first <= first + length <= size
     for index in range(min(len(shards), 8)):
