@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
+from selfie_cli.data.cache import MOST, cache_folder
 from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import Inspected, inspect_all
 from selfie_cli.data.labelled import assemble, is_named, open_pieces
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
-from selfie_cli.data.rows import MOST
+from selfie_cli.data.pixels import is_small, read_pixels, storage_size
 from selfie_cli.data.sources import Files, Joined, Source, Subset
-from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
@@ -240,7 +239,7 @@ def spread(values: NDArray[np.int64]) -> Spread | None:
 
 def machine(device: torch.device) -> Machine:
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    store = store_folder(None)
+    store = cache_folder(None)
     return Machine(
         cores=num_cores(),
         device=str(device),
@@ -306,13 +305,13 @@ class Planner:
         # Neighbours if images are read in blocks, else images from all over.
         rows = np.arange(count) if self.source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
         workers = options.workers or num_cores()
-        sample = read_store(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
+        sample = read_pixels(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
         method, step = make_step(derived, options, self.device, Talk())
         batch = on_device(batches(sample, method, derived, 0)(0), self.device)
         pace = Pace(fit_to_machine(step, method, batch, options, derived, self.talk))
         if is_small(self.source, size):
             return pace
-        store = store_folder(None)
+        store = cache_folder(None)
         room = min(MOST, disk_usage(nearest(store)).free // 2) if store else -1
         keeps_all = num_images * size * size * 3 <= room
         return decoding_pace(

@@ -191,7 +191,7 @@ def test_healthy_images_and_how_long_pretraining_takes(images, tmp_path):
 
 def test_sets_that_do_not_fit_into_memory_are_timed_with_their_decoding(images, tmp_path, monkeypatch):
     """And nothing is written into the cache."""
-    monkeypatch.setattr("selfie_cli.data.mapped.SMALL", 0)
+    monkeypatch.setattr("selfie_cli.data.pixels.SMALL", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     options = DoctorOptions(data=(str(images),), backbone="resnetv2_18_w16", device="cpu", precision="fp32")
     found = doctor(options, Talk())
