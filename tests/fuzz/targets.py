@@ -22,22 +22,21 @@ from PIL import Image
 from selfie_cli import config, option, runs
 from selfie_cli.commands.eval import Evaluated
 from selfie_cli.commands.push import published_with_card
-from selfie_cli.commands.report import describing
 from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.data import hub_sets
+from selfie_cli.data.bad_files import load_bad
+from selfie_cli.data.cache import FILES, PixelCache
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.rows import FILES, MARKS, PIXELS, Rows
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.store import load_bad
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.inference import networks, vector_files
 from selfie_cli.inference.stream import Result
 from selfie_cli.reporting.facts import details, heading_of, read_lines, results, training
-from selfie_cli.reporting.page import Page
+from selfie_cli.reporting.page import Page, describing
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
@@ -406,27 +405,23 @@ def read_state(file: Path, rng: random.Random) -> None:
     load_state(file.parents[1], module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), Talk())
 
 
-def make_store(folder: Path) -> list[Path]:
-    rows = Rows(4, 2, folder / "stores" / "0123456789abcdef-2px", None)
-    for index in range(3):
-        rows.write(index, np.full((2, 2, 3), index, np.uint8), np.int64(index), np.zeros(32, np.uint8))
-    rows.close()
-    return [folder / "stores" / "0123456789abcdef-2px" / name for name in sorted(FILES)]
+def make_cache(folder: Path) -> list[Path]:
+    entry = folder / "cache" / "0123456789abcdef-2px"
+    with contextlib.closing(PixelCache(4, 2, entry, None)) as cache:
+        cache.write(np.arange(3), np.zeros((3, 2, 2, 3), np.uint8))
+    return [entry / name for name in sorted(FILES)]
 
 
-def read_store_files(file: Path, rng: random.Random) -> None:
+def read_cache(file: Path, rng: random.Random) -> None:
     try:
-        rows = Rows(4, 2, file.parent, None)
-    except OSError:  # which `MappedStore` turns into a warning
+        cache = PixelCache(4, 2, file.parent, None)
+    except OSError:  # which `open_cache` turns into a warning
         return
-    with contextlib.closing(rows):
-        flags = rows.flags(np.arange(4))
-        for index in np.flatnonzero(flags & PIXELS).tolist():
-            with contextlib.suppress(OSError):
-                rows.read(index, np.empty((2, 2, 3), np.uint8))
-        if flags[0] & MARKS:
-            rows.marks()
-        rows.write(3, np.zeros((2, 2, 3), np.uint8), np.int64(1), np.zeros(32, np.uint8))
+    with contextlib.closing(cache):
+        for index in np.flatnonzero(cache.has_pixels(np.arange(4))).tolist():
+            cache.read(index, np.empty((2, 2, 3), np.uint8))
+        cache.marks()
+        cache.write(np.array([3]), np.zeros((1, 2, 2, 3), np.uint8))
 
 
 TARGETS = {
@@ -441,7 +436,7 @@ TARGETS = {
     "weights": Target(make=make_weights, spoil=mutations.spoil_safetensors, read=lambda file, rng: load_weights(file)),
     "seen": Target(make=make_seen, spoil=mutations.spoil_safetensors, read=lambda file, rng: load_marks(file)),
     "state": Target(make=make_state, spoil=spoil_state, read=read_state),
-    "store": Target(make=make_store, spoil=mutations.spoil, read=read_store_files),
+    "cache": Target(make=make_cache, spoil=mutations.spoil, read=read_cache),
     "parquet-images": Target(make=make_images_table, spoil=spoil_table, read=read_images_table),
     "vectors-jsonl": Target(make=make_vectors(".jsonl"), spoil=mutations.spoil_lines, read=read_vectors),
     "vectors-npy": Target(make=make_vectors(".npy"), spoil=mutations.spoil_npy, read=read_vectors),

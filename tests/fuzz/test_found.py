@@ -20,9 +20,9 @@ from selfie_cli import runs
 from selfie_cli.cli.app import app
 from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.config import FinetuneOptions
+from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.store import load_bad
 from selfie_cli.errors import DataError, RunError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference.vector_files import open_vectors
