@@ -45,7 +45,7 @@ class InferenceResNet(nn.Module):
     def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool, fused: bool) -> None:
         super().__init__()
         self.dtype = dtype
-        self.network = fuse(network).to(dtype)
+        self.network = folded(network).to(dtype)
         on_cpu = next(network.parameters()).device.type == "cpu"
         if compiled:
             # Frozen weights are laid out once, as oneDNN wants them.
@@ -63,6 +63,13 @@ def onednn_has(dtype: torch.dtype) -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def folded(network: nn.Module) -> fx.GraphModule:
+    """A copy in which a batch norm is part of the convolution before it; where there is none, it stays."""
+    made = fuse(network)
+    assert isinstance(made, fx.GraphModule)
+    return made
 
 
 def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:

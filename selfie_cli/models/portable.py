@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.models.lean import for_inference
+from selfie_cli.models.lean import folded, for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
 
 # Which of our networks, with a 7x7 stem, each library has under the same name and with the same tensors.
@@ -57,7 +56,7 @@ class FeaturesAndProbabilities(nn.Module):
         if isinstance(network, AnyClassifier):
             self.network, self.outputs = for_inference(network, fused=False), ["features", "probabilities"]
         else:
-            self.network, self.outputs = fuse(network), ["features"]
+            self.network, self.outputs = folded(network), ["features"]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, s, s], float, normalized -> features [B, D] and, of a classifier, probabilities [B, C]."""

@@ -15,11 +15,10 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
-from selfie_cli.models.lean import FusedConvolution, copy_around_resnets, fuse_what_follows, layer_of
+from selfie_cli.models.lean import FusedConvolution, copy_around_resnets, folded, fuse_what_follows, layer_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -135,7 +134,7 @@ def quantized(module: Module, run: Callable[[Module], object]) -> Module:
 
 def only_convolutions(network: nn.Module) -> fx.GraphModule:
     """A folded copy, float32. A norm that follows no convolution becomes one: 1x1, each channel by itself."""
-    made = fuse(network)
+    made = folded(network)
     for node in made.graph.nodes:
         norm = layer_of(made, node)
         if isinstance(norm, nn.BatchNorm2d):
