@@ -12,11 +12,12 @@ from torch import Tensor
 
 from selfie_cli.config import ReportOptions
 from selfie_cli.data.augment import centre_crop
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.labelled import Piece, is_named, open_labelled, open_pieces
 from selfie_cli.data.named import NAMED
+from selfie_cli.data.pixels import InMemory, read_pixels, storage_size
 from selfie_cli.data.sources import Joined, Source, Subset
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, Store, read_store, storage_size
 from selfie_cli.data.unlabelled import named_tree, open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
@@ -49,10 +50,10 @@ class Gallery:
         """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
         return self.read(rows).pixels
 
-    def read(self, rows: Labels, *, none_is_fine: bool = False) -> Store:
-        """Those of `rows` that can be read. Raises DataError if that is none of them, unless `none_is_fine`."""
+    def read(self, rows: Labels) -> InMemory:
+        """Those of `rows` that can be read."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
-        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk(), none_is_fine=none_is_fine)
+        return read_pixels(chosen, size=size, workers=self.workers, max_bad=None, talk=Talk())
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
         """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
@@ -187,7 +188,7 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
         while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
             part = order[done : min(wanted, done + (at_once if done else FIRST))]
             done += len(part)
-            store = gallery.read(part, none_is_fine=True)
+            store = gallery.read(part)
             bad += store.bad
             if not len(store):
                 continue

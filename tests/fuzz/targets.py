@@ -25,13 +25,13 @@ from selfie_cli.commands.push import published_with_card
 from selfie_cli.commands.report import describing
 from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.data import hub_sets
+from selfie_cli.data.bad_files import load_bad
+from selfie_cli.data.cache import PixelCache
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.rows import MARKS, PIXELS, Rows
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Source
-from selfie_cli.data.store import load_bad
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
@@ -134,10 +134,8 @@ def write_tensors(folder: Path) -> None:
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     save_state(folder / "state", 3, module, optimizer)
-    rows = Rows(4, 2, folder / "stores" / "0123456789abcdef-2px", None)
-    for index in range(3):
-        rows.write(index, np.full((2, 2, 3), index, np.uint8), np.int64(index), np.zeros(32, np.uint8))
-    rows.close()
+    with contextlib.closing(PixelCache(4, 2, folder / "cache" / "0123456789abcdef-2px", None)) as cache:
+        cache.write(np.arange(3), np.zeros((3, 2, 2, 3), np.uint8))
 
 
 def spoil_state(data: bytes, rng: Random) -> bytes:
@@ -151,19 +149,16 @@ def read_state(file: Path, rng: Random) -> None:
     load_state(file.parents[1], module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), Talk())
 
 
-def read_store(file: Path, rng: Random) -> None:
+def read_cache(file: Path, rng: Random) -> None:
     try:
-        rows = Rows(4, 2, file.parent, None)
-    except OSError:  # which `MappedStore` turns into a warning
+        cache = PixelCache(4, 2, file.parent, None)
+    except OSError:  # which `open_cache` turns into a warning
         return
-    with contextlib.closing(rows):
-        flags = rows.flags(np.arange(4))
-        for index in np.flatnonzero(flags & PIXELS).tolist():
-            with contextlib.suppress(OSError):
-                rows.read(index, np.empty((2, 2, 3), np.uint8))
-        if flags[0] & MARKS:
-            rows.marks()
-        rows.write(3, np.zeros((2, 2, 3), np.uint8), np.int64(1), np.zeros(32, np.uint8))
+    with contextlib.closing(cache):
+        for index in np.flatnonzero(cache.has_pixels(np.arange(4))).tolist():
+            cache.read(index, np.empty((2, 2, 3), np.uint8))
+        cache.marks()
+        cache.write(np.array([3]), np.zeros((1, 2, 2, 3), np.uint8))
 
 
 def photo(size: int = 8) -> bytes:
@@ -306,7 +301,7 @@ TARGETS = {
     "weights": Target("tensors/model.safetensors", TENSORS, lambda file, rng: load_weights(file)),
     "seen": Target("tensors/seen.safetensors", TENSORS, lambda file, rng: load_marks(file)),
     "state": Target("tensors/state/*/*", spoil_state, read_state),
-    "store": Target("tensors/stores/*/*", mutations.spoil, read_store),
+    "cache": Target("tensors/cache/*/*", mutations.spoil, read_cache),
     "shard": Target("images/*.tar", mutations.spoil_tar, read_shard),
     "table": Target("images/*.parquet", spoil_table, read_table),
     "list": Target("images/list.txt", mutations.spoil, read_list),

@@ -21,8 +21,8 @@ from selfie_cli import runs
 from selfie_cli.cli.app import app
 from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.config import FinetuneOptions
+from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.store import load_bad
 from selfie_cli.errors import RunError, SelfieError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
@@ -146,7 +146,8 @@ def test_names_that_are_not_utf8_survive_in_json() -> None:
 EVIL = "\x1b[2J\x1b]0;x\x07\r\n\u202e"
 COMMANDS = """similar --in EVIL --duplicates | similar EVIL --in v.jsonl | similar --duplicates --in v.jsonl
 doctor EVIL | push EVIL EVIL | pull EVIL | export EVIL --to onnx | export bundled --to EVIL
-report EVIL | embed --from bundled EVIL | predict EVIL x | pretrain EVIL | pretrain x --steps EVIL | finetune --from EVIL --dataset x | --EVIL | EVIL"""
+report EVIL | embed --from bundled EVIL | predict EVIL x | pretrain EVIL
+pretrain x --steps EVIL | finetune --from EVIL --dataset x | --EVIL | EVIL"""
 
 
 @pytest.mark.parametrize("command", COMMANDS.replace("\n", " | ").split(" | "))
