@@ -22,7 +22,6 @@ from running import SMALL, selfie
 
 from selfie_cli import config, option, runs
 from selfie_cli.commands.push import published_with_card
-from selfie_cli.commands.report import describing
 from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.data import hub_sets
 from selfie_cli.data.bad_files import load_bad
@@ -38,7 +37,7 @@ from selfie_cli.files import write_json
 from selfie_cli.inference import networks, vector_files
 from selfie_cli.inference.stream import Result
 from selfie_cli.reporting.facts import details, heading_of, results, training
-from selfie_cli.reporting.page import Page
+from selfie_cli.reporting.page import Page, describing
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
 from selfie_cli.training.loop import cut_metrics
