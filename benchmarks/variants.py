@@ -29,7 +29,7 @@ from selfie_cli.data.batches import step_generator
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.pixels import read_pixels
 from selfie_cli.data.sources import Array
-from selfie_cli.evaluation.linear import fit_linear_probe
+from selfie_cli.evaluation.linear import linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
@@ -85,8 +85,9 @@ def features(encoder: ResNet, pixels: Tensor) -> Tensor:
 def probed(encoder: ResNet, pixels: Tensor, labels: Tensor, count: int) -> float:
     """Accuracy of a linear probe on the first `count` images, on the images that are held out."""
     held = torch.arange(count) % 5 == 0  # the strength is chosen on these
-    probe = fit_linear_probe(features(encoder, pixels[:count]), labels[:count], num_classes=NUM_CLASSES, held_out=held)
-    return topk_accuracy(probe.scores(features(encoder, pixels[NUM_TRAIN:])), labels[NUM_TRAIN:])
+    train, test = features(encoder, pixels[:count]), features(encoder, pixels[NUM_TRAIN:])
+    scores, _ = linear_probe(train, labels[:count], test, num_classes=NUM_CLASSES, held_out=held)
+    return topk_accuracy(scores, labels[NUM_TRAIN:])
 
 
 def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
-from selfie_cli.evaluation.linear import fit_linear_probe
+from selfie_cli.evaluation.linear import linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import read_json, write_json, write_json_lines
 from selfie_cli.inference import networks
@@ -225,7 +225,7 @@ def judge(
     held = torch.zeros(len(train.labels), dtype=torch.bool)
     held[torch.from_numpy(hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1])] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
-    probe = fit_linear_probe(before, train.labels, num_classes=num_classes, held_out=held)
+    scores, strength = linear_probe(before, train.labels, after, num_classes=num_classes, held_out=held)
     module = network.module
     cropped = plain = chance = None
     if isinstance(module, Selfie):
@@ -235,8 +235,8 @@ def judge(
             plain = pretext_accuracy(module, train.pixels, test.pixels, options, crop=False)
     return Judged(
         knn=topk_accuracy(votes, test.labels),
-        linear=topk_accuracy(probe.scores(after), test.labels),
-        linear_strength=probe.strength,
+        linear=topk_accuracy(scores, test.labels),
+        linear_strength=strength,
         pretext_accuracy=cropped,
         pretext_accuracy_plain=plain,
         chance=chance,
