@@ -1,4 +1,4 @@
-"""What this machine's processor can do."""
+"""Capabilities of this machine's processors."""
 
 import torch
 

@@ -39,7 +39,7 @@ def with_sorted_header(data: bytes) -> bytes:
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a file that `save_weights` wrote.
 
-    Raises WeightsError if there is no such file, it is damaged, or it is of another format version.
+    Raises WeightsError if the file is missing, damaged, or of another format version.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -61,7 +61,7 @@ class Similar:
 
 
 def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Similar:
-    """Search what `options.in_` holds. Raises UsageError, DataError."""
+    """Search the vectors in `options.in_`. Raises UsageError, DataError."""
     if options.in_ is None:
         raise UsageError("say where to look: --in what selfie embed --out has written")
     if options.duplicates == bool(options.query):
@@ -161,29 +161,31 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     parts: list[NDArray[np.float32]] = []
     for piece in file.pieces():
         names += piece.names
-        hashes += piece.hashes or [None] * len(piece.names)  # another program's rows may have none
+        hashes += piece.hashes or [None] * len(piece.names)
         parts.append(unit(piece.vectors))
         if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
             raise DataError(f"{file.path} does not fit into memory: look for near-duplicates in a part of it at a time")
     vectors = np.concatenate(parts)
     groups = Groups(len(names))
     first_with: dict[str, int] = {}
-    for row, digest in enumerate(hashes):
-        if digest is not None and (first := first_with.setdefault(digest, row)) != row:
+    for row, content_hash in enumerate(hashes):
+        # Another program's rows may have none.
+        if content_hash is not None and (first := first_with.setdefault(content_hash, row)) != row:
             groups.join(np.array([first, row]))
     with talk.track("comparing", len(names)) as advance:
         join_near(groups, vectors, threshold, lambda done: advance(done, ""))
-    shown = []
+    found = []
     for group in groups.found():
         first = int(group[0])
         cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
-        members = [
-            Member(
-                path=names[row],
-                cosine=round(cosine, 6),
-                copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
-            )
-            for row, cosine in zip(group.tolist(), cosines, strict=True)
-        ]
-        shown.append(members)
-    return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=shown)
+        found.append(
+            [
+                Member(
+                    path=names[row],
+                    cosine=round(cosine, 6),
+                    copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
+                )
+                for row, cosine in zip(group.tolist(), cosines, strict=True)
+            ]
+        )
+    return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=found)

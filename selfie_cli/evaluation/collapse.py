@@ -2,8 +2,8 @@
 
 N images    D features
 
-Watch the vectors that the loss is computed from. The vectors before a projector do not tell: with a batch norm at the
-encoder's end they stay apart while what is made of them collapses.
+Measure the vectors that the loss is computed from. Those before a projector do not show a collapse: behind a batch norm
+at the encoder's end they stay apart while their projections collapse.
 """
 
 import torch
@@ -12,26 +12,26 @@ from torch.nn import functional as F
 
 from selfie_cli.errors import TrainingError
 
-# Measured on 8 to 256 photographs. Healthy: untrained encoders have 0.054 and rank 3.6 at the least (8 images, batch
-# norms as new), trained ones 0.12 and 4.3, Selfie's pooled vectors 0.043 and 2.8. BYOL made to collapse, by taking its
-# predictor and slow target away: 0.023 and 2.3 after 70 steps, 0.017 and 1.9 after 150.
+# Measured on 8 to 256 photographs. Healthy: untrained encoders have at least 0.054 and rank 3.6 (8 images, fresh batch
+# norms), trained ones 0.12 and 4.3, Selfie's pooled vectors 0.043 and 2.8. BYOL that collapses, without its predictor
+# and slow target: 0.023 and 2.3 after 70 steps, 0.017 and 1.9 after 150.
 LEAST_STD = 0.03
 LEAST_RANK = 2.0
 ROUNDING = 1e-6  # of the vectors' norm: less variation than this is float32's, not the images'
 
 
 def feature_spread(vectors: Tensor) -> tuple[float, float]:
-    """How far apart and in how many directions the vectors, float [N, D], lie; N of 8 at least, better 256.
+    """Spread and effective rank of vectors, float [N, D]; N should be at least 8, better 256.
 
-    First the standard deviation over images of the vectors scaled to length 1, its mean over the features, times
-    sqrt(D): 0 if all are alike, 1 if they point everywhere alike (Chen and He 2021, "Exploring simple siamese
-    representation learning", section 4.1). Networks that end in a ReLU lie at 0.1 to 0.6: their vectors share a mean.
+    The spread is the standard deviation over images of the vectors at length 1, averaged over features, times sqrt(D):
+    0 if all are the same, 1 if they point in all directions equally (Chen and He 2021, "Exploring simple siamese
+    representation learning", section 4.1). Networks that end in a ReLU have 0.1 to 0.6: their vectors share a mean.
 
-    Then the effective rank of the vectors less their mean, 0 (no variation) or 1 to min(N - 1, D): exp of the entropy
-    of the singular values divided by their sum (Roy and Vetterli 2007, "The effective rank"; RankMe, Garrido et al.
-    2023, takes it without subtracting the mean, which would outweigh all else here).
+    The effective rank of the centred vectors is 0 (no variation) or 1 to min(N - 1, D): exp of the entropy of the
+    singular values divided by their sum (Roy and Vetterli 2007, "The effective rank"; RankMe, Garrido et al. 2023,
+    does not centre, but here the mean would outweigh everything else).
 
-    Raises TrainingError where a feature is not finite.
+    Raises TrainingError if a feature is not finite.
     """
     vectors = vectors.detach().cpu().double()
     if not vectors.isfinite().all():
@@ -46,7 +46,7 @@ def feature_spread(vectors: Tensor) -> tuple[float, float]:
 
 
 def collapse_warning(std: float, rank: float, width: int) -> str | None:
-    """What to tell the user of a `feature_spread` of vectors with `width` features; None if there is no need."""
+    """A warning about the `feature_spread` of vectors with `width` features; None if they are healthy."""
     if std >= LEAST_STD and rank >= LEAST_RANK:
         return None
     alike = "nearly the same vector" if std < LEAST_STD else "vectors that differ in hardly more than one way"

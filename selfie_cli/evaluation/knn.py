@@ -11,7 +11,7 @@ from selfie_cli.errors import DataError, TrainingError, UsageError
 
 
 def num_neighbours(k: int, num_train: int) -> int:
-    """How many neighbours vote: `k`, or every training row where there are fewer."""
+    """Number of neighbours that vote: `k`, or every training row if there are fewer."""
     return min(k, num_train)
 
 
@@ -31,8 +31,8 @@ def knn_predict(
     exp(similarity / temperature). A row of zero norm has similarity 0 to all, and hears arbitrary neighbours.
 
     `train` [N, D] and `test` [M, D] are floats, `train_labels` [N] int64, all on one device. At most about `chunk`
-    similarities (at least one test row's N) are held at a time. Raises DataError without training rows, TrainingError
-    where a feature is not finite, UsageError where k or temperature is not positive.
+    similarities (at least one test row's N) are in memory at a time. Raises DataError without training rows,
+    TrainingError if a feature is not finite, UsageError if k or temperature is not positive.
     """
     if k < 1 or temperature <= 0:
         raise UsageError(f"kNN needs k and temperature above zero, not {k} and {temperature:g}.")

@@ -1,4 +1,4 @@
-"""Accuracy in its several forms, and what several seeds together say. All in fractions, none in percent.
+"""Accuracies, and statistics over seeds. All are fractions, not percentages.
 
 M rows    C classes
 """
@@ -35,12 +35,12 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 
 def per_class_accuracy(confusion: Tensor) -> list[float | None]:
-    """Each class's share of its own rows that were recognised, from a confusion matrix; None for a class without."""
+    """Share of each class's rows that are recognised, from a confusion matrix; None for a class without rows."""
     return [row[c] / sum(row) if sum(row) else None for c, row in enumerate(confusion.tolist())]
 
 
 def majority_share(labels: Tensor) -> float:
-    """What always answering the most frequent class of `labels`, int64 [M], would score on them."""
+    """Accuracy of always answering the most frequent class of `labels`, int64 [M]."""
     if len(labels) == 0:
         raise DataError("There is nothing to measure: the test part holds no images.")
     return int(labels.bincount().max()) / len(labels)

@@ -1,4 +1,4 @@
-"""Vectors as places on a plane, like beside like: t-SNE by scikit-learn.
+"""Vectors as places on a plane, similar ones close together: t-SNE by scikit-learn.
 
 N points    D features
 """
@@ -14,9 +14,9 @@ def tsne(vectors: Tensor, *, seed: int = 0) -> Tensor:
     """Places of vectors, float [N, D], N and D at least 2: float32 [N, 2] on the CPU, within -1..1, by the cosine
     distances of the vectors.
 
-    The start are the two first principal components (Kobak and Berens 2019, "The art of using t-SNE"), with a little
-    noise from `seed` that parts equal vectors. One thread does all: the order of sums, and so the places, would
-    otherwise depend on the number of threads.
+    It starts from the two first principal components (Kobak and Berens 2019, "The art of using t-SNE"), with a little
+    noise from `seed` that separates equal vectors. It runs in one thread: otherwise the order of sums, and so the
+    places, would depend on the number of threads.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

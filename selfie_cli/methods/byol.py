@@ -36,10 +36,9 @@ class Byol(JointEmbedding):
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """2 - 2 cos(prediction, mean target of the other views), its mean over images and views, times two: 0..8.
+        """2 - 2 cos(prediction, mean target of the other views), averaged over images and views, times two: 0..8.
 
-        With two views this is the paper's loss, summed over both directions. Takes what `augment` gives; logs the mean
-        `cosine`.
+        With two views this is the paper's loss, summed over both directions. Logs the mean `cosine`.
         """
         # One pass for each view, as the authors do it: batch norm's statistics are of one kind of view at a time.
         each = views[0].chunk(self.num_views)  # V of [B, 3, s, s]

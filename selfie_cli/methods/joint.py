@@ -1,4 +1,4 @@
-"""The base class of all methods that compare several random views of each image.
+"""The base class of methods that compare several random views of each image.
 
 B  images      V  views per image      F, D  width of the encoder's features and of the projection
 S, s  stored side and side of a view, in pixels

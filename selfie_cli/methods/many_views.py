@@ -32,10 +32,10 @@ class ManyViewSelfie(JointEmbedding):
         self.distortion = distortion
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """attraction * (1 - mean cosine of views and their image's mean) - coding rate. Takes what `augment` gives.
+        """attraction * (1 - mean cosine of views and their image's mean) - coding rate.
 
-        Logs both terms, the share of the first views whose most similar second view is of the same image, and a
-        guess's.
+        Logs both terms, the share of the first views whose most similar second view is of the same image, and that of
+        a guess.
         """
         z = self.embeddings(*views)  # [V * B, E]
         with torch.autocast(z.device.type, enabled=False):  # sums over the batch are too coarse in bf16

@@ -1,4 +1,4 @@
-"""What pretraining asks of a method. One file a method; the loop and the recipes know no more of it than this."""
+"""The interface of a pretraining method, and all that the training loop and the commands know of it."""
 
 from abc import ABC, abstractmethod
 
@@ -9,12 +9,12 @@ from selfie_cli.training.distributed import Group
 
 
 class Method(nn.Module, ABC):
-    """A network to pretrain with everything that trains it.
+    """A network to pretrain, with everything that trains it.
 
-    `image_size` is the side in pixels of what `augment` gives. `encoder` is the network that is pretrained: images
-    float [B, 3, s, s], normalized -> feature maps [B, D, h, w]. `compares_images` says that the loss tells the images
-    of a batch from each other: then the batch, and what batch norm makes of it, are part of the task. `group` are the
-    processes whose images make a batch together.
+    image_size: side of the images that `augment` gives, in pixels. encoder: the network that is pretrained, from images
+    float [B, 3, s, s], normalized, to feature maps [B, D, h, w]. compares_images: whether the loss compares the images
+    of a batch with each other; then the batch and its batch-norm statistics are part of the task. group: the processes
+    whose images make a batch together.
     """
 
     image_size: int
@@ -24,25 +24,25 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """The random numbers of a step: tensors on the CPU, a row an image."""
+        """The random numbers of a step: tensors on the CPU, one row per image."""
 
     @abstractmethod
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, ...]:
-        """Stored pixels, uint8 [B, S, S, 3], and what was drawn for these images -> what `loss` takes."""
+        """Stored pixels, uint8 [B, S, S, 3], and the rows that `draw` gave for them -> the arguments of `loss`."""
 
     @abstractmethod
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss, and detached scalars to log. Draws nothing but dropout, so it can be compiled.
+        """The mean loss, and detached scalars to log. It draws no random numbers but dropout's, so it can be compiled.
 
-        Where the method has a pretext accuracy, they hold it as `pretext_accuracy` (0..1), and a guess's as `chance`.
+        If the method has a pretext accuracy, it is logged as `pretext_accuracy` (0..1), and a guess's as `chance`.
         """
 
     @abstractmethod
     def embeddings(self, images: Tensor) -> Tensor:
-        """What the loss compares, of images float [B, 3, s, s]: [B, D]. If these are all alike, nothing is learnt."""
+        """The vectors that the loss compares, for images float [B, 3, s, s]: [B, D]. If all are alike, it collapsed."""
 
     def after_step(self, done: float) -> None:
-        """Called behind every step of the optimizer; `done` is the share of the training that lies behind, 0..1."""
+        """Called after each step of the optimizer; `done` is the finished share of the training, 0..1."""
 
     def export(self) -> dict[str, Tensor]:
         """The weights that are kept when pretraining ends."""

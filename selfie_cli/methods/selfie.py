@@ -60,12 +60,12 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return 1 / self.num_masked
 
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """What `draw_crops` gives, and the places to hide and to see."""
+        """See `draw_crops` and `draw_masks`."""
         crops = draw_crops(num_images, self.image_size, generator, flip=self.flip, min_crop=self.min_crop)
         return crops, *self.draw_masks(num_images, generator)
 
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """uint8 [B, S, S, 3] -> float32 [B, 3, s, s], and the places to hide and to see as they were drawn."""
+        """uint8 [B, S, S, 3] -> float32 [B, 3, s, s], and the places to hide and to see."""
         crops, masked, visible = draws
         return training_view(pixels, crops, self.image_size), masked, visible
 
@@ -92,10 +92,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return self.patch_vectors(images).mean(dim=1)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross entropy over all hidden places of all images; logs the share that is picked right.
-
-        Takes what `augment` gives.
-        """
+        """Mean cross entropy over all hidden places of all images; logs the share of right picks."""
         logits = self.logits(*views).float()
         right = torch.arange(self.num_masked, device=logits.device).expand(logits.shape[0], -1)
         loss = F.cross_entropy(logits.flatten(0, 1), right.flatten())

@@ -28,7 +28,7 @@ class SimCLR(JointEmbedding):
         self.temperature = temperature
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """NT-Xent over every pair of views of an image, as `nt_xent` has it. Takes what `augment` gives."""
+        """NT-Xent over every pair of views of an image."""
         return nt_xent(self.embeddings(*views), self.num_views, self.temperature, self.group)
 
 
@@ -38,7 +38,7 @@ def nt_xent(z: Tensor, num_views: int, temperature: float, group: Group) -> tupl
     z: the projections [V * B, D], the first view of every image first. The positives of a view are the other views of
     its image, its negatives all views of the other images of all processes. With two views this is the paper's loss.
 
-    Logs the share of the views whose most similar view is of the same image, and a guess's.
+    Logs the share of the views whose most similar view is of the same image, and that of a guess.
     """
     with torch.autocast(z.device.type, enabled=False):  # divided by a small temperature, bf16 is too coarse
         z = F.normalize(z.float(), dim=1)

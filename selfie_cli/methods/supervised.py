@@ -1,4 +1,4 @@
-"""Cross entropy on labels: what finetuning and its baseline train with."""
+"""Cross entropy on labels, for finetuning and its baseline."""
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
@@ -15,16 +15,16 @@ class Supervised:
         self.min_crop = min_crop
 
     def draw(self, num_images: int, generator: Generator) -> Tensor:
-        """What `draw_crops` gives."""
+        """See `draw_crops`."""
         return draw_crops(num_images, self.image_size, generator, flip=True, min_crop=self.min_crop)
 
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [B, S, S, 3], labels int64 [B] and what was drawn -> images float32 [B, 3, s, s], and the labels."""
+        """uint8 [B, S, S, 3], labels int64 [B] and draws -> images float32 [B, 3, s, s], and the labels."""
         labels, crops = draws
         return training_view(pixels, crops, self.image_size), labels
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean cross entropy of images [B, 3, s, s] and labels [B]; logs the share that is classified right."""
+        """The mean cross entropy of images [B, 3, s, s] and labels [B]; logs the training accuracy."""
         images, labels = views
         logits = self.classifier(images).float()
         accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()

@@ -69,7 +69,7 @@ class AttentionPooling(nn.Module):
 
 
 class Positions(nn.Module):
-    """Learned position embeddings of a g x g grid: a vector a place, or the sum of one a row and one a column."""
+    """Learned position embeddings of a g x g grid: one per place, or the sum of one per row and one per column."""
 
     def __init__(self, grid: int, width: int, *, factorized: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A whole ResNet with a linear classifier: what finetuning trains and predict uses."""
+"""A whole ResNet with a linear classifier, for finetuning and predict."""
 
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         return logits
 
     def take_over(self, pretrained: dict[str, Tensor]) -> None:
-        """Start from the state of a pretrained network's three or four stages; the rest stays as it was drawn.
+        """Start from the state of a pretrained network's three or four stages; the rest keeps its random weights.
 
         Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape.
         """

@@ -1,4 +1,4 @@
-"""The network that methods on views pretrain, and the head that they train it behind."""
+"""The network that methods on views pretrain, and the head behind which they train it."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from selfie_cli.models.resnet import Stem, resnet
 
 
 class Encoder(nn.Module):
-    """Three or four stages on whole images and average pooling: the part of a run on views that is kept."""
+    """Three or four stages on whole images and average pooling: the part that a run on views keeps."""
 
     def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Convolution below, attention above: what Selfie pretrains, and the paper's own way to finetune it (Trinh, Luong, Le
-2019, section 3.2).
+"""Convolution below, attention above: the network that Selfie pretrains, and the paper's way to finetune
+it (Trinh, Luong, Le 2019, section 3.2).
 
 B  images      N  patches an image      D  width of the third stage      C  classes      S  image side in pixels
 """
@@ -75,7 +75,7 @@ class Hybrid(PatchEncoder):
         return logits
 
     def take_over(self, pretrained: dict[str, Tensor]) -> None:
-        """Start P, A and the positions from a Selfie's state; the rest stays as it was drawn, and what only
+        """Start P, A and the positions from a Selfie's state; the rest keeps its random weights, and what only
         pretraining needs is left out.
 
         Raises RuntimeError if a tensor is missing or of another shape.

@@ -19,7 +19,7 @@ def cut(images: Tensor, patch_size: int) -> Tensor:
 
 
 def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) -> Tensor:
-    """A vector for each patch of images [B, 3, S, S], by a `network` that gives feature maps [..., D, h, w]: [B, N, D].
+    """A vector per patch of images [B, 3, S, S], by a `network` that gives feature maps [..., D, h, w]: [B, N, D].
 
     `apart` cuts first, shows the network each patch by itself and averages over space, as in the paper. Otherwise it
     sees whole images, and its maps are averaged within each patch's cell.
@@ -38,8 +38,8 @@ def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) 
 def random_masks(scores: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
     """Split the places of each image by its own random scores [B, N] into masked [B, K] and visible [B, N - K].
 
-    Both are int64 indices of places. The masked ones are the K lowest scores in no particular order, so no place in
-    the list says anything about where a patch came from.
+    Both are int64 indices of places. The masked ones are the K lowest scores in no particular order, so a position
+    in the list does not tell where a patch came from.
     """
     order = scores.argsort(dim=1)
     return order[:, :num_masked], order[:, num_masked:]
@@ -51,5 +51,5 @@ def gather_places(vectors: Tensor, places: Tensor) -> Tensor:
 
 
 def num_masked(num_patches: int, mask_ratio: float) -> int:
-    """How many patches are hidden: at least two, so that there is a choice, and at least one stays visible."""
+    """Number of hidden patches: at least two, so that there is a choice; at least one stays visible."""
     return max(2, min(num_patches - 1, round(num_patches * mask_ratio)))

@@ -1,4 +1,4 @@
-"""Networks as others hold them: under the names of timm and torchvision, and as an ONNX graph."""
+"""Networks for other libraries: under the names of timm and torchvision, and as an ONNX graph."""
 
 import warnings
 from typing import Any
@@ -10,13 +10,13 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.lean import folded, for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
 
-# Which of our networks, with a 7x7 stem, each library has under the same name and with the same tensors.
+# Our networks that each library has under the same name and with the same tensors, given a 7x7 stem.
 KNOWN_TO = {"timm": ("resnetv2_50", "resnetv2_18", *TORCHVISION), "torchvision": tuple(TORCHVISION)}
 OPSET = 18  # what torch writes without converting
 
 
 def why_not(derived: dict[str, Any], library: str) -> str | None:
-    """Why a library has no place for a run's network, from what the run's config says; None if it has one."""
+    """The reason why a library has no network like a run's, by the run's config; None if it has one."""
     backbone, stem = derived.get("backbone"), derived.get("stem")
     if library not in KNOWN_TO:
         return None
@@ -69,15 +69,14 @@ class FeaturesAndProbabilities(nn.Module):
 def as_onnx(network: ResNet | AnyClassifier, *, image_size: int, metadata: dict[str, str], producer: str) -> bytes:
     """An ONNX file, float32: `images` [batch, 3, s, s] to what `FeaturesAndProbabilities` gives, for any batch.
 
-    torch notes at every operator where in whose files it was called; that is taken out. Needs the packages onnx and
-    onnxscript.
+    torch adds the source file of every operator; that is removed. Needs the packages onnx and onnxscript.
     """
     import onnx
 
     module = FeaturesAndProbabilities(network.eval()).eval()
     example = torch.zeros(2, 3, image_size, image_size)  # of one image, a batch would be taken for fixed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's are of its own future
+        warnings.simplefilter("ignore")  # the exporter's are about its own future
         program = torch.onnx.export(
             module,
             (example,),

@@ -1,7 +1,7 @@
 """ResNets as feature extractors: any number of stages, two stems, pre-activation or torchvision's own.
 
     B  images (or patches folded into the batch)      H, W  their height and width
-    C  channels of the last stage that is there       h, w  the feature map's height and width
+    C  channels of the last stage                     h, w  the feature map's height and width
 
 Pre-activation networks are those of He et al. 2016, "Identity mappings in deep residual networks". Module names follow
 the ones that timm uses for the same networks, so that whole networks fit there.
@@ -19,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 Stem = Literal["3x3", "7x7"]
 
-# name: (bottleneck blocks?, blocks a stage, base width)
+# name: (bottleneck blocks?, blocks per stage, base width)
 PREACTIVATION = {
     "resnetv2_50": (True, (3, 4, 6, 3), 64),
     "resnetv2_18": (False, (2, 2, 2, 2), 64),
     "resnetv2_18_w16": (False, (2, 2, 2, 2), 16),
     "resnetv2_10_w32": (False, (1, 1, 1, 1), 32),
 }
-# name: (bottleneck blocks?, blocks a stage)
+# name: (bottleneck blocks?, blocks per stage)
 TORCHVISION = {"resnet18": (False, (2, 2, 2, 2)), "resnet50": (True, (3, 4, 6, 3))}
 
 
@@ -67,8 +67,9 @@ class PreActivationBlock(nn.Module):
 
 
 class Stages(nn.Module):
-    """A row of stages. If `checkpointed`, only what enters a stage is kept for the backward pass, which computes the
-    rest again (Chen et al. 2016, "Training deep nets with sublinear memory cost"): a third more work, far less memory.
+    """A sequence of stages. If `checkpointed`, only each stage's input is kept for the backward pass, which computes
+    the rest again (Chen et al. 2016, "Training deep nets with sublinear memory cost"): a third more work, far less
+    memory.
     """
 
     checkpointed = False
@@ -77,7 +78,7 @@ class Stages(nn.Module):
         """Maps [B, C, H, W] -> [B, C', h, w]."""
         if not (self.checkpointed and torch.is_grad_enabled()):
             return stage(x)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():  # what changes statistics is no part of what is computed again
+        if torch.compiler.is_compiling():  # compiled, the second pass leaves statistics alone
             return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         again = functools.partial(statistics_kept, stage)
         return checkpoint(  # type: ignore[no-any-return]
@@ -87,7 +88,7 @@ class Stages(nn.Module):
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """What runs within leaves batch norms' running statistics as they are: they have seen this batch already."""
+    """Within, batch norms leave their running statistics as they are: they have seen this batch already."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
     for layer in norms:
@@ -165,7 +166,7 @@ class TorchvisionBlock(nn.Module):
 class TorchvisionResNet(Stages):
     """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names.
 
-    Written out here: to import them from there takes as long as to import torch.
+    Written out here, since importing torchvision takes about as long as importing torch.
     """
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
@@ -201,7 +202,7 @@ def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -
     """A freshly initialized network that maps images [B, 3, H, W] (float, normalized) to feature maps [B, C, h, w].
 
     Convolutions start from He et al.'s normal distribution over the fan-out, batch norms from 1 and 0. `final_norm`
-    concerns pre-activation networks, the others end in a ReLU anyway. Weights are laid out channels-last.
+    has no effect on torchvision's networks, which end in a ReLU anyway. Weights are laid out channels-last.
 
     Raises ValueError for an unknown name or stem.
     """
