@@ -1,4 +1,4 @@
-"""How long, how fast, in which order."""
+"""The length of a training, its learning rate, its seeds, and the order of its images."""
 
 import math
 import re
@@ -10,12 +10,11 @@ from torch import Tensor
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import UsageError
 
-MOST_SECONDS = 1e9
-"""Of a budget, 30 years."""
+MOST_SECONDS = 1e9  # of a budget: 30 years
 
 
 def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
-    """Share of the maximum learning rate at a step (0-based): linear up over `warmup` steps, then a cosine to 0.
+    """Share of the maximum learning rate at a step (0-based): linear over `warmup` steps, then a cosine to 0.
 
     A run shorter than two warm-ups warms up over half of its length.
     """
@@ -26,13 +25,13 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
 
 
 def check_length(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
-    """Raises UsageError if more than one length is given, or the budget is no time, or nothing may depend on time."""
+    """Raise UsageError for more than one length, a budget that is no time, or a budget in a deterministic run."""
     if budget is not None and deterministic:
-        raise UsageError("--budget goes by measured time, never the same twice: with --deterministic give --steps")
+        raise UsageError("--budget depends on measured speed: with --deterministic give --steps")
     if sum(length is not None for length in (steps, epochs, budget)) > 1:
         raise UsageError("give one length: --steps, --epochs or --budget")
     if budget is not None:
-        seconds(budget)
+        budget_seconds(budget)
 
 
 def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch_size: int) -> int:
@@ -44,7 +43,7 @@ def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch
     return min(120_000, max(2_000, round(100 * num_images / batch_size)))
 
 
-def seconds(budget: str) -> float:
+def budget_seconds(budget: str) -> float:
     """'90s', '20m', '2h' or '1.5h' in seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", budget)
     found = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0
@@ -54,12 +53,12 @@ def seconds(budget: str) -> float:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A 63-bit seed for what one process draws in one step."""
+    """A 63-bit seed for the random numbers of one step in one process."""
     return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """For what is drawn for the images of one step, the same in all processes."""
+    """For the random numbers of the images of one step, the same in all processes."""
     return torch.Generator().manual_seed(step_seed(seed, step))
 
 
@@ -69,13 +68,13 @@ IMAGE_ORDER = 2
 
 
 class SampleOrder:
-    """Which images a step sees: in each epoch a new shuffle of all images, cut into whole batches.
+    """The images of each step: in each epoch a new shuffle of all images, cut into whole batches.
 
-    A function of (seed, step), so a run can be resumed anywhere. No image is in a batch twice: the images that are left
-    over at the end of an epoch, fewer than a batch, wait for the next one. A set smaller than a batch comes several
-    times in it, every image equally often.
+    A function of (seed, step), so a run can be resumed anywhere. No image is in a batch twice: images left over at the
+    end of an epoch, fewer than a batch, wait for the next one. A set smaller than a batch comes several times in it,
+    each image equally often.
 
-    With `block` > 1, for images that are read from a stream: `batch` gives the part of process `rank` of `world`. An
+    With `block` > 1, for images that are read from a stream, `batch` gives the part of process `rank` of `world`. An
     epoch shuffles blocks of neighbours, deals them out, and shuffles the images of 32 blocks of a process at a time.
     Within an epoch no image comes twice, in any process, and all processes have the same number of images, so that
     their epochs end at the same step. With more than one process, fewer than 2 x (`world` - 1) blocks are left out,
@@ -96,7 +95,7 @@ class SampleOrder:
         world: int = 1,
         version: int = IMAGE_ORDER,
     ) -> None:
-        """batch_size: of all processes together. Raises ValueError if they cannot share it equally."""
+        """`batch_size` is that of all processes together. Raises ValueError if they cannot share it equally."""
         self.streamed = block > 1
         self.num_images = num_images
         self.seed = seed
@@ -114,7 +113,7 @@ class SampleOrder:
 
     def _cut_blocks(self, block: int) -> None:
         self.block, self.num_blocks = block, -(-self.num_images // block)
-        # That of a process with the fewest blocks, with the last one among them, which may be cut short.
+        # The length for a process with the fewest blocks, the last one among them, which may be cut short.
         self.epoch_length = self.num_blocks // self.world * block - (self.num_blocks * block - self.num_images)
 
     def batch(self, step: int) -> Tensor:

@@ -41,7 +41,7 @@ from selfie_cli.reporting.page import Page
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
-from selfie_cli.training.loop import cut_metrics
+from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
 
 Mutation = Callable[[bytes, random.Random], bytes]
