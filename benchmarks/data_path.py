@@ -21,13 +21,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from selfie_cli.data import augment
+from selfie_cli.data.batches import Prefetch, SampleOrder
 from selfie_cli.data.mapped import MappedStore
-from selfie_cli.data.prefetch import ReadAhead
 from selfie_cli.data.sources import Files
 from selfie_cli.data.store import Store, read_store, storage_size
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import keep_freed_memory, num_cores
-from selfie_cli.training.schedule import SampleOrder
 
 BATCH = 64
 PASSES = 2
@@ -66,7 +65,7 @@ def from_files(store: MappedStore, size: int) -> Iterator[Tensor]:
     """A pass as `selfie pretrain` reads sets too large to keep: decoded when asked for, two batches ahead."""
     generator = torch.Generator().manual_seed(0)
     order = SampleOrder(len(store), BATCH, seed=0)
-    with ReadAhead(lambda step: (store.take(order.batch(step)),)) as batch_of:
+    with Prefetch(lambda step: (store.take(order.batch(step)),)) as batch_of:
         for step in range(len(store) // BATCH):
             yield augment.normalize(cropped(*batch_of(step), size, generator))
 

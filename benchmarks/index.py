@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 import measure
 import torch
 
+from selfie_cli.data.batches import SampleOrder
 from selfie_cli.data.sources import Files, fingerprint
-from selfie_cli.training.schedule import SampleOrder
 
 BATCH = 512
 

@@ -24,7 +24,7 @@ from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import RANGE_SAMPLE
+from selfie_cli.inference.precision import CALIBRATION
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.talk import Talk
 
@@ -83,7 +83,7 @@ def main() -> None:
     lines = measure.Lines("int8", a.results)
     torch.set_num_threads(1)
     photos, num_classes = parts(a.photos, 224, a.images)
-    sample = photos[0][0][:RANGE_SAMPLE]
+    sample = photos[0][0][:CALIBRATION]
     for backbone in a.backbones.split(","):
         torch.manual_seed(0)
         three = in_three(Network(Encoder(backbone, stem="7x7").eval(), 224, "whole"), sample)
@@ -105,7 +105,7 @@ def main() -> None:
         network = networks.load_network(runs.open_run(a.run), features=None, device=torch.device("cpu"))
         split, num_classes = parts(a.dataset, network.image_size, 10 * a.images)
         exact = {}
-        for name, lean in in_three(network, split[0][0][:RANGE_SAMPLE]).items():
+        for name, lean in in_three(network, split[0][0][:CALIBRATION]).items():
             found = judged(lean, exact, split, num_classes)
             lines.add(f"{a.run} on {a.dataset.name}, {name}", found["knn_accuracy"], "kNN accuracy", **found)
 

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.sources import Array, Folder
+from selfie_cli.data.batches import step_generator
+from selfie_cli.data.folders import Folder
+from selfie_cli.data.sources import Array
 from selfie_cli.data.store import read_store
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
@@ -36,7 +38,7 @@ from selfie_cli.models.resnet import ResNet
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.talk import Talk
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import cosine_with_warmup, step_generator
+from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.step import Step
 from selfie_cli.weights import load_weights, save_weights
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.batches import Prefetch, step_generator
+from selfie_cli.data.folders import Folder
 from selfie_cli.data.mapped import open_store
-from selfie_cli.data.prefetch import ReadAhead
-from selfie_cli.data.sources import Array, Folder, Source
+from selfie_cli.data.sources import Array, Source
 from selfie_cli.data.store import storage_size
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
@@ -24,7 +25,6 @@ from selfie_cli.pretraining.task import batches
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import num_cores
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import step_generator
 from selfie_cli.training.step import Step
 
 # Bytes that a step moves for an image, by SPEED.md's model: 16 passes over the activations in bf16, of which there are
@@ -104,7 +104,7 @@ def pretraining(
     if photos is None:
         return Training(step, lambda number: (pixels, *task.draw(batch_size, step_generator(0, number))))
     store = open_store(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
-    return Training(step, ReadAhead(batches(store, task, derived, 0), device=torch.device(device)))
+    return Training(step, Prefetch(batches(store, task, derived, 0), device=torch.device(device)))
 
 
 def finetuning(

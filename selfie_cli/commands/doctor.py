@@ -1,4 +1,4 @@
-"""selfie doctor: images looked at before training on them, and what this machine makes of them."""
+"""selfie doctor: check images before training on them, and estimate the time of pretraining on this machine."""
 
 import dataclasses
 import itertools
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
 from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
-from selfie_cli.data.inspection import inspect_all
+from selfie_cli.data.inspection import Inspected, inspect_all
 from selfie_cli.data.labelled import assemble, is_named, open_pieces
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.mapped import is_small, store_folder
@@ -35,8 +36,10 @@ from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, num_cores, prepare
 from selfie_cli.training.schedule import num_steps
 
-PATIENCE = 3600  # seconds of pretraining above which the small network is measured as well; where pretrain hints at it
-BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")  # the default, and what suits a laptop
+LONG_TRAINING = 3600
+"""Seconds of pretraining above which the small network is timed as well."""
+BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")
+"""The default network, and the one for laptops."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Bytes where nothing else is said. `disk` is what is free where decoded images are kept."""
+    """This machine. `gpu_memory`, `memory`, `shared_memory` and `disk`, free where images are cached, are in bytes."""
 
     cores: int
     device: str
@@ -64,8 +67,8 @@ class Machine:
 class Plan:
     """What `selfie pretrain` would do here.
 
-    reading: seconds before the first step. seconds: those of all steps; None if nothing was timed.
-    pixels: bytes of all decoded images.
+    reading: seconds before the first step. seconds: time of all steps, None if not measured. pixels: bytes of all
+    decoded images.
     """
 
     command: str
@@ -82,9 +85,12 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkup:
-    """What `doctor` found. `images` and `classes` are by part ("train", "test", ...; "" where there are none);
-    `images_per_second` is the speed at which `workers` threads read and decode."""
+class Diagnosis:
+    """The result of `doctor`; `--json` prints it.
+
+    `images` and `classes` are by part ("train", "test", ...; "" if there are no parts). `images_per_second` is the
+    speed at which `workers` threads read and decode.
+    """
 
     data: list[str]
     healthy: bool
@@ -104,50 +110,33 @@ class Checkup:
     plans: list[Plan]
 
 
-def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
-    """Look at every image of `options.data`, once, and at this machine. Nothing is written."""
+def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
+    """Look at every image of `options.data` once, and at this machine. Write nothing."""
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     if group().world > 1:
-        raise UsageError("doctor looks at one machine by itself: start it without torchrun")
+        raise UsageError("doctor checks one machine: start it without torchrun")
     device = prepare(options.device)
     workers = options.workers or num_cores()
     try:
         opened = open_parts(options, talk)
     except DataError as error:
         opened = Opened(parts={"": Files()}, labels=[], left_out=LeftOut(), refusal=error)
-    parts = opened.parts
-    train = next(iter(parts.values()))
-    image_size = sized(train)
-    source = Joined(list(parts.values()))
-    seen = inspect_all(source, size=storage_size(image_size), workers=workers, talk=talk)
-
-    found = Examination(parts, opened.labels, seen)
+    train = next(iter(opened.parts.values()))
+    image_size = size_for(train)
+    seen = inspect_all(Joined(list(opened.parts.values())), size=storage_size(image_size), workers=workers, talk=talk)
+    found = examine(opened, seen, options, image_size, workers, talk)
     readable = Subset(train, found.good_of(found.train))
-    if not len(source):
-        found.add("no images", str(opened.refusal), [(", ".join(options.data), "")], problem=True)
-    elif refusal := opened.refusal or found.unreadable_part():
-        unlabelled = isinstance(refusal, Unlabelled)
-        found.add("finetune stops", str(refusal), [(", ".join(options.data), "")], problem=not unlabelled)
-    found.add("finetune warns", "of how it reads the folders", [(line, "") for line in opened.warned])
-    found.look_for_bad(options.max_bad)
-    few = [(f"{len(readable)} of {len(train)}", "can be read")] if len(train) and len(readable) < 2 else []
-    found.add("too few images", "pretraining needs two at least", few, problem=True)
-    found.look_at_classes()
-    found.look_for_copies(workers, talk)
-    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
-    found.look_at_left_out(opened.left_out)
     speed = len(found.good) / seen.seconds
     plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []
-
     records = seen.records[found.good]
     formats = Counter(FORMATS[each] if each >= 0 else "pixels" for each in records["format"].tolist())
-    return Checkup(
+    return Diagnosis(
         data=list(options.data),
         healthy=not found.problems,
         problems=found.problems,
         remarks=found.remarks,
-        images={part: len(each) for part, each in parts.items()},
+        images={part: len(each) for part, each in opened.parts.items()},
         classes={part: dict(sorted(counts.items())) for part, counts in found.classes.items()},
         formats=dict(formats.most_common()),
         short_side=spread(np.minimum(records["width"], records["height"])),
@@ -162,22 +151,12 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
     )
 
 
-class Noting(Talk):
-    """Keeps what is warned of."""
-
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The images that pretraining reads, first, and the parts that are kept for evaluation.
+    """The images that pretraining reads, as the first part, and the parts kept for evaluation.
 
-    labels: of each image its class, "" outside the folders of the classes, None without any. refusal: why finetune
-    stops. warned: what it would warn of.
+    labels: the class of each image, "" outside the class folders, None without classes. refusal: the error with which
+    finetune would stop. warned: the warnings that finetune would print.
     """
 
     parts: dict[str, Source]
@@ -187,22 +166,32 @@ class Opened:
     warned: Sequence[str] = ()
 
 
+class Warnings(Talk):
+    """Keeps warnings instead of printing them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
-    """Open the data as pretrain does and, if it is one set, as finetune does. Raises DataError as pretrain does."""
+    """Open the data as pretrain does and, if it is one set, as finetune does. Raise DataError as pretrain does."""
     root, offline, one = Path(options.data_root), options.offline, options.data[0]
     read = open_unlabelled(options.data, data_root=root, offline=offline, talk=talk)
     unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
     if len(options.data) > 1 or is_named(one, root):
         return unlabelled
-    noting = Noting()
+    warnings = Warnings()
     try:
-        pieces = open_pieces(one, data_root=root, offline=offline, talk=noting)
+        pieces = open_pieces(one, data_root=root, offline=offline, talk=warnings)
         made = {part: piece() for part, piece in pieces.parts.items()}
     except DataError as error:
         return dataclasses.replace(unlabelled, refusal=error)
     first = made.pop("train", None) or made.pop("all")
     labels = list(first.texts)
-    if len(labels) != len(read):  # finetune takes others: parts without labels, say
+    if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
         known = dict(zip(first.source.names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
     parts = {"train" if made else "": read} | {part: piece.source for part, piece in made.items()}
@@ -212,11 +201,33 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
         assemble(pieces, talk)
     except DataError as error:
         refusal = error
-    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=noting.warned)
+    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=warnings.lines)
 
 
-def sized(source: Source) -> int:
-    """The image size that pretrain takes; where it finds nothing that can be read, the smallest."""
+def examine(
+    opened: Opened, seen: Inspected, options: DoctorOptions, image_size: int, workers: int, talk: Talk
+) -> Examination:
+    """Collect the findings about the images."""
+    found = Examination(opened.parts, opened.labels, seen)
+    data = [(", ".join(options.data), "")]
+    num_train, num_readable = len(next(iter(opened.parts.values()))), len(found.good_of(found.train))
+    if not any(map(len, opened.parts.values())):
+        found.add("no images", str(opened.refusal), data, problem=True)
+    elif refusal := opened.refusal or found.unreadable_part():
+        found.add("finetune stops", str(refusal), data, problem=not isinstance(refusal, Unlabelled))
+    found.add("finetune warns", "about the way it reads the folders", [(line, "") for line in opened.warned])
+    found.look_for_bad(options.max_bad)
+    few = [(f"{num_readable} of {num_train}", "readable")] if num_train and num_readable < 2 else []
+    found.add("too few images", "pretraining needs at least two", few, problem=True)
+    found.look_at_classes()
+    found.look_for_copies(workers, talk)
+    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
+    found.look_at_left_out(opened.left_out)
+    return found
+
+
+def size_for(source: Source) -> int:
+    """Return the image size that pretrain would choose; the smallest if no image can be read."""
     try:
         return suggested_size(source) if len(source) else 32
     except DataError:
@@ -245,51 +256,71 @@ def machine(device: torch.device) -> Machine:
 def plans_for(
     options: DoctorOptions, source: Source, image_size: int, speed: float, device: torch.device, talk: Talk
 ) -> list[Plan]:
-    """What pretraining does by default, and if that takes long, the same with the small network; timed on some of the
-    images, two at least, as pretraining does it itself."""
-    size = storage_size(image_size)
-    pixels = len(source) * size * size * 3
-    in_memory, store = is_small(source, size), store_folder(None)
-    keeps_all = store is not None and pixels <= min(MOST, disk_usage(nearest(store)).free // 2)
+    """Return the plan of pretraining with default options and, if that takes long, one with the small network."""
     plans: list[Plan] = []
     for backbone in [options.backbone] if options.backbone else BACKBONES:
-        asked = {name: getattr(options, name) for name in ("data_root", "offline", "device", "precision", "workers")}
-        pretraining = PretrainOptions(data=options.data, image_size=image_size, backbone=backbone, **asked)
-        derived = derive(pretraining, source)
-        batch_size = derived["batch_size"]
-        steps = num_steps(steps=None, epochs=None, num_images=len(source), batch_size=batch_size)
-        seconds = None
-        if options.time:
-            talk.say(f"taking some steps: {backbone} at {image_size} px, batch {batch_size}")
-            count = min(batch_size, len(source))  # neighbours where they lie together, else from all over
-            rows = np.arange(count) if source.block > 1 else np.linspace(0, len(source) - 1, count).astype(np.int64)
-            workers = options.workers or num_cores()
-            sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-            method, step = make_step(derived, pretraining, device, Talk())
-            batch = on_device(batches(sample, method, derived, 0)(0), device)
-            pace = Pace(fit_to_machine(step, method, batch, pretraining, derived, talk))
-            if not in_memory:
-                epoch = round(len(source) / batch_size)
-                pace = decoding_pace(pace.later, batch_size / speed, keeps_all, epoch, device)
-            seconds = pace.seconds(steps)
-        given = {**asked, "backbone": backbone}
-        flags = [(flag_of(name), value) for name, value in given.items() if value != getattr(PretrainOptions(), name)]
-        words = [word for flag, value in flags for word in ([flag] if value is True else [flag, str(value)])]
-        plans.append(
-            Plan(
-                command=shlex.join(["selfie", "pretrain", *options.data, *words]),
-                backbone=backbone,
-                image_size=image_size,
-                batch_size=batch_size,
-                micro_batch=derived.get("micro_batch"),
-                precision=derived.get("precision"),
-                steps=steps,
-                seconds=seconds,
-                reading=len(source) / speed if in_memory else 0.0,
-                pixels=pixels,
-                in_memory=in_memory,
-            )
-        )
-        if seconds is None or seconds <= PATIENCE:
+        plan = plan_for(options, backbone, source, image_size, speed, device, talk)
+        plans.append(plan)
+        if plan.seconds is None or plan.seconds <= LONG_TRAINING:
             break
     return plans
+
+
+def plan_for(
+    options: DoctorOptions,
+    backbone: Backbone,
+    source: Source,
+    image_size: int,
+    speed: float,
+    device: torch.device,
+    talk: Talk,
+) -> Plan:
+    """Return the plan for one network. `speed` is that of decoding, in images per second."""
+    given = {name: getattr(options, name) for name in ("data_root", "offline", "device", "precision", "workers")}
+    given["backbone"] = backbone
+    pretraining = PretrainOptions(data=options.data, image_size=image_size, **given)
+    derived = derive(pretraining, source)
+    steps = num_steps(steps=None, epochs=None, num_images=len(source), batch_size=derived["batch_size"])
+    pace = measure_pace(pretraining, derived, source, speed, device, talk) if options.time else None
+    size = storage_size(image_size)
+    in_memory = is_small(source, size)
+    words = ["selfie", "pretrain", *options.data]
+    for name, value in given.items():
+        if value != getattr(PretrainOptions(), name):
+            words += [flag_of(name)] if value is True else [flag_of(name), str(value)]
+    return Plan(
+        command=shlex.join(words),
+        backbone=backbone,
+        image_size=image_size,
+        batch_size=derived["batch_size"],
+        micro_batch=derived.get("micro_batch"),
+        precision=derived.get("precision"),
+        steps=steps,
+        seconds=pace.seconds(steps) if pace else None,
+        reading=len(source) / speed if in_memory else 0.0,
+        pixels=len(source) * size * size * 3,
+        in_memory=in_memory,
+    )
+
+
+def measure_pace(
+    options: PretrainOptions, derived: dict[str, Any], source: Source, speed: float, device: torch.device, talk: Talk
+) -> Pace:
+    """Time a few steps on some of the images, as pretrain does, and note micro-batch and precision in `derived`."""
+    image_size, batch_size = derived["image_size"], derived["batch_size"]
+    talk.say(f"timing a few steps: {options.backbone} at {image_size} px, batch {batch_size}")
+    count = min(batch_size, len(source))
+    # Neighbours if they share a block that is read as a whole, else images from all over.
+    rows = np.arange(count) if source.block > 1 else np.linspace(0, len(source) - 1, count).astype(np.int64)
+    size = storage_size(image_size)
+    workers = options.workers or num_cores()
+    sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
+    method, step = make_step(derived, device, seed=0, compile="auto", deterministic=False, talk=Talk())
+    batch = on_device(batches(sample, method, derived, 0)(0), device)
+    fitted = {"micro_batch": None, "precision": options.precision, "deterministic": False}
+    pace = Pace(fit_to_machine(step, method, batch, derived, **fitted, talk=talk))
+    if is_small(source, size):
+        return pace
+    store = store_folder(None)
+    keeps_all = store is not None and len(source) * size * size * 3 <= min(MOST, disk_usage(nearest(store)).free // 2)
+    return decoding_pace(pace.later, batch_size / speed, keeps_all, round(len(source) / batch_size), device)

@@ -17,6 +17,7 @@ from selfie_cli.comparison.labels import Part, read_parts, take
 from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
@@ -33,7 +34,6 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import precisions, prepare
-from selfie_cli.training.schedule import step_generator, step_seed
 from selfie_cli.training.step import Autocast, autocast
 
 

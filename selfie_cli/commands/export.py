@@ -15,7 +15,7 @@ from selfie_cli.data.store import storage_size
 from selfie_cli.errors import UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference import networks
-from selfie_cli.inference.stream import check_file
+from selfie_cli.inference.outputs import check_file
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.portable import as_onnx, as_whole_network, why_not
 from selfie_cli.models.resnet import PreActivationResNet, ResNet

@@ -1,47 +1,26 @@
 """selfie predict: label and probability for new photos."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from shlex import quote
 from typing import Any
 
 from selfie_cli import runs
 from selfie_cli.config import PredictOptions
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.inference import networks
-from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import (
-    Emit,
-    Result,
-    check_out,
-    conclude,
-    expand,
-    row_writer,
-    run_through,
-)
+from selfie_cli.inference.networks import Network, load_network
+from selfie_cli.inference.outputs import Written, check_out, conclude, row_writer
+from selfie_cli.inference.stream import Job, Stream, named_images
 from selfie_cli.talk import Talk
+from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import prepare
-
-SUFFIXES = (".csv", ".jsonl")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predicted:
-    """The result of `predict`; `--json` prints it. `out` is None where rows went to `emit`. left_out: by kind."""
-
-    out: Path | None
-    images: int
-    unreadable: int
-    left_out: dict[str, int]
 
 
 def predict(
     options: PredictOptions, *, stdin: Iterable[str], emit: Callable[[dict[str, Any]], Any], talk: Talk
-) -> Predicted:
+) -> Written:
     """The likeliest class of every readable image and its probability, in input order."""
-    out = check_out(options, SUFFIXES)
+    out = check_out(options.out, (".csv", ".jsonl"), overwrite=options.overwrite, json=options.json)
     if not options.run:
         raise UsageError("name a finetuned run's folder, then the images")
     run = runs.open_run(options.run, talk=talk)
@@ -52,22 +31,25 @@ def predict(
         )
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
-    names, left_out = expand(options.paths, stdin, talk)
+    names, left_out = named_images(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
-    device = prepare(options.device)
-    network = networks.load_network(run, features=None, device=device)
-
-    @contextlib.contextmanager
-    def opened(precision: str) -> Iterator[Emit]:
-        with contextlib.nullcontext(emit) if out is None else row_writer(out) as write:
-
-            def write_row(result: Result) -> None:
+    network = load_network(run, features=None, device=prepare(options.device))
+    job = Job(
+        names=names,
+        compute=Network.probabilities,
+        what="predicting",
+        precision=options.precision,
+        workers=options.workers,
+        batch_size=options.batch_size,
+        compile=options.compile,
+    )
+    with Stream(job, network, talk) as stream, contextlib.ExitStack() as stack:
+        write = emit
+        if out is not None and group().first:
+            write = stack.enter_context(row_writer(out))
+        for result in stream:
+            if group().first:
                 best = int(result.vector.argmax())
                 probability = round(float(result.vector[best]), 6)
                 write({"path": result.name, "label": classes[best], "probability": probability})
-
-            yield write_row
-
-    bad = run_through(names, network, Network.probabilities, opened, options=options, what="predicting", talk=talk)
-    conclude(bad, len(names), out, left_out=left_out, strict=options.strict, talk=talk)
-    return Predicted(out=out, images=len(names) - len(bad), unreadable=len(bad), left_out=left_out.counts)
+    return conclude(stream.bad, len(names), out, left_out=left_out, strict=options.strict, talk=talk)

@@ -17,7 +17,7 @@ from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
 from selfie_cli.files import followed, write_text
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import check_file
+from selfie_cli.inference.outputs import check_file
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import exhibits

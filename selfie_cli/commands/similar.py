@@ -3,23 +3,22 @@
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from selfie_cli import runs
 from selfie_cli.config import SimilarOptions
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory
-from selfie_cli.data.names import Names
 from selfie_cli.errors import DataError, HubError, RunError, UsageError
 from selfie_cli.hub import is_address
 from selfie_cli.inference import networks
 from selfie_cli.inference.neighbours import Groups, Nearest, join_near, unit
-from selfie_cli.inference.stream import decode, expand
+from selfie_cli.inference.networks import Network
+from selfie_cli.inference.stream import Job, Result, Stream, named_images
 from selfie_cli.inference.vector_files import VectorFile, open_vectors
+from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import prepare
 
@@ -77,74 +76,81 @@ def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Sim
 
 def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk) -> Similar:
     """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
-    names, queries, left_out = embedded(file, options, stdin, talk)
+    queries, left_out = embedded(file, options, stdin, talk)
+    width = len(queries[0].vector)
     begun = time.perf_counter()
-    nearest = Nearest(queries, options.top)
+    nearest = Nearest(np.stack([query.vector for query in queries]), options.top)
     paths: dict[int, str] = {}
     for piece in file.pieces():
-        if queries.shape[1] != (width := piece.vectors.shape[1]):
-            raise UsageError(
-                f"{file.path} holds vectors of {width} numbers, this network's have {queries.shape[1]}: see --from"
-            )
+        if (found := piece.vectors.shape[1]) != width:
+            raise UsageError(f"{file.path} holds vectors of {found} numbers, this network's have {width}: see --from")
         first = nearest.num_seen
         nearest.add(piece.vectors)
-        paths |= {row: piece.names[row - first] for row in set(nearest.rows[nearest.rows >= first].tolist())}
+        paths |= {row: piece.names[row - first] for row in nearest.rows.unique().tolist() if row >= first}
     talk.say(f"{nearest.num_seen:,} vectors searched in {time.perf_counter() - begun:.1f} s")
     answers = []
-    for name, places, values in zip(names, nearest.rows.tolist(), nearest.cosines.tolist(), strict=True):
-        ranked = enumerate(zip(places, values, strict=True), 1)
-        matches = [
-            Match(rank=rank, cosine=round(value, 6), path=paths[row]) for rank, (row, value) in ranked if row >= 0
-        ]
-        answers.append(Answer(query=name, matches=matches))
+    for query, rows, cosines in zip(queries, nearest.rows.tolist(), nearest.cosines.tolist(), strict=True):
+        ranked = enumerate(zip(rows, cosines, strict=True), 1)
+        matches = [Match(rank=rank, cosine=round(cosine, 6), path=paths[row]) for rank, (row, cosine) in ranked]
+        answers.append(Answer(query=query.name, matches=matches))
     return Similar(file=str(file.path), num_vectors=nearest.num_seen, answers=answers, left_out=left_out.counts)
 
 
 def embedded(
     file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk
-) -> tuple[Names, NDArray[np.float32], LeftOut]:
-    """The queries, their vectors, float32 [M, D], by the network that made the file, and what was left out.
+) -> tuple[list[Result], LeftOut]:
+    """The queries' vectors, by the network that made the file, and a record of inputs that are left out.
 
-    Raises UsageError if that is not the network asked for, RunError if it is not there, DataError for a query that
-    cannot be read.
+    Raises UsageError if that is not the network asked for, DataError for a query that cannot be read.
     """
-    made_by: dict[str, Any] = file.about.get("network", {})
+    run = network_of(file, options.from_, talk)
+    features = file.network.get("features") if networks.keeps_patches(run.derived) else None
+    network = networks.load_network(run, features=features, device=prepare(options.device))
+    precision = file.network.get("precision") if options.precision == "auto" else options.precision
+    names, left_out = named_images(options.query, stdin, talk)
+    job = Job(
+        names=names,
+        compute=Network.vectors,
+        what="embedding",
+        precision="bf16" if precision == "bf16" else "fp32",
+        workers=options.workers,
+        compile="off",
+    )
+    with Stream(job, network, talk) as stream:
+        queries = list(stream)
+    if stream.bad:
+        raise DataError(f"{stream.bad[0].name} cannot be read: {stream.bad[0].reason}")
+    return queries, left_out
+
+
+def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
+    """The run whose network made the file, or the one asked for if the file does not say.
+
+    A file may come from a stranger: a network on the Hub is fetched only if the user names it. Raises RunError if the
+    run is not there, UsageError if its weights are not those that made the file.
+    """
+    made_by = file.network
     if not made_by:
         talk.say(f"{file.path} does not say which network made it: taken to be the following")
-    asked = options.from_ or made_by.get("from")
+    asked = from_ or made_by.get("from")
     try:
-        # What a file names is not fetched, only what the user names.
-        run, line = runs.resolve_from(asked, offline=options.from_ is None, talk=talk)
+        run, line = runs.resolve_from(asked, offline=from_ is None, talk=talk)
     except (RunError, HubError) as error:
-        if options.from_ is not None or not made_by:
+        if from_ is not None or not made_by:
             raise
-        hint = (
-            f"give --from {asked} to fetch it" if is_address(str(asked)) else f"say where that is with --from ({error})"
-        )
+        hint = f"say where that is with --from ({error})"
+        if is_address(str(asked)):
+            hint = f"give --from {asked} to fetch it"
         raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
     if run is None:
         raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
     talk.say(line)
-    if made_by and networks.provenance(run, made_by["features"])["sha256"] != made_by["sha256"]:
+    if made_by and networks.digest_of(run) != made_by["sha256"]:
         raise UsageError(
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
             "name those with --from, or embed anew"
         )
-    device = prepare(options.device)
-    features = made_by.get("features") if networks.keeps_patches(run.derived) else None
-    network = networks.load_network(run, features=features, device=device)
-    precision = made_by.get("precision") if options.precision == "auto" else options.precision
-    lean = network.lean(torch.bfloat16 if precision == "bf16" else torch.float32)
-    names, left_out = expand(options.query, stdin, talk)
-    at_once = min(len(names), networks.images_at_once(device, network.image_size))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(names), at_once):
-            pixels, facts, bad = decode(names, range(start, min(start + at_once, len(names))), network, at_once)
-            if bad:
-                raise DataError(f"{bad[0].name} cannot be read: {bad[0].reason}")
-            parts.append(lean.vectors(pixels.to(device)).cpu().numpy()[: len(facts)])
-    return names, np.concatenate(parts), left_out
+    return run
 
 
 def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
@@ -160,15 +166,11 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
         if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
             raise DataError(f"{file.path} does not fit into memory: look for near-duplicates in a part of it at a time")
     vectors = np.concatenate(parts)
-    parts = []
-    same: dict[str, list[int]] = {}
-    for row, digest in enumerate(hashes):
-        if digest is not None:
-            same.setdefault(digest, []).append(row)
     groups = Groups(len(names))
-    for rows in same.values():
-        if len(rows) > 1:
-            groups.join(np.array(rows, np.int64))
+    first_with: dict[str, int] = {}
+    for row, digest in enumerate(hashes):
+        if digest is not None and (first := first_with.setdefault(digest, row)) != row:
+            groups.join(np.array([first, row]))
     with talk.track("comparing", len(names)) as advance:
         join_near(groups, vectors, threshold, lambda done: advance(done, ""))
     shown = []

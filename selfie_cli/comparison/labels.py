@@ -12,9 +12,9 @@ from torch import Tensor
 from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import DataOptions, LabelOptions
 from selfie_cli.data import splits
-from selfie_cli.data.labelled import Labelled, LabelledSplits, open_labelled
+from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.mapped import all_pixels, open_store
-from selfie_cli.data.sources import fingerprint
+from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.store import BadFile, report_bad, storage_size, too_many
 from selfie_cli.errors import RunError, UsageError

@@ -18,8 +18,8 @@ from selfie_cli.comparison.statistics import Convergence, convergence
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.batches import IMAGE_ORDER, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.mapped import SMALL
-from selfie_cli.data.prefetch import ReadAhead
 from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json
@@ -30,9 +30,9 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
-from selfie_cli.training.loop import train
+from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import IMAGE_ORDER, SampleOrder, num_steps, seconds, step_generator, step_seed
+from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import Batch, Step, check_pieces
 
 
@@ -114,15 +114,13 @@ class Trainer:
 
     def batches(self, task: Supervised, part: Part, seed: int, sizes: dict[str, Any]) -> Callable[[int], Batch]:
         """This process's part of the batch of each step."""
-        order = SampleOrder(len(part.labels), self.batch_size, seed, version=sizes["image_order"])
-        mine = group().part(self.batch_size)
+        here, count, version = group(), len(part.labels), sizes["image_order"]
+        order = SampleOrder(count, self.batch_size, seed, rank=here.rank, world=here.world, version=version)
 
-        def batch_of(step: int) -> Batch:
-            rows = order.batch(step)[mine]
-            crops = task.draw(self.batch_size, step_generator(seed, step))[mine]
-            return part.pixels.index_select(0, rows.to(part.pixels.device)), part.labels[rows], crops
+        def take(rows: Tensor) -> Batch:
+            return part.pixels.index_select(0, rows.to(part.pixels.device)), part.labels[rows]
 
-        return batch_of
+        return make_batches(order, take, lambda size, generator: [task.draw(size, generator)])
 
     def plan(self, arms: list[Arm], part: Part, shares: list[Share]) -> tuple[dict[str, Any], list[int]]:
         """A micro-batch and a precision for all arms, and the steps for each share; says how long it will take.
@@ -135,7 +133,7 @@ class Trainer:
         asked, steps, whole = self.options.steps, [], 0.0
         if self.options.budget:
             lengths = sum(an_arm) + len(shares) * checked / 2
-            asked = Pace(len(arms) * seconds_a_step * lengths).steps(seconds(self.options.budget))
+            asked = Pace(len(arms) * seconds_a_step * lengths).steps(budget_seconds(self.options.budget))
         for share, count in zip(shares, an_arm, strict=True):
             steps.append(
                 num_steps(steps=asked, epochs=self.options.epochs, num_images=share.num_labels, batch_size=size)
@@ -268,20 +266,18 @@ class Trainer:
         if labelled.pixels.numel() <= SMALL:  # where it is needed
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
         batches = self.batches(task, labelled, cell.seed, sizes)
-        with ReadAhead(batches, device=self.device, end=cell.steps) as batch_of, begun_anew(run):
+        with Prefetch(batches, device=self.device, end=cell.steps) as batch_of, begun_anew(run):
             warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
-            train(
-                step,
-                batch_of,
+            plan = Plan(
                 folder=run.path / "cells" / cell.name,
-                total=cell.steps,
+                steps=cell.steps,
                 lr=cell.lr,
                 warmup=self.options.warmup_steps,
                 seed=cell.seed,
                 save_every=self.options.save_every,
-                talk=self.talk,
-                what=cell.name,
+                name=cell.name,
                 resume_hint=group().resume_command(run.verb, run.path),
                 tensorboard=self.options.log == "tensorboard",
             )
+            train(step, batch_of, plan, talk=self.talk)
         return module, step

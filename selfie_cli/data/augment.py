@@ -3,7 +3,7 @@
     B  images      S  stored side, s  network's side, both in pixels
 
 Random numbers are few and are drawn apart from the work that they ask for: functions named draw_... give small tensors
-on the CPU, a row an image, from the generator of a step (`training.schedule.step_generator`). So what happens to an
+on the CPU, a row an image, from the generator of a step (`batches.step_generator`). So what happens to an
 image is the same whatever the device, and however a batch is divided among processes or micro-batches.
 """
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from PIL import Image
 
 from selfie_cli.data.images import open_image
-from selfie_cli.data.source import Packed, checked
+from selfie_cli.data.sources import Packed, checked
 from selfie_cli.errors import UnreadableImage
 
 BLOCK = 64

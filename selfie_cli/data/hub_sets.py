@@ -1,32 +1,22 @@
-"""Data sets on the Hugging Face Hub: their parquet files, in the Hub's own cache. No code of theirs is run."""
+"""Data sets on the Hugging Face Hub: their parquet files, in the Hub's own cache. No code of a repository is run."""
 
 import contextlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfie_cli import hub
-from selfie_cli.data.layout import LeftOut, check_numbers, parts_of_files
+from selfie_cli.data.packed import DATASETS, PackedSet, check_numbers, parts_of_files
 from selfie_cli.errors import DataError, HubError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
 
-PREFIX = "hf://datasets/"
-ADDRESS = re.compile(PREFIX + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?", re.ASCII)
+ADDRESS = re.compile(DATASETS + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?", re.ASCII)
 CONVERTED = "refs/convert/parquet"
 """Where the Hub keeps parquet files that it has made of other formats."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A data set's name, its files by part, as of `layout.parts_of_files`, and what its sources are to be given."""
-
-    name: str
-    files: dict[str, list[str]]
-    pinned: dict[str, str]
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+ONCE_ONLINE = "fetch it once online (no --offline, no HF_HUB_OFFLINE)"
 
 
 @dataclass(frozen=True)
@@ -37,11 +27,15 @@ class Listing:
     files: Mapping[str, tuple[int, str]]
 
 
+class NoRevision(HubError):
+    """The repository is there, but not this branch, tag or commit."""
+
+
 def is_address(text: str) -> bool:
-    return text.startswith(PREFIX)
+    return text.startswith(DATASETS)
 
 
-def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found:
+def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> PackedSet:
     """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`, downloaded if they are not there.
 
     Where the repository has none, those that the Hub has converted are taken. `only_train` leaves out what is kept for
@@ -52,7 +46,7 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         HubError: if it cannot be found or reached, or is not in the cache and `offline`.
         DataError: if it has no parquet files, or several configurations.
     """
-    from huggingface_hub import constants, hf_hub_download, is_offline_mode, try_to_load_from_cache
+    from huggingface_hub import is_offline_mode
 
     match = ADDRESS.fullmatch(address)
     if match is None or ".." in address:
@@ -81,17 +75,28 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
     wanted = [name for names in parts.values() for name in names]
     if any(Path(name).parent.name.startswith("partial-") for name in wanted):
         talk.warn(f"{where}: the Hub has converted the first part of this set only")
+    paths = download(repo, listing, wanted, where, offline=offline, talk=talk)
+    at = hub.Address(where.repo, listing.commit)
+    talk.say(f"data: {at}")
+    name = "-".join([repo.partition("/")[2], *(config.split("/") if config else [])])
+    files = {part: [paths[name] for name in names] for part, names in parts.items()}
+    return PackedSet(name, files, {address: f"{at}:{config}" if config else str(at)})
 
-    def cached(name: str) -> str | None:
-        with hub.in_our_words(where):
-            path = try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit)
-        return path if isinstance(path, str) else None
 
-    missing = [name for name in wanted if cached(name) is None]
+def download(
+    repo: str, listing: Listing, wanted: Sequence[str], where: hub.Address, *, offline: bool, talk: Talk
+) -> dict[str, str]:
+    """The paths of files in the Hub's cache, by their names; those that are not there are downloaded and checked."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+    with hub.in_our_words(where):
+        cached = {
+            name: try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit) for name in wanted
+        }
+    paths = {name: path for name, path in cached.items() if isinstance(path, str)}
+    missing = [name for name in wanted if name not in paths]
     if missing and offline:
-        raise HubError(
-            f"{where} is not whole in the Hub's cache here: fetch it once online (no --offline, no HF_HUB_OFFLINE)"
-        )
+        raise HubError(f"{where} is not whole in the Hub's cache here: {ONCE_ONLINE}")
     if missing:
         size = sum(listing.files[name][0] for name in missing)
         hub.check_cache("datasets", repo, size)
@@ -109,18 +114,12 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Found
         except OSError as error:
             raise DataError(f"{name} cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}") from None
         hub.check(Path(path), mark, at)
-    files = {part: [str(cached(name)) for name in names] for part, names in parts.items()}
-    talk.say(f"data: {at}")
-    name = "-".join([repo.partition("/")[2], *(config.split("/") if config else [])])
-    return Found(name, files, {address: f"{at}:{config}" if config else str(at)})
-
-
-class NoRevision(HubError):
-    """The repository is there, but not this branch, tag or commit."""
+        paths[name] = str(path)
+    return paths
 
 
 def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: bool, talk: Talk) -> Listing:
-    """What the Hub tells of a revision; it is noted in the Hub's cache, and taken from there if `offline`.
+    """The parquet files of a revision; the list is noted in the Hub's cache, and taken from there if `offline`.
 
     Raises HubError, of which NoRevision is one.
     """
@@ -137,9 +136,7 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
             return Listing(noted["commit"], {name: (size, mark) for name, (size, mark) in noted["files"].items()})
         except FileNotFoundError:
             error = NoRevision if revision == CONVERTED else HubError
-            raise error(
-                f"{where} is not in the Hub's cache here: fetch it once online (no --offline, no HF_HUB_OFFLINE)"
-            ) from None
+            raise error(f"{where} is not in the Hub's cache here: {ONCE_ONLINE}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise HubError(f"{note} is damaged: remove it, and fetch {where} once without --offline") from None
 

@@ -1,7 +1,6 @@
 """Labelled images, in a part to train on and a part to test on: folders of classes, tar shards, parquet files, named
 sets."""
 
-import dataclasses
 import functools
 import os
 from collections import defaultdict
@@ -12,25 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from selfie_cli.data import hub_sets
-from selfie_cli.data.layout import LeftOut, arrange, in_order, part_of, parts_of_files
+from selfie_cli.data.folders import Folder, Tree, without_part
+from selfie_cli.data.layout import LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
+from selfie_cli.data.packed import PackedSet, packed_as, parts_of_files
 from selfie_cli.data.parquet import Parquet
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Folder, Source, Subset, chosen
-from selfie_cli.data.splits import Labels, hash_test_part
-from selfie_cli.data.unlabelled import named_source, named_tree, names_of_part, open_folder, pack, packed_as
+from selfie_cli.data.sources import Labelled, Source, Subset, chosen
+from selfie_cli.data.splits import hash_test_part
+from selfie_cli.data.unlabelled import named_tree, open_folder
 from selfie_cli.errors import DataError, Unlabelled
 from selfie_cli.talk import Talk
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Images, their labels (int64 [N], positions in `classes`), and the names of the classes."""
-
-    source: Source
-    labels: Labels
-    classes: list[str]
 
 
 @dataclass(frozen=True)
@@ -46,9 +38,9 @@ class LabelledSplits:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a data set. texts: of each image its class, or None; keys: what the hash split goes by.
+    """A part of a data set. texts: the class of each image, or None; keys: names that the hash split uses.
 
-    known: all classes in their order, if the files name them. title: what the part is called there.
+    known: all classes in their order, if the files name them. title: the name of the part there.
     """
 
     source: Source
@@ -99,90 +91,61 @@ def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> 
     """
     tree = dataset if os.path.isdir(dataset) else None
     if hub_sets.is_address(dataset):
-        opened: Folder | hub_sets.Found = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
+        opened: Folder | PackedSet = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
     elif tree is None and packed_as(dataset):
-        opened = _packed(dataset, talk)
+        opened = _packed_by_name(dataset, talk)
     elif tree is None and os.path.exists(dataset):
         raise Unlabelled(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
     else:
         opened = open_folder(tree or named_tree(dataset, data_root) or dataset, only_train=False, talk=talk)
-    name = os.path.basename(os.path.abspath(opened.root)) if isinstance(opened, Folder) else opened.name
     if isinstance(opened, Folder):
+        name = os.path.basename(os.path.abspath(opened.root))
         for folder in opened.bare:
             opened.left_out.add("empty", folder)
-        pieces = pieces_of(opened, opened.root, opened.left_out, talk)
+        pieces = _pieces_of(opened, opened.root, opened.left_out, talk)
     elif len(opened.files) == 1:
-        source = pack(next(iter(opened.files.values())), opened.pinned)
-        opened.left_out.update(source.left_out)
-        pieces = pieces_of(source, dataset, opened.left_out, talk)
+        name = opened.name
+        pieces = _pieces_of(opened.open(next(iter(opened.files))), dataset, opened.left_out, talk)
     else:
 
         def read(part: str) -> Piece:
-            source = pack(opened.files[part], opened.pinned)
-            opened.left_out.update(source.left_out)
-            return Piece(source, *labels_of(source), keys_of(source), part)
+            return _piece(opened.open(part), part)
 
-        pieces = {part: functools.partial(read, part) for part in opened.files}
+        name, pieces = opened.name, {part: functools.partial(read, part) for part in opened.files}
     return Pieces(name, {part: functools.cache(read) for part, read in pieces.items()}, opened.left_out)
 
 
-def _packed(dataset: str, talk: Talk) -> hub_sets.Found:
-    """Tar shards or parquet files by the names of their parts."""
+def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
+    """Tar shards or parquet files by the parts in their names."""
     paths = {os.path.abspath(path): path for path in expanded([dataset])}
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
     parts = parts_of_files(list(files), where=dataset, hint="name files of one of them", only_train=False, talk=talk)
-    return hub_sets.Found(
-        os.path.basename(dataset), {part: [files[each] for each in there] for part, there in parts.items()}, {}
-    )
+    by_part = {part: [files[each] for each in there] for part, there in parts.items()}
+    return PackedSet(os.path.basename(dataset), by_part)
 
 
-def labels_of(source: Source) -> tuple[Sequence[str | None], list[str] | None]:
-    """The class of each image: that of its row, its `.cls` member or its folder; and all classes in their order, if the
-    files name them. None where an image has no class, "" in place of its folder's where it lies outside of such."""
-    if isinstance(source, Parquet):
-        return source.labels()
-    if isinstance(source, Shards) and source.has_labels:
-        return source.labels, None
-    assert isinstance(source, Folder | Shards)
-    placed = arrange(set(source.folders()))
-    return [placed[folder][1] for folder in source.folders()], None
+def _piece(source: Folder | Shards | Parquet, title: str) -> Piece:
+    return Piece(source, *source.labels(), source.keys(), title)
 
 
-def keys_of(source: Source) -> Sequence[str]:
-    """The names of images that the hash split uses, wherever the data set lies."""
-    if isinstance(source, Shards):
-        return source.keys
-    if not isinstance(source, Folder):
-        return ["/".join(name.split("/")[-2:]) for name in source.names]
-    placed = arrange(set(source.folders()))
-    keys = []
-    for name, folder in zip(source.names, source.folders(), strict=True):
-        keys.append(without_part(name[len(source.root) :].replace(os.sep, "/"), placed[folder][0]))
-    return keys
-
-
-def without_part(path: str, part: str) -> str:
-    return "/".join(each for each in path.split("/") if not part or part_of(each, is_folder=True) != part)
-
-
-def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict[str, Callable[[], Piece]]:
+def _pieces_of(
+    source: Folder | Shards | Parquet, where: str, left_out: LeftOut, talk: Talk
+) -> dict[str, Callable[[], Piece]]:
     """The parts of one source, by its folders; "all" where these tell none."""
-    texts, known = labels_of(source)
-    keys = keys_of(source)
-    if not isinstance(source, Folder | Shards):
-        return {"all": functools.partial(Piece, source, texts, known, keys, "")}
-    placed = arrange(set(source.folders()))
-    parted = {part for part, _ in placed.values()} != {""}
-    if isinstance(source, Folder) or not source.has_labels:
-        below = {without_part(folder, part) for folder, (part, _) in placed.items() if part in ("", "train")}
-        check_classes(below, os.path.join(where, names_of_part(placed, "train") if parted else ""), talk)
+    whole = _piece(source, "")
+    if not isinstance(source, Tree):
+        return {"all": lambda: whole}
+    parted = {place.part for place in source.places.values()} != {""}
+    if isinstance(source, Folder) or not source.has_texts:
+        below = {without_part(folder, part) for folder, (part, _) in source.places.items() if part in ("", "train")}
+        check_classes(below, os.path.join(where, source.title("train") if parted else ""), talk)
     if not parted:
-        return {"all": functools.partial(Piece, source, texts, known, keys, "")}
+        return {"all": lambda: whole}
     rows: dict[str, list[int]] = defaultdict(list)
     for row, folder in enumerate(source.folders()):
-        part, named = placed[folder]
-        if part == "apart" or not (part or named):
+        part, label = source.places[folder]
+        if part == "apart" or not (part or label):
             left_out.add("apart", folder.split("/")[0])
         else:
             rows[part].append(row)
@@ -191,9 +154,8 @@ def pieces_of(source: Source, where: str, left_out: LeftOut, talk: Talk) -> dict
         raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
-        of_part = chosen(source, np.array(rows[part], np.int64))
-        title = names_of_part(placed, part)
-        return Piece(of_part, [texts[row] for row in rows[part]], known, [keys[row] for row in rows[part]], title)
+        texts, keys = [whole.texts[row] for row in rows[part]], [whole.keys[row] for row in rows[part]]
+        return Piece(chosen(source, np.array(rows[part], np.int64)), texts, None, keys, source.title(part))
 
     return {part: functools.partial(read, part) for part in rows}
 
@@ -251,20 +213,22 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
             raise Unlabelled(unlabelled(piece, where))
         left_out.add("unlabelled", count=sum(text is None for text in piece.texts))
         left_out.add("outside", count=sum(text == "" for text in piece.texts))
-        labelled = np.flatnonzero([bool(text) for text in piece.texts])
-        train = next(iter(read.values()))[0].classes if read else None
         classes = [each for each in piece.known or in_order(there) if each in there]
-        if train is None and len(classes) < 2:  # photos in one folder are no data set of one class
+        if read:
+            train = next(iter(read.values()))[0].classes
+            check_known(classes, train, where)
+            classes = train
+        elif len(classes) < 2:  # photos in one folder are no data set of one class
             kind = Unlabelled if part == "all" and isinstance(piece.source, Folder) else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
-        check_known(classes, train, where)
-        position = {text: label for label, text in enumerate(train or classes)}
+        position = {text: label for label, text in enumerate(classes)}
         labels = np.array([position[text] for text in piece.texts if text], np.int64)
-        read[part] = Labelled(chosen(piece.source, labelled), labels, train or classes), piece
+        rows = np.flatnonzero([bool(text) for text in piece.texts])
+        read[part] = Labelled(chosen(piece.source, rows), labels, classes), piece
     if len(read) == 1:
         ((whole, piece),) = read.values()
         keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
-        return dataclasses.replace(_hash_split(whole, keys, name, talk), left_out=left_out)
+        return _hash_split(whole, keys, name, left_out, talk)
     tested = "test" if "test" in read else "validation"
     title = read[tested][1].title
     own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
@@ -280,10 +244,10 @@ def unlabelled(piece: Piece, where: str) -> str:
     return f"{where} has images but no subfolders: put the images of each class in a folder of its name"
 
 
-def check_known(classes: list[str], train: list[str] | None, where: str) -> None:
-    """Raises DataError if there is a class that is not among those of the training part."""
-    if unknown := [name for name in classes if name not in (train or classes)]:
-        alike = {name.casefold().strip(): name for name in train or ()}
+def check_known(classes: list[str], train: list[str], where: str) -> None:
+    """Raise DataError if there is a class that is not among those of the training part."""
+    if unknown := [name for name in classes if name not in train]:
+        alike = {name.casefold().strip(): name for name in train}
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
         hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
         raise DataError(f"{where} has classes that the training part lacks: {some(unknown)}{hint}")
@@ -293,8 +257,8 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _hash_split(whole: Labelled, names: Sequence[str], name: str, talk: Talk) -> LabelledSplits:
-    test = hash_test_part(names, whole.labels, same=whole.source.first_of_same(talk))
+def _hash_split(whole: Labelled, keys: Sequence[str], name: str, left_out: LeftOut, talk: Talk) -> LabelledSplits:
+    test = hash_test_part(keys, whole.labels, same=whole.source.first_of_same(talk))
     if not test.any():
         raise DataError(f"{name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."
@@ -302,16 +266,16 @@ def _hash_split(whole: Labelled, names: Sequence[str], name: str, talk: Talk) ->
         Labelled(Subset(whole.source, indices), whole.labels[indices], whole.classes)
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
-    return LabelledSplits(train_part, test_part, name, note)
+    return LabelledSplits(train_part, test_part, name, note, left_out)
 
 
 def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    read: dict[str, Labelled] = {}
-    for part in ("train", "test"):
-        if part in NAMED[name].parts:
-            found = read_named(name, part, data_root=data_root, offline=offline, talk=talk)
-            read[part] = Labelled(named_source(found), found.labels, found.classes)
-    train = read["train"]
-    if "test" not in read:
-        return _hash_split(train, ["/".join(Path(path).parts[-2:]) for path in train.source.names], name, talk)
-    return LabelledSplits(train, read["test"], name, "The test part is the data set's own.")
+    train, *test = (
+        read_named(name, part, data_root=data_root, offline=offline, talk=talk)
+        for part in ("train", "test")
+        if part in NAMED[name].parts
+    )
+    if not test:
+        keys = ["/".join(Path(path).parts[-2:]) for path in train.source.names]
+        return _hash_split(train, keys, name, LeftOut(), talk)
+    return LabelledSplits(train, test[0], name, "The test part is the data set's own.")

@@ -1,20 +1,17 @@
-"""Rules of data layouts: what is a part, a class, a label and an image, and what is left out.
+"""Rules of data layouts: parts, classes, labels, images, and what is left out.
 
-docs/guide/data.md states the same rules in one table. Folders, tar shards, parquet files, lists and stdin all ask here.
+docs/guide/data.md states the same rules in one table. Folders, tar shards, parquet files, lists and stdin follow them.
 """
 
-import itertools
 import json
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from selfie_cli.data.images import EXTENSIONS
-from selfie_cli.errors import DataError
-from selfie_cli.talk import Talk
 
 PARTS = {
     "train": ("train", "training", "trainval"),
@@ -23,24 +20,8 @@ PARTS = {
 }
 """The names of each part, in any case; of two folders for one part, the one that stands first here is taken."""
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
-NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
-BESIDE_PART = frozenset(
-    (
-        "set",
-        "data",
-        "dataset",
-        "image",
-        "images",
-        "img",
-        "imgs",
-        "photo",
-        "photos",
-        "picture",
-        "pictures",
-        "part",
-        "split",
-    )
-)
+_BESIDE_PART = "set data dataset image images img imgs photo photos picture pictures part split"
+BESIDE_PART = frozenset(_BESIDE_PART.split())
 """Words that may stand beside a part's name in a folder's name: `train_images`, `test set`, `val2017`."""
 _NOT_READ = """
 .heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
@@ -111,13 +92,17 @@ class LeftOut:
     def __bool__(self) -> bool:
         return bool(self.counts)
 
+    def described(self, kind: str) -> str:
+        """'30 files of formats that are not read'."""
+        count = self.counts[kind]
+        return f"{count:,} {KINDS[kind][count > 1]}"
+
     def __str__(self) -> str:
         """'left out: 30 files of formats that are not read (.heic), 2 system folders (@eaDir)'."""
         told = []
-        for kind in (kind for kind in KINDS if kind in self.counts):
-            count = self.counts[kind]
+        for kind in filter(self.counts.get, KINDS):
             names = ", ".join([*list(self.names[kind])[:SHOWN], *["..."] * (len(self.names[kind]) > SHOWN)])
-            told.append(f"{count:,} {KINDS[kind][count > 1]}{f' ({names})' * bool(names)}")
+            told.append(self.described(kind) + (f" ({names})" if names else ""))
         return f"left out: {', '.join(told)}"
 
 
@@ -125,9 +110,9 @@ MARKS = {"config.json": {"format", "verb", "progress"}, "demo.json": {"images", 
 """Files that a run and a demo keep in their folders, and keys of their JSON."""
 
 
-def is_ours(folder: str, names: Collection[str]) -> bool:
+def is_ours(folder: str, names: set[str]) -> bool:
     """Whether a run or a demo has written `folder`, which holds `names`."""
-    for name in names & MARKS.keys() if isinstance(names, set) else MARKS.keys() & set(names):
+    for name in names & MARKS.keys():
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:
                 noted = json.load(file)
@@ -167,9 +152,8 @@ def parts_in(folders: Iterable[str]) -> dict[str, str]:
 
     {} where there are none. A second folder for the same part is not among them.
     """
-    names = sorted(
-        folders, key=lambda name: (list(PART_OF).index(key) if (key := name.casefold()) in PART_OF else 99, name)
-    )
+    preference = {name: place for place, name in enumerate(PART_OF)}
+    names = sorted(folders, key=lambda name: (preference.get(name.casefold(), 99), name))
     found: dict[str, str] = {}
     for name in names:
         if part := part_of(name, is_folder=True):
@@ -178,30 +162,34 @@ def parts_in(folders: Iterable[str]) -> dict[str, str]:
     return {name: part for part, name in found.items()} if parted else {}
 
 
-def arrange(folders: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The part and the class of the images in each folder, given as a path below the data set's with slashes.
+class Place(NamedTuple):
+    """The part that images belong to, "" where none is told and "apart" beside folders of parts; and their class."""
 
-    The part is "" where none is told, and "apart" beside folders of parts. The class is the first folder that is no
-    part, "" for images outside such folders.
+    part: str
+    label: str
+
+
+def arrange(folders: Iterable[str]) -> dict[str, Place]:
+    """The place of the images in each folder, given as a path below the data set's with slashes.
+
+    The class is the first folder that is no part, "" for images outside such folders.
     """
-    folders = list(folders)
+    paths = {folder: folder.split("/") if folder else [] for folder in folders}
     inside: dict[str, set[str]] = defaultdict(set)
-    for folder in folders:
-        names = folder.split("/") if folder else []
+    for names in paths.values():
         for depth, name in enumerate(names):
             inside["/".join(names[:depth])].add(name)
     parts = {above: parts_in(names) for above, names in inside.items()}
-    placed = {}
-    for folder in folders:
-        names = folder.split("/") if folder else []
-        part, named = "apart" if not names and parts.get("") else "", ""
+    places = {}
+    for folder, names in paths.items():
+        part, label = "apart" if not names and parts.get("") else "", ""
         for depth, name in enumerate(names):
             if (there := parts["/".join(names[:depth])]) and not part:
                 part = there.get(name, "apart")
-            elif not named:
-                named = name
-        placed[folder] = part, class_name(named)
-    return placed
+            elif not label:
+                label = name
+        places[folder] = Place(part, class_name(label))
+    return places
 
 
 def class_name(text: str) -> str:
@@ -231,50 +219,3 @@ def in_order(classes: Iterable[str]) -> list[str]:
     classes = set(classes)
     numeric = all(text.isascii() and text.isdigit() for text in classes)
     return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))
-
-
-def parts_of_files(
-    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
-) -> dict[str, list[str]]:
-    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
-
-    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
-    leaves out what is kept for evaluation. Raises DataError, which ends in `hint`, if there are several configurations.
-    """
-    configs: dict[str, dict[str, list[str]]] = {}
-    for file in files:
-        *folders, name = file.split("/")
-        inside = (
-            folders[-1].removeprefix("partial-") if folders else ""
-        )  # that much the Hub has converted of a large set
-        part_inside = part_of(inside, is_folder=True)
-        part = part_inside or part_of(name, is_folder=False) or ""
-        folders = folders[:-1] if part_inside else folders
-        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
-        configs.setdefault(path, {}).setdefault(part, []).append(file)
-    if config is None and len(configs) == 1:
-        config = next(iter(configs))
-    if config not in configs:
-        wrong = "holds several data sets" if config is None else f"has no {config}, but"
-        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
-    parts = configs[config]
-    unknown = parts.pop("", [])
-    if "train" not in parts or len(parts) == 1:
-        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
-    if unknown:
-        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
-    if only_train:
-        others = sorted(parts.keys() - {"train"})
-        kept = f"{' and '.join(others)} {'is' if len(others) == 1 else 'are'} kept for evaluation"
-        talk.say(f"{where}: only train is read, {kept}")
-        return {"train": parts["train"]}
-    return parts
-
-
-def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
-    """Raises DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
-    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
-    for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
-        if there != int(count):
-            raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")

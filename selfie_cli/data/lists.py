@@ -25,7 +25,7 @@ def read_list(path: str, left_out: LeftOut) -> Names:
     lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
     names = Names(listed_paths(lines, path, left_out, os.path.dirname(path)))
     if not names:
-        raise DataError(f"no paths in the list {path}: it should name an image a line")
+        raise DataError(f"no paths in the list {path}: it should name one image per line")
     return distinct(names, left_out)
 
 
@@ -35,15 +35,14 @@ def decoded_lines(data: bytes) -> list[str]:
     Only "\\n" ends a line: names may hold the other characters that str.splitlines would cut at.
     """
     head = data[:64]
+    encoding, errors = "utf-8-sig", "surrogateescape"
     if b"\0" in head and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = data.decode("utf-16", "replace")
-    elif len(head) > 3 and not any(head[1::2]) and all(head[::2]):
-        text = data.decode("utf-16-le", "replace")
-    elif len(head) > 3 and not any(head[::2]) and all(head[1::2]):
-        text = data.decode("utf-16-be", "replace")
-    else:
-        text = data.decode("utf-8-sig", "surrogateescape")
-    return [line.rstrip("\r") for line in text.split("\n")]
+        encoding, errors = "utf-16", "replace"
+    elif len(head) > 3:
+        for start, each in ((0, "utf-16-le"), (1, "utf-16-be")):
+            if all(head[start::2]) and not any(head[1 - start :: 2]):
+                encoding, errors = each, "replace"
+    return [line.rstrip("\r") for line in data.decode(encoding, errors).split("\n")]
 
 
 def distinct(names: Names, left_out: LeftOut) -> Names:
@@ -60,27 +59,33 @@ def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: st
     Raises DataError for a line that is a folder, a pattern, or more than a path.
     """
     for number, line in enumerate(lines, 1):
-        path = os.path.join(folder, line)
-        suffix = line[line.rfind(".") :].lower()
-        if line.strip() and (suffix not in EXTENSIONS or re.search(r"[*?\[\\\"]", line)):
-            place = f"{where}, line {number}: {line}"
-            if os.path.isdir(path):
-                raise DataError(f"{place} is a folder: give folders as arguments, and list files one per line")
-            if not os.path.lexists(path):
-                if "*" in line or "?" in line or glob.glob(path):
-                    raise DataError(f"{place} is a pattern: list the files that it stands for, one per line")
-                alone = (line.strip(" '\""), re.split(r"[,;\t]| (?=\S+$)", line)[0], line.replace("\\", "/"))
-                if found := next((each for each in alone if os.path.isfile(os.path.join(folder, each))), None):
-                    raise DataError(f"{place} is no file, but {found} is: give a path per line, with / between folders")
+        if not line.strip():
+            continue
+        if line[line.rfind(".") :].lower() not in EXTENSIONS or re.search(r"[*?\[\\\"]", line):
+            check_line(line, f"{where}, line {number}: {line}", folder)
         *folders, name = line.split("/")
         if any(kind_of(each, is_folder=True) == "system" for each in folders) or name.startswith("._"):
             left_out.add("system", name)
-        elif line.strip():
-            yield path if "://" not in line else line
+        else:
+            yield line if "://" in line else os.path.join(folder, line)
+
+
+def check_line(line: str, place: str, folder: str) -> None:
+    """Raise DataError for a line that is a folder, a pattern, or more than a path."""
+    path = os.path.join(folder, line)
+    if os.path.isdir(path):
+        raise DataError(f"{place} is a folder: give folders as arguments, and list files one per line")
+    if os.path.lexists(path):
+        return
+    if "*" in line or "?" in line or glob.glob(path):
+        raise DataError(f"{place} is a pattern: list the files that it stands for, one per line")
+    for each in (line.strip(" '\""), re.split(r"[,;\t]| (?=\S+$)", line)[0], line.replace("\\", "/")):
+        if os.path.isfile(os.path.join(folder, each)):
+            raise DataError(f"{place} is no file, but {each} is: give a path per line, with / between folders")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`a-{08..10}.tar` or `{a,b}.tar` as a shell would expand them; zeros in front are kept."""
+    """The names that a shell makes of `a-{08..10}.tar` or `{a,b}.tar`; zeros in front are kept."""
     if not (match := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
         return [pattern]
     first, last, listed = match.groups()
@@ -95,9 +100,8 @@ def expand_braces(pattern: str) -> list[str]:
 def expanded(patterns: Sequence[str]) -> list[str]:
     """Files by their paths or brace patterns; a file of that very name wins. Raises DataError."""
     paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
-    missing = [path for path in paths if not os.path.isfile(path)]
     if not paths:
         raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")
-    if missing:
+    if missing := [path for path in paths if not os.path.isfile(path)]:
         raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
     return paths

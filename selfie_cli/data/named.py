@@ -19,10 +19,13 @@ from urllib.error import URLError
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.sources import Array, Files, Labelled
 from selfie_cli.errors import DataError
 from selfie_cli.files import temporary_beside
 from selfie_cli.talk import Talk
+
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+"""A folder does not replace what is there, unless that is an empty folder, nor a file a folder."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,10 @@ def _parts(**splits: str) -> dict[str, dict[str, Any]]:
     return {part: {"split": split} for part, split in splits.items()}
 
 
-LOCK = ".lock"
-"""In the data root: held by the process that downloads."""
-OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-"""A folder does not replace what is there, unless that is an empty folder, nor a file a folder."""
-
 TRAIN_OR_TEST: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 TRAIN_TEST = _parts(train="train", test="test")
 IMAGENETTE = {part: {"split": split, "size": "320px"} for part, split in (("train", "train"), ("test", "val"))}
+FASHION_HOST = "fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 
 # Only sets whose reader unpickles nothing, or (the two CIFARs) checks the file's checksum before it does. The legacy
 # .pt files that the FashionMNIST reader would prefer are refused below.
@@ -58,9 +57,7 @@ NAMED = {
     "cifar10": NamedSet("CIFAR10", "www.cs.toronto.edu", "170 MB", TRAIN_OR_TEST),
     "cifar100": NamedSet("CIFAR100", "www.cs.toronto.edu", "170 MB", TRAIN_OR_TEST),
     "stl10": NamedSet("STL10", "ai.stanford.edu", "2.6 GB", TRAIN_TEST | _parts(unlabelled="train+unlabeled")),
-    "fashionmnist": NamedSet(
-        "FashionMNIST", "fashion-mnist.s3-website.eu-central-1.amazonaws.com", "30 MB", TRAIN_OR_TEST
-    ),
+    "fashionmnist": NamedSet("FashionMNIST", FASHION_HOST, "30 MB", TRAIN_OR_TEST),
     "food101": NamedSet("Food101", "data.vision.ee.ethz.ch", "5 GB", TRAIN_TEST),
     "oxfordiiitpet": NamedSet("OxfordIIITPet", "www.robots.ox.ac.uk", "0.8 GB", _parts(train="trainval", test="test")),
     "dtd": NamedSet("DTD", "www.robots.ox.ac.uk", "0.6 GB", TRAIN_TEST),
@@ -73,20 +70,7 @@ NAMED = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class NamedPart:
-    """A part of a named set, as pixels, uint8 [N, H, W, 3], or without them as files, whose paths are the names.
-
-    labels: int64 [N], positions in `classes`; -1 where there is none.
-    """
-
-    names: list[str]
-    pixels: NDArray[np.uint8] | None
-    labels: Labels
-    classes: list[str]
-
-
-def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> NamedPart:
+def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Labelled:
     """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is not there.
 
     Raises:
@@ -105,19 +89,16 @@ def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Ta
     else:
         paths, labels = first("_image_files", "_images"), first("targets", "labels", "_labels")
     if (pixels := first("data")) is None:
-        names = [os.fspath(path) for path in paths]
+        source: Files | Array = Files(map(os.fspath, paths))
     else:
-        names = [f"{name}/{part}/{index:06d}" for index in range(len(pixels))]
-        pixels = _channels_last(np.asarray(pixels))
+        source = Array(_channels_last(np.asarray(pixels)), (f"{name}/{part}/{row:06d}" for row in range(len(pixels))))
     classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
-    return NamedPart(names, pixels, np.asarray(labels, np.int64), classes)
+    return Labelled(source, np.asarray(labels, np.int64), classes)
 
 
 def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) -> Any:
+    """torchvision's data set of that part, downloaded if it is not there."""
     known = NAMED[name]
-    arguments = known.parts[part]
-    from torchvision.datasets.utils import download_url  # slow to import, seldom needed
-
     reader = getattr(importlib.import_module("torchvision.datasets"), known.reader)
     legacy = data_root / known.reader / "processed"
     if name == "fashionmnist" and legacy.exists():
@@ -125,7 +106,7 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
 
     def there() -> Any:
         with contextlib.suppress(RuntimeError, OSError):  # torchvision's way to say that it is not there
-            return reader(str(data_root), download=False, **arguments)
+            return reader(str(data_root), download=False, **known.parts[part])
 
     if (dataset := there()) is not None:
         return dataset
@@ -137,31 +118,36 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
     talk.say(f"downloading {name} ({known.size}) from {known.host} to {data_root}")
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        with (data_root / LOCK).open("ab") as lock:  # closing it lets go
+        with (data_root / ".lock").open("ab") as lock:  # closing it lets go
             with contextlib.suppress(OSError):  # a disk without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if (dataset := there()) is not None:  # another process of this job has downloaded it
-                return dataset
-            # Into a folder of its own first: torchvision takes a half-extracted one for the whole.
-            folder = temporary_beside(data_root / name)
-            folder.mkdir()
-            try:
-                with contextlib.redirect_stdout(sys.stderr), nothing_outside():
-                    if known.md5 is not None:  # the reader takes a file that is there for good
-                        download_url(reader._URL, str(folder), md5=known.md5)
-                    reader(str(folder), download=True, **arguments)
-                for entry in os.listdir(folder):
-                    put(folder / entry, data_root / entry, talk)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+            if there() is None:  # else another process has downloaded it
+                _download(name, reader, known.parts[part], data_root, talk)
     except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
-    return reader(str(data_root), download=False, **arguments)
+    return reader(str(data_root), download=False, **known.parts[part])
+
+
+def _download(name: str, reader: Any, arguments: Mapping[str, Any], data_root: Path, talk: Talk) -> None:
+    """Download into a folder of its own first: torchvision takes a half-extracted one for the whole."""
+    from torchvision.datasets.utils import download_url
+
+    folder = temporary_beside(data_root / name)
+    folder.mkdir()
+    try:
+        with contextlib.redirect_stdout(sys.stderr), nothing_outside():
+            if (md5 := NAMED[name].md5) is not None:  # the reader takes a file that is there for good
+                download_url(reader._URL, str(folder), md5=md5)
+            reader(str(folder), download=True, **arguments)
+        for entry in os.listdir(folder):
+            put(folder / entry, data_root / entry, talk)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def put(entry: Path, place: Path, talk: Talk) -> None:
-    """Move `entry` to its place. What a reader took for no part of the set, and cannot be replaced in one step, is kept
-    beside it under another name: it may be the user's."""
+    """Move `entry` to its place. An incomplete set there that cannot be replaced in one step is kept beside it under
+    another name: it may be the user's."""
     try:
         os.replace(entry, place)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Millions of names in little memory: one block of bytes, and where each name ends."""
+"""Millions of names in little memory: one block of bytes, and the end of each name."""
 
 import itertools
 import sys
@@ -13,7 +13,7 @@ ENCODING = sys.getfilesystemencoding()  # UTF-8 but in odd locales
 
 
 def encoded(name: str) -> bytes:
-    """As the file system has it: paths that are not in its encoding keep their bytes (surrogateescape)."""
+    """The bytes of a name in the file system: paths that are not in its encoding keep theirs (surrogateescape)."""
     try:
         return name.encode(ENCODING, "surrogateescape")
     except UnicodeEncodeError:  # of a list in UTF-8, say, or from inside a parquet file
@@ -21,7 +21,7 @@ def encoded(name: str) -> bytes:
 
 
 class Names(Sequence[str]):
-    """A sequence of strings that takes their bytes and 9 more each; a list takes 65 more. It cannot be changed."""
+    """An immutable sequence of strings that takes their bytes and 9 more each; a list takes 65 more."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._text = bytearray()  # a zero byte before each name: no path holds one
@@ -46,13 +46,8 @@ class Names(Sequence[str]):
         number = range(len(self))[index]
         return self._text[self._ends[number] + 1 : self._ends[number + 1]].decode(ENCODING, "surrogateescape")
 
-    def __iter__(self) -> Iterator[str]:
-        return (self[index] for index in range(len(self)))
-
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Names):
-            return self._text == other._text and np.array_equal(self._ends, other._ends)
-        return isinstance(other, list) and list(self) == other
+        return isinstance(other, Names | list) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]  # as a list
 
@@ -60,7 +55,7 @@ class Names(Sequence[str]):
         return f"Names of {len(self)}: {', '.join(self[:3])}{', ...' * (len(self) > 3)}"
 
     def below_shared_folder(self) -> Iterator[bytes]:
-        """The names from below the folder that all of them share, with a zero byte after each, many at a time."""
+        """Yield the names from below the folder that all share, with a zero byte after each, many at a time."""
         folder = b"\0" + bytes(self._text[1 : self._ends[1]] if len(self) else b"")
         while True:
             folder = folder[: folder.rfind(b"/") + 1] or b"\0"

@@ -16,7 +16,7 @@ from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.names import Names
-from selfie_cli.data.source import Packed, file_version, unreadable
+from selfie_cli.data.sources import Packed, one_line, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
 
 STREAMS = 16
@@ -31,34 +31,33 @@ class Parquet(Packed):
     An image column holds a structure of bytes and path, or bytes; a path counts where there are no bytes, and leads to
     a file below the folder of the parquet file. Only the files' footers are read at once.
 
-    A row group is read from its beginning, as its pages say nowhere how many rows they hold: so images are read in
-    blocks, as large as 32 of them may be in memory (`blocks.MOST`), and where a block follows another, reading goes on.
+    A row group is read from its beginning, as its pages say nowhere how many rows they hold. So images are read in
+    blocks, as large as 32 of them may be in memory (`blocks.MOST`), and reading goes on where a block follows another.
     """
 
     def __init__(self, paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> None:
-        """Raises DataError if one of them is no parquet file, or has not one column of images; UsageError without
-        pyarrow."""
+        """Raise DataError if a file is no parquet file, or has not one column of images; UsageError without pyarrow."""
         need_pyarrow()
         super().__init__()
         self.paths, self.pinned = list(paths), dict(pinned or {})
         self.columns: list[str] = []
         self._metadata: list[Any] = []
         self._groups: list[tuple[int, int]] = []  # of all files: which file, and which in it
-        sizes, num_bytes, largest = [], 0, 1
+        sizes: list[int] = []
+        num_bytes, largest = 0, 1
         for number, path in enumerate(self.paths):
             with opened(path) as file:
-                column, metadata = image_column(path, file.schema_arrow), file.metadata
-                for each in range(metadata.num_row_groups):
-                    group = metadata.row_group(each)
+                self.columns.append(image_column(path, file.schema_arrow))
+                self._metadata.append(file.metadata)
+                for each in range(file.metadata.num_row_groups):
+                    group = file.metadata.row_group(each)
                     self._groups.append((number, each))
                     sizes.append(group.num_rows)
                     # Of all columns: asked about one of them, pyarrow aborts the process where a file is spoiled.
                     there = max(0, group.total_byte_size)
                     num_bytes, largest = num_bytes + there, max(largest, there)
-            if sum(sizes) != sum(one.num_rows for one in (*self._metadata, metadata)):
+            if sum(sizes) != sum(one.num_rows for one in self._metadata):
                 raise DataError(f"{path} is damaged: it has other rows than it says")
-            self.columns.append(column)
-            self._metadata.append(metadata)
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
         self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)
@@ -81,7 +80,7 @@ class Parquet(Packed):
         return self._reader.contents(index)
 
     def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
-        """As `Packed.read`; what is damaged is told of the images that it costs."""
+        """As `Packed.read`; damage is told of the images that it costs."""
         found: list[bytes | UnreadableImage] = []
         while first < end:
             group = bisect.bisect_right(self._ends, first)
@@ -122,11 +121,12 @@ class Parquet(Packed):
                 yield from batch.column(0)[first:].to_pylist()
                 first = max(0, first - len(batch))
 
-    def versions(self) -> Iterator[bytes]:
-        return map(file_version, self.paths)
+    def keys(self) -> list[str]:
+        """The file and the row of each image: the names that the hash split uses, wherever the data set lies."""
+        return ["/".join(name.split("/")[-2:]) for name in self.names]
 
     def labels(self) -> tuple[list[str | None], list[str] | None]:
-        """The class of each row (None where there is none), and all classes in their order if the files name them.
+        """The class of each row, None where there is none; and all classes in their order if the files name them.
 
         Raises DataError if the files have not one column of labels, or name different classes.
         """
@@ -142,14 +142,14 @@ class Parquet(Packed):
                 except (OSError, pa.ArrowException) as error:
                     raise DataError(f"the labels in {path} cannot be read: {one_line(error)}") from None
             known.append(names)
-            if names is None:
-                try:
-                    texts += map(label_of, values)
-                except ValueError as error:
-                    raise DataError(f"the column {column} of {path} holds no labels: {error}") from None
-            else:
-                number = len(names)
-                texts += [names[each] if type(each) is int and 0 <= each < number else None for each in values]
+            if names is not None:
+                named = dict(enumerate(names))
+                texts += [named.get(value) if type(value) is int else None for value in values]
+                continue
+            try:
+                texts += map(label_of, values)
+            except ValueError as error:
+                raise DataError(f"the column {column} of {path} holds no labels: {error}") from None
         if any(names != known[0] for names in known):
             raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
         return texts, known[0]
@@ -168,16 +168,11 @@ def opened(path: str) -> Iterator[Any]:
         raise unreadable(path, "a parquet file", error) from None
 
 
-def one_line(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())
-
-
 def image_bytes(cell: Any, path: str) -> bytes | UnreadableImage:
-    """What a cell of an image column of the file `path` holds."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    """The contents of a cell of an image column of the file `path`."""
+    data, beside = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     if data is not None:
         return bytes(data)
-    beside = cell.get("path") if isinstance(cell, dict) else None
     if not isinstance(beside, str):
         return UnreadableImage("the cell is empty")
     folder = os.path.realpath(os.path.dirname(path))
@@ -192,28 +187,20 @@ def image_bytes(cell: Any, path: str) -> bytes | UnreadableImage:
         return error
 
 
-def features_of(schema: Any) -> dict[str, dict[str, Any]]:
-    """What the library `datasets` has noted of the columns."""
-    try:
-        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
 def image_column(path: str, schema: Any) -> str:
     import pyarrow.types as types
 
     def is_binary(kind: Any) -> bool:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
-    def holds_images(field: Any) -> bool:
-        if types.is_struct(field.type):
-            inside = {each.name: each.type for each in field.type}
-            return "bytes" in inside and is_binary(inside["bytes"])
-        return is_binary(field.type)
+    def holds_images(kind: Any) -> bool:
+        return (
+            any(each.name == "bytes" and is_binary(each.type) for each in kind)
+            if types.is_struct(kind)
+            else is_binary(kind)
+        )
 
-    found = [field.name for field in schema if holds_images(field)]
+    found = [field.name for field in schema if holds_images(field.type)]
     return only_one(found, ("image", "img"), "images", path, schema)
 
 
@@ -228,15 +215,28 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
         kind = kind.value_type if types.is_dictionary(kind) else kind
         return any(is_it(kind) for is_it in known)
 
-    features = features_of(schema)
     found = [field.name for field in schema if holds_labels(field.type)]
-    noted = [name for name in found if features.get(name, {}).get("_type") == "ClassLabel"]
     usual = ("label", "labels", "fine_label")
     if odd := [field for field in schema if field.name in usual and field.name not in found]:
         raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
+    classes = class_labels(schema)
+    noted = [name for name in found if name in classes]
     column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
-    names = features[column].get("names") if column in noted else None
-    return column, [class_name(str(name)) for name in names] if isinstance(names, list) else None
+    return column, classes.get(column)
+
+
+def class_labels(schema: Any) -> dict[str, list[str] | None]:
+    """The columns that the library `datasets` has noted as ClassLabel, and the names of their classes."""
+    try:
+        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        kinds = {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return {}
+    names = {name: kind.get("names") for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+    return {
+        name: [class_name(str(each)) for each in listed] if isinstance(listed, list) else None
+        for name, listed in names.items()
+    }
 
 
 def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schema: Any) -> str:
@@ -267,6 +267,6 @@ def has_pyarrow() -> bool:
 
 
 def need_pyarrow() -> None:
-    """Raises UsageError if there is none."""
+    """Raise UsageError if there is none."""
     if not has_pyarrow():
         raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")

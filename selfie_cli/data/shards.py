@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from selfie_cli.data.folders import Tree
 from selfie_cli.data.layout import kind_of, label_of
 from selfie_cli.data.names import Names
-from selfie_cli.data.source import Packed, file_version, unreadable
+from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 
@@ -20,27 +21,27 @@ GAP = 2**22
 DAMAGE = (OSError, tarfile.TarError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError)
 """Errors that tarfile raises on damaged files and files of other kinds."""
 MOST_OF_HEADER = 2**20
-"""Bytes that a member of a shard says of itself, at most."""
+"""Largest header of a member, in bytes."""
 
 
-class Shards(Packed):
+class Shards(Packed, Tree):
     """Images inside uncompressed tar files, named `shard.tar/member`, read in place and never extracted.
 
-    The headers are read once, in order. labels: of each image the class that `.cls` members give it, or None.
-    has_labels: whether there are such members.
+    The headers are read once, in order. texts: the class that `.cls` members give each image, or None.
+    has_texts: whether there are such members.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self.paths = list(paths)
-        self.labels: list[str | None] = []
-        self.has_labels = False
-        where = array("q")
         super().__init__()
+        self.paths = list(paths)
+        self.texts: list[str | None] = []
+        self.has_texts = False
+        where = array("q")
         self.names = Names(self._index(where))
         self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
 
     def _index(self, where: "array[int]") -> Iterator[str]:
-        """Yield the names of the images; extend `where` and `labels` on the way."""
+        """Yield the names of the images; extend `where` and `texts` on the way."""
         for shard, path in enumerate(self.paths):
             images: dict[str, tuple[int, int]] = {}
             texts: dict[str, str] = {}  # of members without their suffix
@@ -52,39 +53,38 @@ class Shards(Packed):
                 if images.pop(name, None):  # as in an extracted tar, the last one counts
                     self.left_out.add("repeated")
                 images[name] = start, size
-            labels = self._labels(path, images, texts)
-            self.has_labels |= bool(texts)
-            for name, label in labels.items():
+            self.has_texts |= bool(texts)
+            for name, text in self._labelled(path, images, texts):
                 where.extend((shard, *images[name]))
-                self.labels.append(label)
+                self.texts.append(text)
                 yield f"{path}/{name}"
 
-    def _labels(self, path: str, images: Iterable[str], texts: dict[str, str]) -> dict[str, str | None]:
-        """The label of each image: that of its own stem, else that of its key, the name up to the first dot.
+    def _labelled(self, path: str, images: Iterable[str], texts: dict[str, str]) -> Iterator[tuple[str, str | None]]:
+        """Each image with the label of its own stem, else of its key, the name up to the first dot.
 
         An image without a `.cls` of its own, beside one of the same key that has one, is left out: a mask, say. Raises
         DataError where a key has two labels.
         """
-        if not texts:
-            return dict.fromkeys(images)
-        stems = {name: os.path.splitext(name)[0] for name in images}
         of_key: dict[str, set[str]] = defaultdict(set)
         for stem, text in texts.items():
             of_key[_key(stem)].add(text)
+        stems = {name: os.path.splitext(name)[0] for name in images}
         owned = {_key(stem) for stem in stems.values() if stem in texts}
-        labels: dict[str, str | None] = {}
         for name, stem in stems.items():
-            key = _key(name)
-            if stem not in texts and key in owned:
+            found = [texts[stem]] if stem in texts else sorted(of_key[_key(name)])
+            if stem not in texts and _key(name) in owned:
                 self.left_out.add("companions", name)
-                continue
-            if stem not in texts and len(of_key.get(key, ())) > 1:
-                several = " and ".join(sorted(of_key[key])[:2])
-                raise DataError(f"{path}: {name} has two labels, {several}: name the right one {stem}.cls")
-            labels[name] = label_of(texts[stem] if stem in texts else next(iter(of_key.get(key, ("",)))))
-        return labels
+            elif len(found) > 1:
+                raise DataError(
+                    f"{path}: {name} has two labels, {found[0]} and {found[1]}: name the right one {stem}.cls"
+                )
+            else:
+                yield name, label_of(found[0]) if found else None
 
-    @property
+    def labels(self) -> tuple[list[str | None], list[str] | None]:
+        """The class of each image by `.cls` members or else by folders, as of `Tree`."""
+        return (self.texts, None) if self.has_texts else super().labels()
+
     def keys(self) -> list[str]:
         """`shard.tar/key` of each image: the names that the hash split uses."""
         return [f"{os.path.basename(path)}/{_key(member)}" for path, member in self._by_path()]
@@ -101,11 +101,7 @@ class Shards(Packed):
             yield self.paths[shard], name[len(self.paths[shard]) + 1 :]
 
     def read(self, first: int, end: int) -> list[bytes]:
-        """The bytes of the images from `first` up to `end`, by a sequential read of each shard they lie in, and
-        one more after each GAP.
-
-        Raises UnreadableImage. May be called from several threads.
-        """
+        """The bytes of images, by one sequential read of each shard they lie in, and one more after each GAP."""
         found: list[bytes] = []
         shards, starts, sizes = self.where[first:end].T
         apart = (np.diff(shards) != 0) | (starts[1:] - (starts + sizes)[:-1] > GAP)
@@ -122,9 +118,6 @@ class Shards(Packed):
 
     def sizes(self) -> Labels:
         return self.where[:, 2]
-
-    def versions(self) -> Iterator[bytes]:
-        return map(file_version, self.paths)
 
     def _members(self, path: str) -> Iterator[tuple[str, int, int, str | None]]:
         """Name, first byte and size of each image; of each `.cls` file the name without the suffix, and its text."""
@@ -147,18 +140,19 @@ class Shards(Packed):
             raise unreadable(path, "an uncompressed tar file", error) from error
 
     def _kind(self, member: tarfile.TarInfo) -> str:
-        """'image' or 'label', else ''; notes what a folder would leave out as well."""
+        """'image', 'label' or ''; notes what is left out of a folder as well."""
         *folders, name = ["", *(part for part in member.name.split("/") if part not in ("", ".", ".."))]
         kind = kind_of(name, is_folder=False)
         if kind == "image":
-            kinds = {kind_of(folder, is_folder=True): folder for folder in reversed(folders)}
-            kind = next((reason for reason in kinds if reason != "folder"), kind)
+            reasons = (reason for folder in folders if (reason := kind_of(folder, is_folder=True)) != "folder")
+            kind = next(reasons, kind)
             if kind == "image" and (not member.isreg() or member.issparse()):
                 kind = "links"
-        if kind in ("", "image", "packed"):
-            return "label" if name.lower().endswith(".cls") and member.isreg() else kind.removeprefix("packed")
-        self.left_out.add(kind, name)
-        return ""
+        if kind in ("", "packed"):
+            return "label" if name.lower().endswith(".cls") and member.isreg() else ""
+        if kind != "image":
+            self.left_out.add(kind, name)
+        return kind if kind == "image" else ""
 
 
 def _key(member: str) -> str:
@@ -167,7 +161,7 @@ def _key(member: str) -> str:
 
 
 class _Headers(io.BufferedReader):
-    """A shard for tarfile, which would believe a header that says how many bytes its extension has."""
+    """A shard for tarfile, which trusts a header on the number of bytes of its extension."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MOST_OF_HEADER:

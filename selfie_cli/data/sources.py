@@ -1,35 +1,137 @@
-"""Images in files, folders and memory, joined and chosen from."""
+"""Sources of images: files, pixels in memory, files of many images; joined and chosen from. Folders: `folders`."""
 
 import bisect
+import contextlib
 import hashlib
+import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfie_cli.data.images import EXTENSIONS, open_image, read_file
-from selfie_cli.data.layout import (
-    LeftOut,
-    is_ours,
-    kind_of,
-    parts_in,
-)
+from selfie_cli.data.images import open_image, read_file, what_is
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
-from selfie_cli.data.source import Source as Source
-from selfie_cli.data.source import file_version
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.talk import Talk
+
+
+class Source(ABC):
+    """Images in a fixed order, each with the name by which its user knows it.
+
+    Its methods may be called from several threads.
+
+    block: number of neighbours that are best read together, 1 if it does not matter. pinned: for names whose meaning
+    may change, a name that always means these images. left_out: what lies among the images and is not taken.
+    """
+
+    block: int = 1
+    pinned: Mapping[str, str] = MappingProxyType({})
+
+    def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
+        self.left_out = LeftOut() if left_out is None else left_out
+        self.names = names if isinstance(names, Names) else Names(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """An image whose header is read, to be decoded and closed by the caller. Raises UnreadableImage."""
+
+    @abstractmethod
+    def contents(self, index: int) -> bytes:
+        """The bytes that an image is decoded from. Raises UnreadableImage."""
+
+    def sizes(self) -> Labels:
+        """The number of bytes of each image, int64 [N], where it is known without reading; else zeros."""
+        return np.zeros(len(self), np.int64)
+
+    def first_of_same(self, talk: Talk) -> Labels:
+        """For each image the first one with the same contents, int64 [N]. Only images of the same size are read."""
+        first = np.arange(len(self))
+        _, inverse, counts = np.unique(self.sizes(), return_inverse=True, return_counts=True)
+        known: dict[bytes, int] = {}
+        alike = np.flatnonzero(counts[inverse] > 1).tolist()
+        with talk.track("looking for copies", len(alike)) as advance:
+            for done, index in enumerate(alike, 1):
+                with contextlib.suppress(UnreadableImage):
+                    first[index] = known.setdefault(hashlib.blake2b(self.contents(index)).digest(), index)
+                advance(done, "")
+        return first
+
+    @abstractmethod
+    def versions(self) -> Iterator[bytes]:
+        """For each file that holds images, bytes that change when the file does. May take a while."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, their labels (int64 [N], positions in `classes`; -1 where there is none), and names of classes."""
+
+    source: Source
+    labels: Labels
+    classes: list[str]
+
+
+class Packed(Source):
+    """Many images in each of some files."""
+
+    paths: Sequence[str]
+
+    @abstractmethod
+    def read(self, first: int, end: int) -> Sequence[bytes | UnreadableImage]:
+        """The bytes of the images from `first` up to `end`, or why there are none. Raises UnreadableImage."""
+
+    def open(self, index: int) -> Image.Image:
+        return open_image(io.BytesIO(self.contents(index)))
+
+    def contents(self, index: int) -> bytes:
+        return checked(self.read(index, index + 1)[0])
+
+    def versions(self) -> Iterator[bytes]:
+        return map(file_version, self.paths)
+
+
+def checked(data: bytes | UnreadableImage) -> bytes:
+    """Raise UnreadableImage in place of returning one."""
+    if isinstance(data, UnreadableImage):
+        raise UnreadableImage(str(data))
+    return data
+
+
+def file_version(path: str) -> bytes:
+    """A file's size and time of change."""
+    try:
+        known = os.stat(path)
+    except (OSError, ValueError):  # it will turn out to be unreadable
+        return b"absent"
+    return f"{known.st_size} {known.st_mtime_ns};".encode()
+
+
+def unreadable(path: str, expected: str, error: Exception) -> DataError:
+    """The error for a file of many images that cannot be read."""
+    told = ""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        told = what_is(file.read(512))
+    if not told.startswith(("a Git LFS pointer", "a web page")):
+        told = one_line(error)
+    return DataError(f"cannot read {path} ({expected} is expected): {told}")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
 class Files(Source):
     """Image files, named by their paths."""
-
-    def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
-        super().__init__(names)
-        self.left_out = left_out or self.left_out
 
     def open(self, index: int) -> Image.Image:
         return open_image(self.names[index])
@@ -42,96 +144,6 @@ class Files(Source):
 
     def versions(self) -> Iterator[bytes]:
         return map(file_version, self.names)
-
-
-class Folder(Files):
-    """Every image below a folder, depth first, by name within each folder. `packed` are its parquet and tar
-    files, `bare` the folders at the ends of its branches that hold no images.
-
-    Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
-    nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
-    """
-
-    def __init__(self, folder: str) -> None:
-        super().__init__()
-        self.root = os.path.join(folder, "")
-        self.packed: list[str] = []
-        self.bare: list[str] = []
-        self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
-        self._roots = [os.path.realpath(folder)]
-        self.names = Names(self._walk(self.root, is_root=True))
-
-    def _walk(self, prefix: str, *, is_root: bool = False) -> Iterator[str]:
-        try:
-            with os.scandir(prefix) as found:
-                # No stat a file: the folder itself says what each entry is.
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError as error:
-            raise DataError(f"cannot read the folder {prefix}: {error.strerror}") from error
-        if not is_root and is_ours(prefix, {entry.name for entry in entries}):
-            self.left_out.add("runs", os.path.relpath(prefix, self.root))
-            return
-        bare, folder = not is_root, os.path.dirname(prefix[len(self.root) :]).replace(os.sep, "/")
-        for entry in entries:
-            linked = entry.is_symlink()
-            is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
-            kind = kind_of(entry.name, is_folder=is_folder)
-            if linked and kind in ("image", "folder") and not self._leads_out(entry.path, is_folder):
-                kind = "links"
-            bare &= kind not in ("folder", "image", "packed")
-            if kind == "folder":
-                yield from self._walk(os.path.join(entry.path, ""))
-            elif kind == "image" and (linked or entry.is_file()):
-                count = self._runs.pop()[1] if self._runs and self._runs[-1][0] is folder else 0
-                self._runs.append((folder, count + 1))
-                yield entry.path
-            elif kind == "packed":
-                self.packed.append(entry.path)
-            elif kind in ("system", "hidden") and is_folder:
-                self.left_out.add(kind, entry.name, count=num_images_below(entry.path))
-            elif kind and kind != "image":
-                self.left_out.add(kind, entry.name)
-            elif not kind and "." not in entry.name and os.path.isfile(entry.path) and is_image(entry.path):
-                self.left_out.add("formats", "no suffix")
-        if bare:
-            self.bare.append(os.path.relpath(prefix, self.root))
-
-    def _leads_out(self, link: str, is_folder: bool) -> bool:
-        """Whether a link leads to what the walk does not reach otherwise."""
-        real = os.path.realpath(link)
-        if not is_folder and not os.path.isfile(real):
-            return True
-        for root in self._roots:
-            below = os.path.relpath(real, root).split(os.sep)
-            if below[0] == ".":
-                return False
-            if below[0] == "..":
-                if root.startswith(os.path.join(real, "")):
-                    return False
-            elif all(kind_of(name, is_folder=True) == "folder" for name in below[:-1]) and (
-                kind_of(below[-1], is_folder=is_folder) in ("image", "folder")
-            ):
-                return False
-        if is_folder:
-            self._roots.append(real)
-        return True
-
-    def folders(self) -> Iterator[str]:
-        """The folder of each image below the root, with forward slashes."""
-        return itertools.chain.from_iterable(itertools.starmap(itertools.repeat, self._runs))
-
-
-def num_images_below(folder: str) -> int:
-    names = itertools.chain.from_iterable(files for _, _, files in os.walk(folder))
-    return sum(name[name.rfind(".") :].lower() in EXTENSIONS for name in names)
-
-
-def is_image(path: str) -> bool:
-    try:
-        open_image(path).close()
-    except UnreadableImage:
-        return False
-    return True
 
 
 class Array(Source):
@@ -148,10 +160,26 @@ class Array(Source):
         return bytes(self.pixels[index].tobytes())
 
     def versions(self) -> Iterator[bytes]:
-        return (hashlib.sha256(image.tobytes()).digest() for image in self.pixels)
+        return (hashlib.sha256(self.contents(index)).digest() for index in range(len(self)))
 
 
-class Joined(Source):
+class Selection(Source):
+    """Images of other sources."""
+
+    @abstractmethod
+    def _place(self, index: int) -> tuple[Source, int]:
+        """The source of an image, and its row there."""
+
+    def open(self, index: int) -> Image.Image:
+        source, row = self._place(index)
+        return source.open(row)
+
+    def contents(self, index: int) -> bytes:
+        source, row = self._place(index)
+        return source.contents(row)
+
+
+class Joined(Selection):
     """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -163,14 +191,6 @@ class Joined(Source):
         for source in sources:
             self.left_out.update(source.left_out)
 
-    def open(self, index: int) -> Image.Image:
-        source, own = self._place(index)
-        return source.open(own)
-
-    def contents(self, index: int) -> bytes:
-        source, own = self._place(index)
-        return source.contents(own)
-
     def _place(self, index: int) -> tuple[Source, int]:
         which = bisect.bisect_right(self.ends, index)
         return self.sources[which], index - self.ends[which] + len(self.sources[which])
@@ -179,20 +199,17 @@ class Joined(Source):
         return itertools.chain.from_iterable(source.versions() for source in self.sources)
 
 
-class Subset(Source):
+class Subset(Selection):
     """The images of `source` at `indices`, int64 [M], in that order."""
 
     def __init__(self, source: Source, indices: Labels) -> None:
-        super().__init__(map(source.names.__getitem__, indices.tolist()))
+        super().__init__(map(source.names.__getitem__, indices.tolist()), source.left_out)
         self.source = source
         self.indices = indices
-        self.block, self.pinned, self.left_out = source.block, source.pinned, source.left_out
+        self.block, self.pinned = source.block, source.pinned
 
-    def open(self, index: int) -> Image.Image:
-        return self.source.open(int(self.indices[index]))
-
-    def contents(self, index: int) -> bytes:
-        return self.source.contents(int(self.indices[index]))
+    def _place(self, index: int) -> tuple[Source, int]:
+        return self.source, int(self.indices[index])
 
     def sizes(self) -> Labels:
         return self.source.sizes()[self.indices]
@@ -202,7 +219,7 @@ class Subset(Source):
 
 
 def chosen(source: Source, indices: Labels) -> Source:
-    """As Subset; files by themselves, whose versions are theirs alone. `source` if these are all of it."""
+    """A subset; `source` itself if these are all of it, and files by themselves, whose versions are theirs alone."""
     if len(indices) == len(source):
         return source
     subset = Subset(source, indices)
@@ -215,13 +232,3 @@ def fingerprint(source: Source) -> str:
     for names in source.names.below_shared_folder():
         digest.update(names)
     return digest.hexdigest()[:16]
-
-
-def split_folders(folder: str) -> dict[str, str]:
-    """The names of the folders right in `folder` that part a data set, by part; {} where there are none."""
-    try:
-        with os.scandir(folder) as entries:
-            inside = [entry.name for entry in entries if os.path.isdir(entry.path)]  # a circle of links is none
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
-    return {part: name for name, part in parts_in(inside).items()}

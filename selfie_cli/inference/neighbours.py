@@ -1,4 +1,4 @@
-"""Exact nearest neighbours and groups of near-duplicates, by cosine, a block of the products at a time.
+"""Exact nearest neighbours and groups of near-duplicates, by cosine.
 
 N vectors    M queries    D features    k neighbours
 """
@@ -10,47 +10,46 @@ import torch
 from numpy.typing import NDArray
 
 BLOCK = 2**24
-"""Cosines that are held together, 64 MB."""
+"""Number of cosines that are held in memory together, 64 MB."""
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [N, D] at length one; none may be zero. Divided by their largest number first: squares may overflow."""
+    """Vectors [N, D] scaled to length one, first by their largest number, as squares may overflow; none may be zero."""
     scaled: NDArray[np.float32] = vectors / np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled
 
 
 class Nearest:
-    """The k vectors of highest cosine to each query, among all that `add` was given; all of them where they are fewer.
+    """The k vectors of highest cosine to each query among all that were added, or all of them if they are fewer.
 
     cosines: float32 [M, k], descending. rows: int64 [M, k], counted over all that was added; of equal cosines the lower
     row comes first.
     """
 
     def __init__(self, queries: NDArray[np.float32], k: int) -> None:
-        self.queries = unit(queries)
+        self.queries = torch.from_numpy(unit(queries))  # [M, D]
         self.k = k
-        self.cosines = np.empty((len(queries), 0), np.float32)
-        self.rows = np.empty((len(queries), 0), np.int64)
+        self.cosines = torch.empty(len(queries), 0)
+        self.rows = torch.empty(len(queries), 0, dtype=torch.int64)
         self.num_seen = 0
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """[n, D], of any length but zero."""
+        """Search vectors [n, D] of any length but zero."""
         keys = torch.from_numpy(unit(vectors)).T
-        more = ((0, 0), (0, min(self.k, self.num_seen + len(vectors)) - self.rows.shape[1]))
-        self.cosines = np.pad(self.cosines, more, constant_values=-np.inf)
-        self.rows = np.pad(self.rows, more, constant_values=-1)
-        k = min(self.k, len(vectors))
+        rows = torch.arange(self.num_seen, self.num_seen + len(vectors))
+        self.num_seen += len(vectors)
+        k = min(self.k, self.num_seen)
         step = max(1, BLOCK // len(vectors))
+        parts = []
         for first in range(0, len(self.queries), step):
             part = slice(first, first + step)
-            found, place = (torch.from_numpy(self.queries[part]) @ keys).topk(k, dim=1)  # [m, n] -> [m, k]
-            cosines = np.concatenate([self.cosines[part], found.numpy().clip(-1, 1)], axis=1)
-            rows = np.concatenate([self.rows[part], place.numpy() + self.num_seen], axis=1)
-            best = np.lexsort((rows, -cosines))[:, : self.rows.shape[1]]
-            self.cosines[part] = np.take_along_axis(cosines, best, axis=1)
-            self.rows[part] = np.take_along_axis(rows, best, axis=1)
-        self.num_seen += len(vectors)
+            cosines = torch.cat([self.cosines[part], (self.queries[part] @ keys).clamp(-1, 1)], dim=1)  # [m, k + n]
+            places = cosines.topk(k, dim=1).indices.sort(dim=1).values  # so that lower rows come first
+            cosines, order = cosines.gather(1, places).sort(dim=1, descending=True, stable=True)
+            seen = torch.cat([self.rows[part], rows.expand(len(cosines), -1)], dim=1)
+            parts.append((cosines, seen.gather(1, places.gather(1, order))))
+        self.cosines, self.rows = (torch.cat(each) for each in zip(*parts, strict=True))  # [M, k]
 
 
 class Groups:
@@ -60,7 +59,7 @@ class Groups:
         self.parent = np.arange(num_rows, dtype=np.int64)
 
     def join(self, rows: NDArray[np.int64]) -> None:
-        """Make one group of the groups that `rows` are in."""
+        """Merge the groups that `rows` are in."""
         roots = self.parent[rows]
         while (above := self.parent[roots]).tolist() != roots.tolist():
             roots = above

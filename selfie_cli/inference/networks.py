@@ -1,4 +1,4 @@
-"""Rebuilding the network of a run from its config and weights, and what can be computed with it."""
+"""Networks of runs, rebuilt from config and weights, and passes over pixels that are in memory."""
 
 import contextlib
 import dataclasses
@@ -33,9 +33,10 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.weights import load_weights, save_weights
 
-DEFAULT_FEATURES = "whole"
 Pretrained = Method | Encoder
 BATCH = 128
+BATCH_NORM_IMAGES = 2048
+"""Number of images for batch-norm statistics, which settle within about a thousand."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,17 @@ class Network:
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
+    @property
+    def width(self) -> int:
+        """D, the number of features of a vector."""
+        if isinstance(self.module, AnyClassifier):
+            return self.module.head.in_features
+        return self.module.encoder.num_features
+
     @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
-        images = plain_view(pixels, self.image_size)
-        module = self.module
+        images, module = plain_view(pixels, self.image_size), self.module
         if isinstance(module, AnyClassifier):
             return module.features(images).float()
         if self.features == "whole":
@@ -66,16 +73,16 @@ class Network:
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
-        """What a classifier makes of stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
+        """A classifier's probabilities for stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
         scores: Tensor = self.module(plain_view(pixels, self.image_size))
         return scores.float().softmax(dim=1)
 
     def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
-        """The same, made for inference: see `models.lean.for_inference`."""
+        """The same network made for inference: see `models.lean.for_inference`."""
         return dataclasses.replace(self, module=for_inference(self.module, dtype, compiled=compiled))
 
     def in_int8(self, pixels: Tensor) -> "Network":
-        """The same in 8 bits, whose ranges are those on `pixels`, uint8 [N, S, S, 3]: see `models.quantized`."""
+        """The same network in 8 bits, calibrated on `pixels`, uint8 [N, S, S, 3]: see `models.quantized`."""
 
         def run(module: Any) -> None:
             network = dataclasses.replace(self, module=module)
@@ -92,10 +99,7 @@ def pooled_maps(module: Pretrained, images: Tensor) -> Tensor:
 
 
 def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
-    """A freshly initialized network of the shape that a run's config describes, as its weights are kept.
-
-    Raises RunError if the description is incomplete.
-    """
+    """A freshly initialized network for the weights that a run keeps. Raises RunError if `derived` is incomplete."""
     with describing(derived):
         if keeps_patches(derived):
             return build_method(derived)
@@ -109,7 +113,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
 
 
 def keeps_patches(derived: dict[str, Any]) -> bool:
-    """Whether a run keeps the patch network with its attention pooling: the paper's Selfie alone does."""
+    """Whether a run keeps the patch network with its attention pooling: only the paper's Selfie does."""
     return bool(derived["method"] == "selfie" and derived["selfie"].get("views") == 1)
 
 
@@ -134,19 +138,12 @@ def build_method(derived: dict[str, Any]) -> Method:
         return Selfie(patch_size=derived["patch_size"], **own)
 
 
-class Undrawn(TorchFunctionMode):
-    """Within, nothing is drawn to initialize weights: to do so without memory, torch imports its compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__.endswith(("normal_", "uniform_")):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 @contextlib.contextmanager
 def describing(derived: dict[str, Any]) -> Iterator[None]:
-    """Raises RunError for what describes no network, or one that is too large to be honest; whatever goes wrong in here
-    is the fault of a config.json, too, unless memory runs out."""
+    """Raise RunError if `derived` describes no network, or one of implausible size, or if building it fails.
+
+    Any error within is taken for the config's fault, unless memory runs out.
+    """
     try:
         if found := schema.fault_of_network(derived):
             raise ValueError(found)
@@ -163,34 +160,42 @@ def choose_features(derived: dict[str, Any], features: str | None) -> str:
         raise UsageError(f"no network has features {features!r}")
     if features is not None and not keeps_patches(derived):
         raise UsageError("--features chooses among the vectors of Selfie's --recipe paper; others have one kind")
-    if derived["method"] == "finetune":
-        return "penultimate"
-    return features or DEFAULT_FEATURES
+    return "penultimate" if derived["method"] == "finetune" else features or "whole"
+
+
+class WithoutInitialization(TorchFunctionMode):
+    """Skip random initialization: on the meta device, torch would import its compiler for it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def load_module(run: Run) -> Pretrained | AnyClassifier:
-    """The run's network with its weights. Raises WeightsError if they do not fit."""
+    """The run's network with its weights. Raises WeightsError if they do not fit the config."""
     weights, _ = load_weights(run.weights)
     if run.derived.get("method") == "selfie" and not keeps_patches(run.derived):
-        # Of two-view runs of version 1 the patch network is used alone.
-        renamed = {name: name.replace("patch_network.", "encoder.", 1) for name in weights}
-        weights = {renamed[name]: tensor for name, tensor in weights.items() if renamed[name].startswith("encoder.")}
-    with torch.device("meta"), Undrawn():  # no memory: what a config asks for is made if the weights are of that size
-        wanted = build(run.derived).state_dict()
+        # Only the patch network of two-view runs of version 1 is used.
+        renamed = {name.replace("patch_network.", "encoder.", 1): tensor for name, tensor in weights.items()}
+        weights = {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
+    with torch.device("meta"), WithoutInitialization():  # a hostile config cannot ask for memory
+        module = build(run.derived)
+    wanted = module.state_dict()
     unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
     if others := sorted(weights.keys() ^ wanted.keys()):
-        raise WeightsError(f"{unlike}: {others[0]} is in one of them alone, and so are {len(others) - 1} others")
+        raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
             raise WeightsError(f"{unlike}: {name} is of another type or shape")
         if not tensor.isfinite().all():
-            raise WeightsError(f"{run.weights} is damaged: {name} holds what is no number")
-    module = build(run.derived)
-    module.load_state_dict(weights)
-    return module
+            raise WeightsError(f"{run.weights} is damaged: {name} holds values that are not finite")
+    module.load_state_dict(weights, assign=True)
+    return module.to(memory_format=torch.channels_last)
 
 
 def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
+    """The run's network on a device. Raises as `load_module` and `choose_features` do."""
     module = load_module(run).to(device).eval()
     return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
 
@@ -198,19 +203,14 @@ def load_network(run: Run, *, features: str | None, device: torch.device) -> Net
 def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
     """The same network before any training. Its batch norms have no statistics yet: see `estimate_batch_norm`."""
     torch.manual_seed(seed)
-    return Network(build(run.derived).to(network.device).eval(), network.image_size, network.features)
-
-
-# Batch-norm statistics settle within about a thousand images.
-BATCH_NORM_IMAGES = 2048
+    return dataclasses.replace(network, module=build(run.derived).to(network.device).eval())
 
 
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    """Set the statistics of 2-D batch norms to the plain average over what `forward` sees of some of `pixels`.
+    """Set the statistics of 2-D batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
 
-    A head's one-dimensional ones stay as they are, and so does the mode, training or evaluation.
-
-    pixels: uint8 [N, S, S, 3]. They are often sorted by class, so every batch is drawn from all of them.
+    Batches are drawn from all images, which are often sorted by class. A head's one-dimensional batch norms and the
+    mode, training or evaluation, stay as they are.
     """
     some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
@@ -231,12 +231,12 @@ def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], 
 
 
 def images_at_once(device: torch.device, image_size: int) -> int:
-    """How many suit a device: on a CPU, what passes from layer to layer should stay within a core's caches."""
+    """A batch size for inference: on a CPU, activations should stay within a core's caches."""
     return min(256, max(8, 8 * 224**2 // image_size**2)) if device.type == "cpu" else 256
 
 
 def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk, what: str) -> Tensor:
-    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. In bf16 within autocast to it."""
+    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. Under autocast to bf16, in bf16."""
     device = network.device
     coarse = torch.is_autocast_enabled(device.type)
     lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
@@ -255,14 +255,6 @@ def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk,
     return shared_out(pixels, work)
 
 
-def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """What `work` makes of all images, [N, ...] on the CPU, of which each process of a job takes its share."""
-    here = group()
-    if len(pixels) < here.world:
-        return work(pixels)
-    return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
-
-
 def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
     """A classifier's probabilities for stored pixels, uint8 [N, S, S, 3]: float32 [N, C]."""
 
@@ -270,6 +262,14 @@ def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> T
         return torch.cat([network.probabilities(batch.to(network.device)).cpu() for batch in mine.split(batch_size)])
 
     return shared_out(pixels, work)
+
+
+def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """The result of `work` for all images, [N, ...] on the CPU; each process of a job does a part of it."""
+    here = group()
+    if len(pixels) < here.world:
+        return work(pixels)
+    return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
 
 
 def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
@@ -291,14 +291,19 @@ def check_classes(classes: list[str], known: list[str]) -> None:
         )
 
 
-def provenance(run: Run, features: str) -> dict[str, Any]:
-    """What a file of vectors says about the network that made them, but for the precision."""
+def digest_of(run: Run) -> str:
+    """SHA-256 of the run's weights."""
     with run.weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(run: Run, features: str, precision: str) -> dict[str, Any]:
+    """A description, for files of vectors, of the network that made them."""
     return {
         "run": run.name,
         "from": run.address or str(run.path.resolve()),
-        "sha256": digest,
+        "sha256": digest_of(run),
         "features": features,
         "image_size": run.derived["image_size"],
+        "precision": precision,
     }

@@ -1,4 +1,4 @@
-"""Vectors in files: what `embed` writes, row by row, and what reads it back, a piece at a time.
+"""Files of vectors: `embed` writes them row by row, `similar` reads them piece by piece.
 
 N rows    D features of a vector
 """
@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,46 +21,42 @@ from numpy.typing import NDArray
 from selfie_cli import __version__
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import followed, replacing
-from selfie_cli.inference.stream import Emit, Result, row_writer
+from selfie_cli.inference.outputs import row_writer
+from selfie_cli.inference.stream import Result
+
+Write = Callable[[Result], Any]
 
 FORMAT = 1
 KEY = "selfie"
 NETWORK = ("run", "from", "sha256", "features", "precision")
-"""What a table says in words of the network that made it."""
-DAMAGED = (
-    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError),
-    *(MemoryError, SystemError, SyntaxError, tokenize.TokenError),
-)
-"""What readers raise on files that are not what they should be, or their children: pyarrow's errors, what is not
-implemented, JSON that is nested too deeply."""
+"""Texts by which a parquet file describes the network that made it."""
 AT_LEAST = {".parquet": 1, ".npy": 4, ".jsonl": 4, ".csv": 2, ".safetensors": 4}
-"""Suffixes of files of vectors, and the fewest bytes per number in each; parquet packs them."""
+"""Suffixes of files of vectors, and the fewest bytes per number in each; parquet compresses them."""
 PARTS = "part-*.parquet"
 """Files in a folder of vectors, one per process that wrote them."""
 VALUES = 2**22
 ROWS = 2**13
-"""Numbers, 16 MB of them, and rows that are written and read together at most; a row group of parquet has as many."""
+"""At most so many numbers (16 MB) and rows are written and read together; a row group of parquet has as many."""
 
 
 def need_arrow() -> None:
-    """Raises UsageError if there is no pyarrow."""
+    """Raises UsageError if pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         raise UsageError("parquet files need pyarrow: pip install 'selfie-cli[parquet]'")
 
 
 def as_row(result: Result) -> dict[str, Any]:
-    """What JSON Lines say of an image; nine digits give every float32 back exactly."""
+    """An image's line of JSON; nine digits give every float32 back exactly."""
     return {"path": result.name, "vector": [float(f"{value:.9g}") for value in result.vector]}
 
 
 def as_columns(result: Result) -> dict[str, str]:
-    """As `as_row`, for a table with a column a number."""
+    """An image's row of a table with one column per number."""
     return {"path": result.name} | {f"v{i}": f"{value:.9g}" for i, value in enumerate(result.vector)}
 
 
 def as_text(name: str) -> str:
-    """A path as a column of strings holds it, so that every tool opens it and nothing is lost: as it is; one that is
-    not UTF-8, or begins with 'file:' itself, as 'file:' and its bytes, percent-encoded as in a URI."""
+    """A path as UTF-8. One that is not UTF-8, or begins with 'file:', becomes 'file:' and its percent-encoded bytes."""
     if name.startswith("file:") or any("\ud800" <= character <= "\udfff" for character in name):
         return "file:" + quote(os.fsencode(name))
     return name
@@ -73,36 +68,38 @@ def as_name(text: str) -> str:
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[Emit]:
-    """A writer of results for .npy, .safetensors, .jsonl or .csv, which appears whole, at the end, or not at all.
+def vector_writer(out: Path, *, width: int, network: dict[str, Any]) -> Iterator[Write]:
+    """A writer of results with vectors of `width` numbers. The file appears whole, at the end, or not at all.
 
-    .npy and .safetensors hold float32 [N, D] (in the latter as 'vectors'); beside them lies <out>.rows.jsonl, which
-    says which image each row is. Rows are written as they come: memory use does not grow with their number.
+    Rows are written as they come: memory use does not grow with their number. Beside .npy and .safetensors, which hold
+    float32 [N, D], lies <out>.rows.jsonl with the path of each row. Only .parquet keeps the description of `network`.
     """
-    if out.suffix in HEADERS:
-        with matrix_writer(out, HEADERS[out.suffix]) as write:
+    if out.suffix == ".parquet":
+        with table_writer(out, width, network) as write:
             yield write
-        return
-    of = as_row if out.suffix == ".jsonl" else as_columns
-    with row_writer(out) as write_row:
-        yield lambda result: write_row(of(result))
+    elif out.suffix in HEADERS:
+        with matrix_writer(out, width) as write:
+            yield write
+    else:
+        row_of = as_row if out.suffix == ".jsonl" else as_columns
+        with row_writer(out) as write_row:
+            yield lambda result: write_row(row_of(result))
 
 
 @contextlib.contextmanager
-def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Emit]:
-    """Vectors behind a header, which is only known at the end and as long whatever it says; names in .rows.jsonl."""
-    height = width = 0
+def matrix_writer(out: Path, width: int) -> Iterator[Write]:
+    """Vectors behind a header of fixed length, which is written again when the number of rows is known."""
+    height = 0
+    header = HEADERS[out.suffix]
     with (
         replacing(followed(out)) as temporary,
         row_writer(out.with_name(out.name + ".rows.jsonl")) as write_name,
         temporary.open("wb") as file,
     ):
+        file.write(header(0, width))
 
         def write(result: Result) -> None:
-            nonlocal height, width
-            if not height:
-                width = len(result.vector)
-                file.write(header(0, width))
+            nonlocal height
             file.write(result.vector.astype("<f4").tobytes())
             write_name({"row": height, "path": result.name})
             height += 1
@@ -113,7 +110,7 @@ def matrix_writer(out: Path, header: Callable[[int, int], bytes]) -> Iterator[Em
 
 
 def npy_header(height: int, width: int) -> bytes:
-    """NumPy pads it, so that there is room for any height."""
+    """The header of a .npy file; NumPy pads it, so that there is room for any height."""
     file = io.BytesIO()
     description = {"descr": "<f4", "fortran_order": False, "shape": (height, width)}
     np.lib.format.write_array_header_1_0(file, description)
@@ -121,7 +118,7 @@ def npy_header(height: int, width: int) -> bytes:
 
 
 def safetensors_header(height: int, width: int) -> bytes:
-    """The length of what follows, then JSON, which may end in spaces: 128 bytes."""
+    """The length of the rest, then JSON, which may end in spaces: 128 bytes."""
     vectors = {"dtype": "F32", "shape": [height, width], "data_offsets": [0, 4 * height * width]}
     return (120).to_bytes(8, "little") + json.dumps({"vectors": vectors}).ljust(120).encode("ascii")
 
@@ -130,24 +127,21 @@ HEADERS = {".npy": npy_header, ".safetensors": safetensors_header}
 
 
 @contextlib.contextmanager
-def table_writer(out: Path, *, width: int, about: dict[str, Any]) -> Iterator[Emit]:
-    """Write results as .parquet, with a bounded number of rows in memory. The file appears whole, at the end, or not.
-
-    Columns: path, width, height, content_hash, vector. `about` is kept in the file's metadata as JSON.
-    """
+def table_writer(out: Path, width: int, network: dict[str, Any]) -> Iterator[Write]:
+    """Results as a table of path, width, height, content_hash and vector, with `network` in the file's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     vector = pa.list_(pa.field("item", pa.float32(), nullable=False), width)
     text, number = pa.string(), pa.int32()
     columns = {"path": text, "width": number, "height": number, "content_hash": text, "vector": vector}
+    about = {"format": FORMAT, "selfie_version": __version__, "network": network}
     fields = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
-    about = {"format": FORMAT, "selfie_version": __version__, **about}
     schema = pa.schema(fields, metadata={KEY: json.dumps(about)})
     rows = rows_of(width)
     waiting: list[Result] = []
 
-    def put() -> None:
+    def write_group() -> None:
         numbers = pa.array(np.stack([result.vector for result in waiting]).ravel())
         values = {
             "path": [as_text(result.name) for result in waiting],
@@ -162,83 +156,66 @@ def table_writer(out: Path, *, width: int, about: dict[str, Any]) -> Iterator[Em
     def write(result: Result) -> None:
         waiting.append(result)
         if len(waiting) == rows:
-            put()
+            write_group()
 
-    # Of float32 numbers a quarter to a third is saved, where zstd alone saves a tenth to a fifth, and nothing repeats
+    # Splitting the bytes saves a quarter to a third of float32 numbers, zstd alone a tenth to a fifth; nothing repeats
     # that a dictionary would help.
     packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
     split = {"use_byte_stream_split": ["vector.list.element"]}
     with replacing(followed(out)) as temporary, pq.ParquetWriter(temporary, schema, **packing, **split) as writer:
         yield write
         if waiting:
-            put()
+            write_group()
 
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in here is the fault of a file of vectors. Raises DataError."""
+    """Raise DataError for any error within: whatever a reader raises on a damaged file."""
     try:
         yield
-    except DAMAGED as error:
+    except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from None
+        raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from error
 
 
 def rows_of(width: int) -> int:
-    """How many vectors of that width are handled together."""
+    """Number of vectors of that width that are written and read together."""
     return max(1, min(ROWS, VALUES // max(1, width)))
 
 
-def about_of(file: Path) -> dict[str, Any]:
-    """The metadata that `table_writer` was given; {} where there is none. Raises DataError."""
-    if file.suffix != ".parquet":
-        return {}
-    need_arrow()
-    import pyarrow.parquet as pq
-
-    with reading(file):
-        about = json.loads((pq.read_schema(file).metadata or {}).get(KEY.encode(), b"{}"))
-        if about and about.get("format") != FORMAT:
-            told, writer = about.get("format"), about.get("selfie_version")
-            raise ValueError(f"its format is {told}, here {FORMAT} is read: use selfie-cli {writer}, or embed again")
-        if about and not all(isinstance(about["network"][key], str) for key in NETWORK):
-            raise ValueError("what it says of the network that made it is damaged")
-        return dict(about)
-
-
 class Piece(NamedTuple):
-    """Some rows of a file of vectors. vectors: float32 [n, D]. hashes: of their contents, where the file has them."""
+    """Some rows of a file of vectors. vectors: float32 [n, D]. hashes: of the images' bytes, if the file has them."""
 
     names: Sequence[str]
     vectors: NDArray[np.float32]
-    hashes: Sequence[str] | None
+    hashes: Sequence[str | None] | None
 
 
 @dataclass(frozen=True)
 class VectorFile:
-    """What `selfie embed` wrote: one file, or the parts in a folder, in their order."""
+    """A file that `selfie embed` wrote, or the parts in a folder, in order. network: {} where the files do not say."""
 
     path: Path
     files: list[Path]
-    about: dict[str, Any]
+    network: dict[str, str]
 
     def pieces(self) -> Iterator[Piece]:
-        """All rows, some at a time, in order. Raises DataError for what is damaged, or not of one width."""
+        """All rows, some at a time, in order. Raises DataError if a file is damaged or the vectors' widths differ."""
         width: int | None = None
         for file in self.files:
             first = 0
             with reading(file):
                 for piece in PIECES[file.suffix](file):
                     height, found = piece.vectors.shape
+                    width = width or found
                     if len(piece.names) != height:
                         raise ValueError("names and vectors differ in number")
                     if not all(isinstance(name, str) for name in piece.names):
-                        raise ValueError("a path is no text")
-                    if found != (width := width or found):
+                        raise ValueError("a path is not text")
+                    if found != width:
                         raise ValueError(f"vectors of {found} and of {width} numbers")
-                    # One sum tells of any number that is none; squares might overflow.
-                    sizes = np.abs(piece.vectors).max(axis=1, initial=0)
-                    if not (good := np.isfinite(sizes) & (sizes > 0)).all():
+                    largest = np.abs(piece.vectors).max(axis=1, initial=0)  # squares might overflow
+                    if not (good := np.isfinite(largest) & (largest > 0)).all():
                         row = int(np.argmin(good))
                         raise ValueError(f"the vector of {piece.names[row]} (row {first + row}) has no direction")
                     first += height
@@ -251,40 +228,58 @@ def open_vectors(name: str) -> VectorFile:
     """Raises DataError if there is nothing that `selfie embed` writes, UsageError if its reader is not installed."""
     path = Path(name)
     files = sorted(path.glob(PARTS)) if path.is_dir() else [path]
-    if not files:
-        raise DataError(f"{path} holds no {PARTS}: name what selfie embed --out has written")
-    if not files[0].is_file():
-        raise DataError(f"no file {path}: name what selfie embed --out has written")
+    if not files or not files[0].is_file():
+        missing = f"{path} holds no {PARTS}" if path.is_dir() else f"no file {path}"
+        raise DataError(f"{missing}: name what selfie embed --out has written")
     if files[0].suffix not in PIECES:
         raise DataError(f"{path}: vectors are read from {', '.join(PIECES)}, or a folder of parts")
-    networks = [about_of(file) for file in files]
-    for file, about in zip(files, networks, strict=True):
-        if about.get("network") != networks[0].get("network"):
+    networks = [network_of(file) for file in files]
+    for file, network in zip(files, networks, strict=True):
+        if network != networks[0]:
             raise DataError(f"{file} and {files[0]} were made by different networks: keep them in two folders")
     return VectorFile(path, files, networks[0])
 
 
+def network_of(file: Path) -> dict[str, str]:
+    """The description of the network that made a file; {} where there is none. Raises DataError."""
+    if file.suffix != ".parquet":
+        return {}
+    need_arrow()
+    import pyarrow.parquet as pq
+
+    with reading(file):
+        about = json.loads((pq.read_schema(file).metadata or {}).get(KEY.encode(), b"{}"))
+        if not about:
+            return {}
+        if about.get("format") != FORMAT:
+            told, writer = about.get("format"), about.get("selfie_version")
+            raise ValueError(f"its format is {told}, here {FORMAT} is read: use selfie-cli {writer}, or embed again")
+        if not all(isinstance(about["network"][key], str) for key in NETWORK):
+            raise ValueError("its description of the network that made it is damaged")
+        return dict(about["network"])
+
+
 def table_pieces(file: Path) -> Iterator[Piece]:
+    """Vectors in .parquet, be they lists of fixed length, as `table_writer` writes them, or of any."""
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(file)
-    names = table.schema_arrow.names
-    columns = [name for name in ("path", "vector", "content_hash") if name in names]
+    columns = [name for name in ("path", "vector", "content_hash") if name in table.schema_arrow.names]
     if columns[:2] != ["path", "vector"]:
         raise ValueError("it has no columns 'path' and 'vector'")
     width = getattr(table.schema_arrow.field("vector").type, "list_size", 1)
     for batch in table.iter_batches(rows_of(width), columns=columns):
         vector = batch.column("vector")
-        if len(batch):
-            if vector.null_count or batch.column("path").null_count:
-                raise ValueError("it has rows without path or vector")
-            numbers = vector.flatten().to_numpy(zero_copy_only=False)
-            lengths = set(np.diff(vector.offsets)) if hasattr(vector, "offsets") else {len(numbers) // len(batch)}
-            if len(lengths) > 1:
-                raise ValueError("its vectors differ in length")
-            vectors = numbers.astype(np.float32, copy=False).reshape(len(batch), -1)
-            paths = [as_name(text) for text in batch.column("path").to_pylist()]
-            yield Piece(paths, vectors, batch.column("content_hash").to_pylist() if len(columns) > 2 else None)
+        if not len(batch):
+            continue
+        if vector.null_count or batch.column("path").null_count:
+            raise ValueError("it has rows without path or vector")
+        numbers = vector.flatten().to_numpy(zero_copy_only=False)
+        if hasattr(vector, "offsets") and len(set(np.diff(vector.offsets))) > 1:
+            raise ValueError("its vectors differ in length")
+        vectors = numbers.astype(np.float32, copy=False).reshape(len(batch), -1)
+        paths = [as_name(text) for text in batch.column("path").to_pylist()]
+        yield Piece(paths, vectors, batch.column("content_hash").to_pylist() if len(columns) > 2 else None)
 
 
 def matrix_pieces(file: Path) -> Iterator[Piece]:
@@ -304,21 +299,20 @@ def matrix_pieces(file: Path) -> Iterator[Piece]:
 def line_pieces(file: Path) -> Iterator[Piece]:
     """Vectors in .jsonl."""
     with file.open(encoding="utf-8") as lines:
-        numbered = enumerate(lines, 1)
-        width = 0
-        while batch := list(itertools.islice(numbered, rows_of(width or ROWS))):
+        numbered, rows = enumerate(lines, 1), 1
+        while batch := list(itertools.islice(numbered, rows)):
             names, vectors = [], []
             for number, line in batch:
                 try:
                     row = json.loads(line)
                     names.append(row["path"])
                     vectors.append(np.array(row["vector"], np.float32))
-                    width = width or len(vectors[-1])
-                    if vectors[-1].shape != (width,):
+                    if vectors[-1].shape != (width := len(vectors[0]),):
                         raise ValueError(f"{len(row['vector'])} numbers, not {width}")
                 except (ValueError, LookupError, TypeError) as error:
                     raise ValueError(f"line {number}: {error}") from None
             yield Piece(names, np.stack(vectors), None)
+            rows = rows_of(width)
 
 
 PIECES: dict[str, Callable[[Path], Iterator[Piece]]] = {

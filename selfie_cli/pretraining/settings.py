@@ -5,14 +5,14 @@ import statistics
 from typing import Any
 
 from selfie_cli.config import PretrainOptions
-from selfie_cli.data.source import Source
+from selfie_cli.data.batches import IMAGE_ORDER
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated
 from selfie_cli.recipes import recipe_values
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
-from selfie_cli.training.schedule import IMAGE_ORDER
 
 
 def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from selfie_cli.data.augment import MEAN, STD, centre_crop, plain_view
+from selfie_cli.data.batches import step_generator
 from selfie_cli.data.splits import Labels
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
 from selfie_cli.evaluation.projection import tsne
@@ -17,7 +18,6 @@ from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import scaled, to_pixels
 from selfie_cli.reporting.gallery import Embedded, Gallery
 from selfie_cli.reporting.page import Page, percent, piece
-from selfie_cli.training.schedule import step_generator
 
 PICTURE = 112  # side of the images below each other, in pixels
 PUZZLES, QUERIES, NEIGHBOURS, MISTAKES = 8, 8, 6, 12

@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from selfie_cli.data.batches import step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import replacing
 from selfie_cli.signals import handled, leave
@@ -19,7 +20,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import load_state, save_state, saved_states
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.metrics import Metrics, open_metrics
-from selfie_cli.training.schedule import cosine_with_warmup, step_seed
+from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.step import Batch, Step
 
 WATCH_STEPS = 50  # steps between two calls of `watch`, at least: each costs about a step

@@ -1,4 +1,4 @@
-"""Metrics of a training: means over the steps since the last line, in metrics.jsonl, TensorBoard and the progress line."""
+"""Metrics of a training: means over several steps, in metrics.jsonl, TensorBoard and the progress line."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ class Metrics:
         self.last = last
         self.images = 0
         self.data_wait = 0.0
-        self._sinks: list[Callable[[int, dict[str, float]], None]] = []
+        self.sinks: list[Callable[[int, dict[str, float]], None]] = []
         self._begin()
 
     def _begin(self) -> None:
@@ -49,7 +49,7 @@ class Metrics:
         seconds = time.perf_counter() - self.begun
         speed = {"lr": lr, "images_per_second": self._images / seconds, "data_wait": waited / seconds}
         self.last = {**means, **self.watched, **speed}
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink(step, self.last)
         self.data_wait += waited
         self._begin()
@@ -66,7 +66,7 @@ def open_metrics(
     """
     file = folder / "metrics.jsonl"
     metrics = Metrics(group, cut_metrics(file, step) if group.first else {})
-    metrics._sinks.append(lambda step, values: advance(step, note_of(values)))
+    metrics.sinks.append(lambda step, values: advance(step, note_of(values)))
     if not group.first:
         yield metrics
         return
@@ -79,7 +79,7 @@ def open_metrics(
             log.write(json_line({"step": step, **values}) + "\n")
             log.flush()
 
-        metrics._sinks.insert(0, write_line)
+        metrics.sinks.insert(0, write_line)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -91,7 +91,7 @@ def open_metrics(
                     writer.add_scalar(name, value, step)
                 writer.flush()  # otherwise a kill could lose what a saved state has seen
 
-            metrics._sinks.append(write_events)
+            metrics.sinks.append(write_events)
         yield metrics
 
 

@@ -4,18 +4,18 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from selfie_cli.data.batches import Batch
 from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group
 
-Batch = tuple[Tensor, ...]
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -39,7 +39,7 @@ class Forward(nn.Module):
         return self.loss(*views)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """A training step: called with a batch of this process's images, it trains `module` on them.
 
@@ -60,11 +60,12 @@ class Step:
     module: nn.Module
     task: Task
     optimizer: torch.optim.Optimizer
+    _: KW_ONLY
     micro_batch: int
     precision: str
     compiled: bool = False
     graphs: bool = False
-    group: Group = Group()
+    group: Group = field(default_factory=Group)
     after: Callable[[float], None] = lambda done: None
     smallest: int = 1
     talk: Talk = field(default_factory=Talk)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfie_cli.commands.doctor import Checkup, doctor
+from selfie_cli.commands.doctor import Diagnosis, doctor
 from selfie_cli.comparison.labels import Data, read_data
 from selfie_cli.config import DoctorOptions, FinetuneOptions
 from selfie_cli.errors import DataError
@@ -115,7 +115,7 @@ CORPUS: dict[str, tuple[Callable[[], str], bool]] = {
 }
 
 
-def asked(name: str) -> tuple[str, Checkup, Data | DataError]:
+def asked(name: str) -> tuple[str, Diagnosis, Data | DataError]:
     """What doctor finds, and what finetune reads or why it stops."""
     made = CORPUS[name][0]()
     found = doctor(DoctorOptions(data=(made,), time=False, device="cpu", max_bad=0.1), Talk())

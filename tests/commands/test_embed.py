@@ -1,6 +1,5 @@
 """selfie embed, end to end: one vector an image, in input order, the same in every format."""
 
-import csv
 import hashlib
 import json
 import os
@@ -8,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from running import COMMAND, ENVIRONMENT, TORCHRUN, error_of, leftover, process, selfie
-from safetensors.numpy import load_file
-
-from selfie_cli.files import MACHINE
+from vector_reading import read_back
 
 FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
 
@@ -33,29 +29,6 @@ def table(*files: Path | str) -> pa.Table:
 
 def about(file: Path | str) -> dict:
     return json.loads(table(file).schema.metadata[b"selfie"])
-
-
-def read_back(file: Path) -> tuple[list[str], np.ndarray]:
-    """Names and vectors, float32, of any of the formats."""
-    if file.suffix in (".npy", ".safetensors"):
-        vectors = np.load(file) if file.suffix == ".npy" else load_file(file)["vectors"]
-        rows = [json.loads(line) for line in Path(f"{file}.rows.jsonl").read_text().splitlines()]
-        assert [row["row"] for row in rows] == list(range(len(vectors)))
-        return [row["path"] for row in rows], vectors
-    if file.suffix == ".parquet":
-        rows = table(file).to_pylist()
-        names = [
-            os.fsdecode(unquote_to_bytes(row["path"][5:])) if row["path"].startswith("file:") else row["path"]
-            for row in rows
-        ]
-        return names, np.array([row["vector"] for row in rows], np.float32)
-    if file.suffix == ".csv":
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            header, *rows = csv.reader(lines)
-        assert header == ["path", *(f"v{i}" for i in range(len(header) - 1))]
-        return [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32)
-    found = rows_of(file.read_text())
-    return [name for name, _ in found], np.array([vector for _, vector in found], np.float32)
 
 
 @pytest.fixture
@@ -106,45 +79,22 @@ def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -
     assert not list(Path("out").glob(".tmp-*"))
 
 
-def test_what_a_killed_process_left_is_removed(pretrained: Path, some: list[Path]) -> None:
-    dead, dead_too = Path(leftover("v.npy")), Path(leftover("v.npy.rows.jsonl"))
-    alive, other = Path(f".tmp-{os.getppid()}-{MACHINE}-v.npy"), Path(leftover("w.npy"))
-    for file in (dead, dead_too, alive, other):
-        file.touch()
-    selfie("embed", some[0], "--from", pretrained, "--out", "v.npy")
-    assert {path.name for path in Path().glob(".tmp-*")} == {alive.name, other.name}
-    assert sorted(path.name for path in Path().glob("v.*")) == ["v.npy", "v.npy.rows.jsonl"]
-
-
 def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
-    Path("v.npy").write_bytes(b"dear")
-    assert "--overwrite" in error_of("embed", *some, "--from", pretrained, "--out", "v.npy", code=2)
-    assert Path("v.npy").read_bytes() == b"dear"
+    Path(leftover("v.npy.rows.jsonl")).touch()
+    for name in ("v.npy", "w.npy.rows.jsonl"):
+        Path(name).write_bytes(b"dear")
+    for out, there in (("v.npy", "v.npy"), ("w.npy", "w.npy.rows.jsonl")):
+        message = error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+        assert message == f"{there} exists: replace it with --overwrite"
+        assert Path(there).read_bytes() == b"dear"
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
-    for name in ("w.npy", "w.safetensors"):
-        Path(f"{name}.rows.jsonl").write_bytes(b"dear")
-        assert f"{name}.rows.jsonl exists" in error_of("embed", *some, "--from", pretrained, "--out", name, code=2)
-        assert Path(f"{name}.rows.jsonl").read_bytes() == b"dear"
-        assert not Path(name).exists()
-    Path("folder.csv").mkdir()
-    for out in ("v.txt", "v.arrow", "", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
+    assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
+    for out in ("v.arrow", "", "v.npy/v.csv"):
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
     assert "--json goes with --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
     assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}}
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_link_stays_one(pretrained: Path, some: list[Path], suffix: str) -> None:
-    Path("there").mkdir()
-    for name in (f"v{suffix}", f"v{suffix}.rows.jsonl"):
-        Path("there", name).touch()
-        Path(name).symlink_to(f"there/{name}")
-    selfie("embed", *some, "--from", pretrained, "--out", f"v{suffix}", "--overwrite")
-    assert Path(f"v{suffix}").is_symlink()
-    assert read_back(Path("there", f"v{suffix}"))[0] == [str(path) for path in some]
-    assert not list(Path().rglob(".tmp-*"))
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
@@ -171,13 +121,6 @@ def test_features_of_three_kinds(pretrained: Path, finetuned: Path, some: list[P
     selfie("embed", *some, "--from", finetuned, "--out", "penultimate.npy")
     assert np.load("penultimate.npy").shape == (7, 128)
     assert "--features" in error_of("embed", *some, "--from", finetuned, "--features", "whole", code=2)
-
-
-def test_an_images_vector_does_not_depend_on_its_neighbours(pretrained: Path, images: Path, some: list[Path]) -> None:
-    (_, alone), *_ = rows_of(selfie("embed", some[4], "--from", pretrained).stdout)
-    for size in (1, 3, 64):
-        rows = dict(rows_of(selfie("embed", images / "test", "--from", pretrained, "--batch-size", size).stdout))
-        np.testing.assert_allclose(rows[str(some[4])], alone, rtol=1e-4, atol=1e-6)
 
 
 def test_odd_images(pretrained: Path) -> None:
@@ -213,14 +156,10 @@ def test_names_of_any_kind(pretrained: Path, some: list[Path]) -> None:
     Path("odd").mkdir()
     for name in NAMES:
         shutil.copy(some[0], os.path.join("odd", name))
-    expected = sorted(f"odd/{name}" for name in NAMES)
     done = process("embed", "odd", "--from", pretrained)
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
-    assert [name for name, _ in rows_of(done.stdout.decode())] == expected
-    for suffix in FORMATS:
-        selfie("embed", "odd", "--from", pretrained, "--out", f"v{suffix}")
-        assert read_back(Path(f"v{suffix}"))[0] == expected
+    assert [name for name, _ in rows_of(done.stdout.decode())] == sorted(f"odd/{name}" for name in NAMES)
     (Path("odd") / "half\udcff.png").write_bytes(b"x")
     (Path("odd") / "red\x1b[31m.png").write_bytes(b"x")
     result = selfie("embed", "odd", "--from", pretrained)
@@ -253,12 +192,11 @@ def test_a_reader_that_has_seen_enough(pretrained: Path, images: Path, folder: s
         assert running.wait() == 0
 
 
-def test_what_cannot_be_embedded_with(pretrained: Path, images: Path) -> None:
+def test_misuse(pretrained: Path, images: Path) -> None:
     assert "name the images" in error_of("embed", "--from", pretrained, code=2)
     assert "no run at nowhere" in error_of("embed", images, "--from", "nowhere")
     assert "needs trained weights" in error_of("embed", images, "--from", "none", code=2)
-    for wrong in (["--batch-size", "0"], ["--workers", "-1"]):
-        assert wrong[0] in error_of("embed", images, "--from", pretrained, *wrong, code=2)
+    assert "--batch-size" in error_of("embed", images, "--from", pretrained, "--batch-size", "0", code=2)
 
 
 def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path]) -> None:

@@ -71,7 +71,7 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
 
 @pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False)])
 def test_who_may_read_is_said(hub: Hub, token: None, flag: str, private: bool) -> None:
-    assert "made, and now at" in selfie("push", "bundled", "acme/net", flag).stdout
+    assert "created, now at" in selfie("push", "bundled", "acme/net", flag).stdout
     assert hub.repositories["acme/net"].private is private
     other = "--public" if private else "--private"  # of what is there already, nothing changes
     assert "made" not in selfie("push", "bundled", "acme/net", other).stdout

@@ -15,7 +15,7 @@ from selfie_cli.data.augment import (
     plain_view,
     training_view,
 )
-from selfie_cli.training.schedule import step_generator
+from selfie_cli.data.batches import step_generator
 
 
 def noise_images(num_images, side):

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.inspection import inspect
-from selfie_cli.data.sources import Files, Folder
+from selfie_cli.data.sources import Files
 from selfie_cli.errors import UnreadableImage
 from tests.data.corpus import GREY, NAMES, PICTURE, Entry, corpus, tiff, write_names, write_no_files
 

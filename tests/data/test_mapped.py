@@ -326,7 +326,7 @@ def test_nothing_is_flagged_before_it_is_on_the_disk(tmp_path, monkeypatch):
 FILL = """
 import sys, time, torch
 from selfie_cli.data import mapped
-from selfie_cli.data.sources import Folder
+from selfie_cli.data.folders import Folder
 from selfie_cli.talk import Talk
 mapped.FLUSH_SECONDS = 0.0
 images, folder, seed, rounds = sys.argv[1:]
@@ -415,7 +415,7 @@ def test_a_full_disk_stops_the_keeping_and_nothing_else(source, whole, tmp_path)
 LIMITED = """
 import resource, sys, torch
 from selfie_cli.data import mapped
-from selfie_cli.data.sources import Folder
+from selfie_cli.data.folders import Folder
 from selfie_cli.talk import Talk
 
 class Said(Talk):

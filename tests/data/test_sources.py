@@ -11,9 +11,10 @@ import pytest
 from listening import Listener
 from pictures import labelled, png, shade, unlabelled, write, write_tar
 
+from selfie_cli.data.folders import Folder
 from selfie_cli.data.lists import expand_braces
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Array, Files, Folder, Joined, Subset, fingerprint
+from selfie_cli.data.sources import Array, Files, Joined, Subset, fingerprint
 from selfie_cli.errors import DataError, UnreadableImage
 
 

@@ -6,6 +6,7 @@ import torch
 from torchvision.transforms.functional import resized_crop
 
 from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes
+from selfie_cli.data.batches import step_generator
 from selfie_cli.data.views import (
     RGB_TO_YIQ,
     YIQ_TO_RGB,
@@ -15,7 +16,6 @@ from selfie_cli.data.views import (
     gaussian_blur,
     random_view,
 )
-from selfie_cli.training.schedule import step_generator
 
 GREY = (0.299, 0.587, 0.114)
 

@@ -9,9 +9,9 @@ from running import same_weights
 from safetensors.torch import load_file
 from stops import STEPS, Process, check_whole, demand, go_on, pretrained
 
+from selfie_cli.data.batches import step_seed
 from selfie_cli.files import read_json
 from selfie_cli.training.checkpoint import WEIGHTS, saved_states
-from selfie_cli.training.schedule import step_seed
 
 METHODS = {"selfie": "many_views.ManyViewSelfie", "byol": "byol.Byol", "simclr": "simclr.SimCLR"}
 # The program, with something done in a step, which is told by its seed.

@@ -288,7 +288,7 @@ def stopped(number: signal.Signals) -> Callable[[Path, random.Random], str]:
             time.sleep(chance.uniform(0, 0.05))
             code = process.end(number)
         demand(code == 128 + number, f"exit code {code}")
-        demand(f"Go on with: selfie pretrain --resume {run}" in process.said, "nobody says how to resume")
+        demand(f"Resume with: selfie pretrain --resume {run}" in process.said, "nobody says how to resume")
         demand(not list(run.rglob(f"{TEMPORARY}*")), "temporary files are left")
         last = int(lines_of(run)[-1]["step"])
         demand(read_state(saved_states(run / "state")[-1])[0] == last, "the state is not of the last step")
@@ -310,7 +310,7 @@ def stopped_early(folder: Path, chance: random.Random) -> str:
     demand(code == 128 + number, f"exit code {code}")
     demand(not list(folder.rglob(f"{TEMPORARY}*")), "temporary files are left")
     begun = (run / "config.json").is_file()
-    demand(f"Go on with: selfie pretrain --resume {run}" in process.said or not begun, "nobody says how to resume")
+    demand(f"Resume with: selfie pretrain --resume {run}" in process.said or not begun, "nobody says how to resume")
     go_on(run, whole, folder)
     check_whole(run, whole)
     return f"exit {code}, {'the run had just begun: resumed' if begun else 'nothing left, the same command ran'}"

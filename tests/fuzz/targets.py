@@ -230,9 +230,8 @@ def read_outcome(file: Path, rng: random.Random) -> None:
 def make_vectors(suffix: str) -> Callable[[Path], list[Path]]:
     def make(folder: Path) -> list[Path]:
         out = folder / f"vectors{suffix}"
-        about = {"network": {"sha256": "00", "from": "bundled", "run": "x", "features": "whole", "precision": "fp32"}}
-        table = vector_files.table_writer(out, width=6, about=about)
-        with table if suffix == ".parquet" else vector_files.writing(out) as write:
+        network = {"sha256": "00", "from": "bundled", "run": "x", "features": "whole", "precision": "fp32"}
+        with vector_files.vector_writer(out, width=6, network=network) as write:
             for name in ("a.jpg", "b\n.jpg", "ü.jpg", "\udcff.jpg"):
                 write(Result(name, np.random.default_rng(0).random(6, np.float32), 3, 4, bytes(16)))
         return [out]
@@ -351,7 +350,7 @@ def make_tar(folder: Path) -> list[Path]:
 def read_tar(file: Path, rng: random.Random) -> None:
     shards = Shards([str(file)])
     size = file.stat().st_size
-    assert len(shards.keys) == len(shards.labels) == len(shards)
+    assert len(shards.keys()) == len(shards.labels()[0]) == len(shards)
     for first, length in shards.where[:, 1:].tolist():
         assert 0 <= first <= first + length <= size
     for index in range(min(len(shards), 8)):

@@ -115,7 +115,8 @@ def test_a_path_in_a_table_of_images_that_is_no_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(np.nan, "holds what is no number"), (np.inf, "holds what is no number"), (1e38, "too large")]
+    ("value", "words"),
+    [(np.nan, "not finite"), (np.inf, "not finite"), (1e38, "too large")],
 )
 def test_weights_that_give_no_vectors(value: float, words: str) -> None:
     shutil.copytree(runs.bundled_folder(), "run")

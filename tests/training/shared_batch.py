@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfie_cli.data import synthetic
+from selfie_cli.data.batches import step_generator
 from selfie_cli.methods.byol import Byol
 from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.selfie import Selfie
@@ -20,7 +21,6 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import step_generator
 from selfie_cli.training.step import Batch, Step
 
 BATCH = 16

@@ -10,13 +10,13 @@ from listening import Listener
 from shared_batch import batch_of, make_step, make_task, module_of
 from torch import nn
 
+from selfie_cli.data.batches import step_generator
 from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.talk import Talk
 from selfie_cli.training import hardware as machine
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.hardware import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
-from selfie_cli.training.schedule import step_generator
 
 ROOM = 2**40
 

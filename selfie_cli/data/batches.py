@@ -1,0 +1,189 @@
+"""How the batch of a step is made: which images, in which order, what is drawn for them, and ahead of time.
+
+Everything here is a function of (seed, step), so a run can be resumed at any step.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from selfie_cli.data.splits import permutation
+from selfie_cli.data.threads import thread_pool
+
+Batch = tuple[Tensor, ...]
+
+WINDOW = 32
+"""Blocks whose images are shuffled together."""
+IMAGE_ORDER = 2
+"""Version of `SampleOrder`, kept in a run's config: a run is resumed in the order in which it was started."""
+AHEAD = 2
+"""Batches that wait besides the one in hand."""
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return a 63-bit seed for the random numbers of one process in one step."""
+    return int(np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def step_generator(seed: int, step: int) -> Generator:
+    """Return the generator for all images of one step, the same in all processes."""
+    return torch.Generator().manual_seed(step_seed(seed, step))
+
+
+class SampleOrder:
+    """Which images each step uses: in each epoch a new shuffle of all images, cut into whole batches.
+
+    No image is in a batch twice: the images left over at the end of an epoch, fewer than a batch, wait for the next
+    one. A set smaller than a batch is repeated in it, every image equally often.
+
+    With `block` > 1, for images that are read from a stream, an epoch shuffles blocks of neighbours, deals them out to
+    the processes, and shuffles the images of 32 blocks of a process at a time. Within an epoch no image comes twice in
+    any process, and all processes have the same number of images, so that their epochs end at the same step. With more
+    than one process, fewer than 2 x (`world` - 1) blocks are left out, different ones in each epoch. Blocks are smaller
+    where a process would have fewer than 32 of them, or less than a batch.
+
+    Version 1, in which older runs are resumed, leaves the shuffle to numpy and cuts batches across epochs.
+
+    batch_size: of all processes together. part: the rows of that batch which belong to this process.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        *,
+        block: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        version: int = IMAGE_ORDER,
+    ) -> None:
+        """Raise ValueError if `world` processes cannot share the batch equally."""
+        self.streamed = block > 1
+        if batch_size % world or (self.streamed and num_images < world):
+            raise ValueError(f"{world} processes cannot share {num_images} images in batches of {batch_size}")
+        self.num_images, self.batch_size, self.seed, self.version = num_images, batch_size, seed, version
+        self.part = slice(batch_size // world * rank, batch_size // world * (rank + 1))
+        # Blocks are dealt out to the processes. Without blocks, each process orders all images and takes its part.
+        self._rank, self._world = (rank, world) if self.streamed else (0, 1)
+        self._num_ordered = batch_size // self._world
+        self._cut_blocks(max(1, min(block, num_images // (WINDOW * self._world))))
+        if self.epoch_length < self._num_ordered and version > 1:
+            self._cut_blocks(1)
+        self._window_length = WINDOW * self.block if self.streamed else num_images
+        self._epoch = self._number = -1
+        self._order = self._images = np.empty(0, dtype=np.int64)
+
+    def _cut_blocks(self, block: int) -> None:
+        self.block, self._num_blocks = block, -(-self.num_images // block)
+        # Images of the process with the fewest blocks, including the last block, which may be cut short.
+        self.epoch_length = self._num_blocks // self._world * block - (self._num_blocks * block - self.num_images)
+
+    def batch(self, step: int) -> Tensor:
+        """Indices of this process's images of a step: int64 [batch_size / world]."""
+        position = step * self._num_ordered
+        if self.version > 1 and (batches := self.epoch_length // self._num_ordered):
+            position += step // batches * (self.epoch_length % self._num_ordered)
+        end = position + self._num_ordered
+        parts = []
+        while position < end:
+            epoch, offset = divmod(position, self.epoch_length)
+            number, offset = divmod(offset, self._window_length)
+            parts.append(self._window(epoch, number)[offset : offset + end - position])
+            position += len(parts[-1])
+        indices = torch.from_numpy(np.concatenate(parts))
+        return indices if self.streamed else indices[self.part]
+
+    def _window(self, epoch: int, number: int) -> np.ndarray:
+        """Images of one window of an epoch, shuffled."""
+        if epoch != self._epoch:
+            self._order = self._permutation(self._num_blocks, self.seed, epoch, 0x0DE5)
+            self._epoch, self._number = epoch, -1
+        if not self.streamed:
+            return self._order
+        if number != self._number:
+            self._images, self._number = self._window_of_blocks(number), number
+        return self._images
+
+    def _window_of_blocks(self, number: int) -> np.ndarray:
+        mine = self._order[self._rank :: self._world]
+        is_last = mine == self._num_blocks - 1
+        mine = np.concatenate([mine[~is_last], mine[is_last]])  # cut short, it would shift all windows after it
+        blocks = mine[number * WINDOW : (number + 1) * WINDOW]
+        images = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        images = images[images < self.num_images]
+        order = self._permutation(len(images), self.seed, self._epoch, 0x0B10C, self._rank, number)
+        shuffled: np.ndarray = images[order]
+        return shuffled[: self.epoch_length - number * self._window_length]
+
+    def _permutation(self, count: int, *key: int) -> np.ndarray:
+        if self.version > 1:
+            return permutation(count, *key)
+        order: np.ndarray = np.random.default_rng(key).permutation(count)
+        return order
+
+
+def make_batches(
+    order: SampleOrder, take: Callable[[Tensor], Batch], draw: Callable[[int, Generator], Iterable[Tensor]]
+) -> Callable[[int], Batch]:
+    """Return a function that makes this process's part of the batch of a step.
+
+    Args:
+        take: gives the images at indices, int64 [B], and what belongs to them.
+        draw: gives the random numbers for a number of images, as tensors with one row per image. They are drawn for
+            the whole batch, so that they do not depend on the number of processes.
+    """
+
+    def batch_of(step: int) -> Batch:
+        draws = draw(order.batch_size, step_generator(order.seed, step))
+        return (*take(order.batch(step)), *(each[order.part] for each in draws))
+
+    return batch_of
+
+
+class Prefetch:
+    """Make the next batches in a background thread. Use it as a context manager, and call it as `batch_of`.
+
+    What `batch_of` raises is raised for the step for which it was called.
+
+    end: steps from here on are made only when asked for; None where it is not known yet. It may be set at any time.
+    """
+
+    def __init__(
+        self, batch_of: Callable[[int], Batch], *, device: torch.device | None = None, end: int | None = None
+    ) -> None:
+        """device: a GPU, for which batches are put into page-locked memory: it copies from there while it computes."""
+        self.end = end
+        self._batch_of = batch_of
+        self._device = device if device is not None and device.type == "cuda" else None
+        self._futures: dict[int, Future[Batch]] = {}
+        self._pool = thread_pool(1, "prefetch")
+
+    def __call__(self, step: int) -> Batch:
+        """Return the batch of `step`; fast if the call before was for `step` - 1."""
+        last = step + AHEAD if self.end is None else min(step + AHEAD, self.end - 1)
+        wanted = range(step, max(step, last) + 1)
+        for other in self._futures.keys() - set(wanted):
+            self._futures.pop(other).cancel()
+        for each in wanted:
+            if each not in self._futures:
+                self._futures[each] = self._pool.submit(self._make, each)
+        return self._futures.pop(step).result()
+
+    def _make(self, step: int) -> Batch:
+        batch = self._batch_of(step)
+        if self._device is None:
+            return batch
+        with torch.cuda.device(self._device):  # otherwise this thread would occupy the first GPU, too
+            return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Drop the batches that wait, and wait for the one in the making."""
+        self._pool.shutdown(wait=True, cancel_futures=True)

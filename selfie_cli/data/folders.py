@@ -1,0 +1,147 @@
+"""Images in trees of folders, whose names tell parts and classes."""
+
+import functools
+import itertools
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+
+from selfie_cli.data.images import EXTENSIONS, open_image
+from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
+from selfie_cli.data.names import Names
+from selfie_cli.data.sources import Files, Source
+from selfie_cli.errors import DataError, UnreadableImage
+
+
+class Tree(Source):
+    """Images in folders, whose names tell parts and classes."""
+
+    @abstractmethod
+    def folders(self) -> Iterator[str]:
+        """The folder of each image below the root, with forward slashes."""
+
+    @functools.cached_property
+    def places(self) -> dict[str, Place]:
+        """The part and the class of the images in each folder; see `layout.arrange`."""
+        return arrange(set(self.folders()))
+
+    def labels(self) -> tuple[list[str | None], list[str] | None]:
+        """The class of each image, "" outside the folders of classes; None in place of all classes in their order."""
+        return [self.places[folder].label for folder in self.folders()], None
+
+    def title(self, part: str) -> str:
+        """The names of the folders of a part: 'valid/'."""
+        folders = (folder for folder, place in self.places.items() if place.part == part)
+        names = {name for folder in folders for name in folder.split("/") if part_of(name, is_folder=True) == part}
+        return ", ".join(f"{name}/" for name in sorted(names))
+
+
+class Folder(Files, Tree):
+    """Every image below a folder, depth first, by name within each folder.
+
+    packed: its parquet and tar files. bare: the folders at the ends of its branches that hold no images.
+
+    Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
+    nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.root = os.path.join(folder, "")
+        self.packed: list[str] = []
+        self.bare: list[str] = []
+        self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
+        self._roots = [os.path.realpath(folder)]
+        self.names = Names(self._walk(self.root))
+
+    def _walk(self, prefix: str) -> Iterator[str]:
+        is_root = prefix == self.root
+        entries = scanned(prefix)
+        if not is_root and is_ours(prefix, {entry.name for entry in entries}):
+            self.left_out.add("runs", os.path.relpath(prefix, self.root))
+            return
+        bare, folder = not is_root, os.path.dirname(prefix[len(self.root) :]).replace(os.sep, "/")
+        for entry in entries:
+            linked = entry.is_symlink()
+            is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
+            kind = kind_of(entry.name, is_folder=is_folder)
+            if linked and kind in ("image", "folder") and not self._leads_out(entry.path, is_folder):
+                kind = "links"
+            bare &= kind not in ("folder", "image", "packed")
+            if kind == "folder":
+                yield from self._walk(os.path.join(entry.path, ""))
+            elif kind == "image" and (linked or entry.is_file()):
+                count = self._runs.pop()[1] if self._runs and self._runs[-1][0] is folder else 0
+                self._runs.append((folder, count + 1))
+                yield entry.path
+            elif kind == "packed":
+                self.packed.append(entry.path)
+            elif kind in ("system", "hidden") and is_folder:
+                self.left_out.add(kind, entry.name, count=num_images_below(entry.path))
+            elif kind and kind != "image":
+                self.left_out.add(kind, entry.name)
+            elif not kind and "." not in entry.name and os.path.isfile(entry.path) and is_image(entry.path):
+                self.left_out.add("formats", "no suffix")
+        if bare:
+            self.bare.append(os.path.relpath(prefix, self.root))
+
+    def _leads_out(self, link: str, is_folder: bool) -> bool:
+        """Whether a link leads to what the walk does not reach otherwise."""
+        real = os.path.realpath(link)
+        if not is_folder and not os.path.isfile(real):
+            return True
+        for root in self._roots:
+            *above, name = os.path.relpath(real, root).split(os.sep)
+            if name == ".":
+                return False
+            if (above or [name])[0] == "..":
+                if root.startswith(os.path.join(real, "")):
+                    return False
+            elif all(kind_of(each, is_folder=True) == "folder" for each in above) and (
+                kind_of(name, is_folder=is_folder) in ("image", "folder")
+            ):
+                return False
+        if is_folder:
+            self._roots.append(real)
+        return True
+
+    def folders(self) -> Iterator[str]:
+        return itertools.chain.from_iterable(itertools.starmap(itertools.repeat, self._runs))
+
+    def keys(self) -> list[str]:
+        """The path of each image below the root, without its part: the names that the hash split uses."""
+        places = map(self.places.__getitem__, self.folders())
+        inside = (name[len(self.root) :].replace(os.sep, "/") for name in self.names)
+        return [without_part(path, place.part) for path, place in zip(inside, places, strict=True)]
+
+
+def split_folders(folder: str) -> dict[str, str]:
+    """The names of the folders right in `folder` that part a data set, by part; {} where there are none."""
+    inside = [entry.name for entry in scanned(folder) if os.path.isdir(entry.path)]  # a circle of links is none
+    return {part: name for name, part in parts_in(inside).items()}
+
+
+def scanned(folder: str) -> list[os.DirEntry[str]]:
+    """The entries of a folder by name, of which the folder itself says what each is: no stat per file."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+def without_part(path: str, part: str) -> str:
+    return "/".join(each for each in path.split("/") if not part or part_of(each, is_folder=True) != part)
+
+
+def num_images_below(folder: str) -> int:
+    names = itertools.chain.from_iterable(files for _, _, files in os.walk(folder))
+    return sum(name[name.rfind(".") :].lower() in EXTENSIONS for name in names)
+
+
+def is_image(path: str) -> bool:
+    try:
+        open_image(path).close()
+    except UnreadableImage:
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Files of many images, tar shards and parquet files: opened, counted, and told apart by the parts in their names."""
+
+import contextlib
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from selfie_cli.data.folders import Folder
+from selfie_cli.data.images import EXTENSIONS
+from selfie_cli.data.layout import PACKED, LeftOut, part_of
+from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
+from selfie_cli.data.shards import Shards
+from selfie_cli.errors import DataError, UsageError
+from selfie_cli.talk import Talk
+
+DATASETS = "hf://datasets/"
+"""How addresses of data sets on the Hub begin."""
+LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
+NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
+
+
+@dataclass(frozen=True)
+class PackedSet:
+    """A data set's name, its files by part, as of `parts_of_files`, and what its sources are to be given."""
+
+    name: str
+    files: dict[str, list[str]]
+    pinned: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
+
+    def open(self, part: str) -> Parquet | Shards:
+        source = pack(self.files[part], self.pinned)
+        self.left_out.update(source.left_out)
+        return source
+
+
+def packed_as(one: str) -> str:
+    """'.tar', '.parquet', or '' for what is no file of many images."""
+    suffix = os.path.splitext(one)[1].lower()
+    return suffix if suffix in PACKED and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
+
+
+def pack(paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> Parquet | Shards:
+    """Parquet files or tar shards. Raises DataError if there are no images in them."""
+    if packed_as(paths[0]) == ".parquet" or pinned:
+        return Parquet(paths, pinned)
+    shards = Shards(paths)
+    if not len(shards):
+        told = f"; {shards.left_out}" if shards.left_out else ""
+        raise DataError(f"no images in {', '.join(paths[:3])}{', ...' * (len(paths) > 3)} ({LOOKED_FOR}){told}")
+    return shards
+
+
+def num_images(paths: Sequence[str], beside: Folder) -> int:
+    """Number of images in parquet files or tar shards, to compare with the pictures `beside` them.
+
+    Where there are no pictures, the files are not counted. Without pyarrow, parquet files that are smaller than the
+    pictures count as one image: vectors, say, or a table of labels.
+
+    Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
+    """
+    if not beside:
+        return len(paths)
+    if packed_as(paths[0]) != ".parquet":
+        return len(Shards(paths))
+    if not has_pyarrow():
+        size = sum(map(os.path.getsize, paths))
+        sizes = (os.path.getsize(name) for name in beside.names if os.path.isfile(name))
+        if any(total > size for total in itertools.accumulate(sizes)):
+            return 1
+    return sum(map(num_rows, paths))
+
+
+def holds_images(packed: str) -> bool:
+    """Whether a parquet or tar file may hold images."""
+    with contextlib.suppress(DataError, UsageError):
+        return packed_as(packed) != ".parquet" or num_rows(packed) > 0
+    return True
+
+
+def parts_of_files(
+    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
+) -> dict[str, list[str]]:
+    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
+
+    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
+    leaves out what is kept for evaluation.
+
+    Raises DataError, which ends in `hint`, if there are several configurations.
+    """
+    configs: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        *folders, name = file.split("/")
+        inside = folders[-1].removeprefix("partial-") if folders else ""  # so the Hub calls a part of a large set
+        part_inside = part_of(inside, is_folder=True)
+        part = part_inside or part_of(name, is_folder=False) or ""
+        folders = folders[:-1] if part_inside else folders
+        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
+        configs.setdefault(path, {}).setdefault(part, []).append(file)
+    if config is None and len(configs) == 1:
+        config = next(iter(configs))
+    if config not in configs:
+        wrong = "holds several data sets" if config is None else f"has no {config}, but"
+        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
+    parts = configs[config]
+    unknown = parts.pop("", [])
+    if "train" not in parts or len(parts) == 1:
+        parts = {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    elif unknown:
+        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
+    if only_train and len(parts) > 1:
+        say_kept(where, "train", sorted(parts.keys() - {"train"}), talk)
+        parts = {"train": parts["train"]}
+    return parts
+
+
+def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
+    """Raise DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
+    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
+    for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
+        if there != int(count):
+            raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")
+
+
+def say_kept(where: str, train: str, others: Sequence[str], talk: Talk) -> None:
+    """Say which parts are not read because they are for evaluation."""
+    are = "is" if len(others) == 1 else "are"
+    talk.say(f"{where}: only {train} is read, {' and '.join(others)} {are} kept for evaluation")

@@ -1,0 +1,199 @@
+"""Which images each step uses, what is drawn for them, and batches made ahead of time."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from selfie_cli.data.batches import AHEAD, Prefetch, SampleOrder, make_batches, step_seed
+
+
+def test_step_seeds_differ_by_step_and_seed():
+    found = {step_seed(seed, step) for seed in range(30) for step in range(30)}
+    assert len(found) == 900
+    assert all(0 <= seed < 2**63 for seed in found)
+    assert step_seed(3, 4) == step_seed(3, 4)
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (300, 256), (12, 4), (7, 7)])
+def test_an_epoch_is_whole_batches_without_an_image_twice(num_images, batch_size):
+    order = SampleOrder(num_images, batch_size, seed=0)
+    batches = num_images // batch_size
+    epochs = [
+        torch.cat([order.batch(step) for step in range(first, first + batches)])
+        for first in range(0, 60 * batches, batches)
+    ]
+    assert all(len(epoch.unique()) == batches * batch_size for epoch in epochs)
+    assert len(torch.cat(epochs).unique()) == num_images  # those left over differ
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 50
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(3, 10), (1, 5), (5, 12)])
+def test_every_image_of_a_set_smaller_than_a_batch_comes_equally_often(num_images, batch_size):
+    order = SampleOrder(num_images, batch_size, seed=0)
+    row = np.concatenate([order.batch(step).numpy() for step in range(3 * num_images)])  # a whole number of epochs
+    for epoch in row.reshape(3 * batch_size, num_images):
+        assert sorted(epoch) == list(range(num_images))
+
+
+def test_the_order_is_frozen_and_older_runs_keep_theirs():
+    def of(**options):
+        return [SampleOrder(10, 4, 0, **options).batch(step).tolist() for step in range(3)]
+
+    assert of() == [[2, 1, 6, 7], [4, 8, 5, 9], [2, 1, 9, 5]]
+    assert of(version=1) == [[8, 0, 1, 5], [3, 9, 6, 4], [7, 2, 2, 3]]
+    assert SampleOrder(200, 4, 3, block=4, rank=1, world=2).batch(51).tolist() == [43, 16]
+    assert SampleOrder(200, 4, 3, block=4, rank=1, world=2, version=1).batch(51).tolist() == [113, 162]
+
+
+@pytest.mark.parametrize("how", [{}, {"block": 64}, {"block": 64, "rank": 1, "world": 2}])
+def test_the_order_is_a_function_of_seed_and_step(how):
+    def order(seed=3):
+        return SampleOrder(5_000, 64, seed, **how)
+
+    going = order()
+    forwards = [going.batch(step) for step in range(200)]
+    assert all(len(batch) == 64 // how.get("world", 1) for batch in forwards)
+    for step in (199, 0, 77, 76, 150):
+        assert order().batch(step).equal(forwards[step])
+        assert going.batch(step).equal(forwards[step])
+    assert not order(seed=2).batch(0).equal(forwards[0])
+
+
+def test_without_blocks_processes_share_one_order():
+    orders = [SampleOrder(100, 12, 5, rank=rank, world=3) for rank in range(3)]
+    whole = SampleOrder(100, 12, 5)
+    for step in (0, 30):
+        assert torch.cat([order.batch(step) for order in orders]).equal(whole.batch(step))
+    with pytest.raises(ValueError, match="3 processes"):
+        SampleOrder(1000, 64, 0, block=64, world=3)
+
+
+@pytest.mark.parametrize(("num_images", "block", "world"), [(513, 64, 4), (33, 64, 8), (10_001, 64, 1), (999, 64, 3)])
+def test_processes_see_no_image_twice_in_a_batch(num_images, block, world):
+    size = num_images // (2 * world) * world if num_images > 600 else num_images // world * world
+    orders = [SampleOrder(num_images, size, 5, block=block, rank=rank, world=world) for rank in range(world)]
+    for step in range(30):
+        assert len(torch.cat([order.batch(step) for order in orders]).unique()) == size
+
+
+def epochs_of(order: SampleOrder, num_epochs: int) -> np.ndarray:
+    """Images of one process, one row per epoch."""
+    batches = order.epoch_length // len(order.batch(0))
+    return np.concatenate([order.batch(step).numpy() for step in range(num_epochs * batches)]).reshape(num_epochs, -1)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "block", "world"),
+    [(10_000, 64, 1), (10_001, 64, 1), (4096, 64, 2), (9_999, 64, 3), (100_003, 64, 7), (500, 64, 4), (33, 64, 8)],
+)
+def test_streamed_epochs_are_disjoint_and_all_but_complete(num_images, block, world):
+    orders = [SampleOrder(num_images, world, 5, block=block, rank=rank, world=world) for rank in range(world)]
+    size = orders[0].block
+    seen = np.stack([epochs_of(order, 3) for order in orders], axis=1)  # [3, world, epoch_length]: of one length
+    for epoch in seen:
+        assert len(np.unique(epoch)) == epoch.size  # no image twice, in any process
+        assert 0 <= num_images - epoch.size < max(1, 2 * (world - 1) * size)
+        owners = [set((part // size).tolist()) for part in epoch]
+        assert sum(map(len, owners)) == len(set.union(*owners))  # one process reads a block
+    if world > 1:
+        left_out = [np.setdiff1d(np.arange(num_images), epoch) for epoch in seen]
+        assert all(not np.array_equal(left_out[0], other) for other in left_out[1:] if len(other))
+
+
+def test_streamed_windows_are_few_blocks_well_mixed():
+    epoch = epochs_of(SampleOrder(100_000, 128, 0, block=64), 1)[0]
+    for window in epoch[: 2048 * 48].reshape(48, 2048):
+        assert len(set((window // 64).tolist())) == 32
+        assert len(set((window[:128] // 64).tolist())) > 20  # a batch has images of most of them
+    assert abs(np.corrcoef(epoch, np.arange(len(epoch)))[0, 1]) < 0.05  # blocks are shuffled as well
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_the_parts_of_processes_are_the_batch_with_its_draws(block):
+    def batches(rank: int, world: int):
+        order = SampleOrder(300, 6, 1, block=block, rank=rank, world=world)
+        return make_batches(
+            order,
+            lambda rows: (10 * rows, -rows),
+            lambda count, generator: [torch.rand(count, generator=generator), torch.arange(count)],
+        )
+
+    for step in (0, 7):
+        parts = [batches(rank, 2)(step) for rank in (0, 1)]
+        *images, drawn, place = (torch.cat(each) for each in zip(*parts, strict=True))
+        assert images[0].equal(-10 * images[1])
+        assert place.tolist() == list(range(6))
+        whole = batches(0, 1)(step)
+        assert drawn.equal(whole[2])
+        assert block > 1 or images[0].equal(whole[0])
+
+
+class Maker:
+    """Batches that hold their step; records which were made, and in which threads."""
+
+    def __init__(self, failing: int | None = None) -> None:
+        self.failing = failing
+        self.made: list[int] = []
+        self.threads: set[threading.Thread] = set()
+
+    def __call__(self, step: int) -> tuple[torch.Tensor, ...]:
+        self.made.append(step)
+        self.threads.add(threading.current_thread())
+        if step == self.failing:
+            raise ZeroDivisionError(f"step {step}")
+        return torch.full((2,), step), torch.get_num_threads() * torch.ones(1)
+
+
+def test_batches_come_in_order_and_a_bounded_number_is_ahead():
+    maker = Maker()
+    with Prefetch(maker) as batch_of:
+        assert maker.made == []
+        for step in range(7, 20):
+            assert batch_of(step)[0].tolist() == [step, step]
+            deadline = time.monotonic() + 5
+            while maker.made[-1] != step + AHEAD:
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(0.005)
+            assert maker.made == list(range(7, step + AHEAD + 1))
+        assert batch_of(20)[1].item() == 1  # torch starts no threads of its own there
+    assert threading.current_thread() not in maker.threads
+
+
+def test_any_step_may_be_asked_for():
+    with Prefetch(Maker()) as batch_of:
+        assert [batch_of(step)[0][0].item() for step in (0, 1, 5, 5, 6, 0)] == [0, 1, 5, 5, 6, 0]
+
+
+def test_an_error_is_raised_at_its_own_step():
+    with Prefetch(Maker(failing=2)) as batch_of:
+        assert [batch_of(step)[0][0].item() for step in (0, 1)] == [0, 1]
+        with pytest.raises(ZeroDivisionError, match="step 2"):
+            batch_of(2)
+        assert batch_of(3)[0][0] == 3
+
+
+def test_prefetching_ends_with_its_block():
+    maker = Maker()
+    with pytest.raises(KeyboardInterrupt), Prefetch(maker) as batch_of:  # noqa: PT012
+        batch_of(0)
+        raise KeyboardInterrupt
+    assert not any(thread.is_alive() for thread in maker.threads)
+    assert len(maker.made) <= 3
+
+
+def test_nothing_is_made_beyond_the_end_unless_asked_for():
+    maker = Maker()
+    with Prefetch(maker, end=5) as batch_of:
+        assert [batch_of(step)[0][0].item() for step in range(3, 5)] == [3, 4]
+        assert batch_of(7)[0][0] == 7
+    assert maker.made == [3, 4, 7]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_batches_are_pinned_for_a_gpu():
+    with Prefetch(Maker(), device=torch.device("cuda")) as batch_of:
+        assert all(tensor.is_pinned() for tensor in batch_of(0))

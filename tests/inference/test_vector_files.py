@@ -1,0 +1,146 @@
+"""Files of vectors: each format as other readers see it, and what ours makes of damaged ones."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from vector_reading import read_back
+
+from selfie_cli.errors import DataError
+from selfie_cli.inference.stream import Result
+from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, NETWORK, PIECES, open_vectors, vector_writer
+
+MADE_BY = dict.fromkeys(NETWORK, "0")
+ODD = [
+    "two\nlines.png",
+    "😀 木.png",
+    "back\\slash.png",
+    "file:%41.png",
+    "red\x1b[31m.png",
+    'comma, "quote".png',
+    "half\udcff.png",
+]
+
+
+def write(out: Path, vectors: np.ndarray, names: list[str] | None = None) -> Path:
+    vectors = np.asarray(vectors, np.float32)
+    with vector_writer(out, width=vectors.shape[1], network=MADE_BY) as put:
+        for row, vector in enumerate(vectors):
+            put(Result(names[row] if names else f"{row}.jpg", vector, 4, 3, bytes([row % 256]) * 16))
+    return out
+
+
+@pytest.mark.parametrize("suffix", AT_LEAST)
+def test_names_of_any_kind_and_every_float32_come_back(suffix: str) -> None:
+    """Through links, which stay links, and with nothing left beside the files."""
+    vectors = np.random.default_rng(0).normal(size=(len(ODD), 37)).astype(np.float32)
+    Path("there").mkdir()
+    for name in (f"v{suffix}", f"v{suffix}.rows.jsonl"):
+        Path("there", name).touch()
+        Path(name).symlink_to(f"there/{name}")
+    names, found = read_back(write(Path(f"v{suffix}"), vectors, ODD))
+    assert names == ODD
+    assert found.dtype == np.float32
+    assert np.array_equal(found, vectors)
+    assert Path(f"v{suffix}").is_symlink()
+    assert not list(Path().rglob(".tmp-*"))
+    if suffix in PIECES:
+        pieces = list(open_vectors(f"v{suffix}").pieces())
+        assert [name for piece in pieces for name in piece.names] == ODD
+        assert np.array_equal(np.concatenate([piece.vectors for piece in pieces]), vectors)
+
+
+@pytest.mark.parametrize("suffix", AT_LEAST)
+def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
+    with contextlib.suppress(ZeroDivisionError), vector_writer(Path(f"v{suffix}"), width=3, network={}) as put:
+        put(Result("a.jpg", np.ones(3, np.float32), 1, 1, b""))
+        raise ZeroDivisionError
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", HEADERS)
+def test_rows_reach_the_file_as_they_come(suffix: str) -> None:
+    row = np.ones(384, np.float32)
+    with vector_writer(Path(f"v{suffix}"), width=384, network={}) as put:
+        for number in range(500):
+            put(Result(f"{number}.jpg", row, 1, 1, b""))
+        (growing,) = Path().glob(f".tmp-*{suffix}")
+        assert growing.stat().st_size > 400 * row.nbytes
+        assert not Path(f"v{suffix}").exists()
+
+
+@pytest.mark.parametrize("suffix", HEADERS)
+def test_headers_are_as_long_whatever_they_say(suffix: str) -> None:
+    assert len({len(HEADERS[suffix](height, 2048)) for height in (0, 1, 10**6, 10**12)}) == 1
+
+
+def test_a_header_for_numpy() -> None:
+    data = HEADERS[".npy"](2, 3) + np.arange(6, dtype="<f4").tobytes()
+    assert np.load(io.BytesIO(data)).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def fault_of(file: Path | str) -> str:
+    with pytest.raises(DataError) as caught:
+        list(open_vectors(str(file)).pieces())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", PIECES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_vectors_without_direction(suffix: str, value: float) -> None:
+    vectors = np.ones((5, 3))
+    vectors[3] = value
+    file = Path(f"v{suffix}")
+    if suffix == ".jsonl":  # ours writes no such line
+        lines = [json.dumps({"path": f"{row}.jpg", "vector": vector.tolist()}) for row, vector in enumerate(vectors)]
+        file.write_text("\n".join(lines))
+    else:
+        write(file, vectors)
+    assert "the vector of 3.jpg (row 3)" in fault_of(file)
+
+
+@pytest.mark.parametrize("suffix", PIECES)
+def test_damaged_files(suffix: str) -> None:
+    file = write(Path(f"v{suffix}"), np.random.default_rng(0).normal(size=(50, 64)))
+    whole = file.read_bytes()
+    for data in (b"", b"\xff" * 300, whole[: len(whole) // 2]):
+        file.write_bytes(data)
+        assert str(file) in fault_of(file)
+
+
+def test_tables_of_other_programs() -> None:
+    pq.write_table(pa.table({"a": [1]}), "a.parquet")
+    assert "no columns 'path' and 'vector'" in fault_of("a.parquet")
+    pq.write_table(pa.table({"path": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]}), "a.parquet")
+    assert "differ in length" in fault_of("a.parquet")
+    rows = pa.table({"path": ["a", "b"], "content_hash": [None, "x"], "vector": [[1, 0], [0, 1]]})  # as DuckDB writes
+    pq.write_table(rows, "a.parquet")
+    (piece,) = open_vectors("a.parquet").pieces()
+    assert piece.vectors.tolist() == [[1, 0], [0, 1]]
+    assert piece.hashes == [None, "x"]
+    for key, value in {"from": 7, "features": None}.items():
+        about = {"format": 1, "network": MADE_BY | {key: value}}
+        pq.write_table(rows.replace_schema_metadata({"selfie": json.dumps(about)}), "a.parquet")
+        assert "of the network that made it is damaged" in fault_of("a.parquet")
+
+
+def test_other_faults() -> None:
+    Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1, 2]}\n{"path": "b"}\n')
+    assert "line 3: 'vector'" in fault_of("v.jsonl")
+    Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1]}\n')
+    assert "vectors of 1 and of 2 numbers" in fault_of("v.jsonl")
+    for name in ("v.csv", "v.safetensors", "v.arrow"):
+        Path(name).touch()
+        assert "vectors are read from .parquet, .npy, .jsonl" in fault_of(name)
+    assert "no file nowhere.npy" in fault_of("nowhere.npy")
+    Path("parts").mkdir()
+    assert "parts holds no part-*.parquet" in fault_of("parts")
+    write(Path("parts/part-00000.parquet"), np.ones((1, 3)))
+    with vector_writer(Path("parts/part-00001.parquet"), width=3, network=MADE_BY | {"sha256": "1"}):
+        pass
+    assert "different networks" in fault_of("parts")
