@@ -317,8 +317,10 @@ def measure_pace(
     sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
     method, step = make_step(derived, device, seed=0, compile="auto", deterministic=False, talk=Talk())
     batch = on_device(batches(sample, method, derived, 0)(0), device)
-    fitted = {"micro_batch": None, "precision": options.precision, "deterministic": False}
-    pace = Pace(fit_to_machine(step, method, batch, derived, **fitted, talk=talk))
+    seconds = fit_to_machine(
+        step, method, batch, derived, micro_batch=None, precision=options.precision, deterministic=False, talk=talk
+    )
+    pace = Pace(seconds)
     if is_small(source, size):
         return pace
     store = store_folder(None)

@@ -11,7 +11,7 @@ import torch
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.config import PretrainOptions
-from selfie_cli.data.batches import Prefetch
+from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
 from selfie_cli.data.mapped import MappedStore, open_store
 from selfie_cli.data.sources import Source, Subset, fingerprint
@@ -40,7 +40,7 @@ from selfie_cli.training.hardware import num_cores, prepare, warm_up
 from selfie_cli.training.loop import Plan, Trained, train
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.start import MILDER, choose_out, run_to_resume, start, where_it_began
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Step
 from selfie_cli.weights import save_weights
 
 BAD_FILES = "bad_files.jsonl"

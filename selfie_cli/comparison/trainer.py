@@ -18,7 +18,7 @@ from selfie_cli.comparison.statistics import Convergence, convergence
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.batches import IMAGE_ORDER, Prefetch, SampleOrder, make_batches, step_seed
+from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.mapped import SMALL
 from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
@@ -33,7 +33,7 @@ from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_ba
 from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import budget_seconds, num_steps
-from selfie_cli.training.step import Batch, Step, check_pieces
+from selfie_cli.training.step import Step, check_pieces
 
 
 def known_accuracy(file: Path) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.batches import SampleOrder, make_batches, step_seed
+from selfie_cli.data.batches import Batch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.mapped import MappedStore
 from selfie_cli.data.store import Store
 from selfie_cli.errors import UsageError
@@ -25,7 +25,7 @@ from selfie_cli.training.hardware import (
     precisions,
 )
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import Batch, Step, check_pieces
+from selfie_cli.training.step import Step, check_pieces
 
 WATCHED = 256  # images whose features are checked for collapse
 FEWEST_WATCHED = 8  # fewer images tell nothing

@@ -11,12 +11,13 @@ from typing import TypeVar
 
 import torch
 
+from selfie_cli.data.batches import Batch
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
-from selfie_cli.training.step import Batch, Step, halved, reason_of, undone
+from selfie_cli.training.step import Step, halved, reason_of, undone
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h

@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from selfie_cli.data.batches import step_seed
+from selfie_cli.data.batches import Batch, step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import replacing
 from selfie_cli.signals import handled, leave
@@ -21,7 +21,7 @@ from selfie_cli.training.checkpoint import load_state, save_state, saved_states
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.metrics import Metrics, open_metrics
 from selfie_cli.training.schedule import cosine_with_warmup
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Step
 
 WATCH_STEPS = 50  # steps between two calls of `watch`, at least: each costs about a step
 
@@ -161,16 +161,15 @@ class Timetable:
         """
         now, ends = time.perf_counter(), step == self.plan.steps
         stop = max(signals, default=0)
-        save = not ends and (smaller or now - self.saved >= self.plan.save_every)
-        log = ends or (step % 10 == 0 and now - logged >= 1)
+        save = int(not ends and (smaller or now - self.saved >= self.plan.save_every))
+        log = int(ends or (step % 10 == 0 and now - logged >= 1))
         if self.group.world > 1:
             if step % self.agree_every and not ends:
                 return 0, False, False
             step_microseconds = int(1e6 * (now - self.begun) / (step - self.first_step))
             stop, save, log, slowest = self.group.highest(stop, save, log, step_microseconds)
             self.agree_every = 10 if slowest < 100_000 else 1  # a signal is answered within about a second
-        save = bool(save or stop)
-        return stop, save, bool(save or log)
+        return stop, bool(save or stop), bool(log or save or stop)
 
 
 def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, plan: Plan) -> None:
