@@ -129,7 +129,7 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
         else:  # in the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
             value = torch.empty_like(parameter).copy_(value)
         states.setdefault(int(index), {})[name] = value
-    for index, state in states.items():
+    for number, state in states.items():
         if state.keys() != names:
-            raise ValueError(f"parameter {index} has {', '.join(state)}")
-        optimizer.state[parameters[index]] = state
+            raise ValueError(f"parameter {number} has {', '.join(state)}")
+        optimizer.state[parameters[number]] = state
