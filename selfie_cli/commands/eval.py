@@ -17,11 +17,12 @@ from selfie_cli.comparison.labels import Part, read_parts, take
 from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe

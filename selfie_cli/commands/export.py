@@ -11,7 +11,7 @@ import torch
 from selfie_cli import __version__, runs
 from selfie_cli.config import ExportOptions, Target
 from selfie_cli.data.augment import MEAN, STD
-from selfie_cli.data.store import storage_size
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.errors import UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference import networks

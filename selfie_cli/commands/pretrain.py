@@ -11,11 +11,11 @@ import torch
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
-from selfie_cli.data.mapped import MappedStore, open_store
+from selfie_cli.data.pixels import InMemory, Pixels, open_pixels, storage_size
 from selfie_cli.data.sources import Source, Subset, fingerprint
-from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.methods.method import Method
@@ -75,7 +75,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
-        opened = open_store(
+        opened = open_pixels(
             source,
             size=storage_size(derived["image_size"]),
             workers=options.workers or num_cores(),
@@ -85,11 +85,11 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             limit_gb=options.store_gb,
         )
         stack.callback(opened.close)
-        if run is None and isinstance(opened, Store) and len(opened) < min(len(source), derived["batch_size"]):
+        if run is None and isinstance(opened, InMemory) and len(opened) < min(len(source), derived["batch_size"]):
             readable = Subset(source, opened.kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
-        store = opened.to(device) if isinstance(opened, Store) else opened
+        store = opened.to(device)
         method, step = make_step(
             derived,
             device,
@@ -150,7 +150,7 @@ def say_settings(derived: dict[str, Any], num_images: int, device: torch.device,
     talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
 
 
-def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], options: PretrainOptions) -> None:
+def take_up(run: Run, store: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
     """Go on with a stopped run: note its new options, and load what is known of its images."""
     if group().first and run.diverged:
         asked = {name: getattr(options, name) for name in MILDER}
@@ -163,7 +163,7 @@ def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], optio
 def fit_to_machine_and_length(
     step: Step,
     method: Method,
-    store: Store | MappedStore,
+    store: Pixels,
     batch_of: Callable[[int], Batch],
     options: PretrainOptions,
     derived: dict[str, Any],
@@ -225,10 +225,9 @@ def with_advice(
     return Diverged(f"{error}. Go on with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
 
 
-def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
+def keep_what_was_seen(run: Run, store: Pixels) -> list[BadFile]:
     """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
     here = group()
-    store.flush()
     bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
     marks = store.marks() if here.world == 1 else joined(here.gather(store.marks()))
     if here.first:
