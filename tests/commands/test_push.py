@@ -134,7 +134,7 @@ def test_a_branch_is_made_and_what_lay_there_stays(hub: Hub, token: None, pretra
     assert sorted(sent(hub, branch="v2")) == [*FILES, "notes.txt"]
     assert "hf://acme/net@v2" in sent(hub, branch="v2")["README.md"].decode()
     selfie("pull", "hf://acme/net@v2")
-    assert "no config.json" in error_of("pull", "acme/net", "--out", "other")
+    assert "lacks a file of a run" in error_of("pull", "acme/net", "--out", "other")
 
 
 def test_a_branch_is_not_called_like_a_commit(hub: Hub, token: None) -> None:
