@@ -104,7 +104,7 @@ def seed_counts(fractions: str, seeds: str) -> dict[float, int]:
 def open_sources(asked: Sequence[str | None], *, offline: bool, talk: Talk) -> tuple[list[Run], list[str]]:
     """The runs that --from names, and a line on each; none for 'none', which stands alone."""
     if "none" in asked and len(asked) > 1:
-        raise UsageError("--from none stands alone: the arm without pretraining is always there")
+        raise UsageError("--from none must be used alone: a network without pretraining is always included")
     found = [runs.resolve_from(each, offline=offline, talk=talk) for each in asked]
     return [run for run, _ in found if run is not None], [line for _, line in found]
 
@@ -118,13 +118,13 @@ def arms_of(options: CurveOptions, sources: list[Run]) -> list[Arm]:
     for source, method, state in zip(sources, methods, states, strict=True):
         name = source.name if methods.count(method) > 1 else method
         if name in [arm.name for arm in arms]:
-            raise UsageError(f"--from names two arms {name!r}: name every run once, or rename a folder")
+            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
         arm = Arm(name=name, shape=network_shape(options, source), state=state)
         for key in ("backbone", "stem", "image_size"):
             if arm.shape[key] != fresh[key]:
                 raise UsageError(
                     f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "
-                    "one curve compares runs of one network, draw another for the rest"
+                    "a curve compares runs of one network, so use another curve for the rest"
                 )
         arms.append(arm)
     return arms

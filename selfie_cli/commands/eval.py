@@ -96,7 +96,9 @@ class Evaluated:
 def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
     if options.dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+        raise UsageError(
+            "--dataset is missing: give a folder with a subfolder per class, or a named set such as cifar10"
+        )
     run, line = runs.resolve_from(options.run, offline=options.offline, talk=talk)
     if run is None:
         raise UsageError("eval needs a run: its folder, or bundled")
@@ -181,7 +183,7 @@ def keep(
         say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
     for one in bad:
         talk.warn(f"left out: {one.name}: {one.reason}")
-    say(f"kept nowhere: {why}")
+    say(f"the result is not saved: {why}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:

@@ -68,14 +68,14 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         if options.private is not None:
             return options.private
         if ask is None:
-            raise UsageError(f"{address.repo} has to be made: say who may read it, --private or --public")
-        return ask(f"{address.repo} will be made on {hub.host()}. Shall only you and those you let in read it?")
+            raise UsageError(f"{address.repo} does not exist yet: choose its visibility, --private or --public")
+        return ask(f"{address.repo} will be created on {hub.host()}. Make it private?")
 
     if options.quiet or not sys.stderr.isatty():  # there is no other way to tell the client
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    talk.say(f"sending {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
+    talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
     sent = hub.send(address, files, private=private, message=message, talk=talk)
     return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
@@ -110,7 +110,7 @@ def read_results(file: Path, kind: type) -> dict[str, Any]:
         if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
     }
     if not isinstance(found, dict) or not needed <= found.keys():
-        raise RunError(f"{file} is damaged or of another version: remove it, or repeat what wrote it")
+        raise RunError(f"{file} is damaged or of another version: remove it, or run the command again that wrote it")
     return found
 
 

@@ -52,7 +52,9 @@ def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
     """The stopped run to continue and its options, or none and `options` themselves."""
     run, options = run_to_resume(options, verb)
     if options.dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+        raise UsageError(
+            "--dataset is missing: give a folder with a subfolder per class, or a named set such as cifar10"
+        )
     return run, options
 
 
@@ -107,8 +109,8 @@ def tell_of_labels(sources: list[Run], talk: Talk) -> None:
     for source in sources:
         if "classes" in source.derived:
             talk.warn(
-                f"{source.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
-                "of the other arms"
+                f"{source.name} was finetuned on labels: if those are labels of this data set, the comparison "
+                "favours it"
             )
 
 

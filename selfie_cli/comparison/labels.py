@@ -94,7 +94,7 @@ def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: 
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
     marks["labels"] = mark_of_labels(found)
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
-        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
+        raise RunError(f"the images or their labels have changed since {run.path} was started: start a new run")
     train_part, test_part, bad = read_parts(found, size=storage_size(image_size), options=options, talk=talk)
     rows, seen = look_for_seen(
         sources, train_part.pixels, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk
@@ -178,5 +178,7 @@ def take_share(data: Data, fraction: float, seeds: range, num_rates: int) -> Sha
     labels = data.train.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
     if num_rates > 1 and share.num_labels <= len(data.classes):
-        raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
+        raise UsageError(
+            "one label per class leaves none to choose --lr with: give a single --lr, or a larger --fraction"
+        )
     return share

@@ -90,7 +90,7 @@ def test_epochs_are_of_the_labels_used() -> None:
 
 def test_a_share_too_small_to_choose_a_rate_with() -> None:
     assert take_share(data(), 0.05, range(1), 1).num_labels == 2
-    with pytest.raises(UsageError, match="one label a class"):
+    with pytest.raises(UsageError, match="one label per class"):
         take_share(data(), 0.05, range(1), 2)
 
 
