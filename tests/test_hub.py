@@ -304,7 +304,7 @@ def test_finetune_and_curve_keep_the_commit_and_know_it_again(hub: Hub, net: Rep
     for out in ("tuned", "curve"):
         run = runs.open_run(out)
         assert [each["path"] for each in run.config["from"]] == [first]
-        assert origins(run, offline=False, talk=Talk()) == run.config["from"]
+        assert origins(run, offline=False, talk=Talk()) == [each["path"] for each in run.config["from"]]
     selfie("predict", "tuned", "drawn")
 
 
