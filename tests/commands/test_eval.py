@@ -203,21 +203,6 @@ def test_class_names_cannot_reach_the_terminal(pretrained: Path) -> None:
     assert "[red]c\\x1b" in shown
 
 
-def test_features_of_three_kinds(pretrained: Path, finetuned: Path, images: Path) -> None:
-    for features in ("whole", "patches", "pooled"):
-        assert evaluated(pretrained, "--dataset", images, "--features", features)["features"] == features
-    assert "--features" in error_of("eval", finetuned, "--dataset", images, "--features", "pooled", code=2)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [["--k", "0"], ["--temperature", "0"], ["--temperature", "nan"], ["--batch-size", "0"], ["--max-bad", "2"]],
-    ids=" ".join,
-)
-def test_options_that_cannot_be_honoured(pretrained: Path, images: Path, wrong: list[str]) -> None:
-    assert wrong[0] in error_of("eval", pretrained, "--dataset", images, *wrong, code=2)
-
-
 def test_what_is_missing(pretrained: Path, images: Path) -> None:
     assert "--dataset is missing" in error_of("eval", pretrained, code=2)
     assert "no run at nowhere" in error_of("eval", "nowhere", "--dataset", images)
