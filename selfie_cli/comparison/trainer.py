@@ -18,7 +18,7 @@ from selfie_cli.comparison.statistics import Convergence, convergence
 from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.batches import IMAGE_ORDER, Prefetch, SampleOrder, make_batches, step_seed
+from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.pixels import SMALL
 from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
@@ -30,10 +30,10 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
-from selfie_cli.training.loop import train
+from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import num_steps, seconds
-from selfie_cli.training.step import Batch, Step, check_pieces
+from selfie_cli.training.schedule import budget_seconds, num_steps
+from selfie_cli.training.step import Step, check_pieces
 
 
 def known_accuracy(file: Path) -> float:
@@ -133,7 +133,7 @@ class Trainer:
         asked, steps, whole = self.options.steps, [], 0.0
         if self.options.budget:
             lengths = sum(an_arm) + len(shares) * checked / 2
-            asked = Pace(len(arms) * seconds_a_step * lengths).steps(seconds(self.options.budget))
+            asked = Pace(len(arms) * seconds_a_step * lengths).steps(budget_seconds(self.options.budget))
         for share, count in zip(shares, an_arm, strict=True):
             steps.append(
                 num_steps(steps=asked, epochs=self.options.epochs, num_images=share.num_labels, batch_size=size)
@@ -268,18 +268,16 @@ class Trainer:
         batches = self.batches(task, labelled, cell.seed, sizes)
         with Prefetch(batches, device=self.device, end=cell.steps) as batch_of, begun_anew(run):
             warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
-            train(
-                step,
-                batch_of,
+            plan = Plan(
                 folder=run.path / "cells" / cell.name,
-                total=cell.steps,
+                steps=cell.steps,
                 lr=cell.lr,
                 warmup=self.options.warmup_steps,
                 seed=cell.seed,
                 save_every=self.options.save_every,
-                talk=self.talk,
-                what=cell.name,
+                name=cell.name,
                 resume_hint=group().resume_command(run.verb, run.path),
                 tensorboard=self.options.log == "tensorboard",
             )
+            train(step, batch_of, plan, talk=self.talk)
         return module, step
