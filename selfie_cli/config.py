@@ -5,7 +5,6 @@ changes after parsing, and goes no deeper than `commands`. This module imports n
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from selfie_cli.option import Options, option
@@ -24,26 +23,20 @@ MOST_FEATURES = 2**14
 MOST_AT_ONCE = 2**20
 """Largest number of images in a batch."""
 MOST_STEPS = 10**12
-MOST_EPOCHS = 10**6
 MOST_SEEDS = 1000
-MOST_WORKERS = 1000
 
 TRAINING, VIEWS, DATA, RUN, MACHINE, OUTPUT = "Training", "Views", "Data", "Run", "Machine", "Output"
 """Groups of options in the help."""
 
 BATCH: dict[str, Any] = {"at_least": 1, "at_most": MOST_AT_ONCE}
 WIDTH: dict[str, Any] = {"at_most": MOST_FEATURES, "panel": TRAINING}
-WORKERS: dict[str, Any] = {"at_least": 1, "at_most": MOST_WORKERS}
 WARMUP: dict[str, Any] = {"at_least": 0, "at_most": MOST_STEPS, "panel": TRAINING}
 FRACTION: dict[str, Any] = {"above": 0, "at_most": 1}
 SHARE: dict[str, Any] = {"at_least": 0, "at_most": 1}
 SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 
-DATA_HELP = (
-    "Folders, image files, lists (.txt), tar shards, parquet files, named data sets such as cifar10, or "
-    "hf://datasets/owner/name."
-)
+DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
 FROM_HELP = (
     "Pretrained weights: a run's folder, hf://owner/name[@revision], 'bundled' (the small network in this package) or "
     "'none'. Default: the newest finished pretraining run in ./runs, else bundled."
@@ -53,99 +46,78 @@ RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
 REPLACE_RUN_HELP = "Replace an existing run in --out."
 REPLACE_HELP = "Replace an existing --out."
 COMPILE_HELP = "Use torch.compile. auto: on cuda, and for long embedding jobs."
-EXCLUDE_SEEN_HELP = (
-    "Leave out test images that are copies or near-duplicates of pretraining or training images. Default: only warn."
-)
+EXCLUDE_SEEN_HELP = "Leave out test images seen in (pre)training: copies and near-duplicates. Default: only warn."
 PRETRAINED_DECIDES = "Only with --from none; otherwise the pretrained weights decide."
 
 
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options):
-    json: bool = option(False, "Print one JSON document to stdout instead of tables.", panel=OUTPUT)
-    quiet: bool = option(False, "Print only warnings and errors to stderr, no progress.", panel=OUTPUT)
+    json: bool = option(False, "Print one JSON document to stdout instead of tables.", OUTPUT)
+    quiet: bool = option(False, "Print only warnings and errors to stderr, no progress.", OUTPUT)
 
 
-@dataclass(frozen=True, kw_only=True)
 class MachineOptions(OutputOptions):
-    device: Device = option("auto", "Device to compute on. auto: cuda if available, else mps, else cpu.", panel=MACHINE)
+    device: Device = option("auto", "Device to compute on. auto: cuda if available, else mps, else cpu.", MACHINE)
     precision: Precision = option(
         "auto",
         "auto: bf16 on cuda. On a CPU with bf16, training uses bf16 or fp32, whichever is measured to be faster, and "
         "inference uses bf16 if the vectors stay the same.",
-        panel=MACHINE,
+        MACHINE,
     )
-    workers: int | None = option(None, "Decoding threads. Default: one per core.", panel=MACHINE, **WORKERS)
+    workers: int | None = option(None, "Decoding threads. Default: one per core.", MACHINE, at_least=1, at_most=1000)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SourceOptions(MachineOptions):
-    data_root: str = option("data", "Folder of named data sets, which are downloaded into it.", panel=DATA)
-    offline: bool = option(False, "Never use the network. A missing named data set is an error.", panel=DATA)
-    max_bad: float = option(0.1, "Stop if more than this fraction of the images is unreadable.", panel=DATA, **SHARE)
+    data_root: str = option("data", "Folder of named data sets, which are downloaded into it.", DATA)
+    offline: bool = option(False, "Never use the network. A missing named data set is an error.", DATA)
+    max_bad: float = option(0.1, "Stop if more than this fraction of the images is unreadable.", DATA, **SHARE)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataOptions(SourceOptions):
-    store: str | None = option(
-        None, "Folder that caches decoded images. Default: in the user's cache folder.", panel=DATA
-    )
+    store: str | None = option(None, "Folder that caches decoded images. Default: in the user's cache folder.", DATA)
     store_gb: float | None = option(
         None,
         "Size limit of that cache in GB; 0 disables it. Default: 100, and at most half of the free disk space. "
         "Sets of up to 1 GB of decoded pixels are kept in memory instead.",
-        panel=DATA,
+        DATA,
         at_least=0,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DataOptions):
     """Options of every verb that trains."""
 
-    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
+    compile: Compile = option("auto", COMPILE_HELP, MACHINE)
     deterministic: bool = option(
         False,
         "Give the same weights from the same command on the same machine, also on cuda: choose nothing by measured "
         "speed or free memory, compile nothing, and avoid nondeterministic kernels.",
-        panel=MACHINE,
+        MACHINE,
     )
-    out: str | None = option(None, "Folder of the run. Default: runs/<verb>-<method>-<time>.", panel=RUN)
-    overwrite: bool = option(False, REPLACE_RUN_HELP, panel=RUN)
-    resume: str | None = option(None, "Continue this stopped run. All other options come from its config.", panel=RUN)
-    log: Literal["tensorboard"] | None = option(
-        None, "Also write TensorBoard event files, to tensorboard/ in the folder of each trained network.", panel=RUN
-    )
-    report: bool = option(True, "Write the run's HTML page, report.html, at the end.", panel=RUN)
-    save_every: float = option(60.0, "Seconds between checkpoints, used by --resume.", panel=RUN, at_least=0)
-    seed: int = option(0, "Seed of all random draws.", panel=TRAINING, at_least=0)
-    steps: int | None = option(None, "Number of training steps.", panel=TRAINING, at_least=1, at_most=MOST_STEPS)
+    out: str | None = option(None, "Folder of the run. Default: runs/<verb>-<method>-<time>.", RUN)
+    overwrite: bool = option(False, REPLACE_RUN_HELP, RUN)
+    resume: str | None = option(None, "Continue this stopped run. All other options come from its config.", RUN)
+    log: Literal["tensorboard"] | None = option(None, "Also write TensorBoard files, to <run>/tensorboard.", RUN)
+    report: bool = option(True, "Write the run's HTML page, report.html, at the end.", RUN)
+    save_every: float = option(60.0, "Seconds between checkpoints, used by --resume.", RUN, at_least=0)
+    seed: int = option(0, "Seed of all random draws.", TRAINING, at_least=0)
+    steps: int | None = option(None, "Number of training steps.", TRAINING, at_least=1, at_most=MOST_STEPS)
     epochs: float | None = option(
         None,
-        "Number of passes over the images. Default: 100, but at least 2,000 and at most 120,000 steps.",
-        panel=TRAINING,
+        "Passes over the images. Default: 100, but at least 2,000 and at most 120,000 steps.",
+        TRAINING,
         above=0,
-        at_most=MOST_EPOCHS,
+        at_most=10**6,
     )
-    budget: str | None = option(
-        None, "Training time, such as 90s, 20m or 2h. The schedule is fitted to the first steps' speed.", panel=TRAINING
-    )
-    batch_size: int | None = option(
-        None, "Images per step. Default: 128 up to 64 px, 512 above.", panel=TRAINING, **BATCH
-    )
-    micro_batch: int | None = option(
-        None,
-        "Images per forward pass; several make up a batch. Default: what fits into memory.",
-        panel=TRAINING,
-        **BATCH,
-    )
+    budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
+    batch_size: int | None = option(None, "Images per step. Default: 128 up to 64 px, 512 above.", TRAINING, **BATCH)
+    micro_batch: int | None = option(None, "Images per forward pass. Default: what fits in memory.", TRAINING, **BATCH)
 
 
-def from_recipe(help: str, **more: Any) -> Any:
-    """An option whose default is the value of the recipe (`--recipe`)."""
-    return option(None, help, recipe=True, **more)
+def from_recipe(help: str, panel: str | None = None, **limits: Any) -> Any:
+    """Return an option whose default is the recipe's value (`--recipe`)."""
+    return option(None, help, panel, recipe=True, **limits)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SelfieOptions(Options):
     """Selfie (Trinh, Luong, Le 2019), including what the paper leaves open."""
 
@@ -161,7 +133,6 @@ class SelfieOptions(Options):
     distortion: float | None = from_recipe("Allowed distortion of the coding rate.", above=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ByolOptions(Options):
     """BYOL (Grill et al. 2020)."""
 
@@ -171,7 +142,6 @@ class ByolOptions(Options):
 METHODS = ("selfie", "byol", "simclr")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PretrainOptions(TrainingOptions):
     """Pretrain a network on unlabelled images: folders, files, lists, tar shards or named data sets."""
 
@@ -186,34 +156,27 @@ class PretrainOptions(TrainingOptions):
     )
     image_size: int | None = option(None, "Image side in pixels. Default: 32, 64 or 224, by the images' sizes.", **SIDE)
     patch_size: int | None = option(None, "Patch side, for Selfie. Default: 8 up to 64 px, 32 above.", at_least=1)
-    batch_size: int | None = from_recipe("Images per step.", panel=TRAINING, **BATCH)
-    optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("Optimizer.", panel=TRAINING)
-    lr: float | None = from_recipe("Peak learning rate, after the warm-up.", panel=TRAINING, above=0)
-    weight_decay: float | None = from_recipe("Weight decay (L2 penalty).", panel=TRAINING, at_least=0)
+    batch_size: int | None = from_recipe("Images per step.", TRAINING, **BATCH)
+    optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("Optimizer.", TRAINING)
+    lr: float | None = from_recipe("Peak learning rate, after the warm-up.", TRAINING, above=0)
+    weight_decay: float | None = from_recipe("Weight decay (L2 penalty).", TRAINING, at_least=0)
     warmup_steps: int | None = from_recipe("Steps of linear learning rate warm-up.", **WARMUP)
     hidden: int | None = from_recipe("Hidden width of the projector and the predictor.", at_least=1, **WIDTH)
     width: int | None = from_recipe("Output width of the projector.", at_least=2, **WIDTH)
-    temperature: float | None = from_recipe("Temperature of the softmax over cosines.", panel=TRAINING, above=0)
-    num_views: int | None = from_recipe("Views per image.", panel=VIEWS, at_least=2, at_most=64)
-    view_scale: float | None = from_recipe(
-        "Side of a view as a fraction of the image's; the cost of a step grows with its square.",
-        panel=VIEWS,
-        **FRACTION,
-    )
-    num_stages: Literal[3, 4] | None = from_recipe(
-        "Stages of the network to pretrain. With 3, finetuning starts the fourth from random weights.", panel=TRAINING
-    )
-    min_crop: float | None = from_recipe("Smallest area of the random resized crop.", panel=VIEWS, **FRACTION)
-    max_crop: float | None = from_recipe("Largest area of the random resized crop.", panel=VIEWS, **FRACTION)
-    jitter: float | None = from_recipe("Strength of the colour jitter.", panel=VIEWS, at_least=0, at_most=2)
-    blur: float | None = from_recipe("Strength of the blur: how often it is applied.", panel=VIEWS, **SHARE)
-    solarize: float | None = from_recipe("Fraction of second views that are solarized.", panel=VIEWS, **SHARE)
-    profile: bool = option(False, "Trace five steps with torch's profiler, to trace.json in the run.", panel=RUN)
+    temperature: float | None = from_recipe("Temperature of the softmax over cosines.", TRAINING, above=0)
+    num_views: int | None = from_recipe("Views per image.", VIEWS, at_least=2, at_most=64)
+    view_scale: float | None = from_recipe("Side of a view relative to the image's side.", VIEWS, **FRACTION)
+    num_stages: Literal[3, 4] | None = from_recipe("Stages to pretrain; with 3, the fourth starts fresh.", TRAINING)
+    min_crop: float | None = from_recipe("Smallest area of the random resized crop.", VIEWS, **FRACTION)
+    max_crop: float | None = from_recipe("Largest area of the random resized crop.", VIEWS, **FRACTION)
+    jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
+    blur: float | None = from_recipe("Strength of the blur: how often it is applied.", VIEWS, **SHARE)
+    solarize: float | None = from_recipe("Fraction of second views that are solarized.", VIEWS, **SHARE)
+    profile: bool = option(False, "Trace five steps with torch's profiler, to trace.json in the run.", RUN)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelOptions(TrainingOptions):
     """Options of the verbs that train on labels."""
 
@@ -222,28 +185,22 @@ class LabelOptions(TrainingOptions):
         "Labelled images: a folder with one subfolder per class, or with train/ and test/ of such folders; tar shards; "
         "parquet files; a named data set; or hf://datasets/owner/name.",
     )
-    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
     backbone: Backbone | None = option(None, PRETRAINED_DECIDES)
     image_size: int | None = option(None, PRETRAINED_DECIDES, **SIDE)
     lr: str = option(
-        "0.1",
-        "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on a held-out fifth of the labels.",
-        panel=TRAINING,
+        "0.1", "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels.", TRAINING
     )
-    weight_decay: float = option(5e-4, "Weight decay (L2 penalty), on all weights.", panel=TRAINING, at_least=0)
+    weight_decay: float = option(5e-4, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)
     warmup_steps: int = option(100, "Steps of linear learning rate warm-up.", **WARMUP)
-    min_crop: float = option(
-        0.35, "Smallest area of a random crop, for images above 64 px.", panel=TRAINING, **FRACTION
-    )
+    min_crop: float = option(0.35, "Smallest area of a random crop, for images above 64 px.", TRAINING, **FRACTION)
     check_length: bool = option(
         True,
-        "Also train each network for half of the steps, on four fifths of the first seed's labels, and report whether "
-        "the second half of the steps still helps.",
-        panel=TRAINING,
+        "Also train for half of the steps, with a fifth of the labels held out, to see if longer training helps.",
+        TRAINING,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(LabelOptions):
     """Finetune on a fraction of the labels, and compare with the same network without pretraining."""
 
@@ -256,7 +213,6 @@ class FinetuneOptions(LabelOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class CurveOptions(LabelOptions):
     """Finetune on several fractions of the labels, from one or more runs, and plot accuracy against labels."""
 
@@ -266,17 +222,15 @@ class CurveOptions(LabelOptions):
     compare: Literal["imagenet"] | None = option(None, "Also finetune torchvision's ImageNet weights, from the Hub.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class InferenceOptions(MachineOptions):
     """Options of the verbs that stream images through a network."""
 
     overwrite: bool = option(False, REPLACE_HELP)
     strict: bool = option(False, "Exit with code 1 if any image cannot be read.")
-    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
-    batch_size: int | None = option(None, "Images per forward pass. Default: set by device.", panel=MACHINE, **BATCH)
+    compile: Compile = option("auto", COMPILE_HELP, MACHINE)
+    batch_size: int | None = option(None, "Images per forward pass. Default: set by device.", MACHINE, **BATCH)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PredictOptions(InferenceOptions):
     """Classify images with a finetuned run."""
 
@@ -285,7 +239,6 @@ class PredictOptions(InferenceOptions):
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines to stdout.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class EmbedOptions(InferenceOptions):
     """Compute feature vectors (embeddings) of images, to stdout or a file."""
 
@@ -297,33 +250,29 @@ class EmbedOptions(InferenceOptions):
         "file per process. Default: JSON Lines to stdout.",
     )
     features: Features | None = option(
-        None,
-        "For Selfie runs with --recipe paper: vectors of the patch network on the whole image, its mean over patches, "
-        "or the attention-pooled vector. Default: whole.",
+        None, "Vectors of a Selfie run with --recipe paper: whole image (default), mean over patches, or pooled."
     )
     precision: Literal[Precision, "int8"] = option(  # type: ignore[assignment]  # one more than elsewhere
         "auto",
         "auto: bf16 if the hardware has it and the vectors stay the same. int8: on a CPU with VNNI, faster and less "
         "exact, with scales from the first images of the job.",
-        panel=MACHINE,
+        MACHINE,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
     """Evaluate a run on labelled images: kNN, linear probe, pretext or test accuracy, against the untrained network."""
 
-    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
     run: str | None = option(None, f"{RUN_HELP} Default: the newest finished pretraining run.", argument=True)
     dataset: str | None = option(None, "Labelled images, as for finetune.")
     features: Features | None = option(None, "Vectors to evaluate, as for embed.")
     k: int = option(20, "Number of neighbours of the kNN classifier.", at_least=1)
     temperature: float = option(0.07, "Temperature of the kNN weights.", above=0)
     seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.", at_least=0)
-    batch_size: int = option(128, "Images per forward pass.", panel=MACHINE, **BATCH)
+    batch_size: int = option(128, "Images per forward pass.", MACHINE, **BATCH)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DemoOptions(OutputOptions):
     """Run the whole workflow on generated images: offline, in minutes, on a laptop's CPU."""
 
@@ -332,7 +281,6 @@ class DemoOptions(OutputOptions):
     seeds: int = option(3, "Number of seeds to finetune with.", **SEEDS)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SimilarOptions(MachineOptions):
     """Search embedded images for those most similar to a photo, or for near-duplicates."""
 
@@ -344,19 +292,15 @@ class SimilarOptions(MachineOptions):
     threshold: float | None = option(None, "Least cosine of near-duplicates. Default: 0.998.", above=-1, at_most=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions(SourceOptions):
     """Check images before training: unreadable, duplicate, tiny and unusual ones, and how long training will take."""
 
     data: tuple[str, ...] = option((), DATA_HELP, argument=True)
-    max_bad: float = option(0.0, "Exit 1 if more than this fraction of the images is unreadable.", panel=DATA, **SHARE)
+    max_bad: float = option(0.0, "Exit 1 if more than this fraction of the images is unreadable.", DATA, **SHARE)
     time: bool = option(True, "Run a few training steps to estimate the time of pretraining.")
-    backbone: Backbone | None = option(
-        None, "Network to time. Default: resnetv2_50; if over an hour, resnetv2_10_w32 too."
-    )
+    backbone: Backbone | None = option(None, "Network to time. Default: resnetv2_50; if over 1 h, resnetv2_10_w32 too.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReportOptions(SourceOptions):
     """Write an HTML page about a run: what the network learned, on real images, against chance and baseline."""
 
@@ -367,26 +311,21 @@ class ReportOptions(SourceOptions):
     out: str | None = option(None, "The page. Default: report.html in the run's folder.")
     overwrite: bool = option(False, f"{REPLACE_HELP} The run's own page is always replaced.")
     images: int | None = option(
-        None,
-        "Largest number of images to embed for the map and the neighbours. Default: 1,000, or what ten seconds allow.",
-        at_least=2,
+        None, "Most images to embed for the map and neighbours. Default: 1,000, or what ten seconds allow.", at_least=2
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportOptions(OutputOptions):
     """Export a run's network for timm, torchvision, ONNX Runtime or safetensors, and print the code that loads it."""
 
     run: str = option("", RUN_HELP, argument=True)
     to: Target | None = option(
-        None,
-        "Target library. timm, torchvision: networks with a 7x7 stem. onnx (needs the onnx extra), safetensors: all.",
+        None, "Target library. timm, torchvision: 7x7 stems only. onnx: needs the onnx extra. safetensors: any network."
     )
     out: str | None = option(None, "File. Default: <run>-<to>.safetensors, <run>.onnx or <run>.safetensors, here.")
     overwrite: bool = option(False, REPLACE_HELP)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PushOptions(OutputOptions):
     """Upload a run to the Hugging Face Hub: weights, config and a model card with the measured results."""
 
@@ -397,7 +336,6 @@ class PushOptions(OutputOptions):
     dry_run: bool = option(False, "Only show what would be uploaded.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PullOptions(OutputOptions):
     """Download a run from the Hugging Face Hub into a folder, and verify it."""
 

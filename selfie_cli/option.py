@@ -4,7 +4,7 @@ import dataclasses
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 
@@ -12,8 +12,8 @@ from selfie_cli.errors import UsageError
 def option(
     default: Any,
     help: str,
-    *,
     panel: str | None = None,
+    *,
     argument: bool = False,
     recipe: bool = False,
     off: str | None = None,
@@ -44,12 +44,19 @@ def negated(field: "dataclasses.Field[Any]") -> str:
     return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The base of all options classes. Raise UsageError for a number outside its limits."""
+    """The base of all options classes: each is a frozen, keyword-only dataclass.
+
+    Raise UsageError for a number outside its limits.
+    """
 
     typed: ClassVar[frozenset[str]] = frozenset()
     """Names of the options given explicitly on the command line, even if equal to the default."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -5,7 +5,7 @@ from pathlib import Path
 from selfie_cli.commands.finetune import all_different, numbers, train_arms
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, load_pretrained, network_shape, open_sources
-from selfie_cli.comparison.compare import Plan, conclude
+from selfie_cli.comparison.compare import Design, conclude
 from selfie_cli.comparison.imagenet import imagenet_arm
 from selfie_cli.comparison.results import Curve, Point
 from selfie_cli.comparison.statistics import curve_sentence, notes_of
@@ -34,8 +34,8 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
     fresh, *others = arms
-    plan = Plan(arms=arms, kept=kept, pairs=[(arm.name, SUPERVISED) for arm in others], num_seeds=num_seeds)
-    found = train_arms(options, "curve", plan, run=run, out=out, sources=sources, talk=talk)
+    design = Design(arms=arms, kept=kept, pairs=[(arm.name, SUPERVISED) for arm in others], num_seeds=num_seeds)
+    found = train_arms(options, "curve", design, run=run, out=out, sources=sources, talk=talk)
     remarks = {
         arm.name: f"another network than supervised: {arm.shape['backbone']}, stem {arm.shape['stem']}"
         for arm in others

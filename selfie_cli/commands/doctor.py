@@ -15,16 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
+from selfie_cli.data.cache import MOST, cache_folder
 from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import Inspected, inspect_all
 from selfie_cli.data.labelled import assemble, is_named, open_pieces
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
-from selfie_cli.data.rows import MOST
+from selfie_cli.data.pixels import is_small, read_pixels, storage_size
 from selfie_cli.data.sources import Files, Joined, Source, Subset
-from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
@@ -128,7 +127,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
     found = examine(opened, seen, options, image_size, workers, talk)
     readable = Subset(train, found.good_of(found.train))
     speed = len(found.good) / seen.seconds
-    plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []
+    planner = Planner(options=options, source=readable, image_size=image_size, decoding=speed, device=device, talk=talk)
     records = seen.records[found.good]
     formats = Counter(FORMATS[each] if each >= 0 else "pixels" for each in records["format"].tolist())
     return Diagnosis(
@@ -147,7 +146,7 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
         workers=workers,
         images_per_second=speed,
         machine=machine(device),
-        plans=plans,
+        plans=planner.plans() if len(readable) > 1 else [],
     )
 
 
@@ -240,7 +239,7 @@ def spread(values: NDArray[np.int64]) -> Spread | None:
 
 def machine(device: torch.device) -> Machine:
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    store = store_folder(None)
+    store = cache_folder(None)
     return Machine(
         cores=num_cores(),
         device=str(device),
@@ -253,73 +252,69 @@ def machine(device: torch.device) -> Machine:
     )
 
 
-def plans_for(
-    options: DoctorOptions, source: Source, image_size: int, speed: float, device: torch.device, talk: Talk
-) -> list[Plan]:
-    """Return the plan of pretraining with default options and, if that takes long, one with the small network."""
-    plans: list[Plan] = []
-    for backbone in [options.backbone] if options.backbone else BACKBONES:
-        plan = plan_for(options, backbone, source, image_size, speed, device, talk)
-        plans.append(plan)
-        if plan.seconds is None or plan.seconds <= LONG_TRAINING:
-            break
-    return plans
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans of pretraining on these images and this machine. `decoding` is in images per second."""
 
+    options: DoctorOptions
+    source: Source
+    image_size: int
+    decoding: float
+    device: torch.device
+    talk: Talk
 
-def plan_for(
-    options: DoctorOptions,
-    backbone: Backbone,
-    source: Source,
-    image_size: int,
-    speed: float,
-    device: torch.device,
-    talk: Talk,
-) -> Plan:
-    """Return the plan for one network. `speed` is that of decoding, in images per second."""
-    given = {name: getattr(options, name) for name in ("data_root", "offline", "device", "precision", "workers")}
-    given["backbone"] = backbone
-    pretraining = PretrainOptions(data=options.data, image_size=image_size, **given)
-    derived = derive(pretraining, source)
-    steps = num_steps(steps=None, epochs=None, num_images=len(source), batch_size=derived["batch_size"])
-    pace = measure_pace(pretraining, derived, source, speed, device, talk) if options.time else None
-    size = storage_size(image_size)
-    in_memory = is_small(source, size)
-    words = ["selfie", "pretrain", *options.data]
-    for name, value in given.items():
-        if value != getattr(PretrainOptions(), name):
-            words += [flag_of(name)] if value is True else [flag_of(name), str(value)]
-    return Plan(
-        command=shlex.join(words),
-        backbone=backbone,
-        image_size=image_size,
-        batch_size=derived["batch_size"],
-        micro_batch=derived.get("micro_batch"),
-        precision=derived.get("precision"),
-        steps=steps,
-        seconds=pace.seconds(steps) if pace else None,
-        reading=len(source) / speed if in_memory else 0.0,
-        pixels=len(source) * size * size * 3,
-        in_memory=in_memory,
-    )
+    def plans(self) -> list[Plan]:
+        """Return the plan of pretraining by default and, if that takes long, one with the small network."""
+        plans: list[Plan] = []
+        for backbone in [self.options.backbone] if self.options.backbone else BACKBONES:
+            plans.append(self.plan(backbone))
+            if (plans[-1].seconds or 0) <= LONG_TRAINING:
+                break
+        return plans
 
+    def plan(self, backbone: Backbone) -> Plan:
+        usual, num_images, size = PretrainOptions(), len(self.source), storage_size(self.image_size)
+        names = ("data_root", "offline", "device", "precision", "workers")
+        given = {name: getattr(self.options, name) for name in names} | {"backbone": backbone}
+        options = PretrainOptions(data=self.options.data, image_size=self.image_size, **given)
+        derived = derive(options, self.source)
+        steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
+        pace = self.pace(options, derived) if self.options.time else None
+        in_memory = is_small(self.source, size)
+        changed = {flag_of(name): value for name, value in given.items() if value != getattr(usual, name)}
+        flags = [word for flag, value in changed.items() for word in ([flag] if value is True else [flag, str(value)])]
+        return Plan(
+            command=shlex.join(["selfie", "pretrain", *options.data, *flags]),
+            backbone=backbone,
+            image_size=self.image_size,
+            batch_size=derived["batch_size"],
+            micro_batch=derived.get("micro_batch"),
+            precision=derived.get("precision"),
+            steps=steps,
+            seconds=pace.seconds(steps) if pace else None,
+            reading=num_images / self.decoding if in_memory else 0.0,
+            pixels=num_images * size * size * 3,
+            in_memory=in_memory,
+        )
 
-def measure_pace(
-    options: PretrainOptions, derived: dict[str, Any], source: Source, speed: float, device: torch.device, talk: Talk
-) -> Pace:
-    """Time a few steps on some of the images, as pretrain does, and note micro-batch and precision in `derived`."""
-    image_size, batch_size = derived["image_size"], derived["batch_size"]
-    talk.say(f"timing a few steps: {options.backbone} at {image_size} px, batch {batch_size}")
-    count = min(batch_size, len(source))
-    # Neighbours if they share a block that is read as a whole, else images from all over.
-    rows = np.arange(count) if source.block > 1 else np.linspace(0, len(source) - 1, count).astype(np.int64)
-    size = storage_size(image_size)
-    workers = options.workers or num_cores()
-    sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-    method, step = make_step(derived, options, device, Talk())
-    batch = on_device(batches(sample, method, derived, 0)(0), device)
-    pace = Pace(fit_to_machine(step, method, batch, options, derived, talk))
-    if is_small(source, size):
-        return pace
-    store = store_folder(None)
-    keeps_all = store is not None and len(source) * size * size * 3 <= min(MOST, disk_usage(nearest(store)).free // 2)
-    return decoding_pace(pace.later, batch_size / speed, keeps_all, round(len(source) / batch_size), device)
+    def pace(self, options: PretrainOptions, derived: dict[str, Any]) -> Pace:
+        """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
+        num_images, batch_size, size = len(self.source), derived["batch_size"], storage_size(self.image_size)
+        self.talk.say(f"timing a few steps: {options.backbone} at {self.image_size} px, batch {batch_size}")
+        count = min(batch_size, num_images)
+        # Neighbours if images are read in blocks, else images from all over.
+        rows = np.arange(count) if self.source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
+        workers = options.workers or num_cores()
+        sample = read_pixels(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
+        method, step = make_step(derived, self.device, seed=0, compile="auto", deterministic=False, talk=Talk())
+        batch = on_device(batches(sample, method, derived, 0)(0), self.device)
+        asked: Any = {"micro_batch": None, "precision": options.precision, "deterministic": False}
+        pace = Pace(fit_to_machine(step, method, batch, derived, **asked, talk=self.talk))
+        if is_small(self.source, size):
+            return pace
+        store = cache_folder(None)
+        room = min(MOST, disk_usage(nearest(store)).free // 2) if store else -1
+        keeps_all = num_images * size * size * 3 <= room
+        return decoding_pace(
+            pace.later, batch_size / self.decoding, keeps_all, round(num_images / batch_size), self.device
+        )

@@ -16,7 +16,7 @@ from selfie_cli.comparison.arms import (
     origin,
     room_for,
 )
-from selfie_cli.comparison.compare import Comparison, Plan, compare, conclude
+from selfie_cli.comparison.compare import Comparison, Design, compare, conclude
 from selfie_cli.comparison.labels import Reading, read_data, take_share
 from selfie_cli.comparison.results import Finetuned
 from selfie_cli.comparison.settings import Training, fit_to_machine, plan_steps, usual_batch_size
@@ -42,9 +42,9 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     arms = arms_of(options, sources[0] if sources else None)
     *others, last = arms
     pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first
-    plan = Plan(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
+    design = Design(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
     out = None if run is not None else choose_out(options, "finetune", last.name, sources)
-    found = train_arms(options, "finetune", plan, run=run, out=out, sources=sources, talk=talk)
+    found = train_arms(options, "finetune", design, run=run, out=out, sources=sources, talk=talk)
     result = summarize(found.points[0], **found.facts())
     conclude(found, result)
     report_at_end(found.run, options, talk)
@@ -87,10 +87,10 @@ def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
 
 
 def train_arms(
-    options: LabelOptions, verb: str, plan: Plan, *, run: Run | None, out: Path | None, sources: list[Run], talk: Talk
+    options: LabelOptions, verb: str, design: Design, *, run: Run | None, out: Path | None, sources: list[Run], talk: Talk
 ) -> Comparison:
     """Read the labelled images and train all arms on all shares of the labels, in a new run in `out` or in `run`."""
-    image_size = plan.kept.shape["image_size"]
+    image_size = design.kept.shape["image_size"]
     training = pick(
         Training,
         options,
@@ -101,36 +101,36 @@ def train_arms(
         tensorboard=options.log == "tensorboard",
     )
     data = read_data(pick(Reading, options), image_size, run=run, sources=sources, talk=talk)
-    plan = plan.for_classes(data.classes)
+    design = design.for_classes(data.classes)
     shares = [
         take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))
-        for fraction, count in plan.num_seeds.items()
+        for fraction, count in design.num_seeds.items()
     ]
-    talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in plan.arms))
+    talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
     talk.say(
         f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
         f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
-        f"{len(data.test.labels):,} test images; {plan.kept.shape['backbone']} at {image_size} px, "
+        f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {image_size} px, "
         f"{training.device}, batch {training.batch_size}"
     )
     if run is None:
-        fitted, step_seconds = fit_to_machine(plan.arms, data.train, training, talk)
-        steps = plan_steps(shares, len(plan.arms), step_seconds, training, talk)
+        fitted, step_seconds = fit_to_machine(design.arms, data.train, training, talk)
+        steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
         held_out = training.num_held_out + training.check_length
         run = start(
             out,
             verb=verb,
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
-            room=room_for(plan.arms, sum(len(share.seeds) + held_out for share in shares)),
-            derived=plan.kept.shape | dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps},
+            room=room_for(design.arms, sum(len(share.seeds) + held_out for share in shares)),
+            derived=design.kept.shape | dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps},
             data=data.record(),
             **{"from": [origin(source) for source in sources]},
         )
         talk.say(f"run: {run.path}")
     if group().first:
         data.report(run.path / "bad_files.jsonl", run.path / "seen_test_images.jsonl", talk)
-    return compare(plan, data, shares, training, run=run, talk=talk)
+    return compare(design, data, shares, training, run=run, talk=talk)
 
 
 def learning_rates(text: str) -> list[float]:

@@ -22,7 +22,7 @@ from selfie_cli.training.distributed import group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Design:
     """The arms to train, the pairs of an arm and its baseline to compare, and the number of seeds for each fraction.
 
     `kept` is one of the arms: its first network with the most labels becomes the run's own.
@@ -33,7 +33,7 @@ class Plan:
     pairs: list[tuple[str, str]]
     num_seeds: dict[float, int]
 
-    def for_classes(self, classes: list[str]) -> "Plan":
+    def for_classes(self, classes: list[str]) -> "Design":
         arms = [arm.for_classes(classes) for arm in self.arms]
         return dataclasses.replace(self, arms=arms, kept=self.kept.for_classes(classes))
 
@@ -59,7 +59,7 @@ class Comparison:
         }
 
 
-def compare(plan: Plan, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
+def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
     """Train all cells of `run` that are not finished."""
     trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # finetune did not always note them
@@ -73,13 +73,13 @@ def compare(plan: Plan, data: Data, shares: list[Share], training: Training, *, 
             steps=steps,
             seeds=share.seeds,
             rates=training.rates,
-            arms=train_share(trainer, plan.arms, data, share, steps),
-            pairs=plan.pairs,
+            arms=train_share(trainer, design.arms, data, share, steps),
+            pairs=design.pairs,
         )
         points.append(point)
         for line in point.warnings:
             talk.warn(f"{share.percent}: {line}")
-    kept = shares[-1].cell(plan.kept.name, shares[-1].seeds[0])
+    kept = shares[-1].cell(design.kept.name, shares[-1].seeds[0])
     return Comparison(run=run, data=data, points=points, kept=kept, device=training.device)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share
-from selfie_cli.data.batches import IMAGE_ORDER, SampleOrder, make_batches
+from selfie_cli.data.batches import IMAGE_ORDER, Batch, SampleOrder, make_batches
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
@@ -17,8 +17,8 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import num_steps, seconds
-from selfie_cli.training.step import Batch, Step, check_pieces
+from selfie_cli.training.schedule import budget_seconds, num_steps
+from selfie_cli.training.step import Step, check_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +160,7 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
     halves = num_arms * checked  # of each share
     if training.budget:
         lengths = sum(networks) + len(shares) * halves / 2
-        steps = Pace(seconds_a_step * lengths).steps(seconds(training.budget))
+        steps = Pace(seconds_a_step * lengths).steps(budget_seconds(training.budget))
     found = []
     for share, count in zip(shares, networks, strict=True):
         length = num_steps(steps=steps, epochs=training.epochs, num_images=share.num_labels, batch_size=size)

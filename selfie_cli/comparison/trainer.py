@@ -19,7 +19,7 @@ from selfie_cli.comparison.statistics import convergence
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import Prefetch, step_seed
-from selfie_cli.data.mapped import SMALL
+from selfie_cli.data.pixels import SMALL
 from selfie_cli.errors import Diverged, RunError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json
@@ -29,7 +29,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import warm_up
-from selfie_cli.training.loop import train
+from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.step import Step
 
 
@@ -164,18 +164,16 @@ class Trainer:
             start_anew_after_divergence(run),
         ):
             warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
-            train(
-                step,
-                batch_of,
+            plan = Plan(
                 folder=self.folder(cell),
-                total=cell.steps,
+                steps=cell.steps,
                 lr=cell.lr,
                 warmup=training.warmup_steps,
                 seed=cell.seed,
                 save_every=training.save_every,
-                talk=self.talk,
-                what=cell.name,
+                name=cell.name,
                 resume_hint=group().resume_command(run.verb, run.path),
                 tensorboard=training.tensorboard,
             )
+            train(step, batch_of, plan, talk=self.talk)
         return module, step

@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
@@ -18,13 +17,11 @@ from selfie_cli.errors import UsageError
 from selfie_cli.option import Options, option, resumed
 
 
-@dataclass(frozen=True, kw_only=True)
 class InnerOptions(Options):
     share: float = option(0.5, "A share.", above=0, at_most=1)
     mirror: bool = option(True, "Mirror.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class OuterOptions(Options):
     names: tuple[str, ...] = option((), "Names.", argument=True)
     from_: str | None = option(None, "From where.")

@@ -183,4 +183,4 @@ def test_what_is_alike_on_white_alone_is_no_copy() -> None:
     found = doctor(DoctorOptions(data=("data",), time=False, device="cpu"), Talk())
     notes = {each.kind: {item.name: item.note for item in each.items} for each in found.remarks}
     assert list(notes["copies"]) == ["data/icons/3.png"]
-    assert "once transparent parts are white" in notes["near-duplicates"]["data/icons/1.png"]
+    assert "on a white background" in notes["near-duplicates"]["data/icons/1.png"]

@@ -17,12 +17,11 @@ from selfie_cli.comparison.labels import Part, Share, take, take_share
 from selfie_cli.comparison.settings import Fitted, Training, fit_to_machine, plan_steps
 from selfie_cli.comparison.trainer import Cell, Trainer
 from selfie_cli.config import CurveOptions
-from selfie_cli.data.batches import IMAGE_ORDER
+from selfie_cli.data.batches import IMAGE_ORDER, Batch
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
-from selfie_cli.training.step import Batch
 
 SHAPE = {
     "method": "finetune",

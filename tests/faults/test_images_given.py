@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from processes import Process, lines_of
 from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, selfie
 
-from selfie_cli.data import mapped, synthetic
+from selfie_cli.data import pixels, synthetic
 from tests.data.corpus import LOSSY, Entry, corpus, saved, write_names, write_no_files
 from tests.data.pictures import write_parquet, write_tar
 
@@ -33,7 +33,7 @@ KINDS = {
     "images with flipped bytes": ("flip",),
 }
 # The program, without the limit below which it decodes all images before training.
-STREAMED = "from selfie_cli.data import mapped; mapped.SMALL = 0; from selfie_cli.__main__ import main; main()"
+STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.__main__ import main; main()"
 Say = Callable[[str], None]
 
 
@@ -203,7 +203,7 @@ def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch:
     table = Path(write_parquet(tmp_path / "rows.parquet", [*images.values()]))
     in_table = {f"{table}/row-{number:06d}" for number, name in enumerate(images) if name in bad}
     assert doctored(table) == pretrained(table, "parquet") == in_table
-    monkeypatch.setattr(mapped, "SMALL", 0)
+    monkeypatch.setattr(pixels, "SMALL", 0)
     assert pretrained(data, "kept") == pretrained(data, "kept-again") == bad
     assert pretrained(data, "streamed", "--store-gb", 0) == bad
     assert pretrained(shard, "shard-streamed", "--store-gb", 0) == in_shard
