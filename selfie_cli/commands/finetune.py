@@ -87,7 +87,14 @@ def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
 
 
 def train_arms(
-    options: LabelOptions, verb: str, design: Design, *, run: Run | None, out: Path | None, sources: list[Run], talk: Talk
+    options: LabelOptions,
+    verb: str,
+    design: Design,
+    *,
+    run: Run | None,
+    out: Path | None,
+    sources: list[Run],
+    talk: Talk,
 ) -> Comparison:
     """Read the labelled images and train all arms on all shares of the labels, in a new run in `out` or in `run`."""
     image_size = design.kept.shape["image_size"]
