@@ -22,9 +22,8 @@ from torchvision import datasets, transforms
 
 from selfie_cli.data import augment
 from selfie_cli.data.batches import Prefetch, SampleOrder
-from selfie_cli.data.mapped import MappedStore
+from selfie_cli.data.pixels import OnDemand, Pixels, read_pixels, storage_size
 from selfie_cli.data.sources import Files
-from selfie_cli.data.store import Store, read_store, storage_size
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import keep_freed_memory, num_cores
 
@@ -61,7 +60,7 @@ def cropped(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return augment.pad_crop(augment.centre_crop(pixels, size), augment.draw_shifts(len(pixels), generator))
 
 
-def from_files(store: MappedStore, size: int) -> Iterator[Tensor]:
+def from_files(store: Pixels, size: int) -> Iterator[Tensor]:
     """A pass as `selfie pretrain` reads sets too large to keep: decoded when asked for, two batches ahead."""
     generator = torch.Generator().manual_seed(0)
     order = SampleOrder(len(store), BATCH, seed=0)
@@ -70,7 +69,7 @@ def from_files(store: MappedStore, size: int) -> Iterator[Tensor]:
             yield augment.normalize(cropped(*batch_of(step), size, generator))
 
 
-def from_store(store: Store, size: int, *, normalized: bool) -> Iterator[Tensor]:
+def from_store(store: Pixels, size: int, *, normalized: bool) -> Iterator[Tensor]:
     """Several passes over decoded pixels, shuffled."""
     generator = torch.Generator().manual_seed(0)
     order = SampleOrder(len(store), BATCH, seed=0)
@@ -92,8 +91,8 @@ def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_ima
     paths = [found[index] for index in np.random.default_rng(0).permutation(len(found))[: num_images // BATCH * BATCH]]
     loader = usual(folder, size, len(paths), workers)
     how = {"size": storage_size(size), "workers": workers, "max_bad": 0.0, "talk": Talk()}
-    store = read_store(Files(paths), **how)
-    streamed = MappedStore(Files(paths), **how, limit_gb=0)
+    store = read_pixels(Files(paths), **how)
+    streamed = OnDemand(Files(paths), **how, limit_gb=0)
     measured = measure.turns(
         rounds,
         {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from selfie_cli.data.augment import MEAN, STD
-from selfie_cli.data.store import storage_size
+from selfie_cli.data.pixels import storage_size
 
 Vectors = NDArray[np.float32]
 Transform = Callable[[Image.Image], torch.Tensor]

@@ -38,8 +38,8 @@ from selfie_cli.commands.curve import curve
 from selfie_cli.commands.eval import evaluate
 from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.sources import Array
-from selfie_cli.data.store import storage_size
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method

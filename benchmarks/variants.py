@@ -27,8 +27,8 @@ from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator
 from selfie_cli.data.folders import Folder
+from selfie_cli.data.pixels import read_pixels
 from selfie_cli.data.sources import Array
-from selfie_cli.data.store import read_store
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
@@ -50,7 +50,7 @@ def load(tree: Path) -> tuple[Tensor, Tensor]:
     files = Folder(str(tree / "train"))
     classes = sorted({Path(file).parent.name for file in files.names})
     labels = torch.tensor([classes.index(Path(file).parent.name) for file in files.names])
-    pixels = read_store(files, size=SIZE, workers=2, max_bad=0, talk=Talk()).take(torch.arange(len(files)))
+    pixels = read_pixels(files, size=SIZE, workers=2, max_bad=0, talk=Talk()).take(torch.arange(len(files)))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1234))
     return torch.as_tensor(pixels)[order], labels[order]
 

@@ -13,9 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.batches import Prefetch, step_generator
 from selfie_cli.data.folders import Folder
-from selfie_cli.data.mapped import open_store
+from selfie_cli.data.pixels import open_pixels, storage_size
 from selfie_cli.data.sources import Array, Source
-from selfie_cli.data.store import storage_size
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
@@ -103,7 +102,7 @@ def pretraining(
     )
     if photos is None:
         return Training(step, lambda number: (pixels, *task.draw(batch_size, step_generator(0, number))))
-    store = open_store(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
+    store = open_pixels(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
     return Training(step, Prefetch(batches(store, task, derived, 0), device=torch.device(device)))
 
 

@@ -1,39 +1,24 @@
-"""Write docs/reference.md from the option classes, the map in CONTRIBUTING.md from what modules say of themselves, and
-the table in docs/reliability.md from the lines of tests/faults/run.py.
+"""Write docs/reference.md from the option classes, the map in CONTRIBUTING.md from the docstrings of packages and
+modules, and the table in docs/reliability.md from the results of tests/faults.
 
-With --check, only say whether the files are what they would be.
+With --check, only report whether the files are up to date.
 """
 
 import ast
-import dataclasses
 import html
+import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
-from selfie_cli import config
-from selfie_cli.cli.app import app
-from selfie_cli.option import flag_of, negated
+from typer.models import ArgumentInfo
+
+from selfie_cli.cli.app import VERBS
+from selfie_cli.cli.options import parameters_of
 
 REFERENCE = Path(__file__).with_name("reference.md")
-OPTIONS: dict[str, type] = {
-    "pretrain": config.PretrainOptions,
-    "finetune": config.FinetuneOptions,
-    "embed": config.EmbedOptions,
-    "eval": config.EvalOptions,
-    "demo": config.DemoOptions,
-    "predict": config.PredictOptions,
-    "curve": config.CurveOptions,
-    "similar": config.SimilarOptions,
-    "doctor": config.DoctorOptions,
-    "report": config.ReportOptions,
-    "export": config.ExportOptions,
-    "push": config.PushOptions,
-    "pull": config.PullOptions,
-}
 CONTRIBUTING = REFERENCE.parents[1] / "CONTRIBUTING.md"
 PACKAGE = REFERENCE.parents[1] / "selfie_cli"
 MAP = re.compile(r"(?<=<!-- map: written by docs/generate.py -->\n).*?(?=<!-- /map -->)", re.DOTALL)
@@ -66,87 +51,64 @@ INTRODUCTION = """# Command line
 
 
 def reference() -> str:
-    """The page, verbs in the order of the help. KeyError for a verb that OPTIONS lacks."""
+    """Return the page, verbs in the order of the help."""
     lines = [INTRODUCTION]
-    for command in app.registered_commands:
-        assert command.name is not None
-        assert command.callback is not None
-        kind = OPTIONS[command.name]
-        lines += [f"## selfie {command.name}", "", f"{command.callback.__doc__}", ""]
-        lines += ["```", usage(command.name, kind), "```", ""]
-        for panel, rows in panels(kind).items():
+    for verb, kind in VERBS.items():
+        usage = [f"selfie {verb} [OPTIONS]"]
+        panels: dict[str, list[str]] = {}
+        for parameter in parameters_of(kind):
+            info = parameter.annotation.__metadata__[0]
+            repeated = isinstance(parameter.default, list)
+            if isinstance(info, ArgumentInfo):
+                usage.append(f"[{info.metavar}]" + ("..." if repeated else ""))
+                panels.setdefault("Arguments", []).append(f"| `{info.metavar}` | | {meaning(parameter)} |")
+            else:
+                flags = ", ".join(f"`{flag}`" for flag in info.default.split("/"))  # where typer keeps it in Annotated
+                row = f"| {flags} | {shown(parameter.default)} | {meaning(parameter)} |"
+                panels.setdefault(info.rich_help_panel or "Options", []).append(row)
+        lines += [f"## selfie {verb}", "", f"{kind.__doc__}", "", "```", " ".join(usage), "```", ""]
+        for panel, rows in panels.items():
             lines += [f"**{panel}**", "", "| option | default | |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(lines)
 
 
-def usage(verb: str, kind: type) -> str:
-    shown = [f"selfie {verb} [OPTIONS]"]
-    for field in dataclasses.fields(kind):
-        if field.metadata.get("argument"):
-            dots = "..." if isinstance(field.default, tuple) else ""
-            shown.append(f"[{field.name.upper()}]{dots}")
-    return " ".join(shown)
-
-
-def panels(kind: type) -> dict[str, list[str]]:
-    """The rows of each group of options, arguments and ungrouped options first."""
-    grouped: dict[str, list[str]] = {"Arguments": [], "Options": []}
-    for panel, row in rows_of(kind, None):
-        grouped.setdefault(panel, []).append(row)
-    return {panel: rows for panel, rows in grouped.items() if rows}
-
-
-def rows_of(kind: type, method: str | None) -> Iterator[tuple[str, str]]:
-    hints = get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            yield from rows_of(hint, f"Only with --method {field.name}")
-        elif field.metadata["argument"]:
-            yield "Arguments", f"| `{field.name.upper()}` | | {html.escape(field.metadata['help'], quote=False)} |"
-        else:
-            flag = flag_of(field.name)
-            two_sided = bool in (hint, *get_args(hint)) and field.default is not False
-            name = f"`{flag}`, `{negated(field)}`" if two_sided else f"`{flag}`"
-            meaning = " ".join([html.escape(field.metadata["help"], quote=False), *choices(hint)])
-            yield field.metadata["panel"] or method or "Options", f"| {name} | {shown(field.default)} | {meaning} |"
-
-
-def choices(hint: Any) -> list[str]:
-    """A sentence that lists the allowed values, if they are a closed list."""
+def meaning(parameter: inspect.Parameter) -> str:
+    """Return the help of an option, and its values if they are a closed list."""
+    hint, info = get_args(parameter.annotation)
+    text = html.escape(info.help.replace("\\[", "["), quote=False)
     for part in (hint, *get_args(hint)):
         if get_origin(part) is Literal:
-            return [f"One of {', '.join(f'`{value}`' for value in get_args(part))}."]
-    return []
+            return f"{text} One of {', '.join(f'`{value}`' for value in get_args(part))}."
+    return text
 
 
 def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
-    return "" if default in (None, ()) else f"`{default}`"
+    return "" if default in (None, []) else f"`{default}`"
 
 
 def house() -> str:
-    """The packages, from the top floor down, as their `__init__` tells of them, with their modules; then the ground."""
+    """Return the map: packages from the top floor down with their docstrings and modules, then single modules."""
     lines = []
     for folders in FLOORS:
         for folder in folders.split():
             files = sorted((PACKAGE / folder).glob("[!_]*.py"))
             modules = ", ".join(f"`{file.stem}`" for file in files)
-            lines.append(f"- **`{folder}/`** {told(PACKAGE / folder / '__init__.py')} *Modules:* {modules}.")
+            lines.append(f"- **`{folder}/`** {summary(PACKAGE / folder / '__init__.py')} *Modules:* {modules}.")
     lines += ["", "Below them, modules that any package may import:", ""]
-    lines += [f"- `{file.stem}`: {told(file)}" for file in sorted(PACKAGE.glob("[!_]*.py"))]
+    lines += [f"- `{file.stem}`: {summary(file)}" for file in sorted(PACKAGE.glob("[!_]*.py"))]
     return "\n".join([*lines, ""])
 
 
-def told(file: Path) -> str:
-    """A module's docstring, in one line; of a module on the ground its first sentence."""
+def summary(file: Path) -> str:
+    """Return a package's docstring, or the first sentence of a module's, in one line."""
     text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
     return text if file.stem == "__init__" else re.split(r"(?<=[.]) (?=[A-Z])", text)[0]
 
 
 def faults() -> str:
-    """A row for each fault, of its last line, and what the rows were measured on."""
+    """Return a row per fault, from the last line about it, and the machines of the rows."""
     lines = {line["fault"]: line for line in map(json.loads, FAULTS.read_text(encoding="utf-8").splitlines())}
     rows, machines = [], []
     for name, line in lines.items():

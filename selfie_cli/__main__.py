@@ -1,4 +1,4 @@
-"""The program. It answers signals from its first instant on, before anything heavy is imported."""
+"""The program `selfie`. It handles signals from the start, before anything heavy is imported."""
 
 import faulthandler
 import signal

@@ -1,12 +1,10 @@
-"""Every option, once: name, type, default, help. The command line and the docs are made from these classes.
+"""Every option, once: name, type, default, help. The command line and the reference page are made from these classes.
 
-A config object stops at its recipe; below it, functions take explicit keyword arguments. It never changes after
-parsing: what is derived from it (steps, learning rate, image size) is written to the run's config.json beside it.
-No torch and no typer here, so that printing help stays fast.
+A class `<Verb>Options` holds the options of one verb; its docstring is the help of that verb. An options object never
+changes after parsing, and goes no deeper than `commands`. This module imports neither torch nor typer.
 """
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from selfie_cli.option import Options, option
@@ -19,438 +17,330 @@ Features = Literal["whole", "patches", "pooled"]
 Target = Literal["timm", "torchvision", "onnx", "safetensors"]
 
 MOST_PIXELS = 4096
-"""Of an image's side."""
+"""Largest supported image side, in pixels."""
 MOST_FEATURES = 2**14
-"""Of a layer of a head: a square one has a gigabyte."""
+"""Largest width of a head's layer; the weights of a square one take a gigabyte."""
 MOST_AT_ONCE = 2**20
-"""Images of a batch."""
+"""Largest number of images in a batch."""
 MOST_STEPS = 10**12
-MOST_EPOCHS = 10**6
 MOST_SEEDS = 1000
-MOST_WORKERS = 1000
+
+TRAINING, VIEWS, DATA, RUN, MACHINE, OUTPUT = "Training", "Views", "Data", "Run", "Machine", "Output"
+"""Groups of options in the help."""
+
+BATCH: dict[str, Any] = {"at_least": 1, "at_most": MOST_AT_ONCE}
+WIDTH: dict[str, Any] = {"at_most": MOST_FEATURES, "panel": TRAINING}
+WARMUP: dict[str, Any] = {"at_least": 0, "at_most": MOST_STEPS, "panel": TRAINING}
+FRACTION: dict[str, Any] = {"above": 0, "at_most": 1}
+SHARE: dict[str, Any] = {"at_least": 0, "at_most": 1}
+SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
+SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
+
+DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
+FROM_HELP = (
+    "Pretrained weights: a run's folder, hf://owner/name[@revision], 'bundled' (the small network in this package) or "
+    "'none'. Default: the newest finished pretraining run in ./runs, else bundled."
+)
+PATHS_HELP = "Image files, folders, or - to read paths from stdin."
+RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
+REPLACE_RUN_HELP = "Replace an existing run in --out."
+REPLACE_HELP = "Replace an existing --out."
+COMPILE_HELP = "Use torch.compile. auto: on cuda, and for long embedding jobs."
+EXCLUDE_SEEN_HELP = "Leave out test images seen in (pre)training: copies and near-duplicates. Default: only warn."
+PRETRAINED_DECIDES = "Only with --from none; otherwise the pretrained weights decide."
 
 
-def from_recipe(help: str, **more: Any) -> Any:
-    """A field that is left to `--recipe` unless it is given."""
-    return option(None, help, recipe=True, **more)
-
-
-TRAINING = "Training"
-DATA = "Data"
-RUN = "Run"
-MACHINE = "Machine"
-OUTPUT = "Output"
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions(Options):
-    json: bool = option(False, "Print one JSON document on stdout instead of a table.", panel=OUTPUT)
-    quiet: bool = option(False, "No progress and no remarks on stderr; warnings and errors remain.", panel=OUTPUT)
+    json: bool = option(False, "Print one JSON document to stdout instead of tables.", OUTPUT)
+    quiet: bool = option(False, "Print only warnings and errors to stderr, no progress.", OUTPUT)
 
 
-COMPILE_HELP = "torch.compile: auto takes it on cuda, and for long embeddings."
-
-
-@dataclass(frozen=True, kw_only=True)
 class MachineOptions(OutputOptions):
-    device: Device = option("auto", "Where to compute: auto takes cuda, then mps, then cpu.", panel=MACHINE)
+    device: Device = option("auto", "Device to compute on. auto: cuda if available, else mps, else cpu.", MACHINE)
     precision: Precision = option(
         "auto",
-        "auto is bf16 on cuda; on a CPU that has it, whichever of bf16 and fp32 is measured to be faster in training, "
-        "and bf16 where vectors stay the same.",
-        panel=MACHINE,
+        "auto: bf16 on cuda. On a CPU with bf16, training uses bf16 or fp32, whichever is measured to be faster, and "
+        "inference uses bf16 if the vectors stay the same.",
+        MACHINE,
     )
-    workers: int | None = option(
-        None, "Threads that decode images. Unset: one for each core.", panel=MACHINE, at_least=1, at_most=MOST_WORKERS
-    )
+    workers: int | None = option(None, "Decoding threads. Default: one per core.", MACHINE, at_least=1, at_most=1000)
 
 
-@dataclass(frozen=True, kw_only=True)
 class SourceOptions(MachineOptions):
-    data_root: str = option("data", "Where named data sets lie, and are downloaded to.", panel=DATA)
-    offline: bool = option(False, "Never use the network; a named set that is not there is an error.", panel=DATA)
-    max_bad: float = option(
-        0.1, "Stop if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
-    )
+    data_root: str = option("data", "Folder of named data sets, which are downloaded into it.", DATA)
+    offline: bool = option(False, "Never use the network. A missing named data set is an error.", DATA)
+    max_bad: float = option(0.1, "Stop if more than this fraction of the images is unreadable.", DATA, **SHARE)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DataOptions(SourceOptions):
-    store: str | None = option(
-        None, "Where decoded images are kept for later runs. Unset: selfie in the user's cache folder.", panel=DATA
-    )
+    store: str | None = option(None, "Folder that caches decoded images. Default: in the user's cache folder.", DATA)
     store_gb: float | None = option(
         None,
-        "Room for all that is kept there, in GB; 0 keeps nothing. Unset: 100, and at most half of the disk's room. "
-        "Sets of up to 1 GB of pixels are held in memory instead.",
-        panel=DATA,
+        "Size limit of that cache in GB; 0 disables it. Default: 100, and at most half of the free disk space. "
+        "Sets of up to 1 GB of decoded pixels are kept in memory instead.",
+        DATA,
         at_least=0,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrainingOptions(DataOptions):
-    """What every verb that trains has in common."""
+    """Options of every verb that trains."""
 
-    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
+    compile: Compile = option("auto", COMPILE_HELP, MACHINE)
     deterministic: bool = option(
         False,
-        "The same weights from the same command on the same machine, also on cuda: nothing is chosen by measured speed "
-        "or free memory, nothing compiled, and kernels that differ from run to run are avoided.",
-        panel=MACHINE,
+        "Give the same weights from the same command on the same machine, also on cuda: choose nothing by measured "
+        "speed or free memory, compile nothing, and avoid nondeterministic kernels.",
+        MACHINE,
     )
-    out: str | None = option(None, "The run's folder. Unset: runs/<verb>-<method>-<time>.", panel=RUN)
-    overwrite: bool = option(False, "Replace the run in --out, if there is one.", panel=RUN)
-    resume: str | None = option(None, "Go on with this stopped run; everything else comes from its config.", panel=RUN)
-    log: Literal["tensorboard"] | None = option(
-        None, "Also write metrics for TensorBoard, to tensorboard/ in the run's folder, or in each cell's.", panel=RUN
-    )
-    report: bool = option(True, "Write the run's page, report.html, at the end.", panel=RUN)
-    save_every: float = option(
-        60.0, "Seconds between two saved states (what --resume continues from).", panel=RUN, at_least=0
-    )
-    seed: int = option(0, "Every random draw is a function of seed, step and sample.", panel=TRAINING, at_least=0)
-    steps: int | None = option(None, "Length in steps.", panel=TRAINING, at_least=1, at_most=MOST_STEPS)
+    out: str | None = option(None, "Folder of the run. Default: runs/<verb>-<method>-<time>.", RUN)
+    overwrite: bool = option(False, REPLACE_RUN_HELP, RUN)
+    resume: str | None = option(None, "Continue this stopped run. All other options come from its config.", RUN)
+    log: Literal["tensorboard"] | None = option(None, "Also write TensorBoard files, to <run>/tensorboard.", RUN)
+    report: bool = option(True, "Write the run's HTML page, report.html, at the end.", RUN)
+    save_every: float = option(60.0, "Seconds between checkpoints, used by --resume.", RUN, at_least=0)
+    seed: int = option(0, "Seed of all random draws.", TRAINING, at_least=0)
+    steps: int | None = option(None, "Number of training steps.", TRAINING, at_least=1, at_most=MOST_STEPS)
     epochs: float | None = option(
         None,
-        "Length in passes over the images. Unset: 100, at least 2,000 and at most 120,000 steps.",
-        panel=TRAINING,
+        "Passes over the images. Default: 100, but at least 2,000 and at most 120,000 steps.",
+        TRAINING,
         above=0,
-        at_most=MOST_EPOCHS,
+        at_most=10**6,
     )
-    budget: str | None = option(
-        None, "Length in time, like 90s, 20m or 2h: the schedule is fitted to the first steps' speed.", panel=TRAINING
-    )
-    batch_size: int | None = option(
-        None,
-        "Images a step. Unset: 128 up to 64 px, 512 above.",
-        panel=TRAINING,
-        at_least=1,
-        at_most=MOST_AT_ONCE,
-    )
-    micro_batch: int | None = option(
-        None,
-        "Images that go through the network at once; a batch is made of several. Unset: what memory allows.",
-        panel=TRAINING,
-        at_least=1,
-        at_most=MOST_AT_ONCE,
-    )
+    budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
+    batch_size: int | None = option(None, "Images per step. Default: 128 up to 64 px, 512 above.", TRAINING, **BATCH)
+    micro_batch: int | None = option(None, "Images per forward pass. Default: what fits in memory.", TRAINING, **BATCH)
 
 
-@dataclass(frozen=True, kw_only=True)
+def from_recipe(help: str, panel: str | None = None, **limits: Any) -> Any:
+    """Return an option whose default is the recipe's value (`--recipe`)."""
+    return option(None, help, panel, recipe=True, **limits)
+
+
 class SelfieOptions(Options):
-    """Selfie (Trinh, Luong, Le 2019). What the paper leaves open is an option here."""
+    """Selfie (Trinh, Luong, Le 2019), including what the paper leaves open."""
 
-    mask_ratio: float | None = from_recipe("Share of the patches that is masked out.", above=0, at_most=0.95)
-    positions: Literal["place", "row-column"] | None = from_recipe("A learned vector a place, or row + column.")
-    encoder_positions: bool | None = from_recipe("Add positions to the visible patches, too, not only to the queries.")
+    mask_ratio: float | None = from_recipe("Fraction of the patches that is masked.", above=0, at_most=0.95)
+    positions: Literal["place", "row-column"] | None = from_recipe("One learned vector per place, or row + column.")
+    encoder_positions: bool | None = from_recipe("Add positions to the visible patches, not only to the queries.")
     final_norm: bool | None = from_recipe("Batch norm and ReLU after the last stage, before pooling (resnetv2 only).")
     logit_scale: Literal["dot", "sqrt", "cosine"] | None = from_recipe(
-        "Logits: the raw dot product, divided by sqrt(width), or cosine / learned temperature."
+        "Logits: the dot product, the dot product divided by sqrt(width), or cosine / learned temperature."
     )
     flip: bool | None = from_recipe("Mirror half of the images.")
-    attraction: float | None = from_recipe(
-        "Weight of the similarity of an image's views against the coding rate of the batch.", above=0
-    )
+    attraction: float | None = from_recipe("Weight of the similarity of views against the coding rate.", above=0)
     distortion: float | None = from_recipe("Allowed distortion of the coding rate.", above=0)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ByolOptions(Options):
     """BYOL (Grill et al. 2020)."""
 
-    tau: float | None = from_recipe(
-        "The target network keeps this share of itself at first; a cosine takes it to 1.", at_least=0, at_most=1
-    )
+    tau: float | None = from_recipe("Initial momentum of the target network; a cosine raises it to 1.", **SHARE)
 
 
-DATA_HELP = (
-    "Folders, image files, lists (.txt), tar shards, parquet files, named sets such as cifar10, or "
-    "hf://datasets/owner/name."
-)
 METHODS = ("selfie", "byol", "simclr")
-VIEWS = "Views"
 
 
-@dataclass(frozen=True, kw_only=True)
 class PretrainOptions(TrainingOptions):
+    """Pretrain a network on unlabelled images: folders, files, lists, tar shards or named data sets."""
+
     data: tuple[str, ...] = option((), DATA_HELP, argument=True)
-    method: Literal["selfie", "byol", "simclr"] = option("selfie", "How to pretrain.")
+    method: Literal["selfie", "byol", "simclr"] = option("selfie", "Pretraining method.")
     recipe: Literal["best", "paper"] = option(
-        "best", "Values of all options that are not given: what serves best here, or the method's own paper."
+        "best", "Values of all options that are not given: the best ones measured, or those of the method's paper."
     )
     backbone: Backbone = option(
         "resnetv2_50",
-        "resnetv2_50 is the paper's; resnetv2_10_w32 suits a laptop; resnet18 and resnet50 are torchvision's.",
+        "Network. resnetv2_50: the paper's. resnetv2_10_w32: for laptops. resnet18, resnet50: torchvision's.",
     )
-    image_size: int | None = option(
-        None, "Side in pixels. Unset: 32, 64 or 224, from the size of the images.", at_least=1, at_most=MOST_PIXELS
-    )
-    patch_size: int | None = option(
-        None, "Side of a patch, for --method selfie. Unset: 8 up to 64 px, 32 above.", at_least=1
-    )
-    batch_size: int | None = from_recipe("Images a step.", panel=TRAINING, at_least=1, at_most=MOST_AT_ONCE)
-    optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("How weights are updated.", panel=TRAINING)
-    lr: float | None = from_recipe("Maximum learning rate, after the warm-up.", panel=TRAINING, above=0)
-    weight_decay: float | None = from_recipe("L2 penalty.", panel=TRAINING, at_least=0)
-    warmup_steps: int | None = from_recipe(
-        "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
-    )
-    hidden: int | None = from_recipe(
-        "Hidden width of projector and predictor.", panel=TRAINING, at_least=1, at_most=MOST_FEATURES
-    )
-    width: int | None = from_recipe("What the projector ends in.", panel=TRAINING, at_least=2, at_most=MOST_FEATURES)
-    temperature: float | None = from_recipe("Cosines are divided by it before the softmax.", panel=TRAINING, above=0)
-    num_views: int | None = from_recipe("Views per image.", panel=VIEWS, at_least=2, at_most=64)
-    view_scale: float | None = from_recipe(
-        "Side of a view as a share of the image's; a step costs its square.", panel=VIEWS, above=0, at_most=1
-    )
-    num_stages: Literal[3, 4] | None = from_recipe(
-        "Stages of the network that are pretrained; a fourth stage that is not starts fresh in finetuning.",
-        panel=TRAINING,
-    )
-    min_crop: float | None = from_recipe("Smallest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
-    max_crop: float | None = from_recipe("Largest area of the random resized crop.", panel=VIEWS, above=0, at_most=1)
-    jitter: float | None = from_recipe("Strength of the colour jitter.", panel=VIEWS, at_least=0, at_most=2)
-    blur: float | None = from_recipe(
-        "Strength of the blur: how often it is applied.", panel=VIEWS, at_least=0, at_most=1
-    )
-    solarize: float | None = from_recipe(
-        "Share of the second views that are solarized.", panel=VIEWS, at_least=0, at_most=1
-    )
-    profile: bool = option(False, "Trace five steps into <run>/trace.json with torch's profiler.", panel=RUN)
+    image_size: int | None = option(None, "Image side in pixels. Default: 32, 64 or 224, by the images' sizes.", **SIDE)
+    patch_size: int | None = option(None, "Patch side, for Selfie. Default: 8 up to 64 px, 32 above.", at_least=1)
+    batch_size: int | None = from_recipe("Images per step.", TRAINING, **BATCH)
+    optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("Optimizer.", TRAINING)
+    lr: float | None = from_recipe("Peak learning rate, after the warm-up.", TRAINING, above=0)
+    weight_decay: float | None = from_recipe("Weight decay (L2 penalty).", TRAINING, at_least=0)
+    warmup_steps: int | None = from_recipe("Steps of linear learning rate warm-up.", **WARMUP)
+    hidden: int | None = from_recipe("Hidden width of the projector and the predictor.", at_least=1, **WIDTH)
+    width: int | None = from_recipe("Output width of the projector.", at_least=2, **WIDTH)
+    temperature: float | None = from_recipe("Temperature of the softmax over cosines.", TRAINING, above=0)
+    num_views: int | None = from_recipe("Views per image.", VIEWS, at_least=2, at_most=64)
+    view_scale: float | None = from_recipe("Side of a view relative to the image's side.", VIEWS, **FRACTION)
+    num_stages: Literal[3, 4] | None = from_recipe("Stages to pretrain; with 3, the fourth starts fresh.", TRAINING)
+    min_crop: float | None = from_recipe("Smallest area of the random resized crop.", VIEWS, **FRACTION)
+    max_crop: float | None = from_recipe("Largest area of the random resized crop.", VIEWS, **FRACTION)
+    jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
+    blur: float | None = from_recipe("Strength of the blur: how often it is applied.", VIEWS, **SHARE)
+    solarize: float | None = from_recipe("Fraction of second views that are solarized.", VIEWS, **SHARE)
+    profile: bool = option(False, "Trace five steps with torch's profiler, to trace.json in the run.", RUN)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
 
-FROM_HELP = (
-    "Weights: a run's folder, hf://owner/name[@revision], 'bundled' (the small network in this package) or 'none'. "
-    "Unset: the newest finished pretraining under ./runs, else bundled."
-)
-
-
-EXCLUDE_SEEN_HELP = (
-    "Leave out test images that were seen in pretraining or are like training images, copies and near-duplicates. "
-    "Unset: they are only told."
-)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LabelOptions(TrainingOptions):
-    """What the verbs that train on labels have in common."""
+    """Options of the verbs that train on labels."""
 
     dataset: str | None = option(
         None,
-        "A folder with a subfolder a class, or with train/ and test/ of such; tar shards; parquet files; a named set; "
-        "or hf://datasets/owner/name.",
+        "Labelled images: a folder with one subfolder per class, or with train/ and test/ of such folders; tar shards; "
+        "parquet files; a named data set; or hf://datasets/owner/name.",
     )
-    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
-    backbone: Backbone | None = option(None, "Only with --from none; otherwise the pretrained network decides.")
-    image_size: int | None = option(
-        None,
-        "Only with --from none; otherwise the pretrained network decides.",
-        at_least=1,
-        at_most=MOST_PIXELS,
-    )
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
+    backbone: Backbone | None = option(None, PRETRAINED_DECIDES)
+    image_size: int | None = option(None, PRETRAINED_DECIDES, **SIDE)
     lr: str = option(
-        "0.1",
-        "Maximum learning rate; several (0.03,0.1,0.3) are tried on a held-out fifth of the labels, for each arm.",
-        panel=TRAINING,
+        "0.1", "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels.", TRAINING
     )
-    weight_decay: float = option(5e-4, "L2 penalty, on every weight.", panel=TRAINING, at_least=0)
-    warmup_steps: int = option(
-        100, "Steps over which the learning rate rises.", panel=TRAINING, at_least=0, at_most=MOST_STEPS
-    )
-    min_crop: float = option(
-        0.35, "Smallest area of the random resized crop, above 64 px.", panel=TRAINING, above=0, at_most=1
-    )
+    weight_decay: float = option(5e-4, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)
+    warmup_steps: int = option(100, "Steps of linear learning rate warm-up.", **WARMUP)
+    min_crop: float = option(0.35, "Smallest area of a random crop, for images above 64 px.", TRAINING, **FRACTION)
     check_length: bool = option(
         True,
-        "Train each arm for half of the steps, too, on the first seed's labels but a fifth, and say whether it still "
-        "gained from the other half.",
-        panel=TRAINING,
+        "Also train for half of the steps, with a fifth of the labels held out, to see if longer training helps.",
+        TRAINING,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(LabelOptions):
-    fraction: float = option(
-        1.0, "Share of the training labels to use: stratified, seeded, nested.", above=0, at_most=1
-    )
+    """Finetune on a fraction of the labels, and compare with the same network without pretraining."""
+
+    fraction: float = option(1.0, "Fraction of the training labels to use: stratified, seeded, nested.", **FRACTION)
     from_: str | None = option(None, FROM_HELP)
-    seeds: int = option(
-        1,
-        "How many subsets and initializations to try; three or more give an interval.",
-        at_least=1,
-        at_most=MOST_SEEDS,
-    )
-    baseline: bool = option(True, "Train the same network without pretraining beside it.")
+    seeds: int = option(1, "Number of seeds, for label subsets and initial weights. Three give an interval.", **SEEDS)
+    baseline: bool = option(True, "Also train the same network without pretraining.")
     arch: Literal["resnet", "hybrid"] = option(
-        "resnet",
-        "resnet has four stages on whole images; hybrid keeps Selfie's own patch network and attention pooling.",
+        "resnet", "resnet: four stages on whole images. hybrid: Selfie's own patch network and attention pooling."
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class CurveOptions(LabelOptions):
-    from_: tuple[str, ...] = option((), FROM_HELP + " Give it again for each further run to compare.")
-    fractions: str = option("0.05,0.2,1", "Shares of the training labels: stratified, seeded, nested.")
-    seeds: str = option(
-        "3", "How many subsets and initializations: one number, or one for each fraction (5,3,3). Three give intervals."
-    )
-    compare: Literal["imagenet"] | None = option(
-        None, "Also finetune torchvision's ImageNet weights, which are downloaded from the Hugging Face Hub."
-    )
+    """Finetune on several fractions of the labels, from one or more runs, and plot accuracy against labels."""
+
+    from_: tuple[str, ...] = option((), FROM_HELP + " Repeat the option to compare several runs.")
+    fractions: str = option("0.05,0.2,1", "Fractions of the training labels: stratified, seeded, nested.")
+    seeds: str = option("3", "Number of seeds: one number, or one per fraction (5,3,3). Three or more give intervals.")
+    compare: Literal["imagenet"] | None = option(None, "Also finetune torchvision's ImageNet weights, from the Hub.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions(MachineOptions):
+class InferenceOptions(MachineOptions):
+    """Options of the verbs that stream images through a network."""
+
+    overwrite: bool = option(False, REPLACE_HELP)
+    strict: bool = option(False, "Exit with code 1 if any image cannot be read.")
+    compile: Compile = option("auto", COMPILE_HELP, MACHINE)
+    batch_size: int | None = option(None, "Images per forward pass. Default: set by device.", MACHINE, **BATCH)
+
+
+class PredictOptions(InferenceOptions):
+    """Classify images with a finetuned run."""
+
     run: str = option("", "A finetuned run: its folder, or hf://owner/name[@revision].", argument=True)
-    paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
-    out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines on stdout.")
-    overwrite: bool = option(False, "Replace --out if it exists.")
-    strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
-    batch_size: int | None = option(
-        None,
-        "Images that go through the network at once. Unset: what suits the device.",
-        panel=MACHINE,
-        at_least=1,
-        at_most=MOST_AT_ONCE,
-    )
+    paths: tuple[str, ...] = option((), PATHS_HELP, argument=True)
+    out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines to stdout.")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbedOptions(MachineOptions):
-    paths: tuple[str, ...] = option((), "Image files, folders, or - for paths on stdin.", argument=True)
+class EmbedOptions(InferenceOptions):
+    """Compute feature vectors (embeddings) of images, to stdout or a file."""
+
+    paths: tuple[str, ...] = option((), PATHS_HELP, argument=True)
     from_: str | None = option(None, FROM_HELP)
     out: str | None = option(
         None,
-        "A .parquet, .npy, .jsonl, .csv or .safetensors file, or a folder (a name without a suffix), which gets one "
-        "parquet file per process. Unset: JSON Lines on stdout.",
+        "A .parquet, .npy, .jsonl, .csv or .safetensors file, or a folder (a name without a suffix) for one parquet "
+        "file per process. Default: JSON Lines to stdout.",
     )
-    overwrite: bool = option(False, "Replace --out if it exists.")
     features: Features | None = option(
-        None,
-        "Of a Selfie run with --recipe paper: the patch network over the whole image, its mean over patches, or the "
-        "attention-pooled vector. Unset: whole.",
+        None, "Vectors of a Selfie run with --recipe paper: whole image (default), mean over patches, or pooled."
     )
     precision: Literal[Precision, "int8"] = option(  # type: ignore[assignment]  # one more than elsewhere
         "auto",
-        "auto is bf16 where the hardware has it and vectors stay the same. int8, on a CPU with VNNI, is faster and "
-        "coarser: its scales suit the first images of the job.",
-        panel=MACHINE,
-    )
-    strict: bool = option(False, "Exit 1 if any image cannot be read.")
-    compile: Compile = option("auto", COMPILE_HELP, panel=MACHINE)
-    batch_size: int | None = option(
-        None,
-        "Images that go through the network at once. Unset: what suits the device.",
-        panel=MACHINE,
-        at_least=1,
-        at_most=MOST_AT_ONCE,
+        "auto: bf16 if the hardware has it and the vectors stay the same. int8: on a CPU with VNNI, faster and less "
+        "exact, with scales from the first images of the job.",
+        MACHINE,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class EvalOptions(DataOptions):
-    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, panel=DATA)
-    run: str | None = option(
-        None,
-        "A run's folder, hf://owner/name[@revision], or bundled. Unset: the newest finished pretraining, else bundled.",
-        argument=True,
-    )
+    """Evaluate a run on labelled images: kNN, linear probe, pretext or test accuracy, against the untrained network."""
+
+    exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
+    run: str | None = option(None, f"{RUN_HELP} Default: the newest finished pretraining run.", argument=True)
     dataset: str | None = option(None, "Labelled images, as for finetune.")
-    features: Features | None = option(None, "As for embed.")
-    k: int = option(20, "Neighbours of the kNN classifier.", at_least=1)
-    temperature: float = option(0.07, "Temperature of its weights.", above=0)
+    features: Features | None = option(None, "Vectors to evaluate, as for embed.")
+    k: int = option(20, "Number of neighbours of the kNN classifier.", at_least=1)
+    temperature: float = option(0.07, "Temperature of the kNN weights.", above=0)
     seed: int = option(0, "Seed of the untrained network, the masks and the probe's held-out part.", at_least=0)
-    batch_size: int = option(
-        128,
-        "Images that go through the network at once.",
-        panel=MACHINE,
-        at_least=1,
-        at_most=MOST_AT_ONCE,
-    )
+    batch_size: int = option(128, "Images per forward pass.", MACHINE, **BATCH)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DemoOptions(OutputOptions):
-    out: str = option("runs/demo", "Where the demo's images and runs go.")
+    """Run the whole workflow on generated images: offline, in minutes, on a laptop's CPU."""
+
+    out: str = option("runs/demo", "Folder for the demo's images and runs.")
     overwrite: bool = option(False, "Replace an earlier demo in --out.")
-    seeds: int = option(3, "Subsets and initializations to finetune.", at_least=1, at_most=MOST_SEEDS)
+    seeds: int = option(3, "Number of seeds to finetune with.", **SEEDS)
 
 
-RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
-
-
-@dataclass(frozen=True, kw_only=True)
 class SimilarOptions(MachineOptions):
-    query: tuple[str, ...] = option((), "Image files to find the like of.", argument=True)
+    """Search embedded images for those most similar to a photo, or for near-duplicates."""
+
+    query: tuple[str, ...] = option((), "Images to find similar ones of.", argument=True)
     in_: str | None = option(None, "Vectors from selfie embed: a .parquet, .npy or .jsonl file, or a folder.")
-    from_: str | None = option(None, "Weights to embed the query with. Unset: those that the file was made with.")
-    top: int = option(10, "How many to show: matches of each query, or groups.", at_least=1)
+    from_: str | None = option(None, "Weights to embed the query with. Default: those that the vectors came from.")
+    top: int = option(10, "Number of matches per query, or of groups, to show.", at_least=1)
     duplicates: bool = option(False, "Show groups of near-duplicates within --in instead of answering a query.")
-    threshold: float | None = option(
-        None, "Cosine from which two images count as near-duplicates. Unset: 0.998.", above=-1, at_most=1
-    )
+    threshold: float | None = option(None, "Least cosine of near-duplicates. Default: 0.998.", above=-1, at_most=1)
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions(SourceOptions):
+    """Check images before training: unreadable, duplicate, tiny and unusual ones, and how long training will take."""
+
     data: tuple[str, ...] = option((), DATA_HELP, argument=True)
-    max_bad: float = option(
-        0.0, "Exit 1 if more than this share of the images cannot be read.", panel=DATA, at_least=0, at_most=1
-    )
-    time: bool = option(True, "Take a few training steps, to say how long pretraining takes here.")
-    backbone: Backbone | None = option(
-        None, "The network to time. Unset: resnetv2_50, and where it takes over an hour resnetv2_10_w32 as well."
-    )
+    max_bad: float = option(0.0, "Exit 1 if more than this fraction of the images is unreadable.", DATA, **SHARE)
+    time: bool = option(True, "Run a few training steps to estimate the time of pretraining.")
+    backbone: Backbone | None = option(None, "Network to time. Default: resnetv2_50; if over 1 h, resnetv2_10_w32 too.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReportOptions(SourceOptions):
+    """Write an HTML page about a run: what the network learned, on real images, against chance and baseline."""
+
     run: str = option("", RUN_HELP, argument=True)
     dataset: str | None = option(
-        None, "Images to show: a labelled folder, a named set, or any images. Unset: what the run was made with."
+        None, "Images to show: a labelled folder, a named data set, or any images. Default: the run's own data."
     )
-    out: str | None = option(None, "The page. Unset: report.html in the run's folder.")
-    overwrite: bool = option(False, "Replace --out if it exists; the run's own page is always replaced.")
+    out: str | None = option(None, "The page. Default: report.html in the run's folder.")
+    overwrite: bool = option(False, f"{REPLACE_HELP} The run's own page is always replaced.")
     images: int | None = option(
-        None,
-        "How many images to embed for the map and the neighbours, at most. Unset: 1,000, or what ten seconds allow.",
-        at_least=2,
+        None, "Most images to embed for the map and neighbours. Default: 1,000, or what ten seconds allow.", at_least=2
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportOptions(OutputOptions):
+    """Export a run's network for timm, torchvision, ONNX Runtime or safetensors, and print the code that loads it."""
+
     run: str = option("", RUN_HELP, argument=True)
     to: Target | None = option(
-        None,
-        "What shall read it: timm and torchvision take networks with a 7x7 stem, onnx (an extra) and safetensors all.",
+        None, "Target library. timm, torchvision: 7x7 stems only. onnx: needs the onnx extra. safetensors: any network."
     )
-    out: str | None = option(
-        None, "The file. Unset: <run>-<to>.safetensors, or <run>.onnx, or <run>.safetensors, in the current folder."
-    )
-    overwrite: bool = option(False, "Replace --out if it exists.")
+    out: str | None = option(None, "File. Default: <run>-<to>.safetensors, <run>.onnx or <run>.safetensors, here.")
+    overwrite: bool = option(False, REPLACE_HELP)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PushOptions(OutputOptions):
+    """Upload a run to the Hugging Face Hub: weights, config and a model card with the measured results."""
+
     run: str = option("", RUN_HELP, argument=True)
     repo: str = option("", "owner/name on the Hugging Face Hub.", argument=True)
-    private: bool | None = option(
-        None, "Who may read a repository that has to be made. Unset: you are asked.", off="public"
-    )
-    revision: str | None = option(None, "The branch to push to, made if it is not there. Unset: main.")
+    private: bool | None = option(None, "Visibility of a new repository. Default: ask.", off="public")
+    revision: str | None = option(None, "Branch to push to, created if missing. Default: main.")
     dry_run: bool = option(False, "Only show what would be uploaded.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class PullOptions(OutputOptions):
+    """Download a run from the Hugging Face Hub into a folder, and verify it."""
+
     repo: str = option("", "owner/name on the Hugging Face Hub, or hf://owner/name[@revision].", argument=True)
-    revision: str | None = option(None, "A branch, tag or commit. Unset: main.")
-    out: str | None = option(None, "The run's folder. Unset: runs/<name>.")
-    overwrite: bool = option(False, "Replace the run in --out, if there is one.")
-    offline: bool = option(False, "Take only what is in the Hub's cache on this machine.")
+    revision: str | None = option(None, "Branch, tag or commit. Default: main.")
+    out: str | None = option(None, "Folder of the run. Default: runs/<name>.")
+    overwrite: bool = option(False, REPLACE_RUN_HELP)
+    offline: bool = option(False, "Use only the Hub's cache on this machine.")

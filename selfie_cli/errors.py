@@ -1,19 +1,17 @@
-"""What can go wrong in a way that the user can mend.
+"""Errors that a user can fix; anything else that is raised is a bug and shows its traceback.
 
-    SelfieError                exit 1: one line that says what to do next
-    ├── UsageError             exit 2: options that contradict each other or cannot be honoured
-    ├── DataError              images or labels that are missing, empty or unreadable
-    │   ├── UnreadableImage    one image; skipped, counted and listed by whoever reads many
-    │   └── Unlabelled         images without labels, where labels are needed
-    ├── RunError               a run folder that is occupied, unfinished, damaged or of the wrong kind
-    ├── WeightsError           weights that are not ours, or do not fit the network they are meant for
-    ├── HubError               a repository on the Hub that cannot be found, reached, read or written
-    ├── TrainingError          a training that cannot go on: memory does not suffice
-    │   └── Diverged           a loss, a gradient or a weight is not a finite number
-    ├── NothingLeft            exit 0: all that was asked for is done already
-    └── Stopped                exit 129, 130 or 143: a signal asked us to stop, and the state is saved
-
-Anything else that is raised is a bug and shows its traceback.
+SelfieError                exit 1: one line that says what to do next
+├── UsageError             exit 2: options that contradict each other or cannot be honoured
+├── DataError              images or labels that are missing, empty or unreadable
+│   ├── UnreadableImage    one image; readers of many images skip, count and list it
+│   └── Unlabelled         images without labels where labels are needed
+├── RunError               a run folder that is in use, unfinished, damaged or of the wrong kind
+├── WeightsError           weights in an unknown format, or that do not fit the network
+├── HubError               a repository on the Hub that cannot be found, reached, read or written
+├── TrainingError          a training that cannot continue, for lack of memory
+│   └── Diverged           a loss, a gradient or a weight is not finite
+├── NothingLeft            exit 0: everything that was asked for is already done
+└── Stopped                exit 129, 130 or 143: stopped by a signal, with the state saved
 """
 
 
@@ -27,36 +25,28 @@ class UsageError(SelfieError):
     exit_code = 2
 
 
-class DataError(SelfieError):
-    pass
+class DataError(SelfieError): ...
 
 
-class UnreadableImage(DataError):
-    pass
+class UnreadableImage(DataError): ...
 
 
-class Unlabelled(DataError):
-    pass
+class Unlabelled(DataError): ...
 
 
-class RunError(SelfieError):
-    pass
+class RunError(SelfieError): ...
 
 
-class WeightsError(SelfieError):
-    pass
+class WeightsError(SelfieError): ...
 
 
-class HubError(SelfieError):
-    pass
+class HubError(SelfieError): ...
 
 
-class TrainingError(SelfieError):
-    pass
+class TrainingError(SelfieError): ...
 
 
-class Diverged(TrainingError):
-    pass
+class Diverged(TrainingError): ...
 
 
 class NothingLeft(SelfieError):
@@ -77,11 +67,11 @@ OUT_OF_MEMORY = (
     "CUDA out of memory",  # wrapped in an error of the compiler
     "CUBLAS_STATUS_ALLOC_FAILED",
     "could not create a primitive",  # oneDNN
-    "failed to map segment",  # of a library that is loaded
+    "failed to map segment",  # while a library is loaded
 )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory has run out, for which CPUs, MPS and cuBLAS have no exception of their own."""
+    """Return whether memory has run out; CPU, MPS and cuBLAS have no exception type of their own for it."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch may not be loaded
     return known or any(words in str(error) for words in OUT_OF_MEMORY)

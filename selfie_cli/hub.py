@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub: their addresses, files fetched and checked, files sent, errors in our words."""
+"""Repositories on the Hugging Face Hub: addresses, checked downloads, uploads, and errors of one line."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +15,14 @@ from selfie_cli.errors import HubError, SelfieError, UsageError
 from selfie_cli.files import check_room
 from selfie_cli.talk import Talk
 
-# Else the client tells which torch is here and looks for signs of an agent. It reads this when it is imported.
+# The client reads this when it is imported. Without it, requests tell which torch is installed.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 PREFIX = "hf://"
-FILES = ("config.json", "model.safetensors", "README.md")
-"""All that is ever sent or fetched; the last may be absent."""
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)[\w./+-]+", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Seconds before each further attempt, where another may be answered better.
 WAITS = (1.0, 2.0, 4.0)
+"""Seconds before each further attempt."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -40,6 +37,10 @@ class Address:
 
     def __str__(self) -> str:
         return f"{PREFIX}{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+    def at(self, path: Path) -> "Address":
+        """The same repository at the commit that a file in the Hub's cache belongs to."""
+        return Address(self.repo, path.parent.name)
 
 
 def is_address(text: str) -> bool:
@@ -56,92 +57,68 @@ def parse(text: str, revision: str | None = None) -> Address:
     return Address(repo, named or revision)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """The files of a repository at one commit; `address` names the commit.
+def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
+    """A file of a repository in the Hub's cache, in a folder that is named after the commit: see `Address.at`.
 
-    `marks` are size and hash of each file as the Hub tells them; None where it is not asked, and the cache serves.
+    The client downloads what is not there, resumes, repeats and compares sizes; hashes are compared here. Where the Hub
+    does not answer, the cache serves. Raises HubError.
     """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
+    from huggingface_hub import try_to_load_from_cache as cached
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    address: Address
-    asked: Address
-    marks: dict[str, tuple[int, str]] | None
-    talk: Talk
-
-    def fetch(self, name: str) -> Path:
-        """The file in the Hub's cache, downloaded if it is not there, and checked. Raises HubError."""
-        from huggingface_hub import hf_hub_download
-
-        path = cached(self.address, name)
-        if self.marks is None:
-            if path is None:
-                raise HubError(f"{self.address} is in the Hub's cache without {name}: fetch it once more, online")
-            if path.is_symlink():  # to a file that is named by its hash; where the cache cannot link it keeps none
-                check(path, path.readlink().name, self.address)
-            return path
-        if name not in self.marks:
-            raise HubError(f"{self.address} has no {name}: it is no run that selfie push has sent")
-        size, mark = self.marks[name]
-        with in_our_words(self.asked), self.progress(name, size if path is None else 0) as bar:
-            # By the revision that was asked for: so the cache learns which commit it means, for when it is offline.
-            path = Path(hf_hub_download(self.asked.repo, name, revision=self.asked.revision, tqdm_class=bar))
-        if path.parent.name != self.address.revision:
-            raise HubError(f"{self.asked} has changed while it was fetched, or the Hub did not answer: try again")
-        check(path, mark, self.address)
-        return path
-
-    def has(self, name: str) -> bool:
-        return cached(self.address, name) is not None if self.marks is None else name in self.marks
-
-    @contextlib.contextmanager
-    def progress(self, name: str, size: int) -> Iterator[Any]:
-        """A bar for the client to call that shows on `talk`."""
-        from huggingface_hub.utils.tqdm import tqdm
-
-        with self.talk.track(f"fetching {name}", size) as advance:
-
-            class Bar(tqdm):
-                def __init__(self, *args: Any, **more: Any) -> None:
-                    super().__init__(*args, **{**more, "disable": True})  # type: ignore[no-untyped-call]
-
-                def update(self, n: float | None = 1) -> None:
-                    self.n += n or 0
-                    if self.total == size:  # Xet has a second bar, of what goes over the wire
-                        advance(int(self.n), f"{self.n / 1e6:.1f} MB")
-
-            yield Bar
-
-
-def find(address: Address, *, offline: bool, talk: Talk) -> Snapshot:
-    """The commit that an address means: by the cache if `offline`, HF_HUB_OFFLINE is set, or it is a commit that is
-    there whole; else the Hub is asked. Raises HubError."""
-    from huggingface_hub import HfApi, is_offline_mode
-
-    there = [cached(address, name) for name in FILES[:2]]
-    pinned = bool(COMMIT.fullmatch(address.revision or ""))
-    if None in there and (offline or is_offline_mode()):
-        why = "--offline" if offline else "HF_HUB_OFFLINE"
-        raise HubError(f"{address} is not in the Hub's cache here: fetch it once without {why}")
-    if there[0] is not None and None not in there and (offline or is_offline_mode() or pinned):
-        return Snapshot(address=Address(address.repo, there[0].parent.name), asked=address, marks=None, talk=talk)
+    asked: dict[str, Any] = {"repo_id": address.repo, "filename": name, "revision": address.revision}
+    offline_by = "--offline" if offline else "HF_HUB_OFFLINE" if is_offline_mode() else ""
+    mark = None
     with in_our_words(address):
-        info = retried(
-            lambda: HfApi().model_info(address.repo, revision=address.revision, files_metadata=True), talk=talk
-        )
-    marks = {
-        each.rfilename: (each.size or 0, str(each.lfs.sha256 if each.lfs else each.blob_id))
-        for each in info.siblings or []
-    }
-    found = Snapshot(address=Address(address.repo, info.sha), asked=address, marks=marks, talk=talk)
-    missing = sum(marks[name][0] for name in FILES if name in marks and cached(found.address, name) is None)
-    if missing:
-        check_cache("models", address.repo, missing)
-        talk.say(f"fetching {found.address} ({missing / 1e6:.1f} MB) from {host()}")
-    return found
+        size = 0
+        if not offline_by and cached(**asked) is None:
+            plan = hf_hub_download(**asked, dry_run=True)
+            size = plan.file_size
+            check_cache("models", address.repo, size)
+            if name.endswith(".safetensors"):
+                talk.say(f"fetching {Address(address.repo, plan.commit_hash)} ({size / 1e6:.1f} MB) from {host()}")
+        try:
+            with progress(name, size, talk) as bar:
+                path = Path(hf_hub_download(**asked, local_files_only=bool(offline_by), tqdm_class=bar))
+        except LocalEntryNotFoundError:
+            if not offline_by:
+                raise
+            message = f"{name} of {address} is not in the Hub's cache here: fetch it once without {offline_by}"
+            raise HubError(message) from None
+        if path.is_symlink():  # to a file that is named by its hash
+            mark = path.readlink().name
+        elif not offline_by:  # a cache that cannot link keeps no hashes
+            mark = get_hf_file_metadata(hf_hub_url(**{**asked, "revision": path.parent.name})).etag
+    if mark is not None:
+        check(path, mark, address.at(path))
+    return path
+
+
+@contextlib.contextmanager
+def progress(name: str, size: int, talk: Talk) -> Iterator[Any]:
+    """A progress bar class for the client that shows on `talk`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    with talk.track(f"fetching {name}", size) as advance:
+
+        class Bar(tqdm):
+            def __init__(self, *args: Any, **more: Any) -> None:
+                super().__init__(*args, **{**more, "disable": True})  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                self.n += n or 0
+                if self.total == size:  # Xet has a second bar, of what goes over the wire
+                    advance(int(self.n), f"{self.n / 1e6:.1f} MB")
+
+        yield Bar
 
 
 def check_cache(kind: str, repo: str, num_bytes: int) -> None:
-    """Raises OSError if the Hub's cache has no room for what is to be fetched, but for files that were begun."""
+    """Raise OSError if the Hub's cache has no room for `num_bytes`, less what earlier downloads have begun.
+
+    The client itself only warns, file by file.
+    """
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
@@ -149,18 +126,10 @@ def check_cache(kind: str, repo: str, num_bytes: int) -> None:
     check_room(cache, num_bytes - sum(file.stat().st_size for file in begun))
 
 
-def cached(address: Address, name: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    with in_our_words(address):
-        path = try_to_load_from_cache(address.repo, name, revision=address.revision)
-    return Path(path) if isinstance(path, str) else None
-
-
 def check(path: Path, mark: str, address: Address) -> None:
-    """Compare a file with its hash on the Hub: sha256 of what is stored large, else git's, the sha1 of a header and it.
+    """Compare a file with its hash on the Hub: sha256 for large files, git's sha1 for others.
 
-    Raises HubError, and takes the file out of the cache, if they differ. The client itself looks at sizes only.
+    The client itself compares sizes only. Raises HubError if they differ, and takes the file out of the cache.
     """
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
         raise HubError(f"{host()} does not tell the hash of {path.name}, so that it cannot be checked")
@@ -170,8 +139,7 @@ def check(path: Path, mark: str, address: Address) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, lambda: digest).hexdigest()
     if found != mark:
-        blob = path.parent / path.readlink() if path.is_symlink() else path
-        for each in {path.resolve(), blob, path}:
+        for each in {path.resolve(), path}:
             each.unlink(missing_ok=True)
         raise HubError(f"{path.name} of {address} is damaged (its hash is another than the Hub's): fetch it again")
 
@@ -192,9 +160,9 @@ class Sent:
 def send(
     address: Address, files: dict[str, Path | bytes], *, private: Callable[[], bool], message: str, talk: Talk
 ) -> Sent:
-    """Send files as one commit to a branch, made if it is not there; so is the repository, and then `private` is asked.
+    """Send files as one commit to a branch. The branch and the repository are made if they are not there.
 
-    Raises HubError; it never holds the token, which is taken from where `hf` keeps it.
+    `private` is asked only if the repository has to be made. The token is the one that `hf` keeps. Raises HubError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -226,11 +194,15 @@ def send(
 
 
 def retried(call: Callable[[], T], *, talk: Talk) -> T:
+    """Repeat a call that the client does not repeat itself, if the Hub may answer better a little later."""
     for wait in WAITS:
         try:
             return call()
-        except Exception as error:
-            if not is_transient(error):
+        except Exception as raised:
+            error = cause(raised)
+            if status_of(error) not in TRANSIENT and (
+                not is_connection_error(error) or type(error).__name__ == "ConnectError"
+            ):
                 raise
         talk.say(f"the Hub did not answer properly, trying again in {wait:g} s")
         time.sleep(wait)
@@ -238,40 +210,33 @@ def retried(call: Callable[[], T], *, talk: Talk) -> T:
 
 
 def cause(error: Exception) -> Exception:
-    """Uploads wrap what went wrong in a RuntimeError."""
-    return error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
-
-
-def is_transient(error: Exception) -> bool:
-    error = cause(error)
-    return status_of(error) in TRANSIENT or (of_http_library(error) and type(error).__name__ != "ConnectError")
+    """The error that the client has wrapped, in a RuntimeError by an upload, in another by a download."""
+    wrapped = type(error) is RuntimeError or type(error).__name__ == "LocalEntryNotFoundError"
+    return error.__cause__ if wrapped and isinstance(error.__cause__, Exception) else error
 
 
 def status_of(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def of_http_library(error: Exception) -> bool:
-    """Whether this is an error of the connection: httpx, or since huggingface_hub 2 its successor."""
+def is_connection_error(error: Exception) -> bool:
+    """Whether the client's HTTP library has raised this: httpx, or since huggingface_hub 2 its successor."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 
 @contextlib.contextmanager
 def in_our_words(address: Address) -> Iterator[None]:
-    """What the client raises becomes a HubError of one line; errors of the system and bugs pass.
+    """Turn errors of the client into HubErrors of one line; errors of the system and bugs pass.
 
-    Its own words are repeated nowhere: addresses of storage are signed, and a faulty header is shown with the token. So
-    nothing is chained either, and while it works it logs nothing but errors. That a disk has too little room is an
-    error, too, before anything is fetched; to the client it is a warning.
+    The client's own words are not repeated, chained or logged: addresses of storage are signed, and a faulty header is
+    shown with the token.
     """
     from huggingface_hub.utils import logging as client
 
     level = client.get_verbosity()
     client.set_verbosity(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Not enough free disk space", UserWarning)
-            yield
+        yield
     except SelfieError:
         raise
     except Exception as error:
@@ -284,33 +249,32 @@ def in_our_words(address: Address) -> Iterator[None]:
 
 
 def reason(error: Exception, address: Address) -> SelfieError | None:
-    """What to tell of an error of the client; None if it is none of its."""
-    from huggingface_hub import constants, errors, get_token
+    """The error to raise for one of the client; None for those of others."""
+    from huggingface_hub import errors, get_token
 
     repo, status = address.repo, status_of(error)
-    if isinstance(error, UserWarning):
-        where = f"{constants.HF_HUB_CACHE}, the Hub's cache"
-        return HubError(f"no room for {repo} in {where}: make some, or set HF_HUB_CACHE to a folder on another disk")
     if isinstance(error, errors.HFValidationError):
         return UsageError(f"{repo!r} is no name that the Hub allows: expected owner/name")
     if isinstance(error, errors.GatedRepoError):
-        return HubError(f"{repo} is gated: ask for access at {host()}/{repo}, and log in with hf auth login")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{repo} has no revision {address.revision}: name a branch, a tag or a whole commit")
-    if isinstance(error, errors.RepositoryNotFoundError):
+        text = f"{repo} is gated: ask for access at {host()}/{repo}, and log in with hf auth login"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = f"{repo} has no revision {address.revision}: name a branch, a tag or a whole commit"
+    elif isinstance(error, errors.RepositoryNotFoundError):
         seen = "the token here may not see it" if get_token() else "it is private: log in with hf auth login"
-        return HubError(f"no repository {repo} on {host()}, or {seen}")
-    if isinstance(error, errors.EntryNotFoundError) and status == 404:
-        return HubError(f"{address} lacks a file: it is no run that selfie push has sent")
-    if status == 401:
-        return HubError("the token for the Hub is not valid: log in again with hf auth login, or mend HF_TOKEN")
-    if status == 403:
-        return HubError(f"the token here may not do this with {repo}: take one that may write there, or another owner")
-    if status is not None:
-        return HubError(f"{host()} answered {status} on {repo}: try again later, or look there")
-    if of_http_library(error):
+        text = f"no repository {repo} on {host()}, or {seen}"
+    elif isinstance(error, errors.EntryNotFoundError) and status == 404:
+        text = f"{address} lacks a file of a run: selfie push has not sent it"
+    elif status == 401:
+        text = "the token for the Hub is not valid: log in again with hf auth login, or mend HF_TOKEN"
+    elif status == 403:
+        text = f"the token here may not do this with {repo}: take one that may write there, or another owner"
+    elif status is not None:
+        text = f"{host()} answered {status} on {repo}: try again later, or look there"
+    elif is_connection_error(error):
         hint = "check the connection; what is in the cache is taken with HF_HUB_OFFLINE=1"
-        return HubError(f"{host()} cannot be reached, or broke off ({type(error).__name__}): {hint}")
-    if (isinstance(error, OSError) and error.errno is None) or isinstance(error, ValueError | RuntimeError):
-        return HubError(f"{repo} could not be transferred ({type(error).__name__}): try again")
-    return None
+        text = f"{host()} cannot be reached, or broke off ({type(error).__name__}): {hint}"
+    elif (isinstance(error, OSError) and error.errno is None) or isinstance(error, ValueError | RuntimeError):
+        text = f"{repo} could not be transferred ({type(error).__name__}): try again"
+    else:
+        return None
+    return HubError(text)

@@ -1,10 +1,10 @@
-"""What an option is: a field of a frozen dataclass, with its help and its limits; and how options survive in a run."""
+"""Options: fields of frozen dataclasses with help and limits, and how a resumed run takes them over."""
 
 import dataclasses
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 
@@ -12,8 +12,8 @@ from selfie_cli.errors import UsageError
 def option(
     default: Any,
     help: str,
-    *,
     panel: str | None = None,
+    *,
     argument: bool = False,
     recipe: bool = False,
     off: str | None = None,
@@ -21,16 +21,17 @@ def option(
     above: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A field: `panel` groups it in the help, `argument` makes it positional, `recipe` says that recipes have a value
-    for it, `off` is the word that negates a flag (unset: no-<name>); the rest are a number's limits."""
+    """Return a dataclass field for an option.
+
+    panel: its group in the help. argument: whether it is positional. recipe: whether its default comes from --recipe.
+    off: the name of the flag that negates it (None: no-<name>). at_least, above, at_most: limits of a number.
+    """
     given = {"at least": at_least, "above": above, "at most": at_most}
     limits = {word: limit for word, limit in given.items() if limit is not None}
     metadata = {"help": help, "panel": panel, "argument": argument, "recipe": recipe, "off": off, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-MOST = {int: 2**63, float: math.inf}
-"""No option takes a number as large as that."""
 WITHIN = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
@@ -39,39 +40,45 @@ def flag_of(name: str) -> str:
 
 
 def negated(field: "dataclasses.Field[Any]") -> str:
-    """The flag that says no: --no-baseline of --baseline, unless the option names another."""
+    """Return the flag that negates an option: --no-baseline for --baseline, unless the option names another."""
     return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all options classes have in common: numbers that keep to their limits. Raises UsageError for others."""
+    """The base of all options classes: each is a frozen, keyword-only dataclass.
+
+    Raise UsageError for a number outside its limits.
+    """
 
     typed: ClassVar[frozenset[str]] = frozenset()
-    """Of options that come from a command line, the names of those that stood there, be it with their default."""
+    """Names of the options given explicitly on the command line, even if equal to the default."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits", {})
-            if not isinstance(value, int | float):
+            if isinstance(value, int):
+                limits = {**limits, "below": 2**63} if value >= 2**63 else limits
+            elif not isinstance(value, float):
                 continue
-            most = MOST[float if isinstance(value, float) else int]
-            if not -most < value < most and isinstance(value, int):
-                limits = limits | {"below": most}
-            if not -most < value < most or not all(WITHIN[word](value, limit) for word, limit in limits.items()):
-                allowed = " and ".join(f"{word} {limit:,}" for word, limit in limits.items())
+            if not all(WITHIN[word](value, limit) for word, limit in limits.items()) or not math.isfinite(value):
+                allowed = " and ".join(f"{word} {limit:,}" for word, limit in limits.items()) or "a finite number"
                 given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
-                raise UsageError(f"{flag_of(field.name)} {given}: give a number {allowed}".rstrip())
+                raise UsageError(f"{flag_of(field.name)} must be {allowed}, got {given}")
 
 
-# What belongs to an invocation, and is never taken from a resumed run's config.
 PER_INVOCATION = ("resume", "profile", "json", "quiet")
-# What a resumed run may be given anew; not given, it is as it was. The rest comes from its config.
+"""Options that belong to an invocation and are never taken from a resumed run's config."""
 CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every", "log", "report")
+"""Options that may be changed when a run is resumed. If not given, they are taken from its config, as all others."""
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether `value` is of the type that an option is declared with."""
+    """Return whether `value` has the type that an option is declared with."""
     allowed = get_args(hint)
     if get_origin(hint) is Literal:
         return value in allowed
@@ -86,13 +93,13 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] = ()) -> AnyOptions:
-    """The options of a stopped run, taken from its config, with what this invocation may change taken from `given`:
-    what is in CHANGEABLE, and `also` these. Given is what was typed, or is not the default.
+    """Return the options of a stopped run, from its config, with the changes that this invocation may make.
 
-    An option that is younger than the run has its default, which has to mean what was done before there was one. One
-    that is gone does not matter if the run left it out.
+    `given` may change the options in CHANGEABLE and `also`: those that it names or that differ from the default. An
+    option that the run's config lacks, being younger than the run, gets its default, so a default must mean what was
+    done before the option existed.
 
-    Raises UsageError if `given` asks for anything else than the run did, or the run for what is not known here.
+    Raise UsageError if `given` changes another option, or if the config holds an unknown or impossible one.
     """
     kind = type(given)
     hints = get_type_hints(kind)
@@ -100,27 +107,26 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(given):
-        now = getattr(given, field.name)
-        if field.name in PER_INVOCATION:
-            values[field.name] = now
+        name, now = field.name, getattr(given, field.name)
+        if name in PER_INVOCATION:
+            values[name] = now
             continue
-        default = getattr(kind(), field.name)
-        then: Any = asked.get(field.name, default)
+        default = getattr(kind(), name)
+        then: Any = asked.get(name, default)
         if isinstance(then, list):
             then = tuple(then)
         if isinstance(then, dict) and isinstance(default, Options):
             try:
-                then = type(default)(**{name: value for name, value in then.items() if value is not None})
+                then = type(default)(**{key: value for key, value in then.items() if value is not None})
             except TypeError as error:
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
-        elif not fits(then, hints[field.name]):
-            raise UsageError(f"the run's config has {field.name} = {then!r}, which cannot be: start a new run")
-        anew = now != then and (now != default or field.name in given.typed)
-        if anew and field.name in (*CHANGEABLE, *also):
+        elif not fits(then, hints[name]):
+            raise UsageError(f"the run's config has the invalid value {name} = {then!r}: start a new run")
+        if now != then and (now != default or name in given.typed):
+            if name not in (*CHANGEABLE, *also):
+                raise UsageError(
+                    f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run"
+                )
             then = now
-        elif anew:
-            raise UsageError(
-                f"{flag_of(field.name)} cannot change when a run is resumed: leave it out, or start a new run"
-            )
-        values[field.name] = then
+        values[name] = then
     return kind(**values)

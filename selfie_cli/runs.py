@@ -240,11 +240,10 @@ def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) ->
     Raises RunError if `path` is no run's folder, or its config is damaged or of another format; HubError.
     """
     if hub.is_address(str(path)):
-        there = hub.find(hub.parse(str(path)), offline=offline, talk=talk)
-        run = read_run(there.fetch("config.json").parent, str(there.address))
-        for name in ("model.safetensors", "README.md"):
-            if name != "README.md" or there.has(name):
-                there.fetch(name)
+        asked = hub.parse(str(path))
+        config = hub.fetch(asked, "config.json", offline=offline, talk=talk)
+        run = read_run(config.parent, str(asked.at(config)))
+        hub.fetch(asked.at(config), "model.safetensors", offline=offline, talk=talk)
         return run
     return read_run(bundled_folder(), "bundled") if str(path) == "bundled" else read_run(Path(path))
 

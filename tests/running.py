@@ -1,9 +1,12 @@
 """The command line as tests call it: in this process where a new one is not the point, starting torch takes seconds."""
 
+import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,20 @@ def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProce
     """Run a command in a process of its own."""
     argv = [*COMMAND, *map(str, arguments)]
     return subprocess.run(argv, input=stdin, env=ENVIRONMENT, capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def bounded_memory() -> Iterator[None]:
+    """Raise MemoryError when this process allocates 2 GB more than it has, on Linux."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = Path("/proc/self/statm")
+    if pages.exists():
+        held = int(pages.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + 2 * 2**30, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def leftover(name: str) -> str:

@@ -107,7 +107,7 @@ def test_imports_go_down() -> None:
 
 
 def test_neighbours_on_a_floor_do_not_import_each_other() -> None:
-    assert goes_down("selfie_cli.training.hardware", "selfie_cli.data.store")
+    assert goes_down("selfie_cli.training.hardware", "selfie_cli.data.pixels")
     assert goes_down("selfie_cli.runs", "selfie_cli.files")
     assert not goes_down("selfie_cli.training.loop", "selfie_cli.evaluation.knn")
     assert not goes_down("selfie_cli.models.resnet", "selfie_cli.data.augment")

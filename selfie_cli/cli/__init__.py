@@ -1,5 +1,4 @@
-"""Turns words typed at a terminal into options objects, and results into tables, lines and JSON.
+"""The command line: parses options, calls one function of `commands`, and prints its result or its error.
 
-Each command of `app` calls one function of `commands`. Nothing is computed here, and nothing below imports it.
-torch is imported only when a command runs, so that help stays fast.
+Nothing is computed here, and nothing below imports this package. torch is imported when a command runs, not for help.
 """

@@ -1,21 +1,44 @@
-"""The commands. Each turns its options into a recipe's result and shows it; nothing heavy is imported before that."""
+"""The program `selfie`: a command per verb, which calls the verb's function and shows its result or its error.
+
+Nothing heavy is imported before a command runs: `selfie --help` needs no torch.
+"""
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from selfie_cli import __version__, config
-from selfie_cli.cli.console import abandon
-from selfie_cli.cli.options import build, command
-from selfie_cli.errors import SelfieError, is_out_of_memory
-from selfie_cli.signals import STOPPING, give_up, handled, is_alone
+from selfie_cli.cli.console import STDOUT, Console, Silent, discard, put
+from selfie_cli.cli.failures import failure
+from selfie_cli.cli.options import VerbCommand, build, command
+from selfie_cli.files import json_line, naming
+from selfie_cli.option import Options
+from selfie_cli.signals import give_up, handled, is_alone
+
+VERBS: dict[str, type[Options]] = {
+    "pretrain": config.PretrainOptions,
+    "finetune": config.FinetuneOptions,
+    "embed": config.EmbedOptions,
+    "eval": config.EvalOptions,
+    "demo": config.DemoOptions,
+    "predict": config.PredictOptions,
+    "curve": config.CurveOptions,
+    "similar": config.SimilarOptions,
+    "doctor": config.DoctorOptions,
+    "report": config.ReportOptions,
+    "export": config.ExportOptions,
+    "push": config.PushOptions,
+    "pull": config.PullOptions,
+}
+"""Options of each verb, in the order of the help. The verb's function has its name, in `commands/<verb>.py`."""
 
 app = typer.Typer(
     name="selfie",
@@ -26,243 +49,89 @@ app = typer.Typer(
 )
 
 
-def verb(kind: type) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
-    """Register a command: its options are `kind`'s, and it is given them with a console.
+def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
+    """Run a verb with values from the command line; `typed` names those that were given.
 
-    A SelfieError ends as one line and its exit code. SELFIE_DEBUG=1 shows its traceback; a bug always shows one.
+    A SelfieError ends as one line and its exit code; SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
     """
+    # Idle OpenMP threads yield to those that decode. torch reads both variables when it is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection would print C++ stacks
+    first = is_alone() or os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=values["quiet"]) if first else Silent(quiet=True)
+    try:
+        with handled(give_up) if is_alone() else contextlib.nullcontext():
+            options = build(VERBS[verb], values, typed)
+            result = call(verb, options, console)
+            show(verb, result, options, console)
+        with naming(STDOUT):
+            sys.stdout.flush()
+        if not is_alone():
+            from selfie_cli.training.distributed import leave
 
-    def register(body: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
-        def run(values: dict[str, Any], typed: list[str]) -> None:
-            from selfie_cli.cli.console import STDOUT, Console, Silent
-            from selfie_cli.files import naming
-
-            # Threads that wait for the next operation give way to those that decode; read when torch is loaded.
-            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost connection it would show C++ stacks
-            console = Console(quiet=values["quiet"]) if is_first_process() else Silent(quiet=True)
-            try:
-                with handled(give_up) if is_alone() else contextlib.nullcontext():
-                    body(build(kind, values, typed), console)
-                with naming(STDOUT):
-                    sys.stdout.flush()
-                if not is_alone():
-                    from selfie_cli.training.distributed import leave
-
-                    leave()
-            except BrokenPipeError:  # whoever read our output has seen enough
-                abandon(sys.stdout)
-                raise typer.Exit(0) from None
-            except (Exception, KeyboardInterrupt) as error:
-                debugged = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
-                if debugged or (found := told(error)) is None:
-                    raise
-                line, code = found
-                (console.error if code else console.say)(line)
-                raise typer.Exit(code) from None
-            finally:
-                if runs := sys.modules.get("selfie_cli.runs"):
-                    runs.let_go_of_all()
-
-        run.__name__, run.__doc__ = body.__name__, body.__doc__
-        app.command(name=body.__name__.rstrip("_"))(command(kind, run))
-        return body
-
-    return register
-
-
-@verb(config.PretrainOptions)
-def pretrain(options: config.PretrainOptions, console: Any) -> None:
-    """Pretrain on unlabelled images: nested folders, files, lists, tar shards, named data sets."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.pretrain import pretrain
-
-    show(pretrain(options, console), options, console, render.pretrained)
-
-
-@verb(config.FinetuneOptions)
-def finetune(options: config.FinetuneOptions, console: Any) -> None:
-    """Finetune on a share of the labels, beside the same network without pretraining, and compare."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.finetune import finetune
-
-    show(finetune(options, console), options, console, render.finetuned)
-
-
-@verb(config.EmbedOptions)
-def embed(options: config.EmbedOptions, console: Any) -> None:
-    """Turn images into vectors, to stdout or a file."""
-    from selfie_cli.cli.console import put
-    from selfie_cli.commands.embed import embed
-    from selfie_cli.files import json_line
-    from selfie_cli.inference.vector_files import as_row
-
-    result = embed(options, stdin=lines_on_stdin(), emit=lambda result: put(json_line(as_row(result))), talk=console)
-    if result.out is not None:
-        show(result, options, console, lambda result: [f"{result.out}: {result.images:,} vectors"])
-
-
-@verb(config.EvalOptions)
-def eval_(options: config.EvalOptions, console: Any) -> None:
-    """Judge a run on labelled images: kNN, linear probe, pretext or test accuracy, beside the untrained network."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.eval import evaluate
-
-    show(evaluate(options, console), options, console, render.evaluated)
-
-
-@verb(config.DemoOptions)
-def demo(options: config.DemoOptions, console: Any) -> None:
-    """The whole story on images drawn by this program: offline, in minutes, on a laptop's CPU."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.demo import demo
-
-    show(demo(options, console), options, console, render.told)
-
-
-@verb(config.PredictOptions)
-def predict(options: config.PredictOptions, console: Any) -> None:
-    """Label new photos with a finetuned run."""
-    from selfie_cli.cli.console import put
-    from selfie_cli.commands.predict import predict
-    from selfie_cli.files import json_line
-
-    result = predict(options, stdin=lines_on_stdin(), emit=lambda row: put(json_line(row)), talk=console)
-    if result.out is not None:
-        show(result, options, console, lambda result: [f"{result.out}: {result.images:,} predictions"])
-
-
-@verb(config.CurveOptions)
-def curve(options: config.CurveOptions, console: Any) -> None:
-    """Finetune on several shares of the labels, from every run you name, and draw what each is worth."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.curve import curve
-
-    show(curve(options, console), options, console, render.curve)
-
-
-@verb(config.SimilarOptions)
-def similar(options: config.SimilarOptions, console: Any) -> None:
-    """Find the images most like a photo, or near-duplicates, among those that selfie embed has seen."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.similar import similar
-
-    show(
-        similar(options, stdin=lines_on_stdin(), talk=console),
-        options,
-        console,
-        lambda result: render.similar(result, options.top),
-    )
-
-
-@verb(config.DoctorOptions)
-def doctor(options: config.DoctorOptions, console: Any) -> None:
-    """Look through images before training on them: what is broken, double, tiny or odd, and how long it will take."""
-    from selfie_cli.cli.checkup import lines_of
-    from selfie_cli.commands.doctor import doctor
-
-    result = doctor(options, console)
-    show(result, options, console, lines_of)
-    if not result.healthy:
+            leave()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        discard(sys.stdout)
+        raise typer.Exit(0) from None
+    except (Exception, KeyboardInterrupt) as error:
+        found = failure(error)
+        debugging = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
+        if found is None or debugging:
+            raise
+        (console.error if found.exit_code else console.say)(found.message)
+        raise typer.Exit(found.exit_code) from None
+    finally:
+        if runs := sys.modules.get("selfie_cli.runs"):
+            runs.let_go_of_all()
+    if verb == "doctor" and not result.healthy:
         raise typer.Exit(1)
 
 
-@verb(config.ReportOptions)
-def report(options: config.ReportOptions, console: Any) -> None:
-    """Draw a run as one page of HTML: what was learned, on real images, beside chance and baseline."""
-    from selfie_cli.commands.report import report
+def call(verb: str, options: Any, console: Console) -> Any:
+    """Return the result of a verb's function."""
+    function = getattr(import_module(f"selfie_cli.commands.{verb}"), "evaluate" if verb == "eval" else verb)
+    if verb == "embed":
+        from selfie_cli.inference.vector_files import as_row
 
-    show(report(options, console), options, console, lambda result: [f"{result.out}"])
-
-
-@verb(config.ExportOptions)
-def export(options: config.ExportOptions, console: Any) -> None:
-    """Write a run's network for timm, torchvision, ONNX Runtime or any reader of safetensors, and how to load it."""
-    from selfie_cli.commands.export import export
-
-    show(export(options, console), options, console, lambda result: result.code.rstrip().split("\n"))
-
-
-@verb(config.PushOptions)
-def push(options: config.PushOptions, console: Any) -> None:
-    """Share a run on the Hugging Face Hub: weights, config, and a card of measured results."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.push import push
-
-    someone = sys.stdin.isatty() and sys.stderr.isatty()
-    show(push(options, console, ask=ask if someone else None), options, console, render.pushed)
+        return function(
+            options, stdin=lines_on_stdin(), emit=lambda vector: put(json_line(as_row(vector))), talk=console
+        )
+    if verb == "predict":
+        return function(options, stdin=lines_on_stdin(), emit=lambda row: put(json_line(row)), talk=console)
+    if verb == "similar":
+        return function(options, stdin=lines_on_stdin(), talk=console)
+    if verb == "push":
+        at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+        return function(options, console, ask=ask if at_terminal else None)
+    return function(options, console)
 
 
-@verb(config.PullOptions)
-def pull(options: config.PullOptions, console: Any) -> None:
-    """Get a run from the Hugging Face Hub into a folder, checked."""
-    from selfie_cli.cli import render
-    from selfie_cli.commands.pull import pull
-
-    show(pull(options, console), options, console, render.pulled)
-
-
-def show(result: Any, options: Any, console: Any, draw: Callable[[Any], Iterable[Any]]) -> None:
-    """A recipe's result on stdout: with --json a document of its fields, else lines and tables, as `draw` has them."""
+def show(verb: str, result: Any, options: Any, console: Console) -> None:
+    """Print a result to stdout: with --json the document of its fields, else lines and tables."""
+    if verb in ("embed", "predict") and result.out is None:
+        return  # the rows have been printed
     if options.json:
         console.json(dataclasses.asdict(result))
-    else:
-        console.show(*draw(result))
+        return
+    from selfie_cli.cli.render import rendered
 
-
-def told(error: BaseException) -> tuple[str, int] | None:
-    """The line that tells the user of an error, and the exit code; None for a bug."""
-    if isinstance(error, SelfieError):
-        return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return f"stopped{how_to_go_on()}", 128 + (error.args or STOPPING)[0]
-    if isinstance(error, RuntimeError | MemoryError | ImportError) and is_out_of_memory(error):
-        remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
-        return f"out of memory: {remedy}{how_to_go_on()}", 1
-    if isinstance(error, OSError):
-        try:
-            sys.stdout.flush()
-        except OSError:
-            abandon(sys.stdout)
-        where = error.filename2 or error.filename  # of two, what is written to
-        line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
-        go_on = how_to_go_on()
-        return line + (f". Nothing saved is lost{go_on}" if go_on else ""), 1
-    if isinstance(error, RuntimeError) and not is_alone():
-        from selfie_cli.training.distributed import is_lost_process
-
-        if is_lost_process(error):
-            return f"another process of this job has ended, see its error{how_to_go_on()}", 1
-    return None
-
-
-def how_to_go_on() -> str:
-    """The command that resumes the run of this process, for the end of a message; nothing if there is no run."""
-    runs = sys.modules.get("selfie_cli.runs")  # there may be no memory to load it
-    if runs is None or (run := runs.begun()) is None:
-        return ""
-    if is_alone():
-        return f". Go on with: selfie {run.verb} --resume {shlex.quote(str(run.path))}"
-    from selfie_cli.training.distributed import environment
-
-    return f". Go on with: {environment().resume_command(run.verb, run.path)}"
-
-
-def is_first_process() -> bool:
-    """Whether this is a job of one process, or the one that talks for all."""
-    return is_alone() or os.environ.get("RANK", "0") == "0"
+    console.show(*rendered(verb, result, options))
 
 
 def ask(question: str) -> bool:
-    """A question on the terminal, on stderr; there is no answer by default."""
+    """Ask on the terminal, through stderr. There is no default answer."""
     return typer.confirm(question, default=None, err=True)
 
 
 def lines_on_stdin() -> Iterator[str]:
-    """Paths of any bytes, as file systems have them; read when they are asked for."""
+    """Yield paths of any bytes from stdin, which is read when the first one is asked for."""
     from selfie_cli.data.lists import decoded_lines
 
     yield from decoded_lines(sys.stdin.buffer.read())
+
+
+for name, kind in VERBS.items():
+    app.command(name, cls=VerbCommand)(command(kind, functools.partial(execute, name)))
 
 
 def show_version(value: bool) -> None:
@@ -282,21 +151,21 @@ def top(
 
 def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
+        if getattr(sys, name) is None:  # the parent process has closed it
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the locale may lack what we print
+            stream.reconfigure(errors="backslashreplace")  # the locale may lack our characters
     try:
         try:
             app()
         finally:
             sys.stdout.flush()
-    except OSError as error:  # of what is printed where no verb begins
-        abandon(sys.stdout)
+    except OSError as error:  # from printing help or version
+        discard(sys.stdout)
         sys.exit(0 if isinstance(error, BrokenPipeError) else f"error: standard output: {error.strerror or error}")
     finally:
         try:
             sys.stderr.flush()
         except OSError:
-            abandon(sys.stderr)
+            discard(sys.stderr)

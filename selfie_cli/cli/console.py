@@ -1,4 +1,4 @@
-"""What a person sees: progress, remarks and warnings on stderr; results on stdout."""
+"""The terminal: progress, remarks and warnings on stderr; results on stdout."""
 
 import contextlib
 import json
@@ -15,21 +15,19 @@ from selfie_cli.talk import Advance, Talk, printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# Between two lines of progress where there is no terminal to draw a bar on.
 PLAIN_SECONDS = 15.0
-
-
+"""Time between two lines of progress if stderr is no terminal."""
 STDOUT = Path("standard output")
 
 
 def put(line: str) -> None:
-    """A line of results, as it is."""
+    """Print one line of results as it is."""
     with naming(STDOUT):
         print(line)
 
 
-def abandon(stream: IO[str]) -> None:
-    """Let go of a stream that nobody reads: what waits to be written there would be tried, and told of, again."""
+def discard(stream: IO[str]) -> None:
+    """Send a stream that nobody reads to /dev/null, so that its buffer is not tried, and reported, again."""
     with contextlib.suppress(OSError, ValueError):  # it may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
@@ -44,46 +42,45 @@ class Console(Talk):
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console as RichConsole
 
-        class Talking(RichConsole):
+        class Stderr(RichConsole):
             def on_broken_pipe(self) -> None:
-                """Whoever read it has gone, `less` say: what is worked on goes on. rich would end the process."""
-                abandon(sys.stderr)
+                """Continue the work if the reader has left, such as `less`; rich would end the process."""
+                discard(sys.stderr)
 
-        class Telling(RichConsole):
+        class Stdout(RichConsole):
             def on_broken_pipe(self) -> None:
-                """Whoever read it has seen enough."""
                 raise
 
         self.quiet = quiet
-        self.stderr = Talking(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        wide = None if sys.stdout.isatty() else 100
-        self.stdout = Telling(highlight=False, markup=False, emoji=False, width=wide)
+        plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+        self.stderr = Stderr(stderr=True, soft_wrap=True, **plain)
+        self.stdout = Stdout(width=None if sys.stdout.isatty() else 100, **plain)
 
     def say(self, line: str) -> None:
         if not self.quiet:
-            self._tell(printable(line))
+            self._print(printable(line))
 
     def warn(self, line: str) -> None:
-        self._tell(f"warning: {printable(line)}", style="yellow")
+        self._print(f"warning: {printable(line)}", style="yellow")
 
     def error(self, line: str) -> None:
-        self._tell(f"error: {printable(line)}", style="red")
+        self._print(f"error: {printable(line)}", style="red")
 
-    def _tell(self, line: str, style: str | None = None) -> None:
-        with contextlib.suppress(OSError):  # a log on a full disk: what is worked on goes on
+    def _print(self, line: str, style: str | None = None) -> None:
+        with contextlib.suppress(OSError):  # a log on a full disk must not stop the work
             self.stderr.print(line, style=style)
 
-    def show(self, *tables: "RenderableType") -> None:
-        """Results for eyes. Lines are not broken: what they hold may be pasted into a shell."""
+    def show(self, *parts: "RenderableType") -> None:
+        """Print results for people. Lines are not wrapped: they may be pasted into a shell."""
         with naming(STDOUT):
-            for table in tables:
-                if isinstance(table, str):
-                    self.stdout.print(printable(table), soft_wrap=True)
+            for part in parts:
+                if isinstance(part, str):
+                    self.stdout.print(printable(part), soft_wrap=True)
                 else:
-                    self.stdout.print(table)
+                    self.stdout.print(part)
 
     def json(self, value: Any) -> None:
-        """Results for programs: one JSON document."""
+        """Print results for programs: one JSON document."""
         put(json.dumps(value, indent=2, default=str, allow_nan=False))
 
     @contextlib.contextmanager
@@ -112,6 +109,7 @@ class Console(Talk):
             yield lambda done, note: bar.update(task, completed=done, note=note)
 
     def _lines(self, what: str, total: int) -> Advance:
+        """Return a function that prints a line of progress every PLAIN_SECONDS and, of long work, at the end."""
         begun = shown = time.monotonic()
         first: int | None = None
 
@@ -119,10 +117,9 @@ class Console(Talk):
             nonlocal shown, first
             now = time.monotonic()
             first = done if first is None else first
-            if now - shown < PLAIN_SECONDS and done < total:
+            is_end = done >= total and shown > begun
+            if now - shown < PLAIN_SECONDS and not is_end:
                 return
-            if shown == begun and done >= total and now - begun < PLAIN_SECONDS:
-                return  # too short to talk about
             shown = now
             speed = (done - first) / (now - begun)
             left = f", {time_left((total - done) / speed)} left" if speed > 0 and done < total else ""
@@ -132,7 +129,7 @@ class Console(Talk):
 
 
 class Silent(Console):
-    """For the processes of a job that leave talking to the first one; what ends one of them is still said."""
+    """The console of all processes of a job but the first: prints nothing except errors."""
 
     def warn(self, line: str) -> None:
         pass
@@ -140,7 +137,7 @@ class Silent(Console):
     def error(self, line: str) -> None:
         super().error(f"process {os.environ.get('RANK')}: {line}")
 
-    def show(self, *tables: "RenderableType") -> None:
+    def show(self, *parts: "RenderableType") -> None:
         pass
 
     def json(self, value: Any) -> None:

@@ -1,37 +1,48 @@
-"""Results for eyes: lines, which are not broken when they are printed, and tables with their notes."""
+"""Results of verbs as lines and tables for people. A line is not wrapped when it is printed."""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from selfie_cli.cli.plot import as_text
-from selfie_cli.commands.demo import Demo
-from selfie_cli.commands.eval import Classified, Evaluated
-from selfie_cli.commands.pretrain import Pretrained
-from selfie_cli.commands.pull import Pulled
-from selfie_cli.commands.push import Pushed
-from selfie_cli.commands.similar import Similar
-from selfie_cli.comparison.statistics import Curve, Finetuned, Gain, share_of, spreads
+from selfie_cli.cli.render_doctor import diagnosis
 from selfie_cli.talk import printable
 
-FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_A_CLASS --fraction 0.2 --seeds 3"
-MEMBERS = 20  # of a group of near-duplicates that are shown
+if TYPE_CHECKING:
+    from selfie_cli.commands.demo import Demo
+    from selfie_cli.commands.eval import Classified, Evaluated
+    from selfie_cli.commands.pretrain import Pretrained
+    from selfie_cli.commands.pull import Pulled
+    from selfie_cli.commands.push import Pushed
+    from selfie_cli.commands.similar import Similar
+    from selfie_cli.comparison.statistics import Curve, Finetuned, Gain
+
+FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_PER_CLASS --fraction 0.2 --seeds 3"
+MEMBERS = 20
+"""Number of images shown per group of near-duplicates."""
+
+
+def rendered(verb: str, result: Any, options: Any) -> Sequence[RenderableType]:
+    """Return what to print of a verb's result."""
+    return similar(result, options.top) if verb == "similar" else RENDERERS[verb](result)
 
 
 def titled(title: str, columns: Iterable[str], *, left: str | None = None, **style: Any) -> Table:
-    """An empty table. All columns but that named `left` are aligned to the right; `style` is for each of them."""
+    """Return an empty table with all columns aligned to the right, except the one named `left`."""
     table = Table(title=printable(title), title_justify="left")
     for name in columns:
         table.add_column(printable(name), justify="left" if name == left else "right", **style)
     return table
 
 
-def pretrained(result: Pretrained) -> list[str]:
+def pretrained(result: Pretrained) -> list[RenderableType]:
     last = result.last
     pretext = ""
     if "pretext_accuracy" in last:
@@ -48,7 +59,7 @@ def percent(value: float | None) -> str:
 
 
 def spread(mean: float, std: float | None, *, signed: bool = False, single: str = " (no spread)") -> str:
-    """'59.1 ± 0.4', in percent; a single value has no spread, and says so."""
+    """Return '59.1 ± 0.4', in percent; a single value has no spread, and says so."""
     sign = "+" if signed else ""
     return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
 
@@ -79,7 +90,9 @@ def interval(gain: Gain) -> str:
 
 
 def curve(result: Curve) -> list[RenderableType]:
-    """Means, paired gains, a plot of characters, and what was found."""
+    """Return means, paired gains, a plot of characters, and the findings."""
+    from selfie_cli.comparison.statistics import share_of, spreads
+
     arms = [arm.name for arm in result.points[0].arms]
     title = f"{result.dataset}: test accuracy in %, mean ± std"
     accuracies = titled(title, ["labels", "", "seeds", "steps", *arms], overflow="fold")
@@ -141,7 +154,7 @@ def evaluated(result: Evaluated) -> list[RenderableType]:
 def confusion(found: Classified) -> Table:
     names = [printable(name) for name in found.classes]
     shown = short(names) if len(names) <= 12 else []
-    title = "Per class: accuracy in %, and how many of each class were taken for which"
+    title = "Per class: accuracy in %, and confusion matrix (columns: predicted class)"
     table = titled(title, ["true class", "accuracy", *shown], left="true class")
     table.columns[0].no_wrap = True
     for name, accuracy, row in zip(names, found.per_class, found.confusion, strict=True):
@@ -150,7 +163,7 @@ def confusion(found: Classified) -> Table:
 
 
 def short(names: list[str]) -> list[str]:
-    """Different names for narrow columns: the first six characters, or six behind what all begin with, or numbers."""
+    """Return distinct short names: six characters, from the start or after the common prefix, or numbers."""
     for start in (0, len(os.path.commonprefix(names))):  # noqa: RUF071 - characters, not folders
         cut = [name[start : start + 6] for name in names]
         if all(cut) and len({*cut}) == len(names):
@@ -158,38 +171,34 @@ def short(names: list[str]) -> list[str]:
     return [f"{number}: {name[:3]}" for number, name in enumerate(names, 1)]
 
 
-def told(result: Demo) -> list[RenderableType]:
-    return [*evaluated(result.evaluated), *finetuned(result.finetuned), f"All of it lies in {result.folder}."]
+def demo(result: Demo) -> list[RenderableType]:
+    return [*evaluated(result.evaluated), *finetuned(result.finetuned), f"Images and runs are in {result.folder}."]
 
 
-def pushed(result: Pushed) -> list[str]:
-    """What is on the Hub now; after a dry run, what would be, with the card."""
+def pushed(result: Pushed) -> list[RenderableType]:
+    """Return the files that were uploaded or, after a dry run, that would be, with the model card."""
     files = [f"{size:>13,} bytes  {name}" for name, size in result.files.items()]
     if result.url is None:
-        return [f"would be sent to {result.address}:", *files, "", *result.card.splitlines()]
-    made = "made, and " if result.created else ""
-    return [*files, f"{result.url}: {made}now at {result.commit}", f"next, anywhere: selfie pull {result.address}"]
+        return [f"would be uploaded to {result.address}:", *files, "", *result.card.splitlines()]
+    created = "created, " if result.created else ""
+    return [*files, f"{result.url}: {created}now at {result.commit}", f"next, anywhere: selfie pull {result.address}"]
 
 
-def pulled(result: Pulled) -> list[str]:
-    """Where the run is, and what to do with it."""
+def pulled(result: Pulled) -> list[RenderableType]:
     run = quote(str(result.run))
-    verb = f"selfie embed photo.jpg --from {run}"
-    if result.verb != "pretrain":
-        verb = f"selfie predict {run} photo.jpg"
+    verb = f"selfie embed photo.jpg --from {run}" if result.verb == "pretrain" else f"selfie predict {run} photo.jpg"
     return [
-        f"{result.run}: {result.address}, checked",
+        f"{result.run}: {result.address}, verified",
         f"next: {verb}",
         f"or:   selfie finetune --from {run} {FINETUNE}",
     ]
 
 
 def similar(result: Similar, top: int) -> list[RenderableType]:
-    """A table for each query, or of the `top` largest groups."""
+    """Return a table per query, or one of the `top` largest groups of near-duplicates."""
     parts: list[RenderableType] = []
     for answer in result.answers or ():
-        title = f"Most like {answer.query}"
-        table = titled(title, ["rank", "cosine", "path"], left="path", overflow="fold")
+        table = titled(f"Most similar to {answer.query}", ["rank", "cosine", "path"], left="path", overflow="fold")
         for match in answer.matches:
             table.add_row(str(match.rank), f"{match.cosine:.4f}", printable(match.path))
         parts.append(table)
@@ -204,9 +213,25 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
                 table.add_row(str(number), "", "", f"and {len(group) - MEMBERS:,} more")
             table.add_section()
         count, images = len(result.groups), sum(map(len, result.groups))
-        note = f"{images:,} of {result.num_vectors:,} images are in {count:,} groups, by cosines from "
-        note += f"{result.threshold:g} or equal contents; cosines to each group's first."
+        note = f"{images:,} of {result.num_vectors:,} images are in {count:,} groups: cosine of at least "
+        note += f"{result.threshold:g}, or the same contents. Cosines are to the first image of the group."
         if count > top:
-            note += f" The {top} largest are shown: --top shows more, --json all."
+            note += f" The {top} largest groups are shown: --top shows more, --json all."
         parts += [table, note] if count else [note]
     return [Group(*parts)]
+
+
+RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
+    "pretrain": pretrained,
+    "finetune": finetuned,
+    "embed": lambda result: [f"{result.out}: {result.images:,} vectors"],
+    "eval": evaluated,
+    "demo": demo,
+    "predict": lambda result: [f"{result.out}: {result.images:,} predictions"],
+    "curve": curve,
+    "doctor": diagnosis,
+    "report": lambda result: [f"{result.out}"],
+    "export": lambda result: result.code.rstrip().split("\n"),
+    "push": pushed,
+    "pull": pulled,
+}

@@ -1,4 +1,4 @@
-"""selfie doctor: images looked at before training on them, and what this machine makes of them."""
+"""selfie doctor: check images before training on them, and estimate the time of pretraining on this machine."""
 
 import dataclasses
 import itertools
@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
+from selfie_cli.data.cache import MOST, cache_folder
 from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
-from selfie_cli.data.inspection import inspect_all
+from selfie_cli.data.inspection import Inspected, inspect_all
 from selfie_cli.data.labelled import assemble, is_named, open_pieces
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.mapped import is_small, store_folder
 from selfie_cli.data.memory import available_memory, shared_memory
-from selfie_cli.data.rows import MOST
+from selfie_cli.data.pixels import is_small, read_pixels, storage_size
 from selfie_cli.data.sources import Files, Joined, Source, Subset
-from selfie_cli.data.store import read_store, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
@@ -35,8 +35,10 @@ from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, num_cores, prepare
 from selfie_cli.training.schedule import num_steps
 
-PATIENCE = 3600  # seconds of pretraining above which the small network is measured as well; where pretrain hints at it
-BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")  # the default, and what suits a laptop
+LONG_TRAINING = 3600
+"""Seconds of pretraining above which the small network is timed as well."""
+BACKBONES: tuple[Backbone, ...] = ("resnetv2_50", "resnetv2_10_w32")
+"""The default network, and the one for laptops."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Bytes where nothing else is said. `disk` is what is free where decoded images are kept."""
+    """This machine. `gpu_memory`, `memory`, `shared_memory` and `disk`, free where images are cached, are in bytes."""
 
     cores: int
     device: str
@@ -64,8 +66,8 @@ class Machine:
 class Plan:
     """What `selfie pretrain` would do here.
 
-    reading: seconds before the first step. seconds: those of all steps; None if nothing was timed.
-    pixels: bytes of all decoded images.
+    reading: seconds before the first step. seconds: time of all steps, None if not measured. pixels: bytes of all
+    decoded images.
     """
 
     command: str
@@ -82,9 +84,12 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkup:
-    """What `doctor` found. `images` and `classes` are by part ("train", "test", ...; "" where there are none);
-    `images_per_second` is the speed at which `workers` threads read and decode."""
+class Diagnosis:
+    """The result of `doctor`; `--json` prints it.
+
+    `images` and `classes` are by part ("train", "test", ...; "" if there are no parts). `images_per_second` is the
+    speed at which `workers` threads read and decode.
+    """
 
     data: list[str]
     healthy: bool
@@ -104,50 +109,33 @@ class Checkup:
     plans: list[Plan]
 
 
-def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
-    """Look at every image of `options.data`, once, and at this machine. Nothing is written."""
+def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
+    """Look at every image of `options.data` once, and at this machine. Write nothing."""
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     if group().world > 1:
-        raise UsageError("doctor looks at one machine by itself: start it without torchrun")
+        raise UsageError("doctor checks one machine: start it without torchrun")
     device = prepare(options.device)
     workers = options.workers or num_cores()
     try:
         opened = open_parts(options, talk)
     except DataError as error:
         opened = Opened(parts={"": Files()}, labels=[], left_out=LeftOut(), refusal=error)
-    parts = opened.parts
-    train = next(iter(parts.values()))
-    image_size = sized(train)
-    source = Joined(list(parts.values()))
-    seen = inspect_all(source, size=storage_size(image_size), workers=workers, talk=talk)
-
-    found = Examination(parts, opened.labels, seen)
+    train = next(iter(opened.parts.values()))
+    image_size = size_for(train)
+    seen = inspect_all(Joined(list(opened.parts.values())), size=storage_size(image_size), workers=workers, talk=talk)
+    found = examine(opened, seen, options, image_size, workers, talk)
     readable = Subset(train, found.good_of(found.train))
-    if not len(source):
-        found.add("no images", str(opened.refusal), [(", ".join(options.data), "")], problem=True)
-    elif refusal := opened.refusal or found.unreadable_part():
-        unlabelled = isinstance(refusal, Unlabelled)
-        found.add("finetune stops", str(refusal), [(", ".join(options.data), "")], problem=not unlabelled)
-    found.add("finetune warns", "of how it reads the folders", [(line, "") for line in opened.warned])
-    found.look_for_bad(options.max_bad)
-    few = [(f"{len(readable)} of {len(train)}", "can be read")] if len(train) and len(readable) < 2 else []
-    found.add("too few images", "pretraining needs two at least", few, problem=True)
-    found.look_at_classes()
-    found.look_for_copies(workers, talk)
-    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
-    found.look_at_left_out(opened.left_out)
     speed = len(found.good) / seen.seconds
-    plans = plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else []
-
+    planner = Planner(options=options, source=readable, image_size=image_size, decoding=speed, device=device, talk=talk)
     records = seen.records[found.good]
     formats = Counter(FORMATS[each] if each >= 0 else "pixels" for each in records["format"].tolist())
-    return Checkup(
+    return Diagnosis(
         data=list(options.data),
         healthy=not found.problems,
         problems=found.problems,
         remarks=found.remarks,
-        images={part: len(each) for part, each in parts.items()},
+        images={part: len(each) for part, each in opened.parts.items()},
         classes={part: dict(sorted(counts.items())) for part, counts in found.classes.items()},
         formats=dict(formats.most_common()),
         short_side=spread(np.minimum(records["width"], records["height"])),
@@ -158,26 +146,16 @@ def doctor(options: DoctorOptions, talk: Talk) -> Checkup:
         workers=workers,
         images_per_second=speed,
         machine=machine(device),
-        plans=plans,
+        plans=planner.plans() if len(readable) > 1 else [],
     )
-
-
-class Noting(Talk):
-    """Keeps what is warned of."""
-
-    def __init__(self) -> None:
-        self.warned: list[str] = []
-
-    def warn(self, line: str) -> None:
-        self.warned.append(line)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """The images that pretraining reads, first, and the parts that are kept for evaluation.
+    """The images that pretraining reads, as the first part, and the parts kept for evaluation.
 
-    labels: of each image its class, "" outside the folders of the classes, None without any. refusal: why finetune
-    stops. warned: what it would warn of.
+    labels: the class of each image, "" outside the class folders, None without classes. refusal: the error with which
+    finetune would stop. warned: the warnings that finetune would print.
     """
 
     parts: dict[str, Source]
@@ -187,22 +165,32 @@ class Opened:
     warned: Sequence[str] = ()
 
 
+class Warnings(Talk):
+    """Keeps warnings instead of printing them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
-    """Open the data as pretrain does and, if it is one set, as finetune does. Raises DataError as pretrain does."""
+    """Open the data as pretrain does and, if it is one set, as finetune does. Raise DataError as pretrain does."""
     root, offline, one = Path(options.data_root), options.offline, options.data[0]
     read = open_unlabelled(options.data, data_root=root, offline=offline, talk=talk)
     unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
     if len(options.data) > 1 or is_named(one, root):
         return unlabelled
-    noting = Noting()
+    warnings = Warnings()
     try:
-        pieces = open_pieces(one, data_root=root, offline=offline, talk=noting)
+        pieces = open_pieces(one, data_root=root, offline=offline, talk=warnings)
         made = {part: piece() for part, piece in pieces.parts.items()}
     except DataError as error:
         return dataclasses.replace(unlabelled, refusal=error)
     first = made.pop("train", None) or made.pop("all")
     labels = list(first.texts)
-    if len(labels) != len(read):  # finetune takes others: parts without labels, say
+    if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
         known = dict(zip(first.source.names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
     parts = {"train" if made else "": read} | {part: piece.source for part, piece in made.items()}
@@ -212,11 +200,33 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
         assemble(pieces, talk)
     except DataError as error:
         refusal = error
-    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=noting.warned)
+    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=warnings.lines)
 
 
-def sized(source: Source) -> int:
-    """The image size that pretrain takes; where it finds nothing that can be read, the smallest."""
+def examine(
+    opened: Opened, seen: Inspected, options: DoctorOptions, image_size: int, workers: int, talk: Talk
+) -> Examination:
+    """Collect the findings about the images."""
+    found = Examination(opened.parts, opened.labels, seen)
+    data = [(", ".join(options.data), "")]
+    num_train, num_readable = len(next(iter(opened.parts.values()))), len(found.good_of(found.train))
+    if not any(map(len, opened.parts.values())):
+        found.add("no images", str(opened.refusal), data, problem=True)
+    elif refusal := opened.refusal or found.unreadable_part():
+        found.add("finetune stops", str(refusal), data, problem=not isinstance(refusal, Unlabelled))
+    found.add("finetune warns", "about the way it reads the folders", [(line, "") for line in opened.warned])
+    found.look_for_bad(options.max_bad)
+    few = [(f"{num_readable} of {num_train}", "readable")] if num_train and num_readable < 2 else []
+    found.add("too few images", "pretraining needs at least two", few, problem=True)
+    found.look_at_classes()
+    found.look_for_copies(workers, talk)
+    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
+    found.look_at_left_out(opened.left_out)
+    return found
+
+
+def size_for(source: Source) -> int:
+    """Return the image size that pretrain would choose; the smallest if no image can be read."""
     try:
         return suggested_size(source) if len(source) else 32
     except DataError:
@@ -229,7 +239,7 @@ def spread(values: NDArray[np.int64]) -> Spread | None:
 
 def machine(device: torch.device) -> Machine:
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    store = store_folder(None)
+    store = cache_folder(None)
     return Machine(
         cores=num_cores(),
         device=str(device),
@@ -242,54 +252,68 @@ def machine(device: torch.device) -> Machine:
     )
 
 
-def plans_for(
-    options: DoctorOptions, source: Source, image_size: int, speed: float, device: torch.device, talk: Talk
-) -> list[Plan]:
-    """What pretraining does by default, and if that takes long, the same with the small network; timed on some of the
-    images, two at least, as pretraining does it itself."""
-    size = storage_size(image_size)
-    pixels = len(source) * size * size * 3
-    in_memory, store = is_small(source, size), store_folder(None)
-    keeps_all = store is not None and pixels <= min(MOST, disk_usage(nearest(store)).free // 2)
-    plans: list[Plan] = []
-    for backbone in [options.backbone] if options.backbone else BACKBONES:
-        asked = {name: getattr(options, name) for name in ("data_root", "offline", "device", "precision", "workers")}
-        pretraining = PretrainOptions(data=options.data, image_size=image_size, backbone=backbone, **asked)
-        derived = derive(pretraining, source)
-        batch_size = derived["batch_size"]
-        steps = num_steps(steps=None, epochs=None, num_images=len(source), batch_size=batch_size)
-        seconds = None
-        if options.time:
-            talk.say(f"taking some steps: {backbone} at {image_size} px, batch {batch_size}")
-            count = min(batch_size, len(source))  # neighbours where they lie together, else from all over
-            rows = np.arange(count) if source.block > 1 else np.linspace(0, len(source) - 1, count).astype(np.int64)
-            workers = options.workers or num_cores()
-            sample = read_store(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-            method, step = make_step(derived, pretraining, device, Talk())
-            batch = on_device(batches(sample, method, derived, 0)(0), device)
-            pace = Pace(fit_to_machine(step, method, batch, pretraining, derived, talk))
-            if not in_memory:
-                epoch = round(len(source) / batch_size)
-                pace = decoding_pace(pace.later, batch_size / speed, keeps_all, epoch, device)
-            seconds = pace.seconds(steps)
-        given = {**asked, "backbone": backbone}
-        flags = [(flag_of(name), value) for name, value in given.items() if value != getattr(PretrainOptions(), name)]
-        words = [word for flag, value in flags for word in ([flag] if value is True else [flag, str(value)])]
-        plans.append(
-            Plan(
-                command=shlex.join(["selfie", "pretrain", *options.data, *words]),
-                backbone=backbone,
-                image_size=image_size,
-                batch_size=batch_size,
-                micro_batch=derived.get("micro_batch"),
-                precision=derived.get("precision"),
-                steps=steps,
-                seconds=seconds,
-                reading=len(source) / speed if in_memory else 0.0,
-                pixels=pixels,
-                in_memory=in_memory,
-            )
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Plans of pretraining on these images and this machine. `decoding` is in images per second."""
+
+    options: DoctorOptions
+    source: Source
+    image_size: int
+    decoding: float
+    device: torch.device
+    talk: Talk
+
+    def plans(self) -> list[Plan]:
+        """Return the plan of pretraining by default and, if that takes long, one with the small network."""
+        plans: list[Plan] = []
+        for backbone in [self.options.backbone] if self.options.backbone else BACKBONES:
+            plans.append(self.plan(backbone))
+            if (plans[-1].seconds or 0) <= LONG_TRAINING:
+                break
+        return plans
+
+    def plan(self, backbone: Backbone) -> Plan:
+        usual, num_images, size = PretrainOptions(), len(self.source), storage_size(self.image_size)
+        names = ("data_root", "offline", "device", "precision", "workers")
+        given = {name: getattr(self.options, name) for name in names} | {"backbone": backbone}
+        options = PretrainOptions(data=self.options.data, image_size=self.image_size, **given)
+        derived = derive(options, self.source)
+        steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
+        pace = self.pace(options, derived) if self.options.time else None
+        in_memory = is_small(self.source, size)
+        changed = {flag_of(name): value for name, value in given.items() if value != getattr(usual, name)}
+        flags = [word for flag, value in changed.items() for word in ([flag] if value is True else [flag, str(value)])]
+        return Plan(
+            command=shlex.join(["selfie", "pretrain", *options.data, *flags]),
+            backbone=backbone,
+            image_size=self.image_size,
+            batch_size=derived["batch_size"],
+            micro_batch=derived.get("micro_batch"),
+            precision=derived.get("precision"),
+            steps=steps,
+            seconds=pace.seconds(steps) if pace else None,
+            reading=num_images / self.decoding if in_memory else 0.0,
+            pixels=num_images * size * size * 3,
+            in_memory=in_memory,
         )
-        if seconds is None or seconds <= PATIENCE:
-            break
-    return plans
+
+    def pace(self, options: PretrainOptions, derived: dict[str, Any]) -> Pace:
+        """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
+        num_images, batch_size, size = len(self.source), derived["batch_size"], storage_size(self.image_size)
+        self.talk.say(f"timing a few steps: {options.backbone} at {self.image_size} px, batch {batch_size}")
+        count = min(batch_size, num_images)
+        # Neighbours if images are read in blocks, else images from all over.
+        rows = np.arange(count) if self.source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
+        workers = options.workers or num_cores()
+        sample = read_pixels(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
+        method, step = make_step(derived, options, self.device, Talk())
+        batch = on_device(batches(sample, method, derived, 0)(0), self.device)
+        pace = Pace(fit_to_machine(step, method, batch, options, derived, self.talk))
+        if is_small(self.source, size):
+            return pace
+        store = cache_folder(None)
+        room = min(MOST, disk_usage(nearest(store)).free // 2) if store else -1
+        keeps_all = num_images * size * size * 3 <= room
+        return decoding_pace(
+            pace.later, batch_size / self.decoding, keeps_all, round(num_images / batch_size), self.device
+        )

@@ -1,14 +1,12 @@
-"""selfie eval: what a run's network is worth on labelled images, beside the same network untrained."""
+"""selfie eval: a run's network judged on labelled images, beside the same network untrained."""
 
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +15,12 @@ from selfie_cli.comparison.labels import Part, read_parts, take
 from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
+from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
-from selfie_cli.data.store import BadFile, report_bad, storage_size
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
@@ -54,7 +53,7 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
-    """What a finetuned network's own classifier does on the test images.
+    """Accuracies of a finetuned network's own classifier, 0..1, and counts of confusions.
 
     `classes` are the network's, which may be more than the data set has; they name the rows (true) and columns
     (predicted) of `confusion`.
@@ -69,7 +68,7 @@ class Classified:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What `evaluate` found. Shares and accuracies are in 0..1."""
+    """The result of `evaluate`. Shares and accuracies are in 0..1."""
 
     run: Path
     dataset: str
@@ -108,8 +107,9 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
     talk.say(data.split_note)
     classes = data.train.classes
-    if isinstance(network.module, AnyClassifier):
-        networks.check_classes(classes, run.derived["classes"])
+    known = run.derived["classes"] if isinstance(network.module, AnyClassifier) else None
+    if known is not None:
+        networks.check_classes(classes, known)
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
 
@@ -118,12 +118,12 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     num_seen, num_like_train = counts_of(seen)
     test = take(test, rows.numpy())
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
-    classified = None
-    if isinstance(network.module, AnyClassifier):
-        with context():
-            classified = classify(network, run.derived["classes"], classes, test, options.batch_size)
-    trained = judge(network, "trained", train, test, len(classes), options, context, talk)
-    untrained = judge(twin, "untrained", train, test, len(classes), options, context, talk)
+    with context():
+        classified = None if known is None else classify(network, known, classes, test, options.batch_size)
+    trained, untrained = (
+        judge(each, name, train, test, len(classes), options, context, talk)
+        for each, name in ((network, "trained"), (twin, "untrained"))
+    )
     result = Evaluated(
         run=run.path,
         dataset=data.name,
@@ -161,39 +161,37 @@ def keep(
 ) -> None:
     """Write the result, and lists of unreadable and seen images, into the run's folder.
 
-    Where that cannot be, say so and name the unreadable images here: the result is shown all the same.
+    If that is not possible, say so and name the unreadable images: the result is shown all the same.
     """
-    if run.address:
-        say, why = talk.say, f"results go into a run's folder, and {run.address} is not one of yours"
-    else:
-        where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
-        file = place_for(run.path, Path(result.dataset).name, where)
-        bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
-        try:
+    say, why = talk.say, f"results go into a run's folder, and {run.address} is not one of yours"
+    try:
+        if not run.address:
+            where = dataset if result.named or hub.is_address(dataset) else os.path.realpath(dataset)
+            file = place_for(run.path, Path(result.dataset).name, where)
             write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
-            for listed, there in ((bad_list, bad), (seen_list, seen)):
-                if not there:  # of an earlier eval, which found some
-                    listed.unlink(missing_ok=True)
+            bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
+            for listed in (bad_list, seen_list):
+                listed.unlink(missing_ok=True)  # an earlier eval may have found some
             report_bad(bad, num_images, bad_list, talk)
             if seen:
                 write_json_lines(seen_list, seen)
             talk.say(f"written to {file}")
             return
-        except OSError as error:  # another user's run, or a full disk
-            say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
+    except OSError as error:  # another user's run, or a full disk
+        say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
     for one in bad:
         talk.warn(f"left out: {one.name}: {one.reason}")
     say(f"kept nowhere: {why}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:
-    """eval-<name>.json in `run`, with a number where what lies there is of another data set of that name."""
+    """eval-<name>.json in `run`, with a number if that file is of another data set of the same name."""
     for number in itertools.count(1):
         file = run / f"eval-{name}{f'-{number}' if number > 1 else ''}.json"
         try:
             if read_json(file).get("where", where) == where:
                 break
-        except (OSError, ValueError, AttributeError):  # nothing there, or nothing that could be read
+        except (OSError, ValueError, AttributeError):  # missing, or damaged
             break
     return file
 
@@ -213,67 +211,58 @@ def judge(
     Batch-norm statistics are estimated on the training images first, for the features and again for the pretext task:
     an untrained network has none, and the paper's Selfie has those of patches. So all networks are judged alike.
     """
-    size = options.batch_size
     networks.estimate_batch_norm(network.module, network.vectors, train.pixels)
     with context():
-        before = networks.vectors_of(network, train.pixels, batch_size=size, talk=talk, what=f"{name}: training images")
-        after = networks.vectors_of(network, test.pixels, batch_size=size, talk=talk, what=f"{name}: test images")
+        before, after = (
+            networks.vectors_of(
+                network, pixels, batch_size=options.batch_size, talk=talk, what=f"{name}: {what} images"
+            )
+            for what, pixels in (("training", train.pixels), ("test", test.pixels))
+        )
     votes = knn_predict(
         before, train.labels, after, num_classes=num_classes, k=options.k, temperature=options.temperature
     )
-    held = np.zeros(len(train.labels), dtype=bool)
-    held[hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1]] = True
+    held = torch.zeros(len(train.labels), dtype=torch.bool)
+    held[torch.from_numpy(hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1])] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
-    probe = fit_linear_probe(before, train.labels, num_classes=num_classes, held_out=torch.from_numpy(held))
+    probe = fit_linear_probe(before, train.labels, num_classes=num_classes, held_out=held)
     module = network.module
-    as_trained = plain = chance = None
-    with context():
-        if isinstance(module, Selfie):
-            as_trained, chance = pretext_accuracy(module, module.augment, train.pixels, test.pixels, options)
-
-            def centre(pixels: Tensor, crops: Tensor, *places: Tensor) -> tuple[Tensor, ...]:
-                return plain_view(pixels, network.image_size), *places
-
-            plain, _ = pretext_accuracy(module, centre, train.pixels, test.pixels, options)
+    cropped = plain = chance = None
+    if isinstance(module, Selfie):
+        chance = module.chance
+        with context():
+            cropped = pretext_accuracy(module, train.pixels, test.pixels, options, crop=True)
+            plain = pretext_accuracy(module, train.pixels, test.pixels, options, crop=False)
     return Judged(
         knn=topk_accuracy(votes, test.labels),
         linear=topk_accuracy(probe.scores(after), test.labels),
         linear_strength=probe.strength,
-        pretext_accuracy=as_trained,
+        pretext_accuracy=cropped,
         pretext_accuracy_plain=plain,
         chance=chance,
     )
 
 
 @torch.no_grad()
-def pretext_accuracy(
-    module: Selfie,
-    view: Callable[..., tuple[Tensor, ...]],
-    train: Tensor,
-    pixels: Tensor,
-    options: EvalOptions,
-) -> tuple[float, float]:
-    """Share of the right picks of the network, one draw per image, and of a guess, both in 0..1.
+def pretext_accuracy(module: Selfie, train: Tensor, pixels: Tensor, options: EvalOptions, *, crop: bool) -> float:
+    """Share of the network's right picks, 0..1, one draw per image of `pixels`, uint8 [N, S, S, 3].
 
-    pixels: uint8 [N, S, S, 3]; `view` augments. Batch-norm statistics are those of this task on `train`, uint8
+    Images are cropped as in training, or plain. Batch-norm statistics are those of this task on `train`, uint8
     [M, S, S, 3].
     """
-    device, batch_size = next(module.parameters()).device, options.batch_size
+    device = next(module.parameters()).device
+
+    def right(batch: Tensor, *draws: Tensor) -> Tensor:
+        batch, crops, *places = (tensor.to(device) for tensor in (batch, *draws))
+        images = module.augment(batch, crops, *places)[0] if crop else plain_view(batch, module.image_size)
+        return module.loss(images, *places)[1]["pretext_accuracy"] * len(batch)
+
     generator = step_generator(options.seed, 2)
-
-    def forward(batch: Tensor) -> Tensor:
-        draws = module.draw(len(batch), generator)
-        return module.loss(*view(batch, *(draw.to(device) for draw in draws)))[0]
-
     with torch.autocast(device.type, enabled=False):
-        networks.estimate_batch_norm(module, forward, train)
+        networks.estimate_batch_norm(module, lambda batch: right(batch, *module.draw(len(batch), generator)), train)
     draws = module.draw(len(pixels), step_generator(options.seed, 1))
-    right = chance = 0.0
-    for batch in zip(*(tensor.split(batch_size) for tensor in (pixels, *draws)), strict=True):
-        _, logged = module.loss(*view(*(tensor.to(device) for tensor in batch)))
-        right += logged["pretext_accuracy"].item() * len(batch[0])
-        chance += logged["chance"].item() * len(batch[0])
-    return right / len(pixels), chance / len(pixels)
+    batches = zip(*(tensor.split(options.batch_size) for tensor in (pixels, *draws)), strict=True)
+    return sum(right(*batch).item() for batch in batches) / len(pixels)
 
 
 def classify(network: Network, known: list[str], classes: list[str], test: Part, batch_size: int) -> Classified:

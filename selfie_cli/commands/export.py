@@ -1,4 +1,4 @@
-"""selfie export: a run's network in a file for another library, and the code that loads it there."""
+"""selfie export: a run's network in a file for another library, and code that loads it there."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from selfie_cli import __version__, runs
 from selfie_cli.config import ExportOptions, Target
 from selfie_cli.data.augment import MEAN, STD
-from selfie_cli.data.store import storage_size
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.errors import UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference import networks
@@ -26,8 +26,7 @@ from selfie_cli.weights import save_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What `export` did. `missing` are the tensors of the other library's network that the file does not hold, sorted;
-    `code` is Python that loads the file there."""
+    """A written file. missing: names of the other library's tensors that it does not hold. code: Python to load it."""
 
     out: Path
     to: Target
@@ -52,9 +51,8 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     network = networks.load_network(run, features=None, device=torch.device("cpu"))
     classifier = network.module if isinstance(network.module, AnyClassifier) else None
     encoder: ResNet = network.module.encoder
-    kept = classifier or encoder  # of a pretraining run nothing else takes part in its features
-    width = classifier.head.in_features if classifier else encoder.num_features
-    header = description(run, features=network.features, width=width)
+    kept = classifier or encoder  # a pretraining run's features need nothing else
+    header = description(run, features=network.features, width=network.width)
     missing: list[str] = []
     if to == "onnx":
         data = as_onnx(kept, image_size=network.image_size, metadata=header, producer=f"selfie {__version__}")
@@ -63,27 +61,25 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     elif to == "safetensors":
         save_weights(followed(out), kept.state_dict(), header)
     else:
-        head = classifier.head if classifier else None
-        state, missing = as_whole_network(run.derived["backbone"], encoder, head)
+        state, missing = as_whole_network(run.derived["backbone"], encoder, classifier.head if classifier else None)
         save_weights(followed(out), state, header | {"missing": json.dumps(missing)})
     also = ", and probabilities" if classifier else ""
-    talk.say(f"{out} gives what selfie embed does: {network.features} features, {width} numbers{also}")
+    talk.say(f"{out} gives what selfie embed does: {network.features} features, {network.width} numbers{also}")
     if missing:
         talk.say(f"not in it: {len(missing)} tensors from the fourth stage on, since three stages were pretrained")
-    code = loading_code(to, run, kept, str(out), width=width, partial=bool(missing))
     return Exported(
         out=out,
         to=to,
         features=network.features,
-        width=width,
+        width=network.width,
         classes=run.derived.get("classes"),
         missing=missing,
-        code=code,
+        code=loading_code(to, run, kept, str(out), width=network.width, partial=bool(missing)),
     )
 
 
 def target_of(options: ExportOptions, run: Run) -> Target:
-    """Raises UsageError if --to is not given, does not fit the run, or needs packages that are not there."""
+    """Raises UsageError if --to is not given, does not fit the run, or needs packages that are not installed."""
     reasons = {target: why_not(run.derived, target) for target in get_args(Target)}
     fitting = [target for target, reason in reasons.items() if reason is None]
     if options.to is None:
@@ -96,7 +92,7 @@ def target_of(options: ExportOptions, run: Run) -> Target:
 
 
 def description(run: Run, *, features: str, width: int) -> dict[str, str]:
-    """What the file says of itself: how to rebuild the network, and what to show it. Lists and tables are JSON."""
+    """The file's header: how to rebuild the network, and how to prepare its input. Lists and tables are JSON."""
     derived, size = run.derived, int(run.derived["image_size"])
     preprocessing = {
         "colours": "RGB, upright by the EXIF orientation, what is transparent shows white",
@@ -118,34 +114,27 @@ def description(run: Run, *, features: str, width: int) -> dict[str, str]:
 
 
 def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, *, width: int, partial: bool) -> str:
-    """Python to paste, which loads the file and defines `preprocess`, `features` and, of a classifier, `classes` and
+    """Python that loads the file and defines `preprocess`, `features` and, for a classifier, `classes` and
     `probabilities`. In torch, `preprocess` gives the pixels that `selfie embed` sees; without torch, Pillow resizes,
-    which rounds some of them otherwise, by 1 of 255.
+    which rounds some of them differently, by 1 of 255.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    derived, size = run.derived, int(run.derived["image_size"])
+    loader = PackageLoader("selfie_cli", "commands")
+    templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     classifier = kept if isinstance(kept, AnyClassifier) else None
-    stored = storage_size(size)
-    options = derived["hybrid"] if isinstance(kept, Hybrid) else {}
-    templates = Environment(
-        loader=PackageLoader("selfie_cli", "commands"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     return templates.get_template("loading.py.jinja").render(
         to=to,
         file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
-        backbone=derived["backbone"],
-        stem=derived["stem"],
-        size=size,
-        stored=stored,
-        margin=(stored - size) // 2,
+        derived=run.derived,
+        size=int(run.derived["image_size"]),
+        stored=storage_size(int(run.derived["image_size"])),
         mean=list(MEAN),
         std=list(STD),
         width=width,
         partial=partial,
-        hybrid=", ".join(f"{key}={value!r}" for key, value in options.items()),
-        num_classes=len(derived["classes"]) if classifier else 0,
-        num_outputs=classifier.head.out_features if classifier else 0,
+        hybrid=isinstance(kept, Hybrid),
+        num_classes=classifier.head.out_features if classifier else 0,
         whole=classifier is not None or kept.num_stages == 4,
         norm=isinstance(kept, PreActivationResNet) and kept.norm is not None,
     )

@@ -11,11 +11,11 @@ import torch
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
-from selfie_cli.data.mapped import MappedStore, open_store
+from selfie_cli.data.pixels import InMemory, Pixels, open_pixels, storage_size
 from selfie_cli.data.sources import Subset, fingerprint
-from selfie_cli.data.store import BadFile, Store, load_bad, report_bad, save_bad, storage_size
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.methods.method import Method
@@ -90,7 +90,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
 
     with contextlib.ExitStack() as stack:
-        opened = open_store(
+        opened = open_pixels(
             source,
             size=storage_size(derived["image_size"]),
             workers=options.workers or num_cores(),
@@ -100,12 +100,11 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             limit_gb=options.store_gb,
         )
         stack.callback(opened.close)
-        if run is None and isinstance(opened, Store) and len(opened) < min(len(source), derived["batch_size"]):
+        if run is None and isinstance(opened, InMemory) and len(opened) < min(len(source), derived["batch_size"]):
             readable = Subset(source, opened.kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
-        # What is small lives where it is needed.
-        store = opened.to(device) if isinstance(opened, Store) else opened
+        store = opened.to(device)
         method, step = make_step(derived, options, device, talk)
         watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
         ahead = Prefetch(batches(store, method, derived, options.seed), device=device)
@@ -157,7 +156,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
                 run.update(progress={"diverged": True})
             usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
             lower = min(derived["lr"] / 3, usual)
-            raise Diverged(f"{error}. Go on with: {resume_hint} --lr {lower:.2g}") from None
+            raise Diverged(f"{error}. Resume with: {resume_hint} --lr {lower:.2g}") from None
         bad = keep_what_was_seen(run, store)
         if here.first:
             if len(bad) > num_bad:
@@ -173,7 +172,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     return Pretrained(run=run.path, left_out=source.left_out.counts, **dataclasses.asdict(trained))
 
 
-def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], options: PretrainOptions) -> None:
+def take_up(run: Run, store: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
     """Go on with a stopped run: note what its options are by now, and recall what is known of its images."""
     if group().first and has_diverged(run):
         asked = {name: getattr(options, name) for name in MILDER}
@@ -186,7 +185,7 @@ def take_up(run: Run, store: Store | MappedStore, derived: dict[str, Any], optio
 def fit_to_machine_and_length(
     step: Step,
     method: Method,
-    store: Store | MappedStore,
+    store: Pixels,
     batch_of: Callable[[int], Batch],
     options: PretrainOptions,
     derived: dict[str, Any],
@@ -211,10 +210,9 @@ def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
     return run.derived | {name: value for name, value in now.items() if value not in (None, "auto")}
 
 
-def keep_what_was_seen(run: Run, store: Store | MappedStore) -> list[BadFile]:
+def keep_what_was_seen(run: Run, store: Pixels) -> list[BadFile]:
     """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
     here = group()
-    store.flush()
     bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
     marks = store.marks() if here.world == 1 else joined(here.gather(store.marks()))
     if here.first:

@@ -1,12 +1,13 @@
 """selfie pull: a run from the Hugging Face Hub into a folder, checked."""
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfie_cli import hub, runs
 from selfie_cli.config import PullOptions
-from selfie_cli.errors import RunError, UsageError
+from selfie_cli.errors import HubError, RunError, UsageError
 from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.inference import networks
 from selfie_cli.talk import Talk
@@ -32,6 +33,8 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
     if not run.finished:
         raise RunError(f"{run} is not finished: its owner has to push it again")
     networks.load_module(run)
+    with contextlib.suppress(HubError):  # its card, if there is one
+        hub.fetch(hub.parse(str(run)), "README.md", offline=options.offline, talk=talk)
     with replacing_folder(out, overwrite=True) as temporary:
         for name in ("model.safetensors", "README.md"):
             if (run.path / name).is_file():

@@ -11,7 +11,6 @@ from typing import Any, get_args, get_type_hints
 
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
-from selfie_cli.commands.report import describing
 from selfie_cli.comparison.statistics import Curve, Finetuned
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
@@ -20,6 +19,7 @@ from selfie_cli.inference import networks
 from selfie_cli.models.portable import why_not
 from selfie_cli.option import Options, flag_of, negated
 from selfie_cli.reporting.card import known, model_card
+from selfie_cli.reporting.page import describing
 from selfie_cli.runs import Run
 from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk

@@ -1,10 +1,8 @@
 """selfie report: a run as one page, with what was learned drawn on real images."""
 
-import contextlib
 import datetime
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -13,23 +11,22 @@ import torch
 
 from selfie_cli import __version__, runs
 from selfie_cli.config import ReportOptions, TrainingOptions
-from selfie_cli.errors import DataError, RunError, SelfieError, UsageError
+from selfie_cli.errors import DataError, SelfieError, UsageError
 from selfie_cli.files import followed, write_text
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.outputs import check_file
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.reporting import exhibits
-from selfie_cli.reporting import page as pages
+from selfie_cli.reporting import examples
 from selfie_cli.reporting.facts import details, heading_of, read_lines, results, training
-from selfie_cli.reporting.gallery import embed, open_gallery
-from selfie_cli.reporting.page import Page, piece
+from selfie_cli.reporting.images import embed, open_images
+from selfie_cli.reporting.page import Page, describing, document
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import saved_states
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import prepare
+from selfie_cli.training.hardware import num_cores, prepare
 from selfie_cli.training.step import reason_of
 from selfie_cli.weights import load_weights
 
@@ -58,13 +55,13 @@ def report(options: ReportOptions, talk: Talk) -> Reported:
         results(run, page)
         if run.verb == "pretrain":
             training(run, page)
-    num_images = look(run, page, options, talk)
+    num_images = add_images(run, page, options, talk)
     with describing(run):
         if run.verb != "pretrain":
             training(run, page)
         details(run, page)
     written = f"Written by selfie {__version__}, {datetime.datetime.now():%Y-%m-%d %H:%M}."
-    text = pages.document(page, title=f"{run.name}: selfie {run.verb}", header=heading, footer=written)
+    text = document(page, title=f"{run.name}: selfie {run.verb}", header=heading, footer=written)
     write_text(out if options.out is None else followed(out), text)
     return Reported(run=run.path, out=out, bytes=len(text.encode()), num_images=num_images)
 
@@ -101,15 +98,6 @@ def choose_out(run: Run, options: ReportOptions) -> Path:
     return check_file(options.out, SUFFIXES, overwrite=options.overwrite)
 
 
-@contextlib.contextmanager
-def describing(run: Run) -> Iterator[None]:
-    """What is missing or of another kind in here is so in the run's files. Raises RunError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise RunError(f"a file in {run.path} is damaged, or of another version of selfie: {error!r}") from error
-
-
 def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     """The run's network; of a pretraining under way, what it saved last. None where there is nothing yet."""
     if run.weights.is_file():
@@ -125,42 +113,44 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     return Network(module.to(device).eval(), int(run.derived["image_size"]), features)
 
 
-def look(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
-    """Everything that needs images; how many the network was shown."""
-    device = prepare(options.device)
-    network = load(run, device, talk)
+def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
+    """Add every section that needs images; return how many of them the network was shown."""
+    network = load(run, prepare(options.device), talk)
     if network is None:
         return 0
     try:
         with describing(run):
-            gallery = open_gallery(run, options, talk)
+            images = open_images(
+                run,
+                options.dataset,
+                data_root=Path(options.data_root),
+                offline=options.offline,
+                workers=options.workers or num_cores(),
+                talk=talk,
+            )
             seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
-        embedded = embed(gallery, network, options, talk, exclude={each["path"] for each in seen})
+            exclude = {each["path"] for each in seen}
+        bf16, max_bad = options.precision == "bf16", options.max_bad
+        embedded = embed(images, network, limit=options.images, bf16=bf16, max_bad=max_bad, exclude=exclude, talk=talk)
     except DataError as error:
         if options.dataset:
             raise
         # The run's own data are never downloaded for a page, whatever the options.
         reason = re.sub(": (run|fetch it) once without --offline.*", "", str(error))
         talk.say(f"without images: {reason}")
-        page.add(
-            "images",
-            "Images",
-            piece("paragraph", f"The images of this run were not found when the page was made: {reason}."),
-            piece("paragraph", f"selfie report {run} --dataset FOLDER shows others."),
-        )
+        page.add("images", "Images", "images_missing", run=run, reason=reason)
         return 0
     if isinstance(network.module, Selfie):
-        exhibits.paper_picks(network.module, gallery, embedded, page)
+        examples.patch_picks(network.module, images, embedded, page)
     elif run.verb == "pretrain" and run.derived[run.derived["method"]].get("views") != 2:
-        exhibits.view_picks(networks.build_method(run.derived), network, gallery, embedded, page)
-    elif isinstance(network.module, AnyClassifier) and gallery.labels is not None:
+        examples.view_picks(networks.build_method(run.derived), network, images, embedded, page)
+    elif isinstance(network.module, AnyClassifier) and images.labels is not None:
         arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
         which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"
-        if run.verb == "finetune-cell":
-            which = run.name
-        exhibits.classified(which, gallery.labels, gallery, embedded, page)
+        which = run.name if run.verb == "finetune-cell" else which
+        examples.classified(which, images.labels, images, embedded, page)
     if len(embedded.vectors) > 2:
-        exhibits.neighbours(gallery, embedded, page)
+        examples.neighbours(images, embedded, page)
         talk.say(f"drawing a map of {len(embedded.vectors):,} images")
-        exhibits.mapped(gallery, embedded, page)
+        examples.mapped(images, embedded, page)
     return len(embedded.rows)

@@ -32,9 +32,9 @@ def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Te
 
     Raises HubError if they cannot be fetched, or are not there with `offline`; WeightsError if they do not fit.
     """
-    there = hub.find(hub.Address(f"timm/{network}.tv_in1k"), offline=offline, talk=talk)
-    talk.say(f"ImageNet weights: {there.address}, torchvision's")
-    _, file = there.fetch("config.json"), there.fetch("model.safetensors")  # without the former, none is there offline
+    file = hub.fetch(hub.Address(f"timm/{network}.tv_in1k"), "model.safetensors", offline=offline, talk=talk)
+    address = hub.Address(f"timm/{network}.tv_in1k").at(file)
+    talk.say(f"ImageNet weights: {address}, torchvision's")
     try:
         tensors = safetensors.torch.load_file(file)
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
@@ -43,5 +43,5 @@ def imagenet_weights(network: str, *, offline: bool, talk: Talk) -> dict[str, Te
         resnet(network, stem="7x7", num_stages=4).load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise WeightsError(f"{there.address} does not hold torchvision's {network}: {reason}") from None
+        raise WeightsError(f"{address} does not hold torchvision's {network}: {reason}") from None
     return state

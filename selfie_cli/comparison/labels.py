@@ -12,11 +12,11 @@ from torch import Tensor
 from selfie_cli.comparison.seen import counts_of, look_for_seen
 from selfie_cli.config import DataOptions, LabelOptions
 from selfie_cli.data import splits
+from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
-from selfie_cli.data.mapped import all_pixels, open_store
+from selfie_cli.data.pixels import open_pixels, storage_size
 from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, report_bad, storage_size, too_many
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.runs import Run
@@ -149,17 +149,15 @@ def read_parts(
 
 
 def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
-    store = all_pixels(
-        open_store(
-            part.source,
-            size=size,
-            workers=options.workers or num_cores(),
-            max_bad=1,  # of both parts together, see `read_parts`
-            talk=talk,
-            folder=options.store,
-            limit_gb=options.store_gb,
-        )
-    )
+    store = open_pixels(
+        part.source,
+        size=size,
+        workers=options.workers or num_cores(),
+        max_bad=1,  # of both parts together, see `read_parts`
+        talk=talk,
+        folder=options.store,
+        limit_gb=options.store_gb,
+    ).in_memory()
     names = part.source.names
     labels = torch.from_numpy(part.labels[store.kept])
     return Part(pixels=store.pixels, labels=labels, names=[names[i] for i in store.kept]), store.bad

@@ -19,7 +19,7 @@ from selfie_cli.config import LabelOptions
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import IMAGE_ORDER, Prefetch, SampleOrder, make_batches, step_seed
-from selfie_cli.data.mapped import SMALL
+from selfie_cli.data.pixels import SMALL
 from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json

@@ -1,10 +1,10 @@
-"""Augmentation of whole batches where they are, and the way from stored uint8 pixels to what a network takes.
+"""Augmentation of whole batches on their device: from stored uint8 pixels to the input of a network.
 
     B  images      S  stored side, s  network's side, both in pixels
 
-Random numbers are few and are drawn apart from the work that they ask for: functions named draw_... give small tensors
-on the CPU, a row an image, from the generator of a step (`batches.step_generator`). So what happens to an
-image is the same whatever the device, and however a batch is divided among processes or micro-batches.
+Functions named draw_... draw the random numbers, apart from the work: small tensors on the CPU, one row per image, from
+the generator of a step (`batches.step_generator`). So an image is augmented the same way on every device, and however a
+batch is divided among processes or micro-batches.
 """
 
 import functools
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-# Channel means and standard deviations of ImageNet's training images, in units of 0..1, as torchvision documents them.
+# Channel means and standard deviations of ImageNet's training images, in units of 0..1, from torchvision.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 PADDING = 4
-"""Pixels of black that the field adds on every side of small images before it crops them back."""
+"""Black pixels added on every side of small images before they are cropped back."""
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, laid out channels-last."""
+    """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, channels-last."""
     b, s = pixels.shape[:2]
     mean, scale = constants(pixels.device)
     # Over rows of 3 s values rather than over 3: loops of three are slow.
@@ -32,7 +32,7 @@ def normalize(pixels: Tensor) -> Tensor:
 
 @functools.cache
 def constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation in units of 0..255, float32 [3]: made once, as a copy to a GPU would wait."""
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3]. Cached, because a copy to a GPU waits for it."""
     mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
     return mean * 255, 1 / (std * 255)
 
@@ -44,37 +44,23 @@ def centre_crop(pixels: Tensor, size: int) -> Tensor:
 
 
 def draw_shifts(num_images: int, generator: Generator, *, flip: bool = True) -> Tensor:
-    """Where `pad_crop` cuts: int64 [B, 3], down and right in 0..2 PADDING, and 1 for the half that are mirrored."""
+    """Draw the crops of `pad_crop`: int64 [B, 3], down and right in 0..2 PADDING, and 1 for mirrored images (half)."""
     offsets = torch.randint(0, 2 * PADDING + 1, (num_images, 2), generator=generator)
     mirrored = torch.rand(num_images, 1, generator=generator) < (0.5 if flip else 0.0)
     return torch.cat([offsets, mirrored.long()], dim=1)
 
 
 def pad_crop(pixels: Tensor, shifts: Tensor) -> Tensor:
-    """Pad with black, crop back where `shifts` [B, 3] say: uint8 [B, S, S, 3] -> the same."""
-    if pixels.device.type == "cpu":
-        return _pad_crop_by_slices(pixels, shifts)
+    """Pad with black, and crop back as `shifts` [B, 3] say: uint8 [B, S, S, 3] -> the same."""
     b, s = pixels.shape[:2]
-    padded = F.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    down, right, mirrored = shifts.unsqueeze(2).unbind(dim=1)  # [B, 1] each
-    side = torch.arange(s, device=pixels.device).expand(b, s)
-    rows = side + down  # [B, S]
+    w = s + 2 * PADDING
+    padded = F.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING))  # [B, w, w, 3]
+    down, right, mirrored = shifts.int().unsqueeze(2).unbind(dim=1)  # [B, 1] each
+    side = torch.arange(s, dtype=torch.int32, device=pixels.device)
+    rows = side + down + w * torch.arange(b, dtype=torch.int32, device=pixels.device)[:, None]  # [B, S]
     columns = torch.where(mirrored == 1, s - 1 - side, side) + right  # [B, S]
-    image = torch.arange(b, device=pixels.device)
-    return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def _pad_crop_by_slices(pixels: Tensor, shifts: Tensor) -> Tensor:
-    """The same, an image at a time: a GPU would wait for the shifts, a CPU copies rows faster than single pixels."""
-    s = pixels.shape[1]
-    cropped = torch.zeros_like(pixels)
-    for image, out, (down, right, mirrored) in zip(pixels, cropped, shifts.tolist(), strict=True):
-        y, x = down - PADDING, right - PADDING  # where the crop begins in the image
-        top, bottom, left, end = max(0, y), min(s, s + y), max(0, x), min(s, s + x)
-        seen = image[top:bottom, left:end]
-        columns = slice(s - (end - x), s - (left - x)) if mirrored else slice(left - x, end - x)
-        out[top - y : bottom - y, columns] = seen.flip(1) if mirrored else seen
-    return cropped
+    places = w * rows[:, :, None] + columns[:, None, :]  # [B, S, S]
+    return padded.view(-1, 3).index_select(0, places.view(-1)).view(b, s, s, 3)
 
 
 def draw_boxes(
@@ -101,10 +87,10 @@ def draw_boxes(
 
 
 def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """What the boxes [B, 4] show of images, float [B, 3, S, S], resized: [B, 3, s, s].
+    """Cut the boxes [B, 4] out of images, float [B, 3, S, S], and resize them: [B, 3, s, s].
 
-    Bilinear without antialiasing: the store is at most 8/7 of the network's side and crops are smaller still, so little
-    is scaled down; most for two-view Selfie above 64 px, by 1.5 at the widest crop.
+    Bilinear without antialiasing: stored images are at most 8/7 of the network's side and crops are smaller still, so
+    little is scaled down; most for two-view Selfie above 64 px, by 1.5 at the widest crop.
     """
     x, y, width, height = boxes.unbind(dim=1)
     zero = torch.zeros_like(x)
@@ -115,16 +101,16 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def draw_crops(num_images: int, size: int, generator: Generator, *, flip: bool, min_crop: float) -> Tensor:
-    """What `training_view` needs at this size: shifts [B, 3] up to 64 px, boxes [B, 4] above."""
+    """Draw the crops of `training_view`: shifts [B, 3] up to 64 px, boxes [B, 4] above."""
     if size <= 64:
         return draw_shifts(num_images, generator, flip=flip)
     return draw_boxes(num_images, generator, min_area=min_crop, flip=flip)
 
 
 def training_view(pixels: Tensor, crops: Tensor, size: int) -> Tensor:
-    """The field's usual augmentation: pad and crop up to 64 px, random resized crop above; mirrored half of the time.
+    """Pad and crop up to 64 px, random resized crop above; mirrored half of the time.
 
-    uint8 [B, S, S, 3] and what `draw_crops` gave -> float32 [B, 3, s, s], normalized, laid out channels-last.
+    uint8 [B, S, S, 3] and the result of `draw_crops` -> float32 [B, 3, s, s], normalized, channels-last.
     """
     if size <= 64:
         return normalize(pad_crop(pixels, crops))
@@ -132,5 +118,5 @@ def training_view(pixels: Tensor, crops: Tensor, size: int) -> Tensor:
 
 
 def plain_view(pixels: Tensor, size: int) -> Tensor:
-    """What evaluation looks at: the centre. uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
+    """Crop the centre, for evaluation. uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
     return normalize(centre_crop(pixels, size))

@@ -1,4 +1,4 @@
-"""Images of tar shards and parquet files, opened out of blocks of neighbours that are read from the disk in one go."""
+"""Images of tar shards and parquet files, opened from blocks of neighbours that are read from the disk together."""
 
 import io
 import threading
@@ -13,49 +13,50 @@ from selfie_cli.data.sources import Packed, checked
 from selfie_cli.errors import UnreadableImage
 
 BLOCK = 64
-"""Neighbours that are read together: some 7 MB of photos, which takes a disk longer to read than to find."""
+"""Neighbours read together: some 7 MB of photos, which takes a disk longer to read than to find."""
 MOST = 10**9
-"""Bytes of blocks in memory: a window of 32 blocks (`training.schedule.SampleOrder`), if a photo has under 500 KB."""
+"""Bytes of blocks in memory: a window of 32 blocks (`batches.SampleOrder`), if a photo has under 500 KB."""
 
 Data = Sequence[bytes | UnreadableImage]
 
 
 class BlockReader:
-    """Opens packed images, and is fast where those of a block of neighbours are asked for within a short time.
+    """Opens packed images. Fast where images of a block of neighbours are asked for within a short time. Thread-safe.
 
-    The first of a block is read alone, if that is `cheap`: somebody may just look at a few of a million. With the
-    second the whole block is read, and stays in memory until each image has been asked for, or others need the room.
+    The first image of a block is read alone if that is `cheap`, for those who look at a few of a million images. With
+    the second the whole block is read. It stays in memory until each of its images has been asked for, or other blocks
+    need the room.
     """
 
-    def __init__(self, shards: Packed, block: int = BLOCK, *, cheap: bool = True) -> None:
-        self.shards, self.block, self.cheap = shards, block, cheap
+    def __init__(self, source: Packed, block: int = BLOCK, *, cheap: bool = True) -> None:
+        self.source, self.block, self.cheap = source, block, cheap
         self._lock = threading.Lock()
         self._asked: Counter[int] = Counter()
         self._blocks: OrderedDict[int, Future[Data]] = OrderedDict()
         self._num_bytes = 0
 
     def open(self, index: int) -> Image.Image:
-        """May be called from several threads; raises UnreadableImage."""
+        """Raise UnreadableImage."""
         return open_image(io.BytesIO(self.contents(index)))
 
     def contents(self, index: int) -> bytes:
-        """May be called from several threads; raises UnreadableImage."""
+        """Return the bytes of an image. Raise UnreadableImage."""
         number, offset = divmod(index, self.block)
-        first, end = number * self.block, min((number + 1) * self.block, len(self.shards))
+        first, end = number * self.block, min((number + 1) * self.block, len(self.source))
         with self._lock:
             self._asked[number] += 1
-            alone = self.cheap and self._asked[number] == 1 and number not in self._blocks
-            block = None if alone else self._blocks.get(number)
-            if reading := not alone and block is None:
+            block = self._blocks.get(number)
+            alone = block is None and self.cheap and self._asked[number] == 1
+            if reading := block is None and not alone:
                 block = self._blocks[number] = Future()
         if block is None:
-            return checked(self.shards.read(index, index + 1)[0])
+            return checked(self.source.read(index, index + 1)[0])
         if reading:
-            self._read(block, number, first, end)  # for all who wait for it
+            self._read(block, number, first, end)  # for all threads that wait for it
         try:
             data = block.result()[offset]
         except UnreadableImage:  # perhaps not this image, if the block lies in two shards
-            return checked(self.shards.read(index, index + 1)[0])
+            return checked(self.source.read(index, index + 1)[0])
         with self._lock:
             if self._asked[number] >= end - first:
                 self._drop(number)
@@ -63,7 +64,7 @@ class BlockReader:
 
     def _read(self, block: Future[Data], number: int, first: int, end: int) -> None:
         try:
-            data = self.shards.read(first, end)
+            data = self.source.read(first, end)
         except BaseException as error:
             with self._lock:
                 del self._blocks[number]
@@ -71,7 +72,7 @@ class BlockReader:
             return
         block.set_result(data)
         with self._lock:
-            self._num_bytes += size_of(data)
+            self._num_bytes += num_bytes(data)
             for oldest in [other for other, one in self._blocks.items() if one.done() and other != number]:
                 if self._num_bytes <= MOST:
                     break
@@ -80,8 +81,8 @@ class BlockReader:
     def _drop(self, number: int) -> None:
         del self._asked[number]
         if block := self._blocks.pop(number, None):
-            self._num_bytes -= size_of(block.result())
+            self._num_bytes -= num_bytes(block.result())
 
 
-def size_of(data: Data) -> int:
+def num_bytes(data: Data) -> int:
     return sum(len(each) for each in data if isinstance(each, bytes))

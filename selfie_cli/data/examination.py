@@ -22,14 +22,14 @@ from selfie_cli.talk import Talk
 RARE = 5  # images of a class: fewer are hardly a class to learn, or to test on
 LONG = 4  # times as long as wide: the centre square is less than a quarter of the image
 ODD = {
-    Oddity.BLANK: ("blank", "one colour all over: nothing can be learned from them"),
-    Oddity.MISNAMED: ("wrong suffix", "read by what they contain; other programs go by the name"),
-    Oddity.DEEP: ("16 bits", "scaled to 8: a narrow range of values becomes nearly black, stretch it before"),
-    Oddity.CMYK: ("CMYK", "turned into RGB without a colour profile"),
-    Oddity.TRANSPARENT: ("transparent", "shown on white"),
-    Oddity.ANIMATED: ("several frames", "the first one alone is read"),
-    Oddity.TURNED: ("turned by EXIF", "read upright; other programs may show them as they lie"),
-    Oddity.GREY: ("grey", "read as RGB, all colours equal"),
+    Oddity.BLANK: ("blank", "a single colour: nothing can be learned from them"),
+    Oddity.MISNAMED: ("wrong suffix", "read by their contents; other programs may go by the suffix"),
+    Oddity.DEEP: ("16 bits", "scaled to 8 bits: a narrow range of values becomes nearly black, so stretch it first"),
+    Oddity.CMYK: ("CMYK", "converted to RGB without a colour profile"),
+    Oddity.TRANSPARENT: ("transparent", "placed on white"),
+    Oddity.ANIMATED: ("several frames", "only the first frame is read"),
+    Oddity.TURNED: ("turned by EXIF", "rotated upright when read; other programs may not rotate them"),
+    Oddity.GREY: ("grey", "read as RGB with equal channels"),
 }
 
 
@@ -100,7 +100,7 @@ class Examination:
         share = max(
             sum(bad[part] for part in each) / max(1, sum(len(self.rows[part]) for part in each)) for each in read
         )
-        text = "mend or convert them" + ("" if share > max_bad else f" (no more than --max-bad {max_bad:g} allows)")
+        text = "repair or convert them" + ("" if share > max_bad else f" (within --max-bad {max_bad:g})")
         items = ((self.names[row], why) for row, why in sorted(self.seen.bad.items()))
         self.add("cannot be read", text, items, problem=share > max_bad)
 
@@ -109,17 +109,17 @@ class Examination:
         if not classes:
             return
         rare = [(name, f"{count} of {train or 'all'}") for name, count in classes.items() if count < RARE]
-        self.add("small classes", f"fewer than {RARE} images: merge them or find more", rare)
+        self.add("small classes", f"fewer than {RARE} images: merge classes or add images", rare)
         loose = [(name, "") for name, label in zip(self.names, self.labels, strict=True) if label == ""]
-        self.add("without a class", "beside the folders of the classes: finetune leaves them out", loose)
+        self.add("without a class", "outside the class folders: finetune leaves them out", loose)
         for part, counts in self.classes.items():
             missing = [(name, f"none in {part}") for name in classes if counts and name not in counts]
-            self.add("untested classes", f"in {train} alone", missing)
+            self.add("untested classes", f"only in {train}", missing)
 
     def look_at_left_out(self, left_out: LeftOut) -> None:
         kinds = sorted(left_out.counts.keys() - {"outside"})  # these have no class
         told = ((left_out.described(kind), ", ".join(filter(None, left_out.names[kind]))) for kind in kinds)
-        self.add("left out", "nothing reads these", told)
+        self.add("left out", "not read", told)
 
     def look_for_copies(self, workers: int, talk: Talk) -> None:
         """Within each part, and of what is for testing in what is for training."""
@@ -150,25 +150,25 @@ class Examination:
             if part == self.train:
                 continue
             if len(mine) * len(train) > MOST_PAIRS:
-                limits.append((part, f"compared with {self.train} for copies alone"))
+                limits.append((part, f"compared with {self.train} only for copies"))
             seen = find_seen(of(mine), of(train), pairs=MOST_PAIRS)
             found = zip(mine[seen.near], train[seen.nearest[seen.near]], seen.distance[seen.near], strict=True)
             leaked += [alike(*each) for each in found]
 
-        text = "copies of training images: results would be too good, --exclude-seen leaves them out"
+        text = "copies of training images make results too good: --exclude-seen leaves them out"
         self.add("test images seen", text, self._told(each for each in leaked if each.bits == 0), problem=True)
-        text = f"near-duplicates of training images ({NEAR} of 255 bits): --exclude-seen leaves them out"
+        text = f"near-duplicates of training images (up to {NEAR} of 255 bits differ): --exclude-seen leaves them out"
         self.add("test images like seen ones", text, self._told(each for each in leaked if each.bits))
         torn = []
         for row, other, bits in (*copies, *near, *leaked) if self.classes[self.train] else ():
             one, two = self.labels[row], self.labels[other]
             if one and two and one != two and bits >= 0:
                 torn.append((self.names[row], f"{one}, but {two} in {self.names[other]}"))
-        self.add("one photo, two classes", "copies or near-duplicates, one of which has a wrong label", torn)
-        self.add("copies", "the same pixels as an earlier image: both are read", self._told(copies))
-        text = f"of earlier images: saved, sized, lit or mirrored anew, or very like ({ALIKE} of 255 bits)"
+        self.add("one photo, two classes", "copies or near-duplicates with different labels, so one is wrong", torn)
+        self.add("copies", "same pixels as an earlier image: both are read", self._told(copies))
+        text = f"very similar to an earlier image, such as resized or mirrored (up to {ALIKE} of 255 bits differ)"
         self.add("near-duplicates", text, self._told(near))
-        self.add("not all compared", "these are too many for all near-duplicates; all copies were found", limits)
+        self.add("not all compared", "too many images to find all near-duplicates; all copies were found", limits)
 
     def own_pixels(self) -> NDArray[np.int64]:
         """Hashes of decoded pixels, int64 [N]; where transparent images are alike, of their pixels with alpha."""
@@ -186,16 +186,16 @@ class Examination:
             one, two = self.names[row], self.names[other]
             linked = os.path.exists(one) and os.path.exists(two) and os.path.samefile(one, two)
             copy = f"{'link to the same file as' if linked else 'copy of'} {two}"
-            white = f"like {two} once transparent parts are white"
-            yield one, {0: copy, -1: white}.get(bits, f"like {two}, {bits} bits differ")
+            white = f"similar to {two} on a white background"
+            yield one, {0: copy, -1: white}.get(bits, f"similar to {two}, {bits} bits differ")
 
     def look_for_oddities(self, patch_size: int) -> None:
         records, names = self.seen.records[self.good], self.names
         width, height = records["width"].astype(np.int64), records["height"].astype(np.int64)
         short, long = np.minimum(width, height), np.maximum(width, height)
         for kind, text, rows in (
-            ("tiny", f"shorter than a patch of {patch_size} px: enlarged, they are a blur", short < patch_size),
-            ("long", f"over {LONG} times as long as wide: only the middle square is read", long > LONG * short),
+            ("tiny", f"short side below the patch size of {patch_size} px: blurred when enlarged", short < patch_size),
+            ("long", f"over {LONG} times as long as wide: only the central square is read", long > LONG * short),
         ):
             sizes = ((names[self.good[row]], f"{width[row]} x {height[row]} px") for row in np.flatnonzero(rows))
             self.add(kind, text, sizes)
@@ -204,4 +204,4 @@ class Examination:
             found = [FORMATS[each] if oddity == Oddity.MISNAMED else "" for each in records["format"][rows]]
             self.add(kind, text, ((names[self.good[row]], note) for row, note in zip(rows, found, strict=True)))
         strange = [(name, "") for name in names if not name.isprintable()]
-        self.add("strange names", "not UTF-8, or with control characters: other programs may stumble", strange)
+        self.add("strange names", "not UTF-8, or with control characters: other programs may fail on them", strange)

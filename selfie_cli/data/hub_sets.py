@@ -105,11 +105,10 @@ def download(
             f"{constants.HF_HUB_CACHE}"
         )
     at = hub.Address(where.repo, listing.commit)
-    bars = hub.Snapshot(address=at, asked=where, marks=None, talk=talk)
     for name in missing:
         size, mark = listing.files[name]
         try:
-            with hub.in_our_words(where), bars.progress(name, size) as bar:
+            with hub.in_our_words(where), hub.progress(name, size, talk) as bar:
                 path = hf_hub_download(repo, name, repo_type="dataset", revision=listing.commit, tqdm_class=bar)
         except OSError as error:
             raise DataError(f"{name} cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}") from None

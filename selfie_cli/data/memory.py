@@ -1,13 +1,20 @@
-"""How much memory there is to take."""
+"""How much memory this process may take, and room for pixels."""
 
+import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from selfie_cli.errors import DataError
+
 
 def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has free, within the limits of its control groups."""
+    """Return the bytes this process may still take: free on this machine, within the limits of its control groups."""
     found = list(_control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -21,10 +28,7 @@ def available_memory() -> int:
 
 
 def shared_memory() -> int | None:
-    """Bytes of shared memory (/dev/shm), free or not; None where there is none.
-
-    A container has 64 MB unless it was started with another --shm-size.
-    """
+    """Return the size of /dev/shm in bytes, None where there is none. A container has 64 MB without --shm-size."""
     try:
         return shutil.disk_usage("/dev/shm").total
     except OSError:
@@ -32,14 +36,32 @@ def shared_memory() -> int | None:
 
 
 def share_of_memory() -> int:
-    """Bytes of pixels that this process may hold: half of what is available, divided among the processes of a job that
-    are on this machine, whose number torchrun puts into the environment."""
+    """Return the bytes of pixels that this process may hold: half of what is available, divided among the processes of
+    a torchrun job on this machine."""
     processes = os.environ.get("LOCAL_WORLD_SIZE", "")
     return available_memory() // 2 // max(1, int(processes) if processes.isdecimal() else 1)
 
 
+def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Allocate uint8 in memory as far as `share_of_memory` allows, else in a temporary file without a name."""
+    needed, memory = math.prod(shape), share_of_memory()
+    if needed <= memory:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # the mapping outlives the file's handle
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk would otherwise kill the process at some later write
+                os.posix_fallocate(file.fileno(), 0, needed)
+        except OSError as error:
+            raise DataError(
+                f"the pixels need {needed / 1e9:.1f} GB: {memory / 1e9:.1f} GB of memory may be used, and "
+                f"{tempfile.gettempdir()} has no room for them ({error.strerror}). Take a smaller --image-size, or set "
+                "TMPDIR to a folder on a larger disk"
+            ) from error
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
 def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
-    """Limit less use for each control group this process is in, of version 1 or 2; page cache counts as free."""
+    """Yield what is left of each memory limit, of control groups version 1 or 2. Page cache counts as free."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

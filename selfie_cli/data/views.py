@@ -1,10 +1,10 @@
-"""Strongly augmented views, as SimCLR and BYOL use them, made for a whole batch at once where the batch is.
+"""Strongly augmented views for SimCLR and BYOL, of a whole batch at once on its device.
 
     B  images      S  stored side, s  network's side, both in pixels
 
 Brightness, contrast, saturation, hue and grayscale are all linear in an image's colours. So each image's jitter, in its
-own order, is composed to one 3x4 matrix, and the pixels are passed over once, whatever was drawn. Two things differ
-from applying the operations one by one: colours are clamped once, at the end, and the hue is turned in YIQ, not in HSV.
+own order, is composed to one 3x4 matrix that is applied to the pixels in one pass. Two things differ from applying the
+operations one by one: colours are clamped once, at the end, and the hue is rotated in YIQ, not in HSV.
 """
 
 import math
@@ -22,9 +22,9 @@ YIQ_TO_RGB = torch.linalg.inv(RGB_TO_YIQ)
 
 
 class ViewDraws(NamedTuple):
-    """The random numbers of one view of B images: a row an image, so they can be divided as the batch is.
+    """The random numbers of one view of B images, one row per image.
 
-    boxes: as `draw_boxes` has them, float32 [B, 4]. colours, contrast: float32 [B, 3, 3] each; a colour becomes
+    boxes: see `draw_boxes`, float32 [B, 4]. colours, contrast: float32 [B, 3, 3] each; a colour becomes
     colours @ colour + contrast @ the image's mean colour. sigmas: of the blur, in pixels, 0 for none, float32 [B].
     solarized: bool [B].
     """
@@ -53,7 +53,7 @@ def draw_view(
         min_area, max_area: limits of the crop's area, as shares of the image.
         jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
         grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px,
-            kernel a tenth of the network's side), have the bright half of their range inverted.
+            kernel a tenth of the network's side), or are solarized (the bright half of their range is inverted).
     """
 
     def uniform() -> Tensor:
@@ -67,9 +67,9 @@ def draw_view(
 
 
 def random_view(pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, solarize: bool) -> Tensor:
-    """What `draws` say of each image: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last.
+    """Apply `draws`: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last.
 
-    `blur` and `solarize` are False where that is drawn for no image ever.
+    blur, solarize: False where the method never draws them.
     """
     b = pixels.shape[0]
     x = crop(pixels.permute(0, 3, 1, 2).float() / 255, draws.boxes, size)  # [B, 3, s, s], 0..1
@@ -87,10 +87,10 @@ def random_view(pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, sola
 
 
 def draw_colours(num_images: int, generator: Generator, *, jitter: float, grayscale: float) -> tuple[Tensor, Tensor]:
-    """For each image its colour jitter, as `ViewDraws` has it: two float32 [B, 3, 3].
+    """Draw the colour jitter of each image: `colours` and `contrast` of `ViewDraws`, float32 [B, 3, 3] each.
 
-    Contrast is about the brightness that the image has when its turn comes. That is linear in the image's mean colour,
-    which is not known here, so what it adds is kept as a matrix that is applied to the mean.
+    Contrast is relative to the brightness that the image has when its turn comes. That is linear in the image's mean
+    colour, which is not known here, so its contribution is kept as a matrix that is applied to the mean.
     """
     b = num_images
 
@@ -133,7 +133,7 @@ def gaussian_blur(x: Tensor, sigmas: Tensor) -> Tensor:
         rows = sigmas.nonzero().squeeze(1)
         if not len(rows):
             return x
-    else:  # how many there are is not known to a GPU's queue: leaving the others out would cost more than it saves
+    else:  # to count them, the CPU would wait for the GPU
         rows = torch.arange(len(x), device=x.device)
     b, side = len(rows), x.shape[-1]
     reach = max(1, side // 20)

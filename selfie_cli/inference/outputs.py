@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.store import BadFile, report_bad
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.runs import is_file_of_run

@@ -17,13 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.lists import distinct, listed_paths
 from selfie_cli.data.names import Names
 from selfie_cli.data.packed import holds_images
-from selfie_cli.data.store import BadFile, storage_size
+from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError

@@ -1,7 +1,8 @@
-"""A network as it is used and no longer trained: batch norms folded into convolutions, and what follows them fused.
+"""A network for inference alone: batch norms are folded into convolutions, sums and ReLUs are fused with them.
 
-On a CPU, oneDNN does a convolution, the sum with the shortcut and the ReLU in one pass over memory; torch has no public
-name for that, so the operators are those that its own compiler calls. Elsewhere `torch.compile` finds the same fusions.
+On a CPU, oneDNN computes a convolution, the sum with the shortcut and the ReLU in one pass over memory. torch has no
+public name for that, so the operators here are those that its own compiler calls. Elsewhere `torch.compile` finds the
+same fusions.
 """
 
 import copy
@@ -11,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.fx.experimental.optimization import fuse
 
 from selfie_cli.models.resnet import ResNet
 
@@ -19,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FusedConvolution(nn.Module):
-    """A convolution, then, if asked, a sum with `shortcut` (which is overwritten), then, if asked, a ReLU; oneDNN's."""
+    """oneDNN's convolution, with a sum with `shortcut`, which is overwritten, and a ReLU behind it if asked for."""
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
         super().__init__()
@@ -29,15 +30,12 @@ class FusedConvolution(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Maps [B, C, H, W], laid out channels-last, and a shortcut of the output's shape -> [B, C', h, w]."""
         after = "relu" if self.relu else None
+        conv = (x, self.weight, self.bias, *self.shape)
         out: Tensor
         if shortcut is None:
-            out = torch.ops.mkldnn._convolution_pointwise(
-                x, self.weight, self.bias, *self.shape, after or "none", [], None
-            )
+            out = torch.ops.mkldnn._convolution_pointwise(*conv, after or "none", [], None)
         else:
-            out = torch.ops.mkldnn._convolution_pointwise_.binary(
-                shortcut, x, self.weight, self.bias, *self.shape, "add", 1.0, after, [], None
-            )
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(shortcut, *conv, "add", 1.0, after, [], None)
         return out
 
 
@@ -47,7 +45,7 @@ class InferenceResNet(nn.Module):
     def __init__(self, network: nn.Module, dtype: torch.dtype, *, compiled: bool, fused: bool) -> None:
         super().__init__()
         self.dtype = dtype
-        self.network = folded(network, dtype)
+        self.network = folded(network).to(dtype)
         on_cpu = next(network.parameters()).device.type == "cpu"
         if compiled:
             # Frozen weights are laid out once, as oneDNN wants them.
@@ -67,24 +65,11 @@ def onednn_has(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-def folded(network: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
-    """A copy in `dtype` in which a batch norm is part of the convolution before it; where there is none, it stays."""
-    traced = fx.symbolic_trace(network)  # its layers are still those of `network`
-    for node in list(traced.graph.nodes):
-        layer = layer_of(network, node)
-        if isinstance(layer, nn.BatchNorm2d):
-            (before,) = node.all_input_nodes
-            conv = layer_of(network, before)
-            if isinstance(conv, nn.Conv2d) and len(before.users) == 1:
-                traced.set_submodule(str(before.target), fuse_conv_bn_eval(conv, layer).to(dtype))
-                node.replace_all_uses_with(before)
-                traced.graph.erase_node(node)
-                continue
-        if isinstance(layer, nn.BatchNorm2d | nn.Conv2d):
-            traced.set_submodule(str(node.target), copy.deepcopy(layer).to(dtype))
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+def folded(network: nn.Module) -> fx.GraphModule:
+    """A copy in which a batch norm is part of the convolution before it; where there is none, it stays."""
+    made = fuse(network)
+    assert isinstance(made, fx.GraphModule)
+    return made
 
 
 def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
@@ -92,7 +77,7 @@ def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def fuse_what_follows(network: fx.GraphModule) -> None:
-    """Let each convolution do the sum and the ReLU behind it, where its output has no other use."""
+    """Let each convolution compute the sum and the ReLU behind it, where its output has no other use."""
     graph = network.graph
     for node in list(graph.nodes):
         conv = layer_of(network, node)
@@ -122,12 +107,11 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def for_inference(
     module: Module, dtype: torch.dtype = torch.float32, *, compiled: bool = False, fused: bool = True
 ) -> Module:
-    """One of our networks, in evaluation mode, with its ResNet folded and computing in `dtype`; the rest is shared with
-    `module` and computes in float32.
+    """A network in evaluation mode, with its ResNet folded and computing in `dtype`; the rest is shared with `module`.
 
-    It gives what `module` gives, within rounding, and can no longer be trained or saved. `compiled`
-    has torch.compile do it for the shape of the batches to come, at the first of them, which raises what goes wrong.
-    Without `fused`, there are none of oneDNN's operators in it.
+    It gives what `module` gives, within rounding, and can no longer be trained or saved. If `compiled`, torch.compile
+    compiles it at the first batch, for that batch's shape, and raises what goes wrong. Without `fused` it has only
+    plain operators.
     """
     lean, names = copy_around_resnets(module)
     for name in names:
@@ -136,7 +120,7 @@ def for_inference(
 
 
 def copy_around_resnets(module: Module) -> tuple[Module, list[str]]:
-    """The module again, whose children are the same and can be replaced, and the names of those that are ResNets."""
+    """A copy of the module with the same children, which can be replaced, and the names of the ResNets among them."""
     made = copy.copy(module)
     made._modules = dict(module._modules)
     return made, [name for name, child in module.named_children() if isinstance(child, ResNet)]

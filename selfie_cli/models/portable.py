@@ -56,7 +56,7 @@ class FeaturesAndProbabilities(nn.Module):
         if isinstance(network, AnyClassifier):
             self.network, self.outputs = for_inference(network, fused=False), ["features", "probabilities"]
         else:
-            self.network, self.outputs = folded(network, torch.float32), ["features"]
+            self.network, self.outputs = folded(network), ["features"]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, s, s], float, normalized -> features [B, D] and, of a classifier, probabilities [B, C]."""

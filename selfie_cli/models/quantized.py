@@ -2,7 +2,7 @@
 
 Post-training quantization (Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference"): what passes between two layers is uint8 on a scale and zero point of its own, which
-cover the range seen on some images; weights are int8 on a scale for each output channel. oneDNN's operators do the
+cover the range seen on some images; weights are int8 on a scale for each output channel. oneDNN's operators compute the
 convolution, the sum and the ReLU at once; torch has no public name for them either.
 
     B  images (or patches folded into the batch)      C  channels      H, W and h, w  height and width
@@ -25,7 +25,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Seen:
-    """What a layer saw and gave: the lowest and highest values of its output, and its input's shape."""
+    """The lowest and highest value of a layer's output, and the shape of its input."""
 
     lowest: float
     highest: float
@@ -34,14 +34,14 @@ class Seen:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the 256 values lie: `value = (stored - zero) * scale`."""
+    """A scale and zero point: `value = (stored - zero) * scale`."""
 
     scale: float
     zero: int
 
     @classmethod
     def over(cls, seen: Seen) -> "Grid":
-        """From the lowest to the highest; 0, which convolutions pad with, is one of the values."""
+        """The grid of 256 values from the lowest to the highest; 0, which convolutions pad with, is one of them."""
         scale = max(seen.highest - seen.lowest, 1e-6) / 255
         return cls(scale, round(-seen.lowest / scale))
 
@@ -96,7 +96,7 @@ class QuantizedPooling(nn.Module):
 
 
 class QuantizedResNet(nn.Module):
-    """A ResNet on uint8. `seen`: what its convolutions saw, by name, and under "" the images."""
+    """A ResNet on uint8. `seen`: the ranges of its convolutions, by name, and under "" those of the images."""
 
     def __init__(self, network: fx.GraphModule, seen: dict[str, Seen]) -> None:
         super().__init__()
@@ -120,9 +120,9 @@ class QuantizedResNet(nn.Module):
 
 
 def quantized(module: Module, run: Callable[[Module], object]) -> Module:
-    """One of our networks, in evaluation mode and on a CPU, with its ResNet in 8 bits; the rest is shared.
+    """A network in evaluation mode, on a CPU, with its ResNet in 8 bits; the rest is shared with `module`.
 
-    `run` takes the network it is given through some images as `module` will be used: they set the ranges.
+    `run` uses the network it is given on some images as `module` will be used; they set the ranges.
     """
     made, names = copy_around_resnets(module)
     for name in names:
@@ -134,7 +134,7 @@ def quantized(module: Module, run: Callable[[Module], object]) -> Module:
 
 def only_convolutions(network: nn.Module) -> fx.GraphModule:
     """A folded copy, float32. A norm that follows no convolution becomes one: 1x1, each channel by itself."""
-    made = folded(network, torch.float32)
+    made = folded(network)
     for node in made.graph.nodes:
         norm = layer_of(made, node)
         if isinstance(norm, nn.BatchNorm2d):
@@ -146,7 +146,7 @@ def only_convolutions(network: nn.Module) -> fx.GraphModule:
 
 
 def watched(network: fx.GraphModule, run: Callable[[], object]) -> dict[str, Seen]:
-    """What each convolution of `network` sees while `run` runs, and under "" the images."""
+    """The ranges of each convolution of `network` while `run` runs, by name, and under "" those of the images."""
     seen: dict[str, Seen] = {}
 
     def watch(name: str, layer: nn.Module) -> RemovableHandle:

@@ -9,8 +9,7 @@ import torch
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import SampleOrder, make_batches, step_seed
-from selfie_cli.data.mapped import MappedStore
-from selfie_cli.data.store import Store
+from selfie_cli.data.pixels import OnDemand, Pixels
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
@@ -61,7 +60,7 @@ def make_step(
     return method, step
 
 
-def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
+def batches(store: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
     """This process's part of the batch of each step: pixels, and what is drawn for them."""
     here, size, version = group(), derived["batch_size"], derived.get("image_order", 1)
     order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
@@ -71,7 +70,7 @@ def batches(store: Store | MappedStore, method: Method, derived: dict[str, Any],
 class Watch:
     """Call it to learn whether the features of some images are still apart; warns when they have collapsed."""
 
-    def __init__(self, step: Step, method: Method, store: Store | MappedStore, talk: Talk) -> None:
+    def __init__(self, step: Step, method: Method, store: Pixels, talk: Talk) -> None:
         self.step, self.method, self.talk = step, method, talk
         self.pixels = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(step.device)
         self.alarms = 0
@@ -137,19 +136,19 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def pace_of(
     step_seconds: float,
-    store: Store | MappedStore,
+    store: Pixels,
     batch_of: Callable[[int], Batch],
     batch_size: int,
     device: torch.device,
 ) -> Pace:
     """How long steps take with the decoding that a store does on the way, measured on two batches."""
-    if isinstance(store, Store):
+    if not isinstance(store, OnDemand):
         return Pace(step_seconds)
     begun = time.perf_counter()
     for number in (1, 2):
         batch_of(number)
     decoding = group().longest((time.perf_counter() - begun) / 2)
-    keeps_all = store.rows.capacity >= len(store)
+    keeps_all = store.cache.capacity >= len(store)
     return decoding_pace(step_seconds, decoding, keeps_all, round(len(store) / batch_size), device)
 
 

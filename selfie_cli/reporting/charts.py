@@ -1,4 +1,4 @@
-"""Drawings for the page: where the lines of charts lie, and images as JPEG inside the page."""
+"""Drawings for the page: charts in the units of their SVG, and images as JPEG data URIs."""
 
 import base64
 import io
@@ -17,6 +17,7 @@ from selfie_cli.talk import printable
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 50, 22, 10, 26
+FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
 
 def jpeg(pixels: Tensor, quality: int = 82) -> str:
@@ -33,9 +34,15 @@ def scaled(pixels: Tensor, side: int) -> Tensor:
     return x.permute(0, 2, 3, 1).contiguous()
 
 
-def sheet(pictures: Tensor, columns: int) -> str:
-    """Pictures, uint8 [N, S, S, 3], row by row as one data URI."""
+def columns_of(num_pictures: int) -> int:
+    """Number of columns of a `sheet`."""
+    return max(1, round(math.sqrt(num_pictures)))
+
+
+def sheet(pictures: Tensor) -> str:
+    """Pictures, uint8 [N, s, s, 3], row by row as one data URI."""
     n, side = pictures.shape[:2]
+    columns = columns_of(n)
     rows = -(-n // columns)
     whole = torch.zeros(rows * columns, side, side, 3, dtype=torch.uint8)
     whole[:n] = pictures
@@ -76,8 +83,8 @@ def chart(
     log: bool = False,
     at: str = "at",
 ) -> tuple[dict[str, Any], list[tuple[float, str]]]:
-    """Lines over x, in the units of the drawing, for the macro `chart_parts`; and what to say at each x of the longest
-    line: its place in the drawing, and a text.
+    """Scale lines to the units of the drawing, for the macro `chart_parts`, and tell the values at each x of the
+    longest line: its place in the drawing, and a text.
 
     `guide` is a level to compare with, and its name. `log` draws x on a logarithmic axis; `at` stands before
     an x in words.
@@ -104,30 +111,22 @@ def chart(
     drawn = []
     for number, line in enumerate(lines):
         aside = 4 * (number - (len(lines) - 1) / 2) if line.spread else 0.0  # so that bars do not hide each other
+        places = [(across(x) + aside, down(y)) for x, y in line.points]
         bars = zip(line.points, line.spread or (), strict=False)
         drawn.append(
-            {
-                "places": [(across(x) + aside, down(y)) for x, y in line.points],
-                "bars": [(across(x) + aside, down(y - spread), down(y + spread)) for (x, y), spread in bars],
-            }
+            {"places": places, "bars": [(across(x) + aside, down(y - by), down(y + by)) for (x, y), by in bars]}
         )
     drawing = {
-        "width": WIDTH,
-        "height": HEIGHT,
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "top": TOP,
-        "bottom": HEIGHT - BOTTOM,
+        **FRAME,
         "rows": [(down(y), show(y).replace(".0 %", " %")) for y in ticks(low, high)],
-        "columns": [(across(x), show_x(x)) for x in x_ticks or ticks(min(xs), max(max(xs), min(xs) + 1), 4)],
+        "columns": [(across(x), show_x(x)) for x in x_ticks or ticks(min(xs), max(max(xs), min(xs) + 1))],
         "guide": guide and (down(guide[0]), guide[1]),
         "lines": drawn,
     }
     stops = []
     for x, _ in max(lines, key=lambda line: len(line.points)).points:
-        names = (f"{printable(line.name)} " if len(lines) > 1 else "" for line in lines)
-        told = ", ".join(name + line.told(x, show) for name, line in zip(names, lines, strict=True))
-        stops.append((across(x), f"{told} {at} {show_x(x)}"))
+        told = [(f"{printable(line.name)} " if len(lines) > 1 else "") + line.told(x, show) for line in lines]
+        stops.append((across(x), f"{', '.join(told)} {at} {show_x(x)}"))
     return drawing, stops
 
 

@@ -12,9 +12,8 @@ from selfie_cli.files import read_json
 from selfie_cli.recipes import called
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import Line
-from selfie_cli.reporting.page import Page, percent, piece
+from selfie_cli.reporting.page import Page, percent, piece, section
 from selfie_cli.runs import Run
-from selfie_cli.training.hardware import duration
 
 POINTS = 300  # of a line, at most: more are averaged
 LISTED = 10  # of the files that are listed
@@ -60,68 +59,29 @@ def results_of(run: Run) -> dict[str, Any] | None:
 
 def heading_of(run: Run) -> str:
     """The verdict, and what was run on what."""
-    derived, data, is_pretraining = run.derived, run.config.get("data", {}), run.verb == "pretrain"
-    what = f"{called(run.derived)} · " if is_pretraining else ""
-    kicker = f"selfie {run.verb} · {what}{derived.get('backbone')} · {derived.get('image_size')} px"
-    patches = f"patches of {derived['patch_size']} px" if "patch_size" in derived else "whole images"
-    facts = [
-        ("Network", str(derived.get("backbone")), f"stem {derived.get('stem')}"),
-        ("Image size", f"{derived.get('image_size')} px", patches),
-    ]
-    verdict: list[str] = []
-    notes: list[str] = []
     metrics = read_lines(run.path / "metrics.jsonl")
-    if not run.finished and is_pretraining:
-        notes = [f"Not finished: step {metrics[-1]['step'] if metrics else 0:,} of {derived.get('steps', 0):,}."]
-    elif not run.finished:
-        notes = [f"Not finished. When it is: selfie report {run}"]
-    if is_pretraining:
-        last: Values = {key: value for row in metrics for key, value in row.items()}
-        verdict, remarks = pretraining_verdict(last, derived)
+    last: Values = {key: value for row in metrics for key, value in row.items()}
+    found, verdict, notes = None, list[str](), list[str]()
+    if run.verb == "pretrain":
+        if not run.finished:
+            step = metrics[-1]["step"] if metrics else 0
+            notes.append(f"Not finished: step {step:,} of {run.derived.get('steps', 0):,}.")
+        verdict, remarks = pretraining_verdict(last, run.derived)
         notes += remarks
-        facts += pretraining_facts(last, run)
-    elif (found := results_of(run)) and run.verb in LABELLED_DATA:
+    else:
+        found = results_of(run)
+        if not run.finished:
+            notes.append(f"Not finished. When it is: selfie report {run}")
+    if found and run.verb in LABELLED_DATA:
         verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
         notes += [line for each in found.get("points", [found]) for line in each.get("warnings", [])]
-        origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
-        facts += [
-            ("Data", str(found["dataset"]), f"{found['num_classes']:,} classes"),
-            ("Test images", f"{found['num_test']:,}", ""),
-            ("Pretraining", called(run.derived), origins),
-            ("Computed on", str(run.config["measured"].get("device", "")), ""),
-        ]
     elif found:  # a cell's
         verdict = [f"{percent(found['accuracy'])} of {found['num_test']:,} images are right."]
-        facts += [
-            ("Pretraining", called(run.derived), ""),
-            ("Learning rate", f"{found['lr']:g}", f"seed {found['seed']}"),
-        ]
-    if seen := data.get("seen_test_images"):
+    if seen := run.config.get("data", {}).get("seen_test_images"):
         told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
         notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
-    if unreadable := data.get("unreadable"):
-        facts.append(("Unreadable images", f"{unreadable:,}", "left out"))
-    return piece("heading", kicker, run.name, verdict, notes, facts)
-
-
-def pretraining_facts(last: Values, run: Run) -> list[tuple[str, str, str]]:
-    data, measured, batch = run.config.get("data", {}), run.config["measured"], run.derived.get("batch_size", 0)
-    facts = []
-    if data:
-        facts.append(("Images", f"{data['images']:,}", f"fingerprint {data['fingerprint']}"))
-    if data and "step" in last:
-        passes = last["step"] * batch / data["images"]
-        facts.append(("Steps", f"{last['step']:,}", f"of {batch:,} images, {passes:.3g} epochs"))
-    if measured:
-        machine = f"{measured['device']}, {measured['precision']}, {measured['threads']} threads"
-        speed = f"{measured['images_per_second']:,.0f} images/s"
-        facts.append(("Time", duration(measured["seconds"]), machine))
-        facts.append(("Speed", speed, f"data wait {percent(measured['data_wait'])}"))
-    if "loss" in last:
-        facts.append(("Loss at the end", f"{last['loss']:.3f}", ""))
-    if "pretext_accuracy" in last:
-        facts.append(("Pretext accuracy", percent(last["pretext_accuracy"]), f"a guess: {percent(last['chance'])}"))
-    return facts
+    origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
+    return section("heading", run=run, origins=origins, last=last, found=found, verdict=verdict, notes=notes)
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -150,9 +110,9 @@ def results(run: Run, page: Page) -> None:
     """What finetune or curve found, and every selfie eval of this run."""
     found = results_of(run) if run.verb in LABELLED_DATA else None
     if found is not None and "points" in found:
-        page.add("results", "Accuracy over the share of the labels", *curve_of(found, page))
+        page.add("results", "Accuracy over the share of the labels", "of_parts", parts=curve_of(found, page))
     elif found is not None:
-        page.add("results", "With pretraining and without", *comparison(found))
+        page.add("results", "With pretraining and without", "of_parts", parts=comparison(found))
     evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
     if evaluated:
         rows = []
@@ -166,12 +126,8 @@ def results(run: Run, page: Page) -> None:
         page.add(
             "evaluated",
             "What its features are worth",
-            piece(
-                "paragraph",
-                "By selfie eval, on frozen features of this one network; guessing is always answering the largest "
-                "class. The probe's strength was chosen on held-out training images, nothing else was searched.",
-            ),
-            piece("table", ["", "this network", "untrained", "guessing"], rows),
+            "evaluated",
+            rows=rows,
         )
 
 
@@ -282,26 +238,20 @@ def training(run: Run, page: Page) -> None:
         if lines:
             charts.append(pages.chart(page, title, lines, show=show, guide=guide, **how))
     if charts:
-        legend = piece("legend", list(logged))
-        page.add("training", "Training", piece("paragraph", told), legend, piece("group", "charts", charts))
+        page.add("training", "Training", "training", told=told, names=list(logged), charts=charts)
 
 
 def details(run: Run, page: Page) -> None:
-    """Everything that was asked, derived and recorded; what could not be read; what was seen before."""
-    recorded = {"data": run.config.get("data", {}), "versions": run.config.get("versions", {})}
-    inside: list[str | None] = [
-        piece("folded", "Options as asked", [pages.settings(run.config["asked"])]),
-        piece("folded", "Derived and measured", [pages.settings({**run.derived, "measured": run.config["measured"]})]),
-        piece("folded", "Data and versions", [pages.settings(recorded)]),
-    ]
-    for file, title in (("bad_files", "Unreadable images"), ("seen_test_images", "Test images seen before")):
-        lines = read_lines(run.path / f"{file}.jsonl")
+    """Everything that was asked, derived and recorded; images that cannot be read, or were seen in pretraining."""
+    listed = []
+    for file, title in (
+        ("bad_files.jsonl", "Unreadable images"),
+        ("seen_test_images.jsonl", "Test images seen before"),
+    ):
+        lines = read_lines(run.path / file)
         rows = [
             (each["path"], each.get("reason") or f"{each['kind']}, in {each['run'] or 'the training part'}")
             for each in lines[:LISTED]
         ]
-        rest = f"The first {LISTED} of {len(lines):,}, which are in {file}.jsonl:" if len(lines) > LISTED else ""
-        if lines:
-            listed = piece("table", [], rows, kind="plain")
-            inside.append(piece("folded", f"{title}: {len(lines):,}", [piece("paragraph", rest), listed]))
-    page.add("details", "Details", *inside)
+        listed.append((title, file, len(lines), rows))
+    page.add("details", "Details", "details", config=run.config, listed=listed)

@@ -206,7 +206,7 @@ def train(
                 group.wait()
                 saved = time.perf_counter()
             if stop:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {resume_hint}", stop)
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {resume_hint}", stop)
 
     seconds = time.perf_counter() - begun
     return Trained(

@@ -1,4 +1,4 @@
-"""Help, version, the frozen list of options, and what is on sys.modules when help is printed."""
+"""Help, version, the frozen list of options, and the modules that a command imports."""
 
 import dataclasses
 import json
@@ -9,25 +9,28 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from PIL import Image
 from running import ENVIRONMENT, selfie
 
 from selfie_cli import __version__, config
-from selfie_cli.cli.app import app
+from selfie_cli.cli.app import VERBS, app
 from selfie_cli.option import flag_of
 
-VERBS = (
-    *("pretrain", "finetune", "embed", "eval", "demo", "predict", "curve"),
-    *("similar", "doctor", "report", "export", "push", "pull"),
-)
-KINDS = {verb: getattr(config, f"{verb.capitalize()}Options") for verb in VERBS}
 # A changed command line is a conscious change: after one, write the new list there.
 FROZEN = Path(__file__).with_name("options.json")
-
-
-def flags_of(verb: str) -> list[str]:
-    parameters = typer.main.get_command(app).commands[verb].params  # type: ignore[attr-defined]
-    flags = ["/".join([*each.opts, *each.secondary_opts]) for each in parameters]
-    return sorted(flag for flag in flags if "--help" not in flag)
+HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
+# Imported by compilation or by torchvision, and as slow to import as torch itself.
+SLOW = (
+    "torchvision",
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "jinja2",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,38 +39,22 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERMINAL_WIDTH", "250")
 
 
-def test_options_are_the_frozen_ones() -> None:
-    found = {verb: flags_of(verb) for verb in typer.main.get_command(app).commands}  # type: ignore[attr-defined]
+def test_options_are_the_frozen_ones_and_unique() -> None:
+    found = {}
+    for verb, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        flags = ["/".join([*each.opts, *each.secondary_opts]) for each in command.params]
+        assert len(flags) == len(set(flags))
+        found[verb] = sorted(flag for flag in flags if "--help" not in flag)
     assert found == json.loads(FROZEN.read_text())
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"], ["--version"]])
-def test_help_needs_no_torch(arguments: list[str]) -> None:
-    program = (
-        "import sys\n"
-        "from selfie_cli.cli.app import main\n"
-        f"sys.argv = ['selfie', *{arguments}]\n"
-        "try:\n    main()\n"
-        "except SystemExit as end:\n"
-        "    heavy = sorted({'torch', 'torchvision', 'numpy', 'PIL', 'safetensors'} & sys.modules.keys())\n"
-        "    print('\\nloaded:', heavy, end.code)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded: [] 0"
-
-
-def test_top_help_lists_every_verb() -> None:
-    shown = selfie("--help").stdout
-    for verb in VERBS:
-        assert f" {verb} " in shown
-    assert selfie("-h").stdout == shown
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_names_every_option_with_its_default(verb: str) -> None:
     shown = " ".join(selfie(verb, "--help").stdout.replace("│", " ").split())
+    assert "list[str]" not in shown
+    assert str(VERBS[verb].__doc__) in shown
     own = (config.SelfieOptions, config.ByolOptions) if verb == "pretrain" else ()
-    for kind in (KINDS[verb], *own):
+    for kind in (VERBS[verb], *own):
         for field in dataclasses.fields(kind):
             if "help" not in field.metadata:
                 continue
@@ -82,10 +69,13 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
                 assert f"[default: {field.default}]" in shown
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_flag_is_taken_twice(verb: str) -> None:
-    flags = [flag for flag in flags_of(verb) if flag.startswith("--")]
-    assert len(flags) == len(set(flags))
+def test_top_help_lists_every_verb_and_no_verb_exits_2() -> None:
+    shown = selfie("--help").stdout
+    for verb in VERBS:
+        assert f" {verb} " in shown
+    assert selfie("-h").stdout == shown
+    assert "pretrain" in selfie(code=2).output
+    assert selfie("--version").stdout == f"selfie {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -98,10 +88,40 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     assert arguments[-1] in result.stderr or arguments[-2] in result.stderr
 
 
-def test_no_verb_shows_help_and_exits_2() -> None:
-    result = selfie(code=2)
-    assert "pretrain" in result.output
+def loaded(arguments: list[str], names: tuple[str, ...], **environment: str) -> tuple[list[str], str]:
+    """Return which of the modules `names` a command has imported when it ends, and what it printed."""
+    program = (
+        "import sys\n"
+        "from selfie_cli.cli.app import main\n"
+        f"sys.argv = ['selfie', *{arguments}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        f"print('\\nloaded:', *sorted(set({names}) & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=True
+    )
+    shown, _, last = done.stdout.rpartition("\nloaded:")
+    return last.split(), shown
 
 
-def test_version() -> None:
-    assert selfie("--version").stdout == f"selfie {__version__}\n"
+@pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded(arguments, HEAVY)[0] == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_completion_imports_nothing_heavy(shell: str) -> None:
+    words = {"_TYPER_COMPLETE_ARGS": "selfie emb", "COMP_WORDS": "selfie emb", "COMP_CWORD": "1"}
+    asked = {"_SELFIE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    found, shown = loaded([], HEAVY, **words, **asked)
+    assert found == []
+    assert "embed" in shown
+
+
+def test_embedding_imports_no_more_than_torch(tmp_path: Path) -> None:
+    """With our own kind of network; torchvision's own networks need torchvision."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
+    found, shown = loaded(["embed", str(tmp_path / "photo.png"), "--from", "bundled"], SLOW)
+    assert found == []
+    assert shown.startswith('{"path": ')

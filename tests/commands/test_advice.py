@@ -22,7 +22,7 @@ def follow(said: str, images: Path, *more: object) -> None:
     commands = re.findall(r"(?:: +|with )(selfie [^\n]*)", said)
     assert commands, said
     for command in commands:
-        words = shlex.split(command.replace("FOLDER_WITH_A_SUBFOLDER_A_CLASS", "FOLDER"))
+        words = shlex.split(command.replace("FOLDER_WITH_A_SUBFOLDER_PER_CLASS", "FOLDER"))
         words = [str(images) if word == "FOLDER" else word for word in words]
         selfie(*words[1:], *more)
 

@@ -7,7 +7,7 @@ import pytest
 from layouts import Build, link, picture, pictures, put, several, table, tar, tree
 from PIL import Image
 
-from selfie_cli.commands.doctor import Checkup, doctor
+from selfie_cli.commands.doctor import Diagnosis, doctor
 from selfie_cli.comparison.labels import Data, read_data
 from selfie_cli.config import DoctorOptions, FinetuneOptions
 from selfie_cli.errors import DataError
@@ -58,7 +58,7 @@ CORPUS: dict[str, tuple[Build, bool]] = {
 }
 
 
-def checkup(*data: str, max_bad: float = 0.1) -> Checkup:
+def checkup(*data: str, max_bad: float = 0.1) -> Diagnosis:
     return doctor(DoctorOptions(data=data, time=False, device="cpu", max_bad=max_bad), Talk())
 
 
@@ -116,4 +116,4 @@ def test_images_that_are_alike_on_white_alone_are_no_copies() -> None:
     Image.fromarray(icon).save("data/icons/3.png", compress_level=1)
     notes = {each.kind: {item.name: item.note for item in each.items} for each in checkup("data").remarks}
     assert list(notes["copies"]) == ["data/icons/3.png"]
-    assert "once transparent parts are white" in notes["near-duplicates"]["data/icons/1.png"]
+    assert "on a white background" in notes["near-duplicates"]["data/icons/1.png"]

@@ -123,22 +123,6 @@ def test_features_of_three_kinds(pretrained: Path, finetuned: Path, some: list[P
     assert "--features" in error_of("embed", *some, "--from", finetuned, "--features", "whole", code=2)
 
 
-def test_odd_images(pretrained: Path) -> None:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    rgb = Image.fromarray(pixels)
-    rgb.convert("L").save("grey.png")
-    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save("sixteen.png")
-    rgb.convert("CMYK").save("cmyk.jpg")
-    rgb.convert("P").save("palette.gif")
-    rgb.convert("RGBA").save("alpha.webp")
-    rgb.resize((1, 200)).save("thin.bmp")
-    rgb.resize((2, 3)).save("tiny.tiff")
-    rows = rows_of(selfie("embed", ".", "--from", pretrained, "--strict").stdout)
-    assert len(rows) == 7
-    assert all(np.isfinite(vector).all() for _, vector in rows)
-
-
 NAMES = [
     "two\nlines.png",
     "😀 木.png",

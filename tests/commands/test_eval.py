@@ -12,7 +12,7 @@ from running import draw_folder, error_of, selfie
 
 from selfie_cli import runs
 from selfie_cli.data.labelled import open_labelled
-from selfie_cli.data.store import read_store, storage_size
+from selfie_cli.data.pixels import read_pixels, storage_size
 from selfie_cli.inference import networks
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
@@ -44,7 +44,7 @@ def with_statistics_of(images: Path, pretrained: Path) -> Path:
     run = runs.open_run("estimated")
     network = networks.load_network(run, features=None, device=torch.device("cpu"))
     part = open_labelled(str(images), data_root=Path("data"), offline=True, talk=Talk()).train
-    pixels = read_store(part.source, size=storage_size(32), workers=1, max_bad=0, talk=Talk()).pixels
+    pixels = read_pixels(part.source, size=storage_size(32), workers=1, max_bad=0, talk=Talk()).pixels
     networks.estimate_batch_norm(network.module, network.vectors, pixels)
     save_weights(run.weights, network.module.state_dict(), {})
     return run.path
@@ -201,21 +201,6 @@ def test_class_names_cannot_reach_the_terminal(pretrained: Path) -> None:
     shown = selfie("eval", "run", "--dataset", "mine").stdout
     assert "\x1b" not in shown
     assert "[red]c\\x1b" in shown
-
-
-def test_features_of_three_kinds(pretrained: Path, finetuned: Path, images: Path) -> None:
-    for features in ("whole", "patches", "pooled"):
-        assert evaluated(pretrained, "--dataset", images, "--features", features)["features"] == features
-    assert "--features" in error_of("eval", finetuned, "--dataset", images, "--features", "pooled", code=2)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [["--k", "0"], ["--temperature", "0"], ["--temperature", "nan"], ["--batch-size", "0"], ["--max-bad", "2"]],
-    ids=" ".join,
-)
-def test_options_that_cannot_be_honoured(pretrained: Path, images: Path, wrong: list[str]) -> None:
-    assert wrong[0] in error_of("eval", pretrained, "--dataset", images, *wrong, code=2)
 
 
 def test_what_is_missing(pretrained: Path, images: Path) -> None:

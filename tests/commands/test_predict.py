@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from running import error_of, selfie
 
 
@@ -58,18 +57,8 @@ def test_unreadable_images(finetuned: Path, images: Path) -> None:
     assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
 
 
-def test_standard_input(finetuned: Path, images: Path) -> None:
-    one = next((images / "test" / "cat").iterdir())
-    assert rows_of(selfie("predict", finetuned, "-", stdin=f"{one}\n").stdout)[0]["path"] == str(one)
-
-
 def test_a_run_that_cannot_predict(pretrained: Path, finetuned: Path, images: Path) -> None:
     assert f"selfie finetune --from {pretrained}" in error_of("predict", pretrained, images)
     assert "no run at nowhere" in error_of("predict", "nowhere", images)
     assert "name a finetuned run" in error_of("predict", code=2)
     assert "name the images" in error_of("predict", finetuned, code=2)
-
-
-@pytest.mark.parametrize("wrong", [["--batch-size", "0"], ["--workers", "0"]], ids=" ".join)
-def test_options_that_cannot_be_honoured(finetuned: Path, images: Path, wrong: list[str]) -> None:
-    assert wrong[0] in error_of("predict", finetuned, images, *wrong, code=2)

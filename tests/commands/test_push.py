@@ -71,7 +71,7 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
 
 @pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False)])
 def test_who_may_read_is_said(hub: Hub, token: None, flag: str, private: bool) -> None:
-    assert "made, and now at" in selfie("push", "bundled", "acme/net", flag).stdout
+    assert "created, now at" in selfie("push", "bundled", "acme/net", flag).stdout
     assert hub.repositories["acme/net"].private is private
     other = "--public" if private else "--private"  # of what is there already, nothing changes
     assert "made" not in selfie("push", "bundled", "acme/net", other).stdout
@@ -134,7 +134,7 @@ def test_a_branch_is_made_and_what_lay_there_stays(hub: Hub, token: None, pretra
     assert sorted(sent(hub, branch="v2")) == [*FILES, "notes.txt"]
     assert "hf://acme/net@v2" in sent(hub, branch="v2")["README.md"].decode()
     selfie("pull", "hf://acme/net@v2")
-    assert "no config.json" in error_of("pull", "acme/net", "--out", "other")
+    assert "lacks a file of a run" in error_of("pull", "acme/net", "--out", "other")
 
 
 def test_a_branch_is_not_called_like_a_commit(hub: Hub, token: None) -> None:

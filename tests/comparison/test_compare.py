@@ -15,8 +15,8 @@ from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Data, Part, Share, take, take_share
 from selfie_cli.comparison.trainer import Cell, Trainer
 from selfie_cli.config import CurveOptions
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.batches import IMAGE_ORDER
-from selfie_cli.data.store import BadFile
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.talk import Talk

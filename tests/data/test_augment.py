@@ -1,3 +1,7 @@
+"""Crops and normalization of batches, against references written another way."""
+
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,51 +22,17 @@ from selfie_cli.data.augment import (
 from selfie_cli.data.batches import step_generator
 
 
-def noise_images(num_images, side):
+def noise(num_images, side):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(1, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
-
-
-def coordinate_images(num_images, side=256):
-    """Red is the column, green the row: what a view shows tells where it was taken."""
-    ramp = torch.arange(side, dtype=torch.uint8)
-    image = torch.stack(
-        [ramp.expand(side, side), ramp.unsqueeze(1).expand(side, side), torch.zeros_like(ramp.expand(side, side))]
-    )
-    return image.permute(1, 2, 0).expand(num_images, side, side, 3)
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def resized_crop(pixels, size, **how):
-    """A random box of each image."""
-    return crop(normalize(pixels), draw_boxes(len(pixels), seeded(), **how), size)
-
-
-def denormalize(view):
-    return (view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
-
-
-def boxes(view):
-    """Left, right, top, bottom of each view's box in pixels of a coordinate image, and whether it is mirrored."""
-    columns, rows = denormalize(view)[:, 0].mean(dim=1), denormalize(view)[:, 1].mean(dim=2)  # [B, s]
-
-    def ends(values):
-        # The outermost sample may lie within half a pixel of the edge, where there is no neighbour to blend it with.
-        inner = values[:, 1:-1]
-        step = (inner[:, -1] - inner[:, 0]) / (inner.shape[1] - 1)
-        assert (inner.diff(dim=1) - step[:, None]).abs().max() < 0.05  # straight, so nothing beyond the edge is seen
-        return inner[:, 0] - 1.5 * step + 0.5, inner[:, -1] + 1.5 * step + 0.5
-
-    left, right = ends(columns)
-    top, bottom = ends(rows)
-    return torch.minimum(left, right), torch.maximum(left, right), top, bottom, left > right
-
-
 def test_normalization_is_that_of_imagenet():
-    pixels = noise_images(2, 8)
+    pixels = noise(2, 8)
     expected = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     views = normalize(pixels)
     torch.testing.assert_close(views, expected, atol=1e-6, rtol=1e-5)
@@ -70,83 +40,67 @@ def test_normalization_is_that_of_imagenet():
 
 
 def test_pad_crop_is_a_slice_of_the_padded_image_or_its_mirror():
-    pixels = noise_images(600, 12)
-    shifts = draw_shifts(600, seeded())
-    found = []
-    for image, cropped in zip(pixels, pad_crop(pixels, shifts), strict=True):
-        padded = torch.zeros(20, 20, 3, dtype=torch.uint8)
-        padded[4:16, 4:16] = image
-        matches = [
-            (top, left, mirrored)
-            for top in range(9)
-            for left in range(9)
-            for mirrored in (False, True)
-            if cropped.equal(
-                padded[top : top + 12, left : left + 12].flip(1)
-                if mirrored
-                else padded[top : top + 12, left : left + 12]
-            )
-        ]
-        assert len(matches) == 1
-        found += matches
-    assert found == [(top, left, bool(mirrored)) for top, left, mirrored in shifts.tolist()]
-    tops, lefts, mirrors = zip(*found, strict=True)
-    assert set(tops) == set(lefts) == set(range(9))
-    assert sum(mirrors) / 600 == pytest.approx(0.5, abs=0.1)
+    pixels, shifts = noise(600, 12), draw_shifts(600, seeded())
+    padded = F.pad(pixels, (0, 0, 4, 4, 4, 4))
+    for image, cropped, (top, left, mirrored) in zip(padded, pad_crop(pixels, shifts), shifts.tolist(), strict=True):
+        expected = image[top : top + 12, left : left + 12]
+        assert cropped.equal(expected.flip(1) if mirrored else expected)
+    assert set(shifts[:, 0].tolist()) == set(shifts[:, 1].tolist()) == set(range(9))
+    assert shifts[:, 2].float().mean().item() == pytest.approx(0.5, abs=0.1)
+    assert not draw_shifts(100, seeded(), flip=False)[:, 2].any()
 
 
-def test_pad_crop_without_flip_mirrors_nothing():
-    shifts = draw_shifts(100, seeded(), flip=False)
-    assert not shifts[:, 2].any()
-    assert len(shifts.unique(dim=0)) > 30
-    in_place = torch.tensor([[4, 4, 0]]).expand(100, 3)
-    pixels = noise_images(100, 12)
-    assert pad_crop(pixels, in_place).equal(pixels)
-    in_place = torch.tensor([[4, 4, 1]]).expand(100, 3)
-    assert pad_crop(pixels, in_place).equal(pixels.flip(2))
-
-
-@pytest.mark.parametrize("min_area", [0.2, 0.5])
-def test_boxes_of_the_resized_crop(min_area):
-    left, right, top, bottom, mirrored = boxes(resized_crop(coordinate_images(400), 32, min_area=min_area))
-    assert torch.stack([left, top]).min() > -0.1
-    assert torch.stack([right, bottom]).max() < 256.1
-    width, height = (right - left) / 256, (bottom - top) / 256
+@pytest.mark.parametrize("min_area", [0.08, 0.3])
+def test_boxes_have_the_area_and_lie_inside(min_area):
+    x, y, width, height = draw_boxes(4000, seeded(), min_area=min_area).unbind(dim=1)
+    mirrored, width = width < 0, width.abs()
+    assert (x.abs() + width).max() <= 1 + 1e-6
+    assert (y.abs() + height).max() <= 1 + 1e-6
     area, aspect = width * height, width / height
-    assert min_area - 0.01 < area.min() < min_area + 0.05
-    assert 0.9 < area.max() < 1.01
-    assert 0.75 - 0.01 < aspect.min() < 0.8
-    assert 1.25 < aspect.max() < 4 / 3 + 0.01
-    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.1)
-    # Boxes lie anywhere: as often at one end as at the other.
-    slack = (left / (256 - right + left).clamp(min=1))[width < 0.9]
-    assert slack.mean().item() == pytest.approx(0.5, abs=0.06)
-    assert slack.min() < 0.05
-    assert slack.max() > 0.95
+    room = 1 - min_area
+    assert min_area - 1e-6 <= area.min() < min_area + 0.01 * room
+    assert 1 - 0.01 * room < area.max() <= 1 + 1e-6
+    assert area.mean().item() == pytest.approx((min_area + 1) / 2, abs=0.02)
+    assert 3 / 4 - 1e-5 <= aspect.min() < 0.77
+    assert 1.3 < aspect.max() <= 4 / 3 + 1e-5
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert (draw_boxes(100, seeded(), min_area=min_area, flip=False)[:, 2] > 0).all()
 
 
-def test_the_resized_crop_without_flip_mirrors_nothing():
-    *_, mirrored = boxes(resized_crop(coordinate_images(50), 32, min_area=0.5, flip=False))
-    assert not mirrored.any()
-
-
-def test_the_whole_image_is_resized_bilinearly():
-    pixels = noise_images(2, 40)
-    expected = F.interpolate(normalize(pixels), 32, mode="bilinear", align_corners=False)
-    found = resized_crop(pixels, 32, min_area=1.0, flip=False)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_box_is_sampled_bilinearly(mirror):
+    """Against a loop over its pixels; half a pixel beyond the image, it is mirrored at its edge."""
+    side, size = 9, 7
+    images = torch.rand(4, 3, side, side, generator=seeded())
+    boxes = torch.tensor([[0.1, -0.2, 0.5, 0.6], [0.4, 0.3, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0], [-0.5, 0.5, 0.3, 0.25]])
+    if mirror:
+        boxes[:, 2] *= -1
+    for image, box, result in zip(images, boxes.tolist(), crop(images, boxes, size), strict=True):
+        for row in range(size):
+            for column in range(size):
+                # From the box's own -1..1 (pixels' centres) to the image's, and to places of its pixels.
+                x = box[0] + box[2] * ((2 * column + 1) / size - 1)
+                y = box[1] + box[3] * ((2 * row + 1) / size - 1)
+                left, top = (x + 1) / 2 * side - 0.5, (y + 1) / 2 * side - 0.5
+                expected = sum(
+                    (1 - abs(left - i))
+                    * (1 - abs(top - j))
+                    * image[:, min(max(j, 0), side - 1), min(max(i, 0), side - 1)]
+                    for i in (math.floor(left), math.floor(left) + 1)
+                    for j in (math.floor(top), math.floor(top) + 1)
+                )
+                torch.testing.assert_close(result[:, row, column], expected, atol=1e-5, rtol=0)
 
 
 def test_small_images_are_shifted_and_large_ones_cropped():
     shifts = draw_crops(3, 32, seeded(), flip=True, min_crop=0.5)
     assert shifts.equal(draw_shifts(3, seeded()))
-    small = training_view(noise_images(3, 32), shifts, 32)
-    assert small.equal(normalize(pad_crop(noise_images(3, 32), shifts)))
-
-    drawn = draw_crops(3, 224, seeded(), flip=True, min_crop=0.5)
-    assert drawn.equal(draw_boxes(3, seeded(), min_area=0.5))
-    large = training_view(noise_images(3, 256), drawn, 224)
-    assert large.equal(resized_crop(noise_images(3, 256), 224, min_area=0.5))
+    small = training_view(noise(3, 32), shifts, 32)
+    assert small.equal(normalize(pad_crop(noise(3, 32), shifts)))
+    boxes = draw_crops(3, 224, seeded(), flip=True, min_crop=0.5)
+    assert boxes.equal(draw_boxes(3, seeded(), min_area=0.5))
+    large = training_view(noise(3, 256), boxes, 224)
+    assert large.equal(crop(normalize(noise(3, 256)), boxes, 224))
     for view, side in ((small, 32), (large, 224)):
         assert view.shape == (3, 3, side, side)
         assert view.is_contiguous(memory_format=torch.channels_last)
@@ -161,7 +115,6 @@ def test_crops_are_a_function_of_seed_step_and_row(size):
     crops = drawn(0, 7)
     torch.manual_seed(2)  # the default generator has no part in it
     assert drawn(0, 7).equal(crops)
-    assert len(crops) == 64
     assert len(crops.unique(dim=0)) > 32
     for other in (drawn(1, 7), drawn(0, 8)):
         assert (other != crops).any(dim=1).sum() > 56
@@ -169,7 +122,7 @@ def test_crops_are_a_function_of_seed_step_and_row(size):
 
 @pytest.mark.parametrize("size", [32, 96])
 def test_parts_of_a_batch_are_augmented_as_the_whole(size):
-    pixels = noise_images(10, size + 8 * (size > 64))
+    pixels = noise(10, size + 8 * (size > 64))
     crops = draw_crops(10, size, seeded(), flip=True, min_crop=0.5)
     whole = training_view(pixels, crops, size)
     for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
@@ -177,7 +130,7 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(size):
 
 
 def test_evaluation_looks_at_the_centre():
-    pixels = noise_images(2, 256)
+    pixels = noise(2, 256)
     assert centre_crop(pixels, 224).equal(pixels[:, 16:240, 16:240])
     assert plain_view(pixels, 224).equal(normalize(pixels[:, 16:240, 16:240]))
     assert centre_crop(pixels, 256).equal(pixels)

@@ -12,7 +12,7 @@ from tests.data.pictures import png, shade, write_tar
 
 
 class Recorded(Shards):
-    """Notes which images are read together."""
+    """Records which images are read together."""
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__(paths)
@@ -25,7 +25,7 @@ class Recorded(Shards):
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Recorded:
-    """250 images in two shards, whose first pixel is their number; two thirds along a block lies in both."""
+    """250 images in two shards, whose first pixel is their number. One block lies in both."""
     numbered = {f"{number:03d}.png": png(number) for number in range(250)}
     names = sorted(numbered)
     with_text = {name: numbered[name] for name in names[:170]} | {"169.txt": b"between"}
@@ -34,12 +34,6 @@ def shards(tmp_path: Path) -> Recorded:
         write_tar(tmp_path / "1.tar", {name: numbered[name] for name in names[170:]}),
     ]
     return Recorded(paths)
-
-
-def test_contiguous_images_come_of_one_read_a_shard(shards):
-    alone = [Shards.read(shards, index, index + 1)[0] for index in range(250)]
-    assert shards.read(0, 250) == alone
-    assert shards.read(160, 180) == alone[160:180]
 
 
 def shade_of(reader: BlockReader, index: int) -> int:

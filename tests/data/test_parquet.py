@@ -11,12 +11,12 @@ import pytest
 import torch
 from listening import Listener
 
-from selfie_cli.data import mapped, parquet
+from selfie_cli.data import parquet, pixels
+from selfie_cli.data.cache import cache_key
 from selfie_cli.data.labelled import LabelledSplits
-from selfie_cli.data.mapped import open_store, store_key
 from selfie_cli.data.parquet import Parquet
+from selfie_cli.data.pixels import open_pixels, read_pixels
 from selfie_cli.data.sources import Files, Joined, Subset, fingerprint
-from selfie_cli.data.store import read_store
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
 from tests.data.pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
@@ -155,7 +155,7 @@ def test_cells_without_bytes(tmp_path: Path) -> None:
     beside = ["../0.png", str(tmp_path / "0.png"), "link.png", "absent.png", "waits.png", "1.png"]
     cells = [png(9), None, {"bytes": None, "path": None}, *({"bytes": None, "path": each} for each in beside)]
     source = Parquet([write_parquet(tmp_path / "inside" / "a.parquet", cells)])
-    store = read_store(source, **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
+    store = read_pixels(source, **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
     assert store.kept.tolist() == [0, 8]
     assert store.pixels[:, 0, 0, 0].tolist() == [9, 1]
     reasons = [one.reason for one in store.bad]
@@ -216,7 +216,7 @@ def test_in_order_each_row_is_decoded_once(tmp_path: Path, group: int) -> None:
         write_parquet(tmp_path / f"{n}.parquet", [png(row) for row in range(n, n + 150)], group=group) for n in (0, 90)
     ]
     source = Counted(paths)
-    store = read_store(source, **SETTINGS)  # type: ignore[arg-type]
+    store = read_pixels(source, **SETTINGS)  # type: ignore[arg-type]
     assert store.pixels[:, 0, 0, 0].tolist() == [*range(150), *range(90, 240)]
     assert source.rows == 300
 
@@ -240,11 +240,11 @@ def test_any_order_and_any_number_of_threads(tmp_path: Path, monkeypatch: pytest
 
 
 def test_large_sets_are_shuffled_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mapped, "SMALL", 0)
+    monkeypatch.setattr(pixels, "SMALL", 0)
     source = Parquet([write_parquet(tmp_path / "a.parquet", [png(row) for row in range(200)], group=100)])
     files = Files(write(tmp_path / "files", "a.png"))
     for one in (source, Joined([files, source])):
-        with closing(open_store(one, **SETTINGS, folder=str(tmp_path / "store"), limit_gb=0)) as store:  # type: ignore[arg-type]
+        with closing(open_pixels(one, **SETTINGS, folder=str(tmp_path / "store"), limit_gb=0)) as store:  # type: ignore[arg-type]
             assert store.block == 100
             order = torch.randperm(200) + len(one) - 200
             assert store.take(order)[:, 0, 0, 0].tolist() == (order - len(one) + 200).tolist()
@@ -252,12 +252,12 @@ def test_large_sets_are_shuffled_in_blocks(tmp_path: Path, monkeypatch: pytest.M
 
 def test_fingerprint_and_version(repository: Path, tmp_path: Path) -> None:
     here = unlabelled(repository)
-    mark, key = fingerprint(here), store_key(here, 8)
+    mark, key = fingerprint(here), cache_key(here, 8)
     os.rename(repository, tmp_path / "moved")
     moved = unlabelled(tmp_path / "moved")
     assert fingerprint(moved) == mark
     os.utime(tmp_path / "moved" / "data" / "train-00000-of-00002.parquet", (1, 1))
-    assert store_key(moved, 8) != key
+    assert cache_key(moved, 8) != key
 
 
 def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(

@@ -23,7 +23,7 @@ except UsageError as error:
     print("fewer --workers" in str(error), len(started), alive, torch.get_num_threads())
 """
 
-TEAMS = """
+PARALLEL = """
 import os, threading, torch
 from selfie_cli.data.threads import thread_pool
 
@@ -43,7 +43,7 @@ work(0)
 pool = thread_pool(4, "test")
 before = threads()
 assert set(pool.map(work, range(40))) == {1}
-assert threads() == before, "a team was started"
+assert threads() == before, "torch has started threads"
 assert torch.get_num_threads() == 3
 later = []
 thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
@@ -54,8 +54,8 @@ pool.shutdown()
 """
 
 
-def test_pool_threads_start_no_teams_and_all_others_do_as_before():
-    done = subprocess.run([sys.executable, "-c", TEAMS], capture_output=True, text=True, check=False)
+def test_torch_starts_no_threads_in_the_pool_and_does_elsewhere_as_before():
+    done = subprocess.run([sys.executable, "-c", PARALLEL], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

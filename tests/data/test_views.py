@@ -1,9 +1,10 @@
+"""Strong views of batches, against one operation after another on one image."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms.functional import resized_crop
 
 from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes
 from selfie_cli.data.batches import step_generator
@@ -11,7 +12,6 @@ from selfie_cli.data.views import (
     RGB_TO_YIQ,
     YIQ_TO_RGB,
     ViewDraws,
-    draw_colours,
     draw_view,
     gaussian_blur,
     random_view,
@@ -77,7 +77,7 @@ def naive_colours(rgb, factors, angle, order, *, jittered, grey):
     return rgb.clip(0, 1)
 
 
-@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("jitter", [0.0, 1.0, 2.0])
 def test_colours_agree_with_one_operation_after_the_other(jitter):
     pixels = noise(40, 12)
     view, boxes = view_and_boxes(pixels, 8, seed=1, min_area=0.3, jitter=jitter)
@@ -98,54 +98,10 @@ def test_colours_agree_with_one_operation_after_the_other(jitter):
         np.testing.assert_allclose(shade(view)[image].numpy(), expected, atol=1e-5)
 
 
-def test_jitter_changes_all_that_it_should():
-    """With one image many times, the draws alone differ: each of the four operations is seen in the matrices."""
-    means = torch.tensor([0.2, 0.5, 0.6]).expand(4000, 3)
-    m, contrast = (each.double() for each in draw_colours(4000, seeded(), jitter=1.0, grayscale=0.2))
-    offset = torch.einsum("bij,bj->bi", contrast, means.double())
-    grey = torch.tensor(GREY, dtype=torch.double)
-    untouched = (m - torch.eye(3)).abs().amax(dim=(1, 2)) < 1e-6
-    colourless = (m - m[:, :1]).abs().amax(dim=(1, 2)) < 1e-6  # red, green and blue come out alike
-    assert untouched.double().mean().item() == pytest.approx(0.2 * 0.8, abs=0.03)
-    assert colourless.double().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert offset[untouched].abs().max() == 0
-
-    scale = (m[~colourless] @ torch.ones(3, dtype=torch.double)).mean(dim=1)  # of a grey: brightness x contrast
-    assert 0.36 <= scale.min() < 0.45
-    assert 1.8 < scale.max() <= 1.96
-    # The mean's brightness is changed by the factor of brightness alone, whatever the order.
-    lit = (torch.einsum("bij,bj->bi", m, means.double()) + offset) @ grey / (means[0].double() @ grey)
-    assert 0.6 - 1e-5 <= lit.min() < 0.62
-    assert 1.38 < lit.max() <= 1.4 + 1e-5
-    # What is left of colour: a turn by up to a tenth of the circle, and a stretch by contrast, saturation, brightness.
-    yiq = RGB_TO_YIQ.double() @ m[~colourless] @ torch.linalg.inv(RGB_TO_YIQ.double())
-    angle = torch.atan2(yiq[:, 2, 1], yiq[:, 1, 1])
-    assert angle.abs().max().item() == pytest.approx(0.1 * 2 * math.pi, abs=0.01)
-    assert angle.mean().item() == pytest.approx(0, abs=0.03)
-    stretch = torch.hypot(yiq[:, 1, 1], yiq[:, 2, 1]) / scale
-    assert 0.8 - 1e-5 <= stretch.min() < 0.82
-    assert 1.18 < stretch.max() <= 1.2 + 1e-5
-
-
 def test_turning_the_hue_leaves_brightness_and_grey():
     torch.testing.assert_close(RGB_TO_YIQ[0], torch.tensor(GREY))
     torch.testing.assert_close(RGB_TO_YIQ @ YIQ_TO_RGB, torch.eye(3), atol=1e-6, rtol=0)
-    rgb = np.random.default_rng(0).random((3, 4, 4))
-    for angle in (0.3, -2.0, math.pi):
-        np.testing.assert_allclose(brightness(turned(rgb, angle)), brightness(rgb), atol=1e-6)
-        np.testing.assert_allclose(turned(np.full((3, 1, 1), 0.4), angle), 0.4, atol=1e-3)
-    np.testing.assert_allclose(turned(turned(rgb, 1.1), -1.1), rgb, atol=1e-9)
-
-
-def test_without_jitter_only_the_grey_ones_change():
-    pixels = noise(300, 8)
-    view, boxes = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0)
-    before, after = seen(boxes, pixels, 8), shade(view)
-    grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
-    torch.testing.assert_close(after[~grey], before[~grey], atol=1e-5, rtol=0)
-    expected = torch.einsum("c,bchw->bhw", torch.tensor(GREY), before[grey])
-    torch.testing.assert_close(after[grey][:, 0], expected, atol=1e-5, rtol=0)
-    assert 0 < int(grey.sum()) < 300
+    np.testing.assert_allclose(turned(np.full((3, 1, 1), 0.4), 0.3), 0.4, atol=1e-3)
 
 
 def five_sigma(share, num_images):
@@ -169,63 +125,6 @@ def test_shares_of_images():
     assert 1 - sharp.float().mean().item() == pytest.approx(0.3 * 18 / 19, abs=five_sigma(0.3, n))
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_a_box_is_sampled_bilinearly(mirror):
-    """Against a loop over its pixels; half a pixel beyond the image, it is mirrored at its edge."""
-    side, size = 9, 7
-    images = torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
-    boxes = torch.tensor([[0.1, -0.2, 0.5, 0.6], [0.4, 0.3, 0.6, 0.7], [0.0, 0.0, 1.0, 1.0], [-0.5, 0.5, 0.3, 0.25]])
-    if mirror:
-        boxes[:, 2] *= -1
-    crops = crop(images, boxes, size)
-    for image, box, result in zip(images, boxes.tolist(), crops, strict=True):
-        for row in range(size):
-            for column in range(size):
-                # From the box's own -1..1 (pixels' centres) to the image's, and to places of its pixels.
-                x = box[0] + box[2] * ((2 * column + 1) / size - 1)
-                y = box[1] + box[3] * ((2 * row + 1) / size - 1)
-                left, top = (x + 1) / 2 * side - 0.5, (y + 1) / 2 * side - 0.5
-                expected = sum(
-                    (1 - abs(left - i))
-                    * (1 - abs(top - j))
-                    * image[:, min(max(j, 0), side - 1), min(max(i, 0), side - 1)]
-                    for i in (math.floor(left), math.floor(left) + 1)
-                    for j in (math.floor(top), math.floor(top) + 1)
-                )
-                torch.testing.assert_close(result[:, row, column], expected, atol=1e-5, rtol=0)
-
-
-def test_a_box_on_whole_pixels_is_torchvisions_resized_crop():
-    """On ramps, where it does not matter that torchvision sees nothing beyond the box's own edge."""
-    ramp = torch.arange(20.0) / 20
-    image = torch.stack([ramp.expand(20, 20), ramp[:, None].expand(20, 20), (ramp + ramp[:, None]) / 2])[None]
-    for top, left, height, width in [(2, 5, 8, 12), (0, 0, 20, 20), (10, 7, 4, 4)]:
-        box = torch.tensor([[(2 * left + width) / 20 - 1, (2 * top + height) / 20 - 1, width / 20, height / 20]])
-        expected = resized_crop(image, top, left, height, width, [16, 16], antialias=False)
-        edge = 4  # behind the outermost pixels' centres, torchvision repeats them
-        inner = (slice(None), slice(None), slice(edge, -edge), slice(edge, -edge))
-        torch.testing.assert_close(crop(image, box, 16)[inner], expected[inner], atol=1e-5, rtol=0)
-        box[:, 2] *= -1
-        torch.testing.assert_close(crop(image, box, 16).flip(3)[inner], expected[inner], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("min_area", [0.08, 0.3])
-def test_boxes_have_the_area_and_lie_inside(min_area):
-    x, y, width, height = draw_boxes(4000, seeded(), min_area=min_area).unbind(dim=1)
-    mirrored, width = width < 0, width.abs()
-    assert (x.abs() + width).max() <= 1 + 1e-6
-    assert (y.abs() + height).max() <= 1 + 1e-6
-    area, aspect = width * height, width / height
-    room = 1 - min_area
-    assert min_area - 1e-6 <= area.min() < min_area + 0.01 * room
-    assert 1 - 0.01 * room < area.max() <= 1 + 1e-6
-    assert area.mean().item() == pytest.approx((min_area + 1) / 2, abs=0.02)
-    assert 3 / 4 - 1e-5 <= aspect.min() < 0.77
-    assert 1.3 < aspect.max() <= 4 / 3 + 1e-5
-    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, 4000))
-    assert (draw_boxes(100, seeded(), min_area=min_area, flip=False)[:, 2] > 0).all()
-
-
 def test_the_view_shows_the_box_that_is_returned():
     """Red is the column, green the row. A mirrored box has a negative half width."""
     ramp = torch.arange(256, dtype=torch.uint8)
@@ -239,7 +138,7 @@ def test_the_view_shows_the_box_that_is_returned():
     assert {-1.0, 1.0} == set(boxes[:, 2].sign().tolist())
 
 
-@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (32, 3), (50, 5)])
+@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (50, 5)])
 def test_blur_agrees_with_a_loop_over_pixels(side, kernel):
     images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.7, 0.0, 2.0])
@@ -255,12 +154,6 @@ def test_blur_agrees_with_a_loop_over_pixels(side, kernel):
                 window = padded[:, row : row + kernel, column : column + kernel]
                 expected = np.einsum("cij,i,j->c", window, weights, weights)
                 np.testing.assert_allclose(blurred[image, :, row, column].numpy(), expected, atol=1e-5)
-
-
-def test_no_sigma_no_blur():
-    images = torch.rand(2, 3, 8, 8)
-    assert gaussian_blur(images, torch.zeros(2)).equal(images)
-    assert gaussian_blur(images, torch.tensor([0.1, 0.1])).allclose(images)
 
 
 def test_the_bright_half_is_inverted():
@@ -282,18 +175,15 @@ def everything(pixels, size=24, seed=5):
     return view_and_boxes(pixels, size, seed=seed, **EVERYTHING)[0]
 
 
-def test_a_view_is_a_function_of_the_seed_and_leaves_the_pixels():
+def test_a_view_leaves_the_pixels_and_the_default_generator():
     pixels = noise(8, 32)
-    before = pixels.clone()
-    torch.manual_seed(1)
+    before, state = pixels.clone(), torch.get_rng_state()
     view = everything(pixels)
     assert pixels.equal(before)
+    assert torch.get_rng_state().equal(state)
     assert view.shape == (8, 3, 24, 24)
     assert view.dtype == torch.float32
     assert view.is_contiguous(memory_format=torch.channels_last)
-    torch.manual_seed(2)  # the default generator has no part in it
-    assert everything(pixels).equal(view)
-    assert not everything(pixels, seed=6).equal(view)
 
 
 def test_draws_are_a_function_of_seed_step_and_row():
@@ -301,21 +191,12 @@ def test_draws_are_a_function_of_seed_step_and_row():
         return draw_view(64, step_generator(seed, step), **EVERYTHING)
 
     draws = drawn(0, 7)
-    shapes = {"boxes": (64, 4), "colours": (64, 3, 3), "contrast": (64, 3, 3), "sigmas": (64,), "solarized": (64,)}
-    assert {name: tuple(tensor.shape) for name, tensor in draws._asdict().items()} == shapes
+    assert all(len(tensor) == 64 for tensor in draws)
     assert all(same.equal(tensor) for same, tensor in zip(drawn(0, 7), draws, strict=True))
     for other in (drawn(1, 7), drawn(0, 8)):
         assert not any(same.equal(tensor) for same, tensor in zip(other, draws, strict=True))
     for name in ("boxes", "colours"):  # no two images share theirs, but for colours left as they are
         assert len(getattr(draws, name).unique(dim=0)) > 64 * 0.7
-
-
-def test_what_is_not_asked_for_is_drawn_for_no_image():
-    draws = draw_view(500, seeded(), min_area=1.0, jitter=0.0, grayscale=0.0)
-    assert not draws.sigmas.any()
-    assert not draws.solarized.any()
-    torch.testing.assert_close(draws.colours, torch.eye(3).expand(500, 3, 3), atol=1e-6, rtol=0)
-    assert draws.contrast.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("size", [24, 96])
@@ -328,14 +209,6 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(size):
         rows = ViewDraws(*(each[part] for each in draws))
         view = random_view(pixels[part], rows, size, blur=True, solarize=True)
         torch.testing.assert_close(view, whole[part], atol=1e-5, rtol=0)
-
-
-def test_an_image_does_not_depend_on_its_neighbours():
-    pixels = noise(8, 32)
-    view = everything(pixels)
-    others = noise(8, 32, seed=1)
-    others[3] = pixels[3]
-    torch.testing.assert_close(everything(others)[3], view[3], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [24, 224])

@@ -47,13 +47,6 @@ def test_agrees_with_the_naive_reference(normal, num):
     assert feature_spread(vectors) == pytest.approx(naive(vectors), rel=1e-4)
 
 
-def test_isotropic_features_spread_by_one(normal):
-    std, rank = feature_spread(normal)
-    assert std == pytest.approx(1, abs=0.01)
-    assert 30 < rank <= 32
-    assert warning_of(normal) is None
-
-
 @pytest.mark.parametrize("directions", [1, 2, 5])
 def test_rank_counts_equally_strong_directions(directions):
     signs = torch.tensor([[1.0 if i >> k & 1 else -1.0 for k in range(directions)] for i in range(64)])
@@ -92,13 +85,6 @@ def test_constant_features_have_no_spread(vectors):
     assert "collapse" in warning_of(vectors)
 
 
-def test_some_zero_vectors_are_no_trouble(normal):
-    normal[::4] = 0
-    std, rank = feature_spread(normal)
-    assert 0.8 < std < 1
-    assert rank > 30
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_refused(normal, value):
     normal[3, 5] = value
@@ -126,13 +112,6 @@ def test_untrained_networks_do_not_warn(drawn, num, num_stages):
     with torch.no_grad():
         assert warning_of(network(plain_view(drawn[:num], 32)).mean(dim=(2, 3))) is None
         assert warning_of(network.train()(plain_view(drawn[:num], 32)).mean(dim=(2, 3))) is None
-
-
-def test_a_large_untrained_network_does_not_warn(drawn):
-    torch.manual_seed(0)
-    network = resnet("resnetv2_50", stem="3x3", num_stages=3).eval()
-    with torch.no_grad():
-        assert warning_of(network(plain_view(drawn[:24], 32)).mean(dim=(2, 3))) is None
 
 
 def test_the_bundled_network_does_not_warn(drawn):
@@ -163,15 +142,6 @@ def variance(first, second):
     return torch.cat([first, second]).var(dim=0).sum()
 
 
-def agreement(first, second):
-    return 1 - F.cosine_similarity(first, second).mean()
-
-
-def contrast(first, second):
-    scores = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / 0.2
-    return F.cross_entropy(scores, torch.arange(len(scores)))
-
-
 def one_direction(first, second):
     """The share of the variance that lies off an axis."""
     both = torch.cat([first, second])
@@ -184,11 +154,3 @@ def test_a_network_driven_to_collapse_warns(drawn, loss_of):
     before, after = trained(loss_of, drawn)
     assert warning_of(before) is None
     assert "collapse" in warning_of(after)
-
-
-def test_agreement_alone_narrows_the_features_and_contrast_keeps_them_apart(drawn):
-    before, alone = trained(agreement, drawn)
-    _, apart = trained(contrast, drawn)
-    assert feature_spread(alone)[0] < 0.5 * feature_spread(before)[0]
-    assert feature_spread(apart)[0] > 0.8
-    assert warning_of(apart) is None

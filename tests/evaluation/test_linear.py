@@ -71,16 +71,6 @@ def test_scores_are_the_logits_of_standardised_features():
     assert not scores.requires_grad
 
 
-def test_scaling_and_shifting_features_changes_no_score():
-    features, labels = blobs(200)
-    unseen, _ = blobs(50, seed=1)
-    scale, shift = torch.tensor([1e-3, 0.1, 1, 10, 100, 1e3]), torch.tensor([0.1, -1, 5, 0, -100, 1e3])
-    plain = fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(200))
-    moved = fit_linear_probe(features * scale + shift, labels, num_classes=3, held_out=every_fifth(200))
-    assert moved.strength == plain.strength
-    torch.testing.assert_close(moved.scores(unseen * scale + shift), plain.scores(unseen), atol=5e-3, rtol=5e-3)
-
-
 def test_the_strength_is_the_best_on_the_held_out_rows_and_then_refitted_on_all():
     features, labels = blobs(90, num_features=40, spread=1.5)
     held_out = every_fifth(90)
@@ -99,14 +89,6 @@ def test_the_strength_is_the_best_on_the_held_out_rows_and_then_refitted_on_all(
     assert probe.strength == best
     refitted = fit_linear_probe(features, labels, num_classes=3, held_out=nothing(90), strengths=[best])
     torch.testing.assert_close(probe.weight, refitted.weight, atol=2e-3, rtol=0)
-
-
-def test_noise_asks_for_a_strong_penalty_and_clean_data_for_a_weak_one():
-    noise = torch.randn(1000, 50, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(1000) % 4
-    assert fit_linear_probe(noise, labels, num_classes=4, held_out=every_fifth(1000)).strength >= 0.1
-    clean, labels = blobs(300, spread=0.05)
-    assert fit_linear_probe(clean, labels, num_classes=3, held_out=every_fifth(300)).strength <= 1e-3
 
 
 def test_the_same_twice_and_whatever_the_random_state_and_grid_order():
@@ -138,13 +120,6 @@ def test_only_constant_features_answer_the_majority():
     assert probe.scores(torch.randn(5, 4)).argmax(dim=1).tolist() == [1] * 5
 
 
-def test_one_image_a_class_leaves_no_choice():
-    features, labels = blobs(3, spread=0.0)
-    probe = fit_linear_probe(features, labels, num_classes=3, held_out=nothing(3))
-    assert probe.strength == 1e-3
-    assert probe.scores(features).argmax(dim=1).tolist() == [0, 1, 2]
-
-
 @pytest.mark.parametrize("hide_it", [False, True])
 def test_a_class_with_one_image_and_a_class_with_none(hide_it):
     features, labels = blobs(41, num_classes=4, spread=0.1)
@@ -160,24 +135,6 @@ def test_a_class_with_one_image_and_a_class_with_none(hide_it):
     torch.testing.assert_close(
         scores[:, :4].softmax(dim=1), fresh.scores(features)[:, :4].softmax(dim=1), atol=5e-3, rtol=0
     )
-
-
-def test_half_precision_and_inference_tensors():
-    with torch.inference_mode():
-        features, labels = blobs(60)
-        held_out = every_fifth(60)
-        inside = fit_linear_probe(features.half(), labels, num_classes=3, held_out=held_out)
-    outside = fit_linear_probe(features.half(), labels, num_classes=3, held_out=held_out)
-    assert inside.weight.dtype == torch.float32
-    assert inside.weight.equal(outside.weight)
-
-
-def test_inputs_are_left_alone():
-    features, labels = blobs(60)
-    before = features.clone(), labels.clone()
-    fit_linear_probe(features, labels, num_classes=3, held_out=every_fifth(60))
-    assert features.equal(before[0])
-    assert labels.equal(before[1])
 
 
 def test_refusals():

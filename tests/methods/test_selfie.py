@@ -270,18 +270,6 @@ def test_without_positions_on_its_inputs_the_encoder_sees_a_bag_of_patches(encod
     assert same is not encoder_positions
 
 
-def test_images_of_a_batch_do_not_meet_outside_batch_norm():
-    torch.manual_seed(0)
-    method = stirred(make(SMALL)).double().eval()
-    images = torch.randn(3, 3, 32, 32, dtype=torch.double)
-    masked, visible = masks(method, 3)
-    with torch.no_grad():
-        together = method.logits(images, masked, visible)
-        for i in range(3):
-            alone = method.logits(images[i : i + 1], masked[i : i + 1], visible[i : i + 1])
-            torch.testing.assert_close(alone[0], together[i])
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_augmentation_is_a_function_of_the_seed(grid):
     method = make(grid)

@@ -1,46 +1,7 @@
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
 
 from selfie_cli.models.attention import AttentionPooling, Positions
-
-
-def naive_layer_norm(x, norm):
-    centred = x - x.mean()
-    return centred / (centred.square().mean() + norm.eps).sqrt() * norm.weight + norm.bias
-
-
-def naive_pooling(pooling, vectors):
-    """u of one image's vectors [T - 1, D], a head and a query at a time."""
-    tokens = [pooling.u0, *vectors]
-    width = len(pooling.u0)
-    for layer in pooling.layers:
-        queries, keys, values = layer.qkv.weight.split(width)
-        query_bias, key_bias, value_bias = layer.qkv.bias.split(width)
-        head_width = width // layer.num_heads
-        after = []
-        for token in tokens:
-            heads = []
-            for head in range(layer.num_heads):
-                rows = slice(head * head_width, (head + 1) * head_width)
-                query = queries[rows] @ token + query_bias[rows]
-                scores = [query @ (keys[rows] @ other + key_bias[rows]) / math.sqrt(head_width) for other in tokens]
-                powers = [torch.exp(score) for score in scores]
-                heads.append(
-                    sum(
-                        power / sum(powers) * (values[rows] @ other + value_bias[rows])
-                        for power, other in zip(powers, tokens, strict=True)
-                    )
-                )
-            mixed = layer.out.weight @ torch.cat(heads) + layer.out.bias
-            x = naive_layer_norm(token + mixed, layer.norm1)
-            inner = layer.expand.weight @ x + layer.expand.bias
-            inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
-            after.append(naive_layer_norm(x + layer.contract.weight @ inner + layer.contract.bias, layer.norm2))
-        tokens = after
-    return tokens[0]
 
 
 def pooling_with_large_weights(width, **options):
@@ -51,13 +12,6 @@ def pooling_with_large_weights(width, **options):
         for parameter in pooling.parameters():
             parameter.copy_(torch.randn_like(parameter) * (0.2 if parameter.dim() == 2 else 0.5))
     return pooling
-
-
-def test_agrees_with_heads_and_queries_written_out():
-    pooling = pooling_with_large_weights(64)
-    vectors = torch.randn(2, 5, 64, dtype=torch.double)
-    expected = torch.stack([naive_pooling(pooling, image) for image in vectors])
-    torch.testing.assert_close(pooling(vectors), expected)
 
 
 def test_the_order_of_the_vectors_does_not_matter():
@@ -99,13 +53,6 @@ def test_dropout_acts_in_training_only():
     assert not pooling(vectors).equal(pooling(vectors))
     pooling.eval()
     assert pooling(vectors).equal(pooling(vectors))
-
-
-def test_u0_is_learned():
-    pooling = AttentionPooling(64).eval()
-    F.mse_loss(pooling(torch.randn(2, 5, 64)), torch.randn(2, 64)).backward()
-    assert pooling.u0.abs().max() > 0
-    assert pooling.u0.grad.abs().max() > 0
 
 
 def test_a_position_is_a_vector_a_place_or_row_plus_column():

@@ -67,13 +67,6 @@ def test_the_first_three_stages_see_a_whole_image_as_the_patch_network_does():
         torch.testing.assert_close(seen[0], network(images))
 
 
-def test_without_a_closing_norm_the_fourth_stage_is_all_fresh():
-    classifier = Classifier(SMALL, stem="3x3", num_classes=3)
-    before = clone(classifier)
-    classifier.take_over(patch_network(final_norm=False))
-    assert not any(key.startswith(("stages.3.", "norm.")) for key in taken(before, clone(classifier)))
-
-
 def test_a_finetuned_backbone_is_taken_over_whole():
     classifier = Classifier(SMALL, stem="3x3", num_classes=3)
     state = patch_network(num_stages=4)

@@ -47,15 +47,6 @@ def test_features_are_selfies_pooled_vectors(encoder_positions, factorized):
         torch.testing.assert_close(module(images), features @ module.head.weight.T + module.head.bias)
 
 
-def test_seeing_whole_images_is_another_function_of_the_same_weights():
-    module = hybrid(apart=False).eval()
-    other = hybrid().eval()
-    other.load_state_dict(module.state_dict())
-    images = torch.randn(2, 3, 32, 32)
-    with torch.no_grad():
-        assert not torch.allclose(module.features(images), other.features(images), atol=1e-3)
-
-
 def test_the_head_stays_as_it_was_drawn():
     module = hybrid()
     head = module.head.weight.clone()
@@ -64,16 +55,6 @@ def test_the_head_stays_as_it_was_drawn():
     assert module.head.weight.equal(head)
     assert all(tensor.equal(state[name]) for name, tensor in module.state_dict().items() if name in state)
     assert module.encoder is module.patch_network
-
-
-def test_attention_pooling_drops_out_in_training_only():
-    module = hybrid()
-    images = torch.randn(2, 3, 32, 32)
-    module.patch_network.eval()
-    with torch.no_grad():
-        assert not module(images).equal(module(images))
-        module.eval()
-        assert module(images).equal(module(images))
 
 
 def test_what_does_not_fit_is_refused():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet, stem_for
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet
 
 WIDTHS = {"resnetv2_50": 1024, "resnetv2_18": 256, "resnetv2_10_w32": 128, "resnetv2_18_w16": 64}
 WIDTHS |= {"resnet18": 256, "resnet50": 1024}
@@ -43,10 +43,6 @@ def test_widths_and_strides(name, stem, side, num_stages):
         maps = network(torch.randn(2, 3, side, side).contiguous(memory_format=torch.channels_last))
     assert maps.shape == (2, width, side // stride, side // stride)
     assert maps.min() >= 0  # all end in a ReLU
-
-
-def test_the_stem_goes_by_the_patch():
-    assert [stem_for(size) for size in (4, 8, 16, 32, 64)] == ["3x3", "3x3", "3x3", "7x7", "7x7"]
 
 
 @pytest.mark.parametrize("name", NUM_PARAMETERS)
@@ -138,12 +134,6 @@ def test_the_closing_norm_opens_the_fourth_stage():
     assert not any(key.startswith("norm.") for key in carried)
 
 
-@pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
-def test_whole_backbones_are_carried_over_as_they_are(name):
-    state = resnet(name, stem="3x3", num_stages=4).state_dict()
-    assert carried_over(state) == state
-
-
 def test_without_a_closing_norm_nothing_is_renamed():
     state = resnet("resnetv2_18_w16", stem="3x3", num_stages=3, final_norm=False).state_dict()
     assert carried_over(state) == state
@@ -204,12 +194,3 @@ def test_checkpointing_under_torch_compile():
         assert (parameter.grad - same.grad).norm() < 1e-4 * parameter.grad.norm()
     for key, buffer in network.named_buffers():
         torch.testing.assert_close(lean.get_buffer(key), buffer)
-
-
-def test_checkpointing_stays_out_of_the_way_without_gradients():
-    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=3).eval()
-    images = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        maps = network(images)
-        network.checkpointed = True
-        assert network(images).equal(maps)

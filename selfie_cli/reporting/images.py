@@ -1,4 +1,4 @@
-"""The images that a run's page shows: which, whether the network has trained on them, and what it makes of them."""
+"""Images that a run's page shows: which ones, whether the network was trained on them, and their vectors."""
 
 import contextlib
 import time
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.config import ReportOptions
 from selfie_cli.data.augment import centre_crop
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.labelled import Piece, is_named, open_labelled, open_pieces
 from selfie_cli.data.named import NAMED
+from selfie_cli.data.pixels import InMemory, read_pixels, storage_size
 from selfie_cli.data.sources import Joined, Source, Subset
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.store import BadFile, Store, read_store, storage_size
 from selfie_cli.data.unlabelled import named_tree, open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
@@ -25,16 +25,17 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting.charts import scaled
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.hardware import num_cores
 
 IMAGES = 1000
+"""Number of images that are embedded at most, if --images does not say."""
 SECONDS = 10.0
-"""What embedding may take where --images does not say how many."""
-FIRST = 32  # images that are embedded however long they take
+"""Time after which embedding ends, if --images does not say how many images to embed."""
+FIRST = 32
+"""Number of images that are embedded however long it takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gallery:
+class Images:
     """Images to show. labels: int64 [N], positions in `classes`, or None; `note` says where they come from."""
 
     source: Source
@@ -42,25 +43,24 @@ class Gallery:
     classes: list[str]
     note: str
     image_size: int
-
     workers: int
 
     def pixels(self, rows: Labels) -> Tensor:
-        """As they are stored for the network: uint8 [B, S, S, 3]. All of them have been read before."""
+        """Pixels as they are stored for the network, uint8 [B, S, S, 3], of images that have been read before."""
         return self.read(rows).pixels
 
-    def read(self, rows: Labels, *, none_is_fine: bool = False) -> Store:
-        """Those of `rows` that can be read. Raises DataError if that is none of them, unless `none_is_fine`."""
+    def read(self, rows: Labels) -> InMemory:
+        """Those of `rows` that can be read."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
-        return read_store(chosen, size=size, workers=self.workers, max_bad=1, talk=Talk(), none_is_fine=none_is_fine)
+        return read_pixels(chosen, size=size, workers=self.workers, max_bad=None, talk=Talk())
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
-        """As the network sees them, uint8 [B, s, s, 3], at most `side` large."""
+        """Pixels as the network sees them, at most `side` large: uint8 [B, s, s, 3]."""
         seen = centre_crop(self.pixels(rows), self.image_size)
         return scaled(seen, side) if self.image_size > side else seen
 
     def names(self, rows: Labels) -> list[str]:
-        """Below the folder that all of these share."""
+        """Names below the folder that all of `rows` share."""
         below = Subset(self.source, rows).names.below_shared_folder()
         return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
 
@@ -70,11 +70,11 @@ class Gallery:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedded:
-    """What a network makes of a random part of a gallery; N images, M <= N of them for map and neighbours.
+    """Outputs of a network for N random images, the first M <= N of which are kept for the map and the neighbours.
 
-    rows: int64 [N], their indices in the gallery; vectors: float32 [M, D]; thumbs: uint8 [M, t, t, 3]; predicted,
-    int64 [N], with confidence, float32 [N]: empty if it is no classifier. bad: what could not be read. whole: nothing
-    else is in the gallery.
+    rows: int64 [N], indices of the images; vectors: float32 [M, D]; thumbs: uint8 [M, t, t, 3]; predicted: int64 [N]
+    and confidence: float32 [N], empty if the network is no classifier. bad: the images that cannot be read. whole:
+    there are no other images.
     """
 
     rows: Labels
@@ -86,19 +86,20 @@ class Embedded:
     whole: bool
 
 
-def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
-    """--dataset, or what the run was made with: its test part, or validation, where there is one.
+def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool, workers: int, talk: Talk) -> Images:
+    """Images of `dataset`, or those the run was made with: their test or validation part, where there is one.
 
-    Raises DataError where it is not there, or has classes that a finetuned network does not know.
+    The run's own data are never downloaded. Raises DataError if they are not there, or if they have classes that a
+    finetuned network does not know.
     """
-    root, offline = Path(options.data_root), options.offline or not options.dataset
-    if not options.dataset:
+    offline = offline or not dataset
+    if not dataset:
         check_own(run)
     if "classes" in run.derived:
-        name = options.dataset or run.config["asked"].get("dataset")
+        name = dataset or run.config["asked"].get("dataset")
         if name is None:
             raise DataError("its config names none")
-        found = open_labelled(str(name), data_root=root, offline=offline, talk=talk)
+        found = open_labelled(str(name), data_root=data_root, offline=offline, talk=talk)
         classes = run.derived["classes"]
         check_classes(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
@@ -106,22 +107,16 @@ def open_gallery(run: Run, options: ReportOptions, talk: Talk) -> Gallery:
         labels: Labels | None = place[found.test.labels]
         note = f"Images of {found.name} that were not trained on. {found.split_note}"
     else:
-        pinned = {} if options.dataset else run.config["data"].get("pinned", {})
-        asked = [options.dataset] if options.dataset else run.config["asked"].get("data", [])
+        pinned = {} if dataset else run.config["data"].get("pinned", {})
+        asked = [dataset] if dataset else run.config["asked"].get("data", [])
         asked = [pinned.get(one, one) for one in asked]
-        source, labels, classes, note = choose(asked, root, offline=offline, own=not options.dataset, talk=talk)
-    return Gallery(
-        source=source,
-        labels=labels,
-        classes=classes,
-        note=note,
-        image_size=int(run.derived["image_size"]),
-        workers=options.workers or num_cores(),
-    )
+        source, labels, classes, note = choose(asked, data_root, offline=offline, own=not dataset, talk=talk)
+    image_size = int(run.derived["image_size"])
+    return Images(source=source, labels=labels, classes=classes, note=note, image_size=image_size, workers=workers)
 
 
 def check_own(run: Run) -> None:
-    """Raises DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
+    """Raise DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
     which files of this machine a page shows."""
     asked, pinned = run.config["asked"], run.config["data"].get("pinned", {})
     named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
@@ -133,50 +128,46 @@ def check_own(run: Run) -> None:
 def choose(
     asked: list[str], root: Path, *, offline: bool, own: bool, talk: Talk
 ) -> tuple[Source, Labels | None, list[str], str]:
-    """Images, their labels and classes if the layout has any, and a sentence on them.
-
-    `own`: the run was pretrained on them.
-    """
+    """Images, their labels and classes if the layout has any, and a sentence on them. `own`: the run was pretrained on
+    them."""
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
         name = asked[0]
         found, parts = None, dict[str, Callable[[], Piece]]()
         with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
-            parts = (
-                {} if is_named(name, root) else open_pieces(name, data_root=root, offline=offline, talk=Talk()).parts
-            )
+            if not is_named(name, root):
+                parts = open_pieces(name, data_root=root, offline=offline, talk=Talk()).parts
             found = open_labelled(name, data_root=root, offline=offline, talk=Talk())
         held = parts.get("test") or parts.get("validation")
         held_out = held or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
         if found is not None and (held_out or not own):
-            what = "Held-out images" if own else "Images"
-            classes, note = found.test.classes, f"{what} of {found.name}. {found.split_note}"
-            return found.test.source, found.test.labels, classes, note
+            note = f"{'Held-out images' if own else 'Images'} of {found.name}. {found.split_note}"
+            return found.test.source, found.test.labels, found.test.classes, note
         if found is not None:
-            both = Joined([found.train.source, found.test.source])
             labels = np.concatenate([found.train.labels, found.test.labels])
-            return both, labels, found.train.classes, trained
+            return Joined([found.train.source, found.test.source]), labels, found.train.classes, trained
         if held:
             return held().source, None, [], f"Held-out images of {held().title}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 
 
-def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk, *, exclude: set[str]) -> Embedded:
-    """A random part of the gallery, the same each time, less what `exclude` names.
+def embed(
+    images: Images, network: Network, *, limit: int | None, bf16: bool, max_bad: float, exclude: set[str], talk: Talk
+) -> Embedded:
+    """Run the network on a random part of the images, the same each time, without those that `exclude` names.
 
-    A classifier is shown all of them, and M of them are kept. Without --images it ends after some SECONDS. Raises
-    DataError if more than --max-bad of them cannot be read, or none is left.
+    A classifier sees all images, and `limit` of them are kept. Without `limit`, embedding ends after some SECONDS.
+    Raises DataError if more than the share `max_bad` of them cannot be read, or none is left.
     """
-    order = np.random.default_rng(0).permutation(len(gallery.source))
+    order = np.random.default_rng(0).permutation(len(images.source))
     if exclude:
-        names = gallery.source.names
+        names = images.source.names
         order = np.array([i for i in order if names[i] not in exclude], np.int64)
-    kept = options.images or IMAGES
-    classifier = isinstance(network.module, AnyClassifier)
-    wanted = len(order) if classifier else min(kept, len(order))
-    lean = network.lean(torch.bfloat16 if options.precision == "bf16" else torch.float32)
-    side = min(gallery.image_size, 64)
+    kept = limit or IMAGES
+    wanted = len(order) if isinstance(network.module, AnyClassifier) else min(kept, len(order))
+    lean = network.lean(torch.bfloat16 if bf16 else torch.float32)
+    side = min(images.image_size, 64)
     at_once = max(FIRST, images_at_once(network.device, network.image_size))
     rows: list[Labels] = []
     vectors, thumbs = torch.empty(0), torch.empty(0, dtype=torch.uint8)
@@ -184,31 +175,30 @@ def embed(gallery: Gallery, network: Network, options: ReportOptions, talk: Talk
     bad: list[BadFile] = []
     begun, done = time.monotonic(), 0
     with talk.track("looking at images", wanted) as advance, torch.no_grad():
-        while done < wanted and (done < FIRST or options.images or time.monotonic() - begun < SECONDS):
+        while done < wanted and (done < FIRST or limit or time.monotonic() - begun < SECONDS):
             part = order[done : min(wanted, done + (at_once if done else FIRST))]
             done += len(part)
-            store = gallery.read(part, none_is_fine=True)
+            store = images.read(part)
             bad += store.bad
             if not len(store):
                 continue
             each = lean.vectors(store.pixels.to(network.device))
+            if not each.isfinite().all():
+                raise TrainingError("the features are not finite numbers: this network has diverged, use another run")
             if isinstance(lean.module, AnyClassifier):
                 sure, best = lean.module.head(each).float().softmax(dim=1).max(dim=1)
                 predicted, confidence = torch.cat([predicted, best.cpu()]), torch.cat([confidence, sure.cpu()])
-            if not each.isfinite().all():
-                raise TrainingError("the features are not finite numbers: this network has diverged, use another run")
             if len(vectors) < kept:
-                small = scaled(centre_crop(store.pixels, gallery.image_size), side)
+                small = scaled(centre_crop(store.pixels, images.image_size), side)
                 vectors, thumbs = torch.cat([vectors, each.cpu()]), torch.cat([thumbs, small])
             rows.append(part[store.kept])
             advance(done, f"{len(bad)} unreadable" if bad else "")
+    first = f"the first is {bad[0].name}: {bad[0].reason}" if bad else ""
     if not rows:
-        first = f"none of {done} images can be read, the first is {bad[0].name}: {bad[0].reason}" if bad else ""
-        raise DataError(first or "no images are left to show")
-    if len(bad) > options.max_bad * done:
+        raise DataError(f"none of {done} images can be read, {first}" if bad else "no images are left to show")
+    if len(bad) > max_bad * done:
         raise DataError(
-            f"{len(bad)} of {done} images cannot be read, the first is {bad[0].name}: {bad[0].reason}. Mend or remove "
-            "them, or allow more with --max-bad"
+            f"{len(bad)} of {done} images cannot be read, {first}. Mend or remove them, or allow more with --max-bad"
         )
     return Embedded(
         rows=np.concatenate(rows),

@@ -1,0 +1,109 @@
+"""The result of `selfie doctor` as lines: about one screen, whatever the number of images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from selfie_cli.commands.doctor import Diagnosis, Machine, Plan
+    from selfie_cli.data.examination import Finding
+
+SHOWN = {"problem": 10, "remark": 3}
+"""Number of files shown per finding."""
+
+
+def diagnosis(result: Diagnosis) -> list[str]:
+    """Return the verdict, the findings, the facts about images and machine, and the time of pretraining."""
+    findings = {"problem": result.problems, "remark": result.remarks}
+    counts = [f"{len(each)} {word}{plural(len(each))}" for word, each in findings.items() if each]
+    verdict = "Healthy" if result.healthy else "Not healthy"
+    if result.healthy and any(each.kind == "finetune stops" for each in result.remarks):
+        verdict += " for pretraining"
+    lines = [f"{verdict}: {', '.join(counts) or 'no problems, no remarks'}"]
+    one = result.data[0] if len(result.data) == 1 and os.path.isdir(result.data[0]) else None
+    for word, each in findings.items():
+        lines += ["", f"{word.capitalize()}s"] if each else []
+        for finding in each:
+            lines += lines_of(finding, SHOWN[word], folder=one)
+    facts = [f"{name:<18} {text}" for name, text in facts_of(result) if text]
+    return [*lines, "", *facts, "", *(line for plan in result.plans for line in plan_lines(plan))]
+
+
+def lines_of(finding: Finding, shown: int, *, folder: str | None) -> list[str]:
+    """Return the finding and the first of its files, named relative to `folder`."""
+    names = [f"{item.name}: {item.note}" if item.note else item.name for item in finding.items[:shown]]
+    if folder is not None:
+        names = [name.replace(os.path.join(folder, ""), "") for name in names]
+    if len(finding.items) > shown:
+        names.append(f"and {len(finding.items) - shown:,} more, see --json")
+    count = f" ({len(finding.items):,})" if names else ""
+    return [f"  {finding.kind}{count}: {finding.text}", *(f"      {name}" for name in names)]
+
+
+def facts_of(result: Diagnosis) -> Iterator[tuple[str, str]]:
+    parts = [f"{count:,} {part}".strip() for part, count in result.images.items()]
+    yield "images", " + ".join(parts) + ("; pretraining uses train only" if len(parts) > 1 else "")
+    yield "formats", ", ".join(f"{name} {count:,}" for name, count in result.formats.items())
+    for name, side in (("short side", result.short_side), ("long side", result.long_side)):
+        if side and side.smallest == side.largest:
+            yield name, f"{side.median:,} px, all images"
+        elif side:
+            yield name, f"{side.smallest:,} to {side.largest:,} px, median {side.median:,}"
+    if (size := result.file_bytes) and result.all_bytes:
+        least, most, median = (amount(each) for each in (size.smallest, size.largest, size.median))
+        yield "file size", f"{least} to {most}, median {median}, {amount(result.all_bytes)} in total"
+    for part, classes in result.classes.items():
+        if not classes:
+            continue
+        few, many = (pick(classes, key=classes.__getitem__) for pick in (min, max))
+        sizes = f"from {classes[few]:,} ({few}) to {classes[many]:,} images ({many})"
+        if classes[few] == classes[many]:
+            sizes = f"{classes[few]:,} images each"
+        yield f"{part} classes".strip(), f"{len(classes)}, {sizes}"
+    yield from machine_facts(result.machine)
+    if result.images_per_second:
+        yield (
+            "decoding",
+            f"{result.images_per_second:,.0f} images/s with {result.workers} thread{plural(result.workers)}",
+        )
+
+
+def machine_facts(machine: Machine) -> Iterator[tuple[str, str]]:
+    gpu = f"no GPU in use ({machine.device})"
+    if machine.gpu:
+        gpu = f"{machine.gpu} with {amount(machine.gpu_memory or 0)}"
+    cores = f"{machine.cores} core{plural(machine.cores)}"
+    yield "machine", f"{cores}, {amount(machine.memory)} of memory available, {gpu}"
+    if machine.shared_memory is not None:
+        yield "/dev/shm", f"{amount(machine.shared_memory)}; only jobs on several GPUs need it"
+    if machine.disk is not None:
+        yield "disk", f"{amount(machine.disk)} free in {machine.store}, the cache of decoded images"
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    from selfie_cli.training.hardware import duration
+
+    text = f"{plan.backbone} at {plan.image_size} px, {plan.steps:,} steps of {plan.batch_size} images"
+    if plan.micro_batch not in (plan.batch_size, None):
+        text += f" in micro-batches of {plan.micro_batch}"
+    if plan.seconds is not None:
+        speed = plan.steps * plan.batch_size / plan.seconds
+        text += f" in {plan.precision}: about {duration(plan.seconds)} at {speed:,.0f} images/s"
+        if plan.reading >= 1:
+            text += f", plus {duration(plan.reading)} to read the images"
+    where = "in memory" if plan.in_memory else "on disk"
+    return [f"{text}; {amount(plan.pixels)} of pixels {where}", f"    {plan.command}"]
+
+
+def plural(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def amount(num_bytes: float) -> str:
+    """Return '812 bytes', '3.1 kB', '47 GB'."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.{1 if num_bytes < 10 * size else 0}f} {unit}"
+    return f"{num_bytes:.0f} bytes"

@@ -1,0 +1,55 @@
+"""Images that cannot be read: the list of them, and the error where they are too many."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from selfie_cli.errors import DataError
+from selfie_cli.files import write_json_lines
+from selfie_cli.talk import Talk
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that was skipped, and why."""
+
+    name: str
+    reason: str
+
+
+def too_many(bad: Sequence[BadFile], num_images: int, max_bad: float) -> DataError:
+    """Return the error for more than `max_bad` (0 to 1) of `num_images` images, or all of them."""
+    first = "; ".join(f"{each.name}: {each.reason}" for each in bad[:3])
+    if len(bad) == num_images:
+        return DataError(f"none of the {num_images} images is readable: {first}")
+    return DataError(
+        f"{len(bad)} images are unreadable, over {max_bad:.1%} of all {num_images}: {first}. "
+        f"Mend them, or allow more with --max-bad"
+    )
+
+
+def save_bad(file: Path, bad: Sequence[BadFile]) -> None:
+    """Write one line of JSON per image."""
+    write_json_lines(file, [{"path": one.name, "reason": one.reason} for one in bad])
+
+
+def load_bad(file: Path) -> list[BadFile]:
+    """Read what `save_bad` wrote; nothing where there is no such file. Raise DataError if it is damaged."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()  # JSON escapes what else would end a line
+        found = [BadFile(one["path"], one["reason"]) for one in map(json.loads, lines)]
+        if not all(isinstance(one.name, str) and isinstance(one.reason, str) for one in found):
+            raise ValueError("a path or a reason is no text")
+    except FileNotFoundError:
+        return []
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{file} is damaged ({error}): remove it, bad files are found again") from None
+    return found
+
+
+def report_bad(bad: Sequence[BadFile], num_images: int, file: Path, talk: Talk) -> None:
+    """Write the list and warn about it, if there is anything to report."""
+    if bad:
+        save_bad(file, bad)
+        talk.warn(f"{len(bad)} of {num_images} images cannot be read and are left out, see {file}")

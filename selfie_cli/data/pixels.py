@@ -1,0 +1,345 @@
+"""Decoded images: in memory, or decoded on demand and kept in a cache on disk. `Pixels` is the interface to both.
+
+N images    B of them in a batch    S side in pixels
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from selfie_cli.data.bad_files import BadFile, too_many
+from selfie_cli.data.blocks import BLOCK, BlockReader
+from selfie_cli.data.cache import open_cache
+from selfie_cli.data.duplicates import Marks, joined, marks_of
+from selfie_cli.data.images import decode_square
+from selfie_cli.data.memory import allocate
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Array, Source, Subset
+from selfie_cli.data.threads import thread_pool
+from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.talk import Talk
+
+SMALL = 10**9
+"""Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
+CHUNK = 32
+"""Images per task: enough to hide a task's cost, few enough to stop soon."""
+PART = 256
+"""Images read together where all are read through the cache."""
+FLUSH_SECONDS = 10.0
+"""A killed process loses at most the images that it decoded since the last flush."""
+
+
+def storage_size(image_size: int) -> int:
+    """Return the side S to store for networks that see `image_size`: above 64 px an eighth is left for cropping."""
+    return image_size if image_size <= 64 else round(image_size * 8 / 7)
+
+
+class Pixels(ABC):
+    """Decoded images of a source.
+
+    block: how many neighbours should be asked for together (see `batches.SampleOrder`), 1 if it does not matter; it
+    depends on the source alone. unreadable: positions in the source of images that cannot be read, and why.
+    """
+
+    block: int = 1
+
+    def __init__(self, source: Source, unreadable: dict[int, str]) -> None:
+        self.source, self.unreadable = source, unreadable
+
+    @property
+    def bad(self) -> list[BadFile]:
+        """Unreadable images found so far, in the order of the source."""
+        return named(self.unreadable, self.source)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, indices: Tensor) -> Tensor:
+        """Return the images at `indices`, int64 [B], as a new uint8 tensor [B, S, S, 3]. Raise DataError if more
+        images turn out to be unreadable than may be."""
+
+    @abstractmethod
+    def marks(self) -> Marks:
+        """Return the marks of every image decoded so far."""
+
+    @abstractmethod
+    def in_memory(self) -> "InMemory":
+        """Return all readable images at once, and close these pixels."""
+
+    def to(self, device: torch.device) -> "Pixels":
+        """Move pixels that are in memory to `device`, where `take` then runs."""
+        return self
+
+    def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:  # noqa: B027
+        """Restore what `marks()` and `bad` were when an earlier part of this run ended."""
+
+    def close(self) -> None:  # noqa: B027
+        """Stop the threads, and flush the cache."""
+
+
+class InMemory(Pixels):
+    """Readable images of a source, decoded before the first step.
+
+    pixels: uint8 [N, S, S, 3]. kept: int64 [N], their positions in the source, ascending.
+    """
+
+    def __init__(self, source: Source, unreadable: dict[int, str], pixels: Tensor) -> None:
+        super().__init__(source, unreadable)
+        self.pixels = pixels
+        self.kept = np.setdiff1d(np.arange(len(source)), list(unreadable))
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def take(self, indices: Tensor) -> Tensor:
+        return self.pixels.index_select(0, indices.to(self.pixels.device))
+
+    def to(self, device: torch.device) -> "InMemory":
+        return InMemory(self.source, self.unreadable, self.pixels.to(device))
+
+    def marks(self) -> Marks:
+        return marks_of(self.pixels)
+
+    def in_memory(self) -> "InMemory":
+        return self
+
+
+class OnDemand(Pixels):
+    """All images of a source, decoded when they are first asked for and kept in a cache as far as there is room.
+
+    An unreadable image is replaced by the next readable one that is not in the batch, so that there are as many rows as
+    images. `take` may be called by one thread at a time.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        size: int,
+        workers: int,
+        max_bad: float,
+        talk: Talk,
+        folder: str | None = None,
+        limit_gb: float | None = None,
+    ) -> None:
+        """Arguments are those of `open_pixels`."""
+        super().__init__(source, {})
+        self.size, self.max_bad, self.talk, self.workers = size, max_bad, talk, workers
+        self.block = BLOCK if isinstance(source, Shards) else source.block
+        self._open = BlockReader(source).open if isinstance(source, Shards) else source.open
+        self._earlier: list[Marks] = []
+        self._flushed = time.monotonic()
+        self._warned = False
+        self.cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, talk=talk)
+        self._pool = thread_pool(workers, "decode")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, indices: Tensor) -> Tensor:
+        out = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8)
+        pixels = out.numpy()
+        places = np.argsort(indices.numpy(), kind="stable")  # neighbours are read together
+        images = indices.numpy()[places]
+        # At least four tasks per worker, so that all end at about the same time, and at most 16 images in each.
+        num_tasks = max(1, min(len(images), max(4 * self.workers, -(-len(images) // 16))))
+        parts = np.array_split(np.arange(len(images)), num_tasks)
+        tasks = [self._pool.submit(self._load, images[part], places[part], pixels) for part in parts]
+        try:
+            for task in tasks:
+                self._found(task.result())
+        finally:
+            for task in tasks:
+                task.cancel()
+        if self.unreadable:
+            taken = set(images.tolist())
+            for image, place in zip(images.tolist(), places.tolist(), strict=True):
+                if image in self.unreadable:
+                    self._replace(image, pixels[place], taken)
+        self._look_after_cache()
+        return out
+
+    def _load(self, images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
+        """Read images from the cache or decode them into `pixels[places]`; return the unreadable ones and why."""
+        bad: dict[int, str] = {}
+        decoded = np.zeros(len(images), np.bool_)
+        cached = self.cache.has_pixels(images).tolist()
+        for number, (image, place) in enumerate(zip(images.tolist(), places.tolist(), strict=True)):
+            if not (cached[number] and self.cache.read(image, pixels[place])):
+                decoded[number] = decode(self._open, image, pixels[place], bad)
+        if decoded.any():
+            self.cache.write(images[decoded], pixels[places[decoded]])
+        return bad
+
+    def _found(self, bad: dict[int, str]) -> None:
+        if bad:
+            self.unreadable |= bad
+            check_readable(self.unreadable, self.source, self.max_bad)
+
+    def _replace(self, image: int, into: NDArray[np.uint8], taken: set[int]) -> None:
+        """Fill `into` with the next readable image that is not `taken`, or if there is none, with any readable one."""
+        for reuse in (False, True):
+            for other in itertools.chain(range(image + 1, len(self)), range(image)):
+                if other not in self.unreadable and (reuse or other not in taken):
+                    self._found(self._load(np.array([other]), np.array([0]), into[None]))
+                    if other not in self.unreadable:
+                        taken.add(other)
+                        return
+
+    def _look_after_cache(self) -> None:
+        if self.cache.error is not None and not self._warned:
+            self._warned = True
+            self.talk.warn(
+                f"no more decoded images can be kept ({self.cache.error.strerror}): the others are decoded in every "
+                "epoch. Make room, set another folder with --store, or allow less with --store-gb"
+            )
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._flushed = time.monotonic()
+            self._pool.submit(self.cache.flush)
+
+    def marks(self) -> Marks:
+        return joined([*self._earlier, self.cache.marks()]) if self._earlier else self.cache.marks()
+
+    def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:
+        self._earlier = [] if marks is None else [marks]
+        reasons = {one.name: one.reason for one in bad}
+        if reasons:  # looks at every name
+            self._found({index: reasons[name] for index, name in enumerate(self.source.names) if name in reasons})
+
+    def in_memory(self) -> InMemory:
+        with contextlib.closing(self), self.talk.track("reading images", len(self)) as advance:
+            pixels = allocate((len(self), self.size, self.size, 3))
+            for start in range(0, len(self), PART):
+                part = slice(start, min(start + PART, len(self)))
+                pixels[part] = self.take(torch.arange(part.start, part.stop)).numpy()
+                advance(part.stop, f"{len(self.unreadable)} unreadable" if self.unreadable else "")
+        return compacted(self.source, self.unreadable, pixels)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.cache.close()
+
+
+def open_pixels(
+    source: Source,
+    *,
+    size: int,
+    workers: int,
+    max_bad: float,
+    talk: Talk,
+    folder: str | None = None,
+    limit_gb: float | None = None,
+) -> Pixels:
+    """Open the images of `source`: decoded now if they are few (see SMALL), else when they are asked for.
+
+    Args:
+        size: the side S in pixels.
+        workers: the number of threads that decode.
+        max_bad: the share of unreadable images above which DataError is raised, 0 to 1.
+        folder: the cache of decoded images; see `cache.cache_folder`.
+        limit_gb: how much all sets in `folder` may take; 0 keeps nothing; see `cache.MOST` if None.
+
+    Raises:
+        DataError: if there are no images; as `read_pixels` does if they are few, else `take` raises it.
+    """
+    if is_small(source, size):
+        return read_pixels(source, size=size, workers=workers, max_bad=max_bad, talk=talk)
+    return OnDemand(source, size=size, workers=workers, max_bad=max_bad, talk=talk, folder=folder, limit_gb=limit_gb)
+
+
+def is_small(source: Source, size: int) -> bool:
+    """Return whether pixels are few, or decoded already: then they are in memory, and pretraining moves them to its
+    GPU. The largest named set, STL-10, has 2.9 GB."""
+    return decoded_pixels(source) is not None or len(source) * size * size * 3 <= SMALL
+
+
+def read_pixels(source: Source, *, size: int, workers: int, max_bad: float | None, talk: Talk) -> InMemory:
+    """Decode the centre square of every image of `source` to `size` pixels, with `workers` threads.
+
+    Args:
+        max_bad: the share of unreadable images above which reading stops, 0 to 1; None if all may be unreadable.
+
+    Raises:
+        DataError: if there are no images, too many are unreadable, or neither memory nor disk has room.
+    """
+    num_images = len(source)
+    if not num_images:
+        raise DataError("no images to read")
+    ready = decoded_pixels(source)
+    if ready is not None and ready.shape[1:] == (size, size, 3):
+        pixels = np.require(ready, requirements=["C", "W"])
+        return InMemory(source, {}, torch.from_numpy(pixels))
+    pixels = allocate((num_images, size, size, 3))
+    unreadable: dict[int, str] = {}
+    stop = threading.Event()
+
+    def read(chunk: range) -> dict[int, str]:
+        bad: dict[int, str] = {}
+        for index in chunk:
+            if not stop.is_set():
+                decode(source.open, index, pixels[index], bad)
+        return bad
+
+    pool = thread_pool(workers, "decode")
+    try:
+        with talk.track("reading images", num_images) as advance:
+            chunks = [range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK)]
+            for chunk, bad in zip(chunks, pool.map(read, chunks), strict=True):
+                unreadable |= bad
+                if max_bad is not None:
+                    check_readable(unreadable, source, max_bad)
+                advance(chunk.stop, f"{len(unreadable)} unreadable" if unreadable else "")
+    finally:  # also on Ctrl-C: tasks that wait are dropped, those that run end with the image in hand
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+    return compacted(source, unreadable, pixels)
+
+
+def decode(open_image: Callable[[int], Image.Image], index: int, into: NDArray[np.uint8], bad: dict[int, str]) -> bool:
+    """Decode an image into uint8 [S, S, 3]; return whether it is readable, else note the reason in `bad`."""
+    try:
+        with open_image(index) as image:
+            into[:] = decode_square(image, len(into))
+    except UnreadableImage as error:
+        bad[index] = str(error)
+        return False
+    return True
+
+
+def named(unreadable: dict[int, str], source: Source) -> list[BadFile]:
+    return [BadFile(source.names[index], reason) for index, reason in sorted(unreadable.items())]
+
+
+def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -> None:
+    """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
+    if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
+        raise too_many(named(unreadable, source), len(source), max_bad)
+
+
+def compacted(source: Source, unreadable: dict[int, str], pixels: NDArray[np.uint8]) -> InMemory:
+    """Move the rows of readable images to the front, in place."""
+    found = InMemory(source, unreadable, torch.from_numpy(pixels[: len(source) - len(unreadable)]))
+    if unreadable:
+        for start in range(0, len(found), CHUNK):  # rows only move towards the front, so none is lost
+            rows = found.kept[start : start + CHUNK]
+            pixels[start : start + len(rows)] = pixels[rows]
+    return found
+
+
+def decoded_pixels(source: Source) -> NDArray[np.uint8] | None:
+    """Return the pixels of a source that holds them, uint8 [N, H, W, 3]."""
+    if isinstance(source, Array):
+        return source.pixels
+    if isinstance(source, Subset) and isinstance(source.source, Array):
+        return source.source.pixels[source.indices]
+    return None

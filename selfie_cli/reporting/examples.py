@@ -1,0 +1,194 @@
+"""Sections that show images: picks of the pretext task, classes, mistakes, nearest neighbours, a map."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from selfie_cli.data.augment import MEAN, STD, centre_crop, plain_view
+from selfie_cli.data.batches import step_generator
+from selfie_cli.data.splits import Labels
+from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
+from selfie_cli.evaluation.projection import tsne
+from selfie_cli.inference import networks
+from selfie_cli.inference.networks import Network
+from selfie_cli.methods.method import Method
+from selfie_cli.methods.selfie import Selfie
+from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.reporting import page as pages
+from selfie_cli.reporting.charts import scaled, to_pixels
+from selfie_cli.reporting.images import Embedded, Images
+from selfie_cli.reporting.page import Page, Picture, percent
+
+PICTURE = 112
+"""Side of the images in rows, in pixels."""
+PUZZLES, QUERIES, NEIGHBOURS, MISTAKES = 8, 8, 6, 12
+VIEWS, LARGE_VIEWS = 64, 32
+"""Number of images whose views are compared, up to 64 px and above."""
+
+
+@torch.no_grad()
+def patch_picks(module: Selfie, images: Images, embedded: Embedded, page: Page) -> None:
+    """For each hidden patch of some images, the patch that the network takes for it."""
+    rows = embedded.rows[:PUZZLES]
+    pixels = images.pixels(rows)
+    masked, visible = module.draw_masks(len(rows), step_generator(0, 1))
+    device = next(module.parameters()).device
+    view = plain_view(pixels.to(device), images.image_size)
+    probabilities = module.logits(view, masked.to(device), visible.to(device)).float().softmax(dim=2).cpu()  # [B, K, K]
+    picks = probabilities.argmax(dim=2)  # [B, K]
+    page.add(
+        "picks",
+        "What it picks for hidden patches",
+        "patch_picks",
+        module=module,
+        note=images.note,
+        grid=images.image_size // module.patch_size,
+        small=images.image_size <= 64,
+        right=int((picks == torch.arange(module.num_masked)).sum()),
+        total=masked.numel(),
+        puzzles=[
+            {"name": name, "pixels": cropped, "masked": places, "picks": picked, "probabilities": each}
+            for name, cropped, places, picked, each in zip(
+                images.names(rows),
+                centre_crop(pixels, images.image_size),
+                masked.tolist(),
+                picks.tolist(),
+                probabilities.tolist(),
+                strict=True,
+            )
+        ],
+    )
+
+
+@torch.no_grad()
+def view_picks(method: Method, network: Network, images: Images, embedded: Embedded, page: Page) -> None:
+    """For some first views, the second views whose features are most similar, of a batch augmented as in training."""
+    rows = embedded.rows[: VIEWS if images.image_size <= 64 else LARGE_VIEWS]
+    if len(rows) < 2:
+        return
+    views = method.augment(images.pixels(rows), *method.draw(len(rows), step_generator(0, 1)))[0][: 2 * len(rows)]
+    assert not isinstance(network.module, AnyClassifier)
+    vectors = networks.pooled_maps(network.module, views.to(network.device)).cpu()  # [2B, D]
+    first, second = F.normalize(vectors - vectors.mean(dim=0), dim=1).chunk(2)
+    cosines = first @ second.T  # [B, B]
+    right = int((cosines.argmax(dim=1) == torch.arange(len(rows))).sum())
+    pictures = to_pixels(views, MEAN, STD)  # [2B, s, s, 3]
+    if pictures.shape[1] > PICTURE:
+        pictures = scaled(pictures, PICTURE)
+    given, others = pictures.chunk(2)
+    names = images.names(rows)
+    lines = []
+    for query in range(min(PUZZLES, len(rows))):
+        order = cosines[query].argsort(descending=True).tolist()
+        own = f"{float(cosines[query, query]):.2f}, place {order.index(query) + 1}"
+        line = [
+            Picture(given[query], ["from this view", ""], f"A view of {names[query]}"),
+            Picture(others[query], ["another view", own], f"Another view of {names[query]}"),
+        ]
+        for place, candidate in enumerate(order[:4]):
+            told = f"{f'place {place + 1}' if place else 'picked'}, {float(cosines[query, candidate]):.2f}"
+            mark = candidate == query if place == 0 or candidate == query else None
+            line.append(Picture(others[candidate], [told], f"A view of {names[candidate]}", mark))
+        lines.append(line)
+    page.add(
+        "picks",
+        "What it picks as another view",
+        "view_picks",
+        note=images.note,
+        rows=lines,
+        right=right,
+        total=len(rows),
+        small=views.shape[-1] <= 64,
+    )
+
+
+def classified(which: str, labels: Labels, images: Images, embedded: Embedded, page: Page) -> None:
+    """Accuracy per class, the confusion matrix, and the most confident mistakes. `labels` are those of `images`."""
+    true, predicted, classes = torch.from_numpy(labels[embedded.rows]), embedded.predicted, images.classes
+    counts = confusion_matrix(predicted, true, len(classes))
+    ranked = sorted((share, c) for c, share in enumerate(per_class_accuracy(counts)) if share is not None)
+    right = predicted == true
+    page.add(
+        "classes",
+        "Class by class",
+        "by_class",
+        which=which,
+        whole=embedded.whole,
+        num_images=len(true),
+        accuracy=right.float().mean().item(),
+        num_ranked=len(ranked),
+        shown=[(classes[c], share, int(counts[c].sum())) for share, c in ranked[: pages.FEW_CLASSES]],
+        classes=classes,
+        counts=counts.tolist(),
+        confused=pages.most_confused(classes, counts.tolist()),
+    )
+    wrong = (~right).nonzero().squeeze(1)
+    worst = wrong[embedded.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
+    if not len(worst):
+        return
+    rows = embedded.rows[worst.numpy()]
+    shown = images.pictures(rows, 2 * PICTURE if images.image_size > 2 * PICTURE else PICTURE)
+    pictures = []
+    for at, pixels, name in zip(worst.tolist(), shown, images.names(rows), strict=True):
+        taken, label, sure = classes[predicted[at]], classes[true[at]], percent(float(embedded.confidence[at]))
+        lines = [taken, f"{sure} sure; labelled {label}", name]
+        pictures.append(Picture(pixels, lines, f"{name}: {label}, taken for {taken}", right=False))
+    page.add("mistakes", "Most confidently wrong", "mistakes", pictures=pictures, small=images.image_size <= 64)
+
+
+def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
+    """The nearest images of one query per class, or of some; and how often neighbours share a label."""
+    vectors = F.normalize(embedded.vectors, dim=1)
+    count = len(vectors)
+    similarity = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
+    rows = embedded.rows[:count]
+    nearest = similarity.topk(min(NEIGHBOURS, count - 1), dim=1)
+    queries, same, chance = list(range(min(QUERIES, count))), None, None
+    if images.labels is not None:
+        labels = images.labels[rows]
+        queries = sorted(np.unique(labels, return_index=True)[1].tolist())[:QUERIES]
+        same = float((labels[nearest.indices.numpy()] == labels[:, None]).mean())
+        sizes = np.bincount(labels)
+        chance = float((sizes * (sizes - 1)).sum()) / (count * (count - 1))
+    lines = []
+    for query in queries:
+        members = rows[[query, *nearest.indices[query].tolist()]]
+        pictures, names = images.pictures(members, PICTURE), images.names(members)
+        own, *labels_of = [images.label(row) for row in members]
+        line = [Picture(pictures[0], [own or "query", "the query"], names[0])]
+        for pixels, name, label, cosine in zip(
+            pictures[1:], names[1:], labels_of, nearest.values[query].tolist(), strict=True
+        ):
+            about = [f"cosine {cosine:.2f}"] if label is None else [label, f"cosine {cosine:.2f}"]
+            line.append(Picture(pixels, about, name, None if label is None else label == own))
+        lines.append(line)
+    page.add(
+        "neighbours",
+        "Nearest neighbours",
+        "neighbours",
+        note=images.note,
+        num_images=count,
+        num_nearest=nearest.indices.shape[1],
+        same=same,
+        chance=chance,
+        rows=lines,
+        small=images.image_size <= 64,
+    )
+
+
+def mapped(images: Images, embedded: Embedded, page: Page) -> None:
+    """A map in the plane (t-SNE) of the images that have vectors."""
+    rows = embedded.rows[: len(embedded.vectors)]
+    labels = None if images.labels is None else images.labels[rows].tolist()
+    points = pages.map_points(page, tsne(embedded.vectors), embedded.thumbs, images.names(rows), labels, images.classes)
+    page.add(
+        "map",
+        "Map of the images",
+        "map_of_images",
+        points=points,
+        labels=labels,
+        classes=images.classes,
+        thumbs=embedded.thumbs,
+        num_images=len(images.source),
+        num_bad=len(embedded.bad),
+    )

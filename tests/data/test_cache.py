@@ -1,0 +1,246 @@
+"""The cache of decoded images on disk: what is kept, what makes room, and what survives kills and full disks."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from listening import Listener
+
+from selfie_cli.data import cache as cache_module
+from selfie_cli.data.cache import PIXELS, PixelCache, cache_key, open_cache
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Array, Files, Joined, Subset
+from tests.data.pictures import png, write_tar
+
+SIZE = 4
+ROW = SIZE * SIZE * 3
+ENTRIES = [f"{digit * 16}-{SIZE}px" for digit in "abcd"]
+
+
+def images(*shades: int) -> np.ndarray:
+    return np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in shades])
+
+
+def opened(entry: Path | None, num_images: int = 10, rows: float = 1000) -> PixelCache:
+    return PixelCache(num_images, SIZE, entry, int(rows * ROW))
+
+
+def kept(cache: PixelCache) -> list[int]:
+    """The images whose pixels are there, after a look at each."""
+    found = np.flatnonzero(cache.has_pixels(np.arange(cache.num_images))).tolist()
+    into = np.empty((SIZE, SIZE, 3), np.uint8)
+    for index in found:
+        assert cache.read(index, into)
+        np.testing.assert_array_equal(into, images(index)[0])
+    return found
+
+
+def fill(entry: Path, num_images: int = 10, rows: float = 1000) -> None:
+    with closing(opened(entry, num_images, rows)) as cache:
+        cache.write(np.arange(num_images), images(*range(num_images)))
+
+
+def test_images_are_flagged_for_others_once_they_are_on_the_disk(tmp_path, monkeypatch):
+    flags = tmp_path / ENTRIES[0] / "flags"
+    one, other = opened(tmp_path / ENTRIES[0]), opened(tmp_path / ENTRIES[0])
+    one.write(np.array([3, 8]), images(3, 8))
+    assert (kept(one), kept(other)) == ([3, 8], [])
+    flagged, fsync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (flagged.append(any(flags.read_bytes())), fsync(file)))
+    one.flush()
+    assert flagged == [False, False]  # of pixels and marks
+    assert kept(other) == [3, 8]
+    np.testing.assert_array_equal(other.marks().exact, one.marks().exact)
+    assert len(other.marks()) == 2
+    one.close()
+    other.close()
+
+
+def test_without_room_marks_alone_are_kept(tmp_path):
+    for cache, there in ((opened(None), []), (opened(tmp_path / ENTRIES[0], rows=4.5), [0, 1, 2, 3])):
+        with closing(cache):
+            for _ in range(2):
+                cache.write(np.arange(10), images(*range(10)))
+            assert kept(cache) == there
+            assert len(cache.marks()) == 10
+    assert (tmp_path / ENTRIES[0] / "pixels").stat().st_size == 4 * ROW
+
+
+def test_the_entry_unused_for_longest_makes_room_but_never_one_in_use(tmp_path):
+    theirs = [tmp_path / name for name in ("mine/pixels", f"x{ENTRIES[0]}/lock", f"{'e' * 16}-4px/diary")]
+    for file in theirs:
+        file.parent.mkdir()
+        file.touch()
+    half_made = tmp_path / f"{'f' * 16}-4px"
+    half_made.mkdir()
+    a, b, c, d = (tmp_path / name for name in ENTRIES)
+    fill(a, rows=25)
+    fill(b, rows=25)
+    opened(a, rows=25).close()  # now b is the older one
+    with closing(opened(c, rows=25)) as third:
+        assert third.capacity == 10
+        assert not b.exists()
+        with closing(opened(a, rows=25)) as first, closing(opened(d, rows=25)) as fourth:
+            assert kept(first) == list(range(10))
+            assert fourth.capacity == 5  # what the two leave
+    assert all(file.exists() for file in theirs)
+    assert not half_made.exists()
+
+
+def test_a_lower_limit_gives_room_back_and_clears_flags_first(tmp_path, monkeypatch):
+    fill(tmp_path / ENTRIES[0])
+    flags, events = tmp_path / ENTRIES[0] / "flags", []
+    fsync, truncate = os.fsync, os.truncate
+
+    def num_flagged() -> int:
+        return np.count_nonzero(np.fromfile(flags, np.uint8) & PIXELS)
+
+    monkeypatch.setattr(os, "fsync", lambda file: (events.append(("flush", num_flagged())), fsync(file)))
+    monkeypatch.setattr(os, "truncate", lambda file, size: (events.append(("cut", size)), truncate(file, size)))
+    opened(tmp_path / ENTRIES[0], rows=3.5).close()
+    assert events[:2] == [("flush", 3), ("cut", 3 * ROW)]
+    with closing(opened(tmp_path / ENTRIES[0], rows=6)) as cache:
+        assert kept(cache) == [0, 1, 2]
+        assert len(cache.marks()) == 10
+
+
+def test_by_default_half_of_the_disk_may_be_taken(tmp_path, monkeypatch):
+    def capacity(free: int) -> int:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
+        with closing(PixelCache(100, SIZE, tmp_path / ENTRIES[0], None)) as cache:
+            return cache.capacity
+
+    assert capacity(40 * ROW) == 20
+    monkeypatch.setattr(cache_module, "MOST", 30 * ROW)
+    assert capacity(10**15) == 30
+
+
+FILL = """
+import sys, time
+import numpy as np
+from pathlib import Path
+from selfie_cli.data.cache import PixelCache
+cache = PixelCache(100, 4, Path(sys.argv[1]), 10**6)
+for index in np.random.default_rng(int(sys.argv[2])).permutation(100).tolist():
+    cache.write(np.array([index]), np.full((1, 4, 4, 3), index, np.uint8))
+    cache.flush()
+    time.sleep(0.002)
+    print(index, flush=True)
+cache.close()
+"""
+
+
+def test_processes_fill_one_entry_and_a_killed_one_leaves_nothing_wrong(tmp_path):
+    entry = tmp_path / ENTRIES[0]
+    command = [sys.executable, "-c", FILL, str(entry)]
+    one, other = (subprocess.Popen([*command, seed], stdout=subprocess.PIPE, text=True) for seed in "12")
+    for _ in range(9):
+        assert one.stdout.readline()
+    one.send_signal(signal.SIGKILL)
+    one.communicate()
+    with closing(opened(entry, 100)) as cache:
+        assert 9 <= len(kept(cache)) == len(cache.marks())
+        other.communicate(timeout=60)
+        assert other.returncode == 0
+        assert kept(cache) == list(range(100))
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from selfie_cli.data.cache import PixelCache
+resource.setrlimit(resource.RLIMIT_FSIZE, (4500, 4500))
+cache = PixelCache(100, 4, Path(sys.argv[1]), 45 * 48)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 4500))
+for index in range(100):
+    cache.write(np.array([index]), np.full((1, 4, 4, 3), index, np.uint8))
+print(cache.capacity, cache.error.strerror, int(cache.has_pixels(np.arange(100)).sum()))
+cache.close()
+"""
+
+
+def test_a_full_disk_stops_the_keeping_and_nothing_else(tmp_path):
+    """As far as a limit on the size of files is like it."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / ENTRIES[0])], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "0 File too large 20\n", done.stderr
+    with closing(opened(tmp_path / ENTRIES[0], 100)) as cache:
+        assert kept(cache) == list(range(20))
+
+
+ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+from selfie_cli.data.cache import PixelCache
+os.setuid(65534)
+print(PixelCache(10, 4, Path(sys.argv[1]), 800).capacity)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_entries_of_other_users_are_left_alone():
+    with tempfile.TemporaryDirectory() as folder:  # other users do not get into pytest's
+        store = Path(folder) / "store"
+        fill(store / ENTRIES[0])
+        (store / f"{'e' * 16}-4px").mkdir(mode=0o700)
+        Path(folder).chmod(0o755)
+        store.chmod(0o1777)
+        for name in ("lock", f"{ENTRIES[0]}/lock"):
+            (store / name).chmod(0o644)
+        command = [sys.executable, "-c", ANOTHER_USER, str(store / ENTRIES[1])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == "6\n", done.stderr  # 800 bytes less the 480 that root has
+        assert (store / ENTRIES[0] / "pixels").stat().st_size == 480
+
+
+def test_the_key_depends_on_all_that_pixels_depend_on(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(1))
+    files = Files([str(tmp_path / f"{name}.png") for name in "ab"])
+    shard = write_tar(tmp_path / "s.tar", {"a.png": png(1), "b.png": png(2)})
+    array, ones = (Array(np.full((2, 4, 4, 3), value, np.uint8), ["x", "y"]) for value in (0, 1))
+    sources = [files, array, ones, Shards([shard]), Subset(files, np.array([1])), Joined([files, array])]
+    keys = {*(cache_key(source, SIZE) for source in sources), cache_key(files, 8)}
+    assert cache_key(Files(files.names), SIZE) in keys
+    for version in ("DECODING", "VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_module, version, "0")
+            keys.add(cache_key(files, SIZE))
+    for file, source in ((shard, sources[3]), (tmp_path / "a.png", files)):
+        os.utime(file, (1, 1))
+        keys.add(cache_key(source, SIZE))
+    assert len(keys) == len(sources) + 5
+
+
+def test_where_the_cache_is_and_why_there_is_none(tmp_path, monkeypatch):
+    source, talk = Array(np.zeros((2, 4, 4, 3), np.uint8), ["x", "y"]), Listener()
+
+    def said(folder: Path | None, limit_gb: float | None = None) -> str:
+        talk.lines.clear()
+        open_cache(source, size=SIZE, folder=folder and str(folder), limit_gb=limit_gb, talk=talk).close()
+        return talk.lines[0]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert f"kept in {tmp_path / 'xdg/selfie'}" in said(None)
+    assert "0 of 2 images are there" in said(tmp_path / "asked")
+    assert "not kept" in said(tmp_path / "nothing", 0)
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "file").touch()
+    assert f"cannot be kept in {tmp_path / 'file/cache'}" in said(tmp_path / "file/cache")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert "there is no home folder: name one with --store" in said(None)
+    assert "are not kept" in said(None, 0)

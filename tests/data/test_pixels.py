@@ -1,0 +1,336 @@
+"""Decoded images: all at once in memory, and on demand."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from listening import Listener
+from PIL import Image
+
+from selfie_cli.data import pixels as pixels_module
+from selfie_cli.data.bad_files import BadFile, load_bad, report_bad
+from selfie_cli.data.duplicates import joined, load_marks, marks_of, save_marks
+from selfie_cli.data.images import decode_square, open_image
+from selfie_cli.data.pixels import InMemory, OnDemand, open_pixels, read_pixels, storage_size
+from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Array, Files, Subset
+from selfie_cli.errors import DataError
+from selfie_cli.talk import Talk
+from tests.data.pictures import png, write_tar
+
+SIZE = 16
+ROW = SIZE * SIZE * 3
+BAD = [0, 40, 41, 99]
+
+
+class Watched(Files):
+    """Records which images are opened."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self.opened: list[int] = []
+
+    def open(self, index: int) -> Image.Image:
+        self.opened.append(index)
+        return super().open(index)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Watched:
+    """100 images of noise, whose red is their number."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    names = [str(tmp_path / "images" / f"{index:03d}.png") for index in range(100)]
+    for index, name in enumerate(names):
+        pixels = generator.integers(0, 256, (20, 18, 3), np.uint8)
+        pixels[:, :, 0] = index
+        Image.fromarray(pixels).save(name)
+    return Watched(names)
+
+
+@pytest.fixture
+def whole(source: Watched) -> torch.Tensor:
+    """All pixels, decoded one by one: [100, 16, 16, 3]."""
+    pixels = []
+    for name in source.names:
+        with open_image(name) as image:
+            pixels.append(torch.from_numpy(decode_square(image, SIZE)))
+    return torch.stack(pixels)
+
+
+def spoil(source: Files, *indices: int) -> None:
+    for index in indices:
+        Path(source.names[index]).write_bytes(b"no image" * (index > 0))
+
+
+def read(source, size=SIZE, max_bad=1.0, talk=None) -> InMemory:
+    return read_pixels(source, size=size, workers=2, max_bad=max_bad, talk=talk or Talk())
+
+
+def on_demand(source, folder, *, max_bad=0.2, gb=1.0, talk=None) -> closing[OnDemand]:
+    how = {"size": SIZE, "workers": 3, "max_bad": max_bad, "talk": talk or Talk()}
+    return closing(OnDemand(source, **how, folder=str(folder), limit_gb=gb))
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_rows_in_memory_stay_aligned_with_the_source(source, whole, spilled, tmp_path, monkeypatch):
+    if spilled:
+        monkeypatch.setattr("selfie_cli.data.memory.share_of_memory", lambda: 1)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spill"))
+        (tmp_path / "spill").mkdir()
+    spoil(source, *BAD)
+    talk = Listener()
+    found = read(source, talk=talk)
+    assert found.pixels.dtype == torch.uint8
+    assert found.kept.tolist() == [index for index in range(100) if index not in BAD]
+    assert torch.equal(found.pixels, whole[found.kept])
+    assert [bad.name for bad in found.bad] == [source.names[index] for index in BAD]
+    assert found.bad[0] == BadFile(source.names[0], "empty file")
+    batch = found.take(torch.tensor([95, 0, 0]))
+    assert batch[:, 0, 0, 0].tolist() == [98, 1, 1]
+    batch.zero_()
+    assert found.pixels[0, 0, 0, 0] == 1
+    assert not spilled or list((tmp_path / "spill").iterdir()) == []  # the file has no name
+
+
+def test_too_many_unreadable_images_stop_the_reading(source, tmp_path):
+    spoil(source, *BAD)
+    with pytest.raises(DataError, match=r"3 images are unreadable, over 2\.0% of all 100.*empty file.*--max-bad"):
+        read(Subset(source, np.array([*BAD[:3], *range(1, 40), *range(42, 99), 98])), max_bad=0.02)
+    read(source, max_bad=0.04)
+    with pytest.raises(DataError, match="none of the 4 images is readable"):
+        read(Subset(source, np.array(BAD)))
+    none = read(Subset(source, np.array(BAD)), max_bad=None)
+    assert (len(none), len(none.pixels), len(none.bad)) == (0, 0, 4)
+    with pytest.raises(DataError, match="no images"):
+        read(Files([]))
+    lost = Watched([str(tmp_path / f"{index}.jpg") for index in range(20000)])
+    with pytest.raises(DataError, match="unreadable"):
+        read(lost, max_bad=0.001)
+    assert len(lost.opened) < 20000  # as soon as it is certain
+
+
+def test_decoded_pixels_are_taken_as_they_are():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8).transpose(0, 2, 3, 1)
+    array = Array(pixels, list("abcde"))
+    np.testing.assert_array_equal(read(array, 8).pixels.numpy(), pixels)
+    subset = read(Subset(array, np.array([3, 1])), 8)
+    np.testing.assert_array_equal(subset.pixels.numpy(), pixels[[3, 1]])
+    assert subset.kept.tolist() == [0, 1]
+    assert read(array, 4).pixels.shape == (5, 4, 4, 3)
+    read(Array(np.broadcast_to(pixels[..., :1], pixels.shape), list("abcde")), 8).pixels[0] = 0  # a copy
+
+
+def test_no_room_in_memory_nor_on_the_disk(source, monkeypatch):
+    def full(*given: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("selfie_cli.data.memory.share_of_memory", lambda: 1)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"0\.0 GB.*No space left.*--image-size.*TMPDIR"):
+        read(source)
+
+
+INTERRUPTED = """
+import sys
+from selfie_cli.data.pixels import read_pixels
+from selfie_cli.data.sources import Files
+from selfie_cli.talk import Talk
+print("ready", flush=True)
+read_pixels(Files([sys.argv[1]] * 100000), size=8, workers=2, max_bad=0, talk=Talk())
+"""
+
+
+def test_an_interrupt_stops_the_reading_promptly(tmp_path):
+    Image.new("RGB", (2000, 2000)).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "large.png")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        assert "KeyboardInterrupt" in process.communicate(timeout=20)[1]
+        assert time.monotonic() - started < 5
+
+
+def test_storage_size():
+    assert [storage_size(size) for size in (32, 64, 65, 96, 224)] == [32, 64, 74, 110, 256]
+
+
+def test_bad_files_are_listed_and_told(tmp_path):
+    talk, file = Listener(), tmp_path / "bad_files.jsonl"
+    bad = [BadFile("a\nb.jpg", "empty file"), BadFile("c.png", "damaged")]
+    report_bad([], 9, file, talk)
+    assert not file.exists()
+    assert load_bad(file) == []
+    report_bad(bad, 9, file, talk)
+    assert json.loads(file.read_text().splitlines()[0]) == {"path": "a\nb.jpg", "reason": "empty file"}
+    assert talk.lines == [f"2 of 9 images cannot be read and are left out, see {file}"]
+    assert load_bad(file) == bad
+
+
+def test_images_are_decoded_when_they_are_first_asked_for(source, whole, tmp_path):
+    with on_demand(source, tmp_path / "store") as pixels:
+        assert len(pixels) == 100
+        assert source.opened == []
+        asked = torch.tensor([5, 99, 0, 7])
+        batch = pixels.take(asked)
+        assert batch.dtype == torch.uint8
+        assert torch.equal(batch, whole[asked])
+        assert sorted(source.opened) == [0, 5, 7, 99]
+        batch.zero_()
+        assert torch.equal(pixels.take(asked), whole[asked])
+        assert len(source.opened) == 4
+        assert torch.equal(pixels.take(torch.tensor([7, 8, 7])), whole[[7, 8, 7]])
+        order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+        for part in order.split(17):
+            assert torch.equal(pixels.take(part), whole[part])
+    assert sorted(source.opened) == list(range(100))
+    talk = Listener()
+    with on_demand(source, tmp_path / "store", talk=talk) as pixels:
+        assert torch.equal(pixels.take(order), whole[order])
+        np.testing.assert_array_equal(pixels.marks().exact, marks_of(whole).exact)
+    assert len(source.opened) == 100  # a later run decodes nothing
+    assert "100 of 100 images are there" in talk.lines[0]
+    spoil(source, 7)
+    with on_demand(source, tmp_path / "store") as pixels:
+        assert torch.equal(pixels.take(torch.tensor([7])), whole[[8]])  # a changed file is decoded anew
+
+
+@pytest.mark.parametrize(("gb", "room"), [(0, 0), (40.5 * ROW / 1e9, 40)])
+def test_images_without_room_are_decoded_again(source, whole, tmp_path, gb, room):
+    with on_demand(source, tmp_path / "store", gb=gb) as pixels:
+        for _ in range(2):
+            assert torch.equal(pixels.take(torch.arange(100)), whole)
+        assert sorted(source.opened) == sorted([*range(100), *range(room, 100)])
+        assert len(pixels.marks()) == 100
+
+
+def test_images_whose_file_was_cut_are_decoded_again(source, whole, tmp_path):
+    talk = Listener()
+    with on_demand(source, tmp_path / "store", talk=talk) as pixels:
+        pixels.take(torch.arange(100))
+        os.truncate(next((tmp_path / "store").glob("*/pixels")), 10 * ROW + 5)
+        for _ in range(2):
+            assert torch.equal(pixels.take(torch.arange(100)), whole)
+    assert ["has been cut" in line for line in talk.lines] == [False, True]
+
+
+def test_when_writing_fails_training_goes_on(source, whole, tmp_path, monkeypatch):
+    def full(*given: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    talk = Listener()
+    with on_demand(source, tmp_path / "store", talk=talk) as pixels:
+        pixels.take(torch.arange(20))
+        monkeypatch.setattr(os, "pwrite", full)
+        for _ in range(2):
+            assert torch.equal(pixels.take(torch.arange(100)), whole)
+        assert len(source.opened) == 180
+    assert ["No space left" in line for line in talk.lines] == [False, True]
+
+
+@pytest.mark.parametrize("gb", [1.0, 0.0])
+def test_the_next_readable_image_that_is_not_in_the_batch_stands_in(source, whole, tmp_path, gb):
+    spoil(source, *BAD)
+    stands = np.arange(100)
+    stands[BAD] = [1, 42, 42, 1]
+    for _ in range(2):  # also when the others are there already
+        with on_demand(source, tmp_path / "store", gb=gb) as pixels:
+            assert torch.equal(pixels.take(torch.tensor([99, 40])), whole[[1, 42]])
+            assert torch.equal(pixels.take(torch.arange(39, 44)), whole[[39, 44, 45, 42, 43]])
+            order = torch.randperm(100)
+            assert torch.equal(pixels.take(order), whole[stands[order.numpy()]])  # there are no others
+            assert [bad.name for bad in pixels.bad] == [source.names[index] for index in BAD]
+            assert pixels.bad[0].reason == "empty file"
+            assert len(pixels.marks()) == 96
+
+
+def test_too_many_unreadable_images_stop_the_training(source, tmp_path):
+    known = [BadFile(source.names[index], "was damaged") for index in (40, 7)]
+    spoil(source, 7, 9, 40)
+    with on_demand(source, tmp_path / "store", max_bad=0.02) as pixels:
+        pixels.recall(marks=None, bad=known)  # they count from the start
+        assert pixels.bad == known[::-1]
+        pixels.take(torch.tensor([7, 40]))
+        with pytest.raises(DataError, match=r"3 images are unreadable, over 2\.0%.*--max-bad"):
+            pixels.take(torch.tensor([9]))
+    spoil(source, *range(100))
+    with on_demand(source, tmp_path / "store", max_bad=1) as pixels, pytest.raises(DataError, match="none of the 100"):
+        pixels.take(torch.arange(0, 100, 9))  # which looks for those that stand in
+
+
+def test_shards_are_asked_for_in_blocks(source, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", {f"{shade:03d}.png": png(shade) for shade in range(200)})
+    with on_demand(Shards([shard]), tmp_path / "store", gb=0) as pixels:
+        assert pixels.block == 64
+        order = torch.randperm(200)
+        assert pixels.take(order)[:, 0, 0, 0].tolist() == order.tolist()
+    with on_demand(source, tmp_path / "store") as pixels:
+        assert pixels.block == 1
+
+
+def test_small_and_decoded_sets_are_read_at_once(source, whole, tmp_path, monkeypatch):
+    how = {"size": SIZE, "workers": 2, "max_bad": 0.1, "talk": Talk(), "folder": str(tmp_path / "store")}
+    pixels = open_pixels(source, **how)
+    assert isinstance(pixels, InMemory)
+    assert pixels.block == 1
+    assert torch.equal(pixels.to(torch.device("cpu")).take(torch.tensor([2, 0])), whole[[2, 0]])
+    np.testing.assert_array_equal(pixels.marks().exact, marks_of(whole).exact)
+    monkeypatch.setattr(pixels_module, "SMALL", 100 * ROW - 1)
+    assert isinstance(open_pixels(Array(whole.numpy(), source.names), **how), InMemory)
+    with closing(open_pixels(source, **how, limit_gb=1.0)) as pixels:
+        assert isinstance(pixels, OnDemand)
+        assert torch.equal(pixels.take(torch.tensor([2, 0])), whole[[2, 0]])
+
+
+def test_all_images_on_demand_are_those_in_memory(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels_module, "SMALL", 0)
+    how = {"size": SIZE, "workers": 2, "max_bad": 0.1, "talk": Talk(), "folder": str(tmp_path / "store")}
+    spoil(source, *BAD)
+    expected = read(source)
+    for times in (100, 4):  # the second time the unreadable ones alone
+        source.opened.clear()
+        found = open_pixels(source, **how).in_memory()
+        assert torch.equal(found.pixels, expected.pixels)
+        assert found.kept.tolist() == expected.kept.tolist()
+        assert found.bad == expected.bad
+        assert len(source.opened) == times
+
+
+def test_an_interrupt_leaves_no_thread(source, tmp_path):
+    class Slow(Watched):
+        def open(self, index):
+            time.sleep(0.02)
+            if index == 7:
+                raise KeyboardInterrupt
+            return super().open(index)
+
+    slow = Slow(list(source.names))
+    with pytest.raises(KeyboardInterrupt), on_demand(slow, tmp_path / "store") as pixels:
+        pixels.take(torch.arange(100))
+    assert not any(thread.is_alive() for thread in pixels._pool._threads)
+    assert len(slow.opened) < 100
+
+
+def test_the_parts_of_a_run_and_its_processes_have_all_marks_together(source, whole, tmp_path):
+    seen = [[[3, 8], [8, 60]], [[5], [3, 99]]]  # of each process, by the part of the run
+    for part in (0, 1):
+        for rank in (0, 1):
+            file = tmp_path / f"seen-{rank}.safetensors"
+            with on_demand(source, tmp_path / "store", gb=0) as pixels:
+                pixels.recall(marks=load_marks(file) if file.exists() else None, bad=[])
+                pixels.take(torch.tensor(seen[rank][part]))
+                save_marks(file, pixels.marks())
+    found = joined(load_marks(tmp_path / f"seen-{rank}.safetensors") for rank in (0, 1))
+    expected = marks_of(whole[[3, 8, 60, 5, 99]])
+    np.testing.assert_array_equal(found.exact, expected.exact)
+    np.testing.assert_array_equal(found.perceptual, expected.perceptual)

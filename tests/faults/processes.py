@@ -1,0 +1,205 @@
+"""Processes of the program, and the same commands undisturbed, to compare with."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, selfie, two
+
+from selfie_cli.files import TEMPORARY, read_json
+from selfie_cli.training.checkpoint import KEPT, read_state, saved_states
+from selfie_cli.weights import load_weights
+
+STEPS = 40
+TRAINING = ("--device", "cpu", "--workers", 2, "--save-every", 0.1)
+PRETRAIN = ("pretrain", "IMAGES", *SMALL, *TRAINING, "--steps", STEPS)
+LABELLED = ("--dataset", "IMAGES", "--from", "bundled", *SMALL[2:], *TRAINING)
+COMMANDS: dict[str, tuple[object, ...]] = {
+    "pretrain (selfie)": PRETRAIN,
+    "pretrain (byol)": (*PRETRAIN, "--method", "byol"),
+    "pretrain (simclr)": (*PRETRAIN, "--method", "simclr"),
+    "finetune": ("finetune", *LABELLED, "--fraction", 0.5, "--seeds", 2, "--steps", 10),
+    "curve": ("curve", *LABELLED, "--fractions", "0.5,1", "--seeds", 1, "--steps", 8),
+}
+
+
+class Process:
+    """`selfie` in a process of its own, which ends with the with block. Everything it prints goes to `log`."""
+
+    def __init__(self, *words: object, log: Path, argv: Sequence[str] = COMMAND) -> None:
+        self.log = log
+        with log.open("wb") as file:
+            command = [*argv, *map(str, words)]
+            self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+
+    def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+        """Wait until the condition holds or the process has ended."""
+        deadline = time.monotonic() + seconds
+        while not condition() and self.popen.poll() is None:
+            assert time.monotonic() < deadline, "a process got nowhere"
+            time.sleep(0.002)
+
+    def wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= deadline)
+
+    def end(self, number: int | None = None) -> int:
+        """Send a signal, if any, and return the exit code. A traceback fails the test."""
+        if number is not None:
+            self.popen.send_signal(number)
+        code = self.popen.wait(PATIENCE)
+        assert "Traceback" not in self.said, f"a traceback: {self.said[-300:]}"
+        return code
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Job(Process):
+    """A job of two processes under torchrun, each of which first runs the Python code `before`."""
+
+    def __init__(self, *words: object, folder: Path, options: Sequence[str] = (), before: str = "") -> None:
+        program = folder / "program.py"
+        program.write_text(f"{before}\nfrom selfie_cli.__main__ import main\nmain()\n")
+        self.seen: set[int] = set()
+        super().__init__(*words, log=folder / "log", argv=(*TORCHRUN, *options, str(program)))
+
+    def ranks(self) -> dict[int, int]:
+        """The ids of the living processes that torchrun has started, by rank."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that ends just now
+            children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text()
+            for child in map(int, children.split()):
+                variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                found.update({int(each[5:]): child for each in variables if each.startswith(b"RANK=")})
+        self.seen.update(found.values())
+        return found
+
+    def end(self, number: int | None = None, seconds: float = PATIENCE) -> int:
+        """Send torchrun a signal, if any, and return its exit code when all of its processes have ended."""
+        if number is not None:
+            self.popen.send_signal(number)
+        deadline = time.monotonic() + seconds
+        try:
+            while self.ranks() or self.popen.poll() is None or any(map(is_alive, self.seen)):
+                assert time.monotonic() < deadline, f"a process did not end within {seconds:.0f} seconds"
+                time.sleep(0.01)
+        finally:
+            for process in filter(is_alive, self.seen):
+                os.kill(process, signal.SIGKILL)
+        return self.popen.returncode
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run without a fault, and its command without --out.
+
+    `before`: seconds until its folder existed; `seconds`: from then to its end.
+    """
+
+    words: list[object]
+    made: dict[str, object]
+    before: float
+    seconds: float
+    processes: int
+
+
+def run_undisturbed(words: list[object], run: Path, processes: int) -> Undisturbed:
+    before, begun = 0.0, time.monotonic()
+    if processes == 1:
+        with Process(*words, "--out", run, log=run.with_name("log")) as process:
+            process.until(run.exists)
+            before = time.monotonic() - begun
+            assert process.end() == 0, f"the undisturbed run fails: {process.said[-300:]}"
+    else:
+        run_two(*words, "--out", run)
+    return Undisturbed(words, made_by(run), before, time.monotonic() - begun - before, processes)
+
+
+def run_two(*words: object) -> None:
+    ended = two(*words)
+    assert all(code == 0 for code, *_ in ended), f"a job of two fails: {ended}"
+
+
+def made_by(run: Path) -> dict[str, object]:
+    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step."""
+    found: dict[str, object] = {}
+    for file in run.rglob("*"):
+        content: object = None
+        if file.name == "model.safetensors":
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+        elif file.name == "results.json":
+            content = read_json(file) | {"run": None}
+        elif file.name == "config.json":
+            content = read_json(file)["progress"]["status"]
+        elif file.name == "metrics.jsonl":
+            steps = [line["step"] for line in lines_of(file)]
+            assert steps == sorted(set(steps)), "steps in metrics.jsonl are double or out of order"
+            content = steps[-1:]
+        found[str(file.relative_to(run))] = content
+    return found
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON Lines file, if it exists."""
+    text = file.read_text() if file.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def states(run: Path) -> list[Path]:
+    return sorted(run.rglob("state/[0-9]*"))
+
+
+def has_finished(run: Path) -> bool:
+    return (run / "config.json").is_file() and read_json(run / "config.json")["progress"]["status"] == "finished"
+
+
+def check_files(run: Path, completed: Iterable[Path] = ()) -> None:
+    """Check that all files under their final names are whole, and that only newer states replaced `completed` ones."""
+    for file in run.rglob("*.safetensors"):
+        if TEMPORARY not in str(file):
+            load_weights(file)
+    for folder in {state.parent for state in completed} | {state.parent for state in states(run)}:
+        if not has_finished(folder.parent):
+            kept = saved_states(folder)[-KEPT:]
+            newest = max((state for state in completed if state.parent == folder), default=None)
+            assert newest is None or (kept and kept[-1] >= newest), "a completed state is gone"
+            for state in kept:
+                read_state(state)
+
+
+def go_on(run: Path, reference: Undisturbed) -> str:
+    """Resume the run, or repeat the command if there is none; it must end like the undisturbed one."""
+    finished, there = has_finished(run), (run / "config.json").is_file()
+    words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run)
+    if reference.processes == 2:
+        run_two(*words)
+    else:
+        said = selfie(*words, code=int(finished)).stderr
+        assert not finished or f"{run} is finished" in said, "a finished run is not told from a stopped one"
+        assert "warning" not in said, f"resuming warns: {said[-300:]}"
+    assert made_by(run) == reference.made, "the run ends otherwise than the undisturbed one"
+    return "it had finished" if finished else "resumed" if there else "no run was there yet: the same command ran"

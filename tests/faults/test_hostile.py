@@ -1,0 +1,319 @@
+"""Files that somebody else has made, to mislead, to break out, or to take more of the machine than they are worth."""
+
+import html.parser
+import io
+import json
+import pickle
+import resource
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_server import Hub, Repository
+from running import COMMAND, ENVIRONMENT, SMALL, bounded_memory, draw_folder
+from typer.testing import CliRunner, Result
+
+from selfie_cli.cli.app import app
+from selfie_cli.runs import bundled_folder
+from tests.fuzz import mutations
+
+REFUSED = "refused in one line"
+ON_CPU = ("--device", "cpu")
+TRAINING = (*SMALL, "--steps", 1, *ON_CPU, "--workers", 1, "--max-bad", 0.5)
+Say = Callable[[str], None]
+
+
+def run(*words: object) -> Result:
+    """Run a command in this process, which may only end by an error of the program's own."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, SystemExit | None), f"{words[0]} ended by {result.exception!r}"
+    return result
+
+
+def succeeded(*words: object) -> Result:
+    result = run(*words)
+    assert result.exit_code == 0, f"{words[0]} failed: {result.stderr}"
+    return result
+
+
+def refused(*words: object) -> Result:
+    """Run a command that must fail, and say why in its last line."""
+    result = run(*words)
+    assert result.exit_code in (1, 2), f"{words[0]} ended with {result.exit_code}"
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    return result
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "images", train=20, test=10)
+
+
+@pytest.fixture(scope="module")
+def finetuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finetuned") / "run"
+    succeeded("finetune", "--dataset", drawn, "--from", "bundled", *TRAINING[2:], "--out", out)
+    return out
+
+
+@pytest.fixture
+def photo(drawn: Path) -> Path:
+    return min((drawn / "test").rglob("*.png"))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the bundled run."""
+    return shutil.copytree(bundled_folder(), tmp_path / "run")
+
+
+def embed(photo: Path, run: Path) -> tuple[object, ...]:
+    return ("embed", photo, "--from", run, *ON_CPU)
+
+
+def parted(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header and the tensors of a safetensors file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def with_header(header: dict[str, Any], data: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.fault("a run's config or weights spoiled at random", times=200)
+def test_spoiled_run(copy: Path, photo: Path, chance: Random, happened: Say) -> None:
+    spoils = {"config.json": mutations.spoil_json, "model.safetensors": mutations.spoil_safetensors}
+    name = chance.choice(sorted(spoils))
+    (copy / name).write_bytes(spoils[name]((copy / name).read_bytes(), chance))
+    result = run(*embed(photo, copy))
+    if result.exit_code:
+        refused(*embed(photo, copy))
+        happened(REFUSED)
+    else:
+        assert np.isfinite(json.loads(result.stdout)["vector"]).all()
+        happened("read: what was spoiled decides nothing")
+
+
+@pytest.mark.fault("weights or configs of absurd sizes", times=40)
+def test_sizes(copy: Path, photo: Path, chance: Random, happened: Say) -> None:
+    """Tensors, headers and networks that no machine holds."""
+    config, weights = json.loads((copy / "config.json").read_text()), copy / "model.safetensors"
+    data = weights.read_bytes()
+    header, tensors = parted(data)
+    name = next(each for each in header if each != "__metadata__")
+    match chance.randrange(6):
+        case 0:
+            weights.write_bytes((2 ** chance.choice((31, 40, 62))).to_bytes(8, "little") + data[8:])
+        case 1:
+            weights.write_bytes((90_000_000).to_bytes(8, "little") + b"{" * 1000)
+        case 2:
+            header[name]["shape"] = [2**20, 2**20]
+            weights.write_bytes(with_header(header, tensors))
+        case 3:
+            header[name]["data_offsets"] = [0, 2**50]
+            weights.write_bytes(with_header(header, tensors))
+        case 4:
+            large = {"image_size": 10**6, "classes": ["x"] * 200_000, "batch_size": 2**40, "patch_size": 10**7}
+            field = chance.choice(list(large))
+            config["derived"][field] = large[field]
+            (copy / "config.json").write_text(json.dumps(config))
+        case 5:
+            (copy / "config.json").write_text("[" * 3_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with bounded_memory():
+        refused(*embed(photo, copy))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 1024, "memory was taken before"
+    happened(f"{REFUSED}, before memory was taken")
+
+
+@pytest.mark.fault("a shard with names that lead out, links and devices", times=10)
+def test_shard(tmp_path: Path, photo: Path, chance: Random, happened: Say) -> None:
+    inside = tmp_path / "a/b"
+    inside.mkdir(parents=True)
+    secret = Path(shutil.copy(photo, tmp_path / "secret.png"))
+    names = [f"{number:02}.png" for number in range(12)]
+    names += ["../up.png", "../../secret.png", f"{tmp_path}/absolute.png", "a/../../b.png"]
+    kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+    members: list[tuple[str, bytes]] = [(name, tarfile.REGTYPE) for name in names]
+    members += [(f"link{number}.png", kind) for number, kind in enumerate(kinds)]
+    chance.shuffle(members)
+    with tarfile.open(inside / "s.tar", "w", format=chance.choice((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))) as tar:
+        for name, kind in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, str(secret)
+            member.size = photo.stat().st_size * (kind == tarfile.REGTYPE)
+            tar.addfile(member, io.BytesIO(photo.read_bytes()))
+    before = {*tmp_path.rglob("*")}
+    # Folders in names look like classes, too small for finetune: doctor says so, and exits 1.
+    document = json.loads(run("doctor", inside / "s.tar", "--no-time", "--json").stdout)
+    succeeded("pretrain", inside / "s.tar", *TRAINING, "--out", inside / "run")
+    assert sum(document["images"].values()) == len(names)
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(inside / "run")} == before
+    happened("nothing written, links passed over, images read in place")
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.fault("pickles under names of files that are read", times=40)
+def test_pickles(tmp_path: Path, copy: Path, photo: Path, chance: Random, happened: Say) -> None:
+    mark = tmp_path / "mark"
+    bomb = pickle.dumps(Bomb(mark))
+    kind = chance.choice(("model.safetensors", "config.json", "v.npy", "v.jsonl", "v.parquet"))
+    vectors = tmp_path / kind
+    if kind.startswith("v."):
+        vectors.with_name(f"{kind}.rows.jsonl").write_text('{"path": "a.png"}\n' * 2)
+        vectors.write_bytes(bomb)
+        if kind == "v.npy":
+            np.save(vectors, np.array([[Bomb(mark)], [Bomb(mark)]], object), allow_pickle=True)
+        refused("similar", photo, "--in", vectors, "--from", "bundled", *ON_CPU)
+    else:
+        (copy / kind).write_bytes(bomb)
+        refused(*embed(photo, copy))
+    assert not mark.exists(), f"a pickle in {kind} was run"
+    pickle.loads(bomb)
+    assert mark.exists()
+    happened(REFUSED)
+
+
+@pytest.mark.fault("a hostile repository on the Hub", times=20)
+def test_repository(hub_server: Hub, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Files that nobody asked for, damaged or exchanged ones, a config with code, names that lead out."""
+    hub_server.clear()
+    files = {name: (bundled_folder() / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    mark, out = tmp_path / "mark", tmp_path / "run"
+    bomb = pickle.dumps(Bomb(mark))
+    strange = {"pytorch_model.bin": bomb, "modeling.py": b"1/0\n", "../../x": b"x", "a\x1b[2J": b"x"}
+    what = chance.choice(("beside", "config", "weights", "pickle", "exchanged"))
+    match what:
+        case "config":
+            config = json.loads(files["config.json"])
+            config["derived"]["auto_map"] = {"AutoModel": "modeling.Net"}
+            files["config.json"] = json.dumps(config).encode()
+        case "weights":
+            files["model.safetensors"] = mutations.spoil(files["model.safetensors"], chance)[:-64]
+        case "pickle":
+            files["model.safetensors"] = bomb
+        case "exchanged":  # by whoever holds the storage
+            hub_server.corrupt = bytes(len(files["model.safetensors"]))
+    repository = hub_server.repositories["acme/net"] = Repository()
+    repository.commit("main", {name: (data, name.endswith("safetensors")) for name, data in (files | strange).items()})
+    environment = {name: value for name, value in ENVIRONMENT.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    environment |= {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    argv = [*COMMAND, "pull", "acme/net", "--out", str(out)]
+    done = subprocess.run(argv, env=environment, capture_output=True, check=False)
+    asked = [path.partition("/resolve/")[2] for _, path, _ in hub_server.requests if "/resolve/" in path]
+    assert {path.partition("/")[2] for path in asked} <= files.keys()
+    assert not mark.exists()
+    assert b"Traceback" not in done.stderr
+    if what == "beside":
+        assert done.returncode == 0, done.stderr
+        assert {path.name for path in out.iterdir()} == files.keys()
+        happened("only our own files fetched")
+    else:
+        assert (done.returncode, done.stdout, out.exists()) == (1, b"", False), f"pull of {what}: {done.stderr!r}"
+        assert done.stderr.splitlines()[-1].startswith(b"error: ")
+        happened(f"{REFUSED}, no folder made")
+
+
+EVIL = "\x1b[2J\x1b]0;x\x07\r\n\u202e\x9b31m"
+
+
+def verbs(images: Path, run: Path, finetuned: Path) -> dict[str, tuple[object, ...]]:
+    """Commands that print names, by a word for each; `run` is where they write, or a run that they read."""
+    bundled = ("--from", "bundled", *ON_CPU)
+    return {
+        "doctor": ("doctor", images, "--no-time"),
+        "embed": ("embed", images, *bundled),
+        "embed to a file": ("embed", images, *bundled, "--out", f"{run}.jsonl"),
+        "similar": ("similar", "--duplicates", "--in", f"{run}.jsonl", "--threshold", 0.5),
+        "predict": ("predict", finetuned, images, *ON_CPU),
+        "pretrain": ("pretrain", images, *TRAINING, "--out", run),
+        "finetune": ("finetune", "--dataset", images, "--from", "bundled", *TRAINING[2:], "--out", run),
+        "eval": ("eval", run, "--dataset", images, *ON_CPU, "--max-bad", 0.5),
+        "report": ("report", run, "--dataset", images, *ON_CPU),
+        "errors": ("embed", images, "--from", run, *ON_CPU),
+    }
+
+
+def write_evil_run(run: Path, chance: Random) -> None:
+    """Write a run that is refused with words of its own."""
+    shutil.copytree(bundled_folder(), run)
+    config, place = json.loads((run / "config.json").read_text()), chance.choice(("verb", "format", "derived"))
+    config[place] = {EVIL: EVIL} if place == "derived" else EVIL
+    (run / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.fault("names that control a terminal, through every verb", times=60)
+def test_terminal(drawn: Path, finetuned: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Folders, classes, files and runs whose names would move a terminal's cursor, clear it, or turn its text round."""
+    images, folder = shutil.copytree(drawn, tmp_path / f"i{EVIL}"), tmp_path / f"r{EVIL}"
+    for part in ("train", "test"):
+        first, second = sorted((images / part).iterdir())[:2]
+        first.rename(first.with_name(f"{first.name}{EVIL}"))
+        for number, file in enumerate(sorted(second.iterdir())):
+            file.rename(file.with_name(f"{number}{EVIL}.png"))
+    (images / f"train/{second.name}/bad{EVIL}.png").write_bytes(b"no image")
+    commands = verbs(images, folder, finetuned)
+    verb = chance.choice(list(commands))
+    if verb == "similar":
+        succeeded(*commands["embed to a file"])
+    elif verb in ("eval", "report"):
+        shutil.copytree(bundled_folder(), folder)
+    elif verb == "errors":
+        write_evil_run(folder, chance)
+    result = {"doctor": run, "errors": refused}.get(verb, succeeded)(*commands[verb])
+    said = result.stdout + result.stderr
+    assert said
+    assert not [character for character in said if not character.isprintable() and character != "\n"], verb
+    happened("written out")
+
+
+class Elements(html.parser.HTMLParser):
+    """The elements of a page, with their attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.fault("names that are markup, on a run's page", times=5)
+def test_markup(drawn: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Classes, files, a data set and a run; tests/commands/test_report.py looks in a browser."""
+    evil = "<script>alert(1)<!--", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "'; alert(1)&lt;"
+    images = shutil.copytree(drawn, tmp_path / chance.choice(evil))
+    out = tmp_path / "runs" / chance.choice(evil)
+    for part in ("train", "test"):
+        for number, folder in enumerate(sorted((images / part).iterdir())[: len(evil)]):
+            for file in list(folder.iterdir()):
+                file.rename(file.with_name(f"{chance.choice(evil)}{file.name}"))
+            folder.rename(folder.with_name(evil[number]))
+    words = ("--dataset", images, "--from", "bundled", *TRAINING[2:])
+    succeeded("finetune", *words, "--report", "--out", out)
+    text = (out / "report.html").read_text("utf-8")
+    elements = Elements()
+    elements.feed(text)
+    assert [tag for tag, _ in elements.found].count("script") == 2
+    assert not [name for _, given in elements.found for name in given if name.startswith("on")]
+    assert all((given.get("src") or "data:").startswith("data:") for _, given in elements.found)
+    assert "Content-Security-Policy" in text
+    happened("shown, not run")

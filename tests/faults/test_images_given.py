@@ -1,0 +1,324 @@
+"""Broken and strange images, and files that go away while they are read."""
+
+import functools
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from processes import Process, lines_of
+from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, selfie
+
+from selfie_cli.data import pixels, synthetic
+from tests.data.corpus import LOSSY, Entry, corpus, saved, write_names, write_no_files
+from tests.data.pictures import write_parquet, write_tar
+
+PRETRAIN = (*SMALL, "--image-size", 32, "--steps")
+EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
+KINDS = {
+    "images of every format, turned, with profiles, of odd sizes": ("format", "exif", "profile", "size", "name"),
+    "what is no picture: other files, more bands than colours, floats": ("foreign", "bands", "range"),
+    "images cut at every structure and within": ("cut",),
+    "images with flipped bytes": ("flip",),
+}
+# The program, without the limit below which it decodes all images before training.
+STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.__main__ import main; main()"
+Say = Callable[[str], None]
+
+
+def bad_in(out: Path) -> dict[str, str]:
+    """The unreadable files listed in a run's folder, or beside a file, with reasons."""
+    listed = out / "bad_files.jsonl" if out.is_dir() else out.with_name(f"{out.name}.bad_files.jsonl")
+    bad = {line["path"]: line["reason"] for line in lines_of(listed)}
+    assert all(bad.values()), "a file is bad without a reason"
+    return bad
+
+
+def doctored(data: Path) -> set[str]:
+    """The files that `doctor` finds to be unreadable."""
+    ran = subprocess.run(
+        [*COMMAND, "doctor", str(data), "--no-time", "--json", "--max-bad", "1"],
+        env=ENVIRONMENT, capture_output=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+    found = json.loads(ran.stdout)
+    kinds = {each["kind"]: each["items"] for each in found["problems"] + found["remarks"]}
+    return {item["name"] for item in kinds.get("cannot be read", [])}
+
+
+def embedded(names: Iterable[Path | str], out: Path) -> dict[str, np.ndarray]:
+    """The vector of each image that `embed` can read."""
+    selfie("embed", "-", *EMBED, "--out", out, stdin="".join(f"{name}\n" for name in names))
+    rows = [row["path"] for row in lines_of(out.with_name(f"{out.name}.rows.jsonl"))]
+    return dict(zip(rows, np.load(out), strict=True))
+
+
+def shown(entry: Entry) -> Image.Image:
+    """The picture that an entry shows; for lossy formats Pillow's own decoding."""
+    if entry.loss == LOSSY:
+        with Image.open(io.BytesIO(entry.data)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    return Image.fromarray(entry.pixels) if entry.pixels is not None else Image.new("RGB", (9, 9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fault("{kind}")
+def test_kind(kind: str, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """The images of a kind, through embed and doctor, beside lossless copies of the pictures that they show."""
+    entries = [entry for entry in corpus() if entry.kind in KINDS[kind]]
+    chance.shuffle(entries)
+    images, copies = tmp_path / "images", tmp_path / "copies"
+    images.mkdir()
+    copies.mkdir()
+    for entry in entries:
+        (images / entry.name).write_bytes(entry.data)
+        (copies / f"{entry.name}.png").write_bytes(saved(shown(entry), "PNG"))
+    expected = embedded(copies.iterdir(), tmp_path / "copies.npy")
+    vectors = embedded([*images.iterdir(), min(copies.iterdir())], tmp_path / "images.npy")
+    bad = bad_in(tmp_path / "images.npy")
+    assert doctored(images) == {*bad}
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        name = str(images / entry.name)
+        assert (name in vectors) != (name in bad), f"{entry.name} is neither read nor refused with a reason"
+        assert not entry.sure or (name in vectors) == (entry.pixels is not None), entry.name
+        if name in vectors and entry.pixels is not None:
+            one, other = vectors[name], expected[str(copies / f"{entry.name}.png")]
+            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+            assert cosine > 0.9999, f"{entry.name} is read as another picture"
+        outcome = "refused with a reason" if name in bad else "read as they should be"
+        counts[outcome if name in bad or entry.pixels is not None else "read all the same"] += 1
+    happened(", ".join(f"{count} {words}" for words, count in counts.most_common()))
+
+
+def peak(*arguments: object) -> float:
+    """Peak memory of a command, in MB."""
+    argv = [*COMMAND, *map(str, arguments)]
+    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 1000
+
+
+@pytest.mark.fault("decompression bombs")
+def test_bombs(tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Compare the peak memory of embed on a picture, and on the same picture among bombs."""
+    images, out = tmp_path / "images", tmp_path / "all.npy"
+    images.mkdir()
+    (images / "picture.png").write_bytes(corpus()[0].data)
+    alone = peak("embed", images, "--out", tmp_path / "alone.npy")
+    for entry in corpus():
+        if entry.kind == "bomb":
+            (images / entry.name).write_bytes(entry.data)
+    assert peak("embed", images, "--out", out) - alone < 100
+    assert len(bad_in(out)) + len(np.load(out)) == len([*images.iterdir()])
+    happened("refused with a reason, in less than 100 MB")
+
+
+@pytest.mark.fault("strange names, pipes, sockets, devices and circles of links among images")
+def test_names(tmp_path: Path, chance: Random, happened: Say) -> None:
+    images, out = tmp_path / "images", tmp_path / "vectors.npy"
+    images.mkdir()
+    write_names(images)
+    sound = len(list(images.iterdir())) - 1  # one is no image by its name
+    write_no_files(images)
+    links = {str(file) for file in images.glob("link-*")}
+    with Process("embed", images, "--out", out, log=tmp_path / "log") as process:  # which might hang
+        assert process.end() == 0
+    assert len(np.load(out)) == sound
+    selfie("pretrain", images, *PRETRAIN, 2, "--max-bad", 0.9, "--out", tmp_path / "run")
+    assert bad_in(out).keys() == bad_in(tmp_path / "run").keys() == doctored(images) == links
+    happened("names read, the rest refused with a reason or left out")
+
+
+@functools.cache
+def photos() -> list[bytes]:
+    """Real photos where they are, else drawn ones."""
+    archive = Path(os.environ.get("SELFIE_TEST_DATA", "")) / "clothing256.tar"
+    if not archive.is_file():
+        return [saved(np.asarray(each), "PNG") for each in synthetic.draw(200, seed=3, size=64)[0]]
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar.getmembers() if member.name.endswith(".jpg")][:200]
+        return [file.read() for member in members if (file := tar.extractfile(member))]
+
+
+@pytest.mark.fault("one image in five is broken", times=20)
+def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder, a shard and a parquet file, through every command that decodes."""
+    broken = [entry for entry in corpus() if entry.pixels is None or not entry.sure]
+    data = tmp_path / "images"
+    images: dict[str, bytes] = {}
+    good, sure = [], set()
+    for number, photo in enumerate(chance.sample(photos(), 40)):
+        entry = chance.choice(broken) if number % 5 == 4 else None
+        file = data / "ab"[number % 2] / (f"{number:02d}-{entry.name}" if entry else f"{number:02d}.jpg")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        images[str(file)] = entry.data if entry else photo
+        file.write_bytes(images[str(file)])
+        if entry is None:
+            good.append(str(file))
+        elif entry.sure:
+            sure.add(str(file))
+
+    vectors, bad = embedded(images, tmp_path / "all.npy"), bad_in(tmp_path / "all.npy").keys()
+    assert sure <= bad <= images.keys() - {*good}
+    assert [*vectors] == [name for name in images if name not in bad]
+    alone = embedded(good, tmp_path / "alone.npy")
+    assert all(np.allclose(vectors[name], vector, atol=1e-4) for name, vector in alone.items())
+
+    def pretrained(what: Path, run: str, *more: object) -> set[str]:
+        """Six steps see all images, and some again."""
+        words = (*PRETRAIN, 6, "--max-bad", 0.5, "--store", tmp_path / "store", *more)
+        selfie("pretrain", what, *words, "--out", tmp_path / run)
+        return {*bad_in(tmp_path / run)}
+
+    def finetuned(what: Path, run: str) -> set[str]:
+        words = ("--from", tmp_path / "in-memory", "--no-baseline", "--steps", 2, *SMALL[2:], "--max-bad", 0.5)
+        selfie("finetune", "--dataset", what, *words, "--out", tmp_path / run)
+        return {*bad_in(tmp_path / run)}
+
+    assert doctored(data) == bad
+    assert pretrained(data, "in-memory") == bad
+    assert finetuned(data, "finetuned") == bad
+    selfie("predict", tmp_path / "finetuned", data, "--out", tmp_path / "labels.jsonl")
+    assert bad_in(tmp_path / "labels.jsonl").keys() == bad
+    members = {}
+    for number, (name, content) in enumerate(images.items()):
+        members[f"{number:02d}{Path(name).suffix}"] = content
+        members[f"{number:02d}.cls"] = Path(name).parent.name.encode()
+    shard = Path(write_tar(tmp_path / "shard.tar", members))
+    in_shard = {f"{shard}/{number:02d}{Path(name).suffix}" for number, name in enumerate(images) if name in bad}
+    assert doctored(shard) == pretrained(shard, "shard") == finetuned(shard, "finetuned-shard") == in_shard
+    table = Path(write_parquet(tmp_path / "rows.parquet", [*images.values()]))
+    in_table = {f"{table}/row-{number:06d}" for number, name in enumerate(images) if name in bad}
+    assert doctored(table) == pretrained(table, "parquet") == in_table
+    monkeypatch.setattr(pixels, "SMALL", 0)
+    assert pretrained(data, "kept") == pretrained(data, "kept-again") == bad
+    assert pretrained(data, "streamed", "--store-gb", 0) == bad
+    assert pretrained(shard, "shard-streamed", "--store-gb", 0) == in_shard
+    happened("all commands find the same files bad; vectors are those of the others alone")
+
+
+def spoil(file: Path, chance: Random) -> None:
+    match chance.randrange(5):
+        case 0:
+            file.unlink()
+        case 1:
+            os.truncate(file, chance.randrange(file.stat().st_size // 2))
+        case 2:
+            other = file.with_suffix(".new")
+            other.write_bytes(b"no image")
+            other.replace(file)
+        case 3:
+            file.unlink()
+            os.mkfifo(file)
+        case 4:
+            file.write_bytes(chance.randbytes(3000))
+
+
+def write_photos(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    files = [folder / f"{number:04d}.jpg" for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(photos()[number % len(photos())])
+    return files
+
+
+@pytest.mark.fault("images vanish and change while pretrain reads them", times=20)
+def test_vanishing_from_pretrain(tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Files go away, are cut, overwritten, and grow, while every epoch decodes them; then it is stopped and resumed."""
+    run, argv = tmp_path / "run", (sys.executable, "-c", STREAMED)
+    files = write_photos(tmp_path / "images", 24)
+    spoiled = chance.sample(files, 10)
+    words = ("pretrain", tmp_path / "images", *PRETRAIN, 5000, "--max-bad", 0.9, "--store-gb", 0, "--out", run)
+
+    def step() -> int:
+        return max((line["step"] for line in lines_of(run / "metrics.jsonl")), default=0)
+
+    def train(process: Process, steps: int) -> None:
+        """Wait for some more steps, then stop."""
+        last = step() + steps
+        process.until(lambda: step() >= last)
+        assert process.end(signal.SIGINT) == 130
+        assert bad_in(run).keys() == {*map(str, spoiled)}
+
+    with Process(*words, log=tmp_path / "log", argv=argv) as process:
+        process.until(step)
+        for file in spoiled:
+            spoil(file, chance)
+            time.sleep(chance.random() / 10)
+        with next(file for file in files if file not in spoiled).open("ab") as grown:
+            grown.write(chance.randbytes(5000))  # nothing after a picture is looked at
+        train(process, 20)  # six epochs
+    gone = [file for file in spoiled if not file.is_file()] or spoiled[:1]
+    for file in gone:
+        file.unlink(missing_ok=True)
+    assert "the images have changed" in selfie("pretrain", "--resume", run, code=1).stderr
+    for file in gone:
+        file.write_bytes(b"another")
+    with Process("pretrain", "--resume", run, log=tmp_path / "log", argv=argv) as process:
+        train(process, 1)
+    happened("listed with reasons, replaced by other images, resumed")
+
+
+@pytest.mark.fault("images vanish and change while embed reads them", times=20)
+def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> None:
+    files, out = write_photos(tmp_path / "images", 1000), tmp_path / "vectors.jsonl"
+    spoiled = {*chance.sample(files, 150)}
+    with Process("embed", tmp_path / "images", *EMBED, "--out", out, log=tmp_path / "log") as process:
+        process.until(lambda: any(tmp_path.glob(".*vectors.jsonl*")) or out.exists())
+        for file in spoiled:
+            spoil(file, chance)
+        assert process.end() == 0
+    bad, rows = bad_in(out), {row["path"]: row["vector"] for row in lines_of(out)}
+    assert [*rows] == [str(file) for file in files if str(file) not in bad]
+    assert bad.keys() <= {*map(str, spoiled)}
+    first: dict[int, list[float]] = {}
+    for number, file in enumerate(files):
+        if file not in spoiled:
+            vector = rows[str(file)]
+            assert np.allclose(vector, first.setdefault(number % len(photos()), vector), atol=1e-4)
+    happened("listed with reasons; every other row belongs to its file")
+
+
+SLOW_DECODER = """
+import time
+from selfie_cli.data import images
+decode = images.decode_square
+images.decode_square = lambda *given: (time.sleep(0.05), decode(*given))[1]
+from selfie_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.fault("stopped while images are decoded", times=20)
+def test_stopped_while_decoding(tmp_path: Path, chance: Random, happened: Say) -> None:
+    """SIGINT, SIGTERM, or a reader that has seen enough."""
+    write_photos(tmp_path / "images", 200)
+    how = chance.choice([signal.SIGINT, signal.SIGTERM, None])
+    argv = [sys.executable, "-c", SLOW_DECODER, "embed", str(tmp_path / "images"), *map(str, EMBED)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(argv, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        time.sleep(chance.random() / 2)
+        if how is None:
+            process.stdout.close()
+        else:
+            os.killpg(process.pid, how)  # all of its processes, as a terminal does
+        said = process.stderr.read()
+        assert process.wait(PATIENCE) == (128 + how if how else 0)
+    assert b"Traceback" not in said
+    happened("ends at once, with its exit code and without alarm")

@@ -1,0 +1,105 @@
+"""Jobs of two processes under torchrun, one of which, or torchrun itself, is killed, stopped or out of disk."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from processes import Job, Undisturbed, go_on, has_finished, made_by, states
+from running import COMMAND, ENVIRONMENT, PATIENCE
+
+WITHIN = 60.0  # seconds in which a job has to end that has lost a process
+KINDS = ("pretrain (selfie)", "pretrain (byol)", "finetune")
+OFTEN = ("--save-every", 0)
+FULL_DISK = """
+import os, resource
+if os.environ["RANK"] == "0":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+"""
+Reference = Callable[..., Undisturbed]
+Say = Callable[[str], None]
+
+
+def check_told(job: Job, run: Path, verb: object) -> None:
+    """Check that the job said how to go on, and showed no traceback of ours."""
+    errors = [line for line in job.said.splitlines() if line.startswith("error: ")]
+    resume = f"torchrun --nproc-per-node 2 -m selfie_cli {verb} --resume {run}"
+    assert any(resume in line for line in errors), f"nobody was told how to go on: {job.said[:2000]}"
+    assert "selfie_cli/" not in job.said, f"a traceback was shown: {job.said[:2000]}"
+    assert "frame #" not in job.said, f"a traceback was shown: {job.said[:2000]}"
+
+
+@pytest.mark.fault("SIGKILL of one of two processes at any moment", times=20)
+def test_kill_one(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    whole, run = undisturbed(chance.choice(KINDS), 2), tmp_path / "run"
+    with Job(*whole.words, *OFTEN, "--out", run, folder=tmp_path) as job:
+        job.until(lambda: len(job.ranks()) == 2)
+        if chance.random() < 0.3:
+            job.wait(chance.uniform(0, whole.seconds))
+        else:  # before the first state there is nothing to lose, for most of the time
+            job.until(lambda: states(run))
+            job.wait(chance.uniform(0, 1))
+        begun, at_work, rank = (run / "config.json").exists(), states(run), chance.randrange(2)
+        try:
+            os.kill(job.ranks()[rank], signal.SIGKILL)
+        except (LookupError, OSError):
+            job.end(seconds=WITHIN)
+            assert made_by(run) == whole.made
+            happened("had ended before")
+            return
+        assert job.end(seconds=WITHIN) != 0
+    if at_work:
+        check_told(job, run, whole.words[0])
+    if has_finished(run):
+        assert made_by(run) == whole.made
+        happened("killed when the run was finished")
+    else:
+        go_on(run, whole)
+        happened(f"ended within a minute, {'resumed' if begun else 'begun again'}: identical")
+
+
+@pytest.mark.fault("a full disk in one of two processes", times=2)
+def test_full_disk(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """The first process cannot write its state, by a limit on the size of files."""
+    whole, run = undisturbed(KINDS[0], 2), tmp_path / "run"
+    with Job(*whole.words, *OFTEN, "--out", run, folder=tmp_path, before=FULL_DISK) as job:
+        assert job.end() != 0
+    check_told(job, run, "pretrain")
+    assert "File too large" in job.said
+    go_on(run, whole)
+    happened("both ended, each with a line; resumed: identical")
+
+
+@pytest.mark.fault("SIGKILL under torchrun --max-restarts", times=5)
+def test_restart(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    whole, run = undisturbed(chance.choice(("pretrain (selfie)", "finetune")), 2), tmp_path / "run"
+    words = [*whole.words, *OFTEN, "--out", run, *chance.choice(([], ["--overwrite"]))]
+    with Job(*words, folder=tmp_path, options=("--max-restarts", "2")) as job:
+        job.until(lambda: states(run))
+        os.kill(chance.choice([*job.ranks().values()]), signal.SIGKILL)
+        assert job.end() == 0, f"torchrun has given up: {job.said[:2000]}"
+    assert made_by(run) == whole.made
+    assert sum(f"run: {run}" in line for line in job.said.splitlines()) == 1, "it was begun anew"
+    happened("went on by itself: identical")
+
+
+@pytest.mark.fault("SIGTERM of torchrun, resumed by one process", times=3)
+def test_other_number_of_processes(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    whole, run = undisturbed(KINDS[0], 2), tmp_path / "run"
+    with Job(*whole.words, *OFTEN, "--out", run, folder=tmp_path) as job:
+        job.until(lambda: states(run))
+        time.sleep(chance.uniform(0, 0.5))
+        job.end(signal.SIGTERM, WITHIN)
+    check_told(job, run, "pretrain")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    argv = [*COMMAND, "pretrain", "--resume", str(run)]
+    alone = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert alone.returncode == 2
+    assert "was started with 2 processes, not 1" in alone.stderr
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    go_on(run, whole)
+    happened("refused; by two: identical")

@@ -1,0 +1,241 @@
+"""Processes that are stopped or killed, saved states that were damaged, and two processes in one folder."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+from processes import STEPS, Process, Undisturbed, check_files, go_on, lines_of, made_by, states
+from running import selfie
+
+from selfie_cli.files import TEMPORARY
+from selfie_cli.signals import STOPPING, ignored
+from selfie_cli.training.checkpoint import CHECKSUMS, KEPT, OPTIMIZER, WEIGHTS, read_state
+
+SELFIE = "pretrain (selfie)"
+Reference = Callable[..., Undisturbed]
+Say = Callable[[str], None]
+
+
+@pytest.fixture
+def whole(undisturbed: Reference) -> Undisturbed:
+    return undisturbed(SELFIE)
+
+
+def temporary(folder: Path) -> list[Path]:
+    return list(folder.rglob(f"{TEMPORARY}*"))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", [SELFIE, "pretrain (byol)", "finetune", "curve"])
+@pytest.mark.fault("SIGKILL at any moment of {what}", times=50)
+def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """One in ten is killed before its folder exists. The moment is counted from the last thing seen."""
+    whole, run = undisturbed(what), tmp_path / "run"
+    early, share = chance.random() < 0.1, chance.random()
+    completed: set[Path] = set()
+
+    def look() -> bool:
+        with contextlib.suppress(FileNotFoundError):  # folders may be renamed meanwhile
+            completed.update(states(run))
+        return time.monotonic() >= moment
+
+    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
+        if not early:
+            process.until(run.exists)
+        moment = time.monotonic() + share * (whole.before if early else whole.seconds)
+        process.until(look)
+        assert process.end(signal.SIGKILL) in (0, -signal.SIGKILL)
+    check_files(run, completed)
+    saved = bool(states(run))
+    trained = [cell / "model.safetensors" for cell in run.glob("cells/*") if (cell / "results.json").is_file()]
+    times = [file.stat().st_mtime_ns for file in trained]
+    outcome = go_on(run, whole)
+    assert times == [file.stat().st_mtime_ns for file in trained], "a finished network was trained again"
+    if outcome == "resumed" and trained:
+        outcome += ": finished networks stay as they are, others are trained"
+    elif outcome == "resumed":
+        outcome += f" from {'a state' if saved else 'the beginning: no state yet'}"
+    happened(outcome)
+
+
+@pytest.mark.fault("SIGKILL in the middle of writing a state", times=20)
+def test_kill_while_writing(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    run, after = tmp_path / "run", 5 * chance.randint(0, 4)
+    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
+        process.until(lambda: states(run) and int(states(run)[-1].name) > after)
+        process.until(lambda: any((run / "state").glob(f"{TEMPORARY}*")))
+        time.sleep(chance.uniform(0, 0.01))
+        assert process.end(signal.SIGKILL) == -signal.SIGKILL, "it ended before it was killed"
+    half = temporary(run / "state")
+    check_files(run)
+    go_on(run, whole)
+    happened("the half-written state is removed, resumed from the last" if half else "just whole: resumed from it")
+
+
+@pytest.mark.parametrize("name", [number.name for number in STOPPING])
+@pytest.mark.fault("{name} at any moment of training", times=20)
+def test_signal(name: str, whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """The state of exactly the last step is saved."""
+    number = signal.Signals[name]
+    if ignored(number):
+        pytest.skip(f"{name} is ignored here")
+    run, after = tmp_path / "run", chance.randint(1, STEPS * 2 // 3)
+    metrics = run / "metrics.jsonl"
+    with Process(*whole.words, "--save-every", 0.05, "--out", run, log=tmp_path / "log") as process:
+        process.until(lambda: (lines := lines_of(metrics)) and lines[-1]["step"] >= after)
+        time.sleep(chance.uniform(0, 0.05))
+        assert process.end(number) == 128 + number
+    assert f"Resume with: selfie pretrain --resume {run}" in process.said
+    assert not temporary(run)
+    assert read_state(states(run)[-1])[0] == lines_of(metrics)[-1]["step"], "the state is not of the last step"
+    go_on(run, whole)
+    happened(f"exit {128 + number}, state of that step saved, resumed")
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler for a signal: Python has reached the program's first lines."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.fault("SIGINT or SIGTERM before training", times=40)
+def test_signal_before_training(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """A signal while libraries are loaded or images decoded."""
+    run, number = tmp_path / "run", chance.choice([signal.SIGINT, signal.SIGTERM])
+    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
+        process.until(lambda: handles(process.popen.pid, signal.SIGTERM))
+        moment = time.monotonic() + chance.uniform(0, whole.before)
+        process.until(lambda: run.exists() or time.monotonic() >= moment)
+        assert process.end(number) == 128 + number
+    assert not temporary(tmp_path)
+    begun = (run / "config.json").is_file()
+    assert f"Resume with: selfie pretrain --resume {run}" in process.said or not begun
+    go_on(run, whole)
+    left = "the run had just begun: resumed" if begun else "nothing left, the same command ran"
+    happened(f"exit {128 + number}, {left}")
+
+
+SLOW_DISK = """
+import time
+from selfie_cli.training import checkpoint
+from selfie_cli.__main__ import main
+save = checkpoint.save_weights
+checkpoint.save_weights = lambda *given: (save(*given), time.sleep(60))
+main()
+"""
+
+
+@pytest.mark.fault("a second Ctrl-C while the first is served", times=5)
+def test_second_interrupt(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    run, argv = tmp_path / "run", (sys.executable, "-c", SLOW_DISK)
+    with Process(*whole.words, "--save-every", 60, "--out", run, log=tmp_path / "log", argv=argv) as process:
+        process.until((run / "metrics.jsonl").exists)
+        time.sleep(chance.uniform(0, 0.2))
+        process.popen.send_signal(signal.SIGINT)
+        process.until(lambda: any((run / "state").glob(f"{TEMPORARY}*/{WEIGHTS}")))
+        time.sleep(0.1)
+        process.popen.send_signal(signal.SIGINT)  # the same one again, from a terminal that tells a whole job
+        time.sleep(1.1)
+        assert process.popen.poll() is None, "an echo of the first Ctrl-C counts as the second"
+        begun = time.monotonic()
+        assert process.end(signal.SIGINT) == 130
+    assert time.monotonic() - begun < 5, "the second Ctrl-C is not obeyed at once"
+    assert states(run) == []
+    go_on(run, whole)
+    happened("exit 130 at once, resumed")
+
+
+@pytest.fixture(scope="session")
+def with_two_states(undisturbed: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed when it had two states."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    with Process(*undisturbed(SELFIE).words, "--out", run, log=run.with_name("log")) as process:
+        process.until(lambda: len(states(run)) == KEPT)
+        process.end(signal.SIGKILL)
+    return run
+
+
+def alter(file: Path, chance: Random) -> None:
+    data = bytearray(file.read_bytes())
+    data[chance.randrange(len(data))] ^= chance.randint(1, 255)
+    file.write_bytes(data)
+
+
+def cut(file: Path, chance: Random) -> None:
+    os.truncate(file, chance.randrange(file.stat().st_size))
+
+
+def remove(file: Path, chance: Random) -> None:
+    file.unlink()
+
+
+DAMAGES = {"one byte altered": alter, "a file cut short": cut, "a file missing": remove}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.fault("the newest state has {damage}", times=20)
+def test_damaged_state(
+    damage: str, with_two_states: Path, whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say
+) -> None:
+    run = shutil.copytree(with_two_states, tmp_path / "run")
+    newest = states(run)[-1]
+    DAMAGES[damage](newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
+    said = selfie("pretrain", "--resume", run).stderr
+    assert f"warning: the state {newest} is damaged and passed over" in said
+    assert made_by(run) == whole.made
+    happened("told, resumed from the state before")
+
+
+@pytest.mark.fault("both states are damaged", times=20)
+def test_both_states_damaged(with_two_states: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
+    run = shutil.copytree(with_two_states, tmp_path / "run")
+    for state in states(run):
+        chance.choice([*DAMAGES.values()])(state / chance.choice([WEIGHTS, OPTIMIZER]), chance)
+    before = contents(run)
+    said = selfie("pretrain", "--resume", run, code=1).stderr.splitlines()[-1]
+    assert "error: no state in" in said
+    assert "--overwrite" in said
+    assert before == contents(run)
+    happened("refused: no state can be read, start anew with --overwrite")
+
+
+@pytest.mark.fault("a second run into the folder of one that is running", times=10)
+def test_second_run(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """The first one stands still meanwhile, wherever it is in its training."""
+    run = tmp_path / "run"
+    again = [*whole.words, "--out", run]
+    with Process(*again, log=tmp_path / "log") as process:
+        process.until((run / "metrics.jsonl").exists)
+        time.sleep(chance.uniform(0, 1))
+        process.popen.send_signal(signal.SIGSTOP)
+        os.waitpid(process.popen.pid, os.WUNTRACED)  # its threads may write for a moment yet
+        before = contents(run)
+        for words in (["pretrain", "--resume", run], [*again, "--overwrite"], again):
+            assert f"another process is working on {run}" in selfie(*words, code=1).stderr.splitlines()[-1]
+        assert before == contents(run), "the second run touches the first"
+        assert process.end(signal.SIGCONT) == 0
+    assert made_by(run) == whole.made
+    happened("refused, with --resume, --overwrite and neither; the first run ends as ever")
+
+
+@pytest.mark.fault("two runs into one folder, started at once", times=5)
+def test_two_at_once(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
+    run = tmp_path / "run"
+    words = [*whole.words, "--out", run]
+    with Process(*words, log=tmp_path / "one") as one, Process(*words, log=tmp_path / "other") as other:
+        assert sorted([one.end(), other.end()]) == [0, 1]
+    said = one.said + other.said
+    assert f"{run} is not empty" in said or f"another process is working on {run}" in said
+    assert made_by(run) == whole.made
+    happened("one is refused, the other ends as ever")
