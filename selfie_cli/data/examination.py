@@ -160,10 +160,10 @@ class Examination:
         text = f"near-duplicates of training images (up to {NEAR} of 255 bits differ): --exclude-seen leaves them out"
         self.add("test images like seen ones", text, self._told(each for each in leaked if each.bits))
         torn = []
-        for row, other, bits in (*copies, *near, *leaked) if self.classes[self.train] else ():
-            one, two = self.labels[row], self.labels[other]
-            if one and two and one != two and bits >= 0:
-                torn.append((self.names[row], f"{one}, but {two} in {self.names[other]}"))
+        for each in (*copies, *near, *leaked) if self.classes[self.train] else ():
+            one, two = self.labels[each.row], self.labels[each.other]
+            if one and two and one != two and each.bits >= 0:
+                torn.append((self.names[each.row], f"{one}, but {two} in {self.names[each.other]}"))
         self.add("one photo, two classes", "copies or near-duplicates with different labels, so one is wrong", torn)
         self.add("copies", "same pixels as an earlier image: both are read", self._told(copies))
         text = f"very similar to an earlier image, such as resized or mirrored (up to {ALIKE} of 255 bits differ)"

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 from selfie_cli.data import images
 from selfie_cli.data.images import decode_square, open_image, to_rgb
 from selfie_cli.errors import UnreadableImage
+from tests.data.corpus import chunk
 
 RNG = np.random.default_rng(0)
 PICTURE = np.zeros((24, 40, 3), np.uint8)  # a different colour in every quarter: no symmetry
@@ -33,10 +34,6 @@ def pixels(data: io.BytesIO) -> np.ndarray:
         rgb = to_rgb(image)
         assert rgb.mode == "RGB"
         return np.asarray(rgb).astype(int)
-
-
-def chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int, data: bytes = b"", depth: int = 8, before: bytes = b"") -> io.BytesIO:
