@@ -83,6 +83,10 @@ class Run:
         return bool(self.config["progress"]["status"] == "finished")
 
     @property
+    def diverged(self) -> bool:
+        return bool(self.config["progress"].get("diverged"))
+
+    @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
 

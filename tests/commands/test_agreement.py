@@ -8,9 +8,10 @@ from layouts import Build, link, picture, pictures, put, several, table, tar, tr
 from PIL import Image
 
 from selfie_cli.commands.doctor import Diagnosis, doctor
-from selfie_cli.comparison.labels import Data, read_data
+from selfie_cli.comparison.labels import Data, Reading, read_data
 from selfie_cli.config import DoctorOptions, FinetuneOptions
 from selfie_cli.errors import DataError
+from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 
 BROKEN = b"no image"
@@ -69,7 +70,9 @@ def test_doctor_and_finetune_agree(name: str) -> None:
     (made,) = [each.name for each in Path.cwd().glob("data*")]
     found = checkup(made)
     try:
-        read: Data | DataError = read_data(FinetuneOptions(dataset=made, max_bad=0.1), 32, None, [], Talk())
+        read: Data | DataError = read_data(
+            pick(Reading, FinetuneOptions(dataset=made, max_bad=0.1)), 32, sources=[], talk=Talk()
+        )
     except DataError as error:
         read = error
     assert isinstance(read, Data) == trains, read
