@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from selfie_cli.commands.doctor import Diagnosis, doctor
-from selfie_cli.comparison.labels import Data, read_data
+from selfie_cli.comparison.labels import Data, Reading, read_data
 from selfie_cli.config import DoctorOptions, FinetuneOptions
 from selfie_cli.errors import DataError
+from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 
 BROKEN = b"no image"
@@ -120,7 +121,11 @@ def asked(name: str) -> tuple[str, Diagnosis, Data | DataError]:
     made = CORPUS[name][0]()
     found = doctor(DoctorOptions(data=(made,), time=False, device="cpu", max_bad=0.1), Talk())
     try:
-        return made, found, read_data(FinetuneOptions(dataset=made, max_bad=0.1), 32, None, [], Talk())
+        return (
+            made,
+            found,
+            read_data(pick(Reading, FinetuneOptions(dataset=made, max_bad=0.1)), 32, sources=[], talk=Talk()),
+        )
     except DataError as error:
         return made, found, error
 
