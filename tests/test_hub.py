@@ -218,7 +218,7 @@ def test_a_cache_without_room_is_one_line_and_fetches_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as a user has it
         assert "MB will be written, and 0.00 MB are free" in error_of("pull", "acme/net")
-    assert not any("/storage/" in request for request in hub.count())
+    assert not any(path.startswith("/storage/") for _, path, _ in hub.requests)
 
 
 def test_without_a_network(hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
