@@ -48,7 +48,7 @@ def is_address(text: str) -> bool:
 
 
 def parse(text: str, revision: str | None = None) -> Address:
-    """'owner/name' or 'hf://owner/name[@revision]', with the value of --revision. Raises UsageError for others."""
+    """Parse owner/name or hf://owner/name[@revision], with the value of --revision. Raise UsageError for others."""
     repo, _, named = text.removeprefix(PREFIX).partition("@")
     if not NAME.fullmatch(repo) or text.endswith("@") or not REVISION.fullmatch(revision or named or "main"):
         raise UsageError(f"{text!r} is no repository on the Hub: expected owner/name or hf://owner/name[@revision]")
@@ -61,7 +61,7 @@ def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
     """A file of a repository in the Hub's cache, in a folder that is named after the commit: see `Address.at`.
 
     The Hub is asked which commit that is, unless `offline` or HF_HUB_OFFLINE is set, or the address is a commit and the
-    file is there. The client downloads, resumes and compares sizes; hashes are compared here. Raises HubError.
+    file is there. The client downloads, resumes and compares sizes; hashes are compared here. Raise HubError.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
     from huggingface_hub import try_to_load_from_cache as cached
@@ -128,7 +128,7 @@ def check_cache(kind: str, repo: str, num_bytes: int) -> None:
 def check(path: Path, mark: str, address: Address) -> None:
     """Compare a file with its hash on the Hub: sha256 for large files, git's sha1 for others.
 
-    The client itself compares sizes only. Raises HubError if they differ, and takes the file out of the cache.
+    The client itself compares sizes only. Raise HubError if they differ, and takes the file out of the cache.
     """
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
         raise HubError(f"{host()} does not tell the hash of {path.name}, so that it cannot be checked")

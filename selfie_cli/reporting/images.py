@@ -55,7 +55,7 @@ class Images:
         return self.read(rows).pixels
 
     def read(self, rows: Labels) -> InMemory:
-        """Those of `rows` that can be read."""
+        """Read the images of `rows`, without those that cannot be read."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
         return read_pixels(chosen, size=size, workers=self.workers, max_bad=None, talk=Talk())
 
@@ -94,7 +94,7 @@ class Embedded:
 def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool, workers: int, talk: Talk) -> Images:
     """Images of `dataset`, or those the run was made with: their test or validation part, where there is one.
 
-    The run's own data are never downloaded. Raises DataError if they are not there, or if they have classes that a
+    The run's own data are never downloaded. Raise DataError if they are not there, or if they have classes that a
     finetuned network does not know.
     """
     asked, offline = run.config["asked"], offline or not dataset
@@ -162,7 +162,7 @@ def embed(
     """Run the network on a random part of the images, the same each time, without those that `exclude` names.
 
     A classifier sees all images, and `limit` of them are kept. Without `limit`, embedding ends after some SECONDS.
-    Raises DataError if more than the share `max_bad` of them cannot be read, or none is left.
+    Raise DataError if more than the share `max_bad` of them cannot be read, or none is left.
     """
     order = np.random.default_rng(0).permutation(len(images.source))
     if exclude:
