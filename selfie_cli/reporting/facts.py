@@ -1,4 +1,4 @@
-"""Sections from the files of a run: the verdict, settings and data, results, training charts, details."""
+"""What a page tells from the files of a run: the verdict, what was run on what, results, charts, details."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ Values = dict[str, float]
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Read JSON Lines up to the first that is damaged, as a kill may leave it; a missing file has none."""
+    """JSON Lines up to the first that is none, as a kill may leave; nothing where there is no file."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -58,7 +58,7 @@ def results_of(run: Run) -> dict[str, Any] | None:
 
 
 def heading_of(run: Run) -> str:
-    """The heading: verdict, notes, and facts about the network, the data and the run."""
+    """The verdict, and what was run on what."""
     metrics = read_lines(run.path / "metrics.jsonl")
     last: Values = {key: value for row in metrics for key, value in row.items()}
     found, verdict, notes = None, list[str](), list[str]()
@@ -85,7 +85,7 @@ def heading_of(run: Run) -> str:
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Sentences on the last logged values, and remarks on them."""
+    """What the last logged values say, and remarks on them."""
     sentences, notes = [], []
     method = derived.get("method")
     if "pretext_accuracy" in last:
@@ -107,7 +107,7 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
 
 
 def results(run: Run, page: Page) -> None:
-    """The results of finetune or curve, and of every selfie eval of this run."""
+    """What finetune or curve found, and every selfie eval of this run."""
     found = results_of(run) if run.verb in LABELLED_DATA else None
     if found is not None and "points" in found:
         page.add("results", "Accuracy over the share of the labels", "of_parts", parts=curve_of(found, page))
@@ -213,7 +213,7 @@ def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def training(run: Run, page: Page) -> None:
-    """Charts of logged values over steps; for finetune and curve, of each arm's first seed with the most labels."""
+    """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
     logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         found = results_of(run)
