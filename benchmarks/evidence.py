@@ -38,6 +38,7 @@ from selfie_cli.commands.curve import curve
 from selfie_cli.commands.eval import evaluate
 from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
+from selfie_cli.data.batches import Batch
 from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.sources import Array
 from selfie_cli.files import read_json, write_json
@@ -48,7 +49,7 @@ from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import fit, num_cores, precisions, prepare
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Step
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

@@ -15,7 +15,7 @@ from selfie_cli.data import synthetic
 from selfie_cli.data.batches import SampleOrder, step_generator
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.talk import Talk
-from selfie_cli.training.loop import train
+from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.step import Step
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -48,15 +48,8 @@ def losses(folder, image_size, patch_size, batch_size):
     train(
         Step(method, method, optimizer, micro_batch=batch_size, precision="fp32"),
         lambda step: (pixels[order.batch(step)], *method.draw(batch_size, step_generator(0, step))),
-        folder=folder,
-        total=STEPS,
-        lr=LR,
-        warmup=2,
-        seed=0,
-        save_every=0,
+        Plan(folder=folder, steps=STEPS, lr=LR, warmup=2, seed=0, save_every=0, name="golden", resume_hint=""),
         talk=Talk(),
-        what="golden",
-        resume_hint="",
     )
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [round(json.loads(line)["loss"], 4) for line in lines]

@@ -306,9 +306,10 @@ class Planner:
         rows = np.arange(count) if self.source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
         workers = options.workers or num_cores()
         sample = read_pixels(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-        method, step = make_step(derived, options, self.device, Talk())
+        method, step = make_step(derived, self.device, seed=0, compile="auto", deterministic=False, talk=Talk())
         batch = on_device(batches(sample, method, derived, 0)(0), self.device)
-        pace = Pace(fit_to_machine(step, method, batch, options, derived, self.talk))
+        asked: Any = {"micro_batch": None, "precision": options.precision, "deterministic": False}
+        pace = Pace(fit_to_machine(step, method, batch, derived, **asked, talk=self.talk))
         if is_small(self.source, size):
             return pace
         store = cache_folder(None)

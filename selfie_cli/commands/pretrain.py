@@ -12,10 +12,10 @@ import torch
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
-from selfie_cli.data.batches import Prefetch
+from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
-from selfie_cli.data.pixels import InMemory, Pixels, open_pixels, storage_size
-from selfie_cli.data.sources import Subset, fingerprint
+from selfie_cli.data.pixels import Pixels, open_pixels, storage_size
+from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.methods.method import Method
@@ -36,23 +36,21 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import room_for
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import (
-    num_cores,
-    prepare,
-    warm_up,
-)
-from selfie_cli.training.loop import train
-from selfie_cli.training.schedule import num_steps, seconds
-from selfie_cli.training.start import MILDER, choose_out, has_diverged, run_to_resume, start, where_it_began
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.hardware import num_cores, prepare, warm_up
+from selfie_cli.training.loop import Plan, Trained, train
+from selfie_cli.training.schedule import budget_seconds, num_steps
+from selfie_cli.training.start import MILDER, choose_out, run_to_resume, start, where_it_began
+from selfie_cli.training.step import Step
 from selfie_cli.weights import save_weights
 
 BAD_FILES = "bad_files.jsonl"
+HEADER = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
+"""What the header of the weights file repeats from the run's config."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """What `pretrain` came to. `last` holds the last logged values: loss, pretext_accuracy, chance, ..."""
+    """The result of `pretrain`. `last` holds the last logged values: loss, pretext_accuracy, chance, ..."""
 
     run: Path
     step: int
@@ -71,26 +69,13 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     device = prepare(options.device, deterministic=options.deterministic)
     here = group()
     out = None if run is not None else choose_out(options, "pretrain", options.method, [])
-
-    pinned = run.config["data"].get("pinned", {}) if run is not None else {}
-    asked_for = [pinned.get(one, one) for one in options.data]
-    with where_it_began(run):
-        source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
-    data = {"images": len(source), "fingerprint": fingerprint(source), "pinned": dict(source.pinned)}
-    data["left_out"] = source.left_out.counts
-    if run is not None and run.config["data"].get("fingerprint") != data["fingerprint"]:
-        raise RunError(f"the images have changed since {run.path} was started: start a new run")
+    source, data = open_data(options, run, talk)
     derived = derive(options, source) if run is None else derived_again(run, options)
     check_processes(derived, here.world)
-    talk.say(
-        f"{called(derived)}, recipe {derived['recipe']}: {derived['backbone']} on {len(source):,} images at "
-        f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], here)}, {derived['optimizer']}, "
-        f"lr {derived['lr']:g}, seed {options.seed}"
-    )
-    talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
+    say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
-        opened = open_pixels(
+        pixels = open_pixels(
             source,
             size=storage_size(derived["image_size"]),
             workers=options.workers or num_cores(),
@@ -99,125 +84,165 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             folder=options.store,
             limit_gb=options.store_gb,
         )
-        stack.callback(opened.close)
-        if run is None and isinstance(opened, InMemory) and len(opened) < min(len(source), derived["batch_size"]):
-            readable = Subset(source, opened.kept)
+        stack.callback(pixels.close)
+        if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
+            readable = Subset(source, pixels.in_memory().kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
-        store = opened.to(device)
-        method, step = make_step(derived, options, device, talk)
-        watch = Watch(step, method, store, talk) if here.first else dict  # before anyone else takes from the store
-        ahead = Prefetch(batches(store, method, derived, options.seed), device=device)
-        batch_of = stack.enter_context(ahead)
+        pixels = pixels.to(device)
+        method, step = make_step(
+            derived,
+            device,
+            seed=options.seed,
+            compile=options.compile,
+            deterministic=options.deterministic,
+            talk=talk,
+        )
+        watch = Watch(step, method, pixels, talk) if here.first else dict  # before the prefetching thread takes pixels
+        batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
-            take_up(run, store, derived, options)
+            take_up(run, pixels, derived, options)
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
-            room = fit_to_machine_and_length(step, method, store, batch_of, options, derived, talk)
-            run = start(
-                out,
-                verb="pretrain",
-                asked=dataclasses.asdict(options),
-                overwrite=options.overwrite,
-                room=room,
-                derived=derived,
-                data=data,
-            )
+            room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
+            asked = dataclasses.asdict(options)
+            config = {"asked": asked, "derived": derived, "data": data}
+            run = start(out, verb="pretrain", overwrite=options.overwrite, room=room, **config)
             talk.say(f"run: {run.path}")
+        batch_of.end = derived["steps"]
+        num_bad = len(pixels.bad)
         if here.first:
-            report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
-
-        resume_hint = here.resume_command("pretrain", run.path)
-        num_bad = len(store.bad)
-        ahead.end = derived["steps"]
+            report_bad(pixels.bad, len(source), run.path / BAD_FILES, talk)
         try:
-            trained = train(
-                step,
-                batch_of,
-                folder=run.path,
-                total=derived["steps"],
-                lr=derived["lr"],
-                warmup=derived["warmup_steps"],
-                seed=options.seed,
-                save_every=options.save_every,
-                talk=talk,
-                what="pretraining",
-                resume_hint=resume_hint,
-                watch=watch,
-                trace=run.path / "trace.json" if options.profile else None,
-                tensorboard=options.log == "tensorboard",
-            )
-        except Stopped:
-            keep_what_was_seen(run, store)
-            raise
-        except Diverged as error:
-            keep_what_was_seen(run, store)
-            if here.first:
-                run.update(progress={"diverged": True})
-            usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
-            lower = min(derived["lr"] / 3, usual)
-            raise Diverged(f"{error}. Resume with: {resume_hint} --lr {lower:.2g}") from None
-        bad = keep_what_was_seen(run, store)
+            trained = train(step, batch_of, plan_of(run, derived, options), talk=talk, watch=watch)
+        except (Stopped, Diverged) as error:
+            keep_what_was_seen(run, pixels)
+            raise with_advice(error, run, derived, options, source) from None
+        bad = keep_what_was_seen(run, pixels)
         if here.first:
             if len(bad) > num_bad:
                 talk.warn(f"{len(bad)} of {len(source)} images cannot be read, see {run.path / BAD_FILES}")
-            told = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
-            save_weights(run.weights, method.export(), {key: derived[key] for key in told if key in derived})
-            run.update(data={"unreadable": len(bad)})
-            measured = {**dataclasses.asdict(trained), "device": str(device), "precision": step.precision}
-            measured |= {"micro_batch": step.micro_batch, "compiled": step.compiled}
-            run.finish({**measured, "threads": torch.get_num_threads()})
+            finish(run, method, step, trained, len(bad))
         here.wait()
     report_at_end(run, options, talk)
     return Pretrained(run=run.path, left_out=source.left_out.counts, **dataclasses.asdict(trained))
 
 
-def take_up(run: Run, store: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
-    """Go on with a stopped run: note what its options are by now, and recall what is known of its images."""
-    if group().first and has_diverged(run):
+def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[Source, dict[str, Any]]:
+    """The images, and what the run's config notes of them. Raises RunError if `run` was started with other ones."""
+    pinned = run.config["data"].get("pinned", {}) if run is not None else {}
+    asked_for = [pinned.get(one, one) for one in options.data]
+    with where_it_began(run):
+        source = open_unlabelled(asked_for, data_root=Path(options.data_root), offline=options.offline, talk=talk)
+    mark = fingerprint(source)
+    if run is not None and run.config["data"].get("fingerprint") != mark:
+        raise RunError(f"the images have changed since {run.path} was started: start a new run")
+    pinned = dict(source.pinned)
+    return source, {"images": len(source), "fingerprint": mark, "pinned": pinned, "left_out": source.left_out.counts}
+
+
+def say_settings(derived: dict[str, Any], num_images: int, device: torch.device, seed: int, talk: Talk) -> None:
+    talk.say(
+        f"{called(derived)}, recipe {derived['recipe']}: {derived['backbone']} on {num_images:,} images at "
+        f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], group())}, "
+        f"{derived['optimizer']}, lr {derived['lr']:g}, seed {seed}"
+    )
+    talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
+
+
+def take_up(run: Run, pixels: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
+    """Go on with a stopped run: note its new options, and load what is known of its images."""
+    if group().first and run.diverged:
         asked = {name: getattr(options, name) for name in MILDER}
         run.update(asked=asked, derived=derived, progress={"diverged": False})
     there = (run.path / FILE_NAME).is_file()
     marks = load_marks(run.path / FILE_NAME) if there else None
-    store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
+    pixels.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
 
 
 def fit_to_machine_and_length(
     step: Step,
     method: Method,
-    store: Pixels,
+    pixels: Pixels,
     batch_of: Callable[[int], Batch],
     options: PretrainOptions,
     derived: dict[str, Any],
     talk: Talk,
 ) -> int:
-    """Settle how a new run trains here, and for how many steps, in `derived`; returns the bytes that it will take."""
-    step_seconds = fit_to_machine(step, method, on_device(batch_of(0), step.device), options, derived, talk)
-    pace = pace_of(step_seconds, store, batch_of, derived["batch_size"], step.device)
+    """Note in `derived` how a new run trains here, and for how many steps; returns the bytes that it needs."""
+    step_seconds = fit_to_machine(
+        step,
+        method,
+        on_device(batch_of(0), step.device),
+        derived,
+        micro_batch=options.micro_batch,
+        precision=options.precision,
+        deterministic=options.deterministic,
+        talk=talk,
+    )
+    pace = pace_of(step_seconds, pixels, batch_of, derived["batch_size"], step.device)
     derived["steps"] = num_steps(
-        steps=pace.steps(seconds(options.budget)) if options.budget else options.steps,
+        steps=pace.steps(budget_seconds(options.budget)) if options.budget else options.steps,
         epochs=options.epochs,
-        num_images=len(store),
+        num_images=len(pixels),
         batch_size=derived["batch_size"],
     )
-    say_length(derived, len(store), pace, talk)
+    say_length(derived, len(pixels), pace, talk)
     return room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every)
 
 
 def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
-    """What was derived when the run was started, and MILDER options as they are now."""
+    """The settings that were derived when the run was started, with MILDER options as they are now."""
     now = {name: getattr(options, name) for name in MILDER}
     return run.derived | {name: value for name, value in now.items() if value not in (None, "auto")}
 
 
-def keep_what_was_seen(run: Run, store: Pixels) -> list[BadFile]:
+def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan:
+    return Plan(
+        folder=run.path,
+        steps=derived["steps"],
+        lr=derived["lr"],
+        warmup=derived["warmup_steps"],
+        seed=options.seed,
+        save_every=options.save_every,
+        name="pretraining",
+        resume_hint=group().resume_command("pretrain", run.path),
+        trace=run.path / "trace.json" if options.profile else None,
+        tensorboard=options.log == "tensorboard",
+    )
+
+
+def with_advice(
+    error: Stopped | Diverged, run: Run, derived: dict[str, Any], options: PretrainOptions, source: Source
+) -> Stopped | Diverged:
+    """The error, for a run that has diverged with the command that resumes it at a lower learning rate."""
+    if isinstance(error, Stopped):
+        return error
+    if group().first:
+        run.update(progress={"diverged": True})
+    usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
+    resume = group().resume_command("pretrain", run.path)
+    return Diverged(f"{error}. Go on with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
+
+
+def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
     """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
     here = group()
-    bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
-    marks = store.marks() if here.world == 1 else joined(here.gather(store.marks()))
+    bad = sorted({one for found in here.gather(pixels.bad) for one in found}, key=lambda one: one.name)
+    marks = pixels.marks() if here.world == 1 else joined(here.gather(pixels.marks()))
     if here.first:
         save_marks(run.path / FILE_NAME, marks)
         if bad:
             save_bad(run.path / BAD_FILES, bad)
     here.wait()
     return bad
+
+
+def finish(run: Run, method: Method, step: Step, trained: Trained, num_bad: int) -> None:
+    """Write the weights, and mark the run as finished."""
+    header = {key: run.derived[key] for key in HEADER if key in run.derived}
+    save_weights(run.weights, method.export(), header)
+    run.update(data={"unreadable": num_bad})
+    used = {"precision": step.precision, "micro_batch": step.micro_batch, "compiled": step.compiled}
+    threads = torch.get_num_threads()
+    run.finish({**dataclasses.asdict(trained), "device": str(step.device), **used, "threads": threads})

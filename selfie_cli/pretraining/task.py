@@ -1,4 +1,4 @@
-"""A pretraining on this machine: its step, its batches, its pace, and a watch for collapsed features."""
+"""A pretraining on this machine: its step, its batches, its pace, and a check for collapsed features."""
 
 import time
 from collections.abc import Callable
@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.batches import SampleOrder, make_batches, step_seed
-from selfie_cli.data.pixels import OnDemand, Pixels
+from selfie_cli.data.batches import Batch, SampleOrder, make_batches, step_seed
+from selfie_cli.data.pixels import Pixels
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
@@ -25,19 +24,19 @@ from selfie_cli.training.hardware import (
     precisions,
 )
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import Batch, Step, check_pieces
+from selfie_cli.training.step import Step, check_pieces
 
-WATCHED = 256  # images whose features are looked at for collapse
-FEWEST_WATCHED = 8  # fewer say nothing
+WATCHED = 256  # images whose features are checked for collapse
+FEWEST_WATCHED = 8  # fewer images tell nothing
 
 
 def make_step(
-    derived: dict[str, Any], options: PretrainOptions, device: torch.device, talk: Talk
+    derived: dict[str, Any], device: torch.device, *, seed: int, compile: str, deterministic: bool, talk: Talk
 ) -> tuple[Method, Step]:
-    """The method on its device, freshly initialized, and a training step of it."""
+    """The method on its device, freshly initialized, and a training step of it. `derived` is as in a run's config."""
     here = group()
-    compiled = compiles(options.compile, device, deterministic=options.deterministic)
-    torch.manual_seed(step_seed(options.seed, 0))
+    compiled = compiles(compile, device, deterministic=deterministic)
+    torch.manual_seed(step_seed(seed, 0))
     method = networks.build_method(derived).to(device)
     if here.world > 1 and device.type == "cuda" and method.compares_images:
         method = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
@@ -54,40 +53,39 @@ def make_step(
         graphs=device.type == "cuda" and derived["image_size"] <= 64 and micro_batch == derived["batch_size"],
         group=here,
         after=method.after_step,
-        smallest=derived["batch_size"] if options.deterministic else 1 + method.compares_images,
+        smallest=derived["batch_size"] if deterministic else 1 + method.compares_images,
         talk=talk,
     )
     return method, step
 
 
-def batches(store: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
+def batches(pixels: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
     """This process's part of the batch of each step: pixels, and what is drawn for them."""
     here, size, version = group(), derived["batch_size"], derived.get("image_order", 1)
-    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
-    return make_batches(order, lambda rows: (store.take(rows),), method.draw)
+    order = SampleOrder(len(pixels), size, seed, block=pixels.block, rank=here.rank, world=here.world, version=version)
+    return make_batches(order, lambda rows: (pixels.take(rows),), method.draw)
 
 
 class Watch:
-    """Call it to learn whether the features of some images are still apart; warns when they have collapsed."""
+    """Call it for the spread of the features of some images, to log; warns when they have collapsed."""
 
-    def __init__(self, step: Step, method: Method, store: Pixels, talk: Talk) -> None:
+    def __init__(self, step: Step, method: Method, pixels: Pixels, talk: Talk) -> None:
         self.step, self.method, self.talk = step, method, talk
-        self.pixels = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(step.device)
+        self.pixels = pixels.take(torch.arange(0, len(pixels), -(-len(pixels) // WATCHED))).to(step.device)
         self.alarms = 0
 
     def __call__(self) -> dict[str, float]:
-        """Values for the log."""
         with torch.no_grad(), self.step.autocast():
             self.method.eval()
             views = (plain_view(part, self.method.image_size) for part in self.pixels.split(self.step.micro_batch))
             vectors = torch.cat([self.method.embeddings(view) for view in views])
         self.method.train()
         if not vectors.isfinite().all():
-            return {}  # the loop sees to that
+            return {}  # the training loop raises Diverged
         std, rank = feature_spread(vectors)
         warning = collapse_warning(std, rank, vectors.shape[1])
         self.alarms = self.alarms + 1 if warning else 0
-        if warning and self.alarms == 2 and len(vectors) >= FEWEST_WATCHED:  # once may be how a training begins
+        if warning and self.alarms == 2 and len(vectors) >= FEWEST_WATCHED:  # features may be alike at the beginning
             self.talk.warn(warning)
         return {"feature_std": std, "effective_rank": rank}
 
@@ -96,24 +94,27 @@ def fit_to_machine(
     step: Step,
     method: Method,
     batch: Batch,
-    options: PretrainOptions,
     derived: dict[str, Any],
+    *,
+    micro_batch: int | None,
+    precision: str,
+    deterministic: bool,
     talk: Talk,
 ) -> float:
-    """Set the micro-batch and the precision of `step`, and note them in `derived`; returns the seconds a step takes.
+    """Set the micro-batch and the precision of `step`, and note them in `derived`; returns the seconds of a step.
 
-    Where the loss is over a batch as a whole, stages of the network are computed twice before the batch is cut.
+    Where the loss compares images, activations are computed twice before the batch is cut.
     """
     size = len(batch[0])
-    check_pieces(size, options.micro_batch or size, step.smallest)
-    tried = precisions(step.device, options.precision, deterministic=options.deterministic)
+    check_pieces(size, micro_batch or size, step.smallest)
+    tried = precisions(step.device, precision, deterministic=deterministic)
     step.precision = tried[0]
     sample = tuple(tensor[:4] for tensor in batch)
-    micro = options.micro_batch or (size if options.deterministic else micro_batch_for(step, sample, size))
-    if micro < size and not options.micro_batch and method.compares_images:
+    micro = micro_batch or (size if deterministic else micro_batch_for(step, sample, size))
+    if micro < size and not micro_batch and method.compares_images:
         method.encoder.checkpointed = True
         micro = micro_batch_for(step, sample, size)
-        talk.say("memory is short: activations within a stage are computed twice instead of kept")
+        talk.say("memory is short: activations are recomputed in the backward pass instead of kept")
     check_pieces(size, micro, step.smallest)
     step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
@@ -136,27 +137,27 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def pace_of(
     step_seconds: float,
-    store: Pixels,
+    pixels: Pixels,
     batch_of: Callable[[int], Batch],
     batch_size: int,
     device: torch.device,
 ) -> Pace:
-    """How long steps take with the decoding that a store does on the way, measured on two batches."""
-    if not isinstance(store, OnDemand):
+    """The pace of steps with the decoding of their images, measured on two batches."""
+    if pixels.decoding_epochs == 0:
         return Pace(step_seconds)
     begun = time.perf_counter()
     for number in (1, 2):
         batch_of(number)
-    decoding = group().longest((time.perf_counter() - begun) / 2)
-    keeps_all = store.cache.capacity >= len(store)
-    return decoding_pace(step_seconds, decoding, keeps_all, round(len(store) / batch_size), device)
+    decoding = max(group().gather((time.perf_counter() - begun) / 2))
+    epoch = round(len(pixels) / batch_size)
+    return decoding_pace(step_seconds, decoding, pixels.decoding_epochs == 1, epoch, device)
 
 
 def decoding_pace(
     step_seconds: float, decoding: float, keeps_all: bool, steps_an_epoch: int, device: torch.device
 ) -> Pace:
-    """The pace where decoding a batch takes `decoding` seconds, in the first epoch or, unless all is kept, in each."""
-    # A CPU does the one at the cost of the other.
+    """The pace where decoding a batch takes `decoding` seconds, in each epoch or, if all is kept, in the first one."""
+    # On a CPU, decoding and training share the cores.
     slower = step_seconds + decoding if device.type == "cpu" else max(step_seconds, decoding)
     return Pace(step_seconds if keeps_all else slower, slower, steps_an_epoch)
 
@@ -180,7 +181,7 @@ def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk)
     steps, batch = derived["steps"], derived["batch_size"]
     estimate = pace.seconds(steps)
     whole = derived["micro_batch"] * derived["processes"] == batch
-    pieces = "" if whole else f" in pieces of {derived['micro_batch']}"
+    pieces = "" if whole else f" in micro-batches of {derived['micro_batch']}"
     shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
     talk.say(
         f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "

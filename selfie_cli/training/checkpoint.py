@@ -1,4 +1,7 @@
-"""What --resume continues from: weights, optimizer and step. Random draws are functions of these and need no saving."""
+"""Saved states, from which --resume continues: weights, optimizer and step.
+
+Random draws are functions of the seed and the step, and need no saving.
+"""
 
 import hashlib
 import shutil
@@ -16,18 +19,18 @@ KEPT = 2
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
-"""SHA-256 of the other two files: a disk may give back other bytes than it was given, and tensors do not look wrong."""
+"""SHA-256 of the other two files: tensors that a disk has damaged do not look wrong."""
 
 
 def save_state(
     folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int | None = None
 ) -> None:
-    """Write `folder`/<step>/ whole or not at all, then drop all but the last two.
+    """Write `folder`/<step>/ whole or not at all, then remove all but the last two.
 
-    `micro_batch` is how many images go through at once by now, where that is to be kept: memory may have run out.
+    `micro_batch` is kept with it: memory may have run out, and a resumed run has to go on with the same one.
     """
     target = folder / f"{step:08d}"
-    if target.exists():  # damaged, and passed over when this run was resumed
+    if target.exists():  # damaged, and passed over by `load_state`
         shutil.rmtree(target)
     with replacing_folder(target) as temporary:
         header = {"step": step} if micro_batch is None else {"step": step, "micro_batch": micro_batch}
@@ -35,15 +38,15 @@ def save_state(
         save_weights(temporary / OPTIMIZER, optimizer_tensors(optimizer), {"step": step})
         write_json(temporary / CHECKSUMS, checksums(temporary))
     states = saved_states(folder)
-    newest = states.index(target)  # what was damaged and passed over lies behind it
+    newest = states.index(target)  # later ones are damaged, and were passed over by `load_state`
     for other in states[: max(0, newest + 1 - KEPT)] + states[newest + 1 :]:
         shutil.rmtree(other)
     flush_to_disk(folder)
 
 
 def room_for(module: nn.Module, weights: dict[str, Tensor], seconds: float, save_every: float) -> int:
-    """Bytes that a run of so many seconds takes at least: for states, of which one more than are kept is there while
-    the newest is written, and for the `weights` at its end. All optimizers here keep a tensor a parameter, or two."""
+    """Bytes that a run of so many seconds needs at least: for states, one more than are kept while the newest is
+    written, and for the `weights` at its end. All optimizers here keep one tensor per parameter, or two."""
     state = num_bytes([*module.state_dict().values(), *module.parameters()])
     count = sum(seconds > times * save_every for times in range(1, KEPT + 2))
     return max(count * state, min(KEPT, count) * state + num_bytes(weights.values()))
@@ -64,7 +67,7 @@ def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str
     Raises OSError, ValueError or WeightsError if the state is damaged.
     """
     if read_json(path / CHECKSUMS) != checksums(path):
-        raise ValueError("its files are not what was written")
+        raise ValueError("its files have changed since they were written")
     weights, header = load_weights(path / WEIGHTS)
     tensors, _ = load_weights(path / OPTIMIZER)
     if header.get("step") != str(int(path.name)) or not header.get("micro_batch", "1").isdecimal():
@@ -73,60 +76,32 @@ def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str
 
 
 def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, talk: Talk) -> tuple[int, int | None]:
-    """Put the newest readable state into `module` and `optimizer`; returns its step, 0 if none was ever saved, and the
+    """Load the newest readable state into `module` and `optimizer`; returns its step, 0 if there is none, and the
     micro-batch that was kept with it.
 
     A damaged newest state is passed over with a warning. Raises RunError if there are states but none can be read, or
-    if the one that can is of another network or optimizer; `module` and `optimizer` are then as they were.
+    the newest readable one does not fit.
     """
     states = saved_states(folder)
     for path in reversed(states):
         try:
             step, micro_batch, weights, tensors = read_state(path)
         except (OSError, ValueError, WeightsError) as error:
-            talk.warn(f"the state {path} is damaged and passed over: {error}")
+            talk.warn(f"the saved state {path} is damaged and is skipped: {error}")
             continue
-        kept = kept_by(optimizer, tensors)
-        for what, there, here in (("network", weights, module.state_dict()), ("optimizer", tensors, kept)):
-            if found := difference(there, here):
-                raise RunError(f"the state {path} is of another {what} ({found}): start the run anew with --overwrite")
-        module.load_state_dict(weights)
-        put_optimizer_tensors(optimizer, tensors)
+        try:
+            put_optimizer_tensors(optimizer, tensors)
+            module.load_state_dict(weights)
+        except (ValueError, LookupError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"the state {path} is of another network or optimizer ({reason[:200]}): start the run anew with "
+                "--overwrite"
+            ) from None
         return step, micro_batch
     if states:
-        raise RunError(f"no state in {folder} can be read: start the run anew with --overwrite")
+        raise RunError(f"no state in {folder} can be read: start the run again with --overwrite")
     return 0, None
-
-
-def kept_by(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the names, shapes and types that the optimizer has for those parameters that `tensors` has any for.
-
-    A parameter that never had a gradient has none.
-    """
-    names = ("step", "exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
-    named = {key.partition(".")[0] for key in tensors}
-    return {
-        f"{index}.{name}": torch.zeros(()) if name == "step" else parameter
-        for index, parameter in enumerate(parameters_of(optimizer))
-        for name in names
-        if str(index) in named
-    }
-
-
-def difference(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> str | None:
-    """The first name, shape or type in which they differ, in words."""
-    for name in sorted(tensors.keys() | others.keys()):
-        kinds = [
-            f"{tuple(each[name].shape)} of {each[name].dtype}" if name in each else "missing"
-            for each in (tensors, others)
-        ]
-        if kinds[0] != kinds[1]:
-            return f"{name} is {kinds[0]}, not {kinds[1]}"
-    return None
-
-
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -140,12 +115,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = parameters_of(optimizer)
+    """Make `tensors` the optimizer's state. Raises ValueError or LookupError if they are another optimizer's."""
+    names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
         parameter = parameters[int(index)]
-        if name == "step":  # AdamW's count of steps is a float32 scalar, on the CPU but for CUDA's fused kernel
+        if name not in names or value.shape != (() if name == "step" else parameter.shape):
+            raise ValueError(f"{key} is {tuple(value.shape)}")
+        if name == "step":  # a float32 scalar, on the CPU but for CUDA's fused kernel
             value = value.to(parameter.device) if parameter.device.type == "cuda" else value
-        else:  # the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
+        else:  # in the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
             value = torch.empty_like(parameter).copy_(value)
-        optimizer.state[parameter][name] = value
+        states.setdefault(int(index), {})[name] = value
+    for number, state in states.items():
+        if state.keys() != names:
+            raise ValueError(f"parameter {number} has {', '.join(state)}")
+        optimizer.state[parameters[number]] = state

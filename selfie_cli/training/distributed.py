@@ -1,10 +1,10 @@
-"""Several processes as one job. torchrun starts them and says so in the environment; without it, this is a job of one.
+"""Several processes as one job. torchrun starts them and describes them in the environment.
 
-Every process sees the same order of images, the same random numbers and the same decisions, works on its own part of
-each batch, and averages gradients with the others. The first one alone writes and talks.
+Each process sees the same order of images, the same random numbers and the same decisions, works on its own part of
+each batch, and averages gradients with the others. The first process alone writes and talks.
 
-Where one process ends, the others end, too: gloo notices at once, and torchrun ends the rest. A process that does not
-answer is noticed by the process group's time-out.
+Where one process ends, the others end, too: gloo notices at once, and torchrun ends the rest. The process group's
+time-out ends those that wait for a process that hangs.
 """
 
 import atexit
@@ -28,9 +28,9 @@ from selfie_cli.errors import UsageError
 T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
-"""Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB unless it is told otherwise."""
+"""Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB by default."""
 TIMEOUT = datetime.timedelta(hours=1)
-"""Time-out of the process group: the first process may be writing, another one's disk may be slow."""
+"""Time-out of the process group: the first process may be writing to a slow disk."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Group:
     local_world: int = 1
 
     def resume_command(self, verb: str, run: Path) -> str:
-        """What a user types to go on with a run; with several machines, some of it is theirs to fill in."""
+        """The command that resumes a run. With several machines, the user completes it."""
         nodes = f"--nnodes {self.world // self.local_world} ... " if self.world > self.local_world else ""
         program = f"torchrun {nodes}--nproc-per-node {self.local_world} -m selfie_cli"
         return f"{'selfie' if self.world == 1 else program} {verb} --resume {shlex.quote(str(run))}"
@@ -60,18 +60,16 @@ class Group:
 
     def from_first(self, value: T) -> T:
         """The first process's `value`, in all of them."""
-        if self.world == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in all of them, by rank."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
         return values
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
@@ -82,20 +80,15 @@ class Group:
         dist.all_reduce(together)
         return dict(zip(values, (together / self.world).tolist(), strict=True))
 
-    def longest(self, seconds: float) -> float:
-        """The longest of what the processes took."""
-        return max(self.gather(seconds))
-
     def highest(self, *values: int) -> list[int]:
         """For each value, the highest among the processes."""
-        if self.world == 1:
-            return list(values)
         together = torch.tensor(values)
-        dist.all_reduce(together, dist.ReduceOp.MAX)
+        if self.world > 1:
+            dist.all_reduce(together, dist.ReduceOp.MAX)
         return together.tolist()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
 
@@ -107,30 +100,29 @@ class Group:
 
 
 def environment() -> Group:
-    """What torchrun says, without joining the others. Raises UsageError if it is incomplete or cannot be."""
+    """The group that torchrun describes, which is not joined yet. Raises UsageError if it is incomplete."""
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return Group()
     try:
-        rank, world, local_rank, local_world = (
-            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        )
-        if not (0 <= rank < world and 0 <= local_rank < local_world <= world):
+        here = Group(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        if not (0 <= here.rank < here.world and 0 <= here.local_rank < here.local_world <= here.world):
             raise ValueError("no such process")
     except (KeyError, ValueError):
         raise UsageError(
-            "WORLD_SIZE is set and not 1, so this is one of several processes, but RANK, LOCAL_RANK and "
-            "LOCAL_WORLD_SIZE do not say which: start them with torchrun, or unset WORLD_SIZE"
+            "WORLD_SIZE is set and not 1, but RANK, LOCAL_RANK and LOCAL_WORLD_SIZE are missing or invalid: start the "
+            "processes with torchrun, or unset WORLD_SIZE"
         ) from None
-    return Group(rank, world, local_rank, local_world)
+    return here
 
 
 _joined: Group | None = None
 
 
 def group() -> Group:
-    """This process's group, joined when first asked for: gloo between CPUs, NCCL between GPUs.
+    """This process's group, joined at the first call: gloo between CPUs, NCCL between GPUs.
 
-    Raises UsageError if the environment is incomplete or cannot be, or shared memory is too small for NCCL.
+    Raises UsageError if the environment is incomplete, or shared memory is too small for NCCL, DistError if other
+    processes do not come.
     """
     global _joined
     if _joined is None:
@@ -139,7 +131,6 @@ def group() -> Group:
 
 
 def join(here: Group) -> Group:
-    """Meet the other processes. Raises UsageError as `group` does, DistError if they do not come."""
     if here.world == 1:
         return here
     if torch.cuda.is_available() and here.local_world > 1:
@@ -150,9 +141,9 @@ def join(here: Group) -> Group:
         store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=TIMEOUT))
     except ValueError:
         raise UsageError(
-            "MASTER_ADDR and MASTER_PORT do not say where the processes of this job meet: start them with torchrun"
+            "MASTER_ADDR and MASTER_PORT are missing or invalid: start the processes with torchrun"
         ) from None
-    # When torchrun starts a job again, its store still holds the addresses of the processes that have ended.
+    # When torchrun restarts a job, its store still holds the addresses of the processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
     store = dist.PrefixStore(f"selfie/{attempt}", store)  # type: ignore[attr-defined]
     with stdout_closed():
@@ -162,14 +153,14 @@ def join(here: Group) -> Group:
 
 
 def leave() -> None:
-    """Part from the other processes, if there are any: before Python ends, as its threads do not survive that."""
+    """Leave the process group, if it was joined, before Python ends: its threads do not survive that."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def stdout_closed() -> Iterator[None]:
-    """Within, nothing is printed, by C++ either: in torch 2.9 Gloo tells of its connections there, among results."""
+    """Discard what C++ prints: in torch 2.9, gloo reports its connections on stdout, where results go."""
     results = os.dup(1)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -186,7 +177,7 @@ def is_lost_process(error: Exception) -> bool:
 
 
 def check_shared_memory(processes: int) -> None:
-    """Raises UsageError if /dev/shm is too small for this many processes, which NCCL would find out in the middle."""
+    """Raise UsageError if /dev/shm is too small for this many processes: NCCL would fail later, without a reason."""
     size = shared_memory()
     if size is not None and size < SHARED_MEMORY:
         raise UsageError(
@@ -195,7 +186,7 @@ def check_shared_memory(processes: int) -> None:
         )
 
 
-class _Everyone(torch.autograd.Function):
+class AllGather(torch.autograd.Function):
     """All processes' rows; gradients flow back to the process that each row came from, summed over all."""
 
     @staticmethod
@@ -214,12 +205,12 @@ class _Everyone(torch.autograd.Function):
 
 
 def of_all_processes(rows: Tensor, here: Group) -> tuple[Tensor, int]:
-    """The rows [B, D] of all processes of the group, [B * world, D], by rank, and where this process's begin.
+    """The rows [B, D] of all processes of the group, [B * world, D], by rank, and the index of this process's first.
 
     Differentiable. With the gradients of all processes averaged, as in training, the mean of their losses has the
     gradient that it would have in one process.
     """
     if here.world == 1:
         return rows, 0
-    everyone: Tensor = _Everyone.apply(rows, here)
+    everyone: Tensor = AllGather.apply(rows, here)
     return everyone, here.rank * len(rows)

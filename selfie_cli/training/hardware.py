@@ -1,4 +1,4 @@
-"""The machine as this process really has it: its cores, its device, what fits into its memory, how fast it steps."""
+"""This machine: its cores and devices, and micro-batch, precision and speed of a training step on it."""
 
 import contextlib
 import ctypes
@@ -11,23 +11,24 @@ from typing import TypeVar
 
 import torch
 
+from selfie_cli.data.batches import Batch
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import TrainingError, UsageError
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
-from selfie_cli.training.step import Batch, Step, halved, reason_of, undone
+from selfie_cli.training.step import Step, halved, reason_of, undone
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-FEW = 8  # images whose time says how many more to try
+FEW = 8  # images of the first trial step, whose time decides how many more are taken
 
 
 def num_cores() -> int:
     """Cores for this process: OMP_NUM_THREADS if it is set, else its affinity within its control group's quota.
 
-    Processes that torchrun started on one machine share the cores evenly. (It sets OMP_NUM_THREADS to 1 itself where
-    nobody else did, so there a 1 says nothing.)
+    Processes that torchrun started on one machine share the cores evenly. torchrun sets OMP_NUM_THREADS to 1 where it
+    is not set, so there a 1 is ignored.
     """
     processes = environment().local_world
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -38,7 +39,7 @@ def num_cores() -> int:
 
 
 def quotas(mount: Path) -> Iterator[int]:
-    """How many cores the control group allows, of version 2 or 1, as a container sees it."""
+    """Cores that the control group allows (version 2 or 1), as a container sees it."""
     for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         with contextlib.suppress(OSError, ValueError):
             quota, period = (int(word) for file in files for word in (mount / file).read_text().split())
@@ -47,10 +48,10 @@ def quotas(mount: Path) -> Iterator[int]:
 
 
 def prepare(device: str, *, deterministic: bool = False) -> torch.device:
-    """The device to work on; torch's threads are set to the cores.
+    """The device to work on, with torch's threads set to the cores.
 
-    `deterministic` lets torch use no kernel that differs from run to run. Joins the other processes of the job, if
-    there are any. Raises UsageError for a device that is not there.
+    `deterministic` forbids kernels that differ from run to run. On GPUs, joins the other processes of the job. Raises
+    UsageError for a device that is not there.
     """
     if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, torch imports its compiler
         torch.use_deterministic_algorithms(deterministic)
@@ -61,7 +62,7 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = next(d for d in ("cuda", "mps", "cpu") if there[d]) if device == "auto" else device
     if not there[name]:
-        raise UsageError(f"--device {name}: torch {torch.__version__} finds none here; leave it out, or take cpu")
+        raise UsageError(f"--device {name}: torch {torch.__version__} finds no such device: leave it out, or use cpu")
     if name != "cuda":
         return torch.device(name)
     torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
@@ -78,8 +79,8 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next step: otherwise large blocks go back to the system each time, and their
-    pages are handed out and zeroed anew, which costs a tenth of a step on a CPU. Elsewhere nothing happens."""
+    """Let glibc keep freed memory for the next step: otherwise the system zeroes the pages of large blocks each time,
+    which costs a tenth of a step on a CPU. Without glibc nothing happens."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 2**30)
@@ -87,15 +88,15 @@ def keep_freed_memory() -> None:
 
 
 def compiles(asked: str, device: torch.device, *, deterministic: bool) -> bool:
-    """Whether to compile: as asked, else on CUDA. Raises UsageError where a compiler's choices may not count."""
+    """Whether to compile: as asked, else on CUDA. Raises UsageError for a deterministic run that asks for it."""
     if deterministic and asked == "on":
-        raise UsageError("--compile on lets measured speed choose between kernels: leave it out with --deterministic")
+        raise UsageError("--compile on chooses kernels by measured speed: leave it out with --deterministic")
     return asked == "on" or (asked == "auto" and device.type == "cuda" and not deterministic)
 
 
 def precisions(device: torch.device, asked: str, *, deterministic: bool = False) -> list[str]:
-    """What to try training in: what was asked, else bf16 on CUDA, else fp32, and bf16 too on a CPU that has it, unless
-    what is tried must not depend on speed."""
+    """Precisions to try: the one asked for, else bf16 on CUDA, else fp32, and bf16 as well on a CPU that has it, unless
+    the choice may not depend on speed."""
     if asked != "auto":
         return [asked]
     if device.type == "cuda":
@@ -104,11 +105,11 @@ def precisions(device: torch.device, asked: str, *, deterministic: bool = False)
 
 
 def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
-    """How many images may go through at once: `batch_size`, halved until what backward needs fits half of the memory.
+    """Images that go through at once: `batch_size`, halved until what backward needs fits half of the memory.
 
     Measured on `sample`, a small batch on the device; the module is left as it was.
     """
-    # Half of the images take the same weights, in whichever precision: the difference is what images take.
+    # The bytes of weights are the same for half of the images: the difference is what images take.
     # Batch norm behind a projector needs two images.
     count = len(sample[0])
     fewer = max(min(2, count), count // 2)
@@ -141,9 +142,9 @@ def bytes_for_backward(step: Step, batch: Batch) -> int:
 
 
 def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:
-    """Set `step` to the fastest of the precisions `tried`, and to uncompiled where compiling fails; leaves no trace.
+    """Set `step` to the fastest of the precisions `tried`, and to uncompiled where compiling fails. Weights stay.
 
-    Returns the seconds that a step of `batch`, which is on the device, takes: the longest among processes.
+    Returns the seconds of a step of `batch`, which is on the device: the longest among processes.
     """
     seconds = {}
     for precision in tried:
@@ -169,23 +170,23 @@ class Pace:
         return min(steps, self.count) * self.first + max(0, steps - self.count) * self.later
 
     def steps(self, seconds: float) -> int:
-        """How many fit into a time, one at least."""
+        """Steps that fit into a time, at least one."""
         early = self.count * self.first
         return max(1, int(seconds / self.first if seconds < early else self.count + (seconds - early) / self.later))
 
 
 def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
-    """Take two steps that leave no trace, where a run goes on without `fit`.
+    """Take two steps that leave no trace, before a run is resumed.
 
-    What compiling does, or fails to do, is done then; and processes lay out what they exchange as in a run that was
-    never stopped, so that sums have the same order.
+    The step is compiled then, if it can be; and DistributedDataParallel orders its buckets as in a run that was never
+    stopped, so that sums have the same order.
     """
     if step.compiled or step.group.world > 1:
         tried_out(step, lambda: [timed(step, batch) for _ in range(2)], talk)
 
 
 def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
-    """What `trial` gives, which leaves no trace in the module; where compiling fails, again without it."""
+    """Return `trial()` and undo its steps; where compiling fails, try again without."""
     with undone(step):
         step.module.train()
         try:
@@ -197,15 +198,15 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
                 raise TrainingError(f"--deterministic is not possible here: {reason_of(error)}") from None
             if not step.compiled:
                 raise
-            talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
+            talk.warn(f"torch.compile does not work here, continuing without it ({reason_of(error)})")
             step.stop_compiling()
             return trial()
 
 
 def seconds_a_step(step: Step, batch: Batch) -> float:
-    """Time of a step, from two to ten of them, about five seconds if it can be. The first one does not count.
+    """Mean time of two to ten steps, about five seconds if possible, after a first one that does not count.
 
-    On a CPU, where time grows with the images, a part of a large batch stands for the whole.
+    On a CPU, where time grows with the images, a part of a large batch is timed.
     """
     part = batch
     alone = step.group.world == 1  # in a job of several, all must take as many steps
@@ -220,7 +221,7 @@ def seconds_a_step(step: Step, batch: Batch) -> float:
 
 
 def first_rows(batch: Batch, count: int, micro_batch: int) -> Batch:
-    """About as many rows, FEW at least, that leave no smaller piece behind: batch norm wants more than one image."""
+    """About `count` rows, at least FEW, in whole micro-batches: batch norm needs more than one image."""
     count = max(FEW, count)
     count -= count % micro_batch if count > micro_batch else 0
     return tuple(tensor[:count] for tensor in batch)

@@ -1,36 +1,58 @@
-"""The one training loop. It knows no method: it is given batches and a loss, and keeps time, state and order."""
+"""The training loop of pretraining and finetuning. It knows no method: it is given batches and a step."""
 
 import contextlib
-import json
 import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor
 
-from selfie_cli.data.batches import step_seed
+from selfie_cli.data.batches import Batch, step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
-from selfie_cli.files import json_line, naming, replacing, write_json_lines
+from selfie_cli.files import replacing
 from selfie_cli.signals import handled, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import load_state, save_state, saved_states
 from selfie_cli.training.distributed import Group
+from selfie_cli.training.metrics import Metrics, open_metrics
 from selfie_cli.training.schedule import cosine_with_warmup
-from selfie_cli.training.step import Batch, Step
-from selfie_cli.training.tensorboard import events
+from selfie_cli.training.step import Step
 
-WATCH_STEPS = 50  # between two looks at the network, at least: each costs about a step
+WATCH_STEPS = 50  # steps between two calls of `watch`, at least: each costs about a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training of `steps` steps, whose states and metrics lie in `folder`.
+
+    The learning rate rises to `lr` over `warmup` steps. `save_every` is in seconds. `name` is shown beside the progress
+    bar, `resume_hint` is the command that resumes. torch's profiler writes to `trace`.
+    """
+
+    folder: Path
+    steps: int
+    lr: float
+    warmup: int
+    seed: int
+    save_every: float
+    name: str
+    resume_hint: str
+    trace: Path | None = None
+    tensorboard: bool = False
+
+    @property
+    def states(self) -> Path:
+        return self.folder / "state"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training came to: `step` in all, and what was measured since it was started or resumed."""
+    """The number of steps, and what was measured since the training was started or resumed."""
 
     step: int
     seconds: float
@@ -39,32 +61,150 @@ class Trained:
     last: dict[str, float]
 
 
-@dataclass(kw_only=True)
-class Since:
-    """What has come together since the last line of metrics.jsonl, or since `begun`."""
+def train(
+    step_of: Step,
+    batch_of: Callable[[int], Batch],
+    plan: Plan,
+    *,
+    talk: Talk,
+    watch: Callable[[], dict[str, float]] = dict,
+) -> Trained:
+    """Train as planned, continuing from the newest saved state if there is one.
 
-    begun: float
-    waited: float = 0.0
-    steps: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    watched: dict[str, float] = field(default_factory=dict)
+    `batch_of(step)` gives this process's part of a batch, a tuple of tensors of equal length. `watch()` looks at the
+    network some twenty times in a long run, and at its end, and gives values for the next line of metrics.jsonl.
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """What a step gives to log. It stays on the device, and nobody waits for it."""
-        self.steps += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+    Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT, SIGTERM or SIGHUP; in both cases
+    the last good state is on disk. Raises TrainingError as `step_of` does.
+    """
+    group = step_of.group
+    first_step = restore(step_of, plan, talk)
+    timetable = Timetable(plan, group, first_step)
+    step_of.module.train()
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(signals_noted())
+        advance = stack.enter_context(talk.track(plan.name, plan.steps))
+        metrics = stack.enter_context(
+            open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.tensorboard)
+        )
+        trace = plan.trace if group.first else None
+        profiled = stack.enter_context(profiler(trace, plan.steps - first_step, step_of.device, talk))
+        for step in range(first_step + 1, plan.steps + 1):
+            micro_batch = step_of.micro_batch
+            take_step(step_of, batch_of, plan, step, metrics)
+            profiled()
+            if group.first and (step % max(WATCH_STEPS, plan.steps // 20) == 0 or step == plan.steps):
+                metrics.watched = watch()
 
-    def means(self) -> dict[str, float]:
-        """Waits for the device."""
-        return {name: (total / self.steps).item() for name, total in self.sums.items()}
+            stop, save, log = timetable.due(step, signals, metrics.begun, smaller=step_of.micro_batch < micro_batch)
+            if log:
+                means = metrics.means()
+                check_finite(step_of, step, means, first_step, plan)
+                metrics.write(step, means, step_of.optimizer.param_groups[0]["lr"])
+            if save or step == plan.steps:
+                check_weights(step_of, step, first_step, plan)
+            if save:
+                if group.first:
+                    save_state(plan.states, step, step_of.module, step_of.optimizer, step_of.micro_batch)
+                group.wait()
+                timetable.saved = time.perf_counter()
+            if stop:
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {plan.resume_hint}", stop)
+
+    seconds = time.perf_counter() - timetable.begun
+    return Trained(
+        step=plan.steps,
+        seconds=seconds,
+        images_per_second=metrics.images / seconds,
+        data_wait=metrics.data_wait / seconds,
+        last=metrics.last,
+    )
+
+
+def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step: int, metrics: Metrics) -> None:
+    for each in step_of.optimizer.param_groups:
+        each["lr"] = plan.lr * cosine_with_warmup(step - 1, total=plan.steps, warmup=plan.warmup)
+    # Dropout draws on the device while computing; processes must not draw the same.
+    torch.manual_seed(step_seed(plan.seed, step - 1, step_of.group.rank + 1))
+    begun = time.perf_counter()
+    batch = batch_of(step - 1)
+    waited = time.perf_counter() - begun
+    # This copy queues behind the last step's work, and is not part of the time spent waiting for data.
+    device = step_of.device
+    batch = tuple(tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch)
+    metrics.add(step_of(batch, step / plan.steps), len(batch[0]) * step_of.group.world, waited)
+
+
+def restore(step_of: Step, plan: Plan, talk: Talk) -> int:
+    """Load the newest saved state; returns its step, 0 if there is none."""
+    step, micro_batch = load_state(plan.states, step_of.module, step_of.optimizer, talk)
+    if micro_batch:
+        step_of.set_micro_batch(micro_batch)
+    if len(set(step_of.group.gather(step))) > 1:
+        raise RunError(f"not all processes see the states in {plan.states}: the run's folder must be on a shared disk")
+    return step
+
+
+class Timetable:
+    """Decides when to stop, save and log, alike in all processes: their clocks and signals differ."""
+
+    def __init__(self, plan: Plan, group: Group, first_step: int) -> None:
+        self.plan, self.group, self.first_step = plan, group, first_step
+        self.begun = self.saved = time.perf_counter()
+        self.agree_every = 1
+
+    def due(self, step: int, signals: list[int], logged: float, *, smaller: bool) -> tuple[int, bool, bool]:
+        """The signal to stop for, or 0, whether to save a state, and whether to log.
+
+        `logged` is when that was done last. `smaller` says that memory ran out: a resumed run has to go on in smaller
+        micro-batches from the same step on. The caller keeps the weights of the last step, so it needs no state.
+        """
+        now, ends = time.perf_counter(), step == self.plan.steps
+        stop = max(signals, default=0)
+        save = int(not ends and (smaller or now - self.saved >= self.plan.save_every))
+        log = int(ends or (step % 10 == 0 and now - logged >= 1))
+        if self.group.world > 1:
+            if step % self.agree_every and not ends:
+                return 0, False, False
+            step_microseconds = int(1e6 * (now - self.begun) / (step - self.first_step))
+            stop, save, log, slowest = self.group.highest(stop, save, log, step_microseconds)
+            self.agree_every = 10 if slowest < 100_000 else 1  # a signal is answered within about a second
+        return stop, bool(save or stop), bool(log or save or stop)
+
+
+def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, plan: Plan) -> None:
+    """Raise Diverged if a loss or a gradient since the last line was not finite."""
+    spoiled = int(step_of.num_spoiled)
+    if spoiled or not all(map(math.isfinite, means.values())):
+        what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
+        raise diverged(what, step - max(0, spoiled - 1), first_step, plan.states, step_of.group)
+
+
+def check_weights(step_of: Step, step: int, first_step: int, plan: Plan) -> None:
+    if not all(bool(parameter.isfinite().all()) for parameter in step_of.module.parameters()):
+        raise diverged("a weight", step, first_step, plan.states, step_of.group)
+
+
+def diverged(what: str, step: int, first_step: int, states: Path, group: Group) -> Diverged:
+    """The error for a number that is not finite. A state whose next step is not finite is removed."""
+    useless = first_step > 0 and step == first_step + 1
+    if useless and group.first:
+        shutil.rmtree(states / f"{first_step:08d}")
+    group.wait()
+    kept = saved_states(states)
+    if useless:
+        then = f"at once from the state of step {first_step:,}, which is removed"
+    else:
+        then = f"the last good state is {kept[-1]}" if kept else "no state had been saved yet"
+    milder = "try a lower --lr, a longer --warmup-steps or --precision fp32"
+    return Diverged(f"{what} is not a finite number in step {step:,}, {then}: {milder}")
 
 
 @contextlib.contextmanager
 def signals_noted() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP in a list instead of dying of them; a second one ends the process at once.
+    """Collect SIGINT, SIGTERM and SIGHUP in a list; a second one ends the process at once.
 
-    One that follows within a second is the same one: a terminal tells a whole job, and torchrun tells its processes.
+    One that follows within a second is the same one: a terminal signals a whole job, and torchrun its processes.
     """
     noted: list[int] = []
     first_at = 0.0
@@ -81,148 +221,13 @@ def signals_noted() -> Iterator[list[int]]:
         yield noted
 
 
-def cut_metrics(file: Path, step: int) -> dict[str, float]:
-    """Drop the lines of metrics.jsonl that lie past `step`, and a last line that a kill cut short; returns the last."""
-    if not file.exists():
-        return {}
-    kept: list[dict[str, float]] = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, RecursionError):
-            values = json.loads(line)
-            if values["step"] <= step and all(map(math.isfinite, values.values())):
-                kept.append(values)
-    write_json_lines(file, kept)
-    return {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
-
-
-def train(
-    step_of: Step,
-    batch_of: Callable[[int], Batch],
-    *,
-    folder: Path,
-    total: int,
-    lr: float,
-    warmup: int,
-    seed: int,
-    save_every: float,
-    talk: Talk,
-    what: str,
-    resume_hint: str,
-    watch: Callable[[], dict[str, float]] = dict,
-    trace: Path | None = None,
-    tensorboard: bool = False,
-) -> Trained:
-    """Take steps up to `total`, continuing from `folder`/state if there is one.
-
-    `batch_of(step)` gives this process's part of a batch, a tuple of tensors of equal length. `watch()` looks at the
-    network some twenty times in a long run, and at its end, and gives values for the next line of metrics.jsonl.
-    `trace` names a file for what torch's profiler sees of a few steps. `tensorboard` asks for what goes to
-    metrics.jsonl in `folder`/tensorboard, too.
-
-    Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT, SIGTERM or SIGHUP; in both cases
-    the last good state is on disk. Raises TrainingError as `step_of` does.
-    """
-    module, optimizer, group = step_of.module, step_of.optimizer, step_of.group
-    states = folder / "state"
-    metrics_file = folder / "metrics.jsonl"
-    step, micro_batch = load_state(states, module, optimizer, talk)
-    if micro_batch:
-        step_of.set_micro_batch(micro_batch)
-    if len(set(group.gather(step))) > 1:
-        raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
-    last = cut_metrics(metrics_file, step) if group.first else {}
-    begun = saved = time.perf_counter()
-    since, waited_in_all, num_images = Since(begun=begun), 0.0, 0
-    first_step, look_every = step, 1
-    module.train()
-
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(signals_noted())
-        advance = stack.enter_context(talk.track(what, total))
-        log = (metrics_file if group.first else Path(os.devnull)).open("a")
-        stack.callback(naming(metrics_file)(log.close))  # it tries once more what could not be written
-        also_log = stack.enter_context(events(folder / "tensorboard" if tensorboard and group.first else None, step))
-        profiled = stack.enter_context(profiler(trace if group.first else None, total - step, step_of.device, talk))
-        while step < total:
-            # What is drawn while computing is dropout; processes must not draw the same.
-            torch.manual_seed(step_seed(seed, step, group.rank + 1))
-            for each in optimizer.param_groups:
-                each["lr"] = lr * cosine_with_warmup(step, total=total, warmup=warmup)
-
-            asked_at = time.perf_counter()
-            batch = batch_of(step)
-            since.waited += time.perf_counter() - asked_at
-            # Only now to the device: the copy queues behind the last step's work, which is no waiting for data.
-            batch = tuple(tensor.to(step_of.device, non_blocking=step_of.device.type == "cuda") for tensor in batch)
-            step += 1
-            micro_batch = step_of.micro_batch
-            since.add(step_of(batch, step / total))
-            profiled()
-            if (step % max(WATCH_STEPS, total // 20) == 0 or step == total) and group.first:
-                since.watched = watch()
-            images = len(batch[0]) * group.world
-            num_images += images
-
-            now = time.perf_counter()
-            # The last step is kept by whoever called us; it needs a state only if we are asked to stop right there.
-            stop = max(signals, default=0)
-            # What was computed in larger pieces must not be so again, in smaller ones.
-            due = step < total and (now - saved >= save_every or step_of.micro_batch < micro_batch)
-            told = step == total or (step % 10 == 0 and now - since.begun >= 1)
-            if group.world > 1:  # clocks and signals differ, what is done about them must not
-                if step % look_every and step < total:
-                    continue
-                microseconds = int(1e6 * (now - begun) / (step - first_step))
-                highest = group.highest(stop, due, told, microseconds)
-                stop, due, told = highest[0], highest[1] > 0, highest[2] > 0
-                look_every = 10 if highest[3] < 100_000 else 1  # whoever asks us to stop does not wait for long
-            due = due or stop > 0
-            if due or told:
-                means = group.mean(since.means())
-                waited = group.longest(since.waited)
-                now = time.perf_counter()
-                if (spoiled := int(step_of.num_spoiled)) or not all(map(math.isfinite, means.values())):
-                    what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
-                    raise diverged(what, step - max(0, spoiled - 1), first_step, states, group)
-                last = {
-                    **means,
-                    **since.watched,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "images_per_second": since.steps * images / (now - since.begun),
-                    "data_wait": waited / (now - since.begun),
-                }
-                with naming(metrics_file):
-                    log.write(json_line({"step": step, **last}) + "\n")
-                    log.flush()
-                also_log(step, last)
-                advance(step, note_of(last))
-                waited_in_all += waited
-                since = Since(begun=now)
-            if (due or step == total) and not all(bool(p.isfinite().all()) for p in module.parameters()):
-                raise diverged("a weight", step, first_step, states, group)
-            if due:
-                if group.first:
-                    save_state(states, step, module, optimizer, step_of.micro_batch)
-                group.wait()
-                saved = time.perf_counter()
-            if stop:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {resume_hint}", stop)
-
-    seconds = time.perf_counter() - begun
-    return Trained(
-        step=step,
-        seconds=seconds,
-        images_per_second=num_images / seconds,
-        data_wait=waited_in_all / seconds,
-        last=last,
-    )
-
-
 @contextlib.contextmanager
 def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
-    """A function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
+    """Yield a function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
     if trace is not None and steps < 8:
-        talk.warn(f"--profile traces the fourth to the eighth step, and there are {steps}: nothing is traced")
+        talk.warn(
+            f"--profile traces the fourth to the eighth step, but the run has only {steps} steps: nothing is traced"
+        )
     if trace is None or steps < 8:
         yield lambda: None
         return
@@ -245,28 +250,3 @@ def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -
     schedule = torch.profiler.schedule(wait=2, warmup=1, active=5, repeat=1)
     with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profile:
         yield profile.step
-
-
-def diverged(what: str, step: int, first_step: int, states: Path, group: Group) -> Diverged:
-    """The error for a number that is not finite in `step`. A state that led there at once is of no use, and removed."""
-    useless = first_step > 0 and step == first_step + 1
-    if useless and group.first:
-        shutil.rmtree(states / f"{first_step:08d}")
-    group.wait()
-    kept = saved_states(states)
-    if useless:
-        then = f"at once from the state of step {first_step:,}, which is removed"
-    else:
-        then = f"the last good state is {kept[-1]}" if kept else "no state had been saved yet"
-    milder = "try a lower --lr, a longer --warmup-steps or --precision fp32"
-    return Diverged(f"{what} is not a finite number in step {step:,}, {then}: {milder}")
-
-
-def note_of(values: dict[str, float]) -> str:
-    """The numbers that a user watches, on one line."""
-    parts = [f"loss {values['loss']:.3f}"]
-    if "pretext_accuracy" in values:
-        parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values['chance']:.1%})")
-    parts.append(f"{values['images_per_second']:,.0f} images/s")
-    parts.append(f"data wait {values['data_wait']:.0%}")
-    return ", ".join(parts)

@@ -6,7 +6,7 @@ import re
 from selfie_cli.errors import UsageError
 
 MOST_SECONDS = 1e9
-"""Of a budget, 30 years."""
+"""Longest budget: 30 years."""
 
 
 def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
@@ -21,13 +21,13 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
 
 
 def check_length(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
-    """Raises UsageError if more than one length is given, or the budget is no time, or nothing may depend on time."""
+    """Raise UsageError for more than one length, a budget that is no time, or a budget in a deterministic run."""
     if budget is not None and deterministic:
-        raise UsageError("--budget goes by measured time, never the same twice: with --deterministic give --steps")
+        raise UsageError("--budget depends on measured speed: with --deterministic give --steps")
     if sum(length is not None for length in (steps, epochs, budget)) > 1:
         raise UsageError("give one length: --steps, --epochs or --budget")
     if budget is not None:
-        seconds(budget)
+        budget_seconds(budget)
 
 
 def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch_size: int) -> int:
@@ -39,7 +39,7 @@ def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch
     return min(120_000, max(2_000, round(100 * num_images / batch_size)))
 
 
-def seconds(budget: str) -> float:
+def budget_seconds(budget: str) -> float:
     """'90s', '20m', '2h' or '1.5h' in seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh])\s*", budget)
     found = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0

@@ -4,17 +4,18 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from selfie_cli.data.batches import Batch
 from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group
 
-Batch = tuple[Tensor, ...]
 Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
@@ -38,64 +39,51 @@ class Forward(nn.Module):
         return self.loss(*views)
 
 
+@dataclass(eq=False)
 class Step:
-    """Call it with a batch of this process's images: it trains `module` on them.
+    """A training step: called with a batch of this process's images, it trains `module` on them.
 
-    A batch is a tuple of tensors of equal length, what `task.augment` takes. One larger than `micro_batch` goes through
-    in pieces whose gradients are averaged. `precision` is fp32 or bf16; `compiled` runs the loss, forward and backward,
-    through torch.compile: the same maths in fewer passes over memory. `after` follows the optimizer's work, and is
-    given the share of the training that is done.
+    A batch is a tuple of tensors of equal length, the arguments of `task.augment`. A batch larger than `micro_batch`
+    goes through in pieces whose gradients are averaged; none of them may have fewer than `smallest` images. `precision`
+    is fp32 or bf16. `compiled` runs the loss, forward and backward, through torch.compile, `graphs` with CUDA graphs:
+    they spare the launches of small kernels, at the price of memory that is never given back. `after` is called behind
+    the optimizer's step, with the share of the training that is done.
 
-    From the first loss or gradient on that is not finite the optimizer does nothing more, and `num_spoiled` counts the
-    steps: whoever trains looks at it now and then. Where memory runs out, the micro-batch is halved and the same batch
-    tried again, as often as it takes, and `talk` tells of it. What had gone through before counts twice in the running
+    From the first loss or gradient that is not finite the optimizer does nothing more, and `num_spoiled` counts the
+    steps: the training loop reads it now and then. Where memory runs out, the micro-batch is halved and the same batch
+    tried again, as often as it takes, with a warning. Images that had gone through before count twice in the running
     statistics of batch norm.
 
     Raises TrainingError where even the smallest piece does not fit, or other processes would wait for one that tries.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        *,
-        micro_batch: int,
-        precision: str,
-        compiled: bool = False,
-        graphs: bool = False,
-        group: Group | None = None,
-        after: Callable[[float], None] = lambda done: None,
-        smallest: int = 1,
-        talk: Talk | None = None,
-    ) -> None:
-        """`smallest` is the least number of images that may go through at once."""
-        self.module = module
-        self.optimizer = optimizer
-        self.task = task
-        self.micro_batch = micro_batch
-        self.precision = precision
-        self.group = group or Group()
-        self.after = after
-        self.smallest = smallest
-        self.talk = talk or Talk()
-        self.device = next(module.parameters()).device
-        self.learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    module: nn.Module
+    task: Task
+    optimizer: torch.optim.Optimizer
+    _: KW_ONLY
+    micro_batch: int
+    precision: str
+    compiled: bool = False
+    graphs: bool = False
+    group: Group = field(default_factory=Group)
+    after: Callable[[float], None] = lambda done: None
+    smallest: int = 1
+    talk: Talk = field(default_factory=Talk)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.module.parameters()).device
+        self.learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.num_spoiled = torch.zeros((), device=self.device)
-        forward: nn.Module = Forward(module, task.loss)
+        self.forward: nn.Module = Forward(self.module, self.task.loss)
         self.no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if self.group.world > 1:
             # Batch norm's running statistics stay each process's own: they take no part in training.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.15
             buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-            forward = DistributedDataParallel(forward, gradient_as_bucket_view=True, **buffers)
-            self.no_sync = forward.no_sync
-        self.compiled = compiled
-        self.graphs = graphs
-        if compiled:
-            # CUDA graphs spare the launches of small kernels, at the price of memory that is never given back.
-            forward.compile(dynamic=False, mode="reduce-overhead" if graphs else None)
-        self.forward = forward
+            self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, **buffers)
+            self.no_sync = self.forward.no_sync
+        if self.compiled:
+            self.forward.compile(dynamic=False, mode="reduce-overhead" if self.graphs else None)
 
     def set_micro_batch(self, micro_batch: int) -> None:
         """A smaller one leaves CUDA graphs: gradients that are summed over pieces would lie in memory they reuse."""
@@ -158,15 +146,15 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         if self.group.world > 1 or half is None:
             raise TrainingError(
-                f"out of memory with {tried} images going through at once: choose a smaller --micro-batch, "
+                f"out of memory with {tried} images per forward pass: choose a smaller --micro-batch, "
                 "--image-size or --backbone"
             )
         self.set_micro_batch(half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # its blocks suit the larger pieces
         self.talk.warn(
-            f"out of memory: from now on {half} images go through at once, and a batch has more pieces; batch norm, "
-            "and losses that tell images from each other, see those of a piece"
+            f"out of memory: continuing with --micro-batch {half}; batch norm, and losses that compare images, see "
+            "the images of one micro-batch"
         )
 
 
@@ -179,7 +167,7 @@ def halved(micro_batch: int, batch_size: int, smallest: int) -> int | None:
 def check_pieces(batch_size: int, micro_batch: int, smallest: int) -> None:
     """Raises UsageError if a piece of the batch has fewer than `smallest` images."""
     if smallest_piece(batch_size, micro_batch) < min(smallest, 2):
-        pieces = f" in pieces of {micro_batch}" if micro_batch < batch_size else ""
+        pieces = f" in micro-batches of {micro_batch}" if micro_batch < batch_size else ""
         raise UsageError(
             f"a batch of {batch_size}{pieces} leaves an image by itself, and batch norm and losses that compare images "
             "need two: choose another --batch-size or --micro-batch"
@@ -214,6 +202,5 @@ def undone(step: Step) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line that says something."""
-    lines: list[Any] = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return str(lines[0]) if lines else type(error).__name__
+    """The first line of an error's message that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

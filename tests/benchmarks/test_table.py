@@ -41,10 +41,6 @@ def test_a_table_shows_the_newest_line_of_each_row(tmp_path: Path) -> None:
     assert table.render(made, folder) == made
 
 
-def test_what_is_not_measured_is_said(tmp_path: Path) -> None:
-    assert "Not measured yet." in table.render(PAGE, tmp_path)
-
-
 def test_the_command_writes_page_and_plot_and_checks_them(tmp_path: Path) -> None:
     folder = write(tmp_path / "raw", {"row": "ours", "value": 40.0, "peer": "theirs", "ratio": 4.0, "target": 2.5})
     page = tmp_path / "speed.md"
@@ -57,6 +53,7 @@ def test_the_command_writes_page_and_plot_and_checks_them(tmp_path: Path) -> Non
     assert "40 images/s" in page.read_text()
     assert page.with_suffix(".png").stat().st_size > 1000
     assert subprocess.run([*command, "--check"]).returncode == 0
+    assert "Not measured yet." in table.render(PAGE, tmp_path)
 
 
 def test_the_page_is_what_the_raw_lines_give() -> None:

@@ -40,7 +40,7 @@ from selfie_cli.reporting.facts import details, heading_of, results, training
 from selfie_cli.reporting.page import Page, describing
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
-from selfie_cli.training.loop import cut_metrics
+from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
 from tests.data.pictures import write_parquet
 

@@ -27,7 +27,7 @@ from selfie_cli.errors import RunError, SelfieError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
-from selfie_cli.training.loop import cut_metrics
+from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
 
 

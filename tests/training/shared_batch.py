@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from selfie_cli.data import synthetic
-from selfie_cli.data.batches import step_generator
+from selfie_cli.data.batches import Batch, step_generator
 from selfie_cli.methods.byol import Byol
 from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.selfie import Selfie
@@ -21,7 +21,7 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import Batch, Step
+from selfie_cli.training.step import Step
 
 BATCH = 16
 PIECE = 4  # of two processes, each of which has 8 images

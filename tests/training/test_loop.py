@@ -11,7 +11,7 @@ from torch import nn
 from selfie_cli.errors import Diverged, Stopped, TrainingError
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import read_state, saved_states
-from selfie_cli.training.loop import cut_metrics, signals_noted, train
+from selfie_cli.training.loop import Plan, signals_noted, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.step import Step
@@ -46,20 +46,11 @@ class Toy:
         loss = (self.module(x) - y + self.noise * torch.randn_like(y)).square().mean()
         return loss, {"double": 2 * loss.detach()}
 
-    def train(self, total=60, *, micro_batch=12, after=lambda done: None, **given):
-        settings = {
-            "folder": self.folder,
-            "total": total,
-            "lr": 0.05,
-            "warmup": 5,
-            "seed": 0,
-            "save_every": 1e9,
-            "talk": Talk(),
-            "what": "toy",
-            "resume_hint": "try again",
-        }
+    def train(self, total=60, *, micro_batch=12, after=lambda done: None, watch=dict, **given):
+        settings = {"folder": self.folder, "steps": total, "lr": 0.05, "warmup": 5, "seed": 0, "save_every": 1e9}
+        plan = Plan(**settings | given, name="toy", resume_hint="try again")
         step = Step(self.module, self, self.optimizer, micro_batch=micro_batch, precision="fp32", after=after)
-        return train(step, self.batch_of, **(settings | given))
+        return train(step, self.batch_of, plan, talk=Talk(), watch=watch)
 
     def interrupted_at(self, step, number, **given):
         """Train, with a signal on the way; returns what was raised."""
@@ -286,14 +277,3 @@ def test_lines_past_the_state_are_cut_when_resumed(toy):
     Toy(toy.folder).train()
     steps = [line["step"] for line in lines(toy.folder)]
     assert steps == [8, 60]
-
-
-def test_metrics_are_cut_at_a_step(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    cut_metrics(file, 3)
-    assert not file.exists()
-    file.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 6)) + '{"step": 1')
-    cut_metrics(file, 3)
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-    cut_metrics(file, 0)
-    assert file.read_text() == ""

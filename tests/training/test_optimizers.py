@@ -167,7 +167,8 @@ def test_the_count_of_steps_stays_on_the_cpu():
     """AdamW refuses it elsewhere. Even a parameter that is a single number must not take it along."""
     number = nn.Parameter(torch.tensor(0.7, dtype=torch.double, device="meta"))
     optimizer = torch.optim.AdamW([number], lr=0.1)
-    put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), "0.exp_avg": torch.tensor(0.1)})
+    averages = {f"0.{name}": torch.tensor(0.1) for name in ("exp_avg", "exp_avg_sq")}
+    put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), **averages})
     step, average = optimizer.state[number]["step"], optimizer.state[number]["exp_avg"]
     assert (step.device.type, step.dtype, step.item()) == ("cpu", torch.float32, 3.0)
     assert (average.device.type, average.dtype) == ("meta", torch.double)

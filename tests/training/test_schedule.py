@@ -4,7 +4,7 @@ import math
 import pytest
 
 from selfie_cli.errors import UsageError
-from selfie_cli.training.schedule import check_length, cosine_with_warmup, num_steps, seconds
+from selfie_cli.training.schedule import budget_seconds, check_length, cosine_with_warmup, num_steps
 
 
 def test_warm_up_rises_in_a_line_to_one():
@@ -61,7 +61,7 @@ def test_two_lengths_are_refused():
     ("budget", "expected"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("1.5h", 5400), (" 10 m ", 600), ("0.5s", 0.5)]
 )
 def test_budgets(budget, expected):
-    assert seconds(budget) == expected
+    assert budget_seconds(budget) == expected
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_budgets(budget, expected):
 )
 def test_what_is_no_budget_is_refused(budget):
     with pytest.raises(UsageError, match="--budget"):
-        seconds(budget)
+        budget_seconds(budget)

@@ -1,0 +1,95 @@
+"""metrics.jsonl and TensorBoard's events hold the same, also after a kill."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ENVIRONMENT, SMALL, error_of, selfie
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from selfie_cli.training.metrics import cut_metrics
+
+OPTIONS = (*SMALL, "--warmup-steps", 2, "--no-report", "--log", "tensorboard")
+KILL = """
+import sys, os, signal
+import selfie_cli.training.loop as loop
+save = loop.save_state
+def once(states, step, *rest):
+    if step >= 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(states, step, *rest)
+loop.save_state = once
+from selfie_cli.cli.app import main
+main()
+"""
+
+
+def events_of(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> values, as TensorBoard reads them; no step may come twice."""
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    found: dict[int, dict[str, float]] = {}
+    for name in accumulator.Tags()["scalars"]:
+        scalars = accumulator.Scalars(name)
+        assert len({each.step for each in scalars}) == len(scalars)
+        for each in scalars:
+            found.setdefault(each.step, {})[name] = each.value
+    return found
+
+
+def logged(folder: Path) -> dict[int, dict[str, float]]:
+    """Step -> values of metrics.jsonl, in the 32 bits of an event."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        each["step"]: {name: struct.unpack("f", struct.pack("f", each[name]))[0] for name in each if name != "step"}
+        for each in lines
+    }
+
+
+@pytest.mark.slow
+def test_events_are_the_metrics_also_after_a_kill(images: Path, tmp_path: Path) -> None:
+    """Killed some steps after a saved state, in a process of its own: TensorBoard and torch like to talk on stderr."""
+    run, killed = tmp_path / "run", tmp_path / "killed"
+    asked = ("pretrain", images, *OPTIONS, "--steps", 40, "--save-every", 0, "--quiet", "--out", run)
+    argv = [sys.executable, "-c", KILL, *map(str, asked)]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-9, "")
+    shutil.copytree(run, killed)
+    assert max(logged(killed)) == 30  # logged, and the state of that step was not saved
+    assert events_of(killed / "tensorboard") == logged(killed)
+    selfie("pretrain", "--resume", run)
+    assert events_of(run / "tensorboard") == logged(run)
+    assert {"loss", "pretext_accuracy", "images_per_second", "feature_std"} <= events_of(run / "tensorboard")[40].keys()
+
+
+def test_each_cell_has_its_own(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "tuned"
+    training = ("--steps", 3, "--batch-size", 8, "--no-report", "--no-check-length", "--log", "tensorboard")
+    selfie("finetune", "--dataset", images, "--from", "bundled", *training, "--out", run)
+    cells = sorted((run / "cells").iterdir())
+    assert len(cells) == 2
+    for cell in cells:
+        assert events_of(cell / "tensorboard") == logged(cell)
+    assert not list(run.glob("events*"))
+
+
+def test_it_is_asked_for_by_name_before_any_work(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    said = error_of("pretrain", images, "--log", "tensorboard", "--out", "run", code=2)
+    assert "pip install 'selfie-cli[tensorboard]'" in said
+    assert not Path("run").exists()
+
+
+def test_metrics_are_cut_at_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    cut_metrics(file, 3)
+    assert not file.exists()
+    file.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 6)) + '{"step": 1')
+    cut_metrics(file, 3)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    cut_metrics(file, 0)
+    assert file.read_text() == ""
