@@ -142,7 +142,7 @@ def test_a_result_that_cannot_be_kept_is_shown(pretrained: Path, images: Path) -
     Path("run/eval-images.json").mkdir()  # nor can it be replaced, even by root
     found = selfie("eval", "run", "--dataset", images, "--json")
     assert json.loads(found.stdout)["num_test"] == 30
-    assert "warning: kept nowhere: run/eval-images.json: Is a directory" in found.stderr
+    assert "warning: the result is not saved: run/eval-images.json: Is a directory" in found.stderr
 
 
 def test_classes_that_the_network_does_not_know(finetuned: Path, images: Path) -> None:

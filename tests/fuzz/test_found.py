@@ -88,7 +88,7 @@ def test_text_in_a_table_of_images() -> None:
     assert Parquet(["t.parquet"]).labels() == ([None], ["a", "b"])
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "not finite"), (np.inf, "not finite"), (1e38, "too large")])
+@pytest.mark.parametrize(("value", "words"), [(np.nan, "not finite"), (np.inf, "not finite"), (1e38, "overflow")])
 def test_weights_that_give_no_vectors(value: float, words: str) -> None:
     shutil.copytree(runs.bundled_folder(), "run")
     tensors, about = load_weights(Path("run/model.safetensors"))
