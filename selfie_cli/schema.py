@@ -107,6 +107,7 @@ SECTIONS: dict[str, Any] = {
     "hub": {"address": str},
     "*": ANY,
 }
+NEEDED = ("verb", "asked", "derived", "measured", "progress")
 SIZES = ("steps", "batch_size", "micro_batch")
 TO_PRETRAIN = ("method", "recipe", "backbone", "image_size", "optimizer", "lr", "weight_decay", "warmup_steps")
 TO_FINETUNE = ("precision", "compiles", "processes")
@@ -119,10 +120,13 @@ ASKED: dict[str, type[Options]] = {
 
 def fault_of(config: dict[str, Any]) -> str | None:
     """What is wrong with a run's config, in words; None if nothing is."""
-    found = fault(config, SECTIONS) or fault_of_network(config["derived"])
+    found = lacking(config, NEEDED) or fault(config, SECTIONS) or lacking(config["progress"], ("status",))
+    found = found or fault_of_network(config["derived"])
     found = found or fault_of_options(config["asked"], ASKED.get(config["verb"]), "asked")
+    if found:
+        return found
     finished = config["progress"]["status"] == "finished"
-    return found or (lacking(config["derived"], ("method", "image_size")) if finished else None)
+    return lacking(config["derived"], ("method", "image_size")) if finished else None
 
 
 def fault_of_stopped(config: dict[str, Any]) -> str | None:
