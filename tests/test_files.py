@@ -35,58 +35,45 @@ def test_a_file_is_replaced_in_one_step(tmp_path):
         assert target.read_text() == "old"
         assert temporary.parent == target.parent  # another file system could not be renamed from
     assert target.read_text() == "new"
-    assert os.listdir(target.parent) == ["file.txt"]
-
-
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "file.txt"
-    write_text(target, "old")
     with contextlib.suppress(KeyboardInterrupt), replacing(target) as temporary:
         temporary.write_text("half")
         raise KeyboardInterrupt
-    assert target.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.txt"]
+    assert target.read_text() == "new"
+    assert os.listdir(target.parent) == ["file.txt"]
 
 
-def test_what_cannot_be_put_in_place_leaves_nothing_behind(tmp_path):
-    target = tmp_path / "folder"
-    target.mkdir()
-    with pytest.raises(OSError), replacing(target) as temporary:  # noqa: PT011 - its kind depends on the system
-        temporary.write_text("a file does not replace a folder")
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_a_folder_appears_whole(tmp_path):
+def test_a_folder_is_replaced_in_one_step(tmp_path):
     target = tmp_path / "deep" / "folder"
     with replacing_folder(target) as temporary:
-        (temporary / "a").write_text("1")
+        (temporary / "old").touch()
         assert not target.exists()
-    assert os.listdir(target) == ["a"]
+    assert os.listdir(target) == ["old"]
+    with contextlib.suppress(KeyboardInterrupt), replacing_folder(target, overwrite=True) as temporary:
+        (temporary / "new").touch()
+        raise KeyboardInterrupt
+    assert os.listdir(target) == ["old"]
+    with replacing_folder(target, overwrite=True) as temporary:
+        (temporary / "new").touch()
+        assert os.listdir(target) == ["old"]
+    assert os.listdir(target) == ["new"]
     assert os.listdir(target.parent) == ["folder"]
 
 
-def test_a_folder_that_fails_leaves_nothing_behind(tmp_path):
-    with contextlib.suppress(KeyboardInterrupt), replacing_folder(tmp_path / "folder") as temporary:
-        (temporary / "a").write_text("1")
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_occupied_folder_is_not_replaced(tmp_path):
+@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+def test_an_occupied_folder_is_not_replaced(tmp_path, writing):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
-    with pytest.raises(OSError), replacing_folder(tmp_path / "folder") as temporary:  # noqa: PT011
-        (temporary / "new").touch()
+    with pytest.raises(OSError), writing(tmp_path / "folder") as temporary:  # noqa: PT011 - its kind depends on the system
+        temporary.write_text("a file") if writing is replacing else (temporary / "new").touch()
     assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(tmp_path / "folder") == ["old"]
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / leftover("file")).touch()
     folder = tmp_path / leftover("folder")
     folder.mkdir()
-    (folder / "inside").touch()
-    (tmp_path / "kept").touch()
+    for path in (tmp_path / leftover("file"), folder / "inside", tmp_path / "kept"):
+        path.touch()
     remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["kept"]
     remove_leftovers(tmp_path / "nowhere")
@@ -108,31 +95,31 @@ def test_what_is_being_written_and_what_is_not_ours_is_no_leftover(tmp_path):
     assert there - set(os.listdir(tmp_path)) == {theirs[1]}  # a process of this machine is asked for, however long ago
 
 
-@pytest.mark.parametrize("write", [write_text, lambda path, text: write_json(path, {"a": text})])
-def test_writing_a_file_again_removes_what_a_killed_process_left_of_it(tmp_path, write):
-    (tmp_path / leftover("file")).touch()
+def test_writing_a_file_again_removes_what_a_killed_process_left_of_it(tmp_path):
     other = leftover("another")
-    (tmp_path / other).touch()
-    write(tmp_path / "file", "text")
+    for name in (leftover("file"), other):
+        (tmp_path / name).touch()
+    write_text(tmp_path / "file", "text")
     assert set(os.listdir(tmp_path)) == {"file", other}
     with replacing_folder(tmp_path / "another"):
         pass
     assert set(os.listdir(tmp_path)) == {"file", "another"}
 
 
-def test_a_folder_is_kept_until_what_replaces_it_is_whole(tmp_path):
-    target = tmp_path / "folder"
-    target.mkdir()
-    (target / "old").touch()
-    with contextlib.suppress(KeyboardInterrupt), replacing_folder(target, overwrite=True) as temporary:
-        (temporary / "new").touch()
-        raise KeyboardInterrupt
-    assert os.listdir(target) == ["old"]
-    with replacing_folder(target, overwrite=True) as temporary:
-        (temporary / "new").touch()
-        assert os.listdir(target) == ["old"]
-    assert os.listdir(target) == ["new"]
-    assert os.listdir(tmp_path) == ["folder"]
+KILLED = """
+import os, sys
+from pathlib import Path
+from selfie_cli.files import replacing_folder
+left = int(sys.argv[1])
+def hook(event, args):
+    global left
+    left -= event == "os.rename"
+    if not left:
+        os._exit(9)
+sys.addaudithook(hook)
+with replacing_folder(Path("folder"), overwrite=True) as temporary:
+    (temporary / "new").write_text("new")
+"""
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])
@@ -140,22 +127,7 @@ def test_a_folder_replaced_is_never_gone(tmp_path, kept):
     """The process ends before the first, second or third renaming: one of the two is whole, under a plain name."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
-    code = (
-        "import os, sys\n"
-        "from pathlib import Path\n"
-        "from selfie_cli.files import replacing_folder\n"
-        "left = int(sys.argv[1])\n"
-        "def hook(event, args):\n"
-        "    global left\n"
-        "    if event == 'os.rename':\n"
-        "        left -= 1\n"
-        "        if not left:\n"
-        "            os._exit(9)\n"
-        "sys.addaudithook(hook)\n"
-        "with replacing_folder(Path('folder'), overwrite=True) as temporary:\n"
-        "    (temporary / 'new').write_text('new')\n"
-    )
-    argv = [sys.executable, "-c", code, str(kept)]
+    argv = [sys.executable, "-c", KILLED, str(kept)]
     assert subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, check=False).returncode == 9
     plain = {path.name.partition("-old")[0]: os.listdir(path) for path in tmp_path.glob("folder*")}
     assert plain["folder"] in (["old"], ["new"])
@@ -167,7 +139,6 @@ def test_a_folder_replaced_is_never_gone(tmp_path, kept):
 
 def test_a_link_to_a_folder_stays_one(tmp_path):
     (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "old").touch()
     (tmp_path / "link").symlink_to("real")
     with replacing_folder(tmp_path / "link", overwrite=True) as temporary:
         (temporary / "new").touch()
@@ -184,7 +155,7 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path, writing):
     with pytest.raises(FileNotFoundError) as raised, writing(tmp_path / "a"):
         Path("/nowhere/b").read_bytes()
     assert raised.value.filename == "/nowhere/b"
-    with pytest.raises(OSError, match="a link") as raised, writing(tmp_path / "a"):  # it has no number
+    with pytest.raises(OSError, match="a link"), writing(tmp_path / "a"):  # it has no number
         raise OSError("cannot do this to a link")
     assert os.listdir(tmp_path) == []
 
@@ -202,25 +173,20 @@ def test_room_is_asked_for_where_the_file_will_lie(tmp_path):
     assert 10_000 <= size_of(tmp_path / "folder") < 50_000
 
 
-def test_json_comes_back(tmp_path):
+def test_json_comes_back_and_what_json_does_not_have_is_refused(tmp_path):
     value = {"name": "Käse", "list": [1, 2.5, None, True]}
     write_json(tmp_path / "a.json", value)
+    for number in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(tmp_path / "a.json", {"value": number})
+        with pytest.raises(ValueError, match="JSON"):
+            json_line({"value": number})
     assert read_json(tmp_path / "a.json") == value
     assert "Käse" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
-def test_what_json_does_not_have_is_refused(tmp_path):
-    write_json(tmp_path / "a.json", {"old": 1})
-    for value in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="JSON"):
-            write_json(tmp_path / "a.json", {"value": value})
-        with pytest.raises(ValueError, match="JSON"):
-            json_line({"value": value})
-    assert read_json(tmp_path / "a.json") == {"old": 1}
-
-
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]"]
+    "content", [b"", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]"]
 )
 def test_what_is_no_json_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)

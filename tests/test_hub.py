@@ -4,15 +4,18 @@ Xet, the Hub's other way to move large files, is switched off (HF_HUB_DISABLE_XE
 imitated. Neither are multipart uploads, rate limits, OIDC tokens, or a cache on a file system without links.
 """
 
+import json
 import os
 import shutil
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hub_server import READ_ONLY, TOKEN, Hub, Repository, sha256
 from running import draw_folder, error_of, same_weights, selfie
 from safetensors.torch import load_file, save
@@ -21,7 +24,7 @@ from selfie_cli import hub as on_hub
 from selfie_cli import runs
 from selfie_cli.comparison.arms import origins
 from selfie_cli.errors import HubError, UsageError
-from selfie_cli.files import read_json, write_json
+from selfie_cli.files import read_json
 from selfie_cli.talk import Talk
 
 BUNDLED = runs.bundled_folder()
@@ -83,10 +86,8 @@ def test_addresses(text: str) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(UsageError):
         on_hub.parse(text)
-
-
-def test_two_revisions_are_one_too_many(net: Repository) -> None:
-    assert "two revisions" in error_of("pull", f"{NET}@a", "--revision", "b", code=2)
+    with pytest.raises(UsageError, match="two revisions"):
+        on_hub.parse(f"{NET}@a", "b")
 
 
 def test_only_the_runs_own_files_are_fetched(hub: Hub, net: Repository) -> None:
@@ -109,25 +110,12 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(
     assert {token for stored, token in sent if not stored} == {f"Bearer {TOKEN}"}
 
 
-def test_an_interrupted_download_goes_on_where_it_broke_off(
-    hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)  # what it can go on from: else every 10 MB
-    hub.cuts = 1
-    selfie("pull", "acme/net")
-    ranges = [headers.get("range") for _, path, headers in hub.requests if path.startswith("/storage")]
-    assert ranges == [None, f"bytes={len(weights_of(net)) * 3 // 4 // 2**16 * 2**16}-"]
-    assert same_weights(Path("runs/net"), BUNDLED)
-
-
 def test_a_download_that_breaks_off_again_and_again_leaves_nothing(hub: Hub, net: Repository) -> None:
     hub.cuts = 1000
     assert "broke off" in error_of("pull", "acme/net")
     assert not Path("runs").exists()
     assert sha256(weights_of(net)) not in cache()
-    hub.cuts = 0
+    hub.cuts = 1
     selfie("pull", "acme/net")
     assert same_weights(Path("runs/net"), BUNDLED)
 
@@ -158,34 +146,27 @@ def test_a_cache_that_was_damaged_later_is_noticed_offline(
 
 def config_with(**derived: Any) -> bytes:
     config = read_json(BUNDLED / "config.json")
-    write_json(Path("changed.json"), {**config, "derived": {**config["derived"], **derived}})
-    return Path("changed.json").read_bytes()
+    return json.dumps({**config, "derived": {**config["derived"], **derived}}).encode()
 
 
-def weights_with(change: Any) -> bytes:
+def weights_with(change: Callable[[torch.Tensor], torch.Tensor]) -> bytes:
     tensors = load_file(BUNDLED / "model.safetensors")
-    return save(change(tensors), {"format_version": "1"})
+    return save({key: change(each) for key, each in tensors.items()}, {"format_version": "1"})
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (lambda: {"config": b"{}"}, "is not the config of a selfie run"),
-        (lambda: {"config": b'{"architectures": ["ViT"]}'}, "is not the config of a selfie run"),
-        (lambda: {"config": b"not JSON"}, "cannot be read"),
-        (lambda: {"config": config_with(backbone="resnetv2_18")}, "does not fit"),
-        (lambda: {"config": config_with(backbone="__import__('os')")}, "does not describe a network"),
-        (lambda: {"model": b"cos\nsystem\n(S'true'\ntR."}, "no safetensors file"),
-        (lambda: {"model": weights_with(lambda t: {key: each.half() for key, each in t.items()})}, "another type"),
-        (
-            lambda: {"model": weights_with(lambda t: {key: t[key] for key in t if not key.endswith("bias")})},
-            "does not fit",
-        ),
-        (lambda: {"model": weights_with(lambda t: t)[:-100]}, "no safetensors file"),
+        ({"config": b"{}"}, "is not the config of a selfie run"),
+        ({"config": b"not JSON"}, "cannot be read"),
+        ({"config": config_with(backbone="resnetv2_18")}, "does not fit"),
+        ({"config": config_with(backbone="__import__('os')")}, "does not describe a network"),
+        ({"model": b"cos\nsystem\n(S'true'\ntR."}, "no safetensors file"),
+        ({"model": weights_with(torch.Tensor.half)}, "another type"),
     ],
 )
-def test_what_is_no_run_or_does_not_fit_is_not_placed(net: Repository, changed: Any, words: str) -> None:
-    commit(net, **changed())
+def test_what_is_no_run_or_does_not_fit_is_not_placed(net: Repository, changed: dict[str, bytes], words: str) -> None:
+    commit(net, **changed)
     assert words in error_of("pull", "acme/net")
     assert not Path("runs").exists()
 
@@ -216,11 +197,9 @@ def test_what_cannot_be_had_is_one_line(
     vars(net).update(change)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    for arguments in (("pull", asked), ("embed", "photo.jpg", "--from", f"hf://{asked}")):
-        Path("photo.jpg").touch()
-        said = error_of(*arguments, code=2 if "--" in asked else 1)
-        assert words in said
-        assert token is None or token not in said
+    said = error_of("pull", asked, code=2 if "--" in asked else 1)
+    assert words in said
+    assert token is None or token not in said
 
 
 def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repository) -> None:
@@ -292,7 +271,7 @@ def test_a_commit_stays_what_it_was_and_needs_no_network_again(
     hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = net.branches["main"]
-    second = commit(net, model=weights_with(lambda t: {key: each * 0 for key, each in t.items()}))
+    second = commit(net, model=weights_with(torch.zeros_like))
     pinned, newest = runs.open_run(f"{NET}@{first}"), runs.open_run(NET)
     assert (pinned.address, newest.address) == (f"{NET}@{first}", f"{NET}@{second}")
     assert same_weights(pinned.path, BUNDLED)
@@ -302,42 +281,31 @@ def test_a_commit_stays_what_it_was_and_needs_no_network_again(
     assert hub.requests == []
 
 
-def test_finetune_and_curve_keep_the_commit_and_know_it_again(hub: Hub, net: Repository) -> None:
+def test_finetune_keeps_the_commit_and_knows_it_again(hub: Hub, net: Repository) -> None:
     first = f"{NET}@{net.branches['main']}"
     draw_folder(Path("drawn"), train=40, test=20)
     short = ("--dataset", "drawn", "--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--precision", "fp32")
     selfie("finetune", "--from", NET, *short, "--no-report", "--out", "tuned")
-    selfie("curve", "--from", NET, *short, "--fractions", "1", "--seeds", "1", "--no-report", "--out", "curve")
-    commit(net, model=weights_with(lambda t: {key: each * 0 for key, each in t.items()}))
-    for out in ("tuned", "curve"):
-        run = runs.open_run(out)
-        assert [each["path"] for each in run.config["from"]] == [first]
-        assert origins(run, offline=False, talk=Talk()) == run.config["from"]
+    commit(net, model=weights_with(torch.zeros_like))
+    run = runs.open_run("tuned")
+    assert [each["path"] for each in run.config["from"]] == [first]
+    assert origins(run, offline=False, talk=Talk()) == run.config["from"]
+    assert not Path("tuned/report.html").exists()
     selfie("predict", "tuned", "drawn")
 
 
-def test_other_verbs_take_it_too(hub: Hub, net: Repository) -> None:
-    photo = next(draw_folder(Path("drawn"), train=2, test=2).rglob("*.png"))
+def test_other_verbs_take_it_and_write_nothing_into_the_cache(hub: Hub, net: Repository) -> None:
+    photo = next(draw_folder(Path("drawn"), train=40, test=20).rglob("*.png"))
+    selfie("embed", "drawn", "--from", NET, "--out", "vectors.npy")
+    files = sorted(cache_folder().rglob("*"))
+    assert photo.name in selfie("similar", photo, "--in", "vectors.npy", "--from", NET).stdout
     selfie("export", NET, "--to", "safetensors")
     assert {key for key in load_file("net.safetensors") if "num_batches" not in key}
-    selfie("embed", "drawn", "--from", NET, "--out", "vectors.npy")
-    assert photo.name in selfie("similar", photo, "--in", "vectors.npy", "--from", NET).stdout
     selfie("report", NET, "--dataset", "drawn", "--out", "page.html")
     assert Path("page.html").stat().st_size > 10_000
-
-
-def test_eval_writes_nothing_into_the_cache(hub: Hub, net: Repository) -> None:
-    from huggingface_hub import constants
-
-    draw_folder(Path("drawn"), train=40, test=20)
-    before = runs.open_run(NET)
-    files = sorted(Path(constants.HF_HUB_CACHE).rglob("*"))
-    said = selfie("eval", NET, "--dataset", "drawn").stderr
-    assert f"{before.address} is not one of yours" in said
-    assert sorted(Path(constants.HF_HUB_CACHE).rglob("*")) == files
-    selfie("pull", "acme/net")
-    selfie("eval", "runs/net", "--dataset", "drawn")
-    assert Path("runs/net/eval-drawn.json").is_file()
+    address = f"{NET}@{net.branches['main']}"
+    assert f"{address} is not one of yours" in selfie("eval", NET, "--dataset", "drawn").stderr
+    assert sorted(cache_folder().rglob("*")) == files
 
 
 def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: Hub, net: Repository) -> None:

@@ -29,53 +29,27 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return config
 
 
-HUGE = [
-    ("derived.image_size", 4097),
-    ("derived.image_size", 10**9),
-    ("derived.patch_size", 0),
-    ("derived.selfie.hidden", 2**14 + 1),
-    ("derived.selfie.width", 10**12),
-    ("derived.batch_size", 2**40),
-]
-WRONG = [
-    ("derived.image_size", "32"),
-    ("derived.image_size", 32.0),
-    ("derived.image_size", True),
-    ("derived.image_size", ...),
-    ("derived.method", ["selfie"]),
-    ("derived.method", None),
-    ("derived.backbone", {"resnet18": 1}),
-    ("derived.optimizer", "sgdx"),
-    ("derived.selfie", []),
-    ("derived.selfie.mask_ratio", "half"),
-    ("derived.selfie.patience", 3),
-    ("derived.trust_remote_code", True),
-    ("asked.seed", "0"),
-    ("asked.data", [3]),
-    ("asked.selfie", 7),
-    ("measured.last", {"loss": "low"}),
-    ("measured.seconds", {}),
-    ("data.images", "many"),
-    ("data", []),
-    ("versions", ["1"]),
-    ("progress.status", True),
-    ("verb", "embed"),
-    ("from", [{"path": 3}]),
+FAULTS = [
+    # larger than any honest run
+    *[("derived.image_size", 4097), ("derived.selfie.hidden", 2**14 + 1), ("derived.batch_size", 2**40)],
+    # of another type, or missing
+    *[("derived.image_size", "32"), ("derived.image_size", 32.0), ("derived.image_size", True)],
+    *[("derived.image_size", ...), ("derived.patch_size", 0), ("derived.method", None), ("derived.selfie", [])],
+    *[("derived.selfie.mask_ratio", "half"), ("asked.seed", "0"), ("asked.data", [3]), ("asked.selfie", 7)],
+    *[("measured.last", {"loss": "low"}), ("data", []), ("versions", ["1"]), ("from", [{"path": 3}])],
+    # unknown
+    *[("derived.optimizer", "sgdx"), ("derived.selfie.patience", 3), ("derived.trust_remote_code", True)],
+    *[("progress.status", True), ("verb", "embed")],
 ]
 
 
-@pytest.mark.parametrize(("path", "value"), HUGE + WRONG)
+@pytest.mark.parametrize(("path", "value"), FAULTS)
 def test_a_config_that_no_run_has_is_refused_before_anything_is_built(tmp_path: Path, path: str, value: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps(changed(path, value)))
     with pytest.raises(RunError, match=r"is damaged|lacks|not the config") as caught:
         runs.open_run(tmp_path)
     assert path.rpartition(".")[2] in str(caught.value) or "status" in path or path == "data"
     assert "\n" not in str(caught.value)
-
-
-def test_what_decides_nothing_may_be_there(tmp_path: Path) -> None:
-    write_json(tmp_path / "config.json", changed("notes", {"mine": [1]}) | {"measured": {"later": "x"}})
-    runs.open_run(tmp_path)
 
 
 def test_a_network_of_a_million_classes_is_not_built() -> None:
@@ -99,13 +73,9 @@ def test_weights_decide_whether_a_network_is_made(tmp_path: Path, monkeypatch: p
     assert made == ["selfie"]  # without memory
 
 
-@pytest.mark.parametrize(("path", "value"), [("derived.image_size", "x"), ("derived.selfie", 3), ("derived", {})])
-def test_every_verb_refuses_it_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, value: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_every_verb_refuses_it_in_one_line(tmp_path: Path) -> None:
     shutil.copytree(bundled_folder(), "run")
-    Path("run/config.json").write_text(json.dumps(changed(path, value)))
+    write_json(Path("run/config.json"), changed("derived.selfie", 3))
     for arguments in (
         ("embed", "x.jpg", "--from", "run"),
         ("predict", "run", "x.jpg"),
@@ -123,7 +93,7 @@ def test_every_verb_refuses_it_in_one_line(
 
 def test_resuming_needs_every_value_that_trains(tmp_path: Path) -> None:
     config = changed("progress.status", "running")
-    for name in ("steps", "lr", "optimizer", "recipe", "selfie", "warmup_steps"):
+    for name in ("steps", "recipe", "selfie"):
         derived = {key: value for key, value in config["derived"].items() if key != name}
         write_json(tmp_path / "config.json", {**config, "derived": derived})
         assert f"lacks {name}" in error_of("pretrain", "--resume", tmp_path)

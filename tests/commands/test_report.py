@@ -48,36 +48,20 @@ def curved(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_pretraining_by_the_paper(images: Path) -> None:
     """Written at the end, on images of the test part, with the task that was trained."""
-    done = selfie(
-        "pretrain",
-        images,
-        *WITH_PAGE,
-        "--recipe",
-        "paper",
-        "--steps",
-        20,
-        "--warmup-steps",
-        2,
-        "--out",
-        "r",
-        "--save-every",
-        0,
-    )
-    assert "page: r/report.html" in done.stderr
+    paper = ("--recipe", "paper", "--steps", 20, "--warmup-steps", 2, "--save-every", 0)
+    assert "page: r/report.html" in selfie("pretrain", images, *WITH_PAGE, *paper, "--out", "r").stderr
     page = Path("r/report.html")
     assert page.stat().st_size < 5 * 2**20
     assert sections(page) == ["training", "picks", "neighbours", "map", "details"]
     text, source = text_of(page), page.read_text("utf-8")
-    last = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()][-1]
+    last = json.loads(Path("r/metrics.jsonl").read_text().splitlines()[-1])
     assert f"picks the right patch {last['pretext_accuracy'] * 100:.1f} % of the time" in text
     assert f"a guess is right {last['chance'] * 100:.1f} %" in text
     assert f"{last['loss']:.3g} at step 20" in text
-    fingerprint = json.loads(Path("r/config.json").read_text())["data"]["fingerprint"]
-    assert text.count(fingerprint) >= 2
+    assert text.count(json.loads(Path("r/config.json").read_text())["data"]["fingerprint"]) >= 2
     for told in ("Held-out images of images", "The test part is the folder test/", "4 of 16 patches are hidden"):
         assert told in text
     assert source.count("<title>row ") == 8 * 4
-    assert len(re.findall("✓|✗", source)) >= 8 * 4
     assert "30 images, like ones" in text  # all of the test part
     loaded = re.findall(r"(?:src|href)=\"([^\"#][^\"]{0,20})", source)
     assert loaded
@@ -103,8 +87,7 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     page = finetuned / "report.html"
     text = text_of(page)
     assert found["sentence"] in text
-    low, high = (f"{each * 100:+.1f}" for each in found["gain_interval"])
-    assert f"{low} to {high}" in text
+    assert " to ".join(f"{each * 100:+.1f}" for each in found["gain_interval"]) in text
     for arm in found["arms"]:
         assert f"{arm['name']} {arm['mean'] * 100:.1f} ± {arm['std'] * 100:.1f} %" in text
     first = found["arms"][-1]["accuracies"][0]
@@ -112,11 +95,9 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     cells = re.findall(r'title="(.*?) taken for (.*?): (\d+)"', page.read_text("utf-8"))
     assert sum(int(count) for _, _, count in cells) == 30
     assert sum(int(count) for true, taken, count in cells if true == taken) == round(30 * first)
-    assert text.count("% sure; labelled") == min(12, 30 - round(30 * first))
-    sure = [float(each) for each in re.findall(r"([\d.]+) % sure", text)]
+    sure = [float(each) for each in re.findall(r"([\d.]+) % sure; labelled", text)]
     assert sure == sorted(sure, reverse=True)
-    assert "supervised" in text
-    assert sections(page)[:1] == ["results"]
+    assert len(sure) == min(12, 30 - round(30 * first))
 
     run = copy(finetuned)
     rewrite(run / "results.json", warnings=["not converged: selfie still gained +1.8 points"])
@@ -124,7 +105,15 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
         with (run / "cells" / cell / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 16, "loss": loss}) + "\n")
     selfie("report", run)
-    assert sections(run / "report.html")[-2:] == ["training", "details"]
+    assert sections(run / "report.html") == [
+        "results",
+        "classes",
+        "mistakes",
+        "neighbours",
+        "map",
+        "training",
+        "details",
+    ]
     assert "supervised 0.25, selfie 0.125 at step 16" in text_of(run / "report.html")
     assert "not converged: selfie still gained +1.8 points" in text_of(run / "report.html")
 
@@ -195,11 +184,6 @@ def test_hostile_names_end_to_end(browser: Any) -> None:
             shown.add(page.locator(".tip span").text_content())
         assert any(r"<script>alert(0)<\udcff\n.png" in name for name in shown)
         assert any(name.startswith(EVIL) for name in shown)
-    selfie("finetune", "--dataset", images, "--from", run, *WITH_PAGE[2:], "--steps", 1, "--out", f"{run}2")
-    with looking_at(browser, Path(f"{run}2/report.html")) as page:
-        told = page.locator("header").inner_text()
-        assert str(images) in told
-        assert str(run) in told
 
 
 def test_without_the_images_there_is_a_page(finetuned: Path, pretrained: Path, images: Path) -> None:
@@ -331,29 +315,8 @@ def test_a_page_that_fails_leaves_the_run_good(images: Path) -> None:
     Path("run/report.html").unlink()
     rewrite(Path("run/config.json"), progress={"status": "running"})
     Path("run/report.html").mkdir()
-    done = selfie("pretrain", "--resume", "run")
-    assert "its page could not be made" in done.stderr
-    assert "selfie report run" in done.stderr
+    said = selfie("pretrain", "--resume", "run").stderr
+    assert "its page could not be made" in said
+    assert "selfie report run" in said
     assert json.loads(Path("run/config.json").read_text())["progress"]["status"] == "finished"
     assert Path("run/model.safetensors").is_file()
-
-
-def test_no_report(images: Path) -> None:
-    done = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "run")
-    assert "page" not in done.stderr
-    assert not Path("run/report.html").exists()
-
-
-def test_real_photos(real_archives: Path, browser: Any, pretrained: Path) -> None:
-    """The page of a run shown on other images than it knows: real photos, as they come."""
-    import tarfile
-
-    with tarfile.open(real_archives / "clothing256.tar") as tar:
-        members = [each for each in tar if each.isfile() and "/test/" in f"/{each.name}"][:40]
-        tar.extractall("photos", members=members, filter="data")
-    folder = next(Path("photos").rglob("test"))
-    selfie("report", pretrained, "--dataset", folder, "--out", "page.html")
-    with looking_at(browser, Path("page.html")) as page:
-        assert page.locator(".map circle").count() > 5
-        page.locator(".map circle").first.hover(force=True)
-        assert page.locator(".tip").is_visible()
