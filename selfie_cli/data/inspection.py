@@ -1,4 +1,4 @@
-"""What image files are, and what is odd about them: every file of a source looked at once.
+"""Facts and oddities of image files: every file of a source is decoded once.
 
 N images    S side of the stored square, in pixels
 """
@@ -35,7 +35,7 @@ BLANK = 4  # levels of 255 between the darkest and the brightest pixel, up to wh
 
 
 class Oddity(enum.IntFlag):
-    """What is read all the same, and what becomes of it may surprise."""
+    """Properties of images that are read, but perhaps not as their owner expects."""
 
     GREY = enum.auto()
     DEEP = enum.auto()
@@ -120,10 +120,10 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
         odd |= Oddity.CMYK
     if image.format != "MPO" and _is_animated(image):  # an MPO's second image is a preview, or for the other eye
         odd |= Oddity.ANIMATED
-    turned = orientation(image) if image.format == "TIFF" else 1  # see there: others are asked when they are decoded
     suffix = os.path.splitext(name)[1].lower()
     if kind and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]:
         odd |= Oddity.MISNAMED
+    turned = orientation(image) if image.format == "TIFF" else 1  # see there: others are asked when they are decoded
 
     pixels = decode_square(image, size)
     if image.format != "TIFF" and (turned := orientation(image)) in range(5, 9):

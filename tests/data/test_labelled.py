@@ -50,20 +50,6 @@ def test_parted_folders_of_classes(tmp_path, validation):
         labelled(tmp_path)
 
 
-def test_layouts_that_cannot_be_learned_from(tmp_path):
-    write(tmp_path, "flat/1.png", "one/cat/1.png", "one/cat/2.png", "single/a/1.png", "single/b/2.png")
-    (tmp_path / "bare").mkdir()
-    for folder, message in [
-        ("flat", "images of each class in a folder"),
-        ("one", "only one class"),
-        ("single", "nothing is left to test on"),
-        ("bare", "no images in"),
-        ("flat/1.png", "is a file"),
-    ]:
-        with pytest.raises(DataError, match=message):
-            labelled(tmp_path / folder)
-
-
 def test_labelled_shards(tmp_path):
     def shard(number: int, label) -> str:
         keys = [f"{number}{index:03d}" for index in range(10)]
