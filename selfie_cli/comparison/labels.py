@@ -118,7 +118,9 @@ def read_data(
     """
     dataset = reading.dataset
     if dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+        raise UsageError(
+            "--dataset is missing: give a folder with a subfolder per class, or a named set such as cifar10"
+        )
     if run is not None:
         dataset = run.config["data"].get("pinned", {}).get(dataset, dataset)
     with where_it_began(run):
@@ -129,7 +131,7 @@ def read_data(
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
     marks["labels"] = hash_of_labels(found)
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
-        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
+        raise RunError(f"the images or their labels have changed since {run.path} was started: start a new run")
     (train, test), bad = read_parts(found, size=storage_size(image_size), reading=reading, talk=talk)
     exclude = reading.exclude_seen
     rows, seen = look_for_seen(sources, train.pixels, test.pixels, test.names, exclude=exclude, talk=talk)
@@ -227,5 +229,7 @@ def take_share(part: Part, fraction: float, seeds: range, num_rates: int) -> Sha
     labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
     if num_rates > 1 and share.num_labels <= len(np.unique(labels)):
-        raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
+        raise UsageError(
+            "one label per class leaves none to choose --lr with: give a single --lr, or a larger --fraction"
+        )
     return share

@@ -199,7 +199,7 @@ def test_options_that_cannot_be_honoured(images: Path, pretrained: Path, wrong: 
 
 def test_runs_that_cannot_be_compared(images: Path, pretrained: Path, tmp_path: Path) -> None:
     arguments = ("curve", "--dataset", images, "--from", pretrained, "--out", "r")
-    assert "two arms 'pretrained'" in error_of(*arguments, "--from", pretrained, code=2)
+    assert "two runs the name 'pretrained'" in error_of(*arguments, "--from", pretrained, code=2)
     larger = tmp_path / "larger"
     selfie("pretrain", images, *SMALL, "--image-size", 64, "--steps", 1, "--out", larger)
     assert "image_size 64" in error_of(*arguments, "--from", larger, code=2)
