@@ -131,7 +131,7 @@ def read_data(
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
     marks["labels"] = hash_of_labels(found)
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
-        raise RunError(f"the images or their labels have changed since {run.path} was started: start a new run")
+        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     (train, test), bad = read_parts(found, size=storage_size(image_size), reading=reading, talk=talk)
     exclude = reading.exclude_seen
     rows, seen = look_for_seen(sources, train.pixels, test.pixels, test.names, exclude=exclude, talk=talk)
