@@ -36,9 +36,11 @@ class Process:
 
     def __init__(self, *words: object, log: Path, argv: Sequence[str] = COMMAND) -> None:
         self.log = log
-        with log.open("wb") as file:
-            command = [*argv, *map(str, words)]
-            self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+        command = [*argv, *map(str, words)]
+        with log.open("wb") as file:  # through a pipe: a limit on the process's files is none on its log
+            self.writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+            self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=self.writer.stdin, stderr=subprocess.STDOUT)
+            self.writer.stdin.close()
 
     def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait until the condition holds or the process has ended."""
@@ -56,6 +58,7 @@ class Process:
         if number is not None:
             self.popen.send_signal(number)
         code = self.popen.wait(PATIENCE)
+        self.writer.wait(PATIENCE)
         assert "Traceback" not in self.said, f"a traceback: {self.said[-300:]}"
         return code
 
@@ -69,6 +72,7 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.popen.kill()
         self.popen.wait()
+        self.writer.wait(PATIENCE)
 
 
 class Job(Process):
@@ -103,6 +107,7 @@ class Job(Process):
         finally:
             for process in filter(is_alive, self.seen):
                 os.kill(process, signal.SIGKILL)
+        self.writer.wait(PATIENCE)
         return self.popen.returncode
 
 
