@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "pretrain (byol)": (*PRETRAIN, "--method", "byol"),
     "pretrain (simclr)": (*PRETRAIN, "--method", "simclr"),
     "finetune": ("finetune", *LABELLED, "--fraction", 0.5, "--seeds", 2, "--steps", 10),
+    "embed": ("embed", "IMAGES", "--from", "bundled", "--precision", "fp32", "--workers", 1),
     "curve": ("curve", *LABELLED, "--fractions", "0.5,1", "--seeds", 1, "--steps", 8),
 }
 
@@ -150,7 +151,12 @@ def run_two(*words: object) -> None:
 
 
 def made_by(run: Path) -> dict[str, object]:
-    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step."""
+    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step.
+
+    Of a file of vectors, its hash.
+    """
+    if run.is_file():
+        return {"": hashlib.sha256(run.read_bytes()).hexdigest()}
     found: dict[str, object] = {}
     for file in run.rglob("*"):
         content: object = None
@@ -196,10 +202,10 @@ def check_files(run: Path, completed: Iterable[Path] = ()) -> None:
                 read_state(state)
 
 
-def go_on(run: Path, reference: Undisturbed) -> str:
+def go_on(run: Path, reference: Undisturbed, *more: object) -> str:
     """Resume the run, or repeat the command if there is none; it must end like the undisturbed one."""
     finished, there = has_finished(run), (run / "config.json").is_file()
-    words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run)
+    words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run, *more)
     if reference.processes == 2:
         run_two(*words)
     else:
