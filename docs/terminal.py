@@ -5,7 +5,6 @@ finetune`, as that wrote it. Nothing in the picture is typed by hand but the com
 """
 
 import io
-import json
 import re
 import sys
 from pathlib import Path
@@ -14,20 +13,10 @@ from rich.console import Console
 from rich.text import Text
 
 from selfie_cli.cli.render import finetuned
-from selfie_cli.comparison.statistics import ArmResult, Convergence, Finetuned, Gain
+from selfie_cli.comparison.results import Finetuned, read_results
 
 FIGURES = Path(__file__).with_name("figures")
 COMMAND = "selfie finetune --from runs/best --dataset cifar10 --fraction 0.05 --seeds 3"
-
-
-def read(file: Path) -> Finetuned:
-    """A finetuning's results.json. TypeError for one of another shape."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for arm in found["arms"]:
-        arm["convergence"] = Convergence(**arm["convergence"])
-    found["arms"] = [ArmResult(**arm) for arm in found["arms"]]
-    found["comparisons"] = [Gain(**gain) for gain in found["comparisons"]]
-    return Finetuned(**{**found, "run": Path(found["run"])})
 
 
 def picture(result: Finetuned) -> str:
@@ -41,7 +30,9 @@ def picture(result: Finetuned) -> str:
 
 
 def main(source: Path, target: Path) -> None:
-    target.write_text(picture(read(source)), encoding="utf-8")
+    result = read_results(source)
+    assert isinstance(result, Finetuned)
+    target.write_text(picture(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: temporary name in the same folder, flushed to disk, renamed into place.
+"""Files that are either whole or absent: written under a temporary name in the same folder, flushed, then renamed.
 
-A temporary name says who writes: .tmp-<process>-<mark of the machine>-<name>. So what a killed process has left can be
-told from what is being written, and is removed when the same file is written again.
+A temporary name says who writes: .tmp-<process>-<mark of the machine>-<name>. What a killed process has left can so be
+told from what is being written; it is removed when the same file is written again.
 """
 
 import contextlib
@@ -20,27 +20,25 @@ from typing import Any
 
 TEMPORARY = ".tmp-"
 MACHINE = f"{zlib.crc32(os.fsencode(platform.node())):08x}"
-"""Of this machine or container: others may share the disk, and have processes of the same numbers."""
+"""Mark of this machine or container. Others may share the disk, and have processes of the same numbers."""
 OWNED = re.compile(re.escape(TEMPORARY) + r"(\d+)-([0-9a-f]{8})-(.*)", re.DOTALL)
 FORGOTTEN = 86_400.0
-"""Seconds after which nobody is taken to be writing what another machine has not touched since."""
+"""Seconds without a change after which another machine is not taken to be writing a file any more."""
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make `path` (a file or a folder) survive a power cut. A folder's flush is skipped where the system has none."""
-    try:
+    """Make a file or a folder survive a power cut. Folders are skipped on Windows, which cannot open them."""
+    with contextlib.suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An error of the system in here that names no file, a full disk's say, or a temporary one, names `path`."""
+    """Make errors of the system name `path` if they name no file, as for a full disk, or a temporary one."""
     try:
         yield
     except OSError as error:
@@ -50,14 +48,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """The name under which this process writes `path`, in a folder that is there and without leftovers of the same."""
+    """The temporary name of `path`. Its folder is made, and leftovers of the same file are removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{MACHINE}-{path.name}")
 
 
 def followed(path: Path) -> Path:
-    """The file that a link leads to, if there is one. For paths that the user has named: others may be a stranger's."""
+    """The file that a link leads to. For paths that the user has named only, as others may be a stranger's."""
     return Path(os.path.realpath(path)) if path.is_file() else path
 
 
@@ -87,29 +85,28 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.iterdir():
-                flush_to_disk(file)
-            flush_to_disk(temporary)
-            there = overwrite and path.exists()
-            if there:
+            for each in (*temporary.iterdir(), temporary):
+                flush_to_disk(each)
+            replaces = overwrite and path.exists()
+            if replaces:
                 os.rename(path, aside)
             try:
                 os.rename(temporary, path)
             except OSError:
-                if there:
+                if replaces:
                     os.rename(aside, path)
                 raise
             flush_to_disk(path.parent)
-            if there:
+            if replaces:
                 os.rename(aside, temporary)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what processes that are no more left half-written in `folder`, of `name` alone if given.
+    """Remove the temporary files in `folder` whose processes have ended, those of `name` alone if it is given.
 
-    What is another machine's stays for a day, as nobody here can tell whether its process lives.
+    Temporary files of another machine stay for a day, as nobody here can tell whether its process lives.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
         owned = OWNED.fullmatch(path.name)
@@ -124,15 +121,13 @@ def is_alive(process: int) -> bool:
     """Whether a process of this number runs on this machine; True where that cannot be said."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OverflowError, OSError):
-        return True
+    except (OverflowError, OSError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 def remove(path: Path) -> None:
-    """A file, a link, or a folder with all that is in it."""
+    """Remove a file, a link, or a folder with everything in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -140,13 +135,13 @@ def remove(path: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """The folder that is or will hold `path`, as far as it is there: itself, or of its parents the first that is."""
+    """`path` itself if it exists, else the first of its parents that does."""
     real = Path(os.path.realpath(path))
     return next(each for each in (real, *real.parents) if each.exists())
 
 
 def check_room(path: Path, num_bytes: int) -> None:
-    """Raises OSError if the disk that `path` is to lie on has less room than `num_bytes`, which is less than needed."""
+    """Raise OSError if the disk of `path` has less room than `num_bytes`, the least that will be written."""
     there = shutil.disk_usage(nearest(path))
     if there.total and num_bytes > there.free:  # some disks in a network tell nothing
         lack = f"at least {num_bytes / 1e6:,.2f} MB will be written, and {there.free / 1e6:,.2f} MB are free"
@@ -170,14 +165,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite(number: str) -> float:
-    """Raises ValueError for NaN, for infinity, and for what is too large and would be read as infinity."""
+    """Raise ValueError for NaN, infinity and numbers that are too large for a float."""
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number[:30]} is no finite number")
     return value
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError, or ValueError where the file is not JSON in UTF-8, or has numbers that `write_json` refuses."""
+    """Raise OSError, or ValueError if the file is not JSON in UTF-8, or has numbers that `write_json` refuses."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=finite)
     except RecursionError:

@@ -71,6 +71,16 @@ class Options:
                 raise UsageError(f"{flag_of(field.name)} must be {allowed}, got {given}")
 
 
+Picked = TypeVar("Picked")
+
+
+def pick(kind: type[Picked], options: Options, **others: Any) -> Picked:
+    """Build a dataclass from the options that have the names of its fields, and from `others`."""
+    fields: Any = kind
+    names = {field.name for field in dataclasses.fields(fields)} - others.keys()
+    return kind(**{name: getattr(options, name) for name in names}, **others)
+
+
 PER_INVOCATION = ("resume", "profile", "json", "quiet")
 """Options that belong to an invocation and are never taken from a resumed run's config."""
 CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every", "log", "report")

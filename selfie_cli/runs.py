@@ -225,8 +225,10 @@ def create(
         "progress": {"status": "running"},
         **sections,
     }
-    if found := schema.fault_of(json.loads(json.dumps(config))):  # what could not be read again
-        raise RunError(f"no run can be made so: {found}")
+    try:
+        schema.check(json.loads(json.dumps(config)))
+    except ValueError as error:  # it could not be read again
+        raise RunError(f"no run can be made so: {error}") from None
     there = Path(os.path.realpath(path))  # a link to it stays one, and so does what a disk is mounted on
     check_room(path, room - size_of(there))
     there.mkdir(parents=True, exist_ok=True)
@@ -285,9 +287,11 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
     if not isinstance(config.get("verb"), str) or "status" not in config["progress"]:
         raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
-    if found := schema.fault_of(config):
-        file = folder / "config.json"
-        raise RunError(f"{file} is damaged, or of another version, or does not describe a network of selfie's: {found}")
+    try:
+        schema.check(config)
+    except ValueError as error:
+        fault = f"is damaged, or of another version, or does not describe a network of selfie's: {error}"
+        raise RunError(f"{folder / 'config.json'} {fault}") from None
     return Run(folder, config, address)
 
 
@@ -308,9 +312,11 @@ def open_to_resume(path: str, verb: str) -> Run:
         shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
         let_go(run.path)
         raise RunError(f"{path} is finished. To use its weights: selfie finetune --from {quote(path)} --dataset FOLDER")
-    if found := schema.fault_of_stopped(run.config):
+    try:
+        schema.check_stopped(run.config)
+    except ValueError as error:
         let_go(run.path)
-        raise RunError(f"{run.path / 'config.json'} is damaged, {found}: start a new run")
+        raise RunError(f"{run.path / 'config.json'} is damaged, {error}: start a new run") from None
     return run
 
 

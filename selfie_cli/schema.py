@@ -1,11 +1,10 @@
-"""What a run's config.json may hold, whoever wrote it: names, types, and sizes that no honest run exceeds.
+"""The schema of a run's config.json, which may come from a stranger: names, types, and sizes no honest run exceeds.
 
-A kind is a type, a tuple of what is allowed, `Within` limits, a list of a kind, or a table of kinds, where "*" stands
-for any other name: without it, a name that is not in the table is refused. No name has to be there.
+A kind is a type, a tuple of allowed values and types, `Within` limits, a list of a kind, or a table of kinds. In a
+table, "*" stands for any other name; without it, other names are refused. No name is required.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from selfie_cli import config
@@ -13,11 +12,11 @@ from selfie_cli.option import Options, fits
 
 MOST_CLASSES = 100_000
 MOST_PATCHES = 128
-"""Along a side: attention over more than 16,384 patches fits no machine."""
+"""Largest number of patches along a side: attention over more than 16,384 of them fits no machine."""
 
 
 class Within(NamedTuple):
-    """A number from `low` to `high`; without a fraction if the two have none."""
+    """A number from `low` to `high`; an integer if both are integers."""
 
     low: float
     high: float
@@ -31,67 +30,43 @@ SIZE = Within(1, config.MOST_FEATURES)
 AT_ONCE = Within(1, config.MOST_AT_ONCE)
 STEPS = Within(1, config.MOST_STEPS)
 SELFIE = {
-    "views": (1, 2),
-    "mask_ratio": SHARE,
-    "encoder_positions": bool,
-    "factorized_positions": bool,
-    "final_norm": bool,
-    "logit_scale": ("dot", "sqrt", "cosine"),
-    "flip": bool,
-    "apart": bool,
-    "attraction": NUMBER,
-    "distortion": NUMBER,
+    **{"views": (1, 2), "mask_ratio": SHARE, "logit_scale": ("dot", "sqrt", "cosine")},
+    **dict.fromkeys(("encoder_positions", "factorized_positions", "final_norm", "flip", "apart"), bool),
+    **dict.fromkeys(("attraction", "distortion"), NUMBER),
 }
 VIEWS = {
-    **{"num_stages": (3, 4), "num_views": Within(2, 64), "view_scale": SHARE, "max_crop": SHARE},
-    **{"hidden": SIZE, "width": SIZE, "temperature": NUMBER, "tau": SHARE},
-    **{"min_crop": SHARE, "jitter": NUMBER, "blur": SHARE, "solarize": SHARE},
+    **{"num_stages": (3, 4), "num_views": Within(2, 64), "hidden": SIZE, "width": SIZE},
+    **dict.fromkeys(("view_scale", "max_crop", "min_crop", "tau", "blur", "solarize"), SHARE),
+    **dict.fromkeys(("temperature", "jitter"), NUMBER),
 }
 HYBRID = {
-    **{name: SELFIE[name] for name in ("factorized_positions", "encoder_positions", "final_norm", "apart")},
+    **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
 }
 DERIVED = {
-    "method": (*config.METHODS, "finetune"),
-    "recipe": str,
-    "arch": ("resnet", "hybrid"),
-    "pretraining": str,
-    "pretrained_by": str,
-    "backbone": get_args(config.Backbone),
-    "stem": ("3x3", "7x7"),
-    "image_size": SIDE,
-    "patch_size": SIDE,
-    "classes": [str],
-    "selfie": SELFIE | VIEWS,
-    "byol": VIEWS,
-    "simclr": VIEWS,
-    "hybrid": HYBRID,
-    "batch_size": AT_ONCE,
-    "micro_batch": AT_ONCE,
-    "optimizer": ("sgd", "lars", "adamw"),
-    "lr": NUMBER,
-    "weight_decay": NUMBER,
-    "warmup_steps": COUNT,
-    "precision": ("fp32", "bf16"),
-    "compiles": bool,
-    "checkpointed": bool,
-    "processes": Within(1, 2**20),
-    "image_order": (1, 2),
-    "steps": STEPS,
-    "steps_of_shares": [STEPS],
+    **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
+    **dict.fromkeys(("image_size", "patch_size"), SIDE),
+    **dict.fromkeys(("batch_size", "micro_batch"), AT_ONCE),
+    **dict.fromkeys(("lr", "weight_decay"), NUMBER),
+    **dict.fromkeys(("compiles", "checkpointed"), bool),
+    **{"method": (*config.METHODS, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
+    **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
+    **{"selfie": SELFIE | VIEWS, "byol": VIEWS, "simclr": VIEWS, "hybrid": HYBRID},
+    **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
+    **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},
 }
 ANY = object
 MEASURED = {
-    **{name: COUNT for name in ("step", "threads")},
-    **{name: NUMBER for name in ("seconds", "images_per_second", "data_wait", "accuracy")},
-    **{name: str for name in ("device", "precision")},
+    **dict.fromkeys(("step", "threads"), COUNT),
+    **dict.fromkeys(("seconds", "images_per_second", "data_wait", "accuracy"), NUMBER),
+    **dict.fromkeys(("device", "precision"), str),
     "last": {"*": Within(-1e300, 1e300)},
     "*": ANY,
 }
 DATA = {
-    **{name: COUNT for name in ("images", "unreadable", "seen_test_images")},
-    **{name: str for name in ("fingerprint", "split")},
-    **{name: {"*": str} for name in ("fingerprints", "pinned")},
+    **dict.fromkeys(("images", "unreadable", "seen_test_images"), COUNT),
+    **dict.fromkeys(("fingerprint", "split"), str),
+    **{"fingerprints": {"*": str}, "pinned": {"*": str}},
     "*": ANY,
 }
 SECTIONS: dict[str, Any] = {
@@ -107,7 +82,8 @@ SECTIONS: dict[str, Any] = {
     "hub": {"address": str},
     "*": ANY,
 }
-SIZES = ("steps", "batch_size", "micro_batch")
+TO_RESUME = ("steps", "batch_size", "micro_batch")
+"""Names in `derived` without which no run can be resumed; the others belong to one verb."""
 TO_PRETRAIN = ("method", "recipe", "backbone", "image_size", "optimizer", "lr", "weight_decay", "warmup_steps")
 TO_FINETUNE = ("precision", "compiles", "processes")
 ASKED: dict[str, type[Options]] = {
@@ -117,83 +93,87 @@ ASKED: dict[str, type[Options]] = {
 }
 
 
-def fault_of(config: dict[str, Any]) -> str | None:
-    """What is wrong with a run's config, in words; None if nothing is."""
-    found = fault(config, SECTIONS) or fault_of_network(config["derived"])
-    found = found or fault_of_options(config["asked"], ASKED.get(config["verb"]), "asked")
-    finished = config["progress"]["status"] == "finished"
-    return found or (lacking(config["derived"], ("method", "image_size")) if finished else None)
+def check(config: dict[str, Any]) -> None:
+    """Raise ValueError for a run's config that no run has."""
+    check_value(config, SECTIONS)
+    check_network(config["derived"])
+    if kind := ASKED.get(config["verb"]):
+        check_options(config["asked"], kind, "asked")
+    if config["progress"]["status"] == "finished":
+        check_complete(config["derived"], "method", "image_size")
 
 
-def fault_of_stopped(config: dict[str, Any]) -> str | None:
-    """What a stopped run's config lacks to be resumed, in words; None if nothing."""
+def check_stopped(config: dict[str, Any]) -> None:
+    """Raise ValueError for a stopped run's config that lacks what is needed to resume it."""
     derived = config["derived"]
     if config["verb"] == "pretrain":
-        return lacking(derived, (*SIZES, *TO_PRETRAIN, derived.get("method"))) or lacking(config, ("data",))
-    return lacking(derived, (*SIZES, *TO_FINETUNE))
+        check_complete(derived, *TO_RESUME, *TO_PRETRAIN, derived.get("method"))
+        check_complete(config, "data")
+    else:
+        check_complete(derived, *TO_RESUME, *TO_FINETUNE)
 
 
-def lacking(table: dict[str, Any], names: Sequence[str]) -> str | None:
-    missing = [name for name in names if name not in table]
-    return f"it lacks {missing[0]}" if missing else None
+def check_complete(table: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in table:
+            raise ValueError(f"it lacks {name}")
 
 
-def fault_of_network(derived: dict[str, Any]) -> str | None:
-    """What is wrong with the description of a network, or too large to be honest; None if nothing is."""
-    if found := fault(derived, DERIVED, "derived"):
-        return found
+def check_network(derived: dict[str, Any]) -> None:
+    """Raise ValueError for the description of no network, or of one that is too large to be honest."""
+    check_value(derived, DERIVED, "derived")
     if not 0 < len(derived.get("classes", "x")) <= MOST_CLASSES:
-        return f"derived.classes are {len(derived['classes'])}, not 1 to {MOST_CLASSES:,}"
+        raise ValueError(f"derived.classes are {len(derived['classes'])}, not 1 to {MOST_CLASSES:,}")
     patch_size = derived.get("patch_size") or derived.get("hybrid", {}).get("patch_size")
     along, rest = divmod(derived.get("image_size", 0), patch_size or 1)
     if patch_size and (rest or along > MOST_PATCHES):
-        return f"derived.image_size is {derived['image_size']}, not 1 to {MOST_PATCHES} patches of {patch_size} px"
-    return None
+        allowed = f"1 to {MOST_PATCHES} patches of {patch_size} px"
+        raise ValueError(f"derived.image_size is {derived['image_size']}, not {allowed}")
 
 
-def fault(value: Any, kind: Any, where: str = "") -> str | None:
-    """Where a value from JSON, or what lies in it, is not of its kind, in words; None if all is."""
+def check_value(value: Any, kind: Any, where: str = "") -> None:
+    """Raise ValueError if a value from JSON, or one inside it, is not of its kind."""
     if isinstance(kind, dict):
-        if not isinstance(value, dict):
-            return f"{where} is {shown(value)}, not a table"
+        expected, fits_kind = "a table", isinstance(value, dict)
+    elif isinstance(kind, list):
+        expected, fits_kind = "a list", isinstance(value, list)
+    elif isinstance(kind, Within):
+        low, high = kind
+        is_number = type(value) is int or (type(value) is float and type(low) is float)
+        expected, fits_kind = f"{low:,} to {high:,}", is_number and low <= value <= high
+    else:
+        one_of = kind if isinstance(kind, tuple) else (kind,)
+        expected = " or ".join(getattr(each, "__name__", str(each)) for each in one_of)
+        fits_kind = ANY in one_of or any(
+            type(value) is each or (type(value) is type(each) and value == each) for each in one_of
+        )
+    if not fits_kind:
+        raise ValueError(f"{where} is {shown(value)}, not {expected}")
+    if isinstance(kind, dict):
         for name, each in value.items():
             inside = f"{where}.{name}".lstrip(".")
-            if "*" not in kind and name not in kind:
-                return f"{inside} is not known here"
-            if found := fault(each, kind.get(name) or kind["*"], inside):
-                return found
-        return None
-    if isinstance(kind, list):
-        if not isinstance(value, list):
-            return f"{where} is {shown(value)}, not a list"
-        return next((found for each in value if (found := fault(each, kind[0], where))), None)
-    if isinstance(kind, Within):
-        low, high = kind
-        there = type(value) is int or (type(value) is float and type(low) is float)
-        return None if there and low <= value <= high else f"{where} is {shown(value)}, not {low:,} to {high:,}"
-    one_of = kind if isinstance(kind, tuple) else (kind,)
-    if ANY in one_of or any(type(value) is each or (type(value) is type(each) and value == each) for each in one_of):
-        return None
-    return f"{where} is {shown(value)}, not {' or '.join(getattr(each, '__name__', str(each)) for each in one_of)}"
+            if name not in kind and "*" not in kind:
+                raise ValueError(f"{inside} is not known here")
+            check_value(each, kind.get(name) or kind["*"], inside)
+    elif isinstance(kind, list):
+        for each in value:
+            check_value(each, kind[0], where)
 
 
-def fault_of_options(asked: dict[str, Any], kind: type[Options] | None, where: str) -> str | None:
-    """As `fault`, of options of that class; whoever published a run has put null in place of what is private."""
-    if kind is None:
-        return None
+def check_options(asked: dict[str, Any], kind: type[Options], where: str) -> None:
+    """Raise ValueError if an option is not of its type. A published run has null in place of private values."""
     hints = get_type_hints(kind)
     for name, value in asked.items():
         inside = f"{where}.{name}"
-        if name not in hints:  # of another version, and nothing depends on it
+        if name not in hints:  # options of another version decide nothing
             continue
         if dataclasses.is_dataclass(hints[name]):
-            if found := fault(value, {"*": ANY}, inside) or fault_of_options(value, hints[name], inside):
-                return found
-        elif value is not None:
-            given = tuple(each or "" for each in value) if isinstance(value, list) else value
-            if not fits(given, hints[name]):
-                return f"{inside} is {shown(value)}"
-    return None
+            check_value(value, {"*": ANY}, inside)
+            check_options(value, hints[name], inside)  # type: ignore[arg-type]
+            continue
+        given = tuple(each or "" for each in value) if isinstance(value, list) else value
+        if value is not None and not fits(given, hints[name]):
+            raise ValueError(f"{inside} is {shown(value)}")
 
 
 def shown(value: Any) -> str:

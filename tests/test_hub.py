@@ -289,7 +289,7 @@ def test_finetune_keeps_the_commit_and_knows_it_again(hub: Hub, net: Repository)
     commit(net, model=weights_with(torch.zeros_like))
     run = runs.open_run("tuned")
     assert [each["path"] for each in run.config["from"]] == [first]
-    assert origins(run, offline=False, talk=Talk()) == run.config["from"]
+    assert origins(run, offline=False, talk=Talk()) == [first]
     assert not Path("tuned/report.html").exists()
     selfie("predict", "tuned", "drawn")
 

@@ -1,35 +1,36 @@
 """Accuracy over the share of the labels, as characters for a terminal."""
 
+from selfie_cli.comparison.results import Point
+from selfie_cli.talk import printable
+
 LEGEND = "test accuracy in %: o mean, |--| one standard deviation"
-Spread = tuple[float, float | None]
 
 
-def as_text(fractions: list[float], arms: dict[str, list[Spread]], *, width: int = 80) -> str:
-    """A line for each point and arm: o at the mean, a bar one standard deviation to either side.
-
-    Each point has its share of the labels (0..1) and, per arm, mean and standard deviation (0..1; None for one seed).
-    """
-    ends = [100 * (mean + sign * (std or 0)) for points in arms.values() for mean, std in points for sign in (-1, 1)]
+def as_text(points: list[Point], *, width: int = 80) -> str:
+    """Draw a line per point and arm: o at the mean, a bar one standard deviation to either side."""
+    arms = [arm for point in points for arm in point.arms]
+    ends = [100 * (arm.mean + sign * (arm.std or 0)) for arm in arms for sign in (-1, 1)]
     high = min(100, 5 * (max(ends) // 5 + 1))
     low = max(0, min(5 * (min(ends) // 5), high - 5))
-    names = {name: name if len(name) <= 24 else name[:21] + "..." for name in arms}
-    head = max(map(len, names.values())) + 8
+    names = [printable(arm.name) for arm in points[0].arms]
+    names = [name if len(name) <= 24 else name[:21] + "..." for name in names]
+    head = max(map(len, names)) + 8
     room = width - head - 2
 
     def column(value: float) -> int:
         return round(min(1, max(0, (100 * value - low) / (high - low))) * (room - 1))
 
     lines = []
-    for row, fraction in enumerate(fractions):
-        for name, points in arms.items():
-            mean, std = points[row]
+    for point in points:
+        share = point.share
+        for name, arm in zip(names, point.arms, strict=True):
             bar = [" "] * room
-            if std is not None:
-                left, right = column(mean - std), column(mean + std)
+            if arm.std is not None:
+                left, right = column(arm.mean - arm.std), column(arm.mean + arm.std)
                 bar[left : right + 1] = "|" + "-" * (right - left - 1) + "|" if right > left else "|"
-            bar[column(mean)] = "o"
-            share = f"{fraction * 100:.3g} %" if name == next(iter(arms)) else ""
-            lines.append(f"{share:>6} {names[name]:<{head - 7}}|{''.join(bar)}|")
+            bar[column(arm.mean)] = "o"
+            lines.append(f"{share:>6} {name:<{head - 7}}|{''.join(bar)}|")
+            share = ""
         lines.append(f"{'':{head}}|{' ' * room}|")
     lines[-1] = f"{'':{head}}+{'-' * room}+"
     scale = [f"{low:g}", f"{(low + high) / 2:g}", f"{high:g}"]

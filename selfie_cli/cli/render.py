@@ -13,6 +13,9 @@ from rich.text import Text
 
 from selfie_cli.cli.plot import as_text
 from selfie_cli.cli.render_doctor import diagnosis
+from selfie_cli.comparison.results import Curve, Finetuned
+from selfie_cli.comparison.tables import Table as ComparisonTable
+from selfie_cli.comparison.tables import curve_tables, explanations, finetuned_table
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from selfie_cli.commands.pull import Pulled
     from selfie_cli.commands.push import Pushed
     from selfie_cli.commands.similar import Similar
-    from selfie_cli.comparison.statistics import Curve, Finetuned, Gain
 
 FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_PER_CLASS --fraction 0.2 --seeds 3"
 MEMBERS = 20
@@ -58,66 +60,29 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value * 100:.1f}"
 
 
-def spread(mean: float, std: float | None, *, signed: bool = False, single: str = " (no spread)") -> str:
-    """Return '59.1 ± 0.4', in percent; a single value has no spread, and says so."""
-    sign = "+" if signed else ""
-    return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
+def comparison_table(table: ComparisonTable, **style: Any) -> Table:
+    """Return a table of finetune or curve, with a line below its arms."""
+    drawn = titled(table.title, table.columns, left=table.left, **style)
+    for number, row in enumerate(table.rows, 1):
+        drawn.add_row(*map(printable, row), end_section=number == table.num_arms)
+    return drawn
 
 
 def finetuned(result: Finetuned) -> list[RenderableType]:
-    shown = result.seeds if len(result.seeds) <= 5 else []  # more than a terminal is wide: they are in results.json
-    title = f"{result.dataset}: test accuracy in % with {result.num_labels:,} labels ({result.fraction * 100:.3g} %)"
-    columns = ["", "mean ± std", "learning rate", *(f"seed {seed}" for seed in shown)]
-    table = titled(title, columns, left="")
+    table = comparison_table(finetuned_table(result, most_seeds=5))  # more are wider than a terminal
     for column in table.columns:
         column.no_wrap = column.header != "learning rate"
-    for arm in result.arms:
-        values = [percent(value) for value in arm.accuracies[: len(shown)]]
-        table.add_row(printable(arm.name), spread(arm.mean, arm.std), f"{arm.lr:g}", *values)
-    table.add_section()
-    notes = [f"{result.num_test:,} test images, {result.steps:,} steps for every network."]
-    for gain in result.comparisons:
-        over = f" over {gain.baseline}" if len(result.comparisons) > 1 else ""
-        values = [f"{each * 100:+.1f}" for each in gain.gains[: len(shown)]]
-        table.add_row(f"paired gain{over}", spread(gain.mean, gain.std, signed=True), "", *values)
-        if gain.interval is not None:
-            notes.append(f"95 % paired t-interval of the gain{over}: {interval(gain)} points.")
-    return [Group(table, *notes, *map(printable, [*result.warnings, *result.notes]), printable(result.sentence))]
-
-
-def interval(gain: Gain) -> str:
-    return "" if gain.interval is None else f"{gain.interval[0] * 100:+.1f} to {gain.interval[1] * 100:+.1f}"
+    lines = [*explanations(result), *result.warnings, *result.notes, result.sentence]
+    return [Group(table, *map(printable, lines))]
 
 
 def curve(result: Curve) -> list[RenderableType]:
     """Return means, paired gains, a plot of characters, and the findings."""
-    from selfie_cli.comparison.statistics import share_of, spreads
-
-    arms = [arm.name for arm in result.points[0].arms]
-    title = f"{result.dataset}: test accuracy in %, mean ± std"
-    accuracies = titled(title, ["labels", "", "seeds", "steps", *arms], overflow="fold")
-    for each in result.points:
-        means = [spread(arm.mean, arm.std, single="") for arm in each.arms]
-        accuracies.add_row(share_of(each), f"{each.num_labels:,}", f"{len(each.seeds)}", f"{each.steps:,}", *means)
-    parts: list[RenderableType] = [accuracies, *(f"{name}: {remark}." for name, remark in result.remarks.items())]
-    if result.points[0].comparisons:
-        columns = ["labels", "arm", "mean ± std", "95 % interval"]
-        gains = titled("Gain over supervised in points, paired by seed", columns, left="arm", overflow="fold")
-        for each in result.points:
-            for gain in each.comparisons:
-                shown = spread(gain.mean, gain.std, signed=True, single="")
-                gains.add_row(share_of(each), printable(gain.arm), shown, interval(gain))
-        parts.append(gains)
-    lines = {printable(name): values for name, values in spreads(result.points).items()}
-    plot = as_text([each.fraction for each in result.points], lines)
-    note = f"{result.num_test:,} test images; ± is the standard deviation over seeds."
-    if any(gain.interval for each in result.points for gain in each.comparisons):
-        note += " Each interval stands for itself: of twenty such, one misses by chance."
-    parts += [Text(f"\n{plot}\n", no_wrap=True), note]
-    if result.plots:
-        parts.append(printable(f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"))
-    parts += map(printable, result.notes)
-    return [Group(*parts, *(printable(sentence) for sentence in result.sentences))]
+    tables = [comparison_table(table, overflow="fold") for table in curve_tables(result)]
+    plot = Text(f"\n{as_text(result.points)}\n", no_wrap=True)
+    plots = [f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"] if result.plots else []
+    lines = [*explanations(result), *plots, *result.notes, *result.sentences]
+    return [Group(*tables, plot, *map(printable, lines))]
 
 
 def evaluated(result: Evaluated) -> list[RenderableType]:

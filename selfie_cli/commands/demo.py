@@ -9,7 +9,7 @@ from selfie_cli import runs
 from selfie_cli.commands.eval import Evaluated, evaluate
 from selfie_cli.commands.finetune import finetune
 from selfie_cli.commands.pretrain import pretrain
-from selfie_cli.comparison.statistics import Finetuned
+from selfie_cli.comparison.results import Finetuned
 from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import RunError, UsageError

@@ -5,31 +5,27 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfie_cli import hub, runs
-from selfie_cli.comparison.labels import Part, read_parts, take
-from selfie_cli.comparison.seen import counts_of, look_for_seen
+from selfie_cli.comparison.labels import Data, Part, Reading, read_data
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.batches import step_generator, step_seed
-from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED
-from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
 from selfie_cli.evaluation.linear import fit_linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
-from selfie_cli.files import read_json, write_json, write_json_lines
+from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import precisions, prepare
@@ -95,8 +91,6 @@ class Evaluated:
 
 def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
-    if options.dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
     run, line = runs.resolve_from(options.run, offline=options.offline, talk=talk)
     if run is None:
         raise UsageError("eval needs a run: its folder, or bundled")
@@ -104,19 +98,11 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     device = prepare(options.device)
     context = autocast(device, precisions(device, options.precision)[0])
     network = networks.load_network(run, features=options.features, device=device)
-    data = open_labelled(options.dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
-    talk.say(data.split_note)
-    classes = data.train.classes
     known = run.derived["classes"] if isinstance(network.module, AnyClassifier) else None
-    if known is not None:
-        networks.check_classes(classes, known)
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
-
-    train, test, bad = read_parts(data, size=storage_size(network.image_size), options=options, talk=talk)
-    rows, seen = look_for_seen([run], train.pixels, test.pixels, test.names, exclude=options.exclude_seen, talk=talk)
-    num_seen, num_like_train = counts_of(seen)
-    test = take(test, rows.numpy())
+    data = read_data(pick(Reading, options), network.image_size, sources=[run], known=known, talk=talk)
+    classes, train, test = data.classes, data.train, data.test
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     with context():
         classified = None if known is None else classify(network, known, classes, test, options.batch_size)
@@ -128,11 +114,11 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         run=run.path,
         dataset=data.name,
         named=options.dataset in NAMED,
-        split=data.split_note,
+        split=data.split,
         num_train=len(train.labels),
         num_test=len(test.labels),
-        num_seen=num_seen,
-        num_like_train=num_like_train,
+        num_seen=data.num_seen,
+        num_like_train=data.num_like_train,
         classes=classes,
         features=network.features,
         k=num_neighbours(options.k, len(train.labels)),
@@ -142,23 +128,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         trained=trained,
         untrained=untrained,
         classified=classified,
-        left_out=data.left_out.counts,
+        left_out=data.left_out,
     )
     if group().first:
-        num_images = len(data.train.source) + len(data.test.source)
-        keep(result, run, options.dataset, num_images, bad, seen, talk)
+        keep(result, data, run, options.dataset or "", talk)
     return result
 
 
-def keep(
-    result: Evaluated,
-    run: runs.Run,
-    dataset: str,
-    num_images: int,
-    bad: list[BadFile],
-    seen: list[dict[str, Any]],
-    talk: Talk,
-) -> None:
+def keep(result: Evaluated, data: Data, run: runs.Run, dataset: str, talk: Talk) -> None:
     """Write the result, and lists of unreadable and seen images, into the run's folder.
 
     If that is not possible, say so and name the unreadable images: the result is shown all the same.
@@ -172,14 +149,12 @@ def keep(
             bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
             for listed in (bad_list, seen_list):
                 listed.unlink(missing_ok=True)  # an earlier eval may have found some
-            report_bad(bad, num_images, bad_list, talk)
-            if seen:
-                write_json_lines(seen_list, seen)
+            data.report(bad_list, seen_list, talk)
             talk.say(f"written to {file}")
             return
     except OSError as error:  # another user's run, or a full disk
         say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
-    for one in bad:
+    for one in data.bad:
         talk.warn(f"left out: {one.name}: {one.reason}")
     say(f"kept nowhere: {why}")
 

@@ -1,99 +1,82 @@
-"""selfie finetune: a share of the labels, with and without pretraining, over several seeds, and what came of it."""
+"""selfie finetune: train with and without pretraining on a share of the labels, over several seeds, and compare."""
 
 import dataclasses
-from typing import Any
+import math
+from pathlib import Path
+from typing import Any, TypeVar
 
-from selfie_cli import runs
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import (
     FRESH,
     SUPERVISED,
     Arm,
-    begin,
     load_pretrained,
     network_shape,
-    origins,
-    tell_of_labels,
+    open_sources,
+    origin,
+    room_for,
 )
-from selfie_cli.comparison.compare import Plan, compare, conclude
-from selfie_cli.comparison.statistics import Finetuned, summarize
-from selfie_cli.config import FinetuneOptions
+from selfie_cli.comparison.compare import Comparison, Design, compare, conclude
+from selfie_cli.comparison.labels import Reading, read_data, take_share
+from selfie_cli.comparison.results import Finetuned
+from selfie_cli.comparison.settings import Training, fit_to_machine, plan_steps, usual_batch_size
+from selfie_cli.comparison.statistics import summarize
+from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.errors import UsageError
-from selfie_cli.inference import networks
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.option import pick
 from selfie_cli.recipes import called
+from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.start import choose_out, where_it_began
+from selfie_cli.training.distributed import group
+from selfie_cli.training.hardware import prepare
+from selfie_cli.training.start import choose_out, run_to_resume, start
+
+Number = TypeVar("Number", int, float)
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
-    run, options = begin(options, "finetune")
-    asked = options.from_
-    if run is not None:
-        asked = next((each["path"] for each in origins(run, offline=options.offline, talk=talk)), "none")
-    with where_it_began(run):
-        source, line = runs.resolve_from(asked, offline=options.offline, talk=talk)
-    talk.say(line)
-    sources = [source] if source is not None else []
-    tell_of_labels(sources, talk)
-    pretrained = None if source is None else load_pretrained(source, options)
-    if source is None and not options.baseline:
-        raise UsageError("--from none --no-baseline leaves nothing to train")
-    if options.arch == "hybrid" and not isinstance(pretrained, Selfie):
-        what = "none" if source is None else f"{source} ({called(source.derived)})"
-        raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {what}: name one with --from")
-    arms = arms_of(options, network_shape(options, source), pretrained)
-    out = None if run is not None else choose_out(options, "finetune", arms[-1].name, sources)
+    run, options = run_to_resume(options, "finetune")
+    sources = open_sources(run, [options.from_], offline=options.offline, talk=talk)
+    arms = arms_of(options, sources[0] if sources else None)
     *others, last = arms
-    found = compare(
-        options,
-        "finetune",
-        Plan(
-            arms=arms,
-            counts={options.fraction: options.seeds},
-            kept=last,
-            pairs=[(last.name, other.name) for other in reversed(others)],  # the most alike first
-        ),
-        run=run,
-        out=out,
-        sources=sources,
-        talk=talk,
-    )
-    data = found.data
-    result = summarize(
-        found.points[0],
-        run=found.run.path,
-        dataset=data.name,
-        num_test=len(data.test.labels),
-        num_classes=len(data.classes),
-    )
-    result = dataclasses.replace(result, left_out=data.record["left_out"])
+    pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first
+    design = Design(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
+    out = None if run is not None else choose_out(options, "finetune", last.name, sources)
+    found = train_arms(options, "finetune", design, run=run, out=out, sources=sources, talk=talk)
+    result = summarize(found.points[0], **found.facts())
     conclude(found, result)
     report_at_end(found.run, options, talk)
     return result
 
 
-def arms_of(
-    options: FinetuneOptions, shape: dict[str, Any], pretrained: networks.Pretrained | AnyClassifier | None
-) -> list[Arm]:
-    """What to train side by side; the last one is what a user would take."""
+def arms_of(options: FinetuneOptions, source: Run | None) -> list[Arm]:
+    """Return the arms to train; the last one is what a user would take."""
+    backbone, image_size = options.backbone, options.image_size
+    pretrained = None if source is None else load_pretrained(source, backbone=backbone, image_size=image_size)
+    if source is None and not options.baseline:
+        raise UsageError("--from none --no-baseline leaves nothing to train")
+    shape = network_shape(source, backbone=backbone, image_size=image_size)
     fresh = shape | FRESH
-    arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline or pretrained is None else []
+    arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline else []
     if options.arch == "hybrid":
-        assert isinstance(pretrained, Selfie)
+        if not isinstance(pretrained, Selfie):
+            found = "none" if source is None else f"{source} ({called(source.derived)})"
+            raise UsageError(
+                f"--arch hybrid needs a run of Selfie with --recipe paper, not {found}: name one with --from"
+            )
         hybrid = {"arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
         if options.baseline:
-            arms.append(Arm(name="hybrid", shape={**fresh, **hybrid}, state=None))
-        arms.append(Arm(name="hybrid-selfie", shape={**shape, **hybrid}, state=pretrained.state_dict()))
+            arms.append(Arm(name="hybrid", shape=fresh | hybrid, state=None))
+        arms.append(Arm(name="hybrid-selfie", shape=shape | hybrid, state=pretrained.state_dict()))
     elif pretrained is not None:
         arms.append(Arm(name=shape["pretraining"], shape=shape, state=pretrained.encoder.state_dict()))
     return arms
 
 
 def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
-    """Patches are cut and seen as in pretraining."""
+    """Describe a network that cuts and sees patches as in pretraining."""
     return {
         "patch_size": pretrained.patch_size,
         "factorized_positions": pretrained.positions.factorized,
@@ -101,3 +84,77 @@ def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
         "final_norm": getattr(pretrained.patch_network, "norm", None) is not None,
         "apart": pretrained.apart,
     }
+
+
+def train_arms(
+    options: LabelOptions,
+    verb: str,
+    design: Design,
+    *,
+    run: Run | None,
+    out: Path | None,
+    sources: list[Run],
+    talk: Talk,
+) -> Comparison:
+    """Read the labelled images and train all arms on all shares of the labels, in a new run in `out` or in `run`."""
+    image_size = design.kept.shape["image_size"]
+    training = pick(
+        Training,
+        options,
+        image_size=image_size,
+        device=prepare(options.device, deterministic=options.deterministic),
+        batch_size=options.batch_size or usual_batch_size(image_size),
+        rates=learning_rates(options.lr),
+        tensorboard=options.log == "tensorboard",
+    )
+    data = read_data(pick(Reading, options), image_size, run=run, sources=sources, talk=talk)
+    design = design.for_classes(data.classes)
+    shares = [
+        take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))
+        for fraction, count in design.num_seeds.items()
+    ]
+    talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
+    talk.say(
+        f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
+        f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
+        f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {image_size} px, "
+        f"{training.device}, batch {training.batch_size}"
+    )
+    if run is None:
+        fitted, step_seconds = fit_to_machine(design.arms, data.train, training, talk)
+        steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
+        held_out = training.num_held_out + training.check_length
+        run = start(
+            out,
+            verb=verb,
+            asked=dataclasses.asdict(options),
+            overwrite=options.overwrite,
+            room=room_for(design.arms, sum(len(share.seeds) + held_out for share in shares)),
+            derived=design.kept.shape | dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps},
+            data=data.record(),
+            **{"from": [origin(source) for source in sources]},
+        )
+        talk.say(f"run: {run.path}")
+    if group().first:
+        data.report(run.path / "bad_files.jsonl", run.path / "seen_test_images.jsonl", talk)
+    return compare(design, data, shares, training, run=run, talk=talk)
+
+
+def learning_rates(text: str) -> list[float]:
+    rates = numbers(text, float)
+    if not rates or not all(0 < rate < math.inf for rate in rates) or not all_different(rates):
+        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
+    return rates
+
+
+def numbers(text: str, kind: type[Number]) -> list[Number]:
+    """Return the numbers of a list such as '0.05,0.2,1'; none if it is no such list."""
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        return []
+
+
+def all_different(values: list[float]) -> bool:
+    """Return whether no two are written alike in the names of cells."""
+    return len({f"{each:g}" for each in values}) == len(values)

@@ -14,7 +14,7 @@ from selfie_cli.config import PretrainOptions
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
-from selfie_cli.data.pixels import InMemory, Pixels, open_pixels, storage_size
+from selfie_cli.data.pixels import Pixels, open_pixels, storage_size
 from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
@@ -75,7 +75,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
-        opened = open_pixels(
+        pixels = open_pixels(
             source,
             size=storage_size(derived["image_size"]),
             workers=options.workers or num_cores(),
@@ -84,12 +84,12 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             folder=options.store,
             limit_gb=options.store_gb,
         )
-        stack.callback(opened.close)
-        if run is None and isinstance(opened, InMemory) and len(opened) < min(len(source), derived["batch_size"]):
-            readable = Subset(source, opened.kept)
+        stack.callback(pixels.close)
+        if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
+            readable = Subset(source, pixels.in_memory().kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
-        store = opened.to(device)
+        pixels = pixels.to(device)
         method, step = make_step(
             derived,
             device,
@@ -98,27 +98,27 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             deterministic=options.deterministic,
             talk=talk,
         )
-        watch = Watch(step, method, store, talk) if here.first else dict  # before the prefetching thread takes pixels
-        batch_of = stack.enter_context(Prefetch(batches(store, method, derived, options.seed), device=device))
+        watch = Watch(step, method, pixels, talk) if here.first else dict  # before the prefetching thread takes pixels
+        batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
-            take_up(run, store, derived, options)
+            take_up(run, pixels, derived, options)
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
-            room = fit_to_machine_and_length(step, method, store, batch_of, options, derived, talk)
+            room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
             asked = dataclasses.asdict(options)
             config = {"asked": asked, "derived": derived, "data": data}
             run = start(out, verb="pretrain", overwrite=options.overwrite, room=room, **config)
             talk.say(f"run: {run.path}")
         batch_of.end = derived["steps"]
-        num_bad = len(store.bad)
+        num_bad = len(pixels.bad)
         if here.first:
-            report_bad(store.bad, len(source), run.path / BAD_FILES, talk)
+            report_bad(pixels.bad, len(source), run.path / BAD_FILES, talk)
         try:
             trained = train(step, batch_of, plan_of(run, derived, options), talk=talk, watch=watch)
         except (Stopped, Diverged) as error:
-            keep_what_was_seen(run, store)
+            keep_what_was_seen(run, pixels)
             raise with_advice(error, run, derived, options, source) from None
-        bad = keep_what_was_seen(run, store)
+        bad = keep_what_was_seen(run, pixels)
         if here.first:
             if len(bad) > num_bad:
                 talk.warn(f"{len(bad)} of {len(source)} images cannot be read, see {run.path / BAD_FILES}")
@@ -150,20 +150,20 @@ def say_settings(derived: dict[str, Any], num_images: int, device: torch.device,
     talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))
 
 
-def take_up(run: Run, store: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
+def take_up(run: Run, pixels: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
     """Go on with a stopped run: note its new options, and load what is known of its images."""
     if group().first and run.diverged:
         asked = {name: getattr(options, name) for name in MILDER}
         run.update(asked=asked, derived=derived, progress={"diverged": False})
     there = (run.path / FILE_NAME).is_file()
     marks = load_marks(run.path / FILE_NAME) if there else None
-    store.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
+    pixels.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
 
 
 def fit_to_machine_and_length(
     step: Step,
     method: Method,
-    store: Pixels,
+    pixels: Pixels,
     batch_of: Callable[[int], Batch],
     options: PretrainOptions,
     derived: dict[str, Any],
@@ -180,14 +180,14 @@ def fit_to_machine_and_length(
         deterministic=options.deterministic,
         talk=talk,
     )
-    pace = pace_of(step_seconds, store, batch_of, derived["batch_size"], step.device)
+    pace = pace_of(step_seconds, pixels, batch_of, derived["batch_size"], step.device)
     derived["steps"] = num_steps(
         steps=pace.steps(budget_seconds(options.budget)) if options.budget else options.steps,
         epochs=options.epochs,
-        num_images=len(store),
+        num_images=len(pixels),
         batch_size=derived["batch_size"],
     )
-    say_length(derived, len(store), pace, talk)
+    say_length(derived, len(pixels), pace, talk)
     return room_for(method, method.export(), pace.seconds(derived["steps"]), options.save_every)
 
 
@@ -225,11 +225,11 @@ def with_advice(
     return Diverged(f"{error}. Go on with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
 
 
-def keep_what_was_seen(run: Run, store: Pixels) -> list[BadFile]:
+def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
     """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
     here = group()
-    bad = sorted({one for found in here.gather(store.bad) for one in found}, key=lambda one: one.name)
-    marks = store.marks() if here.world == 1 else joined(here.gather(store.marks()))
+    bad = sorted({one for found in here.gather(pixels.bad) for one in found}, key=lambda one: one.name)
+    marks = pixels.marks() if here.world == 1 else joined(here.gather(pixels.marks()))
     if here.first:
         save_marks(run.path / FILE_NAME, marks)
         if bad:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
-from selfie_cli.comparison.statistics import Curve, Finetuned
+from selfie_cli.comparison.results import Curve, Finetuned
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json

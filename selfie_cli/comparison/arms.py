@@ -1,15 +1,13 @@
-"""What finetune and curve compare: arms, each a way to initialize a network, and the run that holds what came of it."""
+"""Arms of a comparison, each a way to initialize a network, and the runs that their weights come from."""
 
 import dataclasses
-import hashlib
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from selfie_cli import runs
-from selfie_cli.config import LabelOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.inference import networks
 from selfie_cli.models.hybrid import AnyClassifier
@@ -17,13 +15,11 @@ from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import PRETRAININGS, called
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.start import run_to_resume
+from selfie_cli.training.start import where_it_began
 from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
 FRESH = {"pretraining": "none", "pretrained_by": PRETRAININGS["none"]}
-
-AnyLabels = TypeVar("AnyLabels", bound=LabelOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +32,13 @@ class Arm:
 
     @property
     def called(self) -> str:
-        """In words, what its network was pretrained by."""
+        """The pretraining of its network, in words."""
         return called(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """Arms of one kind are equally fast."""
+        return repr({**self.shape, "pretraining": None, "pretrained_by": None})
 
     def make(self) -> AnyClassifier:
         module = networks.build(self.shape)
@@ -48,80 +49,72 @@ class Arm:
         return dataclasses.replace(self, shape={**self.shape, "classes": classes})
 
 
-def begin(options: AnyLabels, verb: str) -> tuple[Run | None, AnyLabels]:
-    """The stopped run to continue and its options, or none and `options` themselves."""
-    run, options = run_to_resume(options, verb)
-    if options.dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
-    return run, options
-
-
-def learning_rates(text: str) -> list[float]:
-    """'0.1' or '0.03,0.1,0.3'. Raises UsageError for anything else."""
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        rates = []
-    if not rates or not all(0 < rate < math.inf for rate in rates) or len({f"{rate:g}" for rate in rates}) < len(rates):
-        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
-    return rates
-
-
-def load_pretrained(run: Run, options: LabelOptions) -> networks.Pretrained | AnyClassifier:
-    """The run's network, whose backbone and image size rule; an option that says otherwise is refused."""
-    for name, asked in (("backbone", options.backbone), ("image-size", options.image_size)):
-        there = run.derived.get(name.replace("-", "_"))
-        if asked is not None and asked != there:
-            raise UsageError(f"--{name} {asked} conflicts with {run}, which has {there}: leave it out")
-    return networks.load_module(run)
-
-
 def room_for(arms: list[Arm], num_cells: int) -> int:
     """Bytes of the weights that a run keeps: those of `num_cells` networks of each arm, and a copy of one."""
-    each = [num_bytes(arm.make().state_dict().values()) for arm in arms]
-    return num_cells * sum(each) + min(each)
+    sizes = [num_bytes(arm.make().state_dict().values()) for arm in arms]
+    return num_cells * sum(sizes) + min(sizes)
+
+
+def open_sources(run: Run | None, asked: Sequence[str | None], *, offline: bool, talk: Talk) -> list[Run]:
+    """Open the runs that --from names, or those that the stopped `run` started from; 'none' is left out.
+
+    Raise RunError if the stopped run's config does not name them, or their weights have changed.
+    """
+    with where_it_began(run):
+        if run is not None:
+            asked = origins(run, offline=offline, talk=talk) or ["none"]
+        found = [runs.resolve_from(each, offline=offline, talk=talk) for each in asked]
+    for source, line in found:
+        talk.say(line)
+        if source is not None and "classes" in source.derived:
+            talk.warn(
+                f"{source.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
+                "of the other arms"
+            )
+    return [source for source, _ in found if source is not None]
 
 
 def origin(source: Run) -> dict[str, str]:
-    """What --from would have to be to mean this run again, and the hash of the weights that it meant."""
-    path = source.address or str(source.path.resolve())
-    return {"path": path, "sha256": hashlib.sha256(source.weights.read_bytes()).hexdigest()}
+    """Return the value of --from that means this run, and the hash of its weights."""
+    return {"path": source.address or str(source.path.resolve()), "sha256": networks.digest_of(source)}
 
 
-def origins(run: Run, *, offline: bool, talk: Talk) -> list[dict[str, str]]:
-    """Where the arms of a stopped run came from. Raises RunError if its config does not say, or the weights changed."""
+def origins(run: Run, *, offline: bool, talk: Talk) -> list[str]:
+    """Return the values of --from that a stopped run started with."""
     found = run.config.get("from")
     if not isinstance(found, list) or not all(isinstance(each, dict) and "path" in each for each in found):
         raise RunError(
             f"{run.path / 'config.json'} is damaged, it does not say where weights came from: start a new run"
         )
     for each in found:
-        source = runs.open_run(each["path"], offline=offline, talk=talk)
-        if origin(source) != each:
+        if origin(runs.open_run(each["path"], offline=offline, talk=talk)) != each:
             raise RunError(f"the weights of {each['path']} have changed since {run.path} was started: start a new run")
-    return found
+    return [each["path"] for each in found]
 
 
-def tell_of_labels(sources: list[Run], talk: Talk) -> None:
-    """A network that was finetuned knows labels, maybe those that others are tested on or denied here."""
-    for source in sources:
-        if "classes" in source.derived:
-            talk.warn(
-                f"{source.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
-                "of the other arms"
-            )
+def load_pretrained(
+    source: Run, *, backbone: str | None, image_size: int | None
+) -> networks.Pretrained | AnyClassifier:
+    """Load the network of a run. Raise UsageError if another backbone or image size is asked for."""
+    for flag, asked, found in (
+        ("--backbone", backbone, source.derived.get("backbone")),
+        ("--image-size", image_size, source.derived.get("image_size")),
+    ):
+        if asked not in (None, found):
+            raise UsageError(f"{flag} {asked} conflicts with {source}, which has {found}: leave it out")
+    return networks.load_module(source)
 
 
-def network_shape(options: LabelOptions, source: Run | None) -> dict[str, Any]:
-    """The networks to train, but for their classes: the pretrained run's, or what was asked."""
-    there = source.derived if source is not None else {}
-    image_size = int(there.get("image_size") or options.image_size or 32)
+def network_shape(source: Run | None, *, backbone: str | None = None, image_size: int | None = None) -> dict[str, Any]:
+    """Describe the networks to train, except their classes: as the pretrained run's, or as asked."""
+    found = source.derived if source is not None else {}
+    image_size = int(found.get("image_size") or image_size or 32)
     return {
         "method": "finetune",
         "arch": "resnet",
-        "pretraining": there.get("method", "none"),
-        "pretrained_by": called(there) if there else PRETRAININGS["none"],
-        "backbone": there.get("backbone") or options.backbone or "resnetv2_50",
-        "stem": there.get("stem") or stem_for(8 if image_size <= 64 else 32),
+        "pretraining": found.get("method", "none"),
+        "pretrained_by": called(found) if found else PRETRAININGS["none"],
+        "backbone": found.get("backbone") or backbone or "resnetv2_50",
+        "stem": found.get("stem") or stem_for(8 if image_size <= 64 else 32),
         "image_size": image_size,
     }

@@ -1,5 +1,6 @@
-"""The labelled images that finetune and curve train and test on, and eval judges by, decoded; shares of the labels."""
+"""The labelled images that finetune, curve and eval read, decoded, and shares of their labels."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.comparison.seen import counts_of, look_for_seen
-from selfie_cli.config import DataOptions, LabelOptions
+from selfie_cli.comparison.seen import SeenImage, look_for_seen
 from selfie_cli.data import splits
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
@@ -19,11 +19,25 @@ from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import write_json_lines
+from selfie_cli.inference.networks import check_classes
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import num_cores
 from selfie_cli.training.start import where_it_began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Where labelled images are, and how they are read. The fields are options of these names."""
+
+    dataset: str | None
+    data_root: str
+    offline: bool
+    exclude_seen: bool
+    max_bad: float
+    workers: int | None
+    store: str | None
+    store_gb: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +51,151 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A labelled data set, decoded. `record` is what a run's config keeps of it.
+    """A labelled data set, decoded.
 
-    `seen` names the test images that a pretraining has seen; if they were to be left out, they are not in `test`.
+    `fingerprints` are hashes by which a changed data set is noticed. `seen` names the test images that a pretraining
+    or the training part has seen; with --exclude-seen they are not in `test`.
     """
 
     name: str
     classes: list[str]
     train: Part
     test: Part
-    record: dict[str, Any]
+    split: str
+    fingerprints: dict[str, str]
+    pinned: dict[str, str]
+    left_out: dict[str, int]
     bad: list[BadFile]
     num_images: int
-    seen: list[dict[str, Any]]
+    seen: list[SeenImage]
 
-    def report(self, run: Run, talk: Talk) -> None:
-        """Write bad_files.jsonl and seen_test_images.jsonl, where there is anything to tell."""
-        if not group().first:
-            return
-        report_bad(self.bad, self.num_images, run.path / "bad_files.jsonl", talk)
+    @property
+    def num_seen(self) -> int:
+        """Number of test images that were seen in pretraining."""
+        return len({each.path for each in self.seen if each.run is not None})
+
+    @property
+    def num_like_train(self) -> int:
+        """Number of test images that are like training images."""
+        return len({each.path for each in self.seen if each.run is None})
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's config keeps of it."""
+        return {
+            "fingerprints": self.fingerprints,
+            "pinned": self.pinned,
+            "left_out": self.left_out,
+            "unreadable": len(self.bad),
+            "split": self.split,
+            "seen_test_images": self.num_seen,
+            "like_training_images": self.num_like_train,
+        }
+
+    def report(self, bad: Path, seen: Path, talk: Talk) -> None:
+        """Write lists of unreadable and of seen images, unless they are empty."""
+        report_bad(self.bad, self.num_images, bad, talk)
         if self.seen:
-            write_json_lines(run.path / "seen_test_images.jsonl", self.seen)
+            write_json_lines(seen, [dataclasses.asdict(each) for each in self.seen])
+
+
+def read_data(
+    reading: Reading,
+    image_size: int,
+    *,
+    run: Run | None = None,
+    sources: list[Run],
+    known: list[str] | None = None,
+    talk: Talk,
+) -> Data:
+    """Decode the training and the test part of a labelled data set.
+
+    Args:
+        run: the stopped run that used them before. sources: runs whose pretraining may have seen the test images.
+        known: the only classes that it may have, if not None.
+
+    Raise RunError if they are not what `run` was started with, DataError if too many are unreadable or no test image
+    is left.
+    """
+    dataset = reading.dataset
+    if dataset is None:
+        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+    if run is not None:
+        dataset = run.config["data"].get("pinned", {}).get(dataset, dataset)
+    with where_it_began(run):
+        found = open_labelled(dataset, data_root=Path(reading.data_root), offline=reading.offline, talk=talk)
+    talk.say(found.split_note)
+    if known is not None:
+        check_classes(found.train.classes, known)
+    marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
+    marks["labels"] = hash_of_labels(found)
+    if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
+        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
+    (train, test), bad = read_parts(found, size=storage_size(image_size), reading=reading, talk=talk)
+    exclude = reading.exclude_seen
+    rows, seen = look_for_seen(sources, train.pixels, test.pixels, test.names, exclude=exclude, talk=talk)
+    return Data(
+        name=found.name,
+        classes=found.train.classes,
+        train=train,
+        test=take(test, rows.numpy()),
+        split=found.split_note,
+        fingerprints=marks,
+        pinned=dict(found.train.source.pinned),
+        left_out=found.left_out.counts,
+        bad=bad,
+        num_images=len(found.train.source) + len(found.test.source),
+        seen=seen,
+    )
+
+
+def hash_of_labels(found: LabelledSplits) -> str:
+    """16 hex digits over the classes and every label: names do not tell the labels of tar shards and parquet files."""
+    digest = hashlib.sha256(repr(found.train.classes).encode())
+    for part in (found.train, found.test):
+        digest.update(part.labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def read_parts(found: LabelledSplits, *, size: int, reading: Reading, talk: Talk) -> tuple[list[Part], list[BadFile]]:
+    """Decode both parts; name the classes of which no image can be read."""
+    parts: list[Part] = []
+    bad: list[BadFile] = []
+    for kind, labelled in (("training", found.train), ("test", found.test)):
+        part, unreadable = read_part(labelled, size=size, reading=reading, talk=talk)
+        parts.append(part)
+        bad += unreadable
+        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
+            talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
+            found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
+    num_images = len(found.train.source) + len(found.test.source)
+    if len(bad) > reading.max_bad * num_images:
+        raise too_many(bad, num_images, reading.max_bad)
+    return parts, bad
+
+
+def read_part(part: Labelled, *, size: int, reading: Reading, talk: Talk) -> tuple[Part, list[BadFile]]:
+    store = open_pixels(
+        part.source,
+        size=size,
+        workers=reading.workers or num_cores(),
+        max_bad=1,  # of both parts together, see `read_parts`
+        talk=talk,
+        folder=reading.store,
+        limit_gb=reading.store_gb,
+    ).in_memory()
+    names = part.source.names
+    labels = torch.from_numpy(part.labels[store.kept])
+    return Part(pixels=store.pixels, labels=labels, names=[names[i] for i in store.kept]), store.bad
+
+
+def take(part: Part, indices: Labels) -> Part:
+    """Return the images at `indices`, int64 [M], ascending; `part` itself, if that is all of them."""
+    if len(indices) == len(part.labels):
+        return part
+    rows = torch.from_numpy(indices)
+    return Part(
+        pixels=part.pixels.index_select(0, rows), labels=part.labels[rows], names=[part.names[i] for i in indices]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,108 +213,19 @@ class Share:
     def num_labels(self) -> int:
         return len(self.subsets[self.seeds[0]])
 
+    @property
+    def percent(self) -> str:
+        return f"{self.fraction * 100:.3g} %"
+
     def cell(self, arm: str, seed: int) -> str:
-        """The name of the cell of an arm of that name."""
+        """Return the name of the cell of an arm."""
         return f"{arm}-f{self.fraction:g}-s{seed}"
 
 
-def read_data(options: LabelOptions, image_size: int, run: Run | None, sources: list[Run], talk: Talk) -> Data:
-    """Both parts of --dataset, decoded; test images are looked for among those that `sources` were pretrained on.
-
-    Raises RunError if they are not what `run` was started with, DataError if no test image is left.
-    """
-    assert options.dataset is not None
-    pinned = run.config["data"].get("pinned", {}) if run is not None else {}
-    dataset = pinned.get(options.dataset, options.dataset)
-    with where_it_began(run):
-        found = open_labelled(dataset, data_root=Path(options.data_root), offline=options.offline, talk=talk)
-    talk.say(found.split_note)
-    marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
-    marks["labels"] = mark_of_labels(found)
-    if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
-        raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
-    train_part, test_part, bad = read_parts(found, size=storage_size(image_size), options=options, talk=talk)
-    rows, seen = look_for_seen(
-        sources, train_part.pixels, test_part.pixels, test_part.names, exclude=options.exclude_seen, talk=talk
-    )
-    num_seen, num_like_train = counts_of(seen)
-    return Data(
-        name=found.name,
-        classes=found.train.classes,
-        train=train_part,
-        test=take(test_part, rows.numpy()),
-        record={
-            "fingerprints": marks,
-            "pinned": dict(found.train.source.pinned),
-            "left_out": found.left_out.counts,
-            "unreadable": len(bad),
-            "split": found.split_note,
-            "seen_test_images": num_seen,
-            "like_training_images": num_like_train,
-        },
-        bad=bad,
-        num_images=len(found.train.source) + len(found.test.source),
-        seen=seen,
-    )
-
-
-def mark_of_labels(found: LabelledSplits) -> str:
-    """16 hex digits over the classes and every label; names do not tell of those in tar shards and parquet files."""
-    digest = hashlib.sha256(repr(found.train.classes).encode())
-    for part in (found.train, found.test):
-        digest.update(part.labels.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def read_parts(
-    found: LabelledSplits, *, size: int, options: DataOptions, talk: Talk
-) -> tuple[Part, Part, list[BadFile]]:
-    """The training part, the test part, and what cannot be read of both; names classes of which nothing can."""
-    parts: list[Part] = []
-    bad: list[BadFile] = []
-    num_images = len(found.train.source) + len(found.test.source)
-    for labelled in (found.train, found.test):
-        part, unreadable = read_part(labelled, size=size, options=options, talk=talk)
-        parts.append(part)
-        bad += unreadable
-        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
-            kind = "test" if labelled is found.test else "training"
-            talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
-            found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
-    if len(bad) > options.max_bad * num_images:
-        raise too_many(bad, num_images, options.max_bad)
-    return parts[0], parts[1], bad
-
-
-def read_part(part: Labelled, *, size: int, options: DataOptions, talk: Talk) -> tuple[Part, list[BadFile]]:
-    store = open_pixels(
-        part.source,
-        size=size,
-        workers=options.workers or num_cores(),
-        max_bad=1,  # of both parts together, see `read_parts`
-        talk=talk,
-        folder=options.store,
-        limit_gb=options.store_gb,
-    ).in_memory()
-    names = part.source.names
-    labels = torch.from_numpy(part.labels[store.kept])
-    return Part(pixels=store.pixels, labels=labels, names=[names[i] for i in store.kept]), store.bad
-
-
-def take(part: Part, indices: Labels) -> Part:
-    """Its images at `indices`, int64 [M], ascending; itself, if that is all of them."""
-    if len(indices) == len(part.labels):
-        return part
-    rows = torch.from_numpy(indices)
-    return Part(
-        pixels=part.pixels.index_select(0, rows), labels=part.labels[rows], names=[part.names[i] for i in indices]
-    )
-
-
-def take_share(data: Data, fraction: float, seeds: range, num_rates: int) -> Share:
-    """A subset for each seed. Raises UsageError if it leaves nothing to choose among `num_rates` with."""
-    labels = data.train.labels.numpy()
+def take_share(part: Part, fraction: float, seeds: range, num_rates: int) -> Share:
+    """Draw a subset for each seed. Raise UsageError if it is too small to choose among `num_rates` with."""
+    labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
-    if num_rates > 1 and share.num_labels <= len(data.classes):
+    if num_rates > 1 and share.num_labels <= len(np.unique(labels)):
         raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
     return share

@@ -1,7 +1,7 @@
-"""Test images that are like training images, or seen in pretraining: told, listed, and left out if asked."""
+"""Test images that are like training images, or were seen in pretraining: reported, and left out if asked."""
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,27 +13,37 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 
 
+@dataclass(frozen=True)
+class SeenImage:
+    """A test image, and the run that was pretrained on it, or on nearly the same; None for a training image."""
+
+    path: str
+    run: str | None
+    kind: str
+    bits: int
+
+
 def look_for_seen(
     sources: Iterable[Run], train: Tensor, pixels: Tensor, names: list[str], *, exclude: bool, talk: Talk
-) -> tuple[Tensor, list[dict[str, Any]]]:
+) -> tuple[Tensor, list[SeenImage]]:
     """Compare test images with training images, and with those that runs were pretrained on.
 
     Args:
-        sources: the runs; of one without marks (the bundled network, a finetuned one) nothing is known, which is said.
+        sources: the runs. Nothing is known of one without marks (the bundled network, a finetuned one).
         train: uint8 [N, S, S, 3], the training images.
         pixels: uint8 [M, S, S, 3], the test images, stored as for the runs' own images; names: M.
 
     Returns:
-        The rows to go on with, int64 [M'], ascending: all, or with `exclude` those that nothing has seen. And a record
-        for each image and run that has seen it; its run is None for a training image.
+        The rows to keep, int64 [M'], ascending: all, or with `exclude` those that nothing has seen. And a record for
+        each image and run that has seen it.
 
-    Raises UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
+    Raise UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
     """
-    records: list[dict[str, Any]] = []
+    records: list[SeenImage] = []
     keep = np.ones(len(names), dtype=np.bool_)
     marks = marks_of(pixels)
     if len(train) * len(names) > MOST_PAIRS:
-        talk.say("these are too many test images to look for near-duplicates of training images: copies alone are told")
+        talk.say("too many test images to look for near-duplicates of training images: only copies are reported")
     compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train), pairs=MOST_PAIRS))]
     for source in sources:
         if (source.path / FILE_NAME).is_file():
@@ -51,26 +61,14 @@ def look_for_seen(
                 f"{copies:,} copies, {near - copies:,} near-duplicates"
                 + (", left out" if exclude else "; --exclude-seen leaves them out")
             )
-        records += [
-            {
-                "path": names[i],
-                "run": run,
-                "kind": "copy" if found.exact[i] else "near-duplicate",
-                "bits": int(found.distance[i]),
-            }
-            for i in np.flatnonzero(found.near)
-        ]
+        for i in np.flatnonzero(found.near):
+            kind = "copy" if found.exact[i] else "near-duplicate"
+            records.append(SeenImage(names[i], run, kind, int(found.distance[i])))
         if exclude:
             keep &= ~found.near
     if len(keep) and not keep.any():
         raise DataError(
             "every test image was seen in pretraining, or is like a training image: without --exclude-seen, "
-            "that is told, and all are kept"
+            "all are kept, with a warning"
         )
     return torch.from_numpy(np.flatnonzero(keep)), records
-
-
-def counts_of(records: list[dict[str, Any]]) -> tuple[int, int]:
-    """Count the test images that were seen in pretraining, and those that are like training images."""
-    seen, like = ({each["path"] for each in records if (each["run"] is None) == alike} for alike in (False, True))
-    return len(seen), len(like)

@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
+from selfie_cli.comparison.results import ArmResult, Convergence, Finetuned, Gain, Interval, Point
 from selfie_cli.evaluation.metrics import mean_std, paired_interval
-
-Interval = tuple[float, float]
 
 RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
 LEAST_GAIN = 0.005
@@ -18,26 +16,11 @@ WIDEST_ERROR, FEWEST_HELD = 0.02, 50
 """With a larger standard error of that gain, or fewer held-out labels, no gain found does not mean flat."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Convergence:
-    """Whether an arm still gains at the end of its training.
-
-    Two networks of the first seed are trained on four fifths of its labels, one for half of the `steps`, one for all,
-    and judged on the `num_held` labels that were held out. `half` and `whole` are their accuracies (0..1), `error` is
-    the paired standard error of the difference. `words` say the same in one clause.
-    """
-
-    steps: int
-    num_held: int
-    half: float | None
-    whole: float | None
-    error: float | None
-    verdict: str
-    words: str
-
-
 def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
-    """`half`, `whole`: bool [N], whether each held-out label was found after half of the steps, and after all."""
+    """Compare the network of half of the steps with the one of all.
+
+    half, whole: bool [N], whether each classifies a held-out image correctly.
+    """
     count = len(half)
     if count < 2:
         nothing = {"half": None, "whole": None, "error": None}
@@ -56,94 +39,14 @@ def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
     return Convergence(steps=steps, num_held=count, half=before, whole=after, error=error, verdict=verdict, words=words)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmResult:
-    """Accuracies (0..1) of one way to initialize, a seed each; `std` is None for a single seed.
-
-    `called` says in words what pretrained it. `convergence` is None where it was not checked.
-    """
-
-    name: str
-    lr: float
-    accuracies: list[float]
-    mean: float
-    std: float | None
-    called: str = ""
-    convergence: Convergence | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """An arm's accuracies minus a baseline's, paired by seed, in 0..1; an interval needs three seeds."""
-
-    arm: str
-    baseline: str
-    gains: list[float]
-    mean: float
-    std: float | None
-    interval: Interval | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """The results with one share of the labels.
-
-    `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
-    say in words what pretrained each arm, and how it did with half of the steps.
-    """
-
-    fraction: float
-    num_labels: int
-    steps: int
-    seeds: list[int]
-    arms: list[ArmResult]
-    comparisons: list[Gain]
-    rates: list[float] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finetuned(Point):
-    """What `finetune` found. `gains` are the first of the comparisons: pretrained minus the same network without."""
-
-    run: Path
-    dataset: str
-    num_test: int
-    num_classes: int
-    left_out: dict[str, int] = field(default_factory=dict)
-    gains: list[float] | None
-    gain_mean: float | None
-    gain_std: float | None
-    gain_interval: Interval | None
-    sentence: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """What `curve` found: a point for each share of the labels, all with the same arms, and a sentence for each arm.
-
-    `remarks` say of an arm what its reader must know: that it is another network. `notes` are those of all points.
-    """
-
-    run: Path
-    dataset: str
-    num_test: int
-    num_classes: int
-    left_out: dict[str, int]
-    points: list[Point]
-    remarks: dict[str, str]
-    sentences: list[str]
-    plots: list[str]
-    notes: list[str] = field(default_factory=list)
-
-
-def arm_result(name: str, lr: float, accuracies: list[float], called: str, found: Convergence | None) -> ArmResult:
+def make_arm_result(
+    name: str, lr: float, accuracies: list[float], called: str = "", converged: Convergence | None = None
+) -> ArmResult:
     mean, std = mean_std(accuracies)
-    return ArmResult(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, called=called, convergence=found)
+    return ArmResult(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, called=called, convergence=converged)
 
 
-def point(
+def make_point(
     *,
     fraction: float,
     num_labels: int,
@@ -155,116 +58,114 @@ def point(
 ) -> Point:
     """The results of `arms`, and the paired gains of each (arm, baseline) in `pairs`."""
     accuracies = {arm.name: arm.accuracies for arm in arms}
-    comparisons = []
-    for arm, baseline in pairs:
-        gains = [after - before for before, after in zip(accuracies[baseline], accuracies[arm], strict=True)]
-        mean, std = mean_std(gains)
-        interval = paired_interval(gains)
-        comparisons.append(Gain(arm=arm, baseline=baseline, gains=gains, mean=mean, std=std, interval=interval))
+    checked = "; ".join(f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None)
+    notes = [f"{arm.name}: {arm.called}." for arm in arms if arm.called]
+    if checked:
+        notes.append(f"Half of the steps and all of them, on held-out labels of the first seed: {checked}.")
     return Point(
         fraction=fraction,
         num_labels=num_labels,
         steps=steps,
         seeds=seeds,
         arms=arms,
-        comparisons=comparisons,
+        comparisons=[paired_gain(arm, baseline, accuracies) for arm, baseline in pairs],
         rates=rates,
-        warnings=unconverged(arms),
-        notes=[*(f"{arm.name}: {arm.called}." for arm in arms if arm.called), *lengths(arms)],
+        warnings=[warning for arm in arms if (warning := not_converged(arm))],
+        notes=notes,
     )
 
 
-def unconverged(arms: list[ArmResult]) -> list[str]:
-    """A line for each arm that still gained at the end of its training."""
-    found = [(arm.name, arm.convergence) for arm in arms if arm.convergence and arm.convergence.verdict == RISING]
-    return [
-        f"not converged: {name} still gained {((each.whole or 0) - (each.half or 0)) * 100:+.1f} points from "
-        f"{each.steps // 2:,} to {each.steps:,} steps; the gain may be one of speed. Train longer: "
-        f"--steps {2 * each.steps}"
-        for name, each in found
-    ]
+def paired_gain(arm: str, baseline: str, accuracies: dict[str, list[float]]) -> Gain:
+    gains = [after - before for before, after in zip(accuracies[baseline], accuracies[arm], strict=True)]
+    mean, std = mean_std(gains)
+    return Gain(arm=arm, baseline=baseline, gains=gains, mean=mean, std=std, interval=paired_interval(gains))
+
+
+def not_converged(arm: ArmResult) -> str | None:
+    """A warning, if an arm still gained at the end of its training."""
+    found = arm.convergence
+    if found is None or found.verdict != RISING:
+        return None
+    gained = ((found.whole or 0) - (found.half or 0)) * 100
+    return (
+        f"not converged: {arm.name} still gained {gained:+.1f} points from {found.steps // 2:,} to {found.steps:,} "
+        f"steps; the gain may be one of speed. Train longer: --steps {2 * found.steps}"
+    )
 
 
 def notes_of(points: list[Point]) -> list[str]:
     """The warnings and notes of all shares, each once, with the shares that it is about."""
     shares: dict[str, list[str]] = {}
-    for each in points:
-        for note in [*each.warnings, *each.notes]:
-            shares.setdefault(note, []).append(share_of(each))
+    for point in points:
+        for note in [*point.warnings, *point.notes]:
+            shares.setdefault(note, []).append(point.share)
     return [note if len(of) == len(points) else f"At {', '.join(of)}: {note}" for note, of in shares.items()]
 
 
-def lengths(arms: list[ArmResult]) -> list[str]:
-    """A line that says how each arm did with half of the steps."""
-    words = "; ".join(f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None)
-    return [f"Half of the steps and all of them, on held-out labels of the first seed: {words}."] if words else []
-
-
 def conditions(points: list[Point], index: int | None = None) -> str:
-    """The length of training, the search of rates and convergence in one sentence, as results are quoted alone.
+    """The number of steps, the search of rates and convergence in one sentence, because results are quoted alone.
 
     It is about all arms, or about those of comparison `index`.
     """
-    lengths = sorted({each.steps for each in points})
+    lengths = sorted({point.steps for point in points})
     steps = " to ".join(f"{each:,}" for each in dict.fromkeys((lengths[0], lengths[-1])))
     gain = None if index is None else points[0].comparisons[index]
     arms = [(p, arm) for p in points for arm in p.arms if gain is None or arm.name in (gain.arm, gain.baseline)]
     tried = f"learning rate {arms[0][1].lr:g}, not searched"
     if len(rates := points[0].rates) > 1:
         tried = f"each arm's learning rate chosen among {', '.join(f'{lr:g}' for lr in rates)} on held-out labels"
-    of: dict[str, list[str]] = {}
-    for p, arm in arms:
-        name = arm.name if len(points) == 1 else f"{arm.name} at {share_of(p)}"
-        of.setdefault(arm.convergence.verdict if arm.convergence else "", []).append(name)
-    if RISING in of:
-        converged = f"not converged: {', '.join(of[RISING])} still rose, so the gain may be one of speed"
-    elif "" in of:
+    verdicts = [arm.convergence.verdict if arm.convergence else None for _, arm in arms]
+    if RISING in verdicts:
+        rising = [pair for pair, verdict in zip(arms, verdicts, strict=True) if verdict == RISING]
+        names = ", ".join(arm.name if len(points) == 1 else f"{arm.name} at {point.share}" for point, arm in rising)
+        converged = f"not converged: {names} still rose, so the gain may be one of speed"
+    elif None in verdicts:
         converged = "whether more steps would help was not checked"
-    elif UNKNOWN in of:
+    elif UNKNOWN in verdicts:
         converged = f"convergence: {UNKNOWN}"
     else:
         converged = "no arm was found to gain from the last doubling of the steps"
     return f"{steps} steps per network; {tried}; {converged}."
 
 
-def share_of(found: Point) -> str:
-    return f"{found.fraction * 100:.3g} %"
-
-
-def summarize(found: Point, *, run: Path, dataset: str, num_test: int, num_classes: int) -> Finetuned:
-    """With the sentences that say what the comparisons mean."""
-    first = found.comparisons[0] if found.comparisons else None
+def summarize(
+    point: Point, *, run: Path, dataset: str, num_test: int, num_classes: int, left_out: dict[str, int]
+) -> Finetuned:
+    """The results of finetune, with a sentence for each comparison."""
+    first = point.comparisons[0] if point.comparisons else None
     return Finetuned(
-        **vars(found),
+        **vars(point),
         run=run,
         dataset=dataset,
         num_test=num_test,
         num_classes=num_classes,
+        left_out=left_out,
         gains=first.gains if first else None,
         gain_mean=first.mean if first else None,
         gain_std=first.std if first else None,
         gain_interval=first.interval if first else None,
-        sentence=f"{verdict(found)} {conditions([found])}",
+        sentence=f"{verdict(point)} {conditions([point])}",
     )
 
 
-def verdict(found: Point) -> str:
+def verdict(point: Point) -> str:
     """A sentence for each comparison, for people who read nothing else."""
-    share = f"{found.fraction * 100:.3g} % of the labels" if found.fraction < 1 else "all labels"
-    arm = found.arms[-1]
-    if not found.comparisons:
-        return f"{titled(arm.name)} with {share}: {arm.mean:.1%}; without a second arm there is nothing to compare."
+    share = f"{point.share} of the labels" if point.fraction < 1 else "all labels"
+    arm = point.arms[-1]
+    name = titled(arm.name)
+    if not point.comparisons:
+        return f"{name} with {share}: {arm.mean:.1%}; without a second arm there is nothing to compare."
     sentences = []
-    for gain in found.comparisons:
-        several = len(found.comparisons) > 1
+    several = len(point.comparisons) > 1
+    for gain in point.comparisons:
         over = f" over {gain.baseline}" if several else ""
         if gain.interval is None:
             sentences.append(
-                f"{titled(arm.name)} with {share}{over}: {span(gain)}; "
+                f"{name} with {share}{over}: {span(gain)}; "
                 "three seeds or more would say whether that is more than chance (--seeds 3)."
             )
         elif effect := effect_of(gain.interval):
-            sentences.append(f"{titled(arm.name)} {effect} with {share}{over}: {span(gain)}.")
+            sentences.append(f"{name} {effect} with {share}{over}: {span(gain)}.")
         else:
             other = gain.baseline if several else "no pretraining"
             sentences.append(f"No difference was found between {arm.name} and {other} with {share}: {span(gain)}.")
@@ -272,28 +173,22 @@ def verdict(found: Point) -> str:
 
 
 def curve_sentence(points: list[Point], index: int, remark: str = "") -> str:
-    """What was found of comparison `index` at each point, in one sentence; `remark` is what its reader must know."""
+    """Comparison `index` at each point, in one sentence."""
     clauses = []
-    for each in points:
-        gain, at = each.comparisons[index], f"at {each.fraction * 100:.3g} %"
+    for point in points:
+        gain = point.comparisons[index]
         if gain.interval is None:
-            clauses.append(f"{at} {span(gain)}, too few to say whether that is chance")
+            clauses.append(f"at {point.share} {span(gain)}, too few to say whether that is chance")
         elif effect := effect_of(gain.interval):
-            clauses.append(f"{at} it {effect} ({span(gain)})")
+            clauses.append(f"at {point.share} it {effect} ({span(gain)})")
         else:
-            clauses.append(f"{at} no difference was found ({span(gain)})")
+            clauses.append(f"at {point.share} no difference was found ({span(gain)})")
     arm = titled(points[0].comparisons[index].arm)
     return f"{arm}{f' ({remark})' if remark else ''}: {'; '.join(clauses)}. {conditions(points, index)}"
 
 
-def spreads(points: list[Point]) -> dict[str, list[tuple[float, float | None]]]:
-    """For each arm its mean and standard deviation at each point."""
-    names = [arm.name for arm in points[0].arms]
-    return {name: [(each.arms[i].mean, each.arms[i].std) for each in points] for i, name in enumerate(names)}
-
-
 def effect_of(interval: Interval) -> str:
-    """'' where the interval holds zero."""
+    """'helped' or 'hurt'; '' where the interval holds zero."""
     return "helped" if interval[0] > 0 else "hurt" if interval[1] < 0 else ""
 
 
@@ -302,10 +197,9 @@ def span(gain: Gain) -> str:
     points, seeds = f"{gain.mean * 100:+.1f} points", f"{len(gain.gains)} seed{'s' * (len(gain.gains) > 1)}"
     if gain.interval is None:
         return f"{points} in {seeds}"
-    low, high = gain.interval
-    return f"{points}, 95 % interval {low * 100:+.1f} to {high * 100:+.1f}, {seeds}"
+    return f"{points}, 95 % interval {gain.bounds}, {seeds}"
 
 
 def titled(name: str) -> str:
-    """An arm's name where a sentence begins; methods are written as their papers do."""
+    """An arm's name at the beginning of a sentence; methods are written as their papers do."""
     return {"byol": "BYOL", "simclr": "SimCLR"}.get(name, name[:1].upper() + name[1:])

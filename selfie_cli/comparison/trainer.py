@@ -1,43 +1,40 @@
-"""Trains one network after another. A cell is a network of an arm, a share of the labels and a seed, in its own run."""
+"""Trains one network after another. A cell is one network of the grid of arms, shares and seeds, with its own run."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfie_cli import runs
-from selfie_cli.comparison.arms import Arm, learning_rates
+from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take
-from selfie_cli.comparison.statistics import Convergence, convergence
-from selfie_cli.config import LabelOptions
+from selfie_cli.comparison.results import Convergence
+from selfie_cli.comparison.settings import Fitted, Training, batches, make_step
+from selfie_cli.comparison.statistics import convergence
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
-from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
+from selfie_cli.data.batches import Prefetch, step_seed
 from selfie_cli.data.pixels import SMALL
-from selfie_cli.errors import Diverged, RunError, UsageError, WeightsError
+from selfie_cli.errors import Diverged, RunError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
-from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
+from selfie_cli.training.hardware import warm_up
 from selfie_cli.training.loop import Plan, train
-from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import budget_seconds, num_steps
-from selfie_cli.training.step import Step, check_pieces
+from selfie_cli.training.step import Step
 
 
 def known_accuracy(file: Path) -> float:
-    """The accuracy of a finished cell, 0..1. Raises RunError if the file is damaged."""
+    """Return the accuracy of a finished cell, 0..1. Raise RunError if the file is damaged."""
     try:
         accuracy = read_json(file)["accuracy"]
         if not 0 <= accuracy <= 1:
@@ -48,8 +45,8 @@ def known_accuracy(file: Path) -> float:
 
 
 @contextlib.contextmanager
-def begun_anew(run: Run) -> Iterator[None]:
-    """If a network diverges, say that resuming would not help: rates stay, so that networks can be compared."""
+def start_anew_after_divergence(run: Run) -> Iterator[None]:
+    """Add the command to Diverged: resuming does not help, as the rate stays so that networks can be compared."""
     try:
         yield
     except Diverged as error:
@@ -71,213 +68,112 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Trains one network after another, all with the same batch, schedule and augmentation."""
+    """Trains the cells of a run, and looks up those that are finished."""
 
-    options: LabelOptions
-    image_size: int
-    device: torch.device
+    run: Run
+    training: Training
+    fitted: Fitted
     talk: Talk
 
-    @property
-    def batch_size(self) -> int:
-        usual = 128 if self.image_size <= 64 else 512
-        return self.options.batch_size or max(2, usual // group().world) * group().world
+    def folder(self, cell: Cell) -> Path:
+        return self.run.path / "cells" / cell.name
 
-    @property
-    def rates(self) -> list[float]:
-        return learning_rates(self.options.lr)
+    def tune(self, arm: Arm, share: Share, steps: int, labelled: Part) -> tuple[float, Convergence | None]:
+        """Choose an arm's learning rate, and find whether it has converged after `steps`.
 
-    def num_held_out(self) -> int:
-        """Networks of each arm and share that are judged on held-out labels, in full length."""
-        return len(self.rates) if len(self.rates) > 1 else int(self.options.check_length)
-
-    def step_of(self, module: AnyClassifier, sizes: dict[str, Any]) -> tuple[Supervised, Step]:
-        """A task to train `module` on, and a training step of it. The training loop sets the learning rate."""
-        options, here = self.options, group()
-        compiled = compiles(options.compile, self.device, deterministic=options.deterministic)
-        if here.world > 1 and self.device.type == "cuda":
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        task = Supervised(module, image_size=self.image_size, min_crop=options.min_crop)
-        step = Step(
-            module,
-            task,
-            make_optimizer("sgd", module, lr=0.0, weight_decay=options.weight_decay),
-            micro_batch=sizes["micro_batch"],
-            precision=sizes["precision"],
-            compiled=compiled and sizes["compiles"],
-            graphs=self.device.type == "cuda" and self.image_size <= 64 and sizes["micro_batch"] == self.batch_size,
-            group=here,
-            smallest=self.batch_size if options.deterministic else 2,
-            talk=self.talk,
-        )
-        return task, step
-
-    def batches(self, task: Supervised, part: Part, seed: int, sizes: dict[str, Any]) -> Callable[[int], Batch]:
-        """This process's part of the batch of each step."""
-        here, count, version = group(), len(part.labels), sizes["image_order"]
-        order = SampleOrder(count, self.batch_size, seed, rank=here.rank, world=here.world, version=version)
-
-        def take(rows: Tensor) -> Batch:
-            return part.pixels.index_select(0, rows.to(part.pixels.device)), part.labels[rows]
-
-        return make_batches(order, take, lambda size, generator: [task.draw(size, generator)])
-
-    def plan(self, arms: list[Arm], part: Part, shares: list[Share]) -> tuple[dict[str, Any], list[int]]:
-        """A micro-batch and a precision for all arms, and the steps for each share; says how long it will take.
-
-        A budget is for all networks of all shares together.
+        Both use held-out labels of `labelled`, the images of the share's first seed, and never test images.
         """
-        sizes, seconds_a_step = self.fit(arms, part)
-        size, checked = self.batch_size, int(self.options.check_length)
-        an_arm = [len(share.seeds) + self.num_held_out() for share in shares]
-        asked, steps, whole = self.options.steps, [], 0.0
-        if self.options.budget:
-            lengths = sum(an_arm) + len(shares) * checked / 2
-            asked = Pace(len(arms) * seconds_a_step * lengths).steps(budget_seconds(self.options.budget))
-        for share, count in zip(shares, an_arm, strict=True):
-            steps.append(
-                num_steps(steps=asked, epochs=self.options.epochs, num_images=share.num_labels, batch_size=size)
-            )
-            each = steps[-1] * seconds_a_step
-            in_all = each * len(arms) * (count + checked / 2)
-            whole += in_all
-            also = f" and {len(arms)} of half as many" if checked else ""
-            self.talk.say(
-                f"{share.fraction * 100:.3g} % of the labels: {count * len(arms)} networks of {steps[-1]:,} steps"
-                f"{also} ({steps[-1] * size / share.num_labels:.0f} epochs) at {size / seconds_a_step:,.0f} "
-                f"images/s: about {duration(each)} each, {duration(in_all)} in all"
-            )
-        if len(shares) > 1:
-            self.talk.say(f"the whole curve: about {duration(whole)}")
-        return sizes, steps
-
-    def fit(self, arms: list[Arm], part: Part) -> tuple[dict[str, Any], float]:
-        """Choose how all arms are trained on this machine; returns it with the seconds of a step, their mean over arms.
-
-        Both come from a trial on a few batches of `part`.
-        """
-        size, world = self.batch_size, group().world
-        if size % world:
-            raise UsageError(f"a batch of {size} cannot be divided among {world} processes evenly")
-        check_pieces(size // world, self.options.micro_batch or size // world, 2)
-        # Arms of one kind are equally fast.
-        kinds = [repr({**arm.shape, "pretraining": None, "pretrained_by": None}) for arm in arms]
-        tried = precisions(self.device, self.options.precision, deterministic=self.options.deterministic)
-        sizes = {"batch_size": size, "micro_batch": size // world, "precision": tried[0]}
-        sizes |= {"compiles": True, "processes": world, "image_order": IMAGE_ORDER}
-        trials = {}
-        for kind, arm in zip(kinds, arms, strict=True):
-            if kind not in trials:
-                task, step = self.step_of(arm.make().to(self.device), sizes)
-                batch = tuple(tensor.to(self.device) for tensor in self.batches(task, part, 0, sizes)(0))
-                trials[kind] = step, batch
-        micro = self.options.micro_batch or size // world
-        if not self.options.micro_batch and not self.options.deterministic:
-            few = [(step, tuple(tensor[:4] for tensor in batch)) for step, batch in trials.values()]
-            micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
-        times, wanted = {}, [step for step, _ in trials.values() if step.compiled]
-        for kind, (step, batch) in trials.items():  # the first kind's precision is the others', too
-            step.set_micro_batch(micro)
-            times[kind] = fit(step, batch, tried, self.talk)
-            tried, micro = [step.precision], step.micro_batch
-        sizes |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
-        return sizes, sum(times[kind] for kind in kinds) / len(kinds)
-
-    def tune(
-        self, run: Run, arm: Arm, share: Share, sizes: dict[str, Any], first: Part
-    ) -> tuple[float, Convergence | None]:
-        """Choose an arm's learning rate, and learn whether it has converged after `sizes["steps"]`.
-
-        Both on held-out labels of `first`, which has those of the first seed, and never on test images.
-        """
-        rates, steps, seed = self.rates, sizes["steps"], share.seeds[0]
-        checked = self.options.check_length and steps > 1
+        rates, seed = self.training.rates, share.seeds[0]
+        checked = self.training.check_length and steps > 1
         if len(rates) == 1 and not checked:
             return rates[0], None
-        kept, held = (take(first, each) for each in splits.hold_out(first.labels.numpy(), splits.HELD_OUT_SHARE, seed))
-        if not len(held.labels):  # one label a class, for which several rates are refused
+        kept, held = (
+            take(labelled, each) for each in splits.hold_out(labelled.labels.numpy(), splits.HELD_OUT_SHARE, seed)
+        )
+        if not len(held.labels):  # one label per class, for which several rates are refused
             return rates[0], convergence(steps, held.labels, held.labels)
-        before = "search" if run.verb == "finetune" else f"search-f{share.fraction:g}"
-        cells = {lr: Cell(name=f"{before}-{arm.name}-lr{lr:g}", arm=arm, lr=lr, seed=seed, steps=steps) for lr in rates}
-        scores = {lr: self.train(run, cell, sizes, kept, held) for lr, cell in cells.items()}
-        lr = max(scores, key=lambda lr: scores[lr])
-        about = f"{share.fraction * 100:.3g} %, {arm.name}"
+        before = "search" if self.run.verb == "finetune" else f"search-f{share.fraction:g}"
+        cells = [Cell(name=f"{before}-{arm.name}-lr{lr:g}", arm=arm, lr=lr, seed=seed, steps=steps) for lr in rates]
+        scores = [self.train(cell, kept, held) for cell in cells]
+        best = cells[scores.index(max(scores))]
+        about = f"{share.percent}, {arm.name}"
         if len(rates) > 1:
-            tried = ", ".join(f"{lr:g}: {score:.1%}" for lr, score in scores.items())
-            self.talk.say(f"{about}: learning rate {lr:g} (on held-out labels {tried})")
+            tried = ", ".join(f"{lr:g}: {score:.1%}" for lr, score in zip(rates, scores, strict=True))
+            self.talk.say(f"{about}: learning rate {best.lr:g} (on held-out labels {tried})")
         if not checked:
-            return lr, None
-        half = dataclasses.replace(cells[lr], name=f"{cells[lr].name}-half", steps=steps // 2)
-        self.train(run, half, sizes, kept, held)
-        found = convergence(steps, *(self.right(run, cell, held) for cell in (half, cells[lr])))
+            return best.lr, None
+        half = dataclasses.replace(best, name=f"{best.name}-half", steps=steps // 2)
+        self.train(half, kept, held)
+        found = convergence(steps, self.correct(half, held), self.correct(best, held))
         self.talk.say(f"{about}: {found.words}")
-        return lr, found
+        return best.lr, found
 
-    def right(self, run: Run, cell: Cell, part: Part) -> Tensor:
-        """Which images of `part` a finished cell classifies right: bool [N]."""
-        there = runs.open_run(run.path / "cells" / cell.name)
-        network = networks.load_network(there, features=None, device=self.device)
+    def correct(self, cell: Cell, part: Part) -> Tensor:
+        """Return which images of `part` a finished cell classifies correctly: bool [N]."""
+        run = runs.open_run(self.folder(cell))
+        network = networks.load_network(run, features=None, device=self.training.device)
         return networks.class_scores(network, part.pixels).argmax(dim=1) == part.labels
 
-    def train(self, run: Run, cell: Cell, sizes: dict[str, Any], labelled: Part, test: Part) -> float:
-        """Train one network, or continue or look up an earlier attempt; returns its accuracy on `test`, 0..1."""
-        here = group()
-        folder = run.path / "cells" / cell.name
-        sizes = {**sizes, "steps": cell.steps}
+    def train(self, cell: Cell, labelled: Part, test: Part) -> float:
+        """Train a network, continue an earlier attempt or look it up; return its accuracy on `test`, 0..1."""
+        here, folder = group(), self.folder(cell)
         if here.from_first((folder / "results.json").is_file()):
             accuracy = known_accuracy(folder / "results.json")
-            there = runs.open_run(folder)
-            if here.first and (not there.finished or (folder / "state").exists()):  # killed on its way there
-                there.finish({"accuracy": accuracy})
+            run = runs.open_run(folder)
+            if here.first and (not run.finished or (folder / "state").exists()):  # killed before it was marked
+                run.finish({"accuracy": accuracy})
             return accuracy
         asked = {"cell": cell.name, "lr": cell.lr, "seed": cell.seed}
-        derived = {**cell.arm.shape, **sizes}
+        derived = {**cell.arm.shape, **dataclasses.asdict(self.fitted), "steps": cell.steps}
         if here.first and (folder / "config.json").is_file():
             runs.open_to_resume(str(folder), "finetune-cell")
         elif here.first:
             runs.create(folder, verb="finetune-cell", asked=asked, derived=derived)
         here.wait()
-        there = runs.open_run(folder)
-        module, step = self.trained(run, cell, sizes, labelled)
+        run = runs.open_run(folder)
+        module, step = self.trained(cell, labelled)
         here.share_buffers(module)  # the network that is kept is the one that is judged
-        network = networks.Network(module.eval(), self.image_size, "penultimate")
-        scores = networks.class_scores(network, test.pixels)
-        accuracy = here.from_first(topk_accuracy(scores, test.labels))
+        network = networks.Network(module.eval(), self.training.image_size, "penultimate")
+        accuracy = here.from_first(topk_accuracy(networks.class_scores(network, test.pixels), test.labels))
         if here.first:
-            networks.save_classifier(there, module, derived)
+            networks.save_classifier(run, module, derived)
             write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
-            there.finish({"accuracy": accuracy, "micro_batch": step.micro_batch})
+            run.finish({"accuracy": accuracy, "micro_batch": step.micro_batch})
         here.wait()
         return accuracy
 
-    def trained(self, run: Run, cell: Cell, sizes: dict[str, Any], labelled: Part) -> tuple[AnyClassifier, Step]:
-        """The network of a cell at the end of its training, and the last of its steps."""
+    def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
+        """Return a cell's network at the end of its training, and its training step."""
+        training, run = self.training, self.run
         torch.manual_seed(step_seed(cell.seed, 0))
-        module = cell.arm.make().to(self.device)
+        module = cell.arm.make().to(training.device)
         if cell.arm.state is not None:
             try:
                 module.take_over(cell.arm.state)
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
             networks.estimate_batch_norm(
-                module, lambda pixels: module(plain_view(pixels, self.image_size)), labelled.pixels
+                module, lambda pixels: module(plain_view(pixels, training.image_size)), labelled.pixels
             )
-        task, step = self.step_of(module, sizes)
-        if labelled.pixels.numel() <= SMALL:  # where it is needed
-            labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(self.device))
-        batches = self.batches(task, labelled, cell.seed, sizes)
-        with Prefetch(batches, device=self.device, end=cell.steps) as batch_of, begun_anew(run):
-            warm_up(step, tuple(tensor.to(self.device) for tensor in batch_of(0)), self.talk)
+        task, step = make_step(module, training, self.fitted, self.talk)
+        if labelled.pixels.numel() <= SMALL:
+            labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
+        batch_of_step = batches(task, labelled, cell.seed, self.fitted)
+        with (
+            Prefetch(batch_of_step, device=training.device, end=cell.steps) as batch_of,
+            start_anew_after_divergence(run),
+        ):
+            warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
             plan = Plan(
-                folder=run.path / "cells" / cell.name,
+                folder=self.folder(cell),
                 steps=cell.steps,
                 lr=cell.lr,
-                warmup=self.options.warmup_steps,
+                warmup=training.warmup_steps,
                 seed=cell.seed,
-                save_every=self.options.save_every,
+                save_every=training.save_every,
                 name=cell.name,
                 resume_hint=group().resume_command(run.verb, run.path),
-                tensorboard=self.options.log == "tensorboard",
+                tensorboard=training.tensorboard,
             )
             train(step, batch_of, plan, talk=self.talk)
         return module, step

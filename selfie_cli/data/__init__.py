@@ -1,5 +1,6 @@
 """Images and labels, from what a user names to batches of pixels.
 
-One room decides what lies in a folder, tar, parquet file or list (`layout`), one decodes (`images`), and a store gives
-uint8 pixels from memory, disk or on the fly. Everything is uint8 until the method augments it.
+`layout` decides what lies in a folder, tar, parquet file or list, `images` decodes, `pixels` is the one interface to
+decoded images, in memory or cached on disk, and `batches` makes the batch of each step. Images stay uint8 until the
+method augments them.
 """

@@ -1,4 +1,4 @@
-"""A guard on the evidence: test images that a network has already seen in pretraining, as copies or nearly so.
+"""Copies and near-duplicates: test images that a network has seen in pretraining, or images that are there twice.
 
     N images seen    M images to test    S side in pixels
 
@@ -7,7 +7,7 @@ colour, and mirroring: the signs of its lowest 16 x 16 cosine coefficients in gr
 "Implementation and benchmarking of perceptual image hash functions", takes 8 x 8 and compares with the median).
 Mirroring an image flips the signs of its odd horizontal frequencies and no others.
 
-What is missed: the same photograph cut by more than about a thirtieth of its side, or turned by more than 2 degrees.
+Not found: the same photograph cut by more than about a thirtieth of its side, or turned by more than 2 degrees.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from selfie_cli.weights import load_weights, save_weights
 
 FILE_NAME = "seen.safetensors"
 VERSION = "1"
-"""Of what the bits mean: marks of different versions cannot be compared."""
+"""Version of the meaning of the bits: marks of different versions cannot be compared."""
 
 SIDE = 16  # frequencies each way
 NUM_BYTES = SIDE * SIDE // 8
@@ -41,7 +41,7 @@ test data?" (of whose 249 near-duplicates 103 are found; the others are cut othe
 bits and more, generated pictures of one kind of object in 47 and more: in narrow collections, judge the share found.
 """
 ALIKE = 40
-"""As NEAR, for images within one set, where the same kind of picture is there many times.
+"""NEAR for images within one set, where the same kind of picture is there many times.
 
 Of 3,781 photos of clothes, two pairs differ in 40 bits or less (4 and 40), both of the same piece; from 48 on pieces
 differ. Of CIFAR-10's 60,000 images 428 have an earlier one so near; of some 90 of those pairs all looked the same. Of
@@ -50,9 +50,7 @@ large photos saved anew, halved, mirrored or 20 % brighter, all are found (28 bi
 FAINT = 1.0  # grey levels: below, a coefficient may be the rounding of pixels to whole levels (some 0.2, whatever S is)
 CHUNK = 2**22  # values of pixels looked at together
 MOST_PAIRS = 2e10  # a minute on one core; all of 200,000 images
-ROWS, KEYS = 256, 1024  # compared together, as PAIRS
-_NONE = 2**62
-PAIRS = 2**18  # compared together: few enough to stay in the processor's cache
+ROWS, KEYS = 64, 2048  # compared together: few enough to stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +67,10 @@ class Marks:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What is known of M test images; every array is [M].
+    """The images seen that M test images are like; every array is [M].
 
     exact: bool, True where a copy was seen. near: bool, True where a near-duplicate or a copy was. nearest: int64, the
-    row of the closest image seen; distance: int64, in how many bits of 255 it differs; both -1 if nothing was seen.
+    row of the closest image seen; distance: int64, in how many bits of 255 it differs; both -1 if none is near.
     """
 
     exact: NDArray[np.bool_]
@@ -106,31 +104,19 @@ def marks_of(pixels: Tensor) -> Marks:
     return Marks(digests[:, :8].copy().view(np.int64)[:, 0], perceptual)
 
 
-def find_seen(test: Marks, seen: Marks, *, pairs: float = np.inf) -> Seen:
+def find_seen(test: Marks, seen: Marks, *, near: int = NEAR, pairs: float = np.inf) -> Seen:
     """Compare every test image, and its mirror image, with every image seen. Beyond `pairs`, only copies are found."""
-    num_test, num_seen = len(test), len(seen)
-    nearest, distance = np.full(num_test, -1, np.int64), np.full(num_test, -1, np.int64)
-    if not num_seen:
-        return Seen(np.zeros(num_test, np.bool_), np.zeros(num_test, np.bool_), nearest, distance)
-    queries = test.perceptual.view(np.uint64)[:, :, None]  # [M, 4, 1]: two words even, two odd
-    keys = np.ascontiguousarray(seen.perceptual.view(np.uint64).T)  # [4, N]
-    rows = max(1, PAIRS // num_seen)
-    for start in range(0, num_test if num_test * num_seen <= pairs else 0, rows):
-        part = slice(start, start + rows)
-        even, odd = (_differing(queries[part, half], keys[half]) for half in (slice(0, 2), slice(2, 4)))
-        even += np.minimum(odd, SIDE * SIDE // 2 - odd)  # [m, N]
-        nearest[part] = best = even.argmin(axis=1)
-        distance[part] = even[np.arange(len(best)), best]
+    nearest, distance = np.full(len(test), -1, np.int64), np.full(len(test), -1, np.int64)
+    if not len(seen):
+        return Seen(distance >= 0, distance >= 0, nearest, distance)
+    for rows in _blocks(len(test)) if len(test) * len(seen) <= pairs else ():
+        nearest[rows], distance[rows] = _closest(test, rows, seen, near)
     order = np.argsort(seen.exact, kind="stable")
     place = np.searchsorted(seen.exact, test.exact, sorter=order)
-    copy = order[np.minimum(place, num_seen - 1)]  # [M], the first row of the same hash if there is one
+    copy = order[np.minimum(place, len(seen) - 1)]  # [M], the first row of the same hash if there is one
     exact = seen.exact[copy] == test.exact
-    return Seen(
-        exact,
-        exact | ((distance >= 0) & (distance <= NEAR)),
-        np.where(exact, copy, nearest),
-        np.where(exact, 0, distance),
-    )
+    nearest, distance = np.where(exact, copy, nearest), np.where(exact, 0, distance)
+    return Seen(exact, distance >= 0, nearest, distance)
 
 
 def find_earlier(
@@ -146,50 +132,63 @@ def find_earlier(
         int64 [N], the row of that earlier image, and int64 [N], in how many bits it differs, both -1 where none is so
         near; and with how many of those before it each image was compared: N, or fewer where all would be too many.
     """
-    words = marks.perceptual.view(np.uint64)  # [N, 4]: two words even, two odd
-    queries, keys = words[:, :, None], np.ascontiguousarray(words.T)
     num_images = len(marks)
     window = num_images if num_images**2 / 2 <= pairs else int(pairs / num_images)
-    best = np.full(num_images, _NONE, np.int64)
-
-    def search(start: int) -> None:
-        end = min(start + ROWS, num_images)
-        for first in range(max(0, start - window), end, KEYS):
-            last = min(first + KEYS, end)
-            even = _differing(queries[start:end, :2], keys[:2, first:last])  # [m, n]
-            left = np.flatnonzero(even <= near)  # as a rule few: the other half is compared for those alone
-            row, key = np.divmod(left, last - first)
-            if len(left) > even.size // 16:  # frames of one film: the best of each row now
-                odd = _differing(queries[start:end, 2:], keys[2:, first:last])
-                apart = np.arange(start, end)[:, None] - np.arange(first, last)
-                bits = even + np.minimum(odd, SIDE * SIDE // 2 - odd)
-                row, key = np.arange(end - start), np.where((apart > 0) & (apart <= window), bits, 255).argmin(axis=1)
-            count, row, key = even[row, key].astype(np.int64), row + start, key + first
-            other = np.bitwise_count(words[row, 2:] ^ words[key, 2:]).sum(axis=1, dtype=np.int64)
-            count += np.minimum(other, SIDE * SIDE // 2 - other)
-            kept = (count <= near) & (key < row) & (key >= row - window)
-            np.minimum.at(best, row[kept], count[kept] << 40 | key[kept])
-
+    nearest, distance = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
+    blocks = _blocks(num_images)
     pool = thread_pool(workers, "compare")
     try:
         with talk.track("comparing images", num_images) as advance:
-            for start, _ in zip(range(0, num_images, ROWS), pool.map(search, range(0, num_images, ROWS)), strict=True):
-                advance(min(start + ROWS, num_images), "")
+            found = pool.map(lambda rows: _closest(marks, rows, marks, near, window), blocks)
+            for rows, closest in zip(blocks, found, strict=True):
+                nearest[rows], distance[rows] = closest
+                advance(rows.stop, "")
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    found = best < _NONE
-    return np.where(found, best & (2**40 - 1), -1), np.where(found, best >> 40, -1), window
+    return nearest, distance, window
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
+
+
+def _closest(
+    queries: Marks, rows: slice, keys: Marks, near: int, window: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The key that each query of `rows`, or its mirror image, is most like, and in how many bits it differs: int64 [m]
+    each, -1 where these are more than `near`.
+
+    window: the queries are the keys, and each is compared with so many before it.
+    """
+    block = queries.perceptual[rows].view(np.uint64)[:, :, None]  # [m, 4, 1]: two words even, two odd
+    words, start = keys.perceptual.view(np.uint64), rows.start
+    end = len(keys) if window is None else rows.stop
+    nearest, distance = np.full(len(block), -1, np.int64), np.full(len(block), near + 1, np.int64)
+    for first in range(0 if window is None else max(0, start - window), end, KEYS):
+        part = np.ascontiguousarray(words[first : min(first + KEYS, end)].T)  # [4, n]
+        even = _differing(block[:, :2], part[:2])  # [m, n]
+        some = np.flatnonzero(even.min(axis=1) <= near)  # as a rule few: odd frequencies are compared for those alone
+        odd = _differing(block[some, 2:], part[2:])
+        bits = even[some] + np.minimum(odd, SIDE * SIDE // 2 - odd)
+        if window is not None:
+            apart = start + some[:, None] - np.arange(first, first + part.shape[1])
+            bits[(apart <= 0) | (apart > window)] = 255
+        best = bits.argmin(axis=1)
+        count = bits[np.arange(len(some)), best]
+        closer = count < distance[some]
+        nearest[some[closer]], distance[some[closer]] = best[closer] + first, count[closer]
+    return nearest, np.where(distance <= near, distance, -1)
 
 
 def _differing(queries: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """The number of bits in which [m, 2, 1] and [2, N] differ: [m, N]."""
+    """The number of bits in which [m, 2, 1] and [2, n] differ: [m, n]."""
     count: NDArray[np.uint8] = np.bitwise_count(queries[:, 0] ^ keys[0])
     count += np.bitwise_count(queries[:, 1] ^ keys[1])
     return count
 
 
 def joined(parts: Iterable[Marks]) -> Marks:
-    """All of `parts`, which are one at least, in their order; of images with the same pixels the first alone."""
+    """Join the marks of one or more `parts` in order, and keep the first of images with the same pixels."""
     parts = list(parts)
     exact = np.concatenate([part.exact for part in parts])
     first = np.sort(np.unique(exact, return_index=True)[1])
@@ -202,7 +201,7 @@ def save_marks(path: Path, marks: Marks) -> None:
 
 
 def load_marks(path: Path) -> Marks:
-    """Raises WeightsError if there is no such file, it is damaged, or it holds no marks that can be compared here."""
+    """Raise WeightsError if there is no such file, it is damaged, or it holds no marks that can be compared here."""
     tensors, header = load_weights(path)
     num_images = tensors["exact"].numel() if "exact" in tensors else 0
     expected = {"exact": (torch.int64, (num_images,)), "perceptual": (torch.uint8, (num_images, NUM_BYTES))}

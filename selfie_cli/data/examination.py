@@ -1,10 +1,12 @@
-"""What is wrong with images, or odd about them: what `selfie doctor` finds, by file or class."""
+"""Findings of `selfie doctor`: unreadable, duplicate and unusual images, and classes that are small or untested."""
 
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from selfie_cli.data.duplicates import ALIKE, MOST_PAIRS, NEAR, Marks, find_earlier, find_seen
 from selfie_cli.data.images import FORMATS
 from selfie_cli.data.inspection import Inspected, Oddity
-from selfie_cli.data.layout import KINDS, LeftOut
+from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.sources import Joined, Source
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
@@ -33,7 +35,7 @@ ODD = {
 
 @dataclass(frozen=True)
 class Item:
-    """A file or a class, and what is to be said of it."""
+    """A file or a class, and a note on it."""
 
     name: str
     note: str
@@ -46,21 +48,25 @@ class Finding:
     items: list[Item]
 
 
-Pairs = list[tuple[int, int, int]]
-"""The row of an image, that of another which it is like, and in how many bits their marks differ: 0 for a copy, -1 for
-other pixels that are alike once transparent parts are white."""
+class Alike(NamedTuple):
+    """The row of an image, that of another which it is like, and in how many bits their marks differ: 0 for a copy, -1
+    for other pixels that are alike once transparent parts are white."""
+
+    row: int
+    other: int
+    bits: int
 
 
 class Examination:
     """Images by part, "train" first ("" where there are no parts), and what comes out about them.
 
-    names: N; labels: of each image its class, "" beside the folders of classes, None where there are none. rows: those
-    of each part. good: int64 [M], those that can be read.
+    labels: the class of each image, "" beside the folders of classes, None where there are none. rows: those of each
+    part. good: int64 [M], those that can be read.
     """
 
     def __init__(self, parts: dict[str, Source], labels: list[str | None], seen: Inspected) -> None:
         self.source = Joined(list(parts.values()))
-        ends = np.cumsum([0, *map(len, parts.values())]).tolist()
+        ends = [0, *itertools.accumulate(map(len, parts.values()))]
         self.names, self.seen, self.labels = self.source.names, seen, labels
         self.rows = {part: range(*ends[number : number + 2]) for number, part in enumerate(parts)}
         self.good = np.setdiff1d(np.arange(len(self.source)), list(seen.bad))
@@ -72,7 +78,7 @@ class Examination:
         self.remarks: list[Finding] = []
 
     def add(self, kind: str, text: str, items: Iterable[tuple[str, str]], *, problem: bool = False) -> None:
-        """Nothing where there are no items."""
+        """Note a finding; nothing where there are no items."""
         if found := [Item(*item) for item in items]:
             (self.problems if problem else self.remarks).append(Finding(kind, text, found))
 
@@ -81,12 +87,10 @@ class Examination:
         return self.good[(self.good >= rows.start) & (self.good < rows.stop)]
 
     def unreadable_part(self) -> DataError | None:
-        """Why finetune stops where all images of a part are broken."""
-        for part in self.rows:
-            if self.rows[part] and not len(self.good_of(part)):
-                return DataError(
-                    f"none of the {len(self.rows[part])} images is readable{f' in {part}' if part else ''}"
-                )
+        """The error of finetune where all images of a part are broken."""
+        for part, rows in self.rows.items():
+            if rows and not len(self.good_of(part)):
+                return DataError(f"none of the {len(rows)} images is readable{f' in {part}' if part else ''}")
         return None
 
     def look_for_bad(self, max_bad: float) -> None:
@@ -113,37 +117,34 @@ class Examination:
             self.add("untested classes", f"only in {train}", missing)
 
     def look_at_left_out(self, left_out: LeftOut) -> None:
-        told = [
-            (f"{count:,} {KINDS[kind][count > 1]}", ", ".join(filter(None, left_out.names[kind])))
-            for kind, count in sorted(left_out.counts.items())
-            if kind != "outside"  # these have no class
-        ]
+        kinds = sorted(left_out.counts.keys() - {"outside"})  # these have no class
+        told = ((left_out.described(kind), ", ".join(filter(None, left_out.names[kind]))) for kind in kinds)
         self.add("left out", "not read", told)
 
     def look_for_copies(self, workers: int, talk: Talk) -> None:
         """Within each part, and of what is for testing in what is for training."""
         marks, train, own = self.seen.marks, self.good_of(self.train), self.own_pixels()
-        copies: Pairs = []
-        alike: Pairs = []
-        leaked: Pairs = []
+        copies: list[Alike] = []
+        near: list[Alike] = []
+        leaked: list[Alike] = []
         limits = []
 
         def of(chosen: NDArray[np.int64]) -> Marks:
             return Marks(marks.exact[chosen], marks.perceptual[chosen])
 
-        def told(row: np.int64, other: np.int64, bits: np.int64) -> tuple[int, int, int]:
+        def alike(row: np.int64, other: np.int64, bits: np.int64) -> Alike:
             if bits or marks.exact[row] != marks.exact[other]:
-                return int(row), int(other), max(1, int(bits))  # other pixels can leave the same bits
-            return int(row), int(other), 0 if own[row] == own[other] else -1
+                return Alike(int(row), int(other), max(1, int(bits)))  # other pixels can leave the same bits
+            return Alike(int(row), int(other), 0 if own[row] == own[other] else -1)
 
         for part in self.rows:
             mine = self.good_of(part)
             _, first, inverse = np.unique(own[mine], return_index=True, return_inverse=True)
             again = np.flatnonzero(first[inverse] != np.arange(len(mine)))
-            copies += [(int(mine[row]), int(mine[first[inverse[row]]]), 0) for row in again]
+            copies += [Alike(int(mine[row]), int(mine[first[inverse[row]]]), 0) for row in again]
             single = mine[np.sort(first)]
             nearest, bits, window = find_earlier(of(single), workers=workers, talk=talk)
-            alike += [told(single[row], single[nearest[row]], bits[row]) for row in np.flatnonzero(nearest >= 0)]
+            near += [alike(single[row], single[nearest[row]], bits[row]) for row in np.flatnonzero(nearest >= 0)]
             if window < len(single):
                 limits.append((part or "all", f"each image was compared with the {window:,} before it"))
             if part == self.train:
@@ -151,23 +152,22 @@ class Examination:
             if len(mine) * len(train) > MOST_PAIRS:
                 limits.append((part, f"compared with {self.train} only for copies"))
             seen = find_seen(of(mine), of(train), pairs=MOST_PAIRS)
-            leaked += [
-                told(mine[row], train[seen.nearest[row]], seen.distance[row]) for row in np.flatnonzero(seen.near)
-            ]
+            found = zip(mine[seen.near], train[seen.nearest[seen.near]], seen.distance[seen.near], strict=True)
+            leaked += [alike(*each) for each in found]
 
         text = "copies of training images make results too good: --exclude-seen leaves them out"
-        self.add("test images seen", text, self._told(leaked, copies=True), problem=True)
+        self.add("test images seen", text, self._told(each for each in leaked if each.bits == 0), problem=True)
         text = f"near-duplicates of training images (up to {NEAR} of 255 bits differ): --exclude-seen leaves them out"
-        self.add("test images like seen ones", text, self._told(leaked, copies=False))
+        self.add("test images like seen ones", text, self._told(each for each in leaked if each.bits))
         torn = []
-        for row, other, differing in (*copies, *alike, *leaked):
-            one, two = self.labels[row], self.labels[other]
-            if one and two and one != two and self.classes[self.train] and differing >= 0:
-                torn.append((self.names[row], f"{one}, but {two} in {self.names[other]}"))
+        for each in (*copies, *near, *leaked) if self.classes[self.train] else ():
+            one, two = self.labels[each.row], self.labels[each.other]
+            if one and two and one != two and each.bits >= 0:
+                torn.append((self.names[each.row], f"{one}, but {two} in {self.names[each.other]}"))
         self.add("one photo, two classes", "copies or near-duplicates with different labels, so one is wrong", torn)
         self.add("copies", "same pixels as an earlier image: both are read", self._told(copies))
         text = f"very similar to an earlier image, such as resized or mirrored (up to {ALIKE} of 255 bits differ)"
-        self.add("near-duplicates", text, self._told(alike))
+        self.add("near-duplicates", text, self._told(near))
         self.add("not all compared", "too many images to find all near-duplicates; all copies were found", limits)
 
     def own_pixels(self) -> NDArray[np.int64]:
@@ -181,27 +181,24 @@ class Examination:
                 hashes[row] = int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little", signed=True)
         return hashes
 
-    def _told(self, pairs: Pairs, copies: bool | None = None) -> Iterator[tuple[str, str]]:
-        """Of `pairs` the copies, the others, or all."""
-        for row, other, differing in pairs:
+    def _told(self, pairs: Iterable[Alike]) -> Iterator[tuple[str, str]]:
+        for row, other, bits in pairs:
             one, two = self.names[row], self.names[other]
-            if copies is not None and copies != (differing == 0):
-                continue
-            if differing:
-                how = f", {differing} bits differ" if differing > 0 else " on a white background"
-                yield one, f"similar to {two}{how}"
-            else:
-                linked = os.path.exists(one) and os.path.exists(two) and os.path.samefile(one, two)
-                yield one, f"{'link to the same file as' if linked else 'copy of'} {two}"
+            linked = os.path.exists(one) and os.path.exists(two) and os.path.samefile(one, two)
+            copy = f"{'link to the same file as' if linked else 'copy of'} {two}"
+            white = f"similar to {two} on a white background"
+            yield one, {0: copy, -1: white}.get(bits, f"similar to {two}, {bits} bits differ")
 
     def look_for_oddities(self, patch_size: int) -> None:
         records, names = self.seen.records[self.good], self.names
         width, height = records["width"].astype(np.int64), records["height"].astype(np.int64)
         short, long = np.minimum(width, height), np.maximum(width, height)
-        tiny, thin = np.flatnonzero(short < patch_size), np.flatnonzero(long > LONG * short)
-        size = [[(names[self.good[row]], f"{width[row]} x {height[row]} px") for row in rows] for rows in (tiny, thin)]
-        self.add("tiny", f"short side below the patch size of {patch_size} px: blurred when enlarged", size[0])
-        self.add("long", f"over {LONG} times as long as wide: only the central square is read", size[1])
+        for kind, text, rows in (
+            ("tiny", f"short side below the patch size of {patch_size} px: blurred when enlarged", short < patch_size),
+            ("long", f"over {LONG} times as long as wide: only the central square is read", long > LONG * short),
+        ):
+            sizes = ((names[self.good[row]], f"{width[row]} x {height[row]} px") for row in np.flatnonzero(rows))
+            self.add(kind, text, sizes)
         for oddity, (kind, text) in ODD.items():
             rows = np.flatnonzero(records["oddities"] & oddity)
             found = [FORMATS[each] if oddity == Oddity.MISNAMED else "" for each in records["format"][rows]]

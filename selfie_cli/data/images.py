@@ -49,22 +49,22 @@ if features.check("avif"):
     PLUGINS.append((AvifImagePlugin.AvifImageFile, ".avif"))
 
 FORMATS = tuple(str(plugin.format) for plugin, _ in PLUGINS)
-"""What may be opened, whatever the suffix says. None of these starts another program, as EPS would."""
+"""Formats that are opened, whatever the suffix says. None of these starts another program, as EPS would."""
 EXTENSIONS = frozenset(" ".join(suffixes for _, suffixes in PLUGINS).split())
-"""What is picked up from folders and shards, in lower case."""
+"""Suffixes of files that are picked up from folders and shards, in lower case."""
 SUFFIXES = {str(plugin.format): frozenset(suffixes.split()) for plugin, suffixes in PLUGINS}
-"""Those of each format."""
+"""Suffixes of each format."""
 
 DECODING = "4"
 """Version of what `decode_square` makes of a file: kept pixels of other versions are not used."""
 
-# What Pillow's decoders are known to raise on files that are damaged or made to hurt.
+# Errors that Pillow's decoders are known to raise on files that are damaged or made to hurt.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError),
 )
 MOST_BYTES = 2**30
-"""Of a file: 179 Mpx of 16-bit colours, uncompressed. Nothing larger is read into memory."""
+"""Largest file that is read, in bytes: 179 Mpx of 16-bit colours, uncompressed."""
 ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
 """Pixels from which images are decoded one at a time: the largest take 2 GB on the way, and there may be 64 threads."""
@@ -89,24 +89,18 @@ CONTENTS = (
     (rb"version https://git-lfs\.", "a Git LFS pointer in place of the file: fetch it with git lfs pull"),
     (rb"PAR1", "a parquet file, not an image in a known format"),
     (rb".{257}ustar", "a tar file, not an image in a known format"),
-    (
-        rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd",
-        "an archive: unpack it",
-    ),
+    (rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive: unpack it"),
     (rb"\s*<(!doctype|html)", "a web page, not an image in a known format: the download has failed"),
     (rb".{4}ftyp(hei|hev|mif|msf)", "HEIC, which is not read: convert it to JPEG or PNG"),
     (rb".{4}ftypavif", "AVIF, which this Pillow cannot read: convert it to JPEG or PNG"),
     (rb".{4}(ftyp|moov)|\x1a\x45\xdf\xa3", "a film, not an image in a known format"),
-    (
-        rb"[\t\n\r\x20-\x7e]+\Z",
-        "text, not an image in a known format (a list of paths is given as .txt or on stdin)",
-    ),
+    (rb"[\t\n\r\x20-\x7e]+\Z", "text, not an image in a known format (a list of paths is given as .txt or on stdin)"),
 )
 """First bytes of files that are taken for images by mistake, each with the words that name them."""
 
 
 def what_is(head: bytes) -> str:
-    """A remark on contents that begin with `head` and are no image of a known format."""
+    """Words for contents that begin with `head` and are no image of a known format."""
     known = (text for pattern, text in CONTENTS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
     return next(known, f"not an image in a known format ({', '.join(FORMATS)})")
 
@@ -125,10 +119,9 @@ def _readable() -> Iterator[None]:
 
 
 def read_file(file: str | os.PathLike[str]) -> bytes:
-    """All of it: faster for small files, and no handle stays open.
+    """All bytes of a file: faster for small files than reading on demand, and no handle stays open.
 
-    Raises:
-        UnreadableImage: if there is no such file, or none that ends: a pipe could make us wait for ever.
+    Raises UnreadableImage if there is no such file, or it is a pipe or a device, which could make us wait for ever.
     """
     with _readable(), open(file, "rb", buffering=0, opener=_without_waiting) as opened:
         known = os.fstat(opened.fileno())
@@ -146,8 +139,7 @@ def _without_waiting(path: str, flags: int) -> int:
 def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """Read the header of an image; its pixels are decoded when asked for.
 
-    Raises:
-        UnreadableImage: as `read_file` does, and if it is empty, damaged, of no known format, or over 179 Mpx.
+    Raises UnreadableImage as `read_file` does, and if it is empty, damaged, of no known format, or over 179 Mpx.
     """
     with _readable():
         if isinstance(file, str | os.PathLike):
@@ -162,31 +154,26 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The first frame, upright, in mode RGB: 16-bit grey is scaled to 8, what is transparent shows white.
+    """The first frame, upright, in mode RGB: 16-bit grey is scaled to 8 bits, transparent pixels become white.
 
-    Raises:
-        UnreadableImage: if the data are damaged, are numbers without a defined range (float, wide integers), or have
-            more bands than colours and alpha.
+    Raises UnreadableImage if the data are damaged, are numbers without a defined range (float, wide integers), or have
+    more bands than colours and alpha.
     """
     with _readable():
-        return _upright(image)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    tags = getattr(image, "tag_v2", {})
-    bands, known = tags.get(BANDS, 1), len(image.getbands())
-    if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow would take the last band for alpha
-        known -= 1
-    if bands > known:  # and leave out others that a TIFF does not say to be alpha
-        raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
-    image.load()
-    rgb = _flat(image)
-    method = UPRIGHT.get(orientation(image))
-    return rgb if method is None else rgb.transpose(method)
+        tags = getattr(image, "tag_v2", {})
+        bands, known = tags.get(BANDS, 1), len(image.getbands())
+        if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow would take the last band for alpha
+            known -= 1
+        if bands > known:  # and leave out others that a TIFF does not say to be alpha
+            raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
+        image.load()
+        rgb = _flat(image)
+        method = UPRIGHT.get(orientation(image))
+        return rgb if method is None else rgb.transpose(method)
 
 
 def orientation(image: Image.Image) -> int:
-    """How a decoded image lies, as EXIF has it: 1 is upright, see `UPRIGHT`; Pillow has turned a TIFF already.
+    """The EXIF orientation of a decoded image: 1 is upright, see `UPRIGHT`; Pillow has turned a TIFF already.
 
     Pillow would decode a PNG to answer, and take what cannot be decoded for black afterwards.
     """
@@ -239,15 +226,14 @@ def decode_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     twice `size` or more: to stop at once `size` would be a tenth to a fifth faster, and some 10 dB further from what
     the full decode gives.
 
-    Raises:
-        UnreadableImage: as `to_rgb` does.
+    Raises UnreadableImage as `to_rgb` does.
     """
     with _readable(), contextlib.ExitStack() as stack:
         if min(image.size) >= 4 * size:  # below that there is no coarser scale
             image.draft(None, (2 * size, 2 * size))
         if math.prod(image.size) > LARGE:
             stack.enter_context(_one_large)
-        pixels = np.asarray(_upright(image))  # [H, W, 3], read-only
+        pixels = np.asarray(to_rgb(image))  # [H, W, 3], read-only
         height, width, _ = pixels.shape
         side = min(width, height)
         top, left = (height - side) // 2, (width - side) // 2

@@ -20,9 +20,9 @@ from selfie_cli.data.sources import Packed, one_line, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
 
 STREAMS = 16
-"""Row groups that are read at a time, at most: each holds an open file."""
+"""Largest number of row groups that are read at a time: each holds an open file."""
 COPIES = 8
-"""How often what a row group holds is in memory while it is read, at most: some 1 GB took 8."""
+"""Largest number of copies of a row group's contents in memory while it is read: some 1 GB took 8."""
 
 
 class Parquet(Packed):
@@ -80,7 +80,7 @@ class Parquet(Packed):
         return self._reader.contents(index)
 
     def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
-        """As `Packed.read`; damage is told of the images that it costs."""
+        """Return the bytes of images as `Packed.read` does; damage costs only the images in it."""
         found: list[bytes | UnreadableImage] = []
         while first < end:
             group = bisect.bisect_right(self._ends, first)

@@ -5,6 +5,7 @@ N images    B of them in a batch    S side in pixels
 
 import contextlib
 import itertools
+import math
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -47,10 +48,12 @@ class Pixels(ABC):
     """Decoded images of a source.
 
     block: how many neighbours should be asked for together (see `batches.SampleOrder`), 1 if it does not matter; it
-    depends on the source alone. unreadable: positions in the source of images that cannot be read, and why.
+    depends on the source alone. decoding_epochs: in how many epochs `take` decodes images. unreadable: positions in the
+    source of images that cannot be read, and why.
     """
 
     block: int = 1
+    decoding_epochs: float = 0
 
     def __init__(self, source: Source, unreadable: dict[int, str]) -> None:
         self.source, self.unreadable = source, unreadable
@@ -58,7 +61,7 @@ class Pixels(ABC):
     @property
     def bad(self) -> list[BadFile]:
         """Unreadable images found so far, in the order of the source."""
-        return named(self.unreadable, self.source)
+        return bad_files(self.unreadable, self.source)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -141,6 +144,7 @@ class OnDemand(Pixels):
         self._flushed = time.monotonic()
         self._warned = False
         self.cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, talk=talk)
+        self.decoding_epochs = 1 if self.cache.capacity >= len(source) else math.inf
         self._pool = thread_pool(workers, "decode")
 
     def __len__(self) -> int:
@@ -316,14 +320,14 @@ def decode(open_image: Callable[[int], Image.Image], index: int, into: NDArray[n
     return True
 
 
-def named(unreadable: dict[int, str], source: Source) -> list[BadFile]:
+def bad_files(unreadable: dict[int, str], source: Source) -> list[BadFile]:
     return [BadFile(source.names[index], reason) for index, reason in sorted(unreadable.items())]
 
 
 def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -> None:
     """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
     if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
-        raise too_many(named(unreadable, source), len(source), max_bad)
+        raise too_many(bad_files(unreadable, source), len(source), max_bad)
 
 
 def compacted(source: Source, unreadable: dict[int, str], pixels: NDArray[np.uint8]) -> InMemory:

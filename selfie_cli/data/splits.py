@@ -1,4 +1,4 @@
-"""Which images: fractions of the labels, parts held out. The same on every machine and with every numpy."""
+"""Fractions of the labels, and parts held out: the same on every machine and with every numpy."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ def permutation(count: int, *key: int) -> Labels:
 
 
 def _shuffled_classes(labels: Labels, seed: int, draw: int) -> Iterator[Labels]:
-    """For each class, where its members are, in random order."""
+    """The positions of the members of each class, in random order."""
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         yield members[permutation(len(members), seed, int(label), draw)]
@@ -39,18 +39,10 @@ def _rounded(share: float, count: int) -> int:
 
 
 def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
-    """A stratified part of the labels: round(fraction * n) of each class, at least one.
+    """A stratified part of `labels`, int64 [N] and not negative: round(fraction * n) of each class, at least one.
 
-    Nested: with one seed, a smaller fraction is a subset of a larger one.
-
-    Args:
-        labels: int64 [N], not negative.
-
-    Returns:
-        int64 [M], sorted.
-
-    Raises:
-        UsageError: if `fraction` is not in (0, 1].
+    Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one. Raises
+    UsageError if `fraction` is not in (0, 1].
     """
     if not 0 < fraction <= 1:
         raise UsageError(f"a fraction of {fraction:g} is not possible: give a number above 0, up to 1")
@@ -60,18 +52,10 @@ def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
-    """Part the labels into (kept, held): round(share * n) of each class is held, at least one stays on each side.
+    """Part `labels`, int64 [N] and not negative, into sorted positions (kept, held), which together are 0 .. N-1.
 
-    The only image of a class is kept.
-
-    Args:
-        labels: int64 [N], not negative.
-
-    Returns:
-        Two sorted int64 arrays which together are 0 .. N-1.
-
-    Raises:
-        UsageError: if `share` is not between 0 and 1.
+    round(share * n) of each class is held; at least one stays on each side, but the only image of a class is kept.
+    Raises UsageError if `share` is not between 0 and 1.
     """
     if not 0 < share < 1:
         raise UsageError(f"holding out a share of {share:g} is not possible: give a number between 0 and 1")

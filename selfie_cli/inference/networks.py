@@ -145,8 +145,7 @@ def describing(derived: dict[str, Any]) -> Iterator[None]:
     Any error within is taken for the config's fault, unless memory runs out.
     """
     try:
-        if found := schema.fault_of_network(derived):
-            raise ValueError(found)
+        schema.check_network(derived)
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         if is_out_of_memory(error):

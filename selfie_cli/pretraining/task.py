@@ -8,7 +8,7 @@ import torch
 
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import Batch, SampleOrder, make_batches, step_seed
-from selfie_cli.data.pixels import OnDemand, Pixels
+from selfie_cli.data.pixels import Pixels
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
@@ -59,19 +59,19 @@ def make_step(
     return method, step
 
 
-def batches(store: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
+def batches(pixels: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
     """This process's part of the batch of each step: pixels, and what is drawn for them."""
     here, size, version = group(), derived["batch_size"], derived.get("image_order", 1)
-    order = SampleOrder(len(store), size, seed, block=store.block, rank=here.rank, world=here.world, version=version)
-    return make_batches(order, lambda rows: (store.take(rows),), method.draw)
+    order = SampleOrder(len(pixels), size, seed, block=pixels.block, rank=here.rank, world=here.world, version=version)
+    return make_batches(order, lambda rows: (pixels.take(rows),), method.draw)
 
 
 class Watch:
     """Call it for the spread of the features of some images, to log; warns when they have collapsed."""
 
-    def __init__(self, step: Step, method: Method, store: Pixels, talk: Talk) -> None:
+    def __init__(self, step: Step, method: Method, pixels: Pixels, talk: Talk) -> None:
         self.step, self.method, self.talk = step, method, talk
-        self.pixels = store.take(torch.arange(0, len(store), -(-len(store) // WATCHED))).to(step.device)
+        self.pixels = pixels.take(torch.arange(0, len(pixels), -(-len(pixels) // WATCHED))).to(step.device)
         self.alarms = 0
 
     def __call__(self) -> dict[str, float]:
@@ -137,20 +137,20 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def pace_of(
     step_seconds: float,
-    store: Pixels,
+    pixels: Pixels,
     batch_of: Callable[[int], Batch],
     batch_size: int,
     device: torch.device,
 ) -> Pace:
     """The pace of steps with the decoding of their images, measured on two batches."""
-    if not isinstance(store, OnDemand):
+    if pixels.decoding_epochs == 0:
         return Pace(step_seconds)
     begun = time.perf_counter()
     for number in (1, 2):
         batch_of(number)
     decoding = max(group().gather((time.perf_counter() - begun) / 2))
-    keeps_all = store.cache.capacity >= len(store)
-    return decoding_pace(step_seconds, decoding, keeps_all, round(len(store) / batch_size), device)
+    epoch = round(len(pixels) / batch_size)
+    return decoding_pace(step_seconds, decoding, pixels.decoding_epochs == 1, epoch, device)
 
 
 def decoding_pace(

@@ -1,25 +1,29 @@
-"""The plot of characters: what is drawn stands where the numbers say."""
+"""The plot of characters: marks stand where the numbers say."""
 
 import re
 
 import pytest
 
-from selfie_cli.cli import plot as plots
+from selfie_cli.cli.plot import as_text
+from selfie_cli.comparison.results import ArmResult, Point
 
-ARMS = {"supervised": [(0.30, 0.02), (0.50, 0.01)], "selfie": [(0.40, 0.05), (0.52, None)]}
+
+def point(fraction: float, **arms: tuple[float, float | None]) -> Point:
+    found = [ArmResult(name=name, lr=0.1, accuracies=[], mean=mean, std=std) for name, (mean, std) in arms.items()]
+    return Point(fraction=fraction, num_labels=1, steps=1, seeds=[0], arms=found, comparisons=[])
 
 
 def test_text_is_plain_narrow_and_to_scale():
-    lines = plots.as_text([0.05, 1.0], ARMS).splitlines()
+    points = [
+        point(0.05, supervised=(0.30, 0.02), selfie=(0.40, 0.05)),
+        point(1.0, supervised=(0.50, 0.01), selfie=(0.52, None)),
+    ]
+    lines = as_text(points).splitlines()
     assert max(map(len, lines)) <= 80
     assert all(character.isascii() and character.isprintable() for line in lines for character in line)
     rows = [line for line in lines if "o" in line.split("|", 1)[-1] and "|" in line[:30]]
-    assert [row.split("|")[0].split() for row in rows] == [
-        ["5", "%", "supervised"],
-        ["selfie"],
-        ["100", "%", "supervised"],
-        ["selfie"],
-    ]
+    names = [row.split("|")[0].split() for row in rows]
+    assert names == [["5", "%", "supervised"], ["selfie"], ["100", "%", "supervised"], ["selfie"]]
     begin = rows[0].index("|") + 1
     room = len(rows[0]) - begin - 1
     low, high = (int(number) for number in (re.findall(r"\d+", lines[-2])[0], re.findall(r"\d+", lines[-2])[-1]))
@@ -31,8 +35,8 @@ def test_text_is_plain_narrow_and_to_scale():
     assert rows[3][begin:-1].strip() == "o"  # a single seed has no spread
 
 
-@pytest.mark.parametrize("values", [[(0.0, 0.0)], [(1.0, 0.0)], [(0.5, None)], [(0.02, 0.4)], [(0.5, 1e-9)]])
-def test_text_of_odd_numbers_and_long_names(values):
-    text = plots.as_text([0.5], {"a-very-long-name-of-a-folder-with-a-run-in-it": values})
+@pytest.mark.parametrize("value", [(0.0, 0.0), (1.0, 0.0), (0.5, None), (0.02, 0.4), (0.5, 1e-9)])
+def test_text_of_odd_numbers_and_long_names(value):
+    text = as_text([point(0.5, **{"a-very-long-name-of-a-folder-with-a-run-in-it": value})])
     assert max(map(len, text.splitlines())) <= 80
     assert "o" in text

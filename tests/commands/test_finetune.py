@@ -18,7 +18,6 @@ from running import SMALL, draw_folder, error_of, same_weights, selfie
 from selfie_cli import runs
 from selfie_cli.commands.finetune import hybrid_shape
 from selfie_cli.comparison.arms import network_shape
-from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.inference import networks
@@ -420,7 +419,7 @@ def test_hybrid_computes_what_selfie_pooled(images: Path) -> None:
     selfie("pretrain", images, *SMALL, "--steps", 1, "--recipe", "paper", "--out", "run")
     run = runs.open_run("run")
     pretrained = networks.load_module(run).eval()
-    shape = {**network_shape(FinetuneOptions(), run), "classes": ["a", "b"]}
+    shape = {**network_shape(run), "classes": ["a", "b"]}
     hybrid = networks.build({**shape, "arch": "hybrid", "hybrid": hybrid_shape(pretrained)}).eval()
     hybrid.take_over(pretrained.state_dict())
     views = plain_view(torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8), 32)

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,11 +105,11 @@ def tiff(
     tags = {256: [width], 257: [height], 258: [samples.itemsize * 8] * bands, 259: [1], 262: [2 if bands > 2 else 1]}
     tags |= {277: [bands], 339: [kind] * bands}
     sizes = [len(piece) for piece in pieces]
-    tags |= (
-        {322: [tile], 323: [tile], 324: starts[:-1], 325: sizes}
-        if tile
-        else {273: starts[:-1], 278: [rows], 279: sizes}
+    tiled, striped = (
+        {322: [tile], 323: [tile], 324: starts[:-1], 325: sizes},
+        {273: starts[:-1], 278: [rows], 279: sizes},
     )
+    tags |= tiled if tile else striped
     tags |= {338: list(extra)} if extra else {}
     at = starts[-1] + 2 + 12 * len(tags) + 4
     directory, beyond = struct.pack(order + "H", len(tags)), b""
@@ -190,6 +190,8 @@ def sound() -> Iterator[Entry]:
     yield read("animated.apng", saved(PICTURE, "PNG", **two()))
     frames = {"save_all": True, "append_images": [palette().transpose(Image.Transpose.ROTATE_180)]}
     yield read("one.gif", saved(palette(), "GIF"))
+    first = (np.asarray(palette())[..., None] == 0) * np.uint8(255)
+    yield read("alpha.gif", saved(palette(), "GIF", transparency=0), np.maximum(PICTURE, first))
     yield read("animated.gif", saved(palette(), "GIF", **frames, duration=50, loop=0))
     yield read("lossy.webp", saved(PICTURE, "WEBP", **fine), loss=LOSSY)
     yield read("lossless.webp", saved(PICTURE, "WEBP", lossless=True))
@@ -248,12 +250,15 @@ def strange() -> Iterator[Entry]:
     bands = np.dstack([PICTURE, GREY, ALPHA])
     for number, extra in ((4, [0]), (5, [0, 0])):
         yield Entry(f"bands-{number}.tif", tiff(bands[..., :number], extra=extra), reason=f"{number} bands")
+    yield Entry("bands-unsaid.tif", tiff(bands[..., :4]), reason="4 bands")
     yield Entry("bands-16bit.tif", tiff(bands[..., :4] * np.uint16(257), extra=[0]), reason="4 bands")
     yield Entry("bands-alpha-and-one.tif", tiff(bands, extra=[2, 0]), reason="5 bands")
     yield Entry("bands-grey-and-one.tif", tiff(bands[..., :2], extra=[0]), reason="2 bands")
     yield Entry("bands-seven.tif", tiff(np.dstack([bands, GREY, GREY]), extra=[0] * 4), reason="known format")
     yield Entry("range-float.tif", tiff(np.float32(GREY)[..., None], kind=3), reason="float")
     yield Entry("range-wide.tif", saved(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), reason="16 bits")
+
+    yield Entry("range-negative.tif", saved(Image.fromarray(GREY.astype(np.int32) - 255), "TIFF"), reason="16 bits")
 
     yield Entry("foreign-empty.jpg", b"", reason="empty file")
     page = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
@@ -318,111 +323,33 @@ def bombs() -> Iterator[Entry]:
         yield Entry(f"bomb-{kind.decode().lower()}.png", data, PICTURE, sure=False)
 
 
-def jpeg_structures(data: bytes) -> Iterator[int]:
-    at = 2
-    while data[at + 1] != 0xD9:
-        yield at
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-        yield at
-        if data[at] == 0xFF and data[at + 1] not in (0, *range(0xD0, 0xD8)):
-            continue
-        while data[at] != 0xFF or data[at + 1] == 0 or data[at + 1] in range(0xD0, 0xD8):
-            at += 1
-            if data[at] == 0xFF and data[at + 1] in range(0xD0, 0xD8):
-                yield at
-    yield at
-
-
-def png_structures(data: bytes) -> Iterator[int]:
-    at = 8
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4])
-        yield from (at, at + 4, at + 8, at + 8 + size)
-        at += size + 12
-
-
-def gif_structures(data: bytes) -> Iterator[int]:
-    yield from (6, 13)
-    at = 13 + (3 * 2 ** (data[10] % 8 + 1) if data[10] & 0x80 else 0)
-    while data[at] != 0x3B:
-        yield at
-        at += 2 if data[at] == 0x21 else 11 + (3 * 2 ** (data[at + 9] % 8 + 1) if data[at + 9] & 0x80 else 0)
-        while data[at]:
-            yield at
-            at += data[at] + 1
-        at += 1
-    yield at
-
-
-def riff_structures(data: bytes) -> Iterator[int]:
-    at = 12
-    while at < len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        yield from (at, at + 4, at + 8)
-        at += 8 + size + size % 2
-
-
-def tiff_structures(data: bytes) -> Iterator[int]:
-    yield from (4, 8)
-    at = int.from_bytes(data[4:8], "little")
-    while at:
-        yield from (at, at + 2)
-        count = int.from_bytes(data[at : at + 2], "little")
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            yield entry
-            tag, kind, many, value = struct.unpack("<HHII", data[entry : entry + 12])
-            if many * {3: 2, 4: 4, 5: 8}.get(kind, 1) > 4:
-                yield value
-            if tag == 273 and many == 1:
-                yield value
-        at = int.from_bytes(data[at + 2 + 12 * count : at + 6 + 12 * count], "little")
-
-
-def box_structures(data: bytes, at: int = 0) -> Iterator[int]:
-    """Of AVIF, whose boxes lie in boxes."""
-    end = len(data)
-    while at + 8 <= end:
-        yield from (at, at + 8)
-        at += int.from_bytes(data[at : at + 4]) or end
-
-
-def plain_structures(data: bytes) -> Iterable[int]:
-    """Of BMP and PPM: what their headers consist of, and some rows."""
-    return (1, 2, 6, 10, 14, 18, 22, 26, 30, 54, *range(60, len(data), 240))
-
-
 def truncated() -> Iterator[Entry]:
-    """Cut at each boundary and in the middle of each structure: refused, or, where only what follows the first picture
-    is lost, read in full."""
+    """Cut all over the file, and at each of its last bytes: refused, or read in full where only what follows the first
+    picture is lost."""
     photo = np.asarray(Image.fromarray(PICTURE).resize((160, 96), Image.Resampling.BICUBIC))
-    one: dict[str, tuple[bytes, Any]] = {
-        "baseline.jpg": (saved(photo, "JPEG", quality=60), jpeg_structures),
-        "progressive.jpg": (saved(photo, "JPEG", quality=60, progressive=True), jpeg_structures),
-        "restarts.jpg": (saved(photo, "JPEG", quality=60, restart_marker_rows=1), jpeg_structures),
-        "plain.png": (saved(photo, "PNG"), png_structures),
-        "animated.png": (saved(PICTURE, "PNG", **two()), png_structures),
-        "interlaced.png": (png(PICTURE, 8, 2, interlaced=True), png_structures),
-        "animated.gif": (
-            saved(palette(), "GIF", save_all=True, append_images=[Image.fromarray(OTHER)]),
-            gif_structures,
-        ),
-        "lossy.webp": (saved(photo, "WEBP"), riff_structures),
-        "lossless.webp": (saved(photo, "WEBP", lossless=True), riff_structures),
-        "animated.webp": (saved(PICTURE, "WEBP", lossless=True, **two()), riff_structures),
-        "pages.tif": (saved(PICTURE, "TIFF", **two()), tiff_structures),
-        "strips.tif": (tiff(PICTURE, rows=5), tiff_structures),
-        "lzw.tif": (saved(PICTURE, "TIFF", compression="tiff_lzw"), tiff_structures),
-        "plain.bmp": (saved(PICTURE, "BMP"), plain_structures),
-        "plain.ppm": (saved(PICTURE, "PPM"), plain_structures),
+    one = {
+        "baseline.jpg": saved(photo, "JPEG", quality=60),
+        "progressive.jpg": saved(photo, "JPEG", quality=60, progressive=True),
+        "restarts.jpg": saved(photo, "JPEG", quality=60, restart_marker_rows=1),
+        "plain.png": saved(photo, "PNG"),
+        "animated.png": saved(PICTURE, "PNG", **two()),
+        "interlaced.png": png(PICTURE, 8, 2, interlaced=True),
+        "animated.gif": saved(palette(), "GIF", save_all=True, append_images=[Image.fromarray(OTHER)]),
+        "lossy.webp": saved(photo, "WEBP"),
+        "lossless.webp": saved(photo, "WEBP", lossless=True),
+        "animated.webp": saved(PICTURE, "WEBP", lossless=True, **two()),
+        "pages.tif": saved(PICTURE, "TIFF", **two()),
+        "strips.tif": tiff(PICTURE, rows=5),
+        "lzw.tif": saved(PICTURE, "TIFF", compression="tiff_lzw"),
+        "plain.bmp": saved(PICTURE, "BMP"),
+        "plain.ppm": saved(PICTURE, "PPM"),
     }
     if features.check("avif"):
-        one["plain.avif"] = (saved(photo, "AVIF"), box_structures)
-    for name, (data, structures) in one.items():
+        one["plain.avif"] = saved(photo, "AVIF")
+    for name, data in one.items():
         with Image.open(io.BytesIO(data)) as image:
             whole = np.asarray(image.convert("RGB"))
-        edges = sorted({0, *structures(data), len(data) - 1})
-        middles = [(start + end) // 2 for start, end in itertools.pairwise([*edges, len(data)])]
-        for cut in sorted({*edges, *middles} - {0}):
+        for cut in sorted({*range(1, len(data), len(data) // 40), *range(len(data) - 14, len(data))}):
             yield Entry(f"cut-{cut:05d}-{name}", data[:cut], whole, sure=False)
 
 

@@ -10,9 +10,8 @@ import pytest
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.inspection import inspect
-from selfie_cli.data.sources import Files
 from selfie_cli.errors import UnreadableImage
-from tests.data.corpus import GREY, NAMES, PICTURE, Entry, corpus, tiff, write_names, write_no_files
+from tests.data.corpus import GREY, PICTURE, Entry, corpus, tiff, write_no_files
 
 KINDS = dict.fromkeys(entry.kind for entry in corpus())
 
@@ -67,18 +66,6 @@ def test_all_who_decode_agree_on_what_is_bad(kind):
             seen, trained_on = looked_at(entry.data, 16), decoded(entry.data, 16)
             assert {*verdicts, isinstance(seen, str)} == {verdicts[0]}, entry.name
             assert np.array_equal(seen, trained_on), entry.name
-
-
-def test_a_file_may_have_any_name(tmp_path: Path):
-    write_names(tmp_path)
-    names = list(Folder(str(tmp_path)).names)
-    assert sorted(map(os.fsencode, names)) == sorted(
-        os.path.join(os.fsencode(tmp_path), name) for name in NAMES if not name.endswith(b" ")
-    )
-    source = Files(names)
-    for index in range(len(source)):
-        with source.open(index) as image:
-            assert decode_square(image, 24).shape == (24, 24, 3)
 
 
 def test_nobody_waits_for_what_is_no_file(tmp_path: Path):

@@ -1,6 +1,4 @@
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +12,9 @@ from selfie_cli.data.images import FORMATS, decode_square, open_image
 from selfie_cli.data.inspection import Oddity, inspect, inspect_all
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
+from tests.data.corpus import png, saved
 
 PICTURE = Image.fromarray(np.asarray(synthetic.draw(1, seed=5, size=48)[0][0]))
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def deep_colours() -> bytes:
-    """A PNG of 4 x 2 pixels with 16 bits a colour, which Pillow does not write."""
-    rows = b"".join(b"\0" + np.arange(12 * row, 12 * row + 12, dtype=">u2").tobytes() for row in range(1, 3))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def saved(image: Image.Image, format: str, **more: object) -> bytes:
-    data = io.BytesIO()
-    image.save(data, format, **more)
-    return data.getvalue()
 
 
 def orientation(value: int) -> Image.Exif:
@@ -60,7 +42,7 @@ CASES = {
         saved(Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.uint16) * 256), "PNG"),
         Oddity.DEEP | Oddity.GREY,
     ),
-    "deep-colours.png": (deep_colours(), Oddity.DEEP | Oddity.BLANK),
+    "deep-colours.png": (png(np.arange(12, 36).reshape(2, 4, 3), 16, 2), Oddity.DEEP | Oddity.BLANK),
     "ink.jpg": (saved(PICTURE.convert("CMYK"), "JPEG"), Oddity.CMYK),
     "clear.png": (saved(opaque(200), "PNG"), Oddity.TRANSPARENT),
     "clear.webp": (saved(opaque(200), "WEBP", lossless=True), Oddity.TRANSPARENT),

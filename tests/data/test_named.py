@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,50 +104,52 @@ def test_file_sets_through_torchvisions_readers(tmp_path):
     assert found.train.classes == ["tench", "English springer"]
 
 
-def test_a_download_is_announced_and_whole_or_absent(tmp_path, monkeypatch):
+class Reader:
+    """A reader as torchvision has them, of a set that is there if `base/whole` is."""
+
+    error: Exception | None = None
+    downloads = 0
+
+    def __init__(self, root: str, download: bool, train: bool) -> None:
+        base = Path(root) / "base"
+        if download:
+            type(self).downloads += 1
+            base.mkdir()
+            if self.error:
+                raise self.error
+            time.sleep(0.1)
+            (base / "whole").touch()
+            (Path(root) / "archive").write_bytes(b"new")
+            print("noise on stdout")
+        elif not (base / "whole").exists():
+            raise RuntimeError("Dataset not found or corrupted")
+        self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
+
+
+@pytest.fixture
+def reader(monkeypatch):
     from torchvision import datasets
 
-    class Reader:
-        def __init__(self, root: str, download: bool, train: bool) -> None:
-            if download:
-                (Path(root) / "base").mkdir()
-                if fails:
-                    raise ConnectionResetError("connection reset")
-                print("noise on stdout")
-            elif not (Path(root) / "base").exists():
-                raise RuntimeError("Dataset not found")
-            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
+    made = type("Made", (Reader,), {})
+    monkeypatch.setattr(datasets, "CIFAR10", made)
+    return made
 
-    monkeypatch.setattr(datasets, "CIFAR10", Reader)
-    talk = Listener()
-    fails = True
+
+def test_a_download_is_announced_and_whole_or_absent(tmp_path, reader):
+    talk, root = Listener(), tmp_path / "root"
+    reader.error = ConnectionResetError("connection reset")
     with pytest.raises(DataError, match=r"could not be downloaded from www\.cs\.toronto\.edu: connection reset"):
-        open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
-    fails = False
-    found = open_labelled("cifar10", data_root=tmp_path / "root", offline=False, talk=talk)
-    assert found.train.labels.tolist() == [0, 1]
+        open_labelled("cifar10", data_root=root, offline=False, talk=talk)
+    assert [path.name for path in root.iterdir()] == [".lock"]
+    reader.error = None
+    assert open_labelled("cifar10", data_root=root, offline=False, talk=talk).train.labels.tolist() == [0, 1]
     assert "170 MB" in talk.lines[0]
     assert "www.cs.toronto.edu" in talk.lines[0]
     assert len(talk.lines) == 2  # once a try
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "file"])
-def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, monkeypatch, kind):
-    from torchvision import datasets
-
-    class Reader:
-        def __init__(self, root: str, download: bool, train: bool) -> None:
-            base = Path(root) / "base"
-            if download:
-                base.mkdir()
-                (base / "whole").touch()
-                (Path(root) / "archive").write_bytes(b"new")
-            elif not (base / "whole").exists():
-                raise RuntimeError("Dataset not found or corrupted")
-            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
-
-    monkeypatch.setattr(datasets, "CIFAR10", Reader)
+def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, reader, kind):
     root = tmp_path / "root"
     there = (tmp_path if kind == "link" else root) / "base"
     root.mkdir()
@@ -167,6 +170,15 @@ def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, monk
     assert str(aside) in talk.lines[-1]
     assert (aside if kind == "file" else aside / "cut").read_bytes() == b"dear"
     assert not list(root.glob(".tmp-*"))
+
+
+def test_one_process_downloads_and_the_others_find_it_there(tmp_path, reader):
+    def read(_: int) -> list[int]:  # as a process does: each opens the lock for itself
+        return read_named("cifar10", "train", data_root=tmp_path, offline=False, talk=Listener()).labels.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(4))) == [[0, 1]] * 4
+    assert reader.downloads == 1
 
 
 def test_unpickling_readers_check_first(tmp_path):
@@ -240,34 +252,3 @@ def test_an_archive_of_another_hash_is_not_unpacked(tmp_path, served, monkeypatc
     with pytest.raises(DataError, match=r"could not be downloaded from www\.robots\.ox\.ac\.uk: .*corrupted"):
         read_named("fgvcaircraft", "train", data_root=tmp_path / "root", offline=False, talk=Listener())
     assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
-
-
-def test_one_process_downloads_and_the_others_find_it_there(tmp_path, monkeypatch):
-    from torchvision import datasets
-
-    downloads = []
-
-    class Reader:
-        def __init__(self, root: str, download: bool, train: bool) -> None:
-            if download:
-                downloads.append(root)
-                (Path(root) / "base").mkdir()
-                time.sleep(0.2)
-                (Path(root) / "base/file").touch()
-            elif not (Path(root) / "base").exists():
-                raise RuntimeError("Dataset not found")
-            self.data, self.targets, self.classes = np.zeros((2, 4, 4, 3), np.uint8), [0, 1], ["a", "b"]
-
-    monkeypatch.setattr(datasets, "CIFAR10", Reader)
-    found = []
-
-    def read() -> None:  # as a process does: each opens the lock for itself
-        found.append(read_named("cifar10", "train", data_root=tmp_path / "root", offline=False, talk=Listener()))
-
-    threads = [threading.Thread(target=read) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert len(downloads) == 1

@@ -18,17 +18,10 @@ def test_names_are_a_sequence_of_the_strings_given(names):
     assert found != [*names, "more"]
     assert [found[index] for index in range(-len(names), len(names))] == names * 2
     assert found[1:5:2] == names[1:5:2]
+    assert [found[index] for index in np.arange(len(names))] == names
     for outside in (len(names), -len(names) - 1):
         with pytest.raises(IndexError):
             found[outside]
-
-
-def test_numpy_integers_and_membership():
-    names = Names(ODD)
-    assert [names[index] for index in np.array([2, 0])] == ["ä/ü.jpg", ""]
-    assert "a" in names
-    assert "b" not in names
-    assert repr(Names(["x", "y", "z", "q"])) == "Names of 4: x, y, z, ..."
 
 
 def test_they_are_small():

@@ -79,17 +79,6 @@ def test_layouts(tmp_path: Path, names: list[str]) -> None:
     assert (shades(found.train.source), shades(found.test.source)) == ([0, 0], [1, 1])
 
 
-def test_without_a_part_to_test_on_a_hash_chooses(tmp_path: Path) -> None:
-    path = write_parquet(
-        tmp_path / "train.parquet", [png(row) for row in range(20)], [row % 2 for row in range(20)], CLASSES
-    )
-    for dataset in (tmp_path, path):
-        found = labelled(dataset)
-        assert "hash" in found.split_note
-        assert (len(found.train.labels), len(found.test.labels)) == (16, 4)
-        assert [shade(found.test.source, row) % 2 for row in range(4)] == found.test.labels.tolist()
-
-
 def test_files_and_patterns(repository: Path, tmp_path: Path) -> None:
     pattern = repository / "data" / "train-{00000..00001}-of-00002.parquet"
     assert shades(unlabelled(pattern)) == list(range(12))
@@ -100,12 +89,6 @@ def test_files_and_patterns(repository: Path, tmp_path: Path) -> None:
     assert (len(parted.train.labels), len(parted.test.labels)) == (6, 6)
     with pytest.raises(DataError, match="1 of 3 shards are missing"):
         unlabelled(repository / "data" / "train-{00000..00002}-of-00002.parquet")
-
-
-def test_images_win_over_parquet_files_beside_them(tmp_path: Path) -> None:
-    write(tmp_path / "photos", "a.png")
-    write_parquet(tmp_path / "photos" / "vectors.parquet", [png(1)])
-    assert isinstance(unlabelled(tmp_path / "photos"), Files)
 
 
 def test_several_sets_in_a_folder_are_named(tmp_path: Path) -> None:
@@ -275,13 +258,6 @@ def test_fingerprint_and_version(repository: Path, tmp_path: Path) -> None:
     assert fingerprint(moved) == mark
     os.utime(tmp_path / "moved" / "data" / "train-00000-of-00002.parquet", (1, 1))
     assert cache_key(moved, 8) != key
-
-
-def test_pyarrow_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_parquet(tmp_path / "a.parquet", [png(1)])
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"pip install 'selfie-cli\[parquet\]'"):
-        unlabelled(path)
 
 
 def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(

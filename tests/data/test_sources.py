@@ -57,17 +57,10 @@ def test_any_file_name_survives(tmp_path):
     assert len(labelled(tmp_path / "tree").test.source) == 2
 
 
-def test_a_parted_folder_gives_train_alone_and_says_so(tmp_path):
-    expected = write(tmp_path, "train/a/1.jpg")
-    write(tmp_path, "val/a/2.jpg", "test/a/3.jpg")
+def test_a_training_folder_without_other_parts_is_warned_of(tmp_path):
+    write(tmp_path, "train/a/1.jpg", "extra/4.jpg")
     talk = Listener()
-    assert unlabelled(tmp_path, talk=talk).names == expected
-    assert len(talk.lines) == 1
-    assert all(word in talk.lines[0] for word in ("train/", "val/", "test/"))
-    shutil.rmtree(tmp_path / "val")
-    shutil.rmtree(tmp_path / "test")
-    write(tmp_path, "extra/4.jpg")
-    assert len(unlabelled(tmp_path, talk=talk)) == 2  # nothing but train/ is no partition
+    assert len(unlabelled(tmp_path, talk=talk)) == 2
     assert "train/ is called like a training part" in talk.warned[0]
 
 
@@ -142,14 +135,6 @@ def test_damaged_shards_are_named(tmp_path):
         unlabelled(tmp_path / "s.tar.gz")
 
 
-def test_several_data_are_joined_in_order(tmp_path):
-    paths = write(tmp_path, "a/0.png", "a/1.png", "b.png")
-    shard = write_tar(tmp_path / "s.tar", {"x.png": png(7)})
-    source = unlabelled(tmp_path / "b.png", shard, tmp_path / "a")
-    assert source.names == [paths[2], f"{shard}/x.png", *paths[:2]]
-    assert [shade(source, index) for index in range(4)] == [2, 7, 0, 1]
-
-
 def test_what_is_missing_or_empty_is_named(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/a.pdf").touch()
@@ -212,9 +197,10 @@ def test_shards_that_follow_each_other_are_one_source(tmp_path):
     source = unlabelled(*shards[:2], tmp_path / "{2,3}.tar")
     assert isinstance(source, Shards)
     assert [shade(source, index) for index in range(4)] == [0, 1, 2, 3]
-    (folder,) = write(tmp_path, "folder.tar/9.png")
-    mixed = unlabelled(shards[3], tmp_path / "folder.tar", *shards[:2])
+    (folder,) = write(tmp_path, "folder.tar/0.png")
+    mixed = unlabelled(shards[3], tmp_path / "folder.tar", *shards[1:3])
     assert [type(one) for one in mixed.sources] == [Shards, Folder, Shards]
     assert mixed.names[1] == folder
+    assert [shade(mixed, index) for index in range(4)] == [3, 0, 1, 2]
     with pytest.raises(DataError, match=r"1 of 3 shards are missing, the first is .*absent\.tar"):
         unlabelled(*shards[:2], tmp_path / "absent.tar")
