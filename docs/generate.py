@@ -42,7 +42,7 @@ INTRODUCTION = """# Command line
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | something that you can mend: the message says how |
+| 1 | an error that you can fix: the message says how |
 | 2 | wrong usage |
 | 129, 130, 143 | stopped by a closed terminal, Ctrl-C or SIGTERM; a training run has saved its state |
 

@@ -49,9 +49,11 @@ def look_for_seen(
         if (source.path / FILE_NAME).is_file():
             compared.append((source.name, find_seen(marks, load_marks(source.path / FILE_NAME))))
         elif exclude:
-            raise UsageError(f"--exclude-seen: {source.name} keeps no marks of the images that it was pretrained on")
+            raise UsageError(f"--exclude-seen: {source.name} has no record of the images that it was pretrained on")
         else:
-            talk.say(f"{source.name} keeps no marks of its images: test images among them would not be noticed")
+            talk.say(
+                f"{source.name} has no record of its pretraining images: test images among them would not be noticed"
+            )
     for run, found in compared:
         near, copies = int(found.near.sum()), int(found.exact.sum())
         if near:

@@ -99,7 +99,7 @@ def escaped(text: str) -> str:
 
 
 def known(name: Any) -> str | None:
-    """A public data set's name. Any other may tell what nobody should know; a folder may be called like one."""
+    """The name of a public data set; None for others, which may be private."""
     return name if name in NAMED else None
 
 
@@ -130,7 +130,7 @@ def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
 
 
 def scores(found: dict[str, Any]) -> list["EvalResult"]:
-    """What an evaluation says of the network itself; what stands beside it belongs to other networks."""
+    """The results of an evaluation that belong to this network, without those of others beside it."""
     kind = f"k {found['k']}, temperature {found['temperature']:g}"
     listed = [
         score(found, f"accuracy of kNN ({kind})", found["trained"]["knn"]),

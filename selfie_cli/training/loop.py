@@ -225,7 +225,9 @@ def signals_noted() -> Iterator[list[int]]:
 def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
     if trace is not None and steps < 8:
-        talk.warn(f"--profile traces the fourth to the eighth step, and there are {steps}: nothing is traced")
+        talk.warn(
+            f"--profile traces the fourth to the eighth step, but the run has only {steps} steps: nothing is traced"
+        )
     if trace is None or steps < 8:
         yield lambda: None
         return
