@@ -48,7 +48,7 @@ def is_address(text: str) -> bool:
 
 
 def parse(text: str, revision: str | None = None) -> Address:
-    """'owner/name' or 'hf://owner/name[@revision]', with the value of --revision. Raises UsageError for others."""
+    """Parse owner/name or hf://owner/name[@revision], with the value of --revision. Raise UsageError for others."""
     repo, _, named = text.removeprefix(PREFIX).partition("@")
     if not NAME.fullmatch(repo) or text.endswith("@") or not REVISION.fullmatch(revision or named or "main"):
         raise UsageError(f"{text!r} is no repository on the Hub: expected owner/name or hf://owner/name[@revision]")
@@ -60,36 +60,35 @@ def parse(text: str, revision: str | None = None) -> Address:
 def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
     """A file of a repository in the Hub's cache, in a folder that is named after the commit: see `Address.at`.
 
-    The client downloads what is not there, resumes, repeats and compares sizes; hashes are compared here. Where the Hub
-    does not answer, the cache serves. Raises HubError.
+    The Hub is asked which commit that is, unless `offline` or HF_HUB_OFFLINE is set, or the address is a commit and the
+    file is there. The client downloads, resumes and compares sizes; hashes are compared here. Raise HubError.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
     from huggingface_hub import try_to_load_from_cache as cached
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     asked: dict[str, Any] = {"repo_id": address.repo, "filename": name, "revision": address.revision}
     offline_by = "--offline" if offline else "HF_HUB_OFFLINE" if is_offline_mode() else ""
-    mark = None
+    mark: str | None
     with in_our_words(address):
-        size = 0
-        if not offline_by and cached(**asked) is None:
-            plan = hf_hub_download(**asked, dry_run=True)
-            size = plan.file_size
-            check_cache("models", address.repo, size)
-            if name.endswith(".safetensors"):
-                talk.say(f"fetching {Address(address.repo, plan.commit_hash)} ({size / 1e6:.1f} MB) from {host()}")
-        try:
-            with progress(name, size, talk) as bar:
-                path = Path(hf_hub_download(**asked, local_files_only=bool(offline_by), tqdm_class=bar))
-        except LocalEntryNotFoundError:
-            if not offline_by:
-                raise
-            message = f"{name} of {address} is not in the Hub's cache here: fetch it once without {offline_by}"
-            raise HubError(message) from None
-        if path.is_symlink():  # to a file that is named by its hash
-            mark = path.readlink().name
-        elif not offline_by:  # a cache that cannot link keeps no hashes
-            mark = get_hf_file_metadata(hf_hub_url(**{**asked, "revision": path.parent.name})).etag
+        there = cached(**asked)
+        if isinstance(there, str) and (offline_by or COMMIT.fullmatch(address.revision or "")):
+            path = Path(there)
+            mark = path.readlink().name if path.is_symlink() else None  # a cache that cannot link keeps no hashes
+        elif offline_by:
+            raise HubError(f"{name} of {address} is not in the Hub's cache here: fetch it once without {offline_by}")
+        else:
+            told = retried(lambda: get_hf_file_metadata(hf_hub_url(**asked)), talk=talk)
+            commit, size, mark = str(told.commit_hash), told.size or 0, str(told.etag)
+            missing = cached(**{**asked, "revision": commit}) is None
+            if missing:
+                check_cache("models", address.repo, size)
+            if missing and name.endswith(".safetensors"):
+                talk.say(f"fetching {Address(address.repo, commit)} ({size / 1e6:.1f} MB) from {host()}")
+            with progress(name, size if missing else 0, talk) as bar:
+                # By the revision that was asked for: so the cache learns which commit it means, for when it is offline.
+                path = Path(hf_hub_download(**asked, tqdm_class=bar))
+            if path.parent.name != commit:
+                raise HubError(f"{address} has changed while it was fetched, or the Hub did not answer: try again")
     if mark is not None:
         check(path, mark, address.at(path))
     return path
@@ -129,10 +128,10 @@ def check_cache(kind: str, repo: str, num_bytes: int) -> None:
 def check(path: Path, mark: str, address: Address) -> None:
     """Compare a file with its hash on the Hub: sha256 for large files, git's sha1 for others.
 
-    The client itself compares sizes only. Raises HubError if they differ, and takes the file out of the cache.
+    The client itself compares sizes only. Raise HubError if they differ, and takes the file out of the cache.
     """
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
-        raise HubError(f"{host()} does not tell the hash of {path.name}, so that it cannot be checked")
+        raise HubError(f"{host()} gives no hash of {path.name}, so the file cannot be verified")
     digest = hashlib.sha256()
     if len(mark) == 40:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -141,7 +140,7 @@ def check(path: Path, mark: str, address: Address) -> None:
     if found != mark:
         for each in {path.resolve(), path}:
             each.unlink(missing_ok=True)
-        raise HubError(f"{path.name} of {address} is damaged (its hash is another than the Hub's): fetch it again")
+        raise HubError(f"{path.name} of {address} is damaged (its hash differs from the Hub's): download it again")
 
 
 def host() -> str:
@@ -254,7 +253,7 @@ def reason(error: Exception, address: Address) -> SelfieError | None:
 
     repo, status = address.repo, status_of(error)
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{repo!r} is no name that the Hub allows: expected owner/name")
+        return UsageError(f"{repo!r} is not a valid name on the Hub: expected owner/name")
     if isinstance(error, errors.GatedRepoError):
         text = f"{repo} is gated: ask for access at {host()}/{repo}, and log in with hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):

@@ -222,7 +222,7 @@ def create(
     try:
         schema.check(json.loads(json.dumps(config)))
     except ValueError as error:  # it could not be read again
-        raise RunError(f"no run can be made so: {error}") from None
+        raise RunError(f"this run cannot be created: {error}") from None
     there = Path(os.path.realpath(path))  # a link or a mount point is filled, not replaced
     check_room(path, room - size_of(there))
     there.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         writer = config["versions"].get("selfie-cli") if isinstance(config.get("versions"), dict) else None
         raise RunError(
             f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}: "
-            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or begin anew"
+            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or start a new run"
         )
     try:
         schema.check(config)
@@ -294,7 +294,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     hold(run.path)
     run = open_run(path)  # again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):
-        raise RunError(f"{path} is not writable: change that, or resume a copy of it")
+        raise RunError(f"{path} is not writable: change its permissions, or resume a copy of it")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     if run.finished:

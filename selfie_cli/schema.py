@@ -171,7 +171,7 @@ def check_options(asked: dict[str, Any], kind: type[Options], where: str) -> Non
             continue
         if dataclasses.is_dataclass(hints[name]):
             check_value(value, {"*": ANY}, inside)
-            check_options(value, hints[name], inside)  # type: ignore[arg-type]
+            check_options(value, hints[name], inside)
             continue
         given = tuple(each or "" for each in value) if isinstance(value, list) else value
         if value is not None and not fits(given, hints[name]):

@@ -188,7 +188,7 @@ def test_another_repository_is_told_before_its_weights_are_fetched(hub: Hub, net
         ("acme/net", "hf_wrong", {}, "is not valid"),
         ("acme/net", None, {"gated": True}, "is gated: ask for access at"),
         ("acme/net@v9", None, {}, "no revision v9"),
-        ("acme--x/net", None, {}, "is no name that the Hub allows"),
+        ("acme--x/net", None, {}, "is not a valid name on the Hub"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(
@@ -206,8 +206,6 @@ def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repo
     hub.answers = {"HEAD /acme/net": [500, 503, 429], "GET /storage": [429]}
     selfie("pull", "acme/net")
     hub.answers = {"HEAD /acme/net": [500] * 99}
-    selfie("pull", "acme/net", "--out", "from-the-cache")
-    shutil.rmtree(cache_folder())
     assert "answered 500" in error_of("pull", "acme/net", "--out", "again")
 
 
@@ -218,7 +216,7 @@ def test_a_cache_without_room_is_one_line_and_fetches_nothing(
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as a user has it
         assert "MB will be written, and 0.00 MB are free" in error_of("pull", "acme/net")
-    assert not any("/storage/" in request for request in hub.count())
+    assert not any(path.startswith("/storage/") for _, path, _ in hub.requests)
 
 
 def test_without_a_network(hub: Hub, net: Repository, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ class Pulled:
 
 
 def pull(options: PullOptions, talk: Talk) -> Pulled:
-    """Fetch a run through the Hub's cache; the folder appears once its network has been built and its weights fit."""
+    """Fetch a run through the Hub's cache. The folder appears once the network is built and the weights fit."""
     if not options.repo:
         raise UsageError("name the repository: selfie pull owner/name")
     address = hub.parse(options.repo, options.revision)

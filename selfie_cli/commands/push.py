@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
-from selfie_cli.comparison.results import Curve, Finetuned
+from selfie_cli.comparison.results import read_results
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
@@ -24,16 +24,15 @@ from selfie_cli.runs import Run
 from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk
 
-RESULTS = {"finetune": Finetuned, "curve": Curve}
 NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
-# Text that is a number, or numbers; other free text may be a path or a name.
 HARMLESS = ("lr", "fractions", "seeds", "budget")
+"""Options whose text is numbers; any other text may be a path or a name."""
 NAMES_DATA = ("data", "dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """What was sent, or with a dry run would be: names and sizes in bytes. The last three are None after a dry run."""
+    """Names and sizes in bytes of the files that were sent. The last three are None after a dry run."""
 
     address: str
     files: dict[str, int]
@@ -44,7 +43,7 @@ class Pushed:
 
 
 def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None) -> Pushed:
-    """Send a finished run as one commit. `ask` puts a question to the user, None where there is nobody to answer."""
+    """Send a finished run as one commit. `ask` puts a question to the user; None if nobody can answer."""
     if not options.run or not options.repo:
         raise UsageError("name the run and the repository: selfie push RUN owner/name")
     address = hub.parse(options.repo, options.revision)
@@ -53,7 +52,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
     run = runs.open_run(options.run, talk=talk)
     if not run.finished:
         raise RunError(f"{run} is not finished: selfie {run.verb} --resume {shlex.quote(str(run))}")
-    networks.load_module(run)  # what nobody could load is not sent
+    networks.load_module(run)  # it must load
     config, card = published_with_card(run, str(address))
     files: dict[str, Path | bytes] = {
         "model.safetensors": run.weights,
@@ -68,14 +67,14 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         if options.private is not None:
             return options.private
         if ask is None:
-            raise UsageError(f"{address.repo} has to be made: say who may read it, --private or --public")
-        return ask(f"{address.repo} will be made on {hub.host()}. Shall only you and those you let in read it?")
+            raise UsageError(f"{address.repo} does not exist yet: choose its visibility, --private or --public")
+        return ask(f"{address.repo} will be created on {hub.host()}. Make it private?")
 
-    if options.quiet or not sys.stderr.isatty():  # there is no other way to tell the client
+    if options.quiet or not sys.stderr.isatty():  # the client has no parameter for uploads
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    talk.say(f"sending {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
+    talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
     sent = hub.send(address, files, private=private, message=message, talk=talk)
     return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
@@ -84,8 +83,8 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
     """The config and the model card that are sent. Raises RunError if a file of the run is damaged."""
     results = run.path / "results.json"
-    found = read_results(results, RESULTS[run.verb]) if run.verb in RESULTS and results.is_file() else None
-    evaluations = [read_results(file, Evaluated) for file in sorted(run.path.glob("eval-*.json"))]
+    found = read_results(results) if run.verb in ("finetune", "curve") and results.is_file() else None
+    evaluations = [read_evaluation(file) for file in sorted(run.path.glob("eval-*.json"))]
     with describing(run):
         config = published(run.config)
         return config, model_card(
@@ -98,26 +97,26 @@ def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
         )
 
 
-def read_results(file: Path, kind: type) -> dict[str, Any]:
-    """A `kind` as JSON. Raises RunError for anything else."""
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """What eval wrote. Raises RunError for anything else."""
     try:
         found = read_json(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from None
     needed = {
         field.name
-        for field in dataclasses.fields(kind)
+        for field in dataclasses.fields(Evaluated)
         if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
     }
     if not isinstance(found, dict) or not needed <= found.keys():
-        raise RunError(f"{file} is damaged or of another version: remove it, or repeat what wrote it")
+        raise RunError(f"{file} is damaged or of another version: remove it, or run the command again that wrote it")
     return found
 
 
 def published(config: dict[str, Any]) -> dict[str, Any]:
-    """What of a run's config leaves the machine: what rebuilds the network, and numbers; no path, no name of a file.
+    """The published part of a run's config: whatever rebuilds the network, and numbers; no path, no name of a file.
 
-    Everything is named here that is kept, so nothing new is published by oversight. The classes are in `derived`.
+    Only what is named here is kept, so that nothing is published by oversight. The classes are in `derived`.
     """
     numbers = {key: value for key, value in config.get("data", {}).items() if key in NUMBERS_OF_DATA}
     kept = {key: config[key] for key in ("format", "verb", "derived", "versions")}
@@ -136,7 +135,7 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_options(kind: type[Options], asked: dict[str, Any]) -> dict[str, Any]:
-    """Options of `kind`, without free text: paths and names become null, but for names that everybody knows."""
+    """Options of `kind` without free text: paths and names become null, except for those of public data sets."""
     kept: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         if name not in asked:
@@ -156,7 +155,7 @@ def public(address: Any) -> bool:
 
 
 def command_of(config: dict[str, Any]) -> str:
-    """The command that makes such a run, as far as it is published: what differs from the defaults."""
+    """The command that makes such a run: published options that differ from their defaults."""
     kind = ASKED.get(config["verb"])
     if kind is None:
         return f"selfie {config['verb'].partition('-')[0]}"

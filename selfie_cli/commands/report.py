@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import torch
 
@@ -67,19 +68,12 @@ def report(options: ReportOptions, talk: Talk) -> Reported:
 
 
 def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
-    """The page of a run that has just finished. Whatever goes wrong with it is a warning: the run is good without."""
+    """Write the page of a run that has just finished. Whatever goes wrong is a warning: the run is good without it."""
     if not asked.report or not group().first:
         return
-    options = ReportOptions(
-        run=str(run.path),
-        data_root=asked.data_root,
-        offline=True,
-        max_bad=1.0,
-        workers=asked.workers,
-        device=asked.device,
-    )
+    same = {name: getattr(asked, name) for name in ("data_root", "workers", "device")}
     try:
-        talk.say(f"page: {report(options, talk).out}")
+        talk.say(f"page: {report(ReportOptions(run=str(run.path), offline=True, max_bad=1.0, **same), talk).out}")
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
@@ -90,16 +84,16 @@ def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
 
 
 def choose_out(run: Run, options: ReportOptions) -> Path:
-    """Raises UsageError for a page that would be lost, or has no place."""
+    """The page's file. Raise UsageError if it exists already, or cannot be written."""
     if options.out is None:
         if run.address is not None:  # in the package, or the Hub's cache
-            raise UsageError(f"nothing is written into {run}: name the page with --out PAGE.html")
+            raise UsageError(f"nothing can be written into {run}: name the page with --out PAGE.html")
         return check_file(str(run.path / "report.html"), SUFFIXES, overwrite=True)
     return check_file(options.out, SUFFIXES, overwrite=options.overwrite)
 
 
 def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
-    """The run's network; of a pretraining under way, what it saved last. None where there is nothing yet."""
+    """The run's network; for a pretraining under way, with the weights saved last. None if there are none yet."""
     if run.weights.is_file():
         return networks.load_network(run, features=None, device=device)
     states = saved_states(run.path / "state") if run.verb == "pretrain" else []
@@ -108,7 +102,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     module = networks.build_method(run.derived)
     weights, _ = load_weights(states[-1] / "weights.safetensors")
     module.load_state_dict(weights)
-    talk.say(f"not finished: with the weights of step {int(states[-1].name):,}")
+    talk.say(f"the run is not finished: using the weights of step {int(states[-1].name):,}")
     features = networks.choose_features(run.derived, None)
     return Network(module.to(device).eval(), int(run.derived["image_size"]), features)
 
@@ -118,20 +112,19 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     network = load(run, prepare(options.device), talk)
     if network is None:
         return 0
+    here: dict[str, Any] = {"data_root": Path(options.data_root), "offline": options.offline, "talk": talk}
+    how: dict[str, Any] = {
+        "limit": options.images,
+        "bf16": options.precision == "bf16",
+        "max_bad": options.max_bad,
+        "talk": talk,
+    }
     try:
         with describing(run):
-            images = open_images(
-                run,
-                options.dataset,
-                data_root=Path(options.data_root),
-                offline=options.offline,
-                workers=options.workers or num_cores(),
-                talk=talk,
-            )
+            images = open_images(run, options.dataset, workers=options.workers or num_cores(), **here)
             seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
             exclude = {each["path"] for each in seen}
-        bf16, max_bad = options.precision == "bf16", options.max_bad
-        embedded = embed(images, network, limit=options.images, bf16=bf16, max_bad=max_bad, exclude=exclude, talk=talk)
+        embedded = embed(images, network, exclude=exclude, **how)
     except DataError as error:
         if options.dataset:
             raise

@@ -7,7 +7,7 @@ colour, and mirroring: the signs of its lowest 16 x 16 cosine coefficients in gr
 "Implementation and benchmarking of perceptual image hash functions", takes 8 x 8 and compares with the median).
 Mirroring an image flips the signs of its odd horizontal frequencies and no others.
 
-What is missed: the same photograph cut by more than about a thirtieth of its side, or turned by more than 2 degrees.
+Not found: the same photograph cut by more than about a thirtieth of its side, or turned by more than 2 degrees.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from selfie_cli.weights import load_weights, save_weights
 
 FILE_NAME = "seen.safetensors"
 VERSION = "1"
-"""Of what the bits mean: marks of different versions cannot be compared."""
+"""Version of the meaning of the bits: marks of different versions cannot be compared."""
 
 SIDE = 16  # frequencies each way
 NUM_BYTES = SIDE * SIDE // 8
@@ -41,7 +41,7 @@ test data?" (of whose 249 near-duplicates 103 are found; the others are cut othe
 bits and more, generated pictures of one kind of object in 47 and more: in narrow collections, judge the share found.
 """
 ALIKE = 40
-"""As NEAR, for images within one set, where the same kind of picture is there many times.
+"""NEAR for images within one set, where the same kind of picture is there many times.
 
 Of 3,781 photos of clothes, two pairs differ in 40 bits or less (4 and 40), both of the same piece; from 48 on pieces
 differ. Of CIFAR-10's 60,000 images 428 have an earlier one so near; of some 90 of those pairs all looked the same. Of
@@ -188,7 +188,7 @@ def _differing(queries: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray
 
 
 def joined(parts: Iterable[Marks]) -> Marks:
-    """All of `parts`, one at least, in their order; the first of images with the same pixels."""
+    """Join the marks of one or more `parts` in order, and keep the first of images with the same pixels."""
     parts = list(parts)
     exact = np.concatenate([part.exact for part in parts])
     first = np.sort(np.unique(exact, return_index=True)[1])
@@ -208,7 +208,7 @@ def load_marks(path: Path) -> Marks:
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if header.get("marks_version") != VERSION or found != expected:
         raise WeightsError(
-            f"{path} holds no marks that this selfie can compare images with: "
-            "remove it, and copies go unnoticed, or pretrain again"
+            f"{path} is not in a format that this version reads: remove it (then copies go unnoticed), or pretrain "
+            "again"
         )
     return Marks(tensors["exact"].numpy(), tensors["perceptual"].numpy())

@@ -6,7 +6,6 @@ N images    S side of the stored square, in pixels
 import enum
 import io
 import os
-import threading
 import time
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from selfie_cli.errors import UnreadableImage
 from selfie_cli.talk import Talk
 
 CHUNK = 32  # images a task
-BLANK = 4  # levels of 255 between the darkest and the brightest pixel, up to which there is nothing to be seen
+BLANK = 4  # largest range of levels, of 255, of an image in which there is nothing to be seen
 
 
 class Oddity(enum.IntFlag):
@@ -48,16 +47,16 @@ class Oddity(enum.IntFlag):
 
 
 RECORD = np.dtype([("width", "i4"), ("height", "i4"), ("bytes", "i8"), ("format", "i1"), ("oddities", "u2")])
-"""Of one file: its size upright, in pixels; its length, 0 where pixels come without a file; its format as a position in
-`FORMATS`, -1 where there is none; its oddities."""
+"""Facts of one file: size of the upright image in pixels; length in bytes, 0 for pixels without a file; position of the
+format in `FORMATS`, -1 for none; oddities."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """Every image of a source.
+    """Facts of the N images of a source.
 
-    records: RECORD [N]. marks: of N. Rows of what cannot be read are zero, in both. bad: their positions, ascending,
-    and the reasons. seconds: how long reading, decoding and resizing took.
+    records: RECORD [N]; marks: of N images; both are zero for unreadable images. bad: the reasons for unreadable
+    images, by position, ascending. seconds: the time that reading, decoding and resizing took.
     """
 
     records: NDArray[np.void]
@@ -67,19 +66,16 @@ class Inspected:
 
 
 def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspected:
-    """Decode every image of `source` as training would, to S = `size`, with `workers` threads; nothing but facts of 70
-    bytes an image is kept."""
+    """Decode every image of `source` as training would, to S = `size`, with `workers` threads, and keep 70 bytes of
+    facts per image."""
     count = len(source)
     records, bad = np.zeros(count, RECORD), dict[int, str]()
     marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
-    stop = threading.Event()
 
     def look_at(chunk: range) -> dict[int, str]:
         pixels = np.empty((len(chunk), size, size, 3), np.uint8)
         unreadable, read = dict[int, str](), list[int]()
         for index in chunk:
-            if stop.is_set():
-                break
             name = source.names[index]
             try:
                 with source.open(index) as image:
@@ -95,13 +91,12 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
     begun = time.perf_counter()
     pool = thread_pool(workers, "inspect")
     try:
-        with talk.track("looking at images", count) as advance:
+        with talk.track("checking images", count) as advance:
             chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
             for chunk, unreadable in zip(chunks, pool.map(look_at, chunks), strict=True):
                 bad |= unreadable
                 advance(chunk.stop, f"{len(bad)} unreadable" if bad else "")
     finally:
-        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
     return Inspected(records, marks, bad, time.perf_counter() - begun)
 

@@ -17,7 +17,7 @@ from selfie_cli.errors import DataError, UsageError
 from selfie_cli.talk import Talk
 
 DATASETS = "hf://datasets/"
-"""How addresses of data sets on the Hub begin."""
+"""Prefix of the addresses of data sets on the Hub."""
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
 

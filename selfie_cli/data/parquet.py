@@ -20,9 +20,9 @@ from selfie_cli.data.sources import Packed, one_line, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
 
 STREAMS = 16
-"""Row groups that are read at a time, at most: each holds an open file."""
+"""Largest number of row groups that are read at a time: each holds an open file."""
 COPIES = 8
-"""How often what a row group holds is in memory while it is read, at most: some 1 GB took 8."""
+"""Largest number of copies of a row group's contents in memory while it is read: some 1 GB took 8."""
 
 
 class Parquet(Packed):
@@ -57,7 +57,7 @@ class Parquet(Packed):
                     there = max(0, group.total_byte_size)
                     num_bytes, largest = num_bytes + there, max(largest, there)
             if sum(sizes) != sum(one.num_rows for one in self._metadata):
-                raise DataError(f"{path} is damaged: it has other rows than it says")
+                raise DataError(f"{path} is damaged: its rows do not match its metadata")
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
         self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)
@@ -80,7 +80,7 @@ class Parquet(Packed):
         return self._reader.contents(index)
 
     def read(self, first: int, end: int) -> list[bytes | UnreadableImage]:
-        """As `Packed.read`; damage is told of the images that it costs."""
+        """Return the bytes of images as `Packed.read` does; damage costs only the images in it."""
         found: list[bytes | UnreadableImage] = []
         while first < end:
             group = bisect.bisect_right(self._ends, first)

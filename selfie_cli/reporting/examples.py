@@ -36,28 +36,18 @@ def patch_picks(module: Selfie, images: Images, embedded: Embedded, page: Page) 
     view = plain_view(pixels.to(device), images.image_size)
     probabilities = module.logits(view, masked.to(device), visible.to(device)).float().softmax(dim=2).cpu()  # [B, K, K]
     picks = probabilities.argmax(dim=2)  # [B, K]
-    page.add(
-        "picks",
-        "What it picks for hidden patches",
-        "patch_picks",
-        module=module,
-        note=images.note,
-        grid=images.image_size // module.patch_size,
-        small=images.image_size <= 64,
-        right=int((picks == torch.arange(module.num_masked)).sum()),
-        total=masked.numel(),
-        puzzles=[
-            {"name": name, "pixels": cropped, "masked": places, "picks": picked, "probabilities": each}
-            for name, cropped, places, picked, each in zip(
-                images.names(rows),
-                centre_crop(pixels, images.image_size),
-                masked.tolist(),
-                picks.tolist(),
-                probabilities.tolist(),
-                strict=True,
-            )
-        ],
-    )
+    cropped, names = centre_crop(pixels, images.image_size), images.names(rows)
+    puzzles = [
+        {"name": name, "pixels": seen, "masked": places, "picks": taken, "probabilities": each}
+        for name, seen, places, taken, each in zip(
+            names, cropped, masked.tolist(), picks.tolist(), probabilities.tolist(), strict=True
+        )
+    ]
+    about = {"module": module, "note": images.note, "small": images.small}
+    right = int((picks == torch.arange(module.num_masked)).sum())
+    grid = images.image_size // module.patch_size
+    shown = {"puzzles": puzzles, "grid": grid, "right": right, "total": masked.numel()}
+    page.add("picks", "What it picks for hidden patches", "patch_picks", **about, **shown)
 
 
 @torch.no_grad()
@@ -90,16 +80,8 @@ def view_picks(method: Method, network: Network, images: Images, embedded: Embed
             mark = candidate == query if place == 0 or candidate == query else None
             line.append(Picture(others[candidate], [told], f"A view of {names[candidate]}", mark))
         lines.append(line)
-    page.add(
-        "picks",
-        "What it picks as another view",
-        "view_picks",
-        note=images.note,
-        rows=lines,
-        right=right,
-        total=len(rows),
-        small=views.shape[-1] <= 64,
-    )
+    shown = {"note": images.note, "rows": lines, "right": right, "total": len(rows), "small": views.shape[-1] <= 64}
+    page.add("picks", "What it picks as another view", "view_picks", **shown)
 
 
 def classified(which: str, labels: Labels, images: Images, embedded: Embedded, page: Page) -> None:
@@ -108,32 +90,23 @@ def classified(which: str, labels: Labels, images: Images, embedded: Embedded, p
     counts = confusion_matrix(predicted, true, len(classes))
     ranked = sorted((share, c) for c, share in enumerate(per_class_accuracy(counts)) if share is not None)
     right = predicted == true
-    page.add(
-        "classes",
-        "Class by class",
-        "by_class",
-        which=which,
-        whole=embedded.whole,
-        num_images=len(true),
-        accuracy=right.float().mean().item(),
-        num_ranked=len(ranked),
-        shown=[(classes[c], share, int(counts[c].sum())) for share, c in ranked[: pages.FEW_CLASSES]],
-        classes=classes,
-        counts=counts.tolist(),
-        confused=pages.most_confused(classes, counts.tolist()),
-    )
+    about = {"which": which, "whole": embedded.whole, "num_images": len(true), "num_ranked": len(ranked)}
+    matrix = {"classes": classes, "counts": counts.tolist(), "confused": pages.most_confused(classes, counts.tolist())}
+    shown = [(classes[c], share, int(counts[c].sum())) for share, c in ranked[: pages.FEW_CLASSES]]
+    accuracy = right.float().mean().item()
+    page.add("classes", "Class by class", "by_class", **about, **matrix, shown=shown, accuracy=accuracy)
     wrong = (~right).nonzero().squeeze(1)
     worst = wrong[embedded.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     if not len(worst):
         return
     rows = embedded.rows[worst.numpy()]
-    shown = images.pictures(rows, 2 * PICTURE if images.image_size > 2 * PICTURE else PICTURE)
+    seen = images.pictures(rows, 2 * PICTURE if images.image_size > 2 * PICTURE else PICTURE)
     pictures = []
-    for at, pixels, name in zip(worst.tolist(), shown, images.names(rows), strict=True):
+    for at, pixels, name in zip(worst.tolist(), seen, images.names(rows), strict=True):
         taken, label, sure = classes[predicted[at]], classes[true[at]], percent(float(embedded.confidence[at]))
         lines = [taken, f"{sure} sure; labelled {label}", name]
         pictures.append(Picture(pixels, lines, f"{name}: {label}, taken for {taken}", right=False))
-    page.add("mistakes", "Most confidently wrong", "mistakes", pictures=pictures, small=images.image_size <= 64)
+    page.add("mistakes", "Most confidently wrong", "mistakes", pictures=pictures, small=images.small)
 
 
 def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
@@ -162,18 +135,9 @@ def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
             about = [f"cosine {cosine:.2f}"] if label is None else [label, f"cosine {cosine:.2f}"]
             line.append(Picture(pixels, about, name, None if label is None else label == own))
         lines.append(line)
-    page.add(
-        "neighbours",
-        "Nearest neighbours",
-        "neighbours",
-        note=images.note,
-        num_images=count,
-        num_nearest=nearest.indices.shape[1],
-        same=same,
-        chance=chance,
-        rows=lines,
-        small=images.image_size <= 64,
-    )
+    numbers = {"num_images": count, "num_nearest": nearest.indices.shape[1], "same": same, "chance": chance}
+    shown = {"note": images.note, "rows": lines, "small": images.small}
+    page.add("neighbours", "Nearest neighbours", "neighbours", **numbers, **shown)
 
 
 def mapped(images: Images, embedded: Embedded, page: Page) -> None:
@@ -181,14 +145,6 @@ def mapped(images: Images, embedded: Embedded, page: Page) -> None:
     rows = embedded.rows[: len(embedded.vectors)]
     labels = None if images.labels is None else images.labels[rows].tolist()
     points = pages.map_points(page, tsne(embedded.vectors), embedded.thumbs, images.names(rows), labels, images.classes)
-    page.add(
-        "map",
-        "Map of the images",
-        "map_of_images",
-        points=points,
-        labels=labels,
-        classes=images.classes,
-        thumbs=embedded.thumbs,
-        num_images=len(images.source),
-        num_bad=len(embedded.bad),
-    )
+    shown = {"points": points, "labels": labels, "classes": images.classes, "thumbs": embedded.thumbs}
+    counts = {"num_images": len(images.source), "num_bad": len(embedded.bad)}
+    page.add("map", "Map of the images", "map_of_images", **shown, **counts)

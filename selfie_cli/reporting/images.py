@@ -45,12 +45,17 @@ class Images:
     image_size: int
     workers: int
 
+    @property
+    def small(self) -> bool:
+        """Whether single pixels are to be seen on the page."""
+        return self.image_size <= 64
+
     def pixels(self, rows: Labels) -> Tensor:
         """Pixels as they are stored for the network, uint8 [B, S, S, 3], of images that have been read before."""
         return self.read(rows).pixels
 
     def read(self, rows: Labels) -> InMemory:
-        """Those of `rows` that can be read."""
+        """Read the images of `rows`, without those that cannot be read."""
         chosen, size = Subset(self.source, rows), storage_size(self.image_size)
         return read_pixels(chosen, size=size, workers=self.workers, max_bad=None, talk=Talk())
 
@@ -89,28 +94,27 @@ class Embedded:
 def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool, workers: int, talk: Talk) -> Images:
     """Images of `dataset`, or those the run was made with: their test or validation part, where there is one.
 
-    The run's own data are never downloaded. Raises DataError if they are not there, or if they have classes that a
+    The run's own data are never downloaded. Raise DataError if they are not there, or if they have classes that a
     finetuned network does not know.
     """
-    offline = offline or not dataset
+    asked, offline = run.config["asked"], offline or not dataset
     if not dataset:
         check_own(run)
-    if "classes" in run.derived:
-        name = dataset or run.config["asked"].get("dataset")
+    source: Source
+    labels: Labels | None
+    if classes := run.derived.get("classes"):
+        name = dataset or asked.get("dataset")
         if name is None:
             raise DataError("its config names none")
         found = open_labelled(str(name), data_root=data_root, offline=offline, talk=talk)
-        classes = run.derived["classes"]
         check_classes(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
-        source = found.test.source
-        labels: Labels | None = place[found.test.labels]
+        source, labels = found.test.source, place[found.test.labels]
         note = f"Images of {found.name} that were not trained on. {found.split_note}"
     else:
         pinned = {} if dataset else run.config["data"].get("pinned", {})
-        asked = [dataset] if dataset else run.config["asked"].get("data", [])
-        asked = [pinned.get(one, one) for one in asked]
-        source, labels, classes, note = choose(asked, data_root, offline=offline, own=not dataset, talk=talk)
+        names = [pinned.get(each, each) for each in ([dataset] if dataset else asked.get("data", []))]
+        source, labels, classes, note = choose(names, data_root, offline=offline, own=not dataset, talk=talk)
     image_size = int(run.derived["image_size"])
     return Images(source=source, labels=labels, classes=classes, note=note, image_size=image_size, workers=workers)
 
@@ -158,7 +162,7 @@ def embed(
     """Run the network on a random part of the images, the same each time, without those that `exclude` names.
 
     A classifier sees all images, and `limit` of them are kept. Without `limit`, embedding ends after some SECONDS.
-    Raises DataError if more than the share `max_bad` of them cannot be read, or none is left.
+    Raise DataError if more than the share `max_bad` of them cannot be read, or none is left.
     """
     order = np.random.default_rng(0).permutation(len(images.source))
     if exclude:
@@ -198,7 +202,7 @@ def embed(
         raise DataError(f"none of {done} images can be read, {first}" if bad else "no images are left to show")
     if len(bad) > max_bad * done:
         raise DataError(
-            f"{len(bad)} of {done} images cannot be read, {first}. Mend or remove them, or allow more with --max-bad"
+            f"{len(bad)} of {done} images cannot be read, {first}. Repair or remove them, or allow more with --max-bad"
         )
     return Embedded(
         rows=np.concatenate(rows),

@@ -28,13 +28,6 @@ COLOURS = ("#3b78d8", "#e07b10", "#2e9e63", "#d5445c", "#8f63d2", "#94713f", "#d
 MAP_WIDTH, MAP_HEIGHT = 1000, 860
 FEW_CLASSES = 30
 """The largest number of classes whose confusion matrix is shown as a table."""
-CURVE_STYLE = """
-svg { background: #fff; font: 11px sans-serif; fill: #444; font-variant-numeric: tabular-nums; }
-.title { font-size: 13px; fill: #000; } .middle { text-anchor: middle; } .end { text-anchor: end; }
-.grid { stroke: #ddd; } .line * { stroke: var(--c); stroke-width: 1.5; } .line polyline { fill: none; }
-.line circle { fill: var(--c); } .d1 polyline { stroke-dasharray: 7 3; } .d2 polyline { stroke-dasharray: 2 2; }
-.d3 polyline { stroke-dasharray: 9 3 2 3; }
-"""
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -61,7 +54,7 @@ def templates() -> Any:
         lstrip_blocks=True,
     )
     found.filters |= {"percent": percent, "count": "{:,}".format, "jpeg": drawing.jpeg, "sheet": drawing.sheet}
-    found.filters |= {"called": called, "duration": duration}
+    found.filters |= {"called": called, "duration": duration, "digest": digest}
     found.globals |= {"MAP_WIDTH": MAP_WIDTH, "MAP_HEIGHT": MAP_HEIGHT, "FEW_CLASSES": FEW_CLASSES}
     found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return found
@@ -114,19 +107,10 @@ class Page:
 
 def document(page: Page, *, title: str, header: str, footer: str) -> str:
     """The whole page."""
+    template = templates().get_template("page.html.jinja")
     style, script = colours(page.num_colours) + resource("page.css"), resource("page.js")
-    values = {
-        "style": style,
-        "style_digest": digest(style),
-        "script": script,
-        "script_digest": digest(script),
-        "title": title,
-        "header": header,
-        "sections": page.sections,
-        "footer": footer,
-        "data": page.data,
-    }
-    return str(templates().get_template("page.html.jinja").render(values))
+    made: str = template.render(page=page, title=title, header=header, footer=footer, style=style, script=script)
+    return made
 
 
 def resource(name: str) -> str:
@@ -154,7 +138,10 @@ def chart(page: Page, title: str, lines: Sequence[Line], **how: Any) -> str:
 def curve_file(title: str, lines: Sequence[Line], **how: Any) -> str:
     """The text of an SVG file with the same chart, and a legend."""
     drawn, _ = drawing.chart(lines, **how)
-    return piece("chart_file", drawn, title, [line.name for line in lines], colours(len(lines)) + CURVE_STYLE) + "\n"
+    return (
+        piece("chart_file", drawn, title, [line.name for line in lines], colours(len(lines)) + resource("curve.css"))
+        + "\n"
+    )
 
 
 def map_points(
@@ -166,8 +153,6 @@ def map_points(
     classes: Sequence[str],
 ) -> list[tuple[float, float]]:
     """Scale points, float [N, 2], to the size of the map, and tell the script what each of them shows."""
-    low, high = places.amin(dim=0), places.amax(dim=0)
-    room = torch.tensor([MAP_WIDTH, MAP_HEIGHT]) - 60
     page.data["map"] = {
         "names": [printable(name) for name in names],
         "labels": labels,
@@ -177,10 +162,10 @@ def map_points(
         "view": MAP_WIDTH,
     }
     page.num_colours = max(page.num_colours, len(classes))
-    scaled: list[tuple[float, float]] = (
-        ((places - low) / (high - low).clamp(min=1e-6) * room + 30).round(decimals=1).tolist()
-    )
-    return scaled
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    room = torch.tensor([MAP_WIDTH, MAP_HEIGHT]) - 60
+    points = (places - low) / (high - low).clamp(min=1e-6) * room + 30
+    return [(x, y) for x, y in points.round(decimals=1).tolist()]
 
 
 def most_confused(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, str]]:

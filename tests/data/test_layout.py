@@ -55,29 +55,24 @@ def test_places() -> None:
 
 
 def test_kinds() -> None:
-    files = {
-        "a.JPG": "image",
-        "a.heic": "formats",
-        ".a.jpg": "hidden",
-        "._a.png": "hidden",
-        ".DS_Store": "",
-        "a.txt": "",
-    }
-    files |= {"Thumbs.db": "system", "a.zip": "archives", "a.tar": "packed", "jpg": ""}
-    assert {name: kind_of(name, is_folder=False) for name in files} == files
+    for kind, files in {
+        "image": "a.JPG",
+        "formats": "a.heic",
+        "hidden": ".a.jpg ._a.png",
+        "": ".DS_Store a.txt jpg",
+        "system": "Thumbs.db",
+        "archives": "a.zip",
+        "packed": "a.tar",
+    }.items():
+        assert {kind_of(name, is_folder=False) for name in files.split()} == {kind}
     folders = {"@eaDir": "system", "$Recycle.Bin": "system", ".git": "", ".venv": "hidden", "cat.jpg": "folder"}
     assert {name: kind_of(name, is_folder=True) for name in folders} == folders
 
 
 def test_labels() -> None:
     assert [label_of(value) for value in (None, float("nan"), -1, -1.0, "", " ", "-1")] == [None] * 7
-    assert [label_of(value) for value in (0, 2.0, True, " cat ", "cafe\u0301")] == [
-        "0",
-        "2",
-        "True",
-        "cat",
-        "caf\u00e9",
-    ]
+    known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9"}
+    assert {value: label_of(value) for value in known} == known
     for value in (0.5, float("inf"), [1], b"cat"):
         with pytest.raises(ValueError, match=r"is n(ot|either)"):
             label_of(value)
