@@ -224,7 +224,7 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ManyViewSelfie, "loss", loss)
     result = selfie("pretrain", images, *SMALL, "--steps", 40, "--out", "run")
-    assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
+    assert result.stderr.count("warning: out of memory: continuing with --micro-batch 4") == 1
     config = config_of(Path("run"))
     assert config["derived"]["micro_batch"] == (4 if when == "at first" else 8)
     assert config["measured"]["micro_batch"] == calls[-1] == 4
