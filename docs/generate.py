@@ -27,7 +27,8 @@ FAULTS = REFERENCE.with_name("results") / "reliability.jsonl"
 TABLE = re.compile(r"(?<=<!-- table: written by docs/generate.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
 FLOORS = (
     "cli commands",
-    "comparison pretraining reporting",
+    "reporting",
+    "comparison pretraining",
     "inference",
     "methods",
     "training evaluation",

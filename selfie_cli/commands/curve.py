@@ -12,9 +12,8 @@ from selfie_cli.comparison.statistics import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
-from selfie_cli.reporting.charts import Line
-from selfie_cli.reporting.facts import share
-from selfie_cli.reporting.page import curve_file, percent
+from selfie_cli.reporting.facts import accuracy_lines
+from selfie_cli.reporting.page import curve_file
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -90,11 +89,6 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
 
 def draw(folder: Path, dataset: str, points: list[Point]) -> list[str]:
     """Write curve.svg; return its name."""
-    fractions = [point.fraction for point in points]
-    lines = []
-    for i, arm in enumerate(points[0].arms):
-        means = [(point.fraction, point.arms[i].mean) for point in points]
-        lines.append(Line(arm.name, means, [point.arms[i].std or 0.0 for point in points]))
-    how = {"show": percent, "show_x": share, "x_ticks": fractions, "log": True}
+    lines, how = accuracy_lines(points)
     write_text(folder / "curve.svg", curve_file(f"{dataset}: test accuracy", lines, **how))
     return ["curve.svg"]

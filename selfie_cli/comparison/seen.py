@@ -43,7 +43,7 @@ def look_for_seen(
     keep = np.ones(len(names), dtype=np.bool_)
     marks = marks_of(pixels)
     if len(train) * len(names) > MOST_PAIRS:
-        talk.say("too many test images to look for near-duplicates of training images: only copies are reported")
+        talk.say("too many test images to search for near-duplicates of training images: only copies are reported")
     compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train), pairs=MOST_PAIRS))]
     for source in sources:
         if (source.path / FILE_NAME).is_file():
@@ -70,7 +70,7 @@ def look_for_seen(
             keep &= ~found.near
     if len(keep) and not keep.any():
         raise DataError(
-            "every test image was seen in pretraining, or is like a training image: without --exclude-seen, "
+            "every test image was seen in pretraining or is similar to a training image: without --exclude-seen, "
             "all are kept, with a warning"
         )
     return torch.from_numpy(np.flatnonzero(keep)), records

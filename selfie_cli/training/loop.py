@@ -109,7 +109,7 @@ def train(
                 group.wait()
                 timetable.saved = time.perf_counter()
             if stop:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {plan.resume_hint}", stop)
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {plan.resume_hint}", stop)
 
     seconds = time.perf_counter() - timetable.begun
     return Trained(
