@@ -69,18 +69,13 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
     assert TOKEN not in there.stderr + there.stdout + pulled.stderr + pulled.stdout
 
 
-@pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False)])
-def test_who_may_read_is_said(hub: Hub, token: None, flag: str, private: bool) -> None:
-    assert "created, now at" in selfie("push", "bundled", "acme/net", flag).stdout
-    assert hub.repositories["acme/net"].private is private
-    other = "--public" if private else "--private"  # of what is there already, nothing changes
-    assert "made" not in selfie("push", "bundled", "acme/net", other).stdout
-    assert hub.repositories["acme/net"].private is private
-
-
-def test_without_a_terminal_nobody_is_asked_and_nothing_is_made(hub: Hub, token: None) -> None:
-    assert "--private or --public" in error_of("push", "bundled", "acme/net", code=2)
+def test_who_may_read_is_said_or_nothing_is_made(hub: Hub, token: None) -> None:
+    assert "--private or --public" in error_of("push", "bundled", "acme/net", code=2)  # there is no terminal to ask on
     assert hub.repositories == {}
+    for name, flag in (("acme/net", "--private"), ("acme/open", "--public")):
+        assert "made, and now at" in selfie("push", "bundled", name, flag).stdout
+        assert "made" not in selfie("push", "bundled", name, "--public").stdout  # of what is there, nothing changes
+        assert hub.repositories[name].private is (flag == "--private")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("push bundled a/b --dry-run", 0), ("embed -", 2)])
