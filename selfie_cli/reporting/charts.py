@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 from selfie_cli.talk import printable
 
@@ -42,6 +41,8 @@ def columns_of(num_pictures: int) -> int:
 
 def sheet(pictures: Tensor) -> str:
     """Pictures, uint8 [N, s, s, 3], row by row as one data URI."""
+    from torchvision.utils import make_grid
+
     grid = make_grid(pictures.permute(0, 3, 1, 2), nrow=columns_of(len(pictures)), padding=0)
     return jpeg(grid.permute(1, 2, 0).contiguous(), quality=74)
 
