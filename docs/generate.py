@@ -27,7 +27,8 @@ FAULTS = REFERENCE.with_name("results") / "reliability.jsonl"
 TABLE = re.compile(r"(?<=<!-- table: written by docs/generate.py -->\n).*?(?=<!-- /table -->)", re.DOTALL)
 FLOORS = (
     "cli commands",
-    "comparison pretraining reporting",
+    "reporting",
+    "comparison pretraining",
     "inference",
     "methods",
     "training evaluation",
@@ -42,7 +43,7 @@ INTRODUCTION = """# Command line
 | exit code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | something that you can mend: the message says how |
+| 1 | an error that you can fix: the message says how |
 | 2 | wrong usage |
 | 129, 130, 143 | stopped by a closed terminal, Ctrl-C or SIGTERM; a training run has saved its state |
 

@@ -131,7 +131,7 @@ def check(path: Path, mark: str, address: Address) -> None:
     The client itself compares sizes only. Raise HubError if they differ, and takes the file out of the cache.
     """
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
-        raise HubError(f"{host()} does not tell the hash of {path.name}, so that it cannot be checked")
+        raise HubError(f"{host()} gives no hash of {path.name}, so the file cannot be verified")
     digest = hashlib.sha256()
     if len(mark) == 40:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -140,7 +140,7 @@ def check(path: Path, mark: str, address: Address) -> None:
     if found != mark:
         for each in {path.resolve(), path}:
             each.unlink(missing_ok=True)
-        raise HubError(f"{path.name} of {address} is damaged (its hash is another than the Hub's): fetch it again")
+        raise HubError(f"{path.name} of {address} is damaged (its hash differs from the Hub's): download it again")
 
 
 def host() -> str:
@@ -253,7 +253,7 @@ def reason(error: Exception, address: Address) -> SelfieError | None:
 
     repo, status = address.repo, status_of(error)
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{repo!r} is no name that the Hub allows: expected owner/name")
+        return UsageError(f"{repo!r} is not a valid name on the Hub: expected owner/name")
     if isinstance(error, errors.GatedRepoError):
         text = f"{repo} is gated: ask for access at {host()}/{repo}, and log in with hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):

@@ -228,7 +228,7 @@ def create(
     try:
         schema.check(json.loads(json.dumps(config)))
     except ValueError as error:  # it could not be read again
-        raise RunError(f"no run can be made so: {error}") from None
+        raise RunError(f"this run cannot be created: {error}") from None
     there = Path(os.path.realpath(path))  # a link to it stays one, and so does what a disk is mounted on
     check_room(path, room - size_of(there))
     there.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         writer = config["versions"].get("selfie-cli") if isinstance(config.get("versions"), dict) else None
         raise RunError(
             f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}: "
-            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or begin anew"
+            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or start a new run"
         )
     sections = ("asked", "derived", "measured", "progress")
     if any(not isinstance(config.get(section), dict) for section in sections):
@@ -305,7 +305,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     hold(run.path)
     run = open_run(path)  # whoever held it may just have finished it
     if not os.access(run.path, os.W_OK):
-        raise RunError(f"{path} is not writable: mend that, or resume a copy of it")
+        raise RunError(f"{path} is not writable: change its permissions, or resume a copy of it")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     if run.finished:

@@ -1,4 +1,4 @@
-"""What all tests share: one thread (small networks are faster so, and runs repeat exactly), real data where it lies."""
+"""Fixtures of all tests. Tests use one thread: small networks are faster so, and runs repeat exactly."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def real_data() -> Path | None:
-    """Archives of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
+    """Return the folder of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
     there = Path(os.environ.get("SELFIE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     return there if there.is_dir() else None
 
@@ -48,14 +48,14 @@ HUB_CLIENT: dict[str, ModuleType] = {}
 
 
 def take_client() -> dict[str, ModuleType]:
-    """The modules of huggingface_hub, taken out: it reads its environment when it is imported."""
+    """Remove the modules of huggingface_hub from sys.modules: it reads its environment when it is imported."""
     names = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
     return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture
 def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty Hub on loopback that this process talks to, with an empty cache, and no token."""
+    """An empty Hub on this machine, with an empty cache and no token."""
     hub_server.clear()
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
@@ -75,7 +75,7 @@ def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def compiler() -> Iterator[None]:
-    """What torch.compile needs on a CPU, or the test is skipped; before and after, it knows of nothing compiled."""
+    """Skip the test without a C++ compiler, which torch.compile needs; start and end with nothing compiled."""
     import torch
     from torch._inductor import cpp_builder
     from torch._inductor.exc import InvalidCxxCompiler
@@ -91,7 +91,7 @@ def compiler() -> Iterator[None]:
 
 @pytest.fixture
 def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No C++ compiler where torch.compile looks for one, and nothing compiled before."""
+    """Let torch.compile find no C++ compiler, and nothing compiled before."""
     import torch
     from torch._inductor import config
     from torch._inductor.utils import fresh_cache
@@ -104,9 +104,9 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     torch._dynamo.reset()
 
 
-@pytest.fixture(scope="module")  # no longer: while it lives, this thread has an event loop that runs
+@pytest.fixture(scope="module")  # not session: while it lives, an event loop runs in this thread
 def browser() -> Iterator[Any]:
-    """A real Chromium without a screen. Without one the test is skipped; with SELFIE_REQUIRE_BROWSER=1 it fails."""
+    """Chromium without a screen. Without Chromium the test is skipped; with SELFIE_REQUIRE_BROWSER=1 it fails."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         missing = "no Chromium on PATH"
@@ -123,7 +123,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests write to the current folder, and find no ./runs there."""
+    """Run each test in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -136,7 +136,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pretrained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By the paper's recipe."""
+    """A run by the paper's recipe."""
     from running import SMALL, selfie
 
     run = tmp_path_factory.mktemp("runs") / "pretrained"

@@ -1,4 +1,4 @@
-"""The command line as tests call it: in this process where a new one is not the point, starting torch takes seconds."""
+"""Run commands: in this process where possible, because importing torch takes seconds, or in one of their own."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from selfie_cli.cli.app import app
 from selfie_cli.data import synthetic
 from selfie_cli.files import MACHINE, TEMPORARY
 
-# On a CPU that has bf16, the faster precision is measured: nothing that repeats.
+# fp32: some CPUs choose the precision by measuring, which does not repeat.
 SMALL = ("--backbone", "resnetv2_18_w16", "--batch-size", "8", "--precision", "fp32", "--no-report")
 
 
@@ -34,7 +34,7 @@ def selfie(*arguments: object, code: int = 0, stdin: str | None = None) -> Resul
 
 
 def error_of(*arguments: object, code: int = 1) -> str:
-    """The one line on stderr by which a command that must fail says why; nothing may be on stdout."""
+    """Return the error of a command that must fail: the one and last line on stderr, with nothing on stdout."""
     result = selfie(*arguments, code=code)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
@@ -43,21 +43,21 @@ def error_of(*arguments: object, code: int = 1) -> str:
     return errors[0].removeprefix("error: ")
 
 
-# A process of its own finds this checkout's package, installed or not, and whatever folder it is started in.
+# Other processes import the package of this checkout, installed or not, from any folder.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(selfie_cli.__file__).parents[1])}
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 COMMAND = (sys.executable, "-m", "selfie_cli")
 
 
-# Start it with a program and its arguments.
+# To be followed by a program and its arguments.
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-PATIENCE = 240  # seconds; a process that does not get anywhere in that time never will
+PATIENCE = 240  # seconds to wait for a process
 
 
 def two(*arguments: object) -> list[tuple[int, str, str]]:
-    """Start two processes as torchrun would: exit code, stdout and stderr of each. That spares a third."""
+    """Start two processes as torchrun would, without torchrun; return exit code, stdout and stderr of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -101,20 +101,20 @@ def bounded_memory() -> Iterator[None]:
 
 
 def leftover(name: str) -> str:
-    """What a killed process of this machine would have called a file that it was writing."""
+    """Return the name of a temporary file that a killed process of this machine has left."""
     ended = subprocess.Popen(["true"])
     ended.wait()
     return f"{TEMPORARY}{ended.pid}-{MACHINE}-{name}"
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs hold the same tensors, bit for bit."""
+    """Return whether two runs hold the same tensors, bit for bit."""
     a, b = (load_file(run / "model.safetensors") for run in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def draw_folder(folder: Path, *, train: int = 60, test: int = 30, size: int = 32) -> Path:
-    """train/<class>/ and test/<class>/ of PNG files, as many images in each part as asked, classes in turn."""
+    """Write drawn images as PNG files to train/<class>/ and test/<class>/, with the classes in turn."""
     pixels, labels = synthetic.draw(train + test, seed=7, size=size)
     for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
         there = folder / ("train" if index < train else "test") / synthetic.CLASSES[label]

@@ -1,4 +1,4 @@
-"""The small pretrained network inside the package: there, small, of use offline, and honest about larger photos."""
+"""The small pretrained network inside the package: it works offline, and warns about larger photos."""
 
 import json
 import socket
@@ -14,9 +14,7 @@ from selfie_cli import runs
 
 
 @pytest.fixture(autouse=True)
-def _offline_and_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the network was used")
 

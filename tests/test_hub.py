@@ -180,7 +180,7 @@ def test_another_repository_is_told_before_its_weights_are_fetched(hub: Hub, net
         ("acme/net", "hf_wrong", {}, "is not valid"),
         ("acme/net", None, {"gated": True}, "is gated: ask for access at"),
         ("acme/net@v9", None, {}, "no revision v9"),
-        ("acme--x/net", None, {}, "is no name that the Hub allows"),
+        ("acme--x/net", None, {}, "is not a valid name on the Hub"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(

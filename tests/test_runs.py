@@ -306,7 +306,7 @@ def test_a_config_that_lacks_something(tmp_path, missing):
 )
 def test_another_format_is_refused_whatever_else_it_has(tmp_path, format, rest, writer):
     write_json(tmp_path / "config.json", {"format": format, **rest})
-    said = rf"run format {format}, this selfie \([\w.]+\) reads 1: use the selfie-cli that wrote it{writer}, or begin"
+    said = rf"run format {format}, this selfie \([\w.]+\) reads 1: use the selfie-cli that wrote it{writer}, or start"
     with pytest.raises(RunError, match=said):
         runs.open_run(tmp_path)
 

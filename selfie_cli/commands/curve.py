@@ -12,9 +12,8 @@ from selfie_cli.comparison.statistics import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
-from selfie_cli.reporting.charts import Line
-from selfie_cli.reporting.facts import share
-from selfie_cli.reporting.page import curve_file, percent
+from selfie_cli.reporting.facts import accuracy_lines
+from selfie_cli.reporting.page import curve_file
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -26,7 +25,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     run, options = run_to_resume(options, "curve")
     num_seeds = seeds_of_fractions(options.fractions, options.seeds)
     if "none" in options.from_ and len(options.from_) > 1:
-        raise UsageError("--from none stands alone: the arm without pretraining is always there")
+        raise UsageError("--from none must be used alone: a network without pretraining is always included")
     sources = open_sources(run, options.from_ or [None], offline=options.offline, talk=talk)
     arms = arms_of(sources, backbone=options.backbone, image_size=options.image_size)
     kept = arms[1 if sources else 0]
@@ -75,14 +74,14 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
     for source, method in zip(sources, methods, strict=True):
         name = source.name if methods.count(method) > 1 else method
         if name in [arm.name for arm in arms]:
-            raise UsageError(f"--from names two arms {name!r}: name every run once, or rename a folder")
+            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
         state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
         arm = Arm(name=name, shape=network_shape(source), state=state)
         for key in ("backbone", "stem", "image_size"):
             if arm.shape[key] != fresh[key]:
                 raise UsageError(
                     f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "
-                    "one curve compares runs of one network, draw another for the rest"
+                    "a curve compares runs of one network, so use another curve for the rest"
                 )
         arms.append(arm)
     return arms
@@ -90,11 +89,6 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
 
 def draw(folder: Path, dataset: str, points: list[Point]) -> list[str]:
     """Write curve.svg; return its name."""
-    fractions = [point.fraction for point in points]
-    lines = []
-    for i, arm in enumerate(points[0].arms):
-        means = [(point.fraction, point.arms[i].mean) for point in points]
-        lines.append(Line(arm.name, means, [point.arms[i].std or 0.0 for point in points]))
-    how = {"show": percent, "show_x": share, "x_ticks": fractions, "log": True}
+    lines, how = accuracy_lines(points)
     write_text(folder / "curve.svg", curve_file(f"{dataset}: test accuracy", lines, **how))
     return ["curve.svg"]

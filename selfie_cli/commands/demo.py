@@ -44,13 +44,13 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
             raise RunError(f"{folder} is not empty: replace it with --overwrite, or choose another --out")
         # A link among them would have something else replaced than what a demo has made.
         if not is_marked(folder) or any(each.is_symlink() for each in made):
-            raise RunError(f"{folder} holds no demo, so --overwrite will replace nothing in it: choose another --out")
+            raise RunError(f"{folder} is not a demo, so --overwrite does not replace it: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     for each in (folder, pretraining, finetuning):
         if each.is_dir():
             runs.hold(each)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
-    talk.say("the whole story takes about three minutes on two CPU cores")
+    talk.say("the demo takes about three minutes on two CPU cores")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")

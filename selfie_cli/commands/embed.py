@@ -24,7 +24,7 @@ PART = re.compile(r"part-\d{5,}\.parquet")
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Talk) -> Written:
     """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
     if options.compile == "on" and options.precision == "int8":
-        raise UsageError("--compile on is not for --precision int8: leave one of them out")
+        raise UsageError("--compile on does not work with --precision int8: leave one of them out")
     out = check_place(options)
     in_parts = out is not None and not out.suffix
     names, left_out = named_images(options.paths, stdin, talk)
@@ -72,7 +72,7 @@ def check_place(options: EmbedOptions) -> Path | None:
         there = [file.name for file in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
         others = [name for name in there if name != BAD_FILES and not PART.fullmatch(name)]
         if others:
-            raise UsageError(f"--out {out} holds other things ({others[0]}): name an empty or a new folder")
+            raise UsageError(f"--out {out} holds other files ({others[0]}): choose an empty or a new folder")
         if there and not options.overwrite:
             raise UsageError(f"{out} exists: replace it with --overwrite")
         check_writable(out, out.parent)
@@ -99,6 +99,6 @@ def warn_of_size(names: Sequence[str], image_size: int, talk: Talk) -> None:
             if min(image.size) > 2 * image_size:
                 talk.warn(
                     f"{name} is {image.width} x {image.height}; the bundled network was made for {image_size} px and "
-                    "sees a small copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
+                    "sees a reduced copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
                 )
             return

@@ -156,7 +156,7 @@ def keep(result: Evaluated, data: Data, run: runs.Run, dataset: str, talk: Talk)
         say, why = talk.warn, f"{error.filename or run.path}: {error.strerror}"
     for one in data.bad:
         talk.warn(f"left out: {one.name}: {one.reason}")
-    say(f"kept nowhere: {why}")
+    say(f"the result is not saved: {why}")
 
 
 def place_for(run: Path, name: str, where: str) -> Path:

@@ -66,7 +66,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     also = ", and probabilities" if classifier else ""
     talk.say(f"{out} gives what selfie embed does: {network.features} features, {network.width} numbers{also}")
     if missing:
-        talk.say(f"not in it: {len(missing)} tensors from the fourth stage on, since three stages were pretrained")
+        talk.say(f"not included: {len(missing)} tensors from the fourth stage on, since three stages were pretrained")
     return Exported(
         out=out,
         to=to,
@@ -85,7 +85,7 @@ def target_of(options: ExportOptions, run: Run) -> Target:
     if options.to is None:
         raise UsageError(f"say --to {', '.join(reasons)}; of these, {' and '.join(fitting)} fit this run")
     if reason := reasons[options.to]:
-        raise UsageError(f"--to {options.to} cannot be: {reason}. Take --to {', '.join(fitting)}")
+        raise UsageError(f"--to {options.to} is not possible: {reason}. Use --to {', '.join(fitting)}")
     if options.to == "onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
         raise UsageError("--to onnx needs onnx and onnxscript: pip install 'selfie-cli[onnx]'")
     return options.to

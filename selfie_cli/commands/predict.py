@@ -26,7 +26,7 @@ def predict(
     run = runs.open_run(options.run, talk=talk)
     if "classes" not in run.derived:
         raise RunError(
-            f"{run} is a run of selfie {run.verb} and knows no classes: "
+            f"{run} is a run of selfie {run.verb}, which has no classes: "
             f"selfie finetune --from {quote(str(run))} --dataset FOLDER"
         )
     if not run.finished:

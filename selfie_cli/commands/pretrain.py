@@ -222,7 +222,7 @@ def with_advice(
         run.update(progress={"diverged": True})
     usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
     resume = group().resume_command("pretrain", run.path)
-    return Diverged(f"{error}. Go on with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
+    return Diverged(f"{error}. Resume with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
 
 
 def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
-from selfie_cli.comparison.results import Curve, Finetuned
+from selfie_cli.comparison.results import read_results
 from selfie_cli.config import OUTPUT, RUN, PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
@@ -24,7 +24,6 @@ from selfie_cli.runs import Run
 from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk
 
-RESULTS = {"finetune": Finetuned, "curve": Curve}
 NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
 HARMLESS = ("lr", "fractions", "seeds", "budget")
 """Options whose text is numbers; any other text may be a path or a name."""
@@ -68,14 +67,14 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         if options.private is not None:
             return options.private
         if ask is None:
-            raise UsageError(f"{address.repo} has to be made: say who may read it, --private or --public")
-        return ask(f"{address.repo} will be made on {hub.host()}. Shall only you and those you let in read it?")
+            raise UsageError(f"{address.repo} does not exist yet: choose its visibility, --private or --public")
+        return ask(f"{address.repo} will be created on {hub.host()}. Make it private?")
 
     if options.quiet or not sys.stderr.isatty():  # the client has no parameter for uploads
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    talk.say(f"sending {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
+    talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
     sent = hub.send(address, files, private=private, message=message, talk=talk)
     return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
@@ -84,8 +83,8 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
     """The config and the model card that are sent. Raises RunError if a file of the run is damaged."""
     results = run.path / "results.json"
-    found = read_results(results, RESULTS[run.verb]) if run.verb in RESULTS and results.is_file() else None
-    evaluations = [read_results(file, Evaluated) for file in sorted(run.path.glob("eval-*.json"))]
+    found = read_results(results) if run.verb in ("finetune", "curve") and results.is_file() else None
+    evaluations = [read_evaluation(file) for file in sorted(run.path.glob("eval-*.json"))]
     with describing(run):
         config = published(run.config)
         return config, model_card(
@@ -98,19 +97,19 @@ def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
         )
 
 
-def read_results(file: Path, kind: type) -> dict[str, Any]:
-    """A `kind` as JSON. Raises RunError for anything else."""
+def read_evaluation(file: Path) -> dict[str, Any]:
+    """What eval wrote. Raises RunError for anything else."""
     try:
         found = read_json(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file} cannot be read: {error}") from None
     needed = {
         field.name
-        for field in dataclasses.fields(kind)
+        for field in dataclasses.fields(Evaluated)
         if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
     }
     if not isinstance(found, dict) or not needed <= found.keys():
-        raise RunError(f"{file} is damaged or of another version: remove it, or repeat what wrote it")
+        raise RunError(f"{file} is damaged or of another version: remove it, or run the command again that wrote it")
     return found
 
 

@@ -87,7 +87,7 @@ def choose_out(run: Run, options: ReportOptions) -> Path:
     """The page's file. Raise UsageError if it exists already, or cannot be written."""
     if options.out is None:
         if run.address is not None:  # in the package, or the Hub's cache
-            raise UsageError(f"nothing is written into {run}: name the page with --out PAGE.html")
+            raise UsageError(f"nothing can be written into {run}: name the page with --out PAGE.html")
         return check_file(str(run.path / "report.html"), SUFFIXES, overwrite=True)
     return check_file(options.out, SUFFIXES, overwrite=options.overwrite)
 
@@ -102,7 +102,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     module = networks.build_method(run.derived)
     weights, _ = load_weights(states[-1] / "weights.safetensors")
     module.load_state_dict(weights)
-    talk.say(f"not finished: with the weights of step {int(states[-1].name):,}")
+    talk.say(f"the run is not finished: using the weights of step {int(states[-1].name):,}")
     features = networks.choose_features(run.derived, None)
     return Network(module.to(device).eval(), int(run.derived["image_size"]), features)
 

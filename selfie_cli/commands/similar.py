@@ -63,13 +63,13 @@ class Similar:
 def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Similar:
     """Search what `options.in_` holds. Raises UsageError, DataError."""
     if options.in_ is None:
-        raise UsageError("say where to look: --in what selfie embed --out has written")
+        raise UsageError("--in is missing: give the file or folder that selfie embed --out has written")
     if options.duplicates == bool(options.query):
         raise UsageError("name query images, or give --duplicates" + " without" * options.duplicates)
     if options.threshold is not None and not options.duplicates:
         raise UsageError("--threshold goes with --duplicates: leave it out")
     if options.duplicates and (options.from_, options.device, options.precision) != (None, "auto", "auto"):
-        raise UsageError("--duplicates compares the vectors that are there: leave --from, --device, --precision out")
+        raise UsageError("--duplicates compares existing vectors: leave --from, --device and --precision out")
     file = open_vectors(options.in_)
     return duplicates(file, options, talk) if options.duplicates else answered(file, options, stdin, talk)
 
@@ -83,7 +83,9 @@ def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], ta
     paths: dict[int, str] = {}
     for piece in file.pieces():
         if (found := piece.vectors.shape[1]) != width:
-            raise UsageError(f"{file.path} holds vectors of {found} numbers, this network's have {width}: see --from")
+            raise UsageError(
+                f"{file.path} holds vectors of {found} values, this network gives {width}: choose another --from"
+            )
         first = nearest.num_seen
         nearest.add(piece.vectors)
         paths |= {row: piece.names[row - first] for row in nearest.rows.unique().tolist() if row >= first}
@@ -131,7 +133,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
     """
     made_by = file.network
     if not made_by:
-        talk.say(f"{file.path} does not say which network made it: taken to be the following")
+        talk.say(f"{file.path} does not name the network that made it; using the following one")
     asked = from_ or made_by.get("from")
     try:
         run, line = runs.resolve_from(asked, offline=from_ is None, talk=talk)
@@ -148,7 +150,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
     if made_by and networks.digest_of(run) != made_by["sha256"]:
         raise UsageError(
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
-            "name those with --from, or embed anew"
+            "name those with --from, or embed again"
         )
     return run
 
@@ -164,7 +166,7 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
         hashes += piece.hashes or [None] * len(piece.names)  # another program's rows may have none
         parts.append(unit(piece.vectors))
         if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
-            raise DataError(f"{file.path} does not fit into memory: look for near-duplicates in a part of it at a time")
+            raise DataError(f"{file.path} does not fit into memory: search it in parts")
     vectors = np.concatenate(parts)
     groups = Groups(len(names))
     first_with: dict[str, int] = {}

@@ -68,8 +68,8 @@ def open_sources(run: Run | None, asked: Sequence[str | None], *, offline: bool,
         talk.say(line)
         if source is not None and "classes" in source.derived:
             talk.warn(
-                f"{source.name} was finetuned on labels: if they are of this data set, that alone puts it ahead "
-                "of the other arms"
+                f"{source.name} was finetuned on labels: if those are labels of this data set, the comparison "
+                "favours it"
             )
     return [source for source, _ in found if source is not None]
 

@@ -118,7 +118,9 @@ def read_data(
     """
     dataset = reading.dataset
     if dataset is None:
-        raise UsageError("--dataset is missing: a folder with a subfolder a class, or a named set such as cifar10")
+        raise UsageError(
+            "--dataset is missing: give a folder with a subfolder per class, or a named set such as cifar10"
+        )
     if run is not None:
         dataset = run.config["data"].get("pinned", {}).get(dataset, dataset)
     with where_it_began(run):
@@ -227,5 +229,7 @@ def take_share(part: Part, fraction: float, seeds: range, num_rates: int) -> Sha
     labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
     if num_rates > 1 and share.num_labels <= len(np.unique(labels)):
-        raise UsageError("one label a class leaves none to choose a rate with: give one --lr, or a larger --fraction")
+        raise UsageError(
+            "one label per class leaves none to choose --lr with: give a single --lr, or a larger --fraction"
+        )
     return share

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from selfie_cli.errors import RunError
 from selfie_cli.files import read_json
 
 Interval = tuple[float, float]
@@ -122,12 +123,16 @@ AnyResult = TypeVar("AnyResult")
 
 
 def read_results(file: Path) -> Finetuned | Curve:
-    """Read results.json. Raise LookupError, TypeError, AttributeError or ValueError if it holds something else."""
-    values = read_json(file)
-    values["run"] = Path(values["run"])
-    if "points" in values:
-        return known_fields(Curve, {**values, "points": [point_of(Point, each) for each in values["points"]]})
-    return point_of(Finetuned, values)
+    """Read results.json. Raise RunError if it holds something else."""
+    try:
+        values = read_json(file)
+        values["run"] = Path(values["run"])
+        if "points" in values:
+            return known_fields(Curve, {**values, "points": [point_of(Point, each) for each in values["points"]]})
+        return point_of(Finetuned, values)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        message = f"{file} is damaged or of another version: remove it, or repeat what wrote it"
+        raise RunError(message) from None
 
 
 def point_of(kind: type[AnyResult], values: dict[str, Any]) -> AnyResult:

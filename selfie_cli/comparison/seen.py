@@ -43,15 +43,17 @@ def look_for_seen(
     keep = np.ones(len(names), dtype=np.bool_)
     marks = marks_of(pixels)
     if len(train) * len(names) > MOST_PAIRS:
-        talk.say("too many test images to look for near-duplicates of training images: only copies are reported")
+        talk.say("too many test images to search for near-duplicates of training images: only copies are reported")
     compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train), pairs=MOST_PAIRS))]
     for source in sources:
         if (source.path / FILE_NAME).is_file():
             compared.append((source.name, find_seen(marks, load_marks(source.path / FILE_NAME))))
         elif exclude:
-            raise UsageError(f"--exclude-seen: {source.name} keeps no marks of the images that it was pretrained on")
+            raise UsageError(f"--exclude-seen: {source.name} has no record of the images that it was pretrained on")
         else:
-            talk.say(f"{source.name} keeps no marks of its images: test images among them would not be noticed")
+            talk.say(
+                f"{source.name} has no record of its pretraining images: test images among them would not be noticed"
+            )
     for run, found in compared:
         near, copies = int(found.near.sum()), int(found.exact.sum())
         if near:
@@ -68,7 +70,7 @@ def look_for_seen(
             keep &= ~found.near
     if len(keep) and not keep.any():
         raise DataError(
-            "every test image was seen in pretraining, or is like a training image: without --exclude-seen, "
+            "every test image was seen in pretraining or is similar to a training image: without --exclude-seen, "
             "all are kept, with a warning"
         )
     return torch.from_numpy(np.flatnonzero(keep)), records

@@ -41,7 +41,7 @@ def known_accuracy(file: Path) -> float:
             raise ValueError(f"an accuracy of {accuracy}")
         return float(accuracy)
     except (ValueError, LookupError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error}): remove {file.parent}, resuming trains it again") from None
+        raise RunError(f"{file} is damaged ({error}): remove {file.parent}, and resume to train it again") from None
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def start_anew_after_divergence(run: Run) -> Iterator[None]:
         yield
     except Diverged as error:
         raise Diverged(
-            f"{error}. Start it anew: selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
+            f"{error}. Start again: selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
         ) from None
 
 

@@ -25,7 +25,7 @@ def too_many(bad: Sequence[BadFile], num_images: int, max_bad: float) -> DataErr
         return DataError(f"none of the {num_images} images is readable: {first}")
     return DataError(
         f"{len(bad)} images are unreadable, over {max_bad:.1%} of all {num_images}: {first}. "
-        f"Mend them, or allow more with --max-bad"
+        "Repair or remove them, or allow more with --max-bad"
     )
 
 
@@ -44,7 +44,7 @@ def load_bad(file: Path) -> list[BadFile]:
     except FileNotFoundError:
         return []
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise DataError(f"{file} is damaged ({error}): remove it, bad files are found again") from None
+        raise DataError(f"{file} is damaged ({error}): remove it; unreadable files are then found again") from None
     return found
 
 

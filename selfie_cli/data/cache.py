@@ -67,20 +67,20 @@ def open_cache(source: Source, *, size: int, folder: str | None, limit_gb: float
     num_images, where = len(source), cache_folder(folder)
     whole = num_images * size * size * 3 / 1e9
     if limit_gb != 0 and where is None:
-        talk.warn("decoded images cannot be kept, as there is no home folder: name one with --store")
+        talk.warn("decoded images are not cached, because there is no home folder: name a folder with --store")
     elif limit_gb != 0 and where is not None:
         entry = where / f"{cache_key(source, size)}-{size}px"
         try:
             cache = PixelCache(num_images, size, entry, None if limit_gb is None else int(limit_gb * 1e9))
         except OSError as error:
-            talk.warn(f"decoded images cannot be kept in {where}: {error.strerror}. Set another with --store")
+            talk.warn(f"decoded images cannot be cached in {where}: {error.strerror}. Choose another --store")
         else:
             talk.say(
-                f"decoded images are kept in {entry}: up to {cache.capacity * cache.row_bytes / 1e9:.1f} of "
+                f"decoded images are cached in {entry}: up to {cache.capacity * cache.row_bytes / 1e9:.1f} of "
                 f"{whole:.1f} GB (--store-gb), {cache.num_kept():,} of {num_images:,} images are there"
             )
             return cache
-    talk.say(f"decoded images are not kept ({whole:.1f} GB): every epoch decodes them again")
+    talk.say(f"decoded images are not cached ({whole:.1f} GB): every epoch decodes them again")
     return PixelCache(num_images, size, None, 0)
 
 

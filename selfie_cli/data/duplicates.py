@@ -208,7 +208,7 @@ def load_marks(path: Path) -> Marks:
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     if header.get("marks_version") != VERSION or found != expected:
         raise WeightsError(
-            f"{path} holds no marks that this selfie can compare images with: "
-            "remove it, and copies go unnoticed, or pretrain again"
+            f"{path} is not in a format that this version reads: remove it (then copies go unnoticed), or pretrain "
+            "again"
         )
     return Marks(tensors["exact"].numpy(), tensors["perceptual"].numpy())

@@ -62,11 +62,11 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Packe
             listing = list_files(repo, CONVERTED, where, offline=offline, talk=talk)
     if not listing.files:
         raise DataError(
-            f"{where} has no parquet files, nor has the Hub made any: download it, and lay it out as folders"
+            f"{where} has no parquet files, and the Hub has not converted it: download it and arrange it in folders"
         )
     for name in listing.files:  # not every version of the client sees to this
         if name.startswith("/") or ".." in name.split("/"):
-            raise HubError(f"{where} has a file {name!r}, which leads out of the cache: nothing is fetched")
+            raise HubError(f"{where} has a file {name!r}, whose path leads out of the cache: nothing is downloaded")
     hint = f"name one as hf://datasets/{repo}:config"
     parts = parts_of_files(
         sorted(listing.files), where=str(where), hint=hint, only_train=only_train, talk=talk, config=config
@@ -74,7 +74,7 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Packe
     check_numbers(parts, str(where))
     wanted = [name for names in parts.values() for name in names]
     if any(Path(name).parent.name.startswith("partial-") for name in wanted):
-        talk.warn(f"{where}: the Hub has converted the first part of this set only")
+        talk.warn(f"{where}: the Hub has converted only the first part of this data set")
     paths = download(repo, listing, wanted, where, offline=offline, talk=talk)
     at = hub.Address(where.repo, listing.commit)
     talk.say(f"data: {at}")
@@ -96,7 +96,7 @@ def download(
     paths = {name: path for name, path in cached.items() if isinstance(path, str)}
     missing = [name for name in wanted if name not in paths]
     if missing and offline:
-        raise HubError(f"{where} is not whole in the Hub's cache here: {ONCE_ONLINE}")
+        raise HubError(f"{where} is not complete in the Hub's cache: {ONCE_ONLINE}")
     if missing:
         size = sum(listing.files[name][0] for name in missing)
         hub.check_cache("datasets", repo, size)

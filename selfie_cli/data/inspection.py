@@ -91,7 +91,7 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
     begun = time.perf_counter()
     pool = thread_pool(workers, "inspect")
     try:
-        with talk.track("looking at images", count) as advance:
+        with talk.track("checking images", count) as advance:
             chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
             for chunk, unreadable in zip(chunks, pool.map(look_at, chunks), strict=True):
                 bad |= unreadable

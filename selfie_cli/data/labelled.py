@@ -95,7 +95,7 @@ def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> 
     elif tree is None and packed_as(dataset):
         opened = _packed_by_name(dataset, talk)
     elif tree is None and os.path.exists(dataset):
-        raise Unlabelled(f"{dataset} is a file: labelled data are a folder of class folders, tar or parquet files")
+        raise Unlabelled(f"{dataset} is a file: labelled images are class folders, tar files or parquet files")
     else:
         opened = open_folder(tree or named_tree(dataset, data_root) or dataset, only_train=False, talk=talk)
     if isinstance(opened, Folder):
@@ -151,7 +151,7 @@ def _pieces_of(
             rows[part].append(row)
     if "" in rows:
         first = source.names[rows[""][0]]
-        raise DataError(f"{where}: some classes are parted in train and test, others are not, such as that of {first}")
+        raise DataError(f"{where}: some classes are split into train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
         texts, keys = [whole.texts[row] for row in rows[part]], [whole.keys[row] for row in rows[part]]

@@ -156,7 +156,7 @@ def put(entry: Path, place: Path, talk: Talk) -> None:
         aside = place.with_name(f"{place.name}-old-{time.strftime('%Y%m%d-%H%M%S')}")
         os.rename(place, aside)
         os.replace(entry, place)
-        talk.warn(f"{place} was there, damaged or incomplete: it is {aside} now, remove it if you do not need it")
+        talk.warn(f"{place} was damaged or incomplete and has been moved to {aside}: remove that if you do not need it")
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class Parquet(Packed):
                     there = max(0, group.total_byte_size)
                     num_bytes, largest = num_bytes + there, max(largest, there)
             if sum(sizes) != sum(one.num_rows for one in self._metadata):
-                raise DataError(f"{path} is damaged: it has other rows than it says")
+                raise DataError(f"{path} is damaged: its rows do not match its metadata")
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
         self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)

@@ -204,7 +204,7 @@ class OnDemand(Pixels):
         if self.cache.error is not None and not self._warned:
             self._warned = True
             self.talk.warn(
-                f"no more decoded images can be kept ({self.cache.error.strerror}): the others are decoded in every "
+                f"no more decoded images can be cached ({self.cache.error.strerror}): the others are decoded in every "
                 "epoch. Make room, set another folder with --store, or allow less with --store-gb"
             )
         if time.monotonic() - self._flushed > FLUSH_SECONDS:

@@ -158,7 +158,7 @@ def choose_features(derived: dict[str, Any], features: str | None) -> str:
     if features is not None and features not in get_args(config.Features):
         raise UsageError(f"no network has features {features!r}")
     if features is not None and not keeps_patches(derived):
-        raise UsageError("--features chooses among the vectors of Selfie's --recipe paper; others have one kind")
+        raise UsageError("--features is for Selfie's --recipe paper; other networks have one kind of vector")
     return "penultimate" if derived["method"] == "finetune" else features or "whole"
 
 

@@ -34,7 +34,7 @@ def check_out(name: str | None, suffixes: Sequence[str], *, overwrite: bool, jso
     if name is not None:
         return check_file(name, suffixes, overwrite=overwrite)
     if json:
-        raise UsageError("--json goes with --out; without it, every image gives a line of JSON already")
+        raise UsageError("--json needs --out: without it, the output is a line of JSON per image already")
     return None
 
 
@@ -102,5 +102,5 @@ def conclude(
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")
     if left_out and strict:
-        raise DataError(f"not all images were taken (--strict); {left_out}")
+        raise DataError(f"not all images were read (--strict); {left_out}")
     return Written(out=out, images=num_images - len(bad), unreadable=len(bad), left_out=left_out.counts)

@@ -80,7 +80,7 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
 
 def path_in(line: str) -> str:
     if "\0" in line:
-        raise UsageError("stdin holds zero bytes: give one path per line, as find does without -print0")
+        raise UsageError("stdin holds NUL bytes: give one path per line, as find prints without -print0")
     return line.rstrip("\r\n")
 
 
@@ -237,7 +237,7 @@ class Stream:
             vectors = self.job.compute(self.lean, on_device)
         rows = vectors.cpu().numpy()[: len(facts)]
         if not np.isfinite(rows).all():
-            raise WeightsError("the network's vectors are no numbers: its weights are damaged, or too large for floats")
+            raise WeightsError("the network's vectors are not finite: its weights are damaged, or overflow")
         results = [
             Result(self.job.names[index], row, width, height, content_hash)
             for (index, width, height, content_hash), row in zip(facts, rows, strict=True)
@@ -254,7 +254,7 @@ class Stream:
                 black = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.network.device)
                 self.job.compute(lean, black)
         except Exception as error:
-            self.talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
+            self.talk.warn(f"torch.compile does not work here, continuing without it ({reason_of(error)})")
         else:
             self.lean = lean
 

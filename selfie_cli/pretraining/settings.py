@@ -74,7 +74,7 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
         return options.batch_size or max(1, usual // world) * world
     if num_images < 2 * world:
         few = "one image" if world == 1 else f"{num_images} images for {world} processes"
-        raise UsageError(f"{few}: this method tells images from each other. Give it more, or take --recipe paper")
+        raise UsageError(f"{few}: this method compares images. Give it more, or use --recipe paper")
     if options.batch_size is not None and options.batch_size > num_images:
         raise UsageError(
             f"--batch-size {options.batch_size} is more than there are images ({num_images}), and this method tells "
@@ -119,6 +119,6 @@ def suggested_size(source: Source) -> int:
         except UnreadableImage:
             continue
     if not sides:
-        raise DataError(f"none of the images looked at can be read, the first is {source.names[0]}")
+        raise DataError(f"none of the sampled images can be read, the first is {source.names[0]}")
     median = statistics.median(sides)
     return 32 if median <= 48 else 64 if median <= 128 else 224

@@ -114,7 +114,7 @@ def fit_to_machine(
     if micro < size and not micro_batch and method.compares_images:
         method.encoder.checkpointed = True
         micro = micro_batch_for(step, sample, size)
-        talk.say("memory is short: activations within a stage are computed twice instead of kept")
+        talk.say("memory is short: activations are recomputed in the backward pass instead of kept")
     check_pieces(size, micro, step.smallest)
     step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
@@ -181,7 +181,7 @@ def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk)
     steps, batch = derived["steps"], derived["batch_size"]
     estimate = pace.seconds(steps)
     whole = derived["micro_batch"] * derived["processes"] == batch
-    pieces = "" if whole else f" in pieces of {derived['micro_batch']}"
+    pieces = "" if whole else f" in micro-batches of {derived['micro_batch']}"
     shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
     talk.say(
         f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "

@@ -3,6 +3,9 @@
 import re
 from typing import TYPE_CHECKING, Any
 
+from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
+from selfie_cli.comparison.statistics import RISING
+from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import called, num_stages
 from selfie_cli.talk import printable
@@ -25,7 +28,7 @@ def model_card(
     *,
     config: dict[str, Any],
     command: str,
-    results: dict[str, Any] | None,
+    results: Finetuned | Curve | None,
     evaluations: list[dict[str, Any]],
     in_timm: bool,
 ) -> str:
@@ -42,15 +45,16 @@ def model_card(
 
     repo = address.removeprefix("hf://").partition("@")[0]
     derived, name = config["derived"], repo.partition("/")[2]
-    if results is not None:
-        results = {**results, "named": config["asked"].get("dataset") is not None}
+    named = config["asked"].get("dataset") is not None
+    tested = results and {"dataset": results.dataset, "num_test": results.num_test, "named": named}
     method = derived.get("pretraining", derived["method"])
-    points = [] if results is None else results.get("points", [results])
+    points = [] if results is None else results.points if isinstance(results, Curve) else [results]
     measured = [score for each in evaluations for score in scores(each)]
-    if results is not None and points[-1]["arms"]:
-        arm = points[-1]["arms"][min(1, len(points[-1]["arms"]) - 1) if config["verb"] == "curve" else -1]
-        what = f"accuracy, seed {points[-1]['seeds'][0]}, finetuned on {points[-1]['num_labels']} labels"
-        measured.append(score(results, what, arm["accuracies"][0]))
+    if tested:
+        point = points[-1]
+        arm = point.arms[min(1, len(point.arms) - 1) if isinstance(results, Curve) else -1]
+        what = f"accuracy, seed {point.seeds[0]}, finetuned on {point.num_labels} labels"
+        measured.append(score(tested, what, arm.accuracies[0]))
     bases = [each["path"].removeprefix("hf://").partition("@")[0] for each in config.get("from", []) if each["path"]]
     card_data = ModelCardData(
         model_name=name,
@@ -65,10 +69,12 @@ def model_card(
         loader=PackageLoader("selfie_cli", "reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     templates.filters |= {"words": escaped, "percent": percent}
-    names = {"credited": credited, "arm_name": arm_name, "told": told, "address": address, "name": name}
-    found = {"results": results, "points": points, "evaluations": evaluations}
+    functions = {"credited": credited, "arm_name": arm_name, "told": told, "spread": spread}
+    found = {"tested": tested, "points": points, "evaluations": evaluations, "rising": RISING}
     text = templates.get_template("card.md.jinja").render(
-        names | found,
+        functions | found,
+        address=address,
+        name=name,
         card_data=card_data,
         config=config,
         command=command,
@@ -78,9 +84,9 @@ def model_card(
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text.lstrip()) + "\n"))
 
 
-def arm_name(index: int, arm: dict[str, Any]) -> str:
+def arm_name(index: int, arm: ArmResult) -> str:
     """A name that everybody knows; that of a folder is private."""
-    name: str = arm["name"]
+    name = arm.name
     return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
+from selfie_cli.comparison.tables import curve_tables, explanations, finetuned_table
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.recipes import called
@@ -38,50 +40,42 @@ def share(value: float) -> str:
     return f"{value * 100:.3g} %"
 
 
-def in_points(value: float) -> str:
-    return f"{value * 100:+.1f}"
-
-
-def spread(mean: float, std: float | None) -> str:
-    return percent(mean) if std is None else f"{mean * 100:.1f} ± {std * 100:.1f} %"
-
-
-def gain_of(gain: dict[str, Any]) -> tuple[str, str]:
-    """Its mean with its spread, and its interval, if it has one."""
-    mean = in_points(gain["mean"]) + (f" ± {gain['std'] * 100:.1f}" if gain["std"] is not None else "")
-    return mean, " to ".join(map(in_points, gain["interval"] or ()))
-
-
-def results_of(run: Run) -> dict[str, Any] | None:
+def comparison_of(run: Run) -> Finetuned | Curve | None:
+    """The results of a finetune or a curve, once they are there."""
     file = run.path / "results.json"
-    return dict(read_json(file)) if file.is_file() else None
+    return read_results(file) if run.verb in LABELLED_DATA and file.is_file() else None
+
+
+def points_of(found: Finetuned | Curve) -> list[Point]:
+    return found.points if isinstance(found, Curve) else [found]
 
 
 def heading_of(run: Run) -> str:
     """The verdict, and what was run on what."""
     metrics = read_lines(run.path / "metrics.jsonl")
     last: Values = {key: value for row in metrics for key, value in row.items()}
-    found, verdict, notes = None, list[str](), list[str]()
+    verdict, notes = list[str](), list[str]()
+    found, cell = comparison_of(run), None
     if run.verb == "pretrain":
         if not run.finished:
             step = metrics[-1]["step"] if metrics else 0
             notes.append(f"Not finished: step {step:,} of {run.derived.get('steps', 0):,}.")
         verdict, remarks = pretraining_verdict(last, run.derived)
         notes += remarks
-    else:
-        found = results_of(run)
-        if not run.finished:
-            notes.append(f"Not finished. When it is: selfie report {run}")
-    if found and run.verb in LABELLED_DATA:
-        verdict = [found["sentence"]] if "sentence" in found else found["sentences"] or ["One arm: no comparison."]
-        notes += [line for each in found.get("points", [found]) for line in each.get("warnings", [])]
-    elif found:  # a cell's
-        verdict = [f"{percent(found['accuracy'])} of {found['num_test']:,} images are right."]
+    elif not run.finished:
+        notes.append(f"Not finished. When it is: selfie report {run}")
+    if found is not None:
+        sentences = found.sentences if isinstance(found, Curve) else [found.sentence]
+        verdict = sentences or ["One arm: no comparison."]
+        notes += [warning for point in points_of(found) for warning in point.warnings]
+    elif (run.path / "results.json").is_file():
+        cell = read_json(run.path / "results.json")
+        verdict = [f"{percent(cell['accuracy'])} of {cell['num_test']:,} images are right."]
     if seen := run.config.get("data", {}).get("seen_test_images"):
         told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
         notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
     origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
-    return section("heading", run=run, origins=origins, last=last, found=found, verdict=verdict, notes=notes)
+    return section("heading", run=run, origins=origins, last=last, found=found, cell=cell, verdict=verdict, notes=notes)
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -108,11 +102,9 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
 
 def results(run: Run, page: Page) -> None:
     """What finetune or curve found, and every selfie eval of this run."""
-    found = results_of(run) if run.verb in LABELLED_DATA else None
-    if found is not None and "points" in found:
-        page.add("results", "Accuracy over the share of the labels", "of_parts", parts=curve_of(found, page))
-    elif found is not None:
-        page.add("results", "With pretraining and without", "of_parts", parts=comparison(found))
+    if (found := comparison_of(run)) is not None:
+        title = "Accuracy over the share of the labels" if isinstance(found, Curve) else "With pretraining and without"
+        page.add("results", title, "of_parts", parts=comparison(found, page))
     evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
     if evaluated:
         rows = []
@@ -131,65 +123,27 @@ def results(run: Run, page: Page) -> None:
         )
 
 
-def comparison(found: dict[str, Any]) -> list[str | None]:
-    seeds = found["seeds"]
-    rows: list[list[str]] = []
-    for arm in found["arms"]:
-        rows.append([arm["name"], spread(arm["mean"], arm["std"]), *map(percent, arm["accuracies"]), f"{arm['lr']:g}"])
-    for gain in found["comparisons"]:
-        mean, interval = gain_of(gain)
-        rows.append([f"gain over {gain['baseline']}", mean, *map(in_points, gain["gains"]), ""])
-        if interval:
-            rows.append([f"95 % interval of the gain over {gain['baseline']}", interval, *[""] * (len(seeds) + 1)])
-    head = ["", "mean", *(f"seed {seed}" for seed in seeds), "learning rate"]
-    return [
-        piece(
-            "paragraph",
-            f"{found['num_labels']:,} labels ({share(found['fraction'])}), {found['steps']:,} steps for every network, "
-            f"tested on {found['num_test']:,} images. ± is the standard deviation over seeds; a gain is of the same "
-            "seed, in points.",
-        ),
-        piece("table", head, rows, strong=len(found["arms"]) - 1),
-        *(piece("paragraph", note) for note in found.get("notes", [])),
-    ]
+def comparison(found: Finetuned | Curve, page: Page) -> list[str]:
+    """The chart of a curve, then the tables and notes that the terminal shows, too."""
+    parts = []
+    if isinstance(found, Curve):
+        title = "Test accuracy over the share of the training labels (mean ± standard deviation)"
+        lines, how = accuracy_lines(found.points)
+        drawn = pages.chart(page, title, lines, **how)
+        parts = [piece("group", "charts wide", [drawn]), piece("legend", [line.name for line in lines])]
+    tables = curve_tables(found) if isinstance(found, Curve) else [finetuned_table(found)]
+    for table in tables:
+        parts.append(piece("table", table.columns, table.rows, caption=table.title, strong=table.num_arms - 1))
+    return parts + [piece("paragraph", note) for note in [*explanations(found), *found.notes]]
 
 
-def curve_of(found: dict[str, Any], page: Page) -> list[str | None]:
-    points = found["points"]
-    names = [arm["name"] for arm in points[0]["arms"]]
-    fractions = [each["fraction"] for each in points]
+def accuracy_lines(points: list[Point]) -> tuple[list[Line], dict[str, Any]]:
+    """A line per arm over the share of the labels, and how `chart` draws them."""
     lines = []
-    for i, name in enumerate(names):
-        arms = [each["arms"][i] for each in points]
-        curve = [(fraction, arm["mean"]) for fraction, arm in zip(fractions, arms, strict=True)]
-        lines.append(Line(name, curve, [arm["std"] or 0.0 for arm in arms]))
-    title = "Test accuracy (mean ± standard deviation)"
-    drawn = pages.chart(page, title, lines, show=percent, show_x=share, x_ticks=fractions, log=True)
-    accuracies, gains = [], []
-    for each in points:
-        of_labels = share(each["fraction"])
-        means = [spread(arm["mean"], arm["std"]) for arm in each["arms"]]
-        accuracies.append([of_labels, f"{each['num_labels']:,}", len(each["seeds"]), f"{each['steps']:,}", *means])
-        gains += [[of_labels, gain["arm"], *gain_of(gain)] for gain in each["comparisons"]]
-    head = ["share", "arm", "gain", "95 % interval"]
-    return [
-        piece(
-            "paragraph",
-            f"{found['num_test']:,} test images of {found['dataset']}. Across: the share of the training labels, "
-            "logarithmic.",
-        ),
-        piece("group", "charts wide", [drawn]),
-        piece("legend", names),
-        piece(
-            "table",
-            ["share", "labels", "seeds", "steps", *names],
-            accuracies,
-            caption="Test accuracy, mean ± standard deviation",
-        ),
-        piece("table", head, gains, caption="Gain over supervised, in points") if gains else None,
-        *(piece("paragraph", f"{name}: {remark}.") for name, remark in found["remarks"].items()),
-        *(piece("paragraph", note) for note in found.get("notes", [])),
-    ]
+    for i, arm in enumerate(points[0].arms):
+        means = [(point.fraction, point.arms[i].mean) for point in points]
+        lines.append(Line(arm.name, means, [point.arms[i].std or 0.0 for point in points]))
+    return lines, {"show": percent, "show_x": share, "x_ticks": [point.fraction for point in points], "log": True}
 
 
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -216,12 +170,11 @@ def training(run: Run, page: Page) -> None:
     """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
     logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
-        found = results_of(run)
-        last = found["points"][-1] if found and "points" in found else found
-        if last:
-            names = {arm["name"]: f"{arm['name']}-f{last['fraction']:g}-s{last['seeds'][0]}" for arm in last["arms"]}
-            logged = {arm: run.path / "cells" / cell for arm, cell in names.items()}
-            told = f"Over steps, with {share(last['fraction'])} of the labels, seed {last['seeds'][0]}."
+        if (found := comparison_of(run)) is not None:
+            last = points_of(found)[-1]
+            cell = f"f{last.fraction:g}-s{last.seeds[0]}"
+            logged = {arm.name: run.path / "cells" / f"{arm.name}-{cell}" for arm in last.arms}
+            told = f"Over steps, with {last.share} of the labels, seed {last.seeds[0]}."
         else:
             logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
     rows_of = {name: read_lines(folder / "metrics.jsonl") for name, folder in logged.items()}

@@ -202,7 +202,7 @@ def embed(
         raise DataError(f"none of {done} images can be read, {first}" if bad else "no images are left to show")
     if len(bad) > max_bad * done:
         raise DataError(
-            f"{len(bad)} of {done} images cannot be read, {first}. Mend or remove them, or allow more with --max-bad"
+            f"{len(bad)} of {done} images cannot be read, {first}. Repair or remove them, or allow more with --max-bad"
         )
     return Embedded(
         rows=np.concatenate(rows),

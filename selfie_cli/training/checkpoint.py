@@ -67,7 +67,7 @@ def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str
     Raises OSError, ValueError or WeightsError if the state is damaged.
     """
     if read_json(path / CHECKSUMS) != checksums(path):
-        raise ValueError("its files are not what was written")
+        raise ValueError("its files have changed since they were written")
     weights, header = load_weights(path / WEIGHTS)
     tensors, _ = load_weights(path / OPTIMIZER)
     if header.get("step") != str(int(path.name)) or not header.get("micro_batch", "1").isdecimal():
@@ -87,7 +87,7 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
         try:
             step, micro_batch, weights, tensors = read_state(path)
         except (OSError, ValueError, WeightsError) as error:
-            talk.warn(f"the state {path} is damaged and passed over: {error}")
+            talk.warn(f"the saved state {path} is damaged and is skipped: {error}")
             continue
         try:
             put_optimizer_tensors(optimizer, tensors)
@@ -100,7 +100,7 @@ def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
             ) from None
         return step, micro_batch
     if states:
-        raise RunError(f"no state in {folder} can be read: start the run anew with --overwrite")
+        raise RunError(f"no state in {folder} can be read: start the run again with --overwrite")
     return 0, None
 
 

@@ -109,8 +109,8 @@ def environment() -> Group:
             raise ValueError("no such process")
     except (KeyError, ValueError):
         raise UsageError(
-            "WORLD_SIZE is set and not 1, so this is one of several processes, but RANK, LOCAL_RANK and "
-            "LOCAL_WORLD_SIZE do not say which: start them with torchrun, or unset WORLD_SIZE"
+            "WORLD_SIZE is set and not 1, but RANK, LOCAL_RANK and LOCAL_WORLD_SIZE are missing or invalid: start the "
+            "processes with torchrun, or unset WORLD_SIZE"
         ) from None
     return here
 
@@ -141,7 +141,7 @@ def join(here: Group) -> Group:
         store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=TIMEOUT))
     except ValueError:
         raise UsageError(
-            "MASTER_ADDR and MASTER_PORT do not say where the processes of this job meet: start them with torchrun"
+            "MASTER_ADDR and MASTER_PORT are missing or invalid: start the processes with torchrun"
         ) from None
     # When torchrun restarts a job, its store still holds the addresses of the processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)

@@ -62,7 +62,7 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     name = next(d for d in ("cuda", "mps", "cpu") if there[d]) if device == "auto" else device
     if not there[name]:
-        raise UsageError(f"--device {name}: torch {torch.__version__} finds none here; leave it out, or take cpu")
+        raise UsageError(f"--device {name}: torch {torch.__version__} finds no such device: leave it out, or use cpu")
     if name != "cuda":
         return torch.device(name)
     torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
@@ -90,7 +90,7 @@ def keep_freed_memory() -> None:
 def compiles(asked: str, device: torch.device, *, deterministic: bool) -> bool:
     """Whether to compile: as asked, else on CUDA. Raises UsageError for a deterministic run that asks for it."""
     if deterministic and asked == "on":
-        raise UsageError("--compile on lets measured speed choose between kernels: leave it out with --deterministic")
+        raise UsageError("--compile on chooses kernels by measured speed: leave it out with --deterministic")
     return asked == "on" or (asked == "auto" and device.type == "cuda" and not deterministic)
 
 
@@ -198,7 +198,7 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
                 raise TrainingError(f"--deterministic is not possible here: {reason_of(error)}") from None
             if not step.compiled:
                 raise
-            talk.warn(f"torch.compile does not work here, going on without ({reason_of(error)})")
+            talk.warn(f"torch.compile does not work here, continuing without it ({reason_of(error)})")
             step.stop_compiling()
             return trial()
 

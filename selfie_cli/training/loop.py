@@ -109,7 +109,7 @@ def train(
                 group.wait()
                 timetable.saved = time.perf_counter()
             if stop:
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Go on with: {plan.resume_hint}", stop)
+                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {plan.resume_hint}", stop)
 
     seconds = time.perf_counter() - timetable.begun
     return Trained(
@@ -225,7 +225,9 @@ def signals_noted() -> Iterator[list[int]]:
 def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
     """Yield a function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
     if trace is not None and steps < 8:
-        talk.warn(f"--profile traces the fourth to the eighth step, and there are {steps}: nothing is traced")
+        talk.warn(
+            f"--profile traces the fourth to the eighth step, but the run has only {steps} steps: nothing is traced"
+        )
     if trace is None or steps < 8:
         yield lambda: None
         return

@@ -32,7 +32,7 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
         options = option.resumed(options, run.config["asked"], also=MILDER if run.diverged else ())
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
     if options.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise UsageError("--log tensorboard needs it: pip install 'selfie-cli[tensorboard]'")
+        raise UsageError("--log tensorboard needs the extra: pip install 'selfie-cli[tensorboard]'")
     return run, options
 
 
@@ -45,7 +45,7 @@ def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
     path = options.resume
     if environment_count("TORCHELASTIC_MAX_RESTARTS"):
         if not (path or options.out):
-            raise UsageError("--max-restarts needs --out: restarted, a job would not know its own run without it")
+            raise UsageError("--max-restarts needs --out, by which a restarted job finds its run")
         here = group()
         restarted = here.highest(environment_count("TORCHELASTIC_RESTART_COUNT"))[0] > 0  # machines count their own
         run = here.from_first(begun(options, verb) if restarted and here.first else None)

@@ -146,15 +146,15 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         if self.group.world > 1 or half is None:
             raise TrainingError(
-                f"out of memory with {tried} images going through at once: choose a smaller --micro-batch, "
+                f"out of memory with {tried} images per forward pass: choose a smaller --micro-batch, "
                 "--image-size or --backbone"
             )
         self.set_micro_batch(half)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # its blocks suit the larger pieces
         self.talk.warn(
-            f"out of memory: from now on {half} images go through at once, and a batch has more pieces; batch norm, "
-            "and losses that tell images from each other, see those of a piece"
+            f"out of memory: continuing with --micro-batch {half}; batch norm, and losses that compare images, see "
+            "the images of one micro-batch"
         )
 
 
@@ -167,7 +167,7 @@ def halved(micro_batch: int, batch_size: int, smallest: int) -> int | None:
 def check_pieces(batch_size: int, micro_batch: int, smallest: int) -> None:
     """Raises UsageError if a piece of the batch has fewer than `smallest` images."""
     if smallest_piece(batch_size, micro_batch) < min(smallest, 2):
-        pieces = f" in pieces of {micro_batch}" if micro_batch < batch_size else ""
+        pieces = f" in micro-batches of {micro_batch}" if micro_batch < batch_size else ""
         raise UsageError(
             f"a batch of {batch_size}{pieces} leaves an image by itself, and batch norm and losses that compare images "
             "need two: choose another --batch-size or --micro-batch"

@@ -69,7 +69,7 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
 
     Path("real/images").rename("photos")
     Path("real/images").symlink_to("../photos")
-    assert "holds no demo" in error_of(*asked)
+    assert "is not a demo" in error_of(*asked)
     assert len(list(Path("photos").rglob("*.png"))) == 80
 
 
@@ -80,6 +80,6 @@ def test_a_folder_that_is_no_demo_stays() -> None:
     for mark in (None, "", "[]", '{"images": 3, "title": "dear"}'):
         if mark is not None:
             Path("photos/demo.json").write_text(mark)
-        assert "holds no demo" in error_of("demo", "--out", "photos", "--overwrite")
+        assert "is not a demo" in error_of("demo", "--out", "photos", "--overwrite")
         assert Path("photos/images/holiday.jpg").read_bytes() == b"dear"
     assert "--seeds" in error_of("demo", "--seeds", 0, code=2)

@@ -92,7 +92,7 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
     for out in ("v.arrow", "", "v.npy/v.csv"):
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
-    assert "--json goes with --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
+    assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
     assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}}
 
@@ -246,7 +246,7 @@ def test_a_folder_is_replaced_as_a_whole_or_refused(pretrained: Path, some: list
     assert [file.name for file in Path("parts").iterdir()] == ["part-00000.parquet"]
     assert len(table("parts/part-00000.parquet")) == 7
     Path("parts/notes.txt").touch()
-    assert "holds other things (notes.txt)" in error_of(*common, "--overwrite", code=2)
+    assert "holds other files (notes.txt)" in error_of(*common, "--overwrite", code=2)
     assert Path("parts/notes.txt").exists()
 
 

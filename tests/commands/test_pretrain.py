@@ -318,7 +318,7 @@ def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) ->
         "finetune": ("--dataset", images, "--from", "none", *SMALL, "--lr", 0.03, "--seeds", 1),
     }[verb]
     result = selfie(verb, *asked, "--steps", 2, "--out", "run", "--compile", "on")
-    assert result.stderr.count("warning: torch.compile does not work here, going on without") == 1
+    assert result.stderr.count("warning: torch.compile does not work here, continuing without it") == 1
     config = config_of(Path("run"))
     assert config["derived"]["compiles"] is False
     assert config["progress"]["status"] == "finished"

@@ -220,7 +220,7 @@ def test_nobody_is_started_by_hand_with_half_of_an_environment(images: Path) -> 
     environment = {**os.environ, **ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2
-    assert "start them with torchrun" in done.stderr
+    assert "start the processes with torchrun" in done.stderr
 
 
 def test_the_default_batch_is_one_that_divides(images: Path, tmp_path: Path) -> None:

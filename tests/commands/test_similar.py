@@ -56,8 +56,7 @@ def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images:
         assert [match["rank"] for match in one["matches"]] == [1, 2, 3, 4]
         np.testing.assert_allclose([match["cosine"] for match in one["matches"]], cosines[best], atol=1e-5)
     assert (
-        "does not say which network"
-        in selfie("similar", query, "--in", embedded / "v.npy", "--from", pretrained).stderr
+        "does not name the network" in selfie("similar", query, "--in", embedded / "v.npy", "--from", pretrained).stderr
     )
     shown = selfie("similar", query, "--in", embedded / "v.parquet", "--top", 100).stdout
     assert shown.count(".png") == 31
@@ -79,7 +78,7 @@ def test_only_the_network_that_made_the_file(embedded: Path, pretrained: Path, i
     assert "say where that is with --from" in error_of("similar", query, "--in", "gone.parquet")
     np.save("wide.npy", np.ones((1, 9), np.float32))
     Path("wide.npy.rows.jsonl").write_text('{"row": 0, "path": "a"}\n')
-    assert "9 numbers" in error_of("similar", query, "--in", "wide.npy", "--from", pretrained, code=2)
+    assert "9 values" in error_of("similar", query, "--in", "wide.npy", "--from", pretrained, code=2)
     Path("bad.jpg").write_bytes(b"no image")
     assert "bad.jpg" in error_of("similar", "bad.jpg", "--in", embedded / "v.parquet")
 

@@ -88,7 +88,7 @@ def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_share_too_small_to_choose_a_rate_with() -> None:
     assert share(0.05, 1).num_labels == 2
-    with pytest.raises(UsageError, match="one label a class"):
+    with pytest.raises(UsageError, match="one label per class"):
         share(0.05, 1, num_rates=2)
 
 

@@ -67,7 +67,7 @@ def test_nothing_is_told_where_nothing_was_seen(pretrained: Path, images: Path) 
 
 def test_a_run_without_marks_says_so(images: Path) -> None:
     result = selfie("finetune", "--from", "bundled", "--dataset", images, *FEW, "--out", "run")
-    assert "bundled keeps no marks of its images" in result.stderr
+    assert "bundled has no record of its pretraining images" in result.stderr
     arguments = ("--dataset", images, "--exclude-seen")
     assert "--exclude-seen" in error_of("eval", "bundled", *arguments, code=2)
     assert "--exclude-seen" in error_of("eval", "run", *arguments, code=2)

@@ -17,6 +17,7 @@ from selfie_cli.comparison.statistics import (
     notes_of,
     summarize,
 )
+from selfie_cli.comparison.tables import finetuned_table
 
 CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
 
@@ -90,6 +91,17 @@ def test_three_arms_are_two_comparisons_the_most_alike_first():
         "Hybrid-selfie helped with 5 % of the labels over supervised: +11.0 points, 95 % interval +8.5 to +13.5, "
         f"3 seeds. {CONDITIONS}"
     )
+
+
+def test_the_table_has_a_column_per_seed_where_they_fit():
+    result = compared(("supervised", [0.5, 0.6]), ("selfie", [0.7, 0.6]))
+    table = finetuned_table(result)
+    assert table.columns == ["", "mean ± std", "learning rate", "seed 0", "seed 1"]
+    assert table.rows[1:] == [
+        ["selfie", "65.0 ± 7.1", "0.1", "70.0", "60.0"],
+        ["paired gain", "+10.0 ± 14.1", "", "+20.0", "+0.0"],
+    ]
+    assert finetuned_table(result, most_seeds=1).rows[0] == ["supervised", "55.0 ± 7.1", "0.1"]
 
 
 def measured(fraction: float, **arms: list[float]) -> Point:

@@ -230,17 +230,17 @@ def test_where_the_cache_is_and_why_there_is_none(tmp_path, monkeypatch):
         return talk.lines[0]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert f"kept in {tmp_path / 'xdg/selfie'}" in said(None)
+    assert f"cached in {tmp_path / 'xdg/selfie'}" in said(None)
     assert "0 of 2 images are there" in said(tmp_path / "asked")
-    assert "not kept" in said(tmp_path / "nothing", 0)
+    assert "not cached" in said(tmp_path / "nothing", 0)
     assert not (tmp_path / "nothing").exists()
     (tmp_path / "file").touch()
-    assert f"cannot be kept in {tmp_path / 'file/cache'}" in said(tmp_path / "file/cache")
+    assert f"cannot be cached in {tmp_path / 'file/cache'}" in said(tmp_path / "file/cache")
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    assert "there is no home folder: name one with --store" in said(None)
-    assert "are not kept" in said(None, 0)
+    assert "there is no home folder: name a folder with --store" in said(None)
+    assert "are not cached" in said(None, 0)

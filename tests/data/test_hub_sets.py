@@ -74,7 +74,7 @@ def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) ->
     found = get(only_train=True)
     hub.requests.clear()
     assert get(only_train=True, offline=True) == found
-    with pytest.raises(HubError, match="not whole in the Hub's cache"):  # the test part is known, and not there
+    with pytest.raises(HubError, match="not complete in the Hub's cache"):  # the test part is known, and not there
         get(offline=True)
     assert hub.requests == []
 
@@ -90,7 +90,7 @@ def test_a_commit_stays_what_it_was(hub: Hub, pets: Repository, tmp_path: Path) 
 
 def test_what_the_hub_has_converted(hub: Hub, pets: Repository, tmp_path: Path) -> None:
     pets.commits[pets.branches["main"]] = {"pets.zip": (b"PK", True)}
-    with pytest.raises(DataError, match="no parquet files, nor has the Hub made any"):
+    with pytest.raises(DataError, match="no parquet files, and the Hub has not converted it"):
         get()
     converted = {
         f"default/{part}/0000.parquet": (parquet(tmp_path, n), True) for n, part in enumerate(("train", "test"))

@@ -73,12 +73,12 @@ def happened(record_property: Record) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Undisturbed]:
-    """Return the undisturbed run of a command, made once: `undisturbed(name, processes=1)`."""
+    """Return a function that gives the undisturbed run of a command, made once."""
 
     @functools.cache
-    def make(what: str, processes: int = 1) -> Undisturbed:
+    def make(what: str, processes: int = 1, suffix: str = "") -> Undisturbed:
         words = [images if word == "IMAGES" else word for word in COMMANDS[what]]
-        return run_undisturbed(words, tmp_path_factory.mktemp("undisturbed") / "run", processes)
+        return run_undisturbed(words, tmp_path_factory.mktemp("undisturbed") / f"run{suffix}", processes)
 
     return make
 

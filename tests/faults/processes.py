@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "pretrain (byol)": (*PRETRAIN, "--method", "byol"),
     "pretrain (simclr)": (*PRETRAIN, "--method", "simclr"),
     "finetune": ("finetune", *LABELLED, "--fraction", 0.5, "--seeds", 2, "--steps", 10),
+    "embed": ("embed", "IMAGES", "--from", "bundled", "--precision", "fp32", "--workers", 1),
     "curve": ("curve", *LABELLED, "--fractions", "0.5,1", "--seeds", 1, "--steps", 8),
 }
 
@@ -36,9 +37,11 @@ class Process:
 
     def __init__(self, *words: object, log: Path, argv: Sequence[str] = COMMAND) -> None:
         self.log = log
-        with log.open("wb") as file:
-            command = [*argv, *map(str, words)]
-            self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
+        command = [*argv, *map(str, words)]
+        with log.open("wb") as file:  # through a pipe: a limit on the process's files is none on its log
+            self.writer = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file)
+            self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=self.writer.stdin, stderr=subprocess.STDOUT)
+            self.writer.stdin.close()
 
     def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
         """Wait until the condition holds or the process has ended."""
@@ -56,6 +59,7 @@ class Process:
         if number is not None:
             self.popen.send_signal(number)
         code = self.popen.wait(PATIENCE)
+        self.writer.wait(PATIENCE)
         assert "Traceback" not in self.said, f"a traceback: {self.said[-300:]}"
         return code
 
@@ -69,6 +73,7 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.popen.kill()
         self.popen.wait()
+        self.writer.wait(PATIENCE)
 
 
 class Job(Process):
@@ -103,6 +108,7 @@ class Job(Process):
         finally:
             for process in filter(is_alive, self.seen):
                 os.kill(process, signal.SIGKILL)
+        self.writer.wait(PATIENCE)
         return self.popen.returncode
 
 
@@ -145,7 +151,12 @@ def run_two(*words: object) -> None:
 
 
 def made_by(run: Path) -> dict[str, object]:
-    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step."""
+    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step.
+
+    Of a file of vectors, its hash.
+    """
+    if run.is_file():
+        return {"": hashlib.sha256(run.read_bytes()).hexdigest()}
     found: dict[str, object] = {}
     for file in run.rglob("*"):
         content: object = None
@@ -191,10 +202,10 @@ def check_files(run: Path, completed: Iterable[Path] = ()) -> None:
                 read_state(state)
 
 
-def go_on(run: Path, reference: Undisturbed) -> str:
+def go_on(run: Path, reference: Undisturbed, *more: object) -> str:
     """Resume the run, or repeat the command if there is none; it must end like the undisturbed one."""
     finished, there = has_finished(run), (run / "config.json").is_file()
-    words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run)
+    words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run, *more)
     if reference.processes == 2:
         run_two(*words)
     else:

@@ -8,17 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from processes import Process, Undisturbed, check_files, go_on, made_by
-from running import COMMAND, selfie
+from running import COMMAND
 
 from selfie_cli.files import TEMPORARY
 
-VERBS = ("pretrain (selfie)", "finetune")
+FULL = "disk full from any moment on"
+SMALL = "disk of any small size"
+LIMITED = "files limited in size from any moment on"
+BROKEN = "full, over quota, read-only or broken from any change of a file on"
 SUFFIXES = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
 REFUSED = ("will be written", "not writable", "cannot be written")
 FAILING = """
@@ -45,44 +47,9 @@ sys.addaudithook(fail)
 from selfie_cli.__main__ import main
 main()
 """
+NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 Reference = Callable[..., Undisturbed]
 Say = Callable[[str], None]
-
-
-def chosen(chance: Random, undisturbed: Reference) -> Undisturbed:
-    """pretrain or finetune, with states saved in every step, or nearly."""
-    whole = undisturbed(chance.choice(VERBS))
-    return replace(whole, words=[*whole.words, "--save-every", chance.choice((0.0001, 0.1))])
-
-
-def conclude(process: Process, whole: Undisturbed, run: Path, mend: Callable[[], object] = bool) -> str:
-    """Wait, check the message and the files, mend the disk, go on, and compare with the undisturbed run."""
-    if process.end() == 0:
-        assert made_by(run) == whole.made, "it ended as if nothing had been, with another result"
-        return "finished all the same"
-    refused, error = check_error(process, run)
-    mend()
-    begun = (run / "config.json").exists()
-    if begun:
-        assert f"selfie {whole.words[0]} --resume {run}" in error, f"how to go on is not said: {error}"
-        check_files(run)
-    go_on(run, whole)
-    return "one line, resumed, same weights" if begun else ended(refused)
-
-
-def ended(refused: bool) -> str:
-    return "refused before the work" if refused else "one line, nothing left behind"
-
-
-def check_error(process: Process, out: Path) -> tuple[bool, str]:
-    """Return whether the command was refused before the work, and its error, the one and last line."""
-    errors = [line for line in process.said.splitlines() if line.startswith("error: ")]
-    assert errors == process.said.splitlines()[-1:], f"not one line: {process.said[-500:]}"
-    refused = any(word in errors[0] for word in REFUSED)
-    assert process.end() in ((1, 2) if refused else (1,))
-    if os.strerror(errno.EROFS) not in errors[0]:  # there, nothing can be removed
-        assert not list(out.parent.rglob(f"{TEMPORARY}*")), "temporary files are left"
-    return refused, errors[0]
 
 
 @contextlib.contextmanager
@@ -98,87 +65,71 @@ def disk(folder: Path, num_bytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.fault("disk full from any moment on", times=40)
-def test_full(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Another program takes all room that there is, and all that becomes free."""
-    whole = chosen(chance, undisturbed)
-    with disk(tmp_path / "disk", 2**26) as there:
-        run, filler = there / "run", there / "filler"
-        with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
-            process.until(run.exists)
-            process.wait(chance.uniform(0, whole.seconds))
-            with filler.open("wb", buffering=0) as file:
-                while process.popen.poll() is None:
-                    try:
-                        file.write(bytes(2**12))
-                    except OSError:
-                        time.sleep(0.001)
-            happened(conclude(process, whole, run, filler.unlink))
-
-
-@pytest.mark.fault("disk of any small size", times=60)
-def test_small(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Room is made by enlarging the disk. How many states there will be is not always foreseen."""
-    whole = chosen(chance, undisturbed)
-    with disk(tmp_path / "disk", chance.randint(1, 2**24)) as there:
-        enlarge = ["mount", "-o", "remount,size=64m", there]
-        with Process(*whole.words, "--out", there / "run", log=tmp_path / "log") as process:
-            happened(conclude(process, whole, there / "run", lambda: subprocess.run(enlarge, check=True)))
-
-
-@pytest.mark.fault("files limited in size from any moment on", times=60)
-def test_limited(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """From a random moment on no file may grow beyond a size, as under a quota."""
-    whole, run = chosen(chance, undisturbed), tmp_path / "run"
-    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
-        process.until(run.exists)
-        process.wait(chance.uniform(0, whole.seconds))
-        most = int(10 ** chance.uniform(0, 6))
+def break_disk(how: str, process: Process, there: Path, chance: Random) -> Callable[[], object]:
+    """Inject the fault, and return a function that mends the disk."""
+    if how == FULL:  # another program takes all room that there is, and all that becomes free
+        filler = there / "filler"
+        with filler.open("wb", buffering=0) as file:
+            while process.popen.poll() is None:
+                try:
+                    file.write(bytes(2**12))
+                except OSError:
+                    time.sleep(0.001)
+        return filler.unlink
+    if how == LIMITED:  # as under a quota
+        limits = int(10 ** chance.uniform(0, 6)), resource.RLIM_INFINITY
         with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-        happened(conclude(process, whole, run))
-
-
-@pytest.mark.fault("full, over quota, read-only or broken from any change of a file on", times=60)
-def test_failing(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """From a random one on, all calls fail that create, open for writing or rename a file or a folder."""
-    whole, run = chosen(chance, undisturbed), tmp_path / "run"
-    argv = (sys.executable, "-c", FAILING, str(tmp_path), str(chance.randint(1, 120)), str(error_number(chance)))
-    with Process(*whole.words, "--out", run, log=tmp_path.with_name(f"{tmp_path.name}.log"), argv=argv) as process:
-        happened(conclude(process, whole, run))
-
-
-def error_number(chance: Random) -> int:
-    return chance.choice((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
-
-
-@pytest.mark.fault("a disk that fails while embed writes", times=60)
-def test_embed(images: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """A small disk, a limit on the size of files, or calls that fail."""
-    how, suffix = chance.choice(("small", "limited", "failing")), chance.choice(SUFFIXES)
-    words = ("embed", images / "train", "--from", "bundled", "--precision", "fp32", "--workers", 1, "--out")
-    whole, argv, log = tmp_path / f"whole{suffix}", COMMAND, tmp_path.with_name(f"{tmp_path.name}.log")
-    selfie(*words, whole)
-    with contextlib.ExitStack() as stack:
-        folder = tmp_path / "disk"
-        if how == "small":
-            stack.enter_context(disk(folder, chance.randint(1, 2**16)))
-        else:
-            folder.mkdir()
-        if how == "failing":
-            argv = (sys.executable, "-c", FAILING, str(folder), str(chance.randint(1, 12)), str(error_number(chance)))
-        out = folder / f"vectors{suffix}"
-        process = stack.enter_context(Process(*words, out, log=log, argv=argv))
-        if how == "limited":
-            limits = int(10 ** chance.uniform(0, 4)), resource.RLIM_INFINITY
             resource.prlimit(process.popen.pid, resource.RLIMIT_FSIZE, limits)
-        if process.end():
-            outcome = ended(check_error(process, out)[0])
-            if how == "small":
-                subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
-            selfie(*words, out)
+    enlarge = ["mount", "-o", "remount,size=64m", there]
+    return lambda: how == SMALL and subprocess.run(enlarge, check=True)
+
+
+def conclude(process: Process, whole: Undisturbed, out: Path, mend: Callable[[], object]) -> str:
+    """Wait, check the message and the files, mend the disk, go on, and compare with the undisturbed run."""
+    code, said = process.end(), process.said.splitlines()
+    if code == 0:
+        assert made_by(out) == whole.made, "it ended as if nothing had been, with another result"
+        return "finished all the same"
+    errors = [line for line in said if line.startswith("error: ")]
+    assert errors == said[-1:], f"not one line: {process.said[-500:]}"
+    refused, read_only = any(word in errors[0] for word in REFUSED), os.strerror(errno.EROFS) in errors[0]
+    assert code in ((1, 2) if refused else (1,))
+    if not read_only:  # there, nothing can be removed
+        assert not list(out.parent.rglob(f"{TEMPORARY}*")), "temporary files are left"
+    mend()
+    begun = (out / "config.json").exists()
+    if begun:
+        assert f"selfie {whole.words[0]} --resume {out}" in errors[0], f"how to go on is not said: {errors[0]}"
+        check_files(out)
+    # The first of two files of vectors cannot be removed from a disk that has become read-only.
+    go_on(out, whole, *(["--overwrite"] if read_only and out.suffix and not begun else []))
+    assert not list(out.parent.rglob(f"{TEMPORARY}*")), "temporary files are left"
+    if begun:
+        return "one line, resumed, same weights"
+    return "refused before the work" if refused else "one line, nothing left behind"
+
+
+@pytest.mark.parametrize("how", [FULL, SMALL, LIMITED, BROKEN])
+@pytest.mark.fault("{how}", times=50)
+def test_disk(how: str, undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
+    """Fault one of pretrain, finetune and embed, with states saved in every step, or nearly."""
+    what = chance.choice(("pretrain (selfie)", "finetune", *(["embed"] if how != FULL else [])))
+    embeds = what == "embed"
+    suffix = chance.choice(SUFFIXES) if embeds else ""
+    whole, there, argv = undisturbed(what, suffix=suffix), tmp_path / "disk", COMMAND
+    often = [] if embeds else ["--save-every", chance.choice((0.0001, 0.1))]
+    if how == BROKEN:
+        count, number = chance.randint(1, 12 if embeds else 120), chance.choice(NUMBERS)
+        argv = (sys.executable, "-c", FAILING, str(there), str(count), str(number))
+    with contextlib.ExitStack() as stack:
+        if how in (FULL, SMALL):
+            size = chance.randint(1, 2**16 if embeds else 2**24) if how == SMALL else 2**26
+            stack.enter_context(disk(there, size))
         else:
-            outcome = "finished all the same"
-        assert out.read_bytes() == whole.read_bytes()
-        assert not list(folder.rglob(f"{TEMPORARY}*")), "temporary files are left"
-    happened(outcome)
+            there.mkdir()
+        out = there / f"run{suffix}"
+        process = stack.enter_context(Process(*whole.words, *often, "--out", out, log=tmp_path / "log", argv=argv))
+        if how in (FULL, LIMITED) and not embeds:
+            process.until(out.exists)
+            process.wait(chance.uniform(0, whole.seconds))
+        happened(conclude(process, whole, out, break_disk(how, process, there, chance)))

@@ -1,6 +1,5 @@
 """Files that somebody else has made, to mislead, to break out, or to take more of the machine than they are worth."""
 
-import html.parser
 import io
 import json
 import pickle
@@ -283,37 +282,3 @@ def test_terminal(drawn: Path, finetuned: Path, tmp_path: Path, chance: Random, 
     assert said
     assert not [character for character in said if not character.isprintable() and character != "\n"], verb
     happened("written out")
-
-
-class Elements(html.parser.HTMLParser):
-    """The elements of a page, with their attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-
-@pytest.mark.fault("names that are markup, on a run's page", times=5)
-def test_markup(drawn: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Classes, files, a data set and a run; tests/commands/test_report.py looks in a browser."""
-    evil = "<script>alert(1)<!--", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "'; alert(1)&lt;"
-    images = shutil.copytree(drawn, tmp_path / chance.choice(evil))
-    out = tmp_path / "runs" / chance.choice(evil)
-    for part in ("train", "test"):
-        for number, folder in enumerate(sorted((images / part).iterdir())[: len(evil)]):
-            for file in list(folder.iterdir()):
-                file.rename(file.with_name(f"{chance.choice(evil)}{file.name}"))
-            folder.rename(folder.with_name(evil[number]))
-    words = ("--dataset", images, "--from", "bundled", *TRAINING[2:])
-    succeeded("finetune", *words, "--report", "--out", out)
-    text = (out / "report.html").read_text("utf-8")
-    elements = Elements()
-    elements.feed(text)
-    assert [tag for tag, _ in elements.found].count("script") == 2
-    assert not [name for _, given in elements.found for name in given if name.startswith("on")]
-    assert all((given.get("src") or "data:").startswith("data:") for _, given in elements.found)
-    assert "Content-Security-Policy" in text
-    happened("shown, not run")

@@ -192,7 +192,7 @@ def test_damaged_state(
     newest = states(run)[-1]
     DAMAGES[damage](newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
     said = selfie("pretrain", "--resume", run).stderr
-    assert f"warning: the state {newest} is damaged and passed over" in said
+    assert f"warning: the state {newest} is damaged and is skipped" in said
     assert made_by(run) == whole.made
     happened("told, resumed from the state before")
 

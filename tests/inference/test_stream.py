@@ -83,7 +83,7 @@ def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
     argv = [*COMMAND, "embed", images / "test", "--from", pretrained, "--compile", "on", "--out", "v.npy"]
     done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "torch.compile does not work here, going on without (" in done.stderr
+    assert "torch.compile does not work here, continuing without it (" in done.stderr
     selfie("embed", images / "test", "--from", pretrained, "--out", "w.npy")
     np.testing.assert_allclose(np.load("v.npy"), np.load("w.npy"), rtol=1e-5, atol=1e-6)
 

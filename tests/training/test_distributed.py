@@ -106,7 +106,7 @@ def test_an_incomplete_environment_is_refused(monkeypatch, name):
 @pytest.mark.parametrize("world", ["0", "-1", "x", "3"])
 def test_an_environment_that_cannot_be_is_refused(monkeypatch, world):
     launched(monkeypatch, WORLD_SIZE=world)
-    with pytest.raises(UsageError, match="start them with torchrun, or unset WORLD_SIZE"):
+    with pytest.raises(UsageError, match="processes with torchrun, or unset WORLD_SIZE"):
         environment()
 
 

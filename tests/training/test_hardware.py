@@ -171,7 +171,7 @@ def test_a_broken_compiler_is_gone_on_without():
     assert_untouched(step, before)
     assert not step.compiled
     (warning,) = listener.warned
-    assert warning.startswith("torch.compile does not work here, going on without (")
+    assert warning.startswith("torch.compile does not work here, continuing without it (")
     assert "\n" not in warning
     eager = make_task("supervised")
     assert step(batch, 0.5)["loss"].equal(make_step(eager)(batch, 0.5)["loss"])  # and it works

@@ -277,7 +277,7 @@ def test_where_memory_runs_out_a_batch_goes_through_in_more_pieces():
         means = step(batch_of(task, 0), 0.5)
         found.append(({name: value.item() for name, value in means.items()}, tensors_of(step)))
     assert step.micro_batch == 2
-    told = [int(line.split()[6]) for line in listener.warned]
+    told = [int(line.split("--micro-batch ")[1].split(";")[0]) for line in listener.warned]
     assert told == [BATCH // 2**halved for halved in range(1, 1 + int(math.log2(BATCH // 2)))]
     (expected, weights), (means, others) = found
     assert means == expected
@@ -286,7 +286,7 @@ def test_where_memory_runs_out_a_batch_goes_through_in_more_pieces():
 
 def test_what_cannot_be_made_smaller_is_said_in_a_line():
     task = hungry(make_task("simclr"), 1)
-    with pytest.raises(TrainingError, match="out of memory with 2 images going through at once"):
+    with pytest.raises(TrainingError, match="out of memory with 2 images per forward pass"):
         make_step(task, smallest=2)(batch_of(task, 0), 0.5)
     step = make_step(hungry(make_task("supervised"), 1))
     step.group = Group(0, 2, 0, 2)  # the other one would wait
