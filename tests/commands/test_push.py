@@ -73,8 +73,8 @@ def test_who_may_read_is_said_or_nothing_is_made(hub: Hub, token: None) -> None:
     assert "--private or --public" in error_of("push", "bundled", "acme/net", code=2)  # there is no terminal to ask on
     assert hub.repositories == {}
     for name, flag in (("acme/net", "--private"), ("acme/open", "--public")):
-        assert "made, and now at" in selfie("push", "bundled", name, flag).stdout
-        assert "made" not in selfie("push", "bundled", name, "--public").stdout  # of what is there, nothing changes
+        assert "created, now at" in selfie("push", "bundled", name, flag).stdout
+        assert "created" not in selfie("push", "bundled", name, "--public").stdout  # of what is there, nothing changes
         assert hub.repositories[name].private is (flag == "--private")
 
 
