@@ -1,6 +1,7 @@
 """The program `selfie`. It handles signals from the start, before anything heavy is imported."""
 
 import faulthandler
+import os
 import signal
 import sys
 
@@ -15,7 +16,14 @@ def main() -> None:
             signal.signal(number, leave)
     from selfie_cli.cli import app
 
-    app.main()
+    try:
+        app.main()
+    except SystemExit as ended:
+        if is_alone() or isinstance(ended.code, str):
+            raise
+        # All is flushed, and the process group is left. C++ threads of torch.distributed may still end, and one that
+        # needs Python while the interpreter shuts down aborts the process: so skip that, as multiprocessing does.
+        os._exit(ended.code or 0)
 
 
 if __name__ == "__main__":

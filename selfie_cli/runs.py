@@ -1,11 +1,11 @@
-"""A run's folder: what was asked, what was derived and measured, and how far it came.
+"""Runs: folders that hold a config, and the weights, metrics and results of a training.
 
 config.json          asked, derived, measured, versions, data, progress (status: running or finished)
 model.safetensors    the weights, once finished
-state/<step>/        what --resume continues from
-metrics.jsonl        a line a logging step
-results.json         what the run itself found out
-bad_files.jsonl      unreadable inputs
+state/<step>/        saved states, from which --resume continues
+metrics.jsonl        one line per logging step
+results.json         accuracies of finetune and curve
+bad_files.jsonl      unreadable images
 """
 
 import contextlib
@@ -35,24 +35,24 @@ FILES = (
     *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
     *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl"),
 )
-"""What a run writes into its folder and reads there."""
+"""Files that a run writes into its folder and reads there."""
 CONTENTS = (
     *(*FILES, "state", "cells", "report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md"),
     *(f"{TEMPORARY}*", ".DS_Store", "Thumbs.db"),
 )
-"""What a run's folder holds, which --overwrite replaces. Anything else is the user's."""
+"""What --overwrite replaces in a run's folder. Anything else is the user's."""
 MOST_BYTES = 2**26
-"""Of a config.json: the names of 100,000 classes take some MB."""
+"""Largest config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()
-_held: dict[tuple[int, int], tuple[Path, int]] = {}
-"""Folders that this process works on, by device and inode, each with the descriptor by which it is locked."""
+_held: dict[str, tuple[Path, int]] = {}
+"""Folders that this process works on, by their real path, each with the descriptor by which it is locked."""
 
 
 class Run:
-    """A folder that holds a config.json of ours. `config` is what was last read or written.
+    """A folder with a config.json; `config` is its content when last read or written.
 
-    `address` is what --from has to be to mean this run, where it is none of the user's folders and nothing may be
-    written to it: 'bundled', or hf://owner/name@commit for one in the Hub's cache.
+    `address` names a run that is not in a folder of the user, to which nothing is written: 'bundled', or
+    hf://owner/name@commit for one in the Hub's cache.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], address: str | None = None) -> None:
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Its folder's, or its repository's."""
+        """The name of its folder, or of its repository."""
         if self.address is not None and hub.is_address(self.address):
             return hub.parse(self.address).repo.partition("/")[2]
         return self.path.resolve().name
@@ -91,7 +91,7 @@ class Run:
         return self.path / "model.safetensors"
 
     def finish(self, measured: dict[str, Any]) -> None:
-        """Mark the run as finished, with what was measured. What it would have been resumed from is removed."""
+        """Mark the run as finished, note what was measured, and remove its saved states."""
         self.update(measured=measured, progress={"status": "finished"})
         shutil.rmtree(self.path / "state", ignore_errors=True)
         let_go(self.path)
@@ -118,7 +118,7 @@ def default_folder(verb: str, method: str) -> Path:
 
 
 def claimed(folder: Path) -> Path:
-    """`folder` made, or one of that name and a number: another process may have taken it in the same second."""
+    """Make `folder`, or one with a number added: another process may have made it in the same second."""
     for number in itertools.count(1):
         path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -128,31 +128,31 @@ def claimed(folder: Path) -> Path:
 
 
 def hold(folder: Path) -> None:
-    """No other process may work on this run until it is finished, or this process ends, however it ends.
+    """Lock a run's folder until the run is finished or this process ends. Raises RunError if another process has.
 
-    Raises RunError if another one does. Nothing is held where the system has no such locks: on Windows, and on some
-    network disks.
+    The first process of a job locks it for all. Nothing is locked where the system has no such locks: on Windows, and
+    on some network disks.
     """
-    if inode(folder) in _held:
-        return
     try:
         import fcntl
     except ImportError:
         return
+    if os.path.realpath(folder) in _held:
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if is_alone() or os.environ.get("RANK", "0") in ("", "0"):  # a job's first process holds it for all
+        if is_alone() or os.environ.get("RANK", "0") in ("", "0"):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise RunError(f"another process is working on {folder}: wait for it, or stop it first") from None
     except OSError:  # no such locks here
         pass
-    _held[inode(folder)] = folder, descriptor
+    _held[os.path.realpath(folder)] = folder, descriptor
 
 
 def let_go(folder: Path) -> None:
-    if held := _held.pop(inode(folder), None):
+    if held := _held.pop(os.path.realpath(folder), None):
         os.close(held[1])
 
 
@@ -170,17 +170,11 @@ def begun() -> Run | None:
     return None
 
 
-def inode(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
 def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
-    """Raises RunError if a new run may not be written to `path`: something is there and `overwrite` is not set, or what
-    is there is no run of ours, or more than a run, which even --overwrite does not delete, or is being worked on.
-    Changes nothing.
+    """Raise RunError if a new run may not be written to `path`.
 
-    `instead` is what else the user may do, before the path.
+    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works. `instead`
+    is an alternative to --overwrite, for the error.
     """
     there = nearest(path)
     if not there.is_dir():
@@ -188,7 +182,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     if not os.access(there, os.W_OK):
         raise RunError(f"{path} cannot be made, {there} is not writable: choose another --out")
     if not path.exists() or all(file.name.startswith(TEMPORARY) for file in path.iterdir()):
-        return  # empty, but for what a kill left behind
+        return  # empty, except for temporary files of a killed process
     try:
         open_run(path)
     except RunError:
@@ -209,9 +203,9 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 def create(
     path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, room: int = 0, **sections: Any
 ) -> Run:
-    """Begin a run in an empty, new or (with `overwrite`) occupied folder; `sections` go into its config.
+    """Begin a run in a new or empty folder, or with `overwrite` in an occupied one; `sections` go into its config.
 
-    `room` is how many bytes it will take at least. Raises OSError if the disk has fewer, and nothing is changed then.
+    Raises OSError, before anything is changed, if the disk has less room than `room` bytes.
     """
     check_free(path, overwrite=overwrite)
     config: dict[str, Any] = {
@@ -229,19 +223,19 @@ def create(
         schema.check(json.loads(json.dumps(config)))
     except ValueError as error:  # it could not be read again
         raise RunError(f"this run cannot be created: {error}") from None
-    there = Path(os.path.realpath(path))  # a link to it stays one, and so does what a disk is mounted on
+    there = Path(os.path.realpath(path))  # a link or a mount point is filled, not replaced
     check_room(path, room - size_of(there))
     there.mkdir(parents=True, exist_ok=True)
     hold(path)
     for old in there.iterdir():
-        if old.name != "config.json":  # by which --overwrite knows the folder, if we are killed here
+        if old.name != "config.json":  # if this process is killed here, --overwrite recognizes the run by it
             remove(old)
     write_json(path / "config.json", config)
     return Run(path, config)
 
 
 def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) -> Run:
-    """A run's folder, 'bundled', or one from the Hub (hf://owner/name[@revision]), fetched if it is not in the cache.
+    """Open a run's folder, 'bundled', or a run on the Hub (hf://owner/name[@revision]).
 
     Raises RunError if `path` is no run's folder, or its config is damaged or of another format; HubError.
     """
@@ -255,7 +249,7 @@ def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) ->
 
 
 def is_file_of_run(path: Path) -> bool:
-    """Whether a run lies in the file's folder, or in that of what it leads to, and uses that name itself."""
+    """Whether a file, or the target of a link, lies in a run's folder and has a name that runs use."""
     for file in (path, Path(os.path.realpath(path))):
         if matches(file.name, FILES):
             with contextlib.suppress(RunError):
@@ -276,17 +270,12 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
     if not isinstance(config, dict) or type(config.get("format")) is not int:
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
-    if config["format"] != RUN_FORMAT:  # first, as other formats may have other sections
+    if config["format"] != RUN_FORMAT:
         writer = config["versions"].get("selfie-cli") if isinstance(config.get("versions"), dict) else None
         raise RunError(
             f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}: "
             f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or start a new run"
         )
-    sections = ("asked", "derived", "measured", "progress")
-    if any(not isinstance(config.get(section), dict) for section in sections):
-        raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
-    if not isinstance(config.get("verb"), str) or "status" not in config["progress"]:
-        raise RunError(f"{folder / 'config.json'} is damaged: it lacks the verb or the status")
     try:
         schema.check(config)
     except ValueError as error:
@@ -296,14 +285,14 @@ def read_run(folder: Path, address: str | None = None) -> Run:
 
 
 def open_to_resume(path: str, verb: str) -> Run:
-    """A stopped run of this verb, held by this process, with what a killed one left half-written removed."""
+    """Open and lock a stopped run of this verb, and remove what a killed process left half-written."""
     run = open_run(path)
     if run.verb != verb:
         raise RunError(
             f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {quote(path)}"
         )
     hold(run.path)
-    run = open_run(path)  # whoever held it may just have finished it
+    run = open_run(path)  # again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):
         raise RunError(f"{path} is not writable: change its permissions, or resume a copy of it")
     for folder in (run.path, run.path / "state"):
@@ -321,15 +310,12 @@ def open_to_resume(path: str, verb: str) -> Run:
 
 
 def bundled_folder() -> Path:
-    """The small pretrained network that ships in the package is a run's folder like any other."""
+    """The run's folder of the small pretrained network that ships in the package."""
     return Path(str(resources.files("selfie_cli"))) / "bundled"
 
 
 def newest_pretraining() -> Run | None:
-    """The finished pretraining run in ./runs whose config was written last.
-
-    What lies deeper, as the demo's does, is not taken for the user's own.
-    """
+    """The finished pretraining run right below ./runs whose config was written last; the demo's lies deeper."""
     configs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in configs:
         with contextlib.suppress(RunError):
@@ -340,7 +326,7 @@ def newest_pretraining() -> Run | None:
 
 
 def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> tuple[Run | None, str]:
-    """The run that --from means (None for 'none'), and a line that says which it is and why."""
+    """The run that --from names (None for 'none'), and a line that says which it is and why."""
     if from_ == "none":
         return None, "weights: none, a freshly initialized network"
     if from_ is not None:

@@ -95,7 +95,9 @@ ASKED: dict[str, type[Options]] = {
 
 def check(config: dict[str, Any]) -> None:
     """Raise ValueError for a run's config that no run has."""
+    check_complete(config, "verb", "asked", "derived", "measured", "progress")
     check_value(config, SECTIONS)
+    check_complete(config["progress"], "status")
     check_network(config["derived"])
     if kind := ASKED.get(config["verb"]):
         check_options(config["asked"], kind, "asked")

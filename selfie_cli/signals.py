@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a command gives up tidily, and exits as shells expect."""
+"""Ctrl-C, SIGTERM and SIGHUP: commands clean up and exit with the codes that shells expect."""
 
 import contextlib
 import os
@@ -11,24 +11,21 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 
 
 def is_alone() -> bool:
-    """Whether this is not one of several processes that torchrun has started, and ends by SIGTERM as they come.
+    """Whether this process is not one of several that torchrun has started.
 
-    Those may be waiting for each other where Python's handlers would not run.
+    Those keep the default handlers outside of training: they may wait for each other where Python's would not run.
     """
     return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """While there is nothing to tidy up."""
+    """Exit at once, while there is nothing to clean up."""
     os._exit(128 + number)
 
 
 def give_up(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt(number); leave at once from within an import.
-
-    Libraries take an exception in the middle of theirs for one of their own, go on without what was to be imported, or
-    abort.
-    """
+    """Raise KeyboardInterrupt(number); within an import, exit at once: libraries take an exception there for a failed
+    import, and go on without it or abort."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             leave(number, frame)
@@ -37,14 +34,13 @@ def give_up(number: int, frame: FrameType | None) -> None:
 
 
 def ignored(number: int) -> bool:
-    """Whether this process was started with nohup, or the like."""
+    """Whether this process was started with nohup or similar."""
     return number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT, SIGTERM and, unless it is ignored, SIGHUP call `handler`, if this is the main thread; elsewhere, whoever
-    runs us sees to them."""
+    """Let SIGINT, SIGTERM and, unless it is ignored, SIGHUP call `handler`. Outside the main thread nothing changes."""
     try:
         before = {number: signal.signal(number, handler) for number in STOPPING if not ignored(number)}
     except ValueError:

@@ -25,9 +25,8 @@ def make(path, *, verb="pretrain", finished=True, written=None, overwrite=False)
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def run(tmp_path):
+    return make(tmp_path / "run", finished=False)
 
 
 def test_a_run_comes_back(tmp_path):
@@ -35,27 +34,17 @@ def test_a_run_comes_back(tmp_path):
     run = runs.open_run(tmp_path / "deep" / "run")
     assert run.config == made.config == read_json(run.path / "config.json")
     assert (run.verb, run.finished, run.derived["image_size"]) == ("pretrain", False, 32)
-    assert run.config["versions"]["selfie-cli"]
-    assert run.config["versions"]["torch"]
+    assert {"selfie-cli", "torch"} <= run.config["versions"].keys()
 
 
-def test_finishing_marks_the_run_and_drops_its_states(tmp_path):
-    run = make(tmp_path / "run", finished=False)
+def test_updates_merge_and_finishing_removes_states(run):
+    run.update(measured={"a": 1}, new={"b": 2})
     (run.path / "state" / "00000003").mkdir(parents=True)
     run.finish({"seconds": 1.0})
-    assert runs.open_run(run.path).finished
-    assert runs.open_run(run.path).config["measured"] == {"seconds": 1.0}
+    run = runs.open_run(run.path)
+    assert run.finished
+    assert (run.config["measured"], run.config["new"]) == ({"a": 1, "seconds": 1.0}, {"b": 2})
     assert os.listdir(run.path) == ["config.json"]
-
-
-def test_updates_merge(tmp_path):
-    run = make(tmp_path / "run", finished=False)
-    run.update(measured={"a": 1}, new={"b": 2})
-    run.update(measured={"c": 3})
-    config = runs.open_run(run.path).config
-    assert config["measured"] == {"a": 1, "c": 3}
-    assert config["new"] == {"b": 2}
-    assert config["derived"]["method"] == "selfie"
 
 
 def test_a_name_is_taken_once(tmp_path):
@@ -63,18 +52,12 @@ def test_a_name_is_taken_once(tmp_path):
     assert names == ["pretrain", "pretrain-2", "pretrain-3"] == sorted(os.listdir(tmp_path / "runs"))
 
 
-def test_an_occupied_folder_is_not_touched(tmp_path):
-    run = make(tmp_path / "run")
-    with pytest.raises(RunError, match="--overwrite"):
-        make(run.path)
-    with pytest.raises(RunError, match="--overwrite"):
-        runs.check_free(run.path, overwrite=False)
-    assert runs.open_run(run.path).finished
-
-
-def test_overwrite_replaces_a_run(tmp_path):
+def test_an_occupied_folder_is_replaced_only_when_asked(tmp_path):
     run = make(tmp_path / "run")
     (run.path / "model.safetensors").touch()
+    for attempt in (make, lambda path: runs.check_free(path, overwrite=False)):
+        with pytest.raises(RunError, match="--overwrite"):
+            attempt(run.path)
     runs.check_free(run.path, overwrite=True)
     assert (run.path / "model.safetensors").exists()  # asking changes nothing
     runs.create(run.path, verb="finetune", asked={}, overwrite=True)
@@ -82,21 +65,27 @@ def test_overwrite_replaces_a_run(tmp_path):
     assert os.listdir(run.path) == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["images/a.png", "notes.txt", "inner/config.json", "model.safetensors.old"])
+@pytest.mark.parametrize("name", ["images/a.png", "inner/config.json", "model.safetensors.old"])
 def test_overwrite_deletes_nothing_that_lies_in_a_run_and_is_no_part_of_it(tmp_path, name):
     run = make(tmp_path / "run")
     (run.path / name).parent.mkdir(exist_ok=True)
     (run.path / name).write_text("mine")
-    for attempt in (runs.check_free, lambda path, overwrite: make(path, overwrite=overwrite)):
+    for attempt in (runs.check_free, make):
         with pytest.raises(RunError, match=f"run/{name.partition('/')[0]} is no part of a run"):
             attempt(run.path, overwrite=True)
     assert (run.path / name).read_text() == "mine"
-    assert runs.open_run(run.path).finished
 
 
-def test_overwriting_keeps_the_config_until_the_new_one_is_there(tmp_path, monkeypatch):
-    """Else a kill in between would leave a folder that is no run's."""
-    run = make(tmp_path / "run", finished=False)
+@pytest.mark.parametrize("name", ["holiday.jpg", "config.json"])
+def test_overwrite_deletes_nothing_in_a_folder_that_is_no_run(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(RunError, match="holds no run"):
+        make(tmp_path, overwrite=True)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_overwriting_keeps_the_config_until_the_new_one_is_there(run, tmp_path, monkeypatch):
+    """Otherwise a kill in between would leave a folder that is no run's."""
     (run.path / "state" / "00000003").mkdir(parents=True)
     (run.path / "report.html").symlink_to(tmp_path)
     with monkeypatch.context() as patched:
@@ -105,6 +94,41 @@ def test_overwriting_keeps_the_config_until_the_new_one_is_there(tmp_path, monke
             make(run.path, overwrite=True)
     assert os.listdir(run.path) == ["config.json"]
     make(run.path, overwrite=True)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(RunError, match="is a file"):
+            runs.check_free(path, overwrite=True)
+
+
+def test_an_empty_folder_is_free_also_with_what_a_kill_left(tmp_path):
+    runs.check_free(tmp_path / "new", overwrite=False)
+    (tmp_path / f"{TEMPORARY}12-config.json").write_text("{")
+    make(tmp_path)
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_without_room_nothing_is_begun_and_nothing_replaced(tmp_path):
+    old = make(tmp_path / "run")
+    for path in (tmp_path / "new", old.path):
+        with pytest.raises(OSError, match="will be written") as raised:
+            runs.create(path, verb="pretrain", asked={}, overwrite=True, room=2**60)
+        assert raised.value.filename == str(path)
+    assert runs.open_run(old.path).finished
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_link_or_a_mounted_disk_is_filled_not_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    for name in ("link", "dangling"):
+        (tmp_path / name).symlink_to("real" if name == "link" else "not/yet")
+        make(tmp_path / name)
+        (tmp_path / name / "metrics.jsonl").touch()
+        make(tmp_path / name, overwrite=True)
+        assert (tmp_path / name).is_symlink()
+        assert os.listdir(tmp_path / name) == ["config.json"]
 
 
 ELSEWHERE = """
@@ -129,19 +153,13 @@ for attempt in (
 
 
 def attempts_elsewhere(path, **environment):
-    """What another process gets for an answer."""
-    done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, path],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
+    """The answers that another process gets."""
+    argv = [sys.executable, "-c", ELSEWHERE, path]
+    done = subprocess.run(argv, env=ENVIRONMENT | environment, capture_output=True, check=True, text=True)
     return done.stdout.splitlines()
 
 
-def test_one_process_works_on_a_run(tmp_path):
-    run = make(tmp_path / "run", finished=False)
+def test_one_process_works_on_a_run(run):
     half = run.path / leftover("model.safetensors")
     half.touch()
     refused = [f"another process is working on {run.path}: wait for it, or stop it first"] * 4
@@ -149,35 +167,20 @@ def test_one_process_works_on_a_run(tmp_path):
     assert half.exists()  # it may be in the making
     runs.open_to_resume(str(run.path), "pretrain")  # this process may
     assert not half.exists()
-    assert attempts_elsewhere(run.path) == refused
     run.finish({})
     assert not [line for line in attempts_elsewhere(run.path) if "another process" in line]
 
 
-def test_a_command_that_fails_lets_go(tmp_path):
-    run = make(tmp_path / "run", finished=False)
+def test_a_command_that_fails_lets_go(run, tmp_path):
     run.update(asked={"data": [str(tmp_path / "nowhere")]})
     assert "nowhere" in error_of("pretrain", "--resume", run.path)
     assert attempts_elsewhere(run.path)[0] == "free"
 
 
-def test_the_first_process_of_a_job_holds_a_run_for_all(tmp_path):
-    run = make(tmp_path / "run", finished=False)
+def test_the_first_process_of_a_job_holds_a_run_for_all(run):
     assert attempts_elsewhere(run.path, RANK="1", WORLD_SIZE="2")[0] == "free"
     assert "another process" in attempts_elsewhere(run.path, RANK="0", WORLD_SIZE="2")[0]
-
-
-@pytest.mark.parametrize("world", [None, "", "1"])
-def test_a_process_alone_holds_its_run_whatever_rank_it_is_told(tmp_path, monkeypatch, world):
-    monkeypatch.setattr(runs, "_held", {})
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if world is not None:
-        monkeypatch.setenv("WORLD_SIZE", world)
-    run = make(tmp_path / "run", finished=False)
-    assert runs.begun().path == run.path
-    assert "another process" in attempts_elsewhere(run.path)[0]
-    run.finish({})
+    assert "another process" in attempts_elsewhere(run.path, RANK="1", WORLD_SIZE="1")[0]  # it is alone
 
 
 def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
@@ -190,77 +193,39 @@ def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
     run.finish({})
 
 
-def test_a_run_that_was_killed_at_the_very_end_is_tidied(tmp_path):
-    run = make(tmp_path / "run")
-    (run.path / "state" / "00000003").mkdir(parents=True)
-    (run.path / leftover("report.html")).touch()
-    with pytest.raises(RunError, match="is finished"):
-        runs.open_to_resume(str(run.path), "pretrain")
-    assert os.listdir(run.path) == ["config.json"]
-
-
-@pytest.mark.parametrize("name", ["holiday.jpg", "config.json"])
-def test_overwrite_deletes_nothing_that_is_not_ours(tmp_path, name):
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(RunError, match="holds no run"):
-        runs.create(tmp_path, verb="pretrain", asked={}, overwrite=True)
-    assert os.listdir(tmp_path) == [name]
-
-
-def test_a_file_is_no_folder(tmp_path):
-    (tmp_path / "file").touch()
-    for overwrite in (True, False):
-        with pytest.raises(RunError, match="is a file"):
-            runs.check_free(tmp_path / "file", overwrite=overwrite)
-
-
-def test_an_empty_folder_is_free_also_with_what_a_kill_left(tmp_path):
-    runs.check_free(tmp_path / "new", overwrite=False)
-    runs.check_free(tmp_path, overwrite=False)
-    (tmp_path / f"{TEMPORARY}12-config.json").write_text("{")
-    make(tmp_path)
-    assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_without_room_nothing_is_begun_and_nothing_replaced(tmp_path):
-    old = make(tmp_path / "run")
-    there = sorted(os.listdir(old.path))
-    for path in (tmp_path / "new", old.path):
-        with pytest.raises(OSError, match="will be written") as raised:
-            runs.create(path, verb="pretrain", asked={}, overwrite=True, room=2**60)
-        assert raised.value.filename == str(path)
-    assert sorted(os.listdir(old.path)) == there
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_link_or_a_mounted_disk_is_filled_not_replaced(tmp_path):
-    (tmp_path / "real").mkdir()
-    for name in ("link", "dangling"):
-        (tmp_path / name).symlink_to("real" if name == "link" else "not/yet")
-        make(tmp_path / name)
-        (tmp_path / name / "metrics.jsonl").touch()
-        runs.create(tmp_path / name, verb="pretrain", asked={}, overwrite=True)
-        assert (tmp_path / name).is_symlink()
-        assert os.listdir(tmp_path / name) == ["config.json"]
-
-
-def test_below_a_file_there_is_no_folder(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is a file"):
-        runs.check_free(tmp_path / "file" / "run", overwrite=False)
-
-
 def test_the_run_that_was_begun_is_the_one_to_go_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_held", {})
     assert runs.begun() is None
     run = make(tmp_path / "run", finished=False)
     cell = make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
-    begun = runs.begun()
-    assert begun is not None
-    assert (begun.path, begun.verb) == (run.path, "pretrain")
+    assert runs.begun().path == run.path
     cell.finish({})
     run.finish({})
     assert runs.begun() is None
+
+
+def test_only_a_stopped_run_of_the_same_verb_is_resumed_and_tidied(run, tmp_path):
+    (run.path / leftover("model.safetensors")).touch()
+    (run.path / "state" / "00000003").mkdir(parents=True)
+    (run.path / "state" / leftover("00000006")).mkdir()
+    with pytest.raises(RunError, match="selfie pretrain --resume"):
+        runs.open_to_resume(str(run.path), "finetune")
+    assert runs.open_to_resume(str(run.path), "pretrain").path == run.path
+    assert sorted(os.listdir(run.path)) == ["config.json", "state"]
+    assert os.listdir(run.path / "state") == ["00000003"]
+
+    finished = make(tmp_path / "finished")
+    (finished.path / "state" / "00000003").mkdir(parents=True)  # it was killed at the very end
+    with pytest.raises(RunError, match="is finished"):
+        runs.open_to_resume(str(finished.path), "pretrain")
+    assert os.listdir(finished.path) == ["config.json"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", None), ("batch_size", "8"), ("micro_batch", 0)])
+def test_a_damaged_config_is_not_resumed(run, name, value):
+    run.update(derived={name: value})
+    with pytest.raises(RunError, match=f"is damaged.*derived.{name}"):
+        runs.open_to_resume(str(run.path), "pretrain")
 
 
 @pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
@@ -271,33 +236,20 @@ def test_what_is_no_run(tmp_path, where):
         runs.open_run(tmp_path / where)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe\x00", b"[]", b"3", b"{}"])
-def test_a_damaged_config(tmp_path, content):
-    make(tmp_path / "run")
-    (tmp_path / "run" / "config.json").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b'{"format": 1', b"\xff\xfe\x00", b"[]", b"{}", b'{"format": 1, "z": 1e999}'])
+def test_a_damaged_config(run, content):
+    (run.path / "config.json").write_bytes(content)
     with pytest.raises(RunError, match=r"config\.json"):
-        runs.open_run(tmp_path / "run")
-
-
-@pytest.mark.parametrize("section", ["asked", "measured", "data"])
-@pytest.mark.parametrize("number", ["NaN", "1e999"])
-def test_a_config_that_could_not_be_written_again_is_not_read(tmp_path, section, number):
-    run = make(tmp_path / "run")
-    run.update(**{section: {"z": "number"}})
-    file = run.path / "config.json"
-    file.write_text(file.read_text().replace('"number"', number))
-    with pytest.raises(RunError, match=f"cannot be read: {number} is no finite number"):
         runs.open_run(run.path)
 
 
 @pytest.mark.parametrize("missing", ["verb", "asked", "derived", "measured", "progress", "format", "status"])
-def test_a_config_that_lacks_something(tmp_path, missing):
-    make(tmp_path / "run")
-    config = read_json(tmp_path / "run" / "config.json")
+def test_a_config_that_lacks_something(run, missing):
+    config = read_json(run.path / "config.json")
     del (config["progress"] if missing == "status" else config)[missing]
-    write_json(tmp_path / "run" / "config.json", config)
+    write_json(run.path / "config.json", config)
     with pytest.raises(RunError):
-        runs.open_run(tmp_path / "run")
+        runs.open_run(run.path)
 
 
 @pytest.mark.parametrize("format", [0, 2, 10**30, -1])
@@ -311,73 +263,31 @@ def test_another_format_is_refused_whatever_else_it_has(tmp_path, format, rest, 
         runs.open_run(tmp_path)
 
 
-@pytest.mark.parametrize("format", ["1", 1.0, True, None, [1]])
-def test_a_format_that_is_no_number_is_no_runs(tmp_path, format):
-    make(tmp_path / "run")
-    config = read_json(tmp_path / "run" / "config.json")
-    write_json(tmp_path / "run" / "config.json", config | {"format": format})
+@pytest.mark.parametrize("format", ["1", 1.0, True, None])
+def test_a_format_that_is_no_number_is_no_runs(run, format):
+    write_json(run.path / "config.json", read_json(run.path / "config.json") | {"format": format})
     with pytest.raises(RunError, match="is not the config of a selfie run"):
-        runs.open_run(tmp_path / "run")
+        runs.open_run(run.path)
 
 
-def test_only_a_stopped_run_of_the_same_verb_is_resumed(tmp_path):
-    stopped = make(tmp_path / "stopped", finished=False)
-    assert runs.open_to_resume(str(stopped.path), "pretrain").path == stopped.path
-    with pytest.raises(RunError, match="selfie pretrain --resume"):
-        runs.open_to_resume(str(stopped.path), "finetune")
-    finished = make(tmp_path / "finished")
-    with pytest.raises(RunError, match="is finished"):
-        runs.open_to_resume(str(finished.path), "pretrain")
-
-
-@pytest.mark.parametrize(("name", "value"), [("steps", None), ("batch_size", "8"), ("micro_batch", 0)])
-def test_a_damaged_config_is_not_resumed(tmp_path, name, value):
-    run = make(tmp_path / "run", finished=False)
-    run.update(derived={name: value})
-    with pytest.raises(RunError, match=f"is damaged.*derived.{name}"):
-        runs.open_to_resume(str(run.path), "pretrain")
-
-
-def test_resuming_removes_what_was_half_written(tmp_path):
-    run = make(tmp_path / "run", finished=False)
-    (run.path / leftover("model.safetensors")).touch()
-    (run.path / "state" / "00000003").mkdir(parents=True)
-    (run.path / "state" / leftover("00000006")).mkdir()
-    runs.open_to_resume(str(run.path), "pretrain")
-    assert sorted(os.listdir(run.path)) == ["config.json", "state"]
-    assert os.listdir(run.path / "state") == ["00000003"]
-
-
-def test_the_newest_finished_pretraining(here):
+def test_where_weights_come_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = tmp_path / "runs"
     assert runs.newest_pretraining() is None
-    make(here / "runs" / "old", written=100)
-    make(here / "runs" / "new", written=300)
-    make(here / "runs" / "older", written=50)
-    make(here / "runs" / "unfinished", finished=False, written=400)
-    make(here / "runs" / "finetuned", verb="finetune", written=500)
-    make(here / "runs" / "demo" / "pretrain", written=600)
-    make(here / "runs" / "damaged", written=700)
-    (here / "runs" / "damaged" / "config.json").write_text("{")
-    newest = runs.newest_pretraining()
-    assert newest is not None
-    assert newest.path.name == "new"
-
-
-def test_where_weights_come_from(here):
     assert runs.resolve_from("none")[0] is None
-    asked = make(here / "mine")
-    newest = make(here / "runs" / "new")
+    make(here / "old", written=100)
+    make(here / "new", written=300)
+    make(here / "unfinished", finished=False, written=400)
+    make(here / "finetuned", verb="finetune", written=500)
+    make(here / "demo" / "pretrain", written=600)
+    make(here / "damaged", written=700)
+    (here / "damaged" / "config.json").write_text("{")
     run, line = runs.resolve_from(None)
-    assert run is not None
-    assert run.path.resolve() == newest.path
+    assert run.path.name == "new"
     assert "newest" in line
+    asked = make(tmp_path / "mine")
     run, line = runs.resolve_from(str(asked.path))
-    assert run is not None
     assert run.path == asked.path
     assert str(asked.path) in line
-
-
-def test_weights_of_an_unfinished_run_are_refused(here):
-    make(here / "mine", finished=False)
     with pytest.raises(RunError, match="not finished"):
-        runs.resolve_from("mine")
+        runs.resolve_from("runs/unfinished")

@@ -75,15 +75,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
-        pixels = open_pixels(
-            source,
-            size=storage_size(derived["image_size"]),
-            workers=options.workers or num_cores(),
-            max_bad=options.max_bad,
-            talk=talk,
-            folder=options.store,
-            limit_gb=options.store_gb,
-        )
+        pixels = open_images(source, derived["image_size"], options, talk)
         stack.callback(pixels.close)
         if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
             readable = Subset(source, pixels.in_memory().kept)
@@ -139,6 +131,18 @@ def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[So
         raise RunError(f"the images have changed since {run.path} was started: start a new run")
     pinned = dict(source.pinned)
     return source, {"images": len(source), "fingerprint": mark, "pinned": pinned, "left_out": source.left_out.counts}
+
+
+def open_images(source: Source, image_size: int, options: PretrainOptions, talk: Talk) -> Pixels:
+    return open_pixels(
+        source,
+        size=storage_size(image_size),
+        workers=options.workers or num_cores(),
+        max_bad=options.max_bad,
+        talk=talk,
+        folder=options.store,
+        limit_gb=options.store_gb,
+    )
 
 
 def say_settings(derived: dict[str, Any], num_images: int, device: torch.device, seed: int, talk: Talk) -> None:

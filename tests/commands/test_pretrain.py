@@ -112,37 +112,24 @@ def test_two_runs_that_begin_in_the_same_second(images: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "arguments",
     [
-        [
-            *PAPER,
-            "--backbone",
-            "resnet18",
-            "--batch-size",
-            "2",
-            "--image-size",
-            "64",
-            "--patch-size",
-            "32",
-            "--no-flip",
-        ],
-        [*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"],
-        [*PAPER, "--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--positions", "place"],
-        [*PAPER, "--micro-batch", "5", "--epochs", "0.5", "--precision", "fp32", "--mask-ratio", "0.5"],
-        [*PAPER, "--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"],
-        ["--backbone", "resnet18", "--image-size", "64", "--num-stages", "4", "--num-views", "2", "--view-scale", "1"],
-        ["--micro-batch", "5", "--max-crop", "0.9", "--attraction", "50", "--distortion", "0.5"],
+        (*PAPER, "--backbone", "resnet18", "--image-size", "64", "--patch-size", "32", "--no-flip"),
+        (*PAPER, "--image-size", "16", "--patch-size", "4", "--positions", "row-column", "--logit-scale", "cosine"),
+        (*PAPER, "--image-size", "40", "--no-encoder-positions", "--no-final-norm", "--micro-batch", "5"),
+        (*PAPER, "--image-size", "128", "--batch-size", "2", "--min-crop", "0.9", "--budget", "0.01s"),
+        ("--backbone", "resnet18", "--num-stages", "4", "--num-views", "2", "--view-scale", "1", "--epochs", "0.5"),
+        ("--micro-batch", "5", "--max-crop", "0.9", "--attraction", "50", "--distortion", "0.5"),
     ],
     ids=lambda arguments: " ".join(arguments[-4:]),
 )
-def test_options_lead_to_runs_that_embed(images: Path, arguments: list[str]) -> None:
+def test_options_lead_to_runs_that_embed(images: Path, arguments: tuple[str, ...]) -> None:
     length = [] if {"--epochs", "--budget"} & set(arguments) else ["--steps", 1]
     selfie("pretrain", images, *SMALL, *length, "--out", "run", *arguments)
     embed = ("embed", images / "test" / "key", "--from", "run")
-    assert len(selfie(*embed).stdout.splitlines()) == 3
-    for features in ("whole", "patches", "pooled"):
-        if PAPER[1] in arguments:
-            assert len(selfie(*embed, "--features", features).stdout.splitlines()) == 3
-        else:
-            assert "--recipe paper" in error_of(*embed, "--features", features, code=2)
+    if PAPER[1] in arguments:
+        assert len(selfie(*embed, "--features", "pooled").stdout.splitlines()) == 3
+    else:
+        assert len(selfie(*embed).stdout.splitlines()) == 3
+        assert "--recipe paper" in error_of(*embed, "--features", "pooled", code=2)
 
 
 def test_fewer_images_than_a_batch(images: Path) -> None:
@@ -182,42 +169,20 @@ def test_unreadable_images_are_left_out_counted_and_listed(images: Path) -> None
 def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
     again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "run")
     selfie(*again)
-    Path("run/mine.txt").write_text("x")
     message = error_of(*again)
     assert "--overwrite" in message
     assert "--resume run" in message
-    assert "mine.txt is no part of a run" in error_of(*again, "--overwrite")
-    assert Path("run/mine.txt").read_text() == "x"
-    Path("run/mine.txt").unlink()
     selfie(*again, "--overwrite")
-
-
-def test_a_folder_that_is_no_run_is_never_deleted(images: Path) -> None:
     Path("photos").mkdir()
     Path("photos/holiday.jpg").write_bytes(b"dear")
-    again = ("pretrain", images, *SMALL, "--steps", 1, "--out", "photos")
-    error_of(*again)
-    assert "will not delete" in error_of(*again, "--overwrite")
+    assert "will not delete" in error_of(*again[:-1], "photos", "--overwrite")
     assert "is a file" in error_of(*again[:-1], "photos/holiday.jpg", "--overwrite")
-    assert Path("photos/holiday.jpg").read_bytes() == b"dear"
-
-
-def test_out_that_cannot_be_written(images: Path) -> None:
-    Path("file").write_text("x")
-    assert "file" in error_of("pretrain", images, *SMALL, "--steps", 1, "--out", "file/run")
 
 
 def test_a_finished_run_is_not_resumed(pretrained: Path, finetuned: Path) -> None:
     assert "--from" in error_of("pretrain", "--resume", pretrained)
     assert "selfie finetune" in error_of("pretrain", "--resume", finetuned)
     assert "no run at nowhere" in error_of("pretrain", "--resume", "nowhere")
-
-
-def test_a_loss_that_is_no_number_stops(images: Path) -> None:
-    message = error_of("pretrain", images, *SMALL, "--steps", 12, "--lr", "1e30", "--out", "run")
-    assert "try a lower --lr" in message
-    assert config_of(Path("run"))["progress"]["status"] == "running"
-    assert "is not finished" in error_of("embed", images, "--from", "run")
 
 
 def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None:
@@ -259,7 +224,7 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ManyViewSelfie, "loss", loss)
     result = selfie("pretrain", images, *SMALL, "--steps", 40, "--out", "run")
-    assert result.stderr.count("warning: out of memory: from now on 4 images go through at once") == 1
+    assert result.stderr.count("warning: out of memory: continuing with --micro-batch 4") == 1
     config = config_of(Path("run"))
     assert config["derived"]["micro_batch"] == (4 if when == "at first" else 8)
     assert config["measured"]["micro_batch"] == calls[-1] == 4
@@ -268,18 +233,14 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "wrong",
     [
-        *(["--steps", "0"], ["--epochs", "0"], ["--epochs", "nan"], ["--budget", "0s"], ["--budget", "soon"]),
-        *(["--batch-size", "0"], ["--batch-size", "-1"], ["--micro-batch", "0"], ["--workers", "0"], ["--seed", "-1"]),
-        *(["--lr", "nan"], ["--lr", "0"], ["--lr", "inf"], ["--weight-decay", "-1"], ["--warmup-steps", "-1"]),
-        *(["--max-bad", "2"], ["--max-bad", "nan"], ["--save-every", "-1"], ["--min-crop", "0"]),
-        *(["--mask-ratio", "0"], ["--mask-ratio", "1"], ["--mask-ratio", "nan"], ["--mask-ratio", "0.5"]),
-        *(["--image-size", "33", *PAPER], ["--image-size", "0"], ["--image-size", "8", *PAPER], ["--patch-size", "0"]),
-        *(["--image-size", "1056", "--patch-size", "8", *PAPER], ["--steps", "1", "--epochs", "1"]),
-        *(["--patch-size", "7", *PAPER], ["--patch-size", "8"], ["--num-views", "1"]),
+        *(("--steps", "0"), ("--epochs", "nan"), ("--budget", "soon"), ("--steps", "1", "--epochs", "1")),
+        *(("--lr", "inf"), ("--mask-ratio", "0.5"), ("--patch-size", "8"), ("--num-views", "1")),
+        *((("--image-size", "33", *PAPER)), ("--image-size", "8", *PAPER), ("--patch-size", "7", *PAPER)),
+        ("--image-size", "1056", "--patch-size", "8", *PAPER),
     ],
     ids=" ".join,
 )
-def test_options_that_cannot_be_honoured(images: Path, wrong: list[str]) -> None:
+def test_options_that_cannot_be_honoured(images: Path, wrong: tuple[str, ...]) -> None:
     assert wrong[0] in error_of("pretrain", images, *SMALL, *wrong, "--out", "run", code=2)
     assert not Path("run").exists()
 

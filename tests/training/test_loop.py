@@ -2,7 +2,6 @@ import json
 import math
 import os
 import signal
-import threading
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from selfie_cli.errors import Diverged, Stopped, TrainingError
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import read_state, saved_states
-from selfie_cli.training.loop import Plan, signals_noted, train
+from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import cosine_with_warmup
 from selfie_cli.training.step import Step
@@ -95,38 +94,7 @@ def test_the_loss_falls(toy):
     assert trained.last["loss"] == found[-1]["loss"]
     assert trained.images_per_second == pytest.approx(60 * 12 / trained.seconds)
     assert 0 <= trained.data_wait < 1
-    torch.testing.assert_close(toy.module.weight.T, toy.target, atol=0.05, rtol=0)
-
-
-def test_the_schedule_sets_the_learning_rate(toy):
-    toy.train(20)
-    assert toy.rates == pytest.approx([0.05 * cosine_with_warmup(step, total=20, warmup=5) for step in range(20)])
-
-
-def test_a_line_holds_the_mean_since_the_last_one(toy):
-    toy.train(4)
-    losses = []
-
-    class Noting(Toy):
-        def loss(self, x, y):
-            loss, extra = super().loss(x, y)
-            losses.append(loss.item())
-            return loss, extra
-
-    Noting(toy.folder).train(4)
-    (line,) = lines(toy.folder)
-    assert line["loss"] == pytest.approx(sum(losses) / 4)
-
-
-@pytest.mark.parametrize("micro_batch", [1, 4, 5, 11])
-def test_micro_batches_have_the_gradients_of_the_whole_batch(tmp_path, micro_batch):
-    whole, pieces = Toy(tmp_path / "whole"), Toy(tmp_path / "pieces")
-    for toy, size in ((whole, 12), (pieces, micro_batch)):
-        toy.folder.mkdir()
-        toy.train(5, micro_batch=size)
-    torch.testing.assert_close(pieces.module.weight.grad, whole.module.weight.grad)
-    torch.testing.assert_close(pieces.module.weight, whole.module.weight)
-    assert lines(pieces.folder)[0]["loss"] == pytest.approx(lines(whole.folder)[0]["loss"])
+    assert toy.rates == pytest.approx([0.05 * cosine_with_warmup(step, total=60, warmup=5) for step in range(60)])
 
 
 def test_random_draws_are_a_function_of_seed_and_step(tmp_path):
@@ -171,36 +139,11 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     assert last.module.bias.equal(straight.module.bias)
 
 
-def test_signals_are_left_alone_outside_the_main_thread(toy):
-    raised = []
-
-    def work():
-        try:
-            toy.train(3)
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert raised == []
-    assert lines(toy.folder)[-1]["step"] == 3
-
-
-def test_a_signal_is_noted_and_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with signals_noted() as noted:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert noted == [signal.SIGTERM]
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy, value):
+def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy):
     class Exploding(Toy):
         def loss(self, x, y):
             loss, extra = super().loss(x, y)
-            return loss * value if self.steps_seen[-1] >= 6 else loss, extra
+            return loss * math.inf if self.steps_seen[-1] >= 6 else loss, extra
 
     with pytest.raises(TrainingError, match="--lr") as caught:
         Exploding(toy.folder).train(save_every=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import SMALL, error_of, same_weights, selfie
 
-from selfie_cli.commands import pretrain as recipe
+from selfie_cli.commands import pretrain
 from selfie_cli.training.start import start
 
 
@@ -32,43 +32,27 @@ def stopped(asked: tuple[object, ...], run: Path, monkeypatch: pytest.MonkeyPatc
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe, "save_weights", killed)
+        patched.setattr(pretrain, "save_weights", killed)
         with pytest.raises(Killed):
             selfie(*asked, "--out", run)
     assert list((run / "state").iterdir())
 
 
 @pytest.mark.usefixtures("restarted")
-@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-def test_the_same_command_continues(
-    asked: tuple[object, ...], overwrite: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Path("run")
-    stopped((*asked, *overwrite), run, monkeypatch)
+def test_the_same_command_continues(asked: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, again = Path("run"), (*asked, "--overwrite")
+    stopped(again, run, monkeypatch)
     begun = (run / "metrics.jsonl").read_text()
-    result = selfie(*asked, *overwrite, "--out", run)
+    assert "is not empty" in error_of(*asked, "--seed", 1, "--out", run)  # other options are another run
+    result = selfie(*again, "--out", run)
     assert "6 steps" in result.stdout
-    assert "run: run" not in result.stderr  # what is said of a new one
+    assert "run: run" not in result.stderr  # which tells of a new one
     assert (run / "metrics.jsonl").read_text().startswith(begun.partition("\n")[0])
-    selfie(*asked, "--out", "whole")
+    assert "run: whole" in selfie(*asked, "--out", "whole").stderr  # no attempt had begun it
     assert same_weights(run, Path("whole"))
-    result = selfie(*asked, *overwrite, "--out", run)
+    result = selfie(*again, "--out", run)
     assert result.stdout == ""
     assert result.stderr == "run is finished: nothing is left to do for this restart\n"
-
-
-@pytest.mark.usefixtures("restarted")
-def test_other_options_are_another_run(asked: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped(asked, Path("run"), monkeypatch)
-    assert "is not empty" in error_of(*asked, "--seed", 1, "--out", "run")
-    assert "is not empty" in error_of(*asked[:-1], 5, "--out", "run")
-    selfie(*asked, "--seed", 1, "--out", "run", "--overwrite")  # whose earlier attempt came to nothing
-    assert json.loads(Path("run/config.json").read_text())["asked"]["seed"] == 1
-
-
-@pytest.mark.usefixtures("restarted")
-def test_nothing_was_begun(asked: tuple[object, ...]) -> None:
-    assert "run: run" in selfie(*asked, "--out", "run").stderr
 
 
 @pytest.mark.usefixtures("restarted")
@@ -79,16 +63,15 @@ def test_resume_is_repeated(asked: tuple[object, ...], monkeypatch: pytest.Monke
     assert "no run at nowhere" in error_of("pretrain", "--resume", "nowhere")
 
 
-@pytest.mark.parametrize("verb", ["pretrain", "finetune", "curve"])
-def test_a_folder_must_be_named(verb: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    data = (images,) if verb == "pretrain" else ("--dataset", images)
-    assert "needs --out" in error_of(verb, *data, code=2)
+@pytest.mark.usefixtures("restarted")
+def test_a_folder_must_be_named(images: Path) -> None:
+    assert "needs --out" in error_of("pretrain", images, code=2)
+    assert "needs --out" in error_of("finetune", "--dataset", images, code=2)
 
 
 @pytest.mark.usefixtures("restarted")
 def test_cells_that_are_finished_are_kept(images: Path, finetuned: Path) -> None:
-    """Of finetune, asked for as the run was."""
+    """For finetune, with the options of the run."""
     asked = json.loads((finetuned / "config.json").read_text())["asked"]
     again = (
         *("finetune", "--dataset", images, "--from", asked["from_"], "--fraction", 0.5, "--seeds", 3, "--seed", 4),
@@ -100,16 +83,14 @@ def test_cells_that_are_finished_are_kept(images: Path, finetuned: Path) -> None
 
 
 def test_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ("pretrain", os.path.relpath(images), *SMALL, "--steps", 3, "--save-every", 0)
-    stopped(asked, Path("run"), monkeypatch)
+    stopped(("pretrain", os.path.relpath(images), *SMALL, "--steps", 3, "--save-every", 0), Path("run"), monkeypatch)
     run = Path("run").absolute()
     Path("a/b/c/d/e").mkdir(parents=True)
     monkeypatch.chdir("a/b/c/d/e")
     assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)
 
 
-def test_a_name_of_ours_is_left_free_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_default_name_is_left_free_where_there_is_no_room() -> None:
     Path("mine").mkdir()
     for out in (None, "mine"):
         with pytest.raises(OSError, match="are free"):

@@ -82,7 +82,7 @@ def test_bf16_and_fp32_losses_lie_on_each_other(eager, name):
     assert farthest(found, eager[name]) < tolerance
 
 
-@pytest.mark.parametrize("micro_batch", [1, 5, 8])
+@pytest.mark.parametrize("micro_batch", [1, 5])
 @pytest.mark.parametrize("name", ["selfie", "byol", "supervised"])
 def test_pieces_of_a_batch_have_its_gradients(name, micro_batch):
     """Where the loss is a mean over images. Batch norm, which sees a piece at a time, is in evaluation mode."""
@@ -134,16 +134,7 @@ def move_to_gpu(module):
             setattr(child, name, on_gpu(buffer))
 
 
-READS = {
-    "item": lambda x: x.sum().item(),
-    "bool": lambda x: bool(x[0]),
-    "nonzero": lambda x: x.nonzero(),
-    "mask": lambda x: x[x > 0],
-    "cpu": lambda x: x.cpu(),
-}
-
-
-@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("read", [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.cpu()])
 def test_the_pretended_gpu_notices_whoever_waits(pretended_gpu, read):
     with NoWaiting(), pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
         read(torch.empty(3, device="cuda"))
@@ -176,40 +167,14 @@ def test_a_step_waits_for_nothing(request, name, size, monkeypatch):
     assert all(value.shape == () for value in logged.values())
 
 
-def snapshot(step):
-    tensors = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
-    return tensors, [module.training for module in step.module.modules()]
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", ["byol", "supervised"])
-def test_what_is_undone_leaves_no_trace(name, training):
-    task = make_task(name)
-    module_of(task).train(training)
-    step = make_step(task, lr=0.1)
-    tensors, modes = snapshot(step)
-    with undone(step):
-        step.module.train()
-        for number in range(2):
-            step(batch_of(task, number), 0.1)
-        moved = [key for key, tensor in step.module.state_dict().items() if not tensor.equal(tensors[key])]
-        assert any("running_mean" in key for key in moved)
-        assert any("weight" in key for key in moved)
-        assert step.optimizer.state
-    after, modes_after = snapshot(step)
-    assert all(tensor.equal(tensors[key]) for key, tensor in after.items())
-    assert modes_after == modes
-    assert not step.optimizer.state
-    assert all(parameter.grad is None for parameter in step.module.parameters())
-
-
-def test_what_is_undone_after_an_error_leaves_no_trace():
+def test_after_an_error_steps_are_undone_too():
     task = make_task("supervised")
     step = make_step(task, lr=0.1)
-    tensors, _ = snapshot(step)
+    before = {key: tensor.clone() for key, tensor in step.module.state_dict().items()}
     with pytest.raises(AttributeError), undone(step):
         step(batch_of(task, 0), 0.1).nothing  # noqa: B018
-    assert all(tensor.equal(tensors[key]) for key, tensor in step.module.state_dict().items())
+    assert all(tensor.equal(before[key]) for key, tensor in step.module.state_dict().items())
+    assert not step.optimizer.state
 
 
 def tensors_of(step):
@@ -300,24 +265,6 @@ def test_no_image_is_left_by_itself():
     step = make_step(task, smallest=2)
     step(tuple(tensor[:9] for tensor in batch_of(task, 0)), 0.5)
     assert step.micro_batch == 3  # not five and four, then three: two would leave one over
-
-
-def test_memory_that_runs_out_within_the_compiler_is_known():
-    from torch._dynamo.exc import BackendCompilerFailed  # it imports the compiler
-
-    task, listener = make_task("supervised"), Listener()
-    loss_of, said = task.loss, RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
-    def loss(*views):
-        if len(views[0]) > 8:
-            raise BackendCompilerFailed("inductor", said, None)
-        return loss_of(*views)
-
-    task.loss = loss
-    step = make_step(task, talk=listener)
-    assert step(batch_of(task, 0), 0.5)["loss"].isfinite()
-    assert step.micro_batch == 8
-    assert len(listener.warned) == 1
 
 
 def test_other_errors_are_raised():
