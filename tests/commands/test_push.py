@@ -246,7 +246,7 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None,
     Path("mine/results.json").write_text(json.dumps(results))
     card = selfie("push", "mine", "acme/net", "--public", "--dry-run").stdout
     Path("mine/results.json").write_text("[]")
-    assert "a file in mine is damaged" in error_of("push", "mine", "acme/net", "--public", "--dry-run")
+    assert "results.json is damaged" in error_of("push", "mine", "acme/net", "--public", "--dry-run")
     assert f"| {words} |" in card.replace("\\", "")
     assert "**Not converged**" in card
     low, high = results["gain_interval"]
