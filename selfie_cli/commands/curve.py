@@ -12,8 +12,8 @@ from selfie_cli.comparison.statistics import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
-from selfie_cli.reporting.facts import accuracy_lines
 from selfie_cli.reporting.page import curve_file
+from selfie_cli.reporting.record import accuracy_lines
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group

@@ -81,24 +81,22 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
 
 
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
-    """The config and the model card that are sent. Raises RunError if a file of the run is damaged."""
+    """The config and the model card that are sent. Raise RunError if a file of the run is damaged."""
     results = run.path / "results.json"
-    found = read_results(results) if run.verb in ("finetune", "curve") and results.is_file() else None
-    evaluations = [read_evaluation(file) for file in sorted(run.path.glob("eval-*.json"))]
     with describing(run):
         config = published(run.config)
         return config, model_card(
             address,
             config=config,
             command=command_of(config),
-            results=found,
-            evaluations=evaluations,
+            results=read_results(results) if run.verb in ("finetune", "curve") and results.is_file() else None,
+            evaluations=[read_evaluation(file) for file in sorted(run.path.glob("eval-*.json"))],
             in_timm=why_not(run.derived, "timm") is None,
         )
 
 
 def read_evaluation(file: Path) -> dict[str, Any]:
-    """What eval wrote. Raises RunError for anything else."""
+    """Read the results of eval. Raise RunError for anything else."""
     try:
         found = read_json(file)
     except (OSError, ValueError) as error:

@@ -20,9 +20,9 @@ from selfie_cli.inference.outputs import check_file
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import examples
-from selfie_cli.reporting.facts import details, heading_of, read_lines, results, training
 from selfie_cli.reporting.images import embed, open_images
 from selfie_cli.reporting.page import Page, describing, document
+from selfie_cli.reporting.record import details, heading_of, read_lines, results, training
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import saved_states

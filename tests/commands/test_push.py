@@ -69,18 +69,13 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
     assert TOKEN not in there.stderr + there.stdout + pulled.stderr + pulled.stdout
 
 
-@pytest.mark.parametrize(("flag", "private"), [("--private", True), ("--public", False)])
-def test_who_may_read_is_said(hub: Hub, token: None, flag: str, private: bool) -> None:
-    assert "created, now at" in selfie("push", "bundled", "acme/net", flag).stdout
-    assert hub.repositories["acme/net"].private is private
-    other = "--public" if private else "--private"  # of what is there already, nothing changes
-    assert "made" not in selfie("push", "bundled", "acme/net", other).stdout
-    assert hub.repositories["acme/net"].private is private
-
-
-def test_without_a_terminal_nobody_is_asked_and_nothing_is_made(hub: Hub, token: None) -> None:
-    assert "--private or --public" in error_of("push", "bundled", "acme/net", code=2)
+def test_who_may_read_is_said_or_nothing_is_made(hub: Hub, token: None) -> None:
+    assert "--private or --public" in error_of("push", "bundled", "acme/net", code=2)  # there is no terminal to ask on
     assert hub.repositories == {}
+    for name, flag in (("acme/net", "--private"), ("acme/open", "--public")):
+        assert "created, now at" in selfie("push", "bundled", name, flag).stdout
+        assert "created" not in selfie("push", "bundled", name, "--public").stdout  # of what is there, nothing changes
+        assert hub.repositories[name].private is (flag == "--private")
 
 
 @pytest.mark.parametrize(("arguments", "code"), [("push bundled a/b --dry-run", 0), ("embed -", 2)])
@@ -250,6 +245,8 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None,
     results["arms"][1]["convergence"] = {**found, "verdict": "still rising", "words": words}
     Path("mine/results.json").write_text(json.dumps(results))
     card = selfie("push", "mine", "acme/net", "--public", "--dry-run").stdout
+    Path("mine/results.json").write_text("[]")
+    assert "results.json is damaged" in error_of("push", "mine", "acme/net", "--public", "--dry-run")
     assert f"| {words} |" in card.replace("\\", "")
     assert "**Not converged**" in card
     low, high = results["gain_interval"]
@@ -258,7 +255,6 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(hub: Hub, token: None,
     assert "| 4, 5, 6 |" in text
     assert "selfie predict hf://acme/net photo.jpg" in text
     selfie("pull", "acme/net")
-    assert selfie("predict", "runs/net", "--help").exit_code == 0
     assert runs.open_run("runs/net").derived["classes"] == runs.open_run(finetuned).derived["classes"]
 
 

@@ -27,7 +27,7 @@ EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
 KINDS = {
     "images of every format, turned, with profiles, of odd sizes": ("format", "exif", "profile", "size", "name"),
     "what is no picture: other files, more bands than colours, floats": ("foreign", "bands", "range"),
-    "images cut at every structure and within": ("cut",),
+    "images cut all over": ("cut",),
     "images with flipped bytes": ("flip",),
 }
 # The program, without the limit below which it decodes all images before training.

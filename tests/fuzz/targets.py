@@ -36,8 +36,8 @@ from selfie_cli.errors import UnreadableImage
 from selfie_cli.files import write_json
 from selfie_cli.inference import networks, vector_files
 from selfie_cli.inference.stream import Result
-from selfie_cli.reporting.facts import details, heading_of, results, training
 from selfie_cli.reporting.page import Page, describing
+from selfie_cli.reporting.record import details, heading_of, results, training
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, save_state
 from selfie_cli.training.metrics import cut_metrics

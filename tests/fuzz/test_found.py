@@ -88,8 +88,8 @@ def test_text_in_a_table_of_images() -> None:
     assert Parquet(["t.parquet"]).labels() == ([None], ["a", "b"])
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "not finite"), (np.inf, "not finite"), (1e38, "overflow")])
-def test_weights_that_give_no_vectors(value: float, words: str) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_weights_that_give_no_vectors(value: float) -> None:
     shutil.copytree(runs.bundled_folder(), "run")
     tensors, about = load_weights(Path("run/model.safetensors"))
     for tensor in tensors.values():
@@ -97,7 +97,7 @@ def test_weights_that_give_no_vectors(value: float, words: str) -> None:
             tensor.fill_(value)
     save_weights(Path("run/model.safetensors"), tensors, about)
     Path("a.png").write_bytes(photo())
-    assert words in error_of("embed", "a.png", "--from", "run")
+    assert "not finite" in error_of("embed", "a.png", "--from", "run")
 
 
 def test_lines_of_metrics_that_are_none_are_dropped() -> None:

@@ -1,4 +1,4 @@
-"""What a page tells from the files of a run: the verdict, what was run on what, results, charts, details."""
+"""Sections on what a run has recorded in its files: verdict, data, results, training charts, details."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def points_of(found: Finetuned | Curve) -> list[Point]:
 
 
 def heading_of(run: Run) -> str:
-    """The verdict, and what was run on what."""
+    """The heading: verdict, notes, and facts about the network, the data and the run."""
     metrics = read_lines(run.path / "metrics.jsonl")
     last: Values = {key: value for row in metrics for key, value in row.items()}
     verdict, notes = list[str](), list[str]()
@@ -79,7 +79,7 @@ def heading_of(run: Run) -> str:
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What the last logged values say, and remarks on them."""
+    """Sentences on the last logged values, and remarks on them."""
     sentences, notes = [], []
     method = derived.get("method")
     if "pretext_accuracy" in last:
@@ -101,7 +101,7 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
 
 
 def results(run: Run, page: Page) -> None:
-    """What finetune or curve found, and every selfie eval of this run."""
+    """The results of finetune or curve, and of every selfie eval of this run."""
     if (found := comparison_of(run)) is not None:
         title = "Accuracy over the share of the labels" if isinstance(found, Curve) else "With pretraining and without"
         page.add("results", title, "of_parts", parts=comparison(found, page))
@@ -167,7 +167,7 @@ def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def training(run: Run, page: Page) -> None:
-    """What was logged, over steps: of a run with cells, of the first seed of each arm with the most labels."""
+    """Charts of logged values over steps; for finetune and curve, of each arm's first seed with the most labels."""
     logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         if (found := comparison_of(run)) is not None:
