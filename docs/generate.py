@@ -104,8 +104,9 @@ def house() -> str:
 
 def summary(file: Path) -> str:
     """Return a package's docstring, or the first sentence of a module's, in one line."""
-    text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split())
-    return text if file.stem == "__init__" else re.split(r"(?<=[.]) (?=[A-Z])", text)[0]
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    told = text if file.stem == "__init__" else re.split(r"\n\n|(?<=[.]) (?=[A-Z])", text)[0]
+    return " ".join(told.split())
 
 
 def faults() -> str:
