@@ -186,7 +186,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     try:
         open_run(path)
     except RunError:
-        message = f"{path} is not empty and holds no run of selfie, which will not delete it: choose another --out"
+        message = f"{path} holds files but no run that this version reads, so it is not deleted: choose another --out"
         raise RunError(message) from None
     if overwrite and (other := next((name for name in sorted(os.listdir(path)) if not matches(name, CONTENTS)), None)):
         raise RunError(f"{path / other} is no part of a run, and --overwrite would delete it: move it elsewhere first")

@@ -10,6 +10,7 @@ from selfie_cli import config
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UsageError
 from selfie_cli.inference import networks
+from selfie_cli.option import Options
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.recipes import RECIPES, called, recipe_note, recipe_values
 from selfie_cli.talk import Talk
@@ -30,8 +31,11 @@ def source(images):
 def test_every_method_has_both_recipes_and_every_option_of_recipes_a_value():
     assert set(RECIPES) == set(config.METHODS)
     assert all(set(recipes) == {"best", "paper"} for recipes in RECIPES.values())
-    kinds = (config.PretrainOptions, config.SelfieOptions, config.ByolOptions)
-    options = {field.name for kind in kinds for field in dataclasses.fields(kind) if field.metadata.get("recipe")}
+    asked = config.PretrainOptions()
+    values = [getattr(asked, field.name) for field in dataclasses.fields(asked)]
+    owners = [asked, *(value for value in values if isinstance(value, Options))]
+    assert len(owners) > 2
+    options = {field.name for owner in owners for field in dataclasses.fields(owner) if field.metadata.get("recipe")}
     assert options <= {name for table in TABLES for name in recipe_values(*table, 32)}
 
 

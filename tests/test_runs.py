@@ -79,7 +79,7 @@ def test_overwrite_deletes_nothing_that_lies_in_a_run_and_is_no_part_of_it(tmp_p
 @pytest.mark.parametrize("name", ["holiday.jpg", "config.json"])
 def test_overwrite_deletes_nothing_in_a_folder_that_is_no_run(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="no run that this version reads"):
         make(tmp_path, overwrite=True)
     assert os.listdir(tmp_path) == [name]
 

@@ -90,7 +90,7 @@ def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut the boxes [B, 4] out of images, float [B, 3, S, S], and resize them: [B, 3, s, s].
 
     Bilinear without antialiasing: stored images are at most 8/7 of the network's side and crops are smaller still, so
-    little is scaled down; most for two-view Selfie above 64 px, by 1.5 at the widest crop.
+    little is scaled down; most for the small views of the default recipe, by 1.9 at the widest crop.
     """
     x, y, width, height = boxes.unbind(dim=1)
     zero = torch.zeros_like(x)

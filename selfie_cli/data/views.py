@@ -1,4 +1,4 @@
-"""Strongly augmented views for SimCLR and BYOL, of a whole batch at once on its device.
+"""Strongly augmented views for all methods on views, of a whole batch at once on its device.
 
     B  images      S  stored side, s  network's side, both in pixels
 

@@ -84,7 +84,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
             table.writerow(row.values())
             begun = True
 
-        yield write if out.suffix == ".csv" else lambda row: file.write(json_line(row) + "\n")
+        yield {".csv": write, ".jsonl": lambda row: file.write(json_line(row) + "\n")}[out.suffix]
 
 
 def conclude(

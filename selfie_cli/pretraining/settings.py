@@ -9,7 +9,7 @@ from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
-from selfie_cli.option import flag_of, negated
+from selfie_cli.option import Options, flag_of, negated
 from selfie_cli.recipes import recipe_values
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
@@ -27,7 +27,8 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
         values["lr"] *= batch_size / 256
     if epochs := values.pop("warmup_epochs", None):
         values["warmup_steps"] = round(epochs * len(source) / batch_size)
-    for owner in (options, options.selfie, options.byol):
+    own = [value for field in dataclasses.fields(options) if isinstance(value := getattr(options, field.name), Options)]
+    for owner in (options, *own):
         for field in dataclasses.fields(owner):
             asked = getattr(owner, field.name)
             if not field.metadata.get("recipe") or asked is None:

@@ -63,7 +63,13 @@ PREDICT = ("predict", "finetuned", TOLD[0], *ON_CPU)
 OTHERS = {
     "a run": (runs, "RUN_FORMAT", 2, PREDICT, r"run format 1, .* reads 2: use the selfie-cli that wrote it, \d"),
     "weights": (weights, "FORMAT_VERSION", "2", PREDICT, "format version 1, this selfie reads 2: use the selfie that"),
-    "marks": (duplicates, "VERSION", "2", RESUME, "seen.safetensors is not in a format that this version reads: remove it"),
+    "marks": (
+        duplicates,
+        "VERSION",
+        "2",
+        RESUME,
+        "seen.safetensors is not in a format that this version reads: remove it",
+    ),
 }
 
 
