@@ -310,5 +310,5 @@ def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: 
     shutil.rmtree("runs/net")
     Path("runs/net").mkdir()
     Path("runs/net/photo.jpg").touch()
-    assert "holds no run" in error_of("pull", "acme/net", "--overwrite")
+    assert "no run that this version reads" in error_of("pull", "acme/net", "--overwrite")
     assert os.listdir("runs/net") == ["photo.jpg"]
