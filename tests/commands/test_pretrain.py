@@ -175,7 +175,7 @@ def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
     selfie(*again, "--overwrite")
     Path("photos").mkdir()
     Path("photos/holiday.jpg").write_bytes(b"dear")
-    assert "will not delete" in error_of(*again[:-1], "photos", "--overwrite")
+    assert "is not deleted" in error_of(*again[:-1], "photos", "--overwrite")
     assert "is a file" in error_of(*again[:-1], "photos/holiday.jpg", "--overwrite")
 
 
