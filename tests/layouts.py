@@ -99,14 +99,14 @@ def labelled_members(stem: str = "{:03}") -> list[tuple[str, bytes | str]]:
     return images + [(f"{name}.cls", CLASSES[number % 2].encode()) for number, name in enumerate(stems)]
 
 
-def table(*labels: Any, name: str = "data.parquet", images: int = 0) -> Build:
+def table(*labels: Any, name: str = "data.parquet", images: int = 0, start: int = 0) -> Build:
     """Build a parquet file of pictures with a column of labels."""
 
     def build(folder: Path) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [{"bytes": picture(row), "path": None} for row in range(images or len(labels))]
+        rows = [{"bytes": picture(start + row), "path": None} for row in range(images or len(labels))]
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({"image": rows} | ({"label": list(labels)} if labels else {})), folder / name)
 

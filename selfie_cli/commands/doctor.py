@@ -155,7 +155,8 @@ class Opened:
     """The images that pretraining reads, as the first part, and the parts kept for evaluation.
 
     labels: the class of each image, "" outside the class folders, None without classes. refusal: the error with which
-    finetune would stop. warned: the warnings that finetune would print.
+    finetune would stop. warned: the warnings that finetune would print. unopened: parts that it does not read and that
+    cannot be opened, with the reason.
     """
 
     parts: dict[str, Source]
@@ -163,6 +164,7 @@ class Opened:
     left_out: LeftOut
     refusal: DataError | None = None
     warned: Sequence[str] = ()
+    unopened: Sequence[tuple[str, str]] = ()
 
 
 class Warnings(Talk):
@@ -182,12 +184,18 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
     unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
     if len(options.data) > 1 or is_named(one, root):
         return unlabelled
-    warnings = Warnings()
+    warnings, made, unopened = Warnings(), {}, []
     try:
         pieces = open_pieces(one, data_root=root, offline=offline, talk=warnings)
-        made = {part: piece() for part, piece in pieces.parts.items()}
     except DataError as error:
         return dataclasses.replace(unlabelled, refusal=error)
+    for part, piece in pieces.parts.items():
+        try:
+            made[part] = piece()
+        except DataError as error:
+            if part != "validation" or "test" not in pieces.parts:
+                return dataclasses.replace(unlabelled, refusal=error)
+            unopened.append((part, str(error)))
     first = made.pop("train", None) or made.pop("all")
     labels = list(first.texts)
     if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
@@ -200,7 +208,9 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
         assemble(pieces, talk)
     except DataError as error:
         refusal = error
-    return Opened(parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=warnings.lines)
+    return Opened(
+        parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=warnings.lines, unopened=unopened
+    )
 
 
 def examine(
@@ -215,6 +225,7 @@ def examine(
     elif refusal := opened.refusal or found.unreadable_part():
         found.add("finetune stops", str(refusal), data, problem=not isinstance(refusal, Unlabelled))
     found.add("finetune warns", "about the way it reads the folders", [(line, "") for line in opened.warned])
+    found.add("unused part", "cannot be opened; finetune tests on the test part", opened.unopened)
     found.look_for_bad(options.max_bad)
     few = [(f"{num_readable} of {num_train}", "readable")] if num_train and num_readable < 2 else []
     found.add("too few images", "pretraining needs at least two", few, problem=True)

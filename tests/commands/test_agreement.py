@@ -55,6 +55,14 @@ CORPUS: dict[str, tuple[Build, bool]] = {
     "a parquet file of whole floats": (table(*[0.0, 1.0] * 6), True),
     "a parquet file of fractions": (table(*[0.5, 1.5] * 6), False),
     "a parquet file without labels": (table(images=12), False),
+    "a damaged validation part beside a test part": (
+        several(
+            table(*"ab" * 6, name="data/train.parquet"),
+            table(*"ab" * 6, name="data/test.parquet", start=50),
+            tree(files={"validation.parquet": b"PAR1 damaged"}),
+        ),
+        True,
+    ),
     "a parquet file where some have none": (table(*["a", "b", None] * 4), True),
 }
 
