@@ -62,7 +62,7 @@ class Options:
         for field in dataclasses.fields(self):
             value, limits = getattr(self, field.name), field.metadata.get("limits", {})
             if isinstance(value, int):
-                limits = {**limits, "below": 2**63} if value >= 2**63 else limits
+                limits = {**limits, "below": 2**63} if value >= 2**63 and "at most" not in limits else limits
             elif not isinstance(value, float):
                 continue
             if not all(WITHIN[word](value, limit) for word, limit in limits.items()) or not math.isfinite(value):
