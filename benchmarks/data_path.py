@@ -1,4 +1,4 @@
-"""What feeds a training: from JPEG files, and from decoded pixels, to batches that a network takes.
+"""Time the data path of a training: from JPEG files, and from decoded pixels, to batches that a network takes.
 
     python benchmarks/data_path.py PHOTOS_WITH_CLASSES [--small CIFAR10/train]
 

@@ -1,4 +1,4 @@
-"""Whether exported networks give the features of `selfie embed`, and what other preprocessing does to them.
+"""Compare exported networks with `selfie embed`, and the effect of other preprocessing on their features.
 
     python benchmarks/elsewhere.py PHOTOS --runs RUN... [--count 100]
 

@@ -1,4 +1,4 @@
-"""What a pretraining is worth with few labels: pretrain in several ways for the same time, finetune all to convergence.
+"""Measure pretraining with few labels: pretrain in several ways for the same time, finetune all to convergence.
 
     python benchmarks/evidence.py cifar10 CIFAR10_TREE
     python benchmarks/evidence.py clothing CLOTHING_TREE --image-size 96 --compare 0.05:5 --compare 0.2:5 --lengths ''
@@ -76,7 +76,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds: int = 8) -> dict[str, float]:
-    """Of whole steps, augmentation, optimizer and all; arms take turns, so that all see the same machine."""
+    """Rates of whole steps, with augmentation and optimizer; arms take turns, so that all see the same machine."""
     trials = {}
     for arm, options in asked.items():
         source = Array(

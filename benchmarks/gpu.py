@@ -42,7 +42,7 @@ TOLERANCE = 0.02  # of losses, between one process and two: sums in another orde
 
 
 class Bench:
-    """What the stages share: arguments, raw lines, and the limits once they are measured."""
+    """State that the stages share: arguments, raw lines, and the limits once they are measured."""
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a = a
@@ -228,7 +228,7 @@ def embed_command(bench: Bench, stage: str) -> None:
 
 
 def profile(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> None:
-    """What a step's time goes to: the kernels that take most of it, and how much of it the GPU works at all."""
+    """Profile a step: the kernels that take most of it, and how much of it the GPU works at all."""
     from torch.profiler import ProfilerActivity
 
     training = training_of(bench, name, batch_size, mode)
@@ -327,7 +327,7 @@ def out_of_memory(bench: Bench, stage: str) -> None:
 
 
 def without_folders(text: str) -> str:
-    """Of each absolute path in a message, its last part."""
+    """Shorten each absolute path in a message to its last part."""
     return re.sub(r"(?<![\w.])/(?:[\w.@+-]+/)+", "", text)
 
 

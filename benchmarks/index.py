@@ -1,4 +1,4 @@
-"""What an index of very many images costs, without the images: time and memory, as one line of JSON.
+"""Cost of an index of very many images, without the images: time and memory, as one line of JSON.
 
     python benchmarks/index.py [--entries 10000000]
 

@@ -41,7 +41,7 @@ def peaks(command: list[str | Path], done: Callable[[], float], parts: int, out:
 
 
 def share_of_steps(run: Path) -> float:
-    """How much of a training its log has, 0 to 1."""
+    """The share of a training that its log covers, 0 to 1."""
     try:
         steps = json.loads((run / "config.json").read_text())["derived"]["steps"]
         with (run / "metrics.jsonl").open() as log:

@@ -1,4 +1,4 @@
-"""What the paper leaves open, settled on held-out training data of CIFAR-10 (never by pretext accuracy).
+"""Compare options that the paper leaves open, on held-out training data of CIFAR-10 (never by pretext accuracy).
 
     python benchmarks/open_options.py pretrain CIFAR10_TREE WORK_FOLDER
     python benchmarks/open_options.py probe    CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-probe.jsonl

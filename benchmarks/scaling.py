@@ -1,4 +1,4 @@
-"""Whether an image costs the same in small and large batches, short and long lists, one process and two.
+"""Compare the cost of an image in small and large batches, short and long lists, one process and two.
 
     python benchmarks/scaling.py IMAGES [--only batches,lists,processes]
 

@@ -1,4 +1,4 @@
-"""What `selfie similar` finds: planted copies at several thresholds, and how long searching takes.
+"""Measure what `selfie similar` finds: planted copies at several thresholds, and how long searching takes.
 
     python benchmarks/similar.py IMAGES --from RUN [--count 20000] [--planted 200] [--thresholds 0.99,0.995,0.998]
 

@@ -1,4 +1,4 @@
-"""How long small commands take, as whole processes, with warm files.
+"""Time small commands as whole processes, with warm files.
 
     python benchmarks/startup.py PHOTO [--lightly LIGHTLY_TRAIN]
 

@@ -67,7 +67,7 @@ def row(line: Line) -> str:
 
 
 def circumstances(line: Line) -> str:
-    """Where and how a line was measured, in a sentence."""
+    """Machine, versions and commit of a line, in a sentence."""
     machine, versions = line["machine"], line["versions"]
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
     cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
@@ -118,7 +118,7 @@ def plot(lines: list[Line], file: Path) -> None:
 
 
 def accuracies(lines: list[Line]) -> str:
-    """What evidence.py measured: the pretrainings, each comparison, and accuracy over finetuning steps."""
+    """Tables of evidence.py's lines: the pretrainings, each comparison, and accuracy over finetuning steps."""
     found: dict[tuple[str, str], Line] = {}
     for line in lines:  # the newest of each run
         found[line["kind"], str(line["result"].get("run"))] = line["result"]

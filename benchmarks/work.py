@@ -1,4 +1,4 @@
-"""What a training step is made of, as the benchmarks time it: our own step on fixed pixels, and how much work it is."""
+"""Training steps for benchmarks: our own step on fixed pixels, and the number of operations in it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Training:
         return self.step(batch, 0.5)["loss"]
 
     def gflop(self) -> float:
-        """Of an image, forward and backward, as torch counts them: convolutions and products, a multiply-add twice."""
+        """Operations per image, forward and backward, as torch counts them; a multiply-add counts as two."""
         few = Training(self.step, lambda number: tuple(tensor[:4] for tensor in self.batch_of(number)))
         compiled, self.step.forward._compiled_call_impl = self.step.forward._compiled_call_impl, None
         with FlopCounterMode(display=False) as counter:
@@ -73,7 +73,7 @@ def pretraining(
     graphs: bool = False,
     photos: Path | None = None,
 ) -> Training:
-    """What `selfie pretrain` does again and again: on noise that is there, or on `photos` as it would read them."""
+    """The repeated step of `selfie pretrain`, on noise in memory or on `photos` as it would read them."""
     options = PretrainOptions(
         method=method,  # type: ignore[arg-type]
         recipe=recipe,  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def finetuning(
     compiled: bool = False,
     graphs: bool = False,
 ) -> Training:
-    """What `selfie finetune` does again and again."""
+    """The repeated step of `selfie finetune`."""
     stem = stem_for(8 if image_size <= 64 else 32)
     module: nn.Module = Classifier(backbone, stem=stem, num_classes=num_classes).to(device).train()
     task = Supervised(module, image_size=image_size, min_crop=0.35)
@@ -129,7 +129,7 @@ def finetuning(
 
 
 def forward_gflop(forward: Callable[[Tensor], object], image_size: int, device: str = "cpu") -> float:
-    """Of an image through `forward`, which takes stored pixels."""
+    """Operations per image of `forward`, which takes stored pixels."""
     pixels = noise(2, image_size, device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(pixels)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Batches:
-    """What its loop takes for a data loader; `seconds` is what it did with each batch."""
+    """A stand-in for its data loader; `seconds` are the times it spent on each batch."""
 
     def __init__(self, batch_size: int, count: int, before_each: Callable[[], object]) -> None:
         self.dataset = range(batch_size * count)

@@ -24,7 +24,8 @@ def option(
     """Return a dataclass field for an option.
 
     panel: its group in the help. argument: whether it is positional. recipe: whether its default comes from --recipe.
-    off: the name of the flag that negates it (None: no-<name>). at_least, above, at_most: limits of a number.
+    off: the name of the flag that negates it (None: no-<name>). at_least, above, at_most: limits of a number. Each
+    parameter is a fact that the command line or the reference page shows.
     """
     given = {"at least": at_least, "above": above, "at most": at_most}
     limits = {word: limit for word, limit in given.items() if limit is not None}

@@ -40,7 +40,7 @@ CONTENTS = (
     *(*FILES, "state", "cells", "report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md"),
     *(f"{TEMPORARY}*", ".DS_Store", "Thumbs.db"),
 )
-"""What --overwrite replaces in a run's folder. Anything else is the user's."""
+"""Names in a run's folder that --overwrite replaces. All other files belong to the user."""
 MOST_BYTES = 2**26
 """Largest config.json: the names of 100,000 classes take some MB."""
 SILENT = Talk()

@@ -64,7 +64,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What `selfie pretrain` would do here.
+    """A pretraining as `selfie pretrain` would run it on this machine.
 
     reading: seconds before the first step. seconds: time of all steps, None if not measured. pixels: bytes of all
     decoded images.

@@ -45,7 +45,7 @@ from selfie_cli.weights import save_weights
 
 BAD_FILES = "bad_files.jsonl"
 HEADER = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
-"""What the header of the weights file repeats from the run's config."""
+"""Settings that the header of the weights file repeats from the run's config."""
 
 
 @dataclass(frozen=True, kw_only=True)

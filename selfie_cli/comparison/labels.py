@@ -28,7 +28,7 @@ from selfie_cli.training.start import where_it_began
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Where labelled images are, and how they are read. The fields are options of these names."""
+    """Options for reading labelled images. The fields are the options of these names."""
 
     dataset: str | None
     data_root: str

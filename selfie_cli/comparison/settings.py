@@ -1,4 +1,4 @@
-"""How all networks of a comparison are trained: as asked, as fits this machine, and for how many steps."""
+"""Settings shared by all networks of a comparison: options, the fit to this machine, and the number of steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from selfie_cli.training.step import Step, check_pieces
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How each network is trained, as asked: all get the same batch, schedule and augmentation.
+    """Training options of a comparison: all networks get the same batch, schedule and augmentation.
 
     `rates` are the learning rates to choose from. `check_length` asks whether more steps would help.
     """
@@ -54,7 +54,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """How each network is trained on this machine. A run's config keeps it, under the same names."""
+    """Training settings that fit this machine. A run's config keeps them under the same names."""
 
     batch_size: int
     micro_batch: int

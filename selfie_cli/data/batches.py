@@ -1,4 +1,4 @@
-"""How the batch of a step is made: which images, in which order, what is drawn for them, and ahead of time.
+"""Batches: the order of images, the random draws for each step, and prefetching.
 
 Everything here is a function of (seed, step), so a run can be resumed at any step.
 """

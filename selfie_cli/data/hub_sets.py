@@ -15,7 +15,7 @@ from selfie_cli.talk import Talk
 
 ADDRESS = re.compile(DATASETS + r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./-]+))?", re.ASCII)
 CONVERTED = "refs/convert/parquet"
-"""Where the Hub keeps parquet files that it has made of other formats."""
+"""The branch in which the Hub keeps parquet files converted from other formats."""
 ONCE_ONLINE = "fetch it once online (no --offline, no HF_HUB_OFFLINE)"
 
 

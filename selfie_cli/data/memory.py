@@ -1,4 +1,4 @@
-"""How much memory this process may take, and room for pixels."""
+"""Memory that this process may take, and arrays for pixels."""
 
 import math
 import os

@@ -144,7 +144,7 @@ def _turned(x: Field, y: Field, angle: Field, zoom: Number = 1.0) -> tuple[Field
 
 
 def _cover(distance: Field, softness: Number) -> Field:
-    """How much of a pixel lies inside, in 0..1: an edge of width `softness`, in the distance's own units."""
+    """The share of a pixel that lies inside, in 0..1: an edge of width `softness`, in the distance's own units."""
     cover: Field = np.clip(0.5 - distance / softness, 0, 1)
     return cover
 
@@ -161,7 +161,7 @@ def _noise(rng: np.random.Generator, size: int) -> Field:
 
 
 def _pattern(rng: np.random.Generator, x: Field, y: Field, noise: Field) -> Field:
-    """What blends two colours, in 0..1 `[n, S, S]`: stripes, checks, a gradient or noise, as drawn for each image."""
+    """Weights that blend two colours, in 0..1 `[n, S, S]`: stripes, checks, a gradient or noise, drawn per image."""
     stripes, checks, gradient, rough = np.eye(4, dtype=np.float32)[rng.integers(0, 4, CHUNK)].T[..., None, None]
     pitch = (stripes + checks) * _uniform(rng, 6, 14) + 1.2 * gradient
     along, across = _turned(x, y, _uniform(rng, 0, np.pi), pitch)

@@ -1,4 +1,4 @@
-"""Whether a network still tells images apart, or has collapsed to one answer for all of them.
+"""Collapse: a network that gives nearly the same vector to all images.
 
 N images    D features
 

@@ -38,8 +38,7 @@ def linear_probe(
     then fitted on all rows. With nothing held out (one image per class), or one strength, there is no choice: the
     middle strength is taken.
 
-    Nothing is drawn at random. Raises DataError if no rows remain to fit on, TrainingError where a feature is not
-    finite.
+    Raises DataError if no rows remain to fit on, TrainingError where a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

@@ -1,4 +1,4 @@
-"""Where results go: --out is checked before the work begins, rows are written as they come, bad images are listed."""
+"""Output of results: check --out before the work begins, write rows as they come, list unreadable images."""
 
 import contextlib
 import csv

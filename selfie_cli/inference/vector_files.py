@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfie_cli import __version__
-from selfie_cli.errors import DataError, UsageError
+from selfie_cli.errors import DataError, SelfieError, UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference.outputs import row_writer
 from selfie_cli.inference.stream import Result
@@ -170,9 +170,11 @@ def table_writer(out: Path, width: int, network: dict[str, Any]) -> Iterator[Wri
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Raise DataError for any error within: whatever a reader raises on a damaged file."""
+    """Raise DataError for errors of a reader on a damaged file, which are of many types."""
     try:
         yield
+    except (SelfieError, MemoryError):
+        raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from error

@@ -20,7 +20,7 @@ class JointEmbedding(Method):
 
     `num_stages` is the number of stages of the encoder, 3 or 4. Views are random resized crops of min_crop..max_crop
     of the image's area, `view_scale` times the image's side. `blur` and `solarize` give, for each view in turn, the
-    share of the images that are blurred or solarized.
+    share of the images that are blurred or solarized. The parameters are many because each is an option of a recipe.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a pretraining is made with on this machine: settings from options and recipe, batches, steps, pace.
+"""Settings, batches, steps and pace of a pretraining on this machine.
 
 `settings` decides without the machine, `task` measures on it. `pretrain` and `doctor` use both.
 """

@@ -1,4 +1,4 @@
-"""What a pretraining is made with, before the machine has had its say: what was asked, else what the recipe says."""
+"""Settings of a pretraining that do not depend on the machine: the given options, else the recipe's values."""
 
 import dataclasses
 import statistics

@@ -20,7 +20,7 @@ Autocast = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 class Task(Protocol):
-    """What is trained for: a method of pretraining, or labels."""
+    """A training objective: a pretraining method, or supervised classification."""
 
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -175,7 +175,7 @@ def check_pieces(batch_size: int, micro_batch: int, smallest: int) -> None:
 
 
 def smallest_piece(batch_size: int, micro_batch: int) -> int:
-    """How many images the smallest piece of a batch has."""
+    """Return the number of images in the smallest piece of a batch."""
     return min(micro_batch, batch_size % micro_batch or micro_batch)
 
 
@@ -188,7 +188,7 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 @contextlib.contextmanager
 def undone(step: Step) -> Iterator[None]:
-    """Whatever steps are taken within leave no trace in weights, statistics and optimizer, but for the micro-batch."""
+    """Undo the steps taken within: weights, statistics and optimizer are restored, the micro-batch is kept."""
     before = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
     training = step.module.training
     try:
