@@ -43,6 +43,7 @@ HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
 }
+FROZEN = {"num_stages": (3, 4), "final_norm": bool}
 DERIVED = {
     **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
     **dict.fromkeys(("image_size", "patch_size"), SIDE),
@@ -51,7 +52,7 @@ DERIVED = {
     **dict.fromkeys(("compiles", "checkpointed"), bool),
     **{"method": (*config.METHODS, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
-    **{"selfie": SELFIE | VIEWS, "byol": VIEWS, "simclr": VIEWS, "hybrid": HYBRID},
+    **{"selfie": SELFIE | VIEWS, "byol": VIEWS, "simclr": VIEWS, "hybrid": HYBRID, "frozen": FROZEN},
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
     **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},
 }
@@ -111,7 +112,7 @@ def check_stopped(config: dict[str, Any]) -> None:
     if config["verb"] == "pretrain":
         check_complete(derived, *TO_RESUME, *TO_PRETRAIN, derived.get("method"))
         check_complete(config, "data")
-    else:
+    elif "frozen" not in derived:
         check_complete(derived, *TO_RESUME, *TO_FINETUNE)
 
 

@@ -28,6 +28,12 @@ def standardised(features):
     return ((features - features.mean(dim=0)) / features.std(dim=0, correction=0)).double().numpy()
 
 
+def probe(features, labels, unseen, *, held_out, **options):
+    """Log probabilities of the rows of `unseen`, and the strength that was chosen."""
+    found = linear_probe(features, labels, held_out=[held_out], **options)
+    return found.log_probabilities(unseen), found.strength
+
+
 def gradient_descent(x, labels, num_classes, strength):
     """Accelerated gradient descent in float64, with the gradient written out by hand."""
     target = np.eye(num_classes)[labels]
@@ -54,7 +60,7 @@ def test_reaches_the_minimum_that_another_method_finds(strength, num_classes):
     features, labels = blobs(150, num_classes=num_classes)
     unseen, _ = blobs(40, num_classes=num_classes, seed=1)
     options = {"num_classes": num_classes, "held_out": nothing(150), "strengths": [strength]}
-    scores, chosen = linear_probe(features, labels, unseen, **options)
+    scores, chosen = probe(features, labels, unseen, **options)
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
     x, y = (((rows - mean) / std).double().numpy() for rows in (features, unseen))
     # Of two classes, scikit-learn penalises the one row of weights that tells them apart.
@@ -78,20 +84,18 @@ def test_the_strength_is_the_best_on_the_held_out_rows_and_then_refitted_on_all(
         merits[strength] = (right, np.log(probability[np.arange(18), target]).mean())
     best = max(strengths, key=lambda strength: merits[strength])
 
-    scores, chosen = linear_probe(features, labels, features, num_classes=3, held_out=held_out, strengths=strengths)
+    scores, chosen = probe(features, labels, features, num_classes=3, held_out=held_out, strengths=strengths)
     assert chosen == best
-    refitted, _ = linear_probe(features, labels, features, num_classes=3, held_out=nothing(90), strengths=[best])
+    refitted, _ = probe(features, labels, features, num_classes=3, held_out=nothing(90), strengths=[best])
     torch.testing.assert_close(scores, refitted, atol=2e-3, rtol=0)
 
 
 def test_the_same_twice_and_whatever_the_random_state_and_grid_order():
     features, labels = blobs(120)
     torch.manual_seed(1)
-    first = linear_probe(features, labels, features, num_classes=3, held_out=every_fifth(120))
+    first = probe(features, labels, features, num_classes=3, held_out=every_fifth(120))
     torch.manual_seed(2)
-    again = linear_probe(
-        features, labels, features, num_classes=3, held_out=every_fifth(120), strengths=STRENGTHS[::-1]
-    )
+    again = probe(features, labels, features, num_classes=3, held_out=every_fifth(120), strengths=STRENGTHS[::-1])
     assert first[0].equal(again[0])
     assert first[1] == again[1]
 
@@ -102,16 +106,16 @@ def test_constant_features_count_for_nothing():
     constant = torch.full((100, 2), 0.1)
     constant[::2, 0] = torch.nextafter(torch.tensor(0.1), torch.tensor(1.0))  # the last digit is rounding
     constant[:, 1] = 0
-    plain, _ = linear_probe(features, labels, unseen, num_classes=3, held_out=every_fifth(100))
+    plain, _ = probe(features, labels, unseen, num_classes=3, held_out=every_fifth(100))
     elsewhere = torch.cat([unseen, torch.full((30, 2), 1e6)], dim=1)  # constant in training, not afterwards
     both = torch.cat([features, constant], dim=1)
-    padded, _ = linear_probe(both, labels, elsewhere, num_classes=3, held_out=every_fifth(100))
+    padded, _ = probe(both, labels, elsewhere, num_classes=3, held_out=every_fifth(100))
     torch.testing.assert_close(padded, plain, atol=1e-4, rtol=1e-4)
 
 
 def test_only_constant_features_answer_the_majority():
     labels = torch.tensor([0, 1, 1, 1, 2, 1])
-    scores, _ = linear_probe(torch.ones(6, 4), labels, torch.randn(5, 4), num_classes=3, held_out=torch.arange(6) == 1)
+    scores, _ = probe(torch.ones(6, 4), labels, torch.randn(5, 4), num_classes=3, held_out=torch.arange(6) == 1)
     assert scores.argmax(dim=1).tolist() == [1] * 5
 
 
@@ -121,20 +125,20 @@ def test_a_class_with_one_image_and_a_class_with_none(hide_it):
     keep = (labels != 3) | (torch.arange(41) == 3)
     features, labels = features[keep], labels[keep]
     held_out = (every_fifth(len(labels)) & (labels != 3)) | ((labels == 3) & hide_it)
-    scores, strength = linear_probe(features, labels, features, num_classes=5, held_out=held_out)
+    scores, strength = probe(features, labels, features, num_classes=5, held_out=held_out)
     assert scores.isfinite().all()
     assert scores.argmax(dim=1).ne(4).all()
     nothing_held = nothing(len(labels))
-    fresh, _ = linear_probe(features, labels, features, num_classes=5, held_out=nothing_held, strengths=[strength])
+    fresh, _ = probe(features, labels, features, num_classes=5, held_out=nothing_held, strengths=[strength])
     torch.testing.assert_close(scores.exp(), fresh.exp(), atol=5e-3, rtol=0)
 
 
 def test_one_class_is_the_answer_and_one_image_per_class_leaves_no_choice():
     features, _ = blobs(6)
-    scores, _ = linear_probe(features, torch.ones(6, dtype=torch.int64), features, num_classes=3, held_out=nothing(6))
+    scores, _ = probe(features, torch.ones(6, dtype=torch.int64), features, num_classes=3, held_out=nothing(6))
     assert scores.argmax(dim=1).tolist() == [1] * 6
     features, labels = blobs(3, spread=0.0)
-    scores, strength = linear_probe(features, labels, features, num_classes=3, held_out=nothing(3))
+    scores, strength = probe(features, labels, features, num_classes=3, held_out=nothing(3))
     assert strength == 1e-3
     assert scores.argmax(dim=1).tolist() == [0, 1, 2]
 
@@ -142,7 +146,7 @@ def test_one_class_is_the_answer_and_one_image_per_class_leaves_no_choice():
 def test_refusals():
     features, labels = blobs(10)
     with pytest.raises(DataError, match="not held out"):
-        linear_probe(features, labels, features, num_classes=3, held_out=~nothing(10))
+        probe(features, labels, features, num_classes=3, held_out=~nothing(10))
     features[4, 2] = torch.inf
     with pytest.raises(TrainingError, match="diverged"):
-        linear_probe(features, labels, features, num_classes=3, held_out=every_fifth(10))
+        probe(features, labels, features, num_classes=3, held_out=every_fifth(10))
