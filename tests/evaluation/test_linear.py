@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from selfie_cli.errors import DataError, TrainingError
-from selfie_cli.evaluation.linear import STRENGTHS, linear_probe
+from selfie_cli.evaluation.linear import STRENGTHS, held_out_folds, linear_probe
 
 
 def blobs(num, num_features=6, num_classes=3, spread=1.0, seed=0):
@@ -70,24 +70,39 @@ def test_reaches_the_minimum_that_another_method_finds(strength, num_classes):
     assert chosen == strength
 
 
-def test_the_strength_is_the_best_on_the_held_out_rows_and_then_refitted_on_all():
+@pytest.mark.parametrize("num_folds", [1, 3])
+def test_the_strength_is_the_best_on_all_held_out_rows_and_then_refitted_on_all(num_folds):
     features, labels = blobs(90, num_features=40, spread=1.5)
-    held_out = every_fifth(90)
+    folds = [(torch.arange(90) // 3) % 5 == each for each in range(num_folds)]
     strengths = [1.0, 1e-1, 1e-2]
     merits = {}
-    x, rest = standardised(features), (~held_out).numpy()
+    x = standardised(features)
     for strength in strengths:  # each on its own, from zero
-        found = gradient_descent(x[rest], labels.numpy()[rest], 3, strength)
-        probability = probabilities(x[~rest], *found)
-        target = labels.numpy()[~rest]
-        right = np.mean(probability.argmax(axis=1) == target)
-        merits[strength] = (right, np.log(probability[np.arange(18), target]).mean())
+        right, log_likelihood = 0, 0.0
+        for held in (fold.numpy() for fold in folds):
+            found = gradient_descent(x[~held], labels.numpy()[~held], 3, strength)
+            probability = probabilities(x[held], *found)
+            target = labels.numpy()[held]
+            right += np.sum(probability.argmax(axis=1) == target)
+            log_likelihood += np.log(probability[np.arange(18), target]).sum()
+        merits[strength] = (right, log_likelihood)
     best = max(strengths, key=lambda strength: merits[strength])
 
-    scores, chosen = probe(features, labels, features, num_classes=3, held_out=held_out, strengths=strengths)
-    assert chosen == best
+    chosen = linear_probe(features, labels, num_classes=3, held_out=folds, strengths=strengths)
+    assert chosen.strength == best
     refitted, _ = probe(features, labels, features, num_classes=3, held_out=nothing(90), strengths=[best])
-    torch.testing.assert_close(scores, refitted, atol=2e-3, rtol=0)
+    torch.testing.assert_close(chosen.log_probabilities(features), refitted, atol=2e-3, rtol=0)
+
+
+def test_few_labels_are_all_held_out_once_and_many_only_in_part():
+    labels = torch.tensor([0] * 10 + [1] * 7 + [2])
+    folds = torch.stack(held_out_folds(labels, seed=3))
+    assert folds.sum(dim=0).tolist() == [1] * 17 + [0]  # not the only image of a class
+    assert folds[:, :10].sum(dim=1).tolist() == [2] * 5
+    assert set(folds[:, 10:17].sum(dim=1).tolist()) == {1, 2}
+    assert not torch.stack(held_out_folds(labels, seed=4)).equal(folds)
+    [only] = held_out_folds(torch.arange(2500) % 10, seed=0)
+    assert only.sum() == 500
 
 
 def test_the_same_twice_and_whatever_the_random_state_and_grid_order():
