@@ -17,25 +17,44 @@ SELFIE = {
     None: "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)",
 }
 """Selfie's variants in words, by the number of views in the run's config; None is for any other number."""
+LABELS = "labels (a finetuned network)"
+THEN, AGAIN = ", then ", "again"
+"""Words between the pretrainings of a network, and for one that is the same as that before it."""
 PRETRAININGS = {
     "byol": "BYOL (Grill et al. 2020)",
     "simclr": "SimCLR (Chen et al. 2020)",
-    "finetune": "labels (a finetuned network)",
+    "finetune": LABELS,
     "imagenet": "ImageNet's labels (torchvision's weights)",
     "none": "no pretraining",
 }
 
 
 def called(derived: dict[str, Any]) -> str:
-    """Return the method and recipe that pretrained a network, in words, from the `derived` section of its config."""
+    """Return the methods and recipes that pretrained a network, in words, from the `derived` section of its config.
+
+    A pretraining that started from other weights is named after theirs: "ImageNet's labels, then Selfie ...".
+    """
     method = str(derived.get("method"))
     if method == "finetune":
         method = str(derived.get("pretraining", "none"))
         return str(derived.get("pretrained_by") or PRETRAININGS.get(method, method.title()))
     if method == "selfie":
-        return SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
-    several = derived.get(method, {}).get("num_views", 2) > 2
-    return PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
+        words = SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
+    else:
+        several = derived.get(method, {}).get("num_views", 2) > 2
+        words = PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
+    if not (earlier := derived.get("pretrained_by")):
+        return words
+    same = earlier.replace(f"{THEN}{AGAIN}", "").endswith(words)
+    return f"{earlier}{THEN}{AGAIN if same else words}"
+
+
+def trained_by(derived: dict[str, Any]) -> str:
+    """Return what trained a network's weights, in words: as `called`, and the labels of a finetuned network."""
+    words = called(derived)
+    if "classes" not in derived:
+        return words
+    return LABELS if words == PRETRAININGS["none"] else f"{words}{THEN}{LABELS}"
 
 
 def num_stages(derived: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@ from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
-from selfie_cli.recipes import called, num_stages
+from selfie_cli.recipes import THEN, called, num_stages
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
@@ -91,10 +91,12 @@ def arm_name(index: int, arm: ArmResult) -> str:
 
 
 def credited(derived: dict[str, Any]) -> str:
-    """The method and recipe that pretrained the network, in words, with the paper."""
-    words = escaped(called(derived))
-    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
-    return words + paper
+    """The methods and recipes that pretrained the network, in words, each with its paper."""
+    credits = []
+    for words in called(derived).split(THEN):
+        paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if words.startswith(name)), "")
+        credits.append(escaped(words) + paper)
+    return "; then ".join(credits)
 
 
 def escaped(text: str) -> str:
