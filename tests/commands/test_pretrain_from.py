@@ -100,7 +100,7 @@ def test_the_chain_is_named_wherever_the_method_is(extended: Path, images: Path,
     selfie("report", "chain", "--out", "page.html")
     assert words in Path("page.html").read_text()
     _, card = published_with_card(open_run("chain"), "hf://owner/name")
-    assert "arXiv:2304.03977; then again; then BYOL" in card
+    assert "arXiv:2304.03977, then again, then BYOL" in card
     assert "arXiv:2006.07733" in card
     assert "--from RUN" in card  # the path is private
 
