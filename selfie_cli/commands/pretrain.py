@@ -100,7 +100,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
             room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
-            config = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
+            config: dict[str, Any] = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
             config["from"] = [arms.origin(origin) for origin in origins]
             run = start(out, verb="pretrain", overwrite=options.overwrite, room=room, **config)
             talk.say(f"run: {run.path}")
