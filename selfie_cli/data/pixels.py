@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from selfie_cli.data.bad_files import BadFile, too_many
-from selfie_cli.data.blocks import BLOCK, BlockReader
+from selfie_cli.data.blocks import BlockReader
 from selfie_cli.data.cache import open_cache
 from selfie_cli.data.duplicates import Marks, joined, marks_of
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.memory import allocate
-from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Array, Source, Subset
+from selfie_cli.data.sources import Array, Packed, Source, Subset
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
@@ -138,8 +137,8 @@ class OnDemand(Pixels):
         """Arguments are those of `open_pixels`."""
         super().__init__(source, {})
         self.size, self.max_bad, self.talk, self.workers = size, max_bad, talk, workers
-        self.block = BLOCK if isinstance(source, Shards) else source.block
-        self._open = BlockReader(source).open if isinstance(source, Shards) else source.open
+        reader = BlockReader(source) if isinstance(source, Packed) and source.block == 1 else None
+        self.block, self._open = (reader.block, reader.open) if reader else (source.block, source.open)
         self._earlier: list[Marks] = []
         self._flushed = time.monotonic()
         self._warned = False
