@@ -53,21 +53,18 @@ def called(derived: dict[str, Any]) -> str:
     A pretraining that started from other weights is named after theirs: "ImageNet's labels, then Selfie ...".
     """
     name, earlier = str(derived.get("method")), derived.get("pretrained_by")
+    if earlier and name not in METHODS:
+        return str(earlier)
+    if earlier:
+        words = called({**derived, "pretrained_by": None})
+        same = earlier.replace(f"{THEN}{AGAIN}", "").endswith(words)
+        return f"{earlier}{THEN}{AGAIN if same else words}"
     if name == "finetune":
         name = str(derived.get("pretraining", "none"))
-        return str(earlier or PRETRAININGS.get(name) or titled(name))
-    words = method_in_words(name, derived.get(name, {}))
-    if not earlier:
-        return words
-    same = earlier.replace(f"{THEN}{AGAIN}", "").endswith(words)
-    return f"{earlier}{THEN}{AGAIN if same else words}"
-
-
-def method_in_words(name: str, values: dict[str, Any]) -> str:
-    """Return a method and its recipe in words, from the method's own `values` in a run's config."""
+        return PRETRAININGS.get(name) or titled(name)
     if name not in METHODS:
         return PRETRAININGS.get(name, name)
-    method = METHODS[name]
+    method, values = METHODS[name], derived.get(name, {})
     if values.get("views") == 2:
         return TWO_VIEW_SELFIE
     if values.get("views", values.get("num_views", 2)) > method.num_views:

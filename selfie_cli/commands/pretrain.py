@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from selfie_cli.commands.report import report_at_end
-from selfie_cli.comparison import arms
-from selfie_cli.comparison.arms import load_pretrained, open_sources
+from selfie_cli.comparison.arms import load_pretrained, open_sources, origin
 from selfie_cli.comparison.seen import unmarked
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
@@ -90,9 +89,9 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         method, step = make_step(
             derived, device, seed=options.seed, compile=options.compile, deterministic=options.deterministic, talk=talk
         )
-        for origin, encoder in zip(origins, encoders, strict=True):
-            start_from(origin, encoder, method, talk)
-            data["unmarked"] = unmarked(origin)
+        for found, encoder in zip(origins, encoders, strict=True):
+            start_from(found, encoder, method, talk)
+            data["unmarked"] = unmarked(found)
         watch = Watch(step, method, pixels, talk) if here.first else dict  # before the prefetching thread takes pixels
         batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
@@ -101,7 +100,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         else:
             room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
             config: dict[str, Any] = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
-            config["from"] = [arms.origin(origin) for origin in origins]
+            config["from"] = [origin(found) for found in origins]
             run = start(out, verb="pretrain", overwrite=options.overwrite, room=room, **config)
             talk.say(f"run: {run.path}")
         batch_of.end = derived["steps"]
@@ -131,20 +130,20 @@ def open_origins(run: Run | None, options: PretrainOptions, talk: Talk) -> list[
     return open_sources(run, [options.from_], offline=options.offline, talk=talk)
 
 
-def start_from(origin: Run, encoder: ResNet, method: Method, talk: Talk) -> None:
-    """Give the method the encoder of `origin`, and say what was taken and what not."""
+def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None:
+    """Give the method the encoder of the run `source`, and say what was taken and what not."""
     method.start_from(encoder.state_dict())
     there, here = encoder.num_stages, method.encoder.num_stages
     heads = [name.replace("_", " ") for name, part in method.named_children() if not isinstance(part, Stages)]
     fresh = ", ".join(["fourth stage", *heads] if here > there else heads)
-    talk.say(f"from {origin}: {min(here, there)} of {there} stages; fresh: {fresh}")
+    talk.say(f"from {source}: {min(here, there)} of {there} stages; fresh: {fresh}")
 
 
 def copy_marks(origins: list[Run], run: Run) -> None:
     """Let images that an origin has seen count as seen by the run."""
-    for origin in origins:
-        if (origin.path / FILE_NAME).is_file():
-            save_marks(run.path / FILE_NAME, load_marks(origin.path / FILE_NAME))
+    for found in origins:
+        if (found.path / FILE_NAME).is_file():
+            save_marks(run.path / FILE_NAME, load_marks(found.path / FILE_NAME))
 
 
 def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[Source, dict[str, Any]]:
