@@ -38,7 +38,7 @@ class LabelledSplits:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a data set. texts: the class of each image, or None; keys: names that the hash split uses.
+    """A part of a data set. texts: the class of each image, or None; keys: gives the names that the hash split uses.
 
     known: all classes in their order, if the files name them. title: the name of the part there.
     """
@@ -46,7 +46,7 @@ class Piece:
     source: Source
     texts: Sequence[str | None]
     known: list[str] | None
-    keys: Sequence[str]
+    keys: Callable[[], Sequence[str]]
     title: str
 
 
@@ -126,7 +126,7 @@ def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
 
 
 def _piece(source: Folder | Shards | Parquet, title: str) -> Piece:
-    return Piece(source, *source.labels(), source.keys(), title)
+    return Piece(source, *source.labels(), source.keys, title)
 
 
 def _pieces_of(
@@ -154,7 +154,11 @@ def _pieces_of(
         raise DataError(f"{where}: some classes are split into train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
-        texts, keys = [whole.texts[row] for row in rows[part]], [whole.keys[row] for row in rows[part]]
+        def keys() -> list[str]:
+            known = whole.keys()
+            return [known[row] for row in rows[part]]
+
+        texts = [whole.texts[row] for row in rows[part]]
         return Piece(chosen(source, np.array(rows[part], np.int64)), texts, None, keys, source.title(part))
 
     return {part: functools.partial(read, part) for part in rows}
@@ -197,11 +201,26 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
 def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
     name, left_out = pieces.name, pieces.left_out
+    read = parts_with_labels(pieces)
+    if len(read) == 1:
+        ((whole, piece),) = read.values()
+        keys = [key for key, text in zip(piece.keys(), piece.texts, strict=True) if text]
+        return _hash_split(whole, keys, name, left_out, talk)
+    tested = "test" if "test" in read else "validation"
+    title = read[tested][1].title
+    own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
+    unused = " The validation part is not used." * (tested == "test" and "validation" in pieces.parts)
+    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
+    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+
+
+def parts_with_labels(pieces: Pieces) -> dict[str, tuple[Labelled, Piece]]:
+    """The parts to train and test on, or all images if there are no parts, with numbered classes; notes what is left
+    out. Raises DataError if the first part has no labels or one class only, or another part has classes of its own."""
+    name, left_out = pieces.name, pieces.left_out
     read: dict[str, tuple[Labelled, Piece]] = {}
-    unused = ""
     for part in [part for part in ("all", "train", "test", "validation") if part in pieces.parts]:
         if part == "validation" and "test" in read:
-            unused = " The validation part is not used."
             break
         piece = pieces.parts[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
@@ -225,15 +244,7 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
         labels = np.array([position[text] for text in piece.texts if text], np.int64)
         rows = np.flatnonzero([bool(text) for text in piece.texts])
         read[part] = Labelled(chosen(piece.source, rows), labels, classes), piece
-    if len(read) == 1:
-        ((whole, piece),) = read.values()
-        keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
-        return _hash_split(whole, keys, name, left_out, talk)
-    tested = "test" if "test" in read else "validation"
-    title = read[tested][1].title
-    own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
-    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
-    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+    return read
 
 
 def check_known(classes: list[str], train: list[str], where: str) -> None:

@@ -1,5 +1,6 @@
 """Lists of paths: the lines of files and of stdin, brace patterns, paths that are named twice."""
 
+import functools
 import glob
 import os
 import re
@@ -47,7 +48,8 @@ def decoded_lines(data: bytes) -> list[str]:
 
 def distinct(names: Names, left_out: LeftOut) -> Names:
     """Each path once; notes how many were named again."""
-    marks = np.fromiter((hash(os.path.abspath(name)) for name in names), np.int64, len(names))
+    here = os.getcwd()
+    marks = np.fromiter((hash(os.path.normpath(os.path.join(here, name))) for name in names), np.int64, len(names))
     first = np.sort(np.unique(marks, return_index=True)[1])
     left_out.add("repeated", count=len(names) - len(first))
     return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))
@@ -63,11 +65,17 @@ def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: st
             continue
         if line[line.rfind(".") :].lower() not in EXTENSIONS or re.search(r"[*?\[\\\"]", line):
             check_line(line, f"{where}, line {number}: {line}", folder)
-        *folders, name = line.split("/")
-        if any(kind_of(each, is_folder=True) == "system" for each in folders) or name.startswith("._"):
+        path, _, name = line.rpartition("/")
+        if is_system(path) or name.startswith("._"):
             left_out.add("system", name)
         else:
             yield line if "://" in line else os.path.join(folder, line)
+
+
+@functools.lru_cache
+def is_system(path: str) -> bool:
+    """Whether a folder is, or lies in, one that systems leave among photos."""
+    return any(kind_of(each, is_folder=True) == "system" for each in path.split("/"))
 
 
 def check_line(line: str, place: str, folder: str) -> None:
