@@ -4,7 +4,7 @@ sets."""
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class Pieces:
     """The parts of a labelled data set, each read when it is asked for."""
 
     name: str
-    parts: dict[str, Callable[[], Piece]]
+    parts: Mapping[str, Callable[[], Piece]]
     left_out: LeftOut
 
 
@@ -65,8 +65,6 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
     what is left out. Raises DataError as `open_pieces` does, and if there is one class only.
     """
-    if is_named(dataset, data_root):
-        return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
     pieces = open_pieces(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
         return assemble(pieces, talk)
@@ -83,12 +81,15 @@ def is_named(dataset: str, data_root: Path) -> bool:
 
 def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> Pieces:
     """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
-    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or the folder of a named
-    set.
+    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
     Raises:
         DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
     """
+    if is_named(dataset, data_root):
+        read_named_part = functools.partial(_named_piece, dataset, data_root=data_root, offline=offline, talk=talk)
+        named = {part: functools.cache(functools.partial(read_named_part, part)) for part in NAMED[dataset].parts}
+        return Pieces(dataset, named, LeftOut())
     tree = dataset if os.path.isdir(dataset) else None
     if hub_sets.is_address(dataset):
         opened: Folder | PackedSet = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
@@ -113,6 +114,16 @@ def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> 
 
         name, pieces = opened.name, {part: functools.partial(read, part) for part in opened.files}
     return Pieces(name, {part: functools.cache(read) for part, read in pieces.items()}, opened.left_out)
+
+
+def _named_piece(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Piece:
+    found = read_named(name, part, data_root=data_root, offline=offline, talk=talk)
+    texts = [found.classes[label] for label in found.labels.tolist()]
+
+    def keys() -> list[str]:
+        return ["/".join(Path(path).parts[-2:]) for path in found.source.names]
+
+    return Piece(found.source, texts, found.classes, keys, "own")
 
 
 def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
@@ -270,15 +281,3 @@ def _hash_split(whole: Labelled, keys: Sequence[str], name: str, left_out: LeftO
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
     return LabelledSplits(train_part, test_part, name, note, left_out)
-
-
-def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    train, *test = (
-        read_named(name, part, data_root=data_root, offline=offline, talk=talk)
-        for part in ("train", "test")
-        if part in NAMED[name].parts
-    )
-    if not test:
-        keys = ["/".join(Path(path).parts[-2:]) for path in train.source.names]
-        return _hash_split(train, keys, name, LeftOut(), talk)
-    return LabelledSplits(train, test[0], name, "The test part is the data set's own.")

@@ -1,6 +1,5 @@
 """Lists of paths: the lines of files and of stdin, brace patterns, paths that are named twice."""
 
-import functools
 import glob
 import os
 import re
@@ -65,17 +64,11 @@ def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: st
             continue
         if line[line.rfind(".") :].lower() not in EXTENSIONS or re.search(r"[*?\[\\\"]", line):
             check_line(line, f"{where}, line {number}: {line}", folder)
-        path, _, name = line.rpartition("/")
-        if is_system(path) or name.startswith("._"):
+        *folders, name = line.split("/")
+        if any(kind_of(each, is_folder=True) == "system" for each in folders) or name.startswith("._"):
             left_out.add("system", name)
         else:
             yield line if "://" in line else os.path.join(folder, line)
-
-
-@functools.lru_cache
-def is_system(path: str) -> bool:
-    """Whether a folder is, or lies in, one that systems leave among photos."""
-    return any(kind_of(each, is_folder=True) == "system" for each in path.split("/"))
 
 
 def check_line(line: str, place: str, folder: str) -> None:

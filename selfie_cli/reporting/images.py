@@ -11,8 +11,8 @@ from torch import Tensor
 
 from selfie_cli.data.augment import centre_crop
 from selfie_cli.data.bad_files import BadFile
-from selfie_cli.data.labelled import assemble, is_named, open_labelled, open_pieces, parts_with_labels
-from selfie_cli.data.named import NAMED, read_named
+from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
+from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels, storage_size
 from selfie_cli.data.sources import Source, Subset
 from selfie_cli.data.splits import Labels
@@ -135,26 +135,17 @@ def choose(
     them."""
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
-        name, how = asked[0], {"data_root": root, "offline": offline, "talk": Talk()}
-        found, held, whole = None, None, None
+        held = None
         with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
-            if not is_named(name, root):
-                pieces = open_pieces(name, **how)
-                held = pieces.parts.get("test") or pieces.parts.get("validation")
-                if own and not held:  # all of them, without choosing a test part, for which all would be read
-                    ((whole, _),) = parts_with_labels(pieces).values()
-                else:
-                    found = assemble(pieces, Talk())
-            elif own and "test" not in NAMED[name].parts:
-                whole = read_named(name, "train", **how)
-            else:
-                found = open_labelled(name, **how)
-        if whole is not None:
-            return whole.source, whole.labels, whole.classes, trained
-        if found is not None:
+            pieces = open_pieces(asked[0], data_root=root, offline=offline, talk=Talk())
+            held = pieces.parts.get("test") or pieces.parts.get("validation")
+            if own and not held:  # all of them: to choose some for testing, all would be read
+                ((whole, _),) = parts_with_labels(pieces).values()
+                return whole.source, whole.labels, whole.classes, trained
+            found = assemble(pieces, Talk())
             note = f"{'Held-out images' if own else 'Images'} of {found.name}. {found.split_note}"
             return found.test.source, found.test.labels, found.test.classes, note
-        if held:
+        if held is not None:
             return held().source, None, [], f"Held-out images of {held().title}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
