@@ -22,6 +22,8 @@ STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 NUM_FOLDS = 5
 ENOUGH = 500
 """Number of held-out rows that decide on a strength by themselves. With fewer, chance does."""
+SMALL = 2**22
+"""Number of features below which one thread is as fast: several that share cores with others wait for each other."""
 ITERATIONS = 100
 NEVER = -1e4
 """The log probability of a class without training rows."""
@@ -72,6 +74,7 @@ def linear_probe(
     Raises DataError if no rows remain to fit on, TrainingError where a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
 
     if any(bool(fold.all()) for fold in held_out):
         raise DataError("A linear probe needs at least one labelled training image that is not held out.")
@@ -87,7 +90,7 @@ def linear_probe(
     if len(present) == 1:  # scikit-learn fits no single class
         bias[present] = 0
         return LinearProbe(weight, bias, path[len(path) // 2])
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1 if x.size < SMALL else None):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties need not converge
         strength = choose_strength(x, y, [fold.cpu().numpy() for fold in held_out], path)
         model = logistic_regression(strength, len(y)).fit(x, y)
