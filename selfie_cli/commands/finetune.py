@@ -136,7 +136,7 @@ def train_arms(
         f"{training.device}, {'frozen features' if options.frozen else f'batch {training.batch_size}'}"
     )
     if run is None:
-        derived, room = {}, room_for([design.kept], 0)
+        derived, room = dict[str, Any](), room_for([design.kept], 0)
         if not options.frozen:
             derived, room = plan(design, data, shares, training, talk)
         run = start(

@@ -14,6 +14,7 @@ from selfie_cli.evaluation.linear import LinearProbe, held_out_folds, linear_pro
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network, vectors_of
+from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -82,5 +83,6 @@ def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device)
 def save(network: Network, probe: LinearProbe, run: Run) -> None:
     """Write the network with the probe as its classifier."""
     module = network.module
+    assert isinstance(module, AnyClassifier)
     module.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
     networks.save_classifier(run, module, run.derived)
