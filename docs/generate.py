@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from typer.models import ArgumentInfo
 
-from selfie_cli.cli.app import VERBS
 from selfie_cli.cli.options import parameters_of
+from selfie_cli.commands import VERBS
 
 REFERENCE = Path(__file__).with_name("reference.md")
 CONTRIBUTING = REFERENCE.parents[1] / "CONTRIBUTING.md"
@@ -91,14 +91,15 @@ def shown(default: Any) -> str:
 
 def house() -> str:
     """Return the map: packages from the top floor down with their docstrings and modules, then single modules."""
-    lines = []
+    lines = [f"- **`api`** {summary(PACKAGE / 'api.py')}"]
     for folders in FLOORS:
         for folder in folders.split():
             files = sorted((PACKAGE / folder).glob("[!_]*.py"))
             modules = ", ".join(f"`{file.stem}`" for file in files)
             lines.append(f"- **`{folder}/`** {summary(PACKAGE / folder / '__init__.py')} *Modules:* {modules}.")
     lines += ["", "Below them, modules that any package may import:", ""]
-    lines += [f"- `{file.stem}`: {summary(file)}" for file in sorted(PACKAGE.glob("[!_]*.py"))]
+    below = sorted(file for file in PACKAGE.glob("[!_]*.py") if file.stem != "api")
+    lines += [f"- `{file.stem}`: {summary(file)}" for file in below]
     return "\n".join([*lines, ""])
 
 
