@@ -29,14 +29,14 @@ __version__: str
 def load(run: Name) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]: ...
 def pretrain(
     data: Names = (), *, method: Literal['selfie', 'byol', 'simclr'] = 'selfie', recipe: Literal['best', 'paper'] =
-    'best', backbone: Literal['resnetv2_50', 'resnetv2_18', 'resnetv2_10_w32', 'resnetv2_18_w16', 'resnet18',
-    'resnet50'] = 'resnetv2_50', image_size: int | None = None, patch_size: int | None = None, seed: int = 0, steps: int
-    | None = None, epochs: float | None = None, budget: Name | None = None, batch_size: int | None = None, micro_batch:
-    int | None = None, optimizer: Literal['sgd', 'lars', 'adamw'] | None = None, lr: float | None = None, weight_decay:
-    float | None = None, warmup_steps: int | None = None, hidden: int | None = None, width: int | None = None,
-    temperature: float | None = None, num_stages: Literal[3, 4] | None = None, num_views: int | None = None, view_scale:
-    float | None = None, min_crop: float | None = None, max_crop: float | None = None, jitter: float | None = None,
-    blur: float | None = None, solarize: float | None = None, mask_ratio: float | None = None, positions:
+    'best', from_: Name = 'none', backbone: Literal['resnetv2_50', 'resnetv2_18', 'resnetv2_10_w32', 'resnetv2_18_w16',
+    'resnet18', 'resnet50'] | None = None, image_size: int | None = None, patch_size: int | None = None, seed: int = 0,
+    steps: int | None = None, epochs: float | None = None, budget: Name | None = None, batch_size: int | None = None,
+    micro_batch: int | None = None, optimizer: Literal['sgd', 'lars', 'adamw'] | None = None, lr: float | None = None,
+    weight_decay: float | None = None, warmup_steps: int | None = None, hidden: int | None = None, width: int | None =
+    None, temperature: float | None = None, num_stages: Literal[3, 4] | None = None, num_views: int | None = None,
+    view_scale: float | None = None, min_crop: float | None = None, max_crop: float | None = None, jitter: float | None
+    = None, blur: float | None = None, solarize: float | None = None, mask_ratio: float | None = None, positions:
     Literal['place', 'row-column'] | None = None, encoder_positions: bool | None = None, final_norm: bool | None = None,
     logit_scale: Literal['dot', 'sqrt', 'cosine'] | None = None, flip: bool | None = None, attraction: float | None =
     None, distortion: float | None = None, tau: float | None = None, data_root: Name = 'data', offline: bool = False,
