@@ -1,11 +1,11 @@
-"""Compare the cost of an image in small and large batches, few and many files, one process and two.
+"""Compare the cost of an image in small and large batches, of few and many files, in one process and two.
 
     python benchmarks/scaling.py IMAGES [--only batches,files,processes]
 
 IMAGES is a folder of 32 px images. `batches`: our step on fixed pixels, sizes in turns. `files`: `selfie pretrain` on
-trees of up to a million files (see index.py), its loop's rate, peak memory, and time before and after the loop; up to
-325,000 images at 32 px are decoded before the first step, more are decoded while it trains. `processes`: the same command alone and under torchrun, the machine's cores divided. Every row says how many times the
-first row's its time an image is.
+trees of up to a million files (see index.py), its loop's rate, peak memory, and the time around the loop: up to 325,000
+images of 32 px are decoded before it, more are decoded in it. `processes`: the same command alone and under torchrun,
+the machine's cores divided. Every row says how many times the first row's its time an image is.
 """
 
 import argparse
