@@ -204,11 +204,11 @@ def test_runs_that_are_not_finished(pretrained: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 25, "loss": 1.5}\n{"step": 30, "lo')  # cut short by a kill
     state.mkdir(parents=True)
-    weights = (run / "model.safetensors").rename(state / "weights.safetensors")
+    (run / "model.safetensors").rename(state / "weights.safetensors")
     selfie("report", run)
     assert "Not finished: step 25 of 20" in text_of(run / "report.html")
     assert "picks" in sections(run / "report.html")
-    weights.unlink()
+    shutil.rmtree(run / "state")
     selfie("report", run)
     assert sections(run / "report.html") == ["training", "details"]
 
