@@ -1,10 +1,11 @@
 """The interface of a pretraining method, and all that the training loop and the commands know of it."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
-from selfie_cli.models.resnet import ResNet
+from selfie_cli.models.resnet import ResNet, take_over
 from selfie_cli.training.distributed import Group
 
 
@@ -21,6 +22,12 @@ class Method(nn.Module, ABC):
     encoder: ResNet
     compares_images = True
     group = Group()
+
+    @classmethod
+    def from_derived(cls, derived: dict[str, Any]) -> "Method":
+        """Build the method, freshly initialized, from the `derived` section of a run's config."""
+        network = {name: derived[name] for name in ("backbone", "image_size", "stem")}
+        return cls(**network, **derived[derived["method"]])
 
     @abstractmethod
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
@@ -40,6 +47,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def embeddings(self, images: Tensor) -> Tensor:
         """The vectors that the loss compares, for images float [B, 3, s, s]: [B, D]. If all are alike, it collapsed."""
+
+    def start_from(self, encoder: dict[str, Tensor]) -> None:
+        """Start the encoder from a pretrained one's state: see `models.resnet.take_over`, which raises RuntimeError."""
+        take_over(self.encoder, encoder)
 
     def after_step(self, done: float) -> None:
         """Called after each step of the optimizer; `done` is the finished share of the training, 0..1."""

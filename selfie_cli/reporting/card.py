@@ -7,20 +7,13 @@ from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
-from selfie_cli.recipes import called, num_stages
+from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
-PAPERS = {
-    "Selfie over many": "2304.03977",
-    "Selfie": "1906.02940",
-    "BYOL": "2006.07733",
-    "SimCLR": "2002.05709",
-}
-"""On arXiv, by how the words for a pretraining begin."""
+ARMS = ("supervised", "finetune", "hybrid", "hybrid-selfie", *METHODS)
 
 
 def model_card(
@@ -91,10 +84,9 @@ def arm_name(index: int, arm: ArmResult) -> str:
 
 
 def credited(derived: dict[str, Any]) -> str:
-    """The method and recipe that pretrained the network, in words, with the paper."""
-    words = escaped(called(derived))
-    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
-    return words + paper
+    """The methods and recipes that pretrained the network, in words, each with its paper."""
+    each = called(derived).split(THEN)
+    return THEN.join(escaped(words) + (f", arXiv:{paper}" if (paper := arxiv(words)) else "") for words in each)
 
 
 def escaped(text: str) -> str:
