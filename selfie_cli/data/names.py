@@ -46,10 +46,13 @@ class Names(Sequence[str]):
         number = range(len(self))[index]
         return self._text[self._ends[number] + 1 : self._ends[number + 1]].decode(ENCODING, "surrogateescape")
 
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            for start, end in itertools.pairwise(self._ends[first : first + CHUNK + 1].tolist()):
+                yield self._text[start + 1 : end].decode(ENCODING, "surrogateescape")
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Names | list) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]  # as a list
 
     def __repr__(self) -> str:
         return f"Names of {len(self)}: {', '.join(self[:3])}{', ...' * (len(self) > 3)}"
