@@ -1,5 +1,7 @@
 """Linear classifiers on frozen features: each image goes through a network once, for all shares and seeds."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,10 +35,8 @@ def compare_frozen(
         network = frozen_network(arm, data.train.pixels, seed=shares[0].seeds[0], device=device)
         with autocast(device, precisions(device, precision)[0])():
             before, after = (
-                vectors_of(
-                    network, part.pixels, batch_size=networks.BATCH, talk=talk, what=f"{arm.name}: {what} images"
-                )
-                for what, part in (("labelled", labelled), ("test", test))
+                vectors_of(network, part.pixels, batch_size=networks.BATCH, talk=talk, what=f"{arm.name}: {what}")
+                for what, part in (("labelled images", labelled), ("test images", test))
             )
         for share, found in zip(shares, results, strict=True):
             probes, accuracies = [], []
@@ -47,8 +47,8 @@ def compare_frozen(
                 probes.append(linear_probe(before[mine], labels, num_classes=len(data.classes), held_out=folds))
                 accuracies.append(topk_accuracy(probes[-1].log_probabilities(after), test.labels))
                 talk.say(f"{share.percent}, seed {seed}, {arm.name}: {accuracies[-1]:.1%}")
-            strengths = [probe.strength for probe in probes]
-            found.append(make_arm_result(arm.name, None, accuracies, arm.called, strengths=strengths))
+            result = make_arm_result(arm.name, None, accuracies, arm.called)
+            found.append(dataclasses.replace(result, strengths=[probe.strength for probe in probes]))
         if arm.name == design.kept.name and group().first:
             save(network, probes[0], run)  # of the last share, which has the most labels
     points = []

@@ -1,7 +1,7 @@
 """Statistics over seeds: means, spreads, paired gains, whether longer training helps, and sentences about them."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -41,24 +41,10 @@ def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
 
 
 def make_arm_result(
-    name: str,
-    lr: float | None,
-    accuracies: list[float],
-    called: str = "",
-    converged: Convergence | None = None,
-    strengths: Sequence[float] = (),
+    name: str, lr: float | None, accuracies: list[float], called: str = "", converged: Convergence | None = None
 ) -> ArmResult:
     mean, std = mean_std(accuracies)
-    return ArmResult(
-        name=name,
-        lr=lr,
-        accuracies=accuracies,
-        mean=mean,
-        std=std,
-        called=called,
-        convergence=converged,
-        strengths=list(strengths),
-    )
+    return ArmResult(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, called=called, convergence=converged)
 
 
 def make_point(

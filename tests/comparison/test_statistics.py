@@ -1,5 +1,6 @@
 """The sentence that people read: it must say what the numbers say, and no more."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,8 @@ def test_the_table_has_a_column_per_seed_where_they_fit():
 
 def test_frozen_features_are_named_and_compared_with_the_untrained_network():
     arms = [
-        make_arm_result("untrained", None, [0.50, 0.50, 0.50], strengths=[1.0, 1.0, 1.0]),
-        make_arm_result("selfie", None, [0.60, 0.61, 0.62], strengths=[0.1, 0.001, 0.01]),
+        replace(make_arm_result("untrained", None, [0.50, 0.50, 0.50]), strengths=[1.0, 1.0, 1.0]),
+        replace(make_arm_result("selfie", None, [0.60, 0.61, 0.62]), strengths=[0.1, 0.001, 0.01]),
     ]
     shape = {"fraction": 0.05, "num_labels": 40, "seeds": [0, 1, 2], "pairs": [("selfie", "untrained")]}
     point = make_point(**shape, steps=0, rates=[], arms=arms, frozen=True)
