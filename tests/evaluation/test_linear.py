@@ -143,7 +143,7 @@ def test_a_class_with_one_image_and_a_class_with_none(hide_it):
 
 def test_without_features_or_choice_the_answer_is_the_majority():
     labels = torch.tensor([0, 1, 1, 1, 2, 1])
-    scores, _ = linear_probe(torch.ones(6, 4), labels, torch.randn(5, 4), num_classes=3, held_out=torch.arange(6) == 1)
+    scores, _ = probe(torch.ones(6, 4), labels, torch.randn(5, 4), num_classes=3, held_out=torch.arange(6) == 1)
     assert scores.argmax(dim=1).tolist() == [1] * 5
     features, _ = blobs(6)
     scores, _ = probe(features, torch.ones(6, dtype=torch.int64), features, num_classes=3, held_out=nothing(6))
