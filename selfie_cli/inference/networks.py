@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,17 +18,13 @@ from selfie_cli.data.augment import plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
-from selfie_cli.methods.byol import Byol
-from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.method import Method
-from selfie_cli.methods.selfie import Selfie
-from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
-from selfie_cli.models.hybrid import AnyClassifier, Hybrid
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.quantized import quantized
-from selfie_cli.recipes import num_stages
+from selfie_cli.recipes import METHODS, num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -66,7 +63,7 @@ class Network:
             return module.features(images).float()
         if self.features == "whole":
             return pooled_maps(module, images)
-        assert isinstance(module, Selfie)
+        assert isinstance(module, PatchEncoder)
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
@@ -103,7 +100,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
     with describing(derived):
         if keeps_patches(derived):
             return build_method(derived)
-        if derived["method"] in config.METHODS:
+        if derived["method"] in METHODS:
             return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages(derived))
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
@@ -120,22 +117,11 @@ def keeps_patches(derived: dict[str, Any]) -> bool:
 def build_method(derived: dict[str, Any]) -> Method:
     """A freshly initialized method with everything that trains it. Raises RunError as `build` does.
 
-    Raises UsageError for the two-view recipe of earlier versions, which can be used but no longer trained.
+    Raises UsageError for a method that can be used but no longer trained.
     """
-    if derived["method"] == "selfie" and derived["selfie"].get("views") == 2:
-        raise UsageError(
-            "this run's recipe, two views with a softmax, is no longer trained here: resume it with the selfie-cli "
-            "that wrote it, or start a new run"
-        )
     with describing(derived):
-        own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
-        if derived["method"] == "byol":
-            return Byol(stem=derived["stem"], **own)
-        if derived["method"] == "simclr":
-            return SimCLR(stem=derived["stem"], **own)
-        if own.pop("views", None) != 1:
-            return ManyViewSelfie(stem=derived["stem"], **own)
-        return Selfie(patch_size=derived["patch_size"], **own)
+        kind: type[Method] = pkgutil.resolve_name(METHODS[derived["method"]].code)
+        return kind.from_derived(derived)
 
 
 @contextlib.contextmanager

@@ -7,20 +7,13 @@ from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
-from selfie_cli.recipes import called, num_stages
+from selfie_cli.recipes import METHODS, arxiv, called, num_stages
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
-PAPERS = {
-    "Selfie over many": "2304.03977",
-    "Selfie": "1906.02940",
-    "BYOL": "2006.07733",
-    "SimCLR": "2002.05709",
-}
-"""On arXiv, by how the words for a pretraining begin."""
+ARMS = ("supervised", "finetune", "hybrid", "hybrid-selfie", *METHODS)
 
 
 def model_card(
@@ -92,9 +85,9 @@ def arm_name(index: int, arm: ArmResult) -> str:
 
 def credited(derived: dict[str, Any]) -> str:
     """The method and recipe that pretrained the network, in words, with the paper."""
-    words = escaped(called(derived))
-    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
-    return words + paper
+    words = called(derived)
+    paper = arxiv(words)
+    return escaped(words) + (f", arXiv:{paper}" if paper else "")
 
 
 def escaped(text: str) -> str:
