@@ -12,12 +12,12 @@ from typing import Any, get_args, get_type_hints
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
 from selfie_cli.comparison.results import read_results
-from selfie_cli.config import OUTPUT, RUN, PushOptions
+from selfie_cli.config import PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
 from selfie_cli.inference import networks
 from selfie_cli.models.portable import why_not
-from selfie_cli.option import Options, flag_of, negated
+from selfie_cli.option import OUTPUT, RUN, Options, flag_of, negated
 from selfie_cli.reporting.card import known, model_card
 from selfie_cli.reporting.page import describing
 from selfie_cli.runs import Run
@@ -170,7 +170,7 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
             found += flags(usual, value or {})
         elif field.name == "dataset":
             found += ["--dataset", value or "FOLDER"]
-        elif field.name == "from_":
+        elif field.name == "from_" and asked.get("from_", usual) != "none":
             each = value if isinstance(value, list | tuple) else [value]
             found += [word for one in each for word in ("--from", one or "RUN")]
         elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
