@@ -193,9 +193,9 @@ def judge(
             )
             for what, pixels in (("training", train.pixels), ("test", test.pixels))
         )
-    votes = knn_predict(
-        before, train.labels, after, num_classes=num_classes, k=options.k, temperature=options.temperature
-    )
+    device = network.device if network.device.type == "cuda" else torch.device("cpu")
+    rows = (each.to(device) for each in (before, train.labels, after))
+    votes = knn_predict(*rows, num_classes=num_classes, k=options.k, temperature=options.temperature).cpu()
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
     folds = held_out_folds(train.labels, options.seed)
     probe = linear_probe(before, train.labels, num_classes=num_classes, held_out=folds)
