@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfie_cli.models.encoder import Encoder, mlp
+from selfie_cli.methods.joint import mlp
+from selfie_cli.models.encoder import Encoder
 
 
 @pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
