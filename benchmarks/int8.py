@@ -14,7 +14,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from selfie_cli.inference.precision import CALIBRATION
+from selfie_cli.inference.stream import CALIBRATION
 from torch import Tensor
 
 from selfie_cli import runs
