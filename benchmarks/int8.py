@@ -14,7 +14,6 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from selfie_cli.inference.stream import CALIBRATION
 from torch import Tensor
 
 from selfie_cli import runs
@@ -25,6 +24,7 @@ from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
+from selfie_cli.inference.stream import CALIBRATION
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.talk import Talk
 
