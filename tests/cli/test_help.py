@@ -13,7 +13,8 @@ from PIL import Image
 from running import ENVIRONMENT, selfie
 
 from selfie_cli import __version__, config
-from selfie_cli.cli.app import VERBS, app
+from selfie_cli.cli.app import app
+from selfie_cli.commands import VERBS
 from selfie_cli.option import flag_of
 
 # A changed command line is a conscious change: after one, write the new list there.

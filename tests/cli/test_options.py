@@ -11,10 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from selfie_cli import config
-from selfie_cli.cli.app import VERBS
-from selfie_cli.cli.options import build, command, parameters_of
+from selfie_cli.cli.options import command, parameters_of
+from selfie_cli.commands import VERBS
 from selfie_cli.errors import UsageError
-from selfie_cli.option import Options, option, resumed
+from selfie_cli.option import Options, build, option, resumed
 
 
 class InnerOptions(Options):
