@@ -30,11 +30,18 @@ def normalize(pixels: Tensor) -> Tensor:
     return rows.view(b, s, s, 3).permute(0, 3, 1, 2)
 
 
-@functools.cache
 def constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation in units of 0..255, float32 [3]. Cached, because a copy to a GPU waits for it."""
-    mean, std = torch.tensor(MEAN, device=device), torch.tensor(STD, device=device)
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3]."""
+    return make_constants(device) if torch.compiler.is_compiling() else kept_constants(device)
+
+
+def make_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Make them on the device: a copy to a GPU would wait for it, and could not be part of a CUDA graph."""
+    mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in (MEAN, STD))
     return mean * 255, 1 / (std * 255)
+
+
+kept_constants = functools.cache(make_constants)  # torch.compile warns of functions that have a cache
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
