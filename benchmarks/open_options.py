@@ -2,12 +2,11 @@
 
     python benchmarks/open_options.py pretrain CIFAR10_TREE WORK_FOLDER
     python benchmarks/open_options.py probe    CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-probe.jsonl
-    python benchmarks/open_options.py finetune CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-finetune.jsonl
 
 CIFAR10_TREE is a folder with train/<class>/; its test part is never looked at. Of each class the last 500 training
 images by name are held out and stand in for a test part; every variant is pretrained on the other 45,000 images.
-`probe` fits a linear probe to 1,000 images of each class, `finetune` trains on 5 % of the 45,000 labels; both are
-judged on the 5,000 held-out images. --only 'NAME;NAME' takes some of the variants.
+`probe` fits a linear probe to 1,000 images of each class and judges it on the 5,000 held-out images. --only 'NAME;NAME'
+takes some of the variants.
 """
 
 import argparse
@@ -15,15 +14,12 @@ import json
 from pathlib import Path
 
 from selfie_cli.commands.eval import evaluate
-from selfie_cli.commands.finetune import finetune
 from selfie_cli.commands.pretrain import pretrain
-from selfie_cli.config import EvalOptions, FinetuneOptions, PretrainOptions, SelfieOptions
+from selfie_cli.config import EvalOptions, PretrainOptions, SelfieOptions
 from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
-FINETUNE_STEPS = 150
-FINETUNE_SEEDS = 2
 # The default first; each of the others differs from it, or from another one, in one option.
 VARIANTS = {
     "dot": SelfieOptions(logit_scale="dot"),
@@ -84,26 +80,9 @@ def probe_variant(tree: Path, folder: Path) -> dict[str, object]:
     }
 
 
-def finetune_variant(name: str, tree: Path, folder: Path) -> dict[str, object]:
-    options = FinetuneOptions(
-        dataset=str(tree),
-        fraction=0.05,
-        from_=str(folder),
-        seeds=FINETUNE_SEEDS,
-        steps=FINETUNE_STEPS,
-        baseline=name == "dot",
-        out=str(folder / "finetune"),
-        overwrite=True,
-    )
-    return {
-        "finetune_steps": FINETUNE_STEPS,
-        "finetuned": {arm.name: arm.accuracies for arm in finetune(options, Talk()).arms},
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("pretrain", "probe", "finetune"))
+    parser.add_argument("stage", choices=("pretrain", "probe"))
     parser.add_argument("cifar10", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--only", default=";".join(VARIANTS))
@@ -114,8 +93,7 @@ def main() -> None:
         if arguments.stage == "pretrain":
             pretrain_variant(name, tree, folder)
             continue
-        probing = arguments.stage == "probe"
-        found = probe_variant(probe_tree, folder) if probing else finetune_variant(name, tree, folder)
+        found = probe_variant(probe_tree, folder)
         print(json.dumps({"variant": name, "steps": STEPS, **found, "versions": versions()}), flush=True)
 
 
