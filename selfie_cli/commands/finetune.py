@@ -107,7 +107,14 @@ def train_arms(
         rates=learning_rates(options.lr),
         tensorboard=options.log == "tensorboard",
     )
-    data = read_data(pick(Reading, options), image_size, run=run, sources=sources, talk=talk)
+    data = read_data(
+        pick(Reading, options),
+        image_size,
+        preprocessing=design.kept.preprocessing,
+        run=run,
+        sources=sources,
+        talk=talk,
+    )
     design = design.for_classes(data.classes)
     shares = [
         take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))

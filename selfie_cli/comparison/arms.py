@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from selfie_cli import runs
+from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.inference import networks
 from selfie_cli.models.hybrid import AnyClassifier
@@ -29,6 +30,10 @@ class Arm:
     name: str
     shape: dict[str, Any]
     state: dict[str, Tensor] | None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.of(self.shape)
 
     @property
     def called(self) -> str:

@@ -133,7 +133,7 @@ class Trainer:
         run = runs.open_run(folder)
         module, step = self.trained(cell, labelled)
         here.share_buffers(module)  # the network that is kept is the one that is judged
-        network = networks.Network(module.eval(), self.training.image_size, "penultimate")
+        network = networks.Network(module.eval(), self.training.image_size, "penultimate", cell.arm.preprocessing)
         accuracy = here.from_first(topk_accuracy(networks.class_scores(network, test.pixels), test.labels))
         if here.first:
             networks.save_classifier(run, module, derived)
@@ -144,7 +144,7 @@ class Trainer:
 
     def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
         """Return a cell's network at the end of its training, and its training step."""
-        training, run = self.training, self.run
+        training, run, preprocessing = self.training, self.run, cell.arm.preprocessing
         torch.manual_seed(step_seed(cell.seed, 0))
         module = cell.arm.make().to(training.device)
         if cell.arm.state is not None:
@@ -153,9 +153,9 @@ class Trainer:
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
             networks.estimate_batch_norm(
-                module, lambda pixels: module(plain_view(pixels, training.image_size)), labelled.pixels
+                module, lambda pixels: module(plain_view(pixels, training.image_size, preprocessing)), labelled.pixels
             )
-        task, step = make_step(module, training, self.fitted, self.talk)
+        task, step = make_step(module, cell.arm, training, self.fitted, self.talk)
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
         batch_of_step = batches(task, labelled, cell.seed, self.fitted)

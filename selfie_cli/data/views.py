@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from selfie_cli.data.augment import constants, crop, draw_boxes
+from selfie_cli.data.augment import OURS, Preprocessing, constants, crop, draw_boxes
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -66,7 +66,9 @@ def draw_view(
     return ViewDraws(boxes, colours, contrast, sigmas, uniform() < solarize)
 
 
-def random_view(pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, solarize: bool) -> Tensor:
+def random_view(
+    pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, solarize: bool, preprocessing: Preprocessing = OURS
+) -> Tensor:
     """Apply `draws`: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last.
 
     blur, solarize: False where the method never draws them.
@@ -82,7 +84,7 @@ def random_view(pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, sola
         x = gaussian_blur(x, draws.sigmas)
     if solarize:
         x = torch.where(draws.solarized[:, None, None, None] & (x >= 0.5), 1 - x, x)
-    mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device))
+    mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device, preprocessing))
     return ((255 * x - mean) * scale).contiguous(memory_format=torch.channels_last)
 
 

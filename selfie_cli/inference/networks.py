@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
-from selfie_cli.data.augment import plain_view
+from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
@@ -46,10 +46,16 @@ class Network:
     module: Pretrained | AnyClassifier
     image_size: int
     features: str
+    preprocessing: Preprocessing = OURS
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    @property
+    def storage_size(self) -> int:
+        """S, the side of the pixels that it is given."""
+        return self.preprocessing.storage_size(self.image_size)
 
     @property
     def width(self) -> int:
@@ -61,7 +67,7 @@ class Network:
     @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
-        images, module = plain_view(pixels, self.image_size), self.module
+        images, module = plain_view(pixels, self.image_size, self.preprocessing), self.module
         if isinstance(module, AnyClassifier):
             return module.features(images).float()
         if self.features == "whole":
@@ -74,7 +80,7 @@ class Network:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """A classifier's probabilities for stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
-        scores: Tensor = self.module(plain_view(pixels, self.image_size))
+        scores: Tensor = self.module(plain_view(pixels, self.image_size, self.preprocessing))
         return scores.float().softmax(dim=1)
 
     def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
@@ -129,13 +135,17 @@ def build_method(derived: dict[str, Any]) -> Method:
         )
     with describing(derived):
         own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
+        method: Method
         if derived["method"] == "byol":
-            return Byol(stem=derived["stem"], **own)
-        if derived["method"] == "simclr":
-            return SimCLR(stem=derived["stem"], **own)
-        if own.pop("views", None) != 1:
-            return ManyViewSelfie(stem=derived["stem"], **own)
-        return Selfie(patch_size=derived["patch_size"], **own)
+            method = Byol(stem=derived["stem"], **own)
+        elif derived["method"] == "simclr":
+            method = SimCLR(stem=derived["stem"], **own)
+        elif own.pop("views", None) != 1:
+            method = ManyViewSelfie(stem=derived["stem"], **own)
+        else:
+            method = Selfie(patch_size=derived["patch_size"], **own)
+        method.preprocessing = Preprocessing.of(derived)
+        return method
 
 
 @contextlib.contextmanager
@@ -196,7 +206,8 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
 def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
     """The run's network on a device. Raises as `load_module` and `choose_features` do."""
     module = load_module(run).to(device).eval()
-    return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
+    features = choose_features(run.derived, features)
+    return Network(module, int(run.derived["image_size"]), features, Preprocessing.of(run.derived))
 
 
 def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:

@@ -75,6 +75,7 @@ class JointEmbedding(Method):
                 self.view_size,
                 blur=view["blur"] > 0,
                 solarize=view["solarize"] > 0,
+                preprocessing=self.preprocessing,
             )
             for index, view in enumerate(self.views)
         ]

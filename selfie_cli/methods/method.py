@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Generator, Tensor, nn
 
+from selfie_cli.data.augment import OURS, Preprocessing
 from selfie_cli.models.resnet import ResNet
 from selfie_cli.training.distributed import Group
 
@@ -21,6 +22,7 @@ class Method(nn.Module, ABC):
     encoder: ResNet
     compares_images = True
     group = Group()
+    preprocessing: Preprocessing = OURS
 
     @abstractmethod
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
