@@ -21,7 +21,6 @@ PRETRAININGS = {
     "byol": "BYOL (Grill et al. 2020)",
     "simclr": "SimCLR (Chen et al. 2020)",
     "finetune": "labels (a finetuned network)",
-    "imagenet": "ImageNet's labels (torchvision's weights)",
     "none": "no pretraining",
 }
 
@@ -29,9 +28,11 @@ PRETRAININGS = {
 def called(derived: dict[str, Any]) -> str:
     """Return the method and recipe that pretrained a network, in words, from the `derived` section of its config."""
     method = str(derived.get("method"))
+    if method not in RECIPES and derived.get("pretrained_by"):
+        return str(derived["pretrained_by"])
     if method == "finetune":
         method = str(derived.get("pretraining", "none"))
-        return str(derived.get("pretrained_by") or PRETRAININGS.get(method, method.title()))
+        return PRETRAININGS.get(method, method.title())
     if method == "selfie":
         return SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
     several = derived.get(method, {}).get("num_views", 2) > 2

@@ -24,6 +24,7 @@ FLOORS = (
         "weights",
         "hub",
         "schema",
+        "foreign",
         "runs",
         "signals",
     ),

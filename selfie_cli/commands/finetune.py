@@ -38,7 +38,7 @@ Number = TypeVar("Number", int, float)
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = run_to_resume(options, "finetune")
-    sources = open_sources(run, [options.from_], offline=options.offline, talk=talk)
+    sources = open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
     arms = arms_of(options, sources[0] if sources else None)
     *others, last = arms
     pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first

@@ -26,12 +26,13 @@ from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.lean import for_inference
+from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
 from selfie_cli.recipes import num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.weights import load_weights, save_weights
+from selfie_cli.weights import load_weights, read_tensors, save_weights
 
 Pretrained = Method | Encoder
 BATCH = 128
@@ -109,8 +110,10 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
     with describing(derived):
         if keeps_patches(derived):
             return build_method(derived)
-        if derived["method"] in config.METHODS:
-            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages(derived))
+        if derived["method"] != "finetune":
+            closed = derived.get("weights", {}).get("final_norm", True)
+            stages = {"num_stages": num_stages(derived), "final_norm": closed}
+            return Encoder(derived["backbone"], stem=derived["stem"], **stages)
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}
@@ -183,15 +186,19 @@ class WithoutInitialization(TorchFunctionMode):
 
 def load_module(run: Run) -> Pretrained | AnyClassifier:
     """The run's network with its weights. Raises WeightsError if they do not fit the config."""
-    weights, _ = load_weights(run.weights)
+    weights, _ = read_tensors(run.weights) if run.is_foreign else load_weights(run.weights)
     if run.derived.get("method") == "selfie" and not keeps_patches(run.derived):
         # Only the patch network of two-view runs of version 1 is used.
         renamed = {name.replace("patch_network.", "encoder.", 1): tensor for name, tensor in weights.items()}
         weights = {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
     with torch.device("meta"), WithoutInitialization():  # a hostile config cannot ask for memory
         module = build(run.derived)
+    if run.is_foreign and not isinstance(module, Method):
+        weights = from_whole_network(weights, module)
     wanted = module.state_dict()
     unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
+    if run.is_foreign:
+        unlike = f"{run} does not hold {run.derived['backbone']}"
     if others := sorted(weights.keys() ^ wanted.keys()):
         raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
     for name, tensor in weights.items():

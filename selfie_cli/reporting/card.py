@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
+from selfie_cli.config import METHODS
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import called, num_stages
+from selfie_cli.schema import FOREIGN
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", "selfie", "byol", "simclr", "finetune", "hybrid", "hybrid-selfie")
+ARMS = ("supervised", *METHODS, *FOREIGN, "finetune", "hybrid", "hybrid-selfie")
 PAPERS = {
     "Selfie over many": "2304.03977",
     "Selfie": "1906.02940",
