@@ -5,9 +5,10 @@ changes after parsing, and goes no deeper than `commands`. This module imports n
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from selfie_cli.option import Options, option
+from selfie_cli.recipes import METHODS
 
 Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_10_w32", "resnetv2_18_w16", "resnet18", "resnet50"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -15,6 +16,10 @@ Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 Features = Literal["whole", "patches", "pooled"]
 Target = Literal["timm", "torchvision", "onnx", "safetensors"]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 
 MOST_PIXELS = 4096
 """Largest supported image side, in pixels."""
@@ -144,14 +149,11 @@ class ByolOptions(Options):
     tau: float | None = from_recipe("Initial momentum of the target network; a cosine raises it to 1.", **SHARE)
 
 
-METHODS = ("selfie", "byol", "simclr")
-
-
 class PretrainOptions(TrainingOptions):
     """Pretrain a network on unlabelled images: folders, files, lists, tar shards or named data sets."""
 
     data: tuple[str, ...] = option((), DATA_HELP, argument=True)
-    method: Literal["selfie", "byol", "simclr"] = option("selfie", "Pretraining method.")
+    method: MethodName = option("selfie", "Pretraining method.")
     recipe: Literal["best", "paper"] = option(
         "best", "Values of all options that are not given: the best ones measured, or those of the method's paper."
     )

@@ -1,42 +1,74 @@
-"""The values of `--recipe`, read from recipes.toml, and the names of methods in words."""
+"""The table of pretraining methods, read from recipes.toml: their names in words, their papers, and their recipes."""
 
 import tomllib
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from selfie_cli.errors import UsageError
 
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts:
+    """A pretraining method.
+
+    code: its class, as module:class. title: its name at the beginning of a sentence. num_views: views per image in its
+    paper. words, arxiv: method and paper; more_views_words, more_views_arxiv: the same with more views than that.
+    """
+
+    code: str
+    title: str
+    num_views: int = 2
+    words: str
+    arxiv: str
+    more_views_words: str = ""
+    more_views_arxiv: str = ""
+
+
 RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
     resources.files("selfie_cli").joinpath("recipes.toml").read_text("utf-8")
 )
 """method -> recipe -> option -> value, or a table of values for `small` (up to 64 px) and `large` images."""
-
-SELFIE = {
-    1: "Selfie (patches of one image, Trinh et al. 2019)",
-    2: "Selfie over two views (softmax over other images)",
-    None: "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)",
-}
-"""Selfie's variants in words, by the number of views in the run's config; None is for any other number."""
+METHODS = {name: MethodFacts(**tables.pop("method")) for name, tables in RECIPES.items()}
+TWO_VIEW_SELFIE = "Selfie over two views (softmax over other images)"
+"""A recipe of version 1. Its runs can be used, but no longer trained."""
 PRETRAININGS = {
-    "byol": "BYOL (Grill et al. 2020)",
-    "simclr": "SimCLR (Chen et al. 2020)",
     "finetune": "labels (a finetuned network)",
     "none": "no pretraining",
 }
 
 
+def titled(name: str) -> str:
+    """Return the name of a method, or of anything else that was trained, as a sentence begins with it."""
+    return METHODS[name].title if name in METHODS else name[:1].upper() + name[1:]
+
+
 def called(derived: dict[str, Any]) -> str:
     """Return the method and recipe that pretrained a network, in words, from the `derived` section of its config."""
-    method = str(derived.get("method"))
-    if method not in RECIPES and derived.get("pretrained_by"):
+    name = str(derived.get("method"))
+    if name not in METHODS and derived.get("pretrained_by"):
         return str(derived["pretrained_by"])
-    if method == "finetune":
-        method = str(derived.get("pretraining", "none"))
-        return PRETRAININGS.get(method, method.title())
-    if method == "selfie":
-        return SELFIE.get(derived.get("selfie", {}).get("views"), SELFIE[None])
-    several = derived.get(method, {}).get("num_views", 2) > 2
-    return PRETRAININGS.get(method, method).replace(" (", " over several small views (after " if several else " (")
+    if name == "finetune":
+        name = str(derived.get("pretraining", "none"))
+        return PRETRAININGS.get(name) or titled(name)
+    if name not in METHODS:
+        return PRETRAININGS.get(name, name)
+    method, values = METHODS[name], derived.get(name, {})
+    if values.get("views") == 2:
+        return TWO_VIEW_SELFIE
+    if values.get("views", values.get("num_views", 2)) > method.num_views:
+        return method.more_views_words or method.words
+    return method.words
+
+
+def arxiv(words: str) -> str | None:
+    """Return the arXiv number of the paper behind a pretraining that `called` has put into these words."""
+    for method in METHODS.values():
+        if words.startswith(method.more_views_words or method.words):
+            return method.more_views_arxiv or method.arxiv
+        if words.startswith(method.title):
+            return method.arxiv
+    return None
 
 
 def num_stages(derived: dict[str, Any]) -> int:

@@ -5,10 +5,12 @@ table, "*" stands for any other name; without it, other names are refused. No na
 """
 
 import dataclasses
+from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from selfie_cli import config
 from selfie_cli.option import Options, fits
+from selfie_cli.recipes import METHODS
 
 FOREIGN = ("imagenet", "timm", "weights")
 """Methods of networks that selfie has not pretrained: see `foreign`."""
@@ -28,19 +30,30 @@ SHARE = Within(0.0, 1.0)
 NUMBER = Within(0.0, 1e300)
 COUNT = Within(0, config.MOST_STEPS)
 SIDE = Within(1, config.MOST_PIXELS)
-SIZE = Within(1, config.MOST_FEATURES)
 AT_ONCE = Within(1, config.MOST_AT_ONCE)
 STEPS = Within(1, config.MOST_STEPS)
-SELFIE = {
-    **{"views": (1, 2), "mask_ratio": SHARE, "logit_scale": ("dot", "sqrt", "cosine")},
-    **dict.fromkeys(("encoder_positions", "factorized_positions", "final_norm", "flip", "apart"), bool),
-    **dict.fromkeys(("attraction", "distortion"), NUMBER),
-}
-VIEWS = {
-    **{"num_stages": (3, 4), "num_views": Within(2, 64), "hidden": SIZE, "width": SIZE},
-    **dict.fromkeys(("view_scale", "max_crop", "min_crop", "tau", "blur", "solarize"), SHARE),
-    **dict.fromkeys(("temperature", "jitter"), NUMBER),
-}
+
+
+def recipe_kinds(options: type[Options]) -> dict[str, Any]:
+    """Return the kind of each option of a recipe, from its type and limits in the options class."""
+    kinds: dict[str, Any] = {}
+    hints = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        hint, limits = hints[field.name], field.metadata.get("limits", {})
+        if isinstance(hint, type) and issubclass(hint, Options):
+            kinds |= recipe_kinds(hint)
+        elif field.metadata["recipe"]:
+            [kind] = set(get_args(hint)) - {NoneType}
+            number = {int: COUNT, float: NUMBER}.get(kind)
+            if number is None:
+                kinds[field.name] = get_args(kind) or kind
+            else:
+                low, high = limits.get("at least", number.low), limits.get("at most", number.high)
+                kinds[field.name] = Within(kind(low), kind(high))
+    return kinds
+
+
+METHOD = recipe_kinds(config.PretrainOptions) | {"views": (1, 2), "apart": bool, "factorized_positions": bool}
 HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
@@ -55,9 +68,10 @@ DERIVED = {
     **dict.fromkeys(("batch_size", "micro_batch"), AT_ONCE),
     **dict.fromkeys(("lr", "weight_decay"), NUMBER),
     **dict.fromkeys(("compiles", "checkpointed"), bool),
-    **{"method": (*config.METHODS, *FOREIGN, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
+    **{"method": (*METHODS, *FOREIGN, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
-    **{"selfie": SELFIE | VIEWS, "byol": VIEWS, "simclr": VIEWS, "hybrid": HYBRID},
+    **dict.fromkeys(METHODS, METHOD),
+    "hybrid": HYBRID,
     **{"weights": {"num_stages": (3, 4), "final_norm": bool}, "preprocessing": PREPROCESSING},
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
     **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from selfie_cli.comparison.results import ArmResult, Convergence, Finetuned, Gain, Interval, Point
 from selfie_cli.evaluation.metrics import mean_std, paired_interval
+from selfie_cli.recipes import titled
 
 RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
 LEAST_GAIN = 0.005
@@ -198,8 +199,3 @@ def span(gain: Gain) -> str:
     if gain.interval is None:
         return f"{points} in {seeds}"
     return f"{points}, 95 % interval {gain.bounds}, {seeds}"
-
-
-def titled(name: str) -> str:
-    """An arm's name at the beginning of a sentence; methods are written as their papers do."""
-    return {"byol": "BYOL", "simclr": "SimCLR"}.get(name, name[:1].upper() + name[1:])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import pkgutil
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,18 +18,15 @@ from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
-from selfie_cli.methods.byol import Byol
-from selfie_cli.methods.many_views import ManyViewSelfie
+from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
-from selfie_cli.methods.selfie import Selfie
-from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
-from selfie_cli.models.hybrid import AnyClassifier, Hybrid
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
-from selfie_cli.recipes import num_stages
+from selfie_cli.recipes import METHODS, num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -73,7 +71,7 @@ class Network:
             return module.features(images).float()
         if self.features == "whole":
             return pooled_maps(module, images)
-        assert isinstance(module, Selfie)
+        assert isinstance(module, PatchEncoder)
         if self.features == "patches":
             return module.patch_vectors(images).mean(dim=1).float()
         return module.pooled(images).float()
@@ -129,24 +127,11 @@ def keeps_patches(derived: dict[str, Any]) -> bool:
 def build_method(derived: dict[str, Any]) -> Method:
     """A freshly initialized method with everything that trains it. Raises RunError as `build` does.
 
-    Raises UsageError for the two-view recipe of earlier versions, which can be used but no longer trained.
+    Raises UsageError for a method that can be used but no longer trained.
     """
-    if derived["method"] == "selfie" and derived["selfie"].get("views") == 2:
-        raise UsageError(
-            "this run's recipe, two views with a softmax, is no longer trained here: resume it with the selfie-cli "
-            "that wrote it, or start a new run"
-        )
     with describing(derived):
-        own = {"backbone": derived["backbone"], "image_size": derived["image_size"], **derived[derived["method"]]}
-        method: Method
-        if derived["method"] == "byol":
-            method = Byol(stem=derived["stem"], **own)
-        elif derived["method"] == "simclr":
-            method = SimCLR(stem=derived["stem"], **own)
-        elif own.pop("views", None) != 1:
-            method = ManyViewSelfie(stem=derived["stem"], **own)
-        else:
-            method = Selfie(patch_size=derived["patch_size"], **own)
+        kind: type[Method] = pkgutil.resolve_name(METHODS[derived["method"]].code)
+        method = kind.from_derived(derived)
         method.preprocessing = Preprocessing.of(derived)
         return method
 
@@ -198,7 +183,7 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     wanted = module.state_dict()
     unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
     if run.is_foreign:
-        unlike = f"{run} does not hold {run.derived['backbone']}"
+        unlike = f"{run} does not hold {run.derived['backbone']}; selfie reads {', '.join(IMAGENET)}"
     if others := sorted(weights.keys() ^ wanted.keys()):
         raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
     for name, tensor in weights.items():

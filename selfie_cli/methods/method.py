@@ -1,6 +1,7 @@
 """The interface of a pretraining method, and all that the training loop and the commands know of it."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Generator, Tensor, nn
 
@@ -23,6 +24,12 @@ class Method(nn.Module, ABC):
     compares_images = True
     group = Group()
     preprocessing: Preprocessing = OURS
+
+    @classmethod
+    def from_derived(cls, derived: dict[str, Any]) -> "Method":
+        """Build the method, freshly initialized, from the `derived` section of a run's config."""
+        network = {name: derived[name] for name in ("backbone", "image_size", "stem")}
+        return cls(**network, **derived[derived["method"]])
 
     @abstractmethod
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:

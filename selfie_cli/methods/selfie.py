@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from selfie_cli.data.augment import draw_crops, training_view
+from selfie_cli.errors import UsageError
+from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.method import Method
 from selfie_cli.models import patches
 from selfie_cli.models.hybrid import PatchEncoder
@@ -37,6 +39,23 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         self.min_crop = min_crop
         # The cosine's inverse temperature starts at 10, about what raw products of trained networks come to.
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.1))) if logit_scale == "cosine" else None
+
+    @classmethod
+    def from_derived(cls, derived: dict[str, Any]) -> Method:
+        """Build the paper's Selfie, or the one over many small views.
+
+        Raise UsageError for the two-view recipe of earlier versions, which can be used but no longer trained.
+        """
+        values = dict(derived["selfie"])
+        views = values.pop("views", None)
+        if views is None:
+            return ManyViewSelfie.from_derived(derived)
+        if views != 1:
+            raise UsageError(
+                "this run's recipe, two views with a softmax, is no longer trained here: resume it with the selfie-cli "
+                "that wrote it, or start a new run"
+            )
+        return cls(**{name: derived[name] for name in ("backbone", "image_size", "patch_size")}, **values)
 
     def context(self, h: Tensor, visible: Tensor) -> Tensor:
         """u, the output of A for the visible ones of the patch vectors h [B, N, D], int64 [B, N - K]: [B, D]."""

@@ -6,23 +6,15 @@ from typing import TYPE_CHECKING, Any
 from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
-from selfie_cli.config import METHODS
 from selfie_cli.data.named import NAMED
-from selfie_cli.recipes import called, num_stages
+from selfie_cli.recipes import METHODS, arxiv, called, num_stages
 from selfie_cli.schema import FOREIGN
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", *METHODS, *FOREIGN, "finetune", "hybrid", "hybrid-selfie")
-PAPERS = {
-    "Selfie over many": "2304.03977",
-    "Selfie": "1906.02940",
-    "BYOL": "2006.07733",
-    "SimCLR": "2002.05709",
-}
-"""On arXiv, by how the words for a pretraining begin."""
+ARMS = ("supervised", "finetune", "hybrid", "hybrid-selfie", *METHODS, *FOREIGN)
 
 
 def model_card(
@@ -94,9 +86,9 @@ def arm_name(index: int, arm: ArmResult) -> str:
 
 def credited(derived: dict[str, Any]) -> str:
     """The method and recipe that pretrained the network, in words, with the paper."""
-    words = escaped(called(derived))
-    paper = next((f", arXiv:{paper}" for name, paper in PAPERS.items() if called(derived).startswith(name)), "")
-    return words + paper
+    words = called(derived)
+    paper = arxiv(words)
+    return escaped(words) + (f", arXiv:{paper}" if paper else "")
 
 
 def escaped(text: str) -> str:

@@ -11,7 +11,7 @@ from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
 from selfie_cli.comparison.tables import curve_tables, explanations, finetuned_table
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
-from selfie_cli.recipes import called
+from selfie_cli.recipes import called, titled
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import Line
 from selfie_cli.reporting.page import Page, percent, piece, section
@@ -81,16 +81,16 @@ def heading_of(run: Run) -> str:
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Sentences on the last logged values, and remarks on them."""
     sentences, notes = [], []
-    method = derived.get("method")
+    method = str(derived.get("method"))
     if "pretext_accuracy" in last:
         right, chance = last["pretext_accuracy"], last["chance"]
-        what = "right patch" if derived[str(method)].get("views") == 1 else "other view"
+        what = "right patch" if derived[method].get("views") == 1 else "other view"
         times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
         sentences.append(
             f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
         )
-    if method == "byol":
-        sentences.append("BYOL has no task that can be right or wrong: it makes the vectors of two views alike.")
+    elif "loss" in last:
+        sentences.append(f"{titled(method)} has no task that can be right or wrong.")
     if "feature_std" in last and "effective_rank" in last:
         std, rank = last["feature_std"], last["effective_rank"]
         well = std >= LEAST_STD and rank >= LEAST_RANK
