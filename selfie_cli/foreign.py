@@ -104,7 +104,7 @@ def described(header: dict[str, str]) -> dict[str, Any]:
     """What the header of an exported file says of its network. Raise ValueError if it is damaged."""
     try:
         preprocessing = json.loads(header["preprocessing"])
-        derived = {name: header[name] for name in ("arch", "backbone", "stem") if name in header}
+        derived: dict[str, Any] = {name: header[name] for name in ("arch", "backbone", "stem") if name in header}
         derived |= {name: json.loads(header[name]) for name in ("classes", "hybrid") if name in header}
         kept = {name: preprocessing[name] for name in ("mean", "std")}
         kept["interpolation"] = preprocessing["interpolation"].partition(",")[0]

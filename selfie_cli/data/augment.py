@@ -38,8 +38,8 @@ class Preprocessing:
     @classmethod
     def of(cls, derived: dict[str, Any]) -> "Preprocessing":
         """Read it from a run's config, which names it if it is not the default."""
-        found = derived.get("preprocessing", {})
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+        found: dict[str, Any] = derived.get("preprocessing", {})
+        return cls(**found | {name: tuple(found[name]) for name in ("mean", "std") if name in found})
 
     def storage_size(self, image_size: int) -> int:
         """The side S to store for a network that sees `image_size`: above 64 px, some is left for cropping."""

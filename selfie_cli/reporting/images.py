@@ -117,8 +117,15 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
         pinned = {} if dataset else run.config["data"].get("pinned", {})
         names = [pinned.get(each, each) for each in ([dataset] if dataset else asked.get("data", []))]
         source, labels, classes, note = choose(names, data_root, offline=offline, own=not dataset, talk=talk)
-    seen = {"image_size": int(run.derived["image_size"]), "preprocessing": Preprocessing.of(run.derived)}
-    return Images(source=source, labels=labels, classes=classes, note=note, workers=workers, **seen)
+    return Images(
+        source=source,
+        labels=labels,
+        classes=classes,
+        note=note,
+        image_size=int(run.derived["image_size"]),
+        preprocessing=Preprocessing.of(run.derived),
+        workers=workers,
+    )
 
 
 def check_own(run: Run) -> None:
