@@ -9,7 +9,7 @@ from selfie_cli.comparison.compare import Design, conclude
 from selfie_cli.comparison.results import Curve, Point
 from selfie_cli.comparison.statistics import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
-from selfie_cli.errors import RunError, UsageError
+from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
 from selfie_cli.reporting.page import curve_file
 from selfie_cli.reporting.record import accuracy_lines
@@ -25,8 +25,6 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     num_seeds = seeds_of_fractions(options.fractions, options.seeds)
     if "none" in options.from_ and len(options.from_) > 1:
         raise UsageError("--from none must be used alone: a network without pretraining is always included")
-    if run is not None and run.config["asked"].get("compare"):
-        raise RunError(f"{run.path} was started with --compare imagenet, now --from imagenet: start a new run")
     asked = options.from_ or [None]
     sources = open_sources(run, asked, backbone=options.backbone, offline=options.offline, talk=talk)
     arms = arms_of(sources, backbone=options.backbone, image_size=options.image_size)

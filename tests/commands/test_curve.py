@@ -170,7 +170,7 @@ def test_what_cannot_be_resumed(curved: Path, finetuned: Path) -> None:
     config = read(Path("part/config.json"))
     older = {**config, "asked": {**config["asked"], "compare": "imagenet"}}
     Path("part/config.json").write_text(json.dumps(older))
-    assert "--compare imagenet, now --from imagenet: start a new run" in error_of("curve", "--resume", "part")
+    assert "the run asks for 'compare', not known here" in error_of("curve", "--resume", "part", code=2)
     config["derived"]["steps_of_shares"] = [2]
     Path("part/config.json").write_text(json.dumps(config))
     assert "is damaged" in error_of("curve", "--resume", "part")
