@@ -22,6 +22,7 @@ from torchvision import datasets, transforms
 
 from selfie_cli.data import augment
 from selfie_cli.data.batches import Prefetch, SampleOrder
+from selfie_cli.data.cache import open_cache
 from selfie_cli.data.pixels import OnDemand, Pixels, read_pixels, storage_size
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
@@ -92,7 +93,8 @@ def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_ima
     loader = usual(folder, size, len(paths), workers)
     how = {"size": storage_size(size), "workers": workers, "max_bad": 0.0, "talk": Talk()}
     store = read_pixels(Files(paths), **how)
-    streamed = OnDemand(Files(paths), **how, limit_gb=0)
+    no_cache = open_cache(Files(paths), size=how["size"], folder=None, limit_gb=0, talk=Talk())
+    streamed = OnDemand(Files(paths), no_cache, **how)
     measured = measure.turns(
         rounds,
         {

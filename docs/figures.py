@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.augment import constants
-from selfie_cli.data.views import draw_view, random_view
+from selfie_cli.data.views import View
 from selfie_cli.models.patches import num_masked, random_masks
 
 FOLDER = Path(__file__).with_name("figures")
@@ -156,13 +156,14 @@ def views() -> Figure:
     picture(axes, scenes[0], 0.3, 1.65, 2.4)
     words(axes, 1.5, 1.1, "15 to 70 % of the image each,\nresized to half of its side")
     for index, colour in enumerate(colours):
-        drawn = draw_view(1, generator, min_area=0.15, max_area=0.7, jitter=1.0)
+        kind = View(min_crop=0.15, max_crop=0.7, jitter=1.0)
+        drawn = kind.draw(1, generator)
         x, y, width, height = corners(drawn.boxes[0])
         place = (0.3 + 2.4 * x, 1.65 + 2.4 * (1 - y - height))
         axes.add_patch(
             Rectangle(place, 2.4 * width, 2.4 * height, fill=False, zorder=4, edgecolor=colour, linewidth=2.6)
         )
-        view = random_view(torch.from_numpy(scenes), drawn, SIDE // 2, blur=False, solarize=False)
+        view = kind.apply(torch.from_numpy(scenes), drawn, SIDE // 2)
         shown = (view / scale + mean).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()[0]
         bottom = 3.3 - index * 0.95
         picture(axes, shown, 3.35, bottom, 0.8, edge=colour, width=2.4)

@@ -11,6 +11,7 @@ Not found: the same photograph cut by more than about a thirtieth of its side, o
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfie_cli.data.threads import thread_pool
+from selfie_cli.data.threads import in_chunks
 from selfie_cli.errors import WeightsError
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, save_weights
@@ -109,7 +110,8 @@ def find_seen(test: Marks, seen: Marks, *, near: int = NEAR, pairs: float = np.i
     nearest, distance = np.full(len(test), -1, np.int64), np.full(len(test), -1, np.int64)
     if not len(seen):
         return Seen(distance >= 0, distance >= 0, nearest, distance)
-    for rows in _blocks(len(test)) if len(test) * len(seen) <= pairs else ():
+    for start in range(0, len(test), ROWS) if len(test) * len(seen) <= pairs else ():
+        rows = range(start, min(start + ROWS, len(test)))
         nearest[rows], distance[rows] = _closest(test, rows, seen, near)
     order = np.argsort(seen.exact, kind="stable")
     place = np.searchsorted(seen.exact, test.exact, sorter=order)
@@ -135,25 +137,17 @@ def find_earlier(
     num_images = len(marks)
     window = num_images if num_images**2 / 2 <= pairs else int(pairs / num_images)
     nearest, distance = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
-    blocks = _blocks(num_images)
-    pool = thread_pool(workers, "compare")
-    try:
-        with talk.track("comparing images", num_images) as advance:
-            found = pool.map(lambda rows: _closest(marks, rows, marks, near, window), blocks)
-            for rows, closest in zip(blocks, found, strict=True):
-                nearest[rows], distance[rows] = closest
-                advance(rows.stop, "")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def compare(rows: range, _: threading.Event) -> None:
+        nearest[rows], distance[rows] = _closest(marks, rows, marks, near, window)
+
+    what = "comparing images"
+    in_chunks(num_images, compare, lambda *_: "", what=what, workers=workers, talk=talk, chunk=ROWS)
     return nearest, distance, window
 
 
-def _blocks(count: int) -> list[slice]:
-    return [slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS)]
-
-
 def _closest(
-    queries: Marks, rows: slice, keys: Marks, near: int, window: int | None = None
+    queries: Marks, rows: range, keys: Marks, near: int, window: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The key that each query of `rows`, or its mirror image, is most like, and in how many bits it differs: int64 [m]
     each, -1 where these are more than `near`.

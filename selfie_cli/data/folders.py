@@ -14,7 +14,9 @@ from selfie_cli.errors import DataError, UnreadableImage
 
 
 class Tree(Source):
-    """Images in folders, whose names tell parts and classes."""
+    """Images in folders, whose names tell parts and classes. has_texts: whether classes are told otherwise."""
+
+    has_texts = False
 
     @abstractmethod
     def folders(self) -> Iterator[str]:
@@ -44,6 +46,8 @@ class Folder(Files, Tree):
     Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
     nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
     """
+
+    no_labels = "has images but no subfolders: put the images of each class in a folder of its name"
 
     def __init__(self, folder: str) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ N images    S side of the stored square, in pixels
 import enum
 import io
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -25,11 +26,10 @@ from selfie_cli.data.images import (
     orientation,
 )
 from selfie_cli.data.sources import Source
-from selfie_cli.data.threads import thread_pool
+from selfie_cli.data.threads import in_chunks
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.talk import Talk
 
-CHUNK = 32  # images a task
 BLANK = 4  # largest range of levels, of 255, of an image in which there is nothing to be seen
 
 
@@ -72,7 +72,7 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
     records, bad = np.zeros(count, RECORD), dict[int, str]()
     marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
 
-    def look_at(chunk: range) -> dict[int, str]:
+    def look_at(chunk: range, _: threading.Event) -> dict[int, str]:
         pixels = np.empty((len(chunk), size, size, 3), np.uint8)
         unreadable, read = dict[int, str](), list[int]()
         for index in chunk:
@@ -88,16 +88,12 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
         marks.exact[read], marks.perceptual[read] = found.exact, found.perceptual
         return unreadable
 
+    def note(chunk: range, unreadable: dict[int, str]) -> str:
+        bad.update(unreadable)
+        return f"{len(bad)} unreadable" if bad else ""
+
     begun = time.perf_counter()
-    pool = thread_pool(workers, "inspect")
-    try:
-        with talk.track("checking images", count) as advance:
-            chunks = [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
-            for chunk, unreadable in zip(chunks, pool.map(look_at, chunks), strict=True):
-                bad |= unreadable
-                advance(chunk.stop, f"{len(bad)} unreadable" if bad else "")
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    in_chunks(count, look_at, note, what="checking images", workers=workers, talk=talk)
     return Inspected(records, marks, bad, time.perf_counter() - begun)
 
 

@@ -137,7 +137,7 @@ def _pieces_of(
     if not isinstance(source, Tree):
         return {"all": lambda: whole}
     parted = {place.part for place in source.places.values()} != {""}
-    if isinstance(source, Folder) or not source.has_texts:
+    if not source.has_texts:
         below = {without_part(folder, part) for folder, (part, _) in source.places.items() if part in ("", "train")}
         check_classes(below, os.path.join(where, source.title("train") if parted else ""), talk)
     if not parted:
@@ -210,7 +210,7 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
             left_out.add("unlabelled_parts", piece.title or part)
             continue
         if not there:
-            raise Unlabelled(unlabelled(piece, where))
+            raise Unlabelled(f"{where} {piece.source.no_labels}")
         left_out.add("unlabelled", count=sum(text is None for text in piece.texts))
         left_out.add("outside", count=sum(text == "" for text in piece.texts))
         classes = [each for each in piece.known or in_order(there) if each in there]
@@ -234,14 +234,6 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
     own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
     note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
     return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
-
-
-def unlabelled(piece: Piece, where: str) -> str:
-    if isinstance(piece.source, Parquet):
-        return f"{where} has no labels"
-    if isinstance(piece.source, Shards):
-        return f"{where} has no labels: give each image a .cls member of its name, or put the classes in folders"
-    return f"{where} has images but no subfolders: put the images of each class in a folder of its name"
 
 
 def check_known(classes: list[str], train: list[str], where: str) -> None:

@@ -19,7 +19,9 @@ from selfie_cli.talk import Talk
 DATASETS = "hf://datasets/"
 """Prefix of the addresses of data sets on the Hub."""
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
-NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.parquet|\.tar)")
+OPENERS: dict[str, type[Parquet] | type[Shards]] = {".parquet": Parquet, ".tar": Shards}
+"""Sources by the suffixes of their files, which are those of `layout.PACKED`."""
+NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class PackedSet:
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
     def open(self, part: str) -> Parquet | Shards:
-        source = pack(self.files[part], self.pinned)
+        source = pack(self.files[part])
+        source.pinned = self.pinned
         self.left_out.update(source.left_out)
         return source
 
@@ -43,15 +46,13 @@ def packed_as(one: str) -> str:
     return suffix if suffix in PACKED and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
 
 
-def pack(paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> Parquet | Shards:
-    """Parquet files or tar shards. Raises DataError if there are no images in them."""
-    if packed_as(paths[0]) == ".parquet" or pinned:
-        return Parquet(paths, pinned)
-    shards = Shards(paths)
-    if not len(shards):
-        told = f"; {shards.left_out}" if shards.left_out else ""
+def pack(paths: Sequence[str]) -> Parquet | Shards:
+    """The images in files of one kind. Raises DataError if there are none."""
+    source = OPENERS[packed_as(paths[0])](paths)
+    if not len(source):
+        told = f"; {source.left_out}" if source.left_out else ""
         raise DataError(f"no images in {', '.join(paths[:3])}{', ...' * (len(paths) > 3)} ({LOOKED_FOR}){told}")
-    return shards
+    return source
 
 
 def num_images(paths: Sequence[str], beside: Folder) -> int:
@@ -65,7 +66,7 @@ def num_images(paths: Sequence[str], beside: Folder) -> int:
     if not beside:
         return len(paths)
     if packed_as(paths[0]) != ".parquet":
-        return len(Shards(paths))
+        return len(OPENERS[packed_as(paths[0])](paths))
     if not has_pyarrow():
         size = sum(map(os.path.getsize, paths))
         sizes = (os.path.getsize(name) for name in beside.names if os.path.isfile(name))

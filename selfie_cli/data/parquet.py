@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
@@ -35,11 +35,11 @@ class Parquet(Packed):
     blocks, as large as 32 of them may be in memory (`blocks.MOST`), and reading goes on where a block follows another.
     """
 
-    def __init__(self, paths: Sequence[str], pinned: Mapping[str, str] | None = None) -> None:
+    def __init__(self, paths: Sequence[str]) -> None:
         """Raise DataError if a file is no parquet file, or has not one column of images; UsageError without pyarrow."""
         need_pyarrow()
         super().__init__()
-        self.paths, self.pinned = list(paths), dict(pinned or {})
+        self.paths = list(paths)
         self.columns: list[str] = []
         self._metadata: list[Any] = []
         self._groups: list[tuple[int, int]] = []  # of all files: which file, and which in it

@@ -20,21 +20,18 @@ from torch import Tensor
 
 from selfie_cli.data.augment import OURS
 from selfie_cli.data.bad_files import BadFile, too_many
-from selfie_cli.data.blocks import BLOCK, BlockReader
-from selfie_cli.data.cache import open_cache
+from selfie_cli.data.blocks import BlockReader
+from selfie_cli.data.cache import PixelCache, open_cache
 from selfie_cli.data.duplicates import Marks, joined, marks_of
 from selfie_cli.data.images import decode_square
 from selfie_cli.data.memory import allocate
-from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Array, Source, Subset
-from selfie_cli.data.threads import thread_pool
+from selfie_cli.data.sources import Array, Packed, Source, Subset
+from selfie_cli.data.threads import CHUNK, in_chunks, thread_pool
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
 
 SMALL = 10**9
 """Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
-CHUNK = 32
-"""Images per task: enough to hide a task's cost, few enough to stop soon."""
 PART = 256
 """Images read together where all are read through the cache."""
 FLUSH_SECONDS = 10.0
@@ -129,27 +126,22 @@ class OnDemand(Pixels):
     def __init__(
         self,
         source: Source,
+        cache: PixelCache,
         *,
         size: int,
         workers: int,
         max_bad: float,
         talk: Talk,
-        folder: str | None = None,
-        limit_gb: float | None = None,
         interpolation: str = "bicubic",
     ) -> None:
-        """Arguments are those of `open_pixels`."""
         super().__init__(source, {})
-        self.size, self.max_bad, self.talk, self.workers = size, max_bad, talk, workers
+        self.cache, self.size, self.max_bad, self.talk, self.workers = cache, size, max_bad, talk, workers
+        reader = BlockReader(source) if isinstance(source, Packed) and source.block == 1 else None
+        self.block, self._open = (reader.block, reader.open) if reader else (source.block, source.open)
         self.interpolation = interpolation
-        self.block = BLOCK if isinstance(source, Shards) else source.block
-        self._open = BlockReader(source).open if isinstance(source, Shards) else source.open
         self._earlier: list[Marks] = []
         self._flushed = time.monotonic()
         self._warned = False
-        self.cache = open_cache(
-            source, size=size, folder=folder, limit_gb=limit_gb, interpolation=interpolation, talk=talk
-        )
         self.decoding_epochs = 1 if self.cache.capacity >= len(source) else math.inf
         self._pool = thread_pool(workers, "decode")
 
@@ -268,7 +260,8 @@ def open_pixels(
     how["interpolation"] = interpolation
     if is_small(source, size):
         return read_pixels(source, **how)
-    return OnDemand(source, **how, folder=folder, limit_gb=limit_gb)
+    cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, interpolation=interpolation, talk=talk)
+    return OnDemand(source, cache, **how)
 
 
 def is_small(source: Source, size: int) -> bool:
@@ -297,27 +290,21 @@ def read_pixels(
         return InMemory(source, {}, torch.from_numpy(pixels))
     pixels = allocate((num_images, size, size, 3))
     unreadable: dict[int, str] = {}
-    stop = threading.Event()
 
-    def read(chunk: range) -> dict[int, str]:
+    def read(chunk: range, stop: threading.Event) -> dict[int, str]:
         bad: dict[int, str] = {}
         for index in chunk:
             if not stop.is_set():
                 decode(source.open, index, pixels[index], bad, interpolation)
         return bad
 
-    pool = thread_pool(workers, "decode")
-    try:
-        with talk.track("reading images", num_images) as advance:
-            chunks = [range(start, min(start + CHUNK, num_images)) for start in range(0, num_images, CHUNK)]
-            for chunk, bad in zip(chunks, pool.map(read, chunks), strict=True):
-                unreadable |= bad
-                if max_bad is not None:
-                    check_readable(unreadable, source, max_bad)
-                advance(chunk.stop, f"{len(unreadable)} unreadable" if unreadable else "")
-    finally:  # also on Ctrl-C: tasks that wait are dropped, those that run end with the image in hand
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def note(chunk: range, bad: dict[int, str]) -> str:
+        unreadable.update(bad)
+        if max_bad is not None:
+            check_readable(unreadable, source, max_bad)
+        return f"{len(unreadable)} unreadable" if unreadable else ""
+
+    in_chunks(num_images, read, note, what="reading images", workers=workers, talk=talk)
     return compacted(source, unreadable, pixels)
 
 

@@ -31,11 +31,12 @@ class Shards(Packed, Tree):
     has_texts: whether there are such members.
     """
 
+    no_labels = "has no labels: give each image a .cls member of its name, or put the classes in folders"
+
     def __init__(self, paths: Sequence[str]) -> None:
         super().__init__()
         self.paths = list(paths)
         self.texts: list[str | None] = []
-        self.has_texts = False
         where = array("q")
         self.names = Names(self._index(where))
         self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes

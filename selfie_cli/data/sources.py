@@ -30,10 +30,12 @@ class Source(ABC):
 
     block: number of neighbours that are best read together, 1 if it does not matter. pinned: for names whose meaning
     may change, a name that always means these images. left_out: what lies among the images and is not taken.
+    no_labels: what to say where labels are needed and there are none.
     """
 
     block: int = 1
     pinned: Mapping[str, str] = MappingProxyType({})
+    no_labels = "has no labels"
 
     def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
         self.left_out = LeftOut() if left_out is None else left_out

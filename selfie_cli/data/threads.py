@@ -1,12 +1,19 @@
-"""Thread pools for decoding, beside threads that compute."""
+"""Thread pools for decoding, beside threads that compute, and work on many images in chunks."""
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from selfie_cli.errors import UsageError
+from selfie_cli.talk import Talk
+
+CHUNK = 16
+"""Images per task: enough to hide a task's cost, few enough to stop soon."""
+Found = TypeVar("Found")
 
 
 def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
@@ -42,3 +49,29 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
     finally:
         torch.set_num_threads(num_caller)
     return pool
+
+
+def in_chunks(
+    count: int,
+    work: Callable[[range, threading.Event], Found],
+    done: Callable[[range, Found], str],
+    *,
+    what: str,
+    workers: int,
+    talk: Talk,
+    chunk: int = CHUNK,
+) -> None:
+    """Call `work` on each chunk of range(count) in `workers` threads, and `done` on its result in this one, in order.
+
+    `done` returns a note for the progress bar, which is called `what`. After an error or Ctrl-C, chunks that wait are
+    dropped, and the event that `work` is given tells those under way to end.
+    """
+    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    pool, stop = thread_pool(workers, what), threading.Event()
+    try:
+        with talk.track(what, count) as advance:
+            for each, found in zip(chunks, pool.map(lambda chunk: work(chunk, stop), chunks), strict=True):
+                advance(each.stop, done(each, found))
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)

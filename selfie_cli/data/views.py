@@ -8,6 +8,7 @@ operations one by one: colours are clamped once, at the end, and the hue is rota
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,56 +37,51 @@ class ViewDraws(NamedTuple):
     solarized: Tensor
 
 
-def draw_view(
-    num_images: int,
-    generator: Generator,
-    *,
-    min_area: float,
-    max_area: float = 1.0,
-    jitter: float,
-    grayscale: float = 0.2,
-    blur: float = 0.0,
-    solarize: float = 0.0,
-) -> ViewDraws:
-    """Draw how each image is cropped, mirrored, jittered and blurred (Grill et al. 2020, appendix B).
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a view is made of an image: cropped, mirrored, jittered, blurred (Grill et al. 2020, appendix B).
 
-    Args:
-        min_area, max_area: limits of the crop's area, as shares of the image.
-        jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
-        grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px,
-            kernel a tenth of the network's side), or are solarized (the bright half of their range is inverted).
+    min_crop, max_crop: limits of the crop's area, as shares of the image; max_crop is at least min_crop.
+    jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
+    grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px, kernel a
+    tenth of the network's side), or are solarized (the bright half of their range is inverted).
     """
 
-    def uniform() -> Tensor:
-        return torch.rand(num_images, generator=generator)
+    min_crop: float
+    max_crop: float = 1.0
+    jitter: float
+    grayscale: float = 0.2
+    blur: float = 0.0
+    solarize: float = 0.0
 
-    boxes = draw_boxes(num_images, generator, min_area=min_area, max_area=max_area)
-    with torch.autocast("cpu", enabled=False):
-        colours, contrast = draw_colours(num_images, generator, jitter=jitter, grayscale=grayscale)
-    sigmas = torch.where(uniform() < blur, 0.1 + 1.9 * uniform(), 0.0)
-    return ViewDraws(boxes, colours, contrast, sigmas, uniform() < solarize)
+    def draw(self, num_images: int, generator: Generator) -> ViewDraws:
+        """Draw the random numbers of a view of each image."""
 
+        def uniform() -> Tensor:
+            return torch.rand(num_images, generator=generator)
 
-def random_view(
-    pixels: Tensor, draws: ViewDraws, size: int, *, blur: bool, solarize: bool, preprocessing: Preprocessing = OURS
-) -> Tensor:
-    """Apply `draws`: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last.
+        max_area = max(self.min_crop, self.max_crop)
+        boxes = draw_boxes(num_images, generator, min_area=self.min_crop, max_area=max_area)
+        with torch.autocast("cpu", enabled=False):
+            colours, contrast = draw_colours(num_images, generator, jitter=self.jitter, grayscale=self.grayscale)
+        sigmas = torch.where(uniform() < self.blur, 0.1 + 1.9 * uniform(), 0.0)
+        return ViewDraws(boxes, colours, contrast, sigmas, uniform() < self.solarize)
 
-    blur, solarize: False where the method never draws them.
-    """
-    b = pixels.shape[0]
-    x = crop(pixels.permute(0, 3, 1, 2).float() / 255, draws.boxes, size)  # [B, 3, s, s], 0..1
-    flat = x.permute(0, 2, 3, 1).reshape(b, size * size, 3)
-    with torch.autocast(x.device.type, enabled=False):  # colours in bf16 would have fewer shades than the pixels
-        offsets = draws.contrast @ x.mean(dim=(2, 3)).unsqueeze(2)  # [B, 3, 1]
-        flat = torch.baddbmm(offsets.mT, flat, draws.colours.mT).clamp_(0, 1)
-    x = flat.view(b, size, size, 3).permute(0, 3, 1, 2)
-    if blur:
-        x = gaussian_blur(x, draws.sigmas)
-    if solarize:
-        x = torch.where(draws.solarized[:, None, None, None] & (x >= 0.5), 1 - x, x)
-    mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device, preprocessing))
-    return ((255 * x - mean) * scale).contiguous(memory_format=torch.channels_last)
+    def apply(self, pixels: Tensor, draws: ViewDraws, size: int, preprocessing: Preprocessing = OURS) -> Tensor:
+        """Apply `draws`: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
+        b = pixels.shape[0]
+        x = crop(pixels.permute(0, 3, 1, 2).float() / 255, draws.boxes, size)  # [B, 3, s, s], 0..1
+        flat = x.permute(0, 2, 3, 1).reshape(b, size * size, 3)
+        with torch.autocast(x.device.type, enabled=False):  # colours in bf16 would have fewer shades than the pixels
+            offsets = draws.contrast @ x.mean(dim=(2, 3)).unsqueeze(2)  # [B, 3, 1]
+            flat = torch.baddbmm(offsets.mT, flat, draws.colours.mT).clamp_(0, 1)
+        x = flat.view(b, size, size, 3).permute(0, 3, 1, 2)
+        if self.blur:
+            x = gaussian_blur(x, draws.sigmas)
+        if self.solarize:
+            x = torch.where(draws.solarized[:, None, None, None] & (x >= 0.5), 1 - x, x)
+        mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device, preprocessing))
+        return ((255 * x - mean) * scale).contiguous(memory_format=torch.channels_last)
 
 
 def draw_colours(num_images: int, generator: Generator, *, jitter: float, grayscale: float) -> tuple[Tensor, Tensor]:

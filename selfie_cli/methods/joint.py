@@ -4,12 +4,10 @@ B  images      V  views per image      F, D  width of the encoder's features and
 S, s  stored side and side of a view, in pixels
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Generator, Tensor, nn
 
-from selfie_cli.data.views import ViewDraws, draw_view, random_view
+from selfie_cli.data.views import View, ViewDraws
 from selfie_cli.methods.method import Method
 from selfie_cli.models.encoder import mlp
 from selfie_cli.models.resnet import ResNet, Stem, resnet
@@ -18,9 +16,8 @@ from selfie_cli.models.resnet import ResNet, Stem, resnet
 class JointEmbedding(Method):
     """An encoder that is trained behind a projector.
 
-    `num_stages` is the number of stages of the encoder, 3 or 4. Views are random resized crops of min_crop..max_crop
-    of the image's area, `view_scale` times the image's side. `blur` and `solarize` give, for each view in turn, the
-    share of the images that are blurred or solarized. The parameters are many because each is an option of a recipe.
+    `num_stages` is the number of stages of the encoder, 3 or 4. `view_scale` is the side of a view relative to the
+    image's. `augmentation` has the fields of `View`; a tuple gives a value to each view in turn.
     """
 
     def __init__(
@@ -32,26 +29,16 @@ class JointEmbedding(Method):
         num_stages: int = 4,
         num_views: int = 2,
         view_scale: float = 1.0,
-        min_crop: float,
-        max_crop: float = 1.0,
-        jitter: float,
-        blur: Sequence[float],
-        solarize: Sequence[float] = (0.0,),
         hidden: int,
         width: int,
+        **augmentation: float | tuple[float, ...],
     ) -> None:
         super().__init__()
         self.image_size = image_size
         self.view_size = max(1, round(image_size * view_scale))
+        each = {name: value if isinstance(value, tuple) else (value,) for name, value in augmentation.items()}
         self.views = [
-            {
-                "min_area": min_crop,
-                "max_area": max(min_crop, max_crop),
-                "jitter": jitter,
-                "blur": blur[view % len(blur)],
-                "solarize": solarize[view % len(solarize)],
-            }
-            for view in range(num_views)
+            View(**{name: values[view % len(values)] for name, values in each.items()}) for view in range(num_views)
         ]
         self.encoder = resnet(backbone, stem=stem, num_stages=num_stages)
         self.projector = mlp(self.encoder.num_features, hidden, width)
@@ -63,20 +50,13 @@ class JointEmbedding(Method):
 
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
         """The fields of `ViewDraws`, each [B, V, ...]."""
-        drawn = [draw_view(num_images, generator, **view) for view in self.views]
+        drawn = [view.draw(num_images, generator) for view in self.views]
         return tuple(torch.stack(field, dim=1) for field in zip(*drawn, strict=True))
 
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor]:
         """uint8 [B, S, S, 3] -> the views, float32 [V * B, 3, s, s]: the first view of every image, then the second."""
         views = [
-            random_view(
-                pixels,
-                ViewDraws(*(field[:, index] for field in draws)),
-                self.view_size,
-                blur=view["blur"] > 0,
-                solarize=view["solarize"] > 0,
-                preprocessing=self.preprocessing,
-            )
+            view.apply(pixels, ViewDraws(*(field[:, index] for field in draws)), self.view_size, self.preprocessing)
             for index, view in enumerate(self.views)
         ]
         return (torch.cat(views),)  # [V * B, 3, s, s]

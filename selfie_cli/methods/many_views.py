@@ -27,7 +27,7 @@ class ManyViewSelfie(JointEmbedding):
     """
 
     def __init__(self, *, attraction: float, distortion: float, blur: float, **network: Any) -> None:
-        super().__init__(blur=(0.5 * blur,), **network)
+        super().__init__(blur=0.5 * blur, **network)
         self.attraction = attraction
         self.distortion = distortion
 

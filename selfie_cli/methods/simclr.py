@@ -24,7 +24,7 @@ class SimCLR(JointEmbedding):
     """
 
     def __init__(self, *, temperature: float, blur: float, **network: Any) -> None:
-        super().__init__(blur=(0.5 * blur,), **network)
+        super().__init__(blur=0.5 * blur, **network)
         self.temperature = temperature
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

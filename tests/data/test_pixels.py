@@ -17,6 +17,7 @@ from PIL import Image
 
 from selfie_cli.data import pixels as pixels_module
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad
+from selfie_cli.data.cache import open_cache
 from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.data.pixels import InMemory, OnDemand, open_pixels, read_pixels, storage_size
@@ -76,8 +77,9 @@ def read(source, size=SIZE, max_bad=1.0, talk=None) -> InMemory:
 
 
 def on_demand(source, folder, *, max_bad=0.2, gb=1.0, talk=None) -> closing[OnDemand]:
-    how = {"size": SIZE, "workers": 3, "max_bad": max_bad, "talk": talk or Talk()}
-    return closing(OnDemand(source, **how, folder=str(folder), limit_gb=gb))
+    how = {"size": SIZE, "talk": talk or Talk()}
+    cache = open_cache(source, **how, folder=str(folder), limit_gb=gb)
+    return closing(OnDemand(source, cache, **how, workers=3, max_bad=max_bad))
 
 
 @pytest.mark.parametrize("spilled", [False, True])

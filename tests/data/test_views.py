@@ -11,10 +11,9 @@ from selfie_cli.data.batches import step_generator
 from selfie_cli.data.views import (
     RGB_TO_YIQ,
     YIQ_TO_RGB,
+    View,
     ViewDraws,
-    draw_view,
     gaussian_blur,
-    random_view,
 )
 
 GREY = (0.299, 0.587, 0.114)
@@ -32,9 +31,8 @@ def seeded(seed=0):
 
 def view_and_boxes(pixels, size, *, seed=0, **how):
     """A view of each image as it is drawn, and the box that it shows."""
-    draws = draw_view(len(pixels), seeded(seed), **how)
-    asked = {"blur": how.get("blur", 0) > 0, "solarize": how.get("solarize", 0) > 0}
-    return random_view(pixels, draws, size, **asked), draws.boxes
+    draws = View(**how).draw(len(pixels), seeded(seed))
+    return View(**how).apply(pixels, draws, size), draws.boxes
 
 
 def shade(view):
@@ -80,7 +78,7 @@ def naive_colours(rgb, factors, angle, order, *, jittered, grey):
 @pytest.mark.parametrize("jitter", [0.0, 1.0, 2.0])
 def test_colours_agree_with_one_operation_after_the_other(jitter):
     pixels = noise(40, 12)
-    view, boxes = view_and_boxes(pixels, 8, seed=1, min_area=0.3, jitter=jitter)
+    view, boxes = view_and_boxes(pixels, 8, seed=1, min_crop=0.3, jitter=jitter)
 
     again = seeded(1)
     assert draw_boxes(40, again, min_area=0.3).equal(boxes)
@@ -111,7 +109,7 @@ def five_sigma(share, num_images):
 def test_shares_of_images():
     n = 4000
     pixels = noise(1, 4).expand(n, 4, 4, 3)
-    view, boxes = view_and_boxes(pixels, 4, min_area=1.0, jitter=1.0, grayscale=0.2)
+    view, boxes = view_and_boxes(pixels, 4, min_crop=1.0, jitter=1.0, grayscale=0.2)
     before, after = seen(boxes, pixels, 4), shade(view)
     grey = (after - after[:, :1]).abs().amax(dim=(1, 2, 3)) < 1e-5
     assert grey.float().mean().item() == pytest.approx(0.2, abs=five_sigma(0.2, n))
@@ -119,7 +117,7 @@ def test_shares_of_images():
     assert changed.float().mean().item() == pytest.approx(0.8, abs=five_sigma(0.8, len(changed)))
     assert (boxes[:, 2] < 0).float().mean().item() == pytest.approx(0.5, abs=five_sigma(0.5, n))
 
-    view, boxes = view_and_boxes(pixels, 4, seed=1, min_area=1.0, jitter=0.0, grayscale=0.0, blur=0.3)
+    view, boxes = view_and_boxes(pixels, 4, seed=1, min_crop=1.0, jitter=0.0, grayscale=0.0, blur=0.3)
     sharp = (shade(view) - seen(boxes, pixels, 4)).abs().amax(dim=(1, 2, 3)) < 1e-5
     # Below a sigma of .2 px, one in nineteen, next to nothing happens.
     assert 1 - sharp.float().mean().item() == pytest.approx(0.3 * 18 / 19, abs=five_sigma(0.3, n))
@@ -130,7 +128,7 @@ def test_the_view_shows_the_box_that_is_returned():
     ramp = torch.arange(256, dtype=torch.uint8)
     image = torch.stack([ramp.expand(256, 256), ramp[:, None].expand(256, 256), torch.zeros(256, 256)], dim=2)
     pixels = image.to(torch.uint8).expand(50, 256, 256, 3)
-    view, boxes = view_and_boxes(pixels, 32, min_area=0.2, jitter=0.0, grayscale=0.0)
+    view, boxes = view_and_boxes(pixels, 32, min_crop=0.2, jitter=0.0, grayscale=0.0)
     place = shade(view)[:, :2, 15:17, 15:17].mean(dim=(2, 3)) * 255 + 0.5  # in pixels from the left and the top
     torch.testing.assert_close(place, 128 * (boxes[:, :2] + 1), atol=0.02, rtol=0)
     slope = (shade(view)[:, 0, 16, 20] - shade(view)[:, 0, 16, 10]) * 255 / 10  # pixels of the image a pixel
@@ -158,21 +156,21 @@ def test_blur_agrees_with_a_loop_over_pixels(side, kernel):
 
 def test_the_bright_half_is_inverted():
     pixels = noise(200, 8)
-    view, boxes = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0, grayscale=0.0, solarize=0.4)
+    view, boxes = view_and_boxes(pixels, 8, min_crop=0.5, jitter=0.0, grayscale=0.0, solarize=0.4)
     before, after = seen(boxes, pixels, 8), shade(view)
     chosen = (after - before).abs().amax(dim=(1, 2, 3)) > 1e-4
     assert chosen.float().mean().item() == pytest.approx(0.4, abs=five_sigma(0.4, 200))
     expected = torch.minimum(before, 1 - before)
     torch.testing.assert_close(after[chosen], expected[chosen], atol=1e-5, rtol=0)
-    always, _ = view_and_boxes(pixels, 8, min_area=0.5, jitter=0.0, solarize=1.0)
+    always, _ = view_and_boxes(pixels, 8, min_crop=0.5, jitter=0.0, solarize=1.0)
     assert shade(always).max() < 0.5 + 1e-5
 
 
-EVERYTHING = {"min_area": 0.3, "jitter": 1.0, "blur": 0.5, "solarize": 0.5}
+EVERYTHING = View(min_crop=0.3, jitter=1.0, blur=0.5, solarize=0.5)
 
 
 def everything(pixels, size=24, seed=5):
-    return view_and_boxes(pixels, size, seed=seed, **EVERYTHING)[0]
+    return EVERYTHING.apply(pixels, EVERYTHING.draw(len(pixels), seeded(seed)), size)
 
 
 def test_a_view_leaves_the_pixels_and_the_default_generator():
@@ -188,7 +186,7 @@ def test_a_view_leaves_the_pixels_and_the_default_generator():
 
 def test_draws_are_a_function_of_seed_step_and_row():
     def drawn(seed, step):
-        return draw_view(64, step_generator(seed, step), **EVERYTHING)
+        return EVERYTHING.draw(64, step_generator(seed, step))
 
     draws = drawn(0, 7)
     assert all(len(tensor) == 64 for tensor in draws)
@@ -202,12 +200,12 @@ def test_draws_are_a_function_of_seed_step_and_row():
 @pytest.mark.parametrize("size", [24, 96])
 def test_parts_of_a_batch_are_augmented_as_the_whole(size):
     pixels = noise(10, size + 8)
-    draws = draw_view(10, seeded(5), **EVERYTHING)
+    draws = EVERYTHING.draw(10, seeded(5))
     assert 0 < (draws.sigmas[:5] > 0).sum() < 5  # in the parts, too, some are blurred and some are not
-    whole = random_view(pixels, draws, size, blur=True, solarize=True)
+    whole = EVERYTHING.apply(pixels, draws, size)
     for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
         rows = ViewDraws(*(each[part] for each in draws))
-        view = random_view(pixels[part], rows, size, blur=True, solarize=True)
+        view = EVERYTHING.apply(pixels[part], rows, size)
         torch.testing.assert_close(view, whole[part], atol=1e-5, rtol=0)
 
 
