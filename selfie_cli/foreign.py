@@ -59,7 +59,7 @@ def from_timm(found: dict[str, Any], address: str | None) -> dict[str, Any]:
     preprocessing = {name: known.get(name, value) for name, value in usual.items()}
     derived = {
         "method": "imagenet" if repo in IMAGENET.values() else "timm",
-        "pretrained_by": f"{'ImageNet, ' if repo in IMAGENET.values() else ''}{repo or 'weights of timm'}",
+        "pretrained_by": f"ImageNet's labels ({repo})" if repo in IMAGENET.values() else repo or "weights of timm",
         "backbone": known["architecture"],
         "image_size": size[-1],
         "preprocessing": preprocessing | {"crop": known.get("crop_pct", 0.875)},

@@ -40,6 +40,8 @@ PRETRAININGS = {
 
 def titled(name: str) -> str:
     """Return the name of a method, or of anything else that was trained, as a sentence begins with it."""
+    if name == "imagenet":
+        return "ImageNet"
     return METHODS[name].title if name in METHODS else name[:1].upper() + name[1:]
 
 

@@ -130,7 +130,8 @@ def test_imagenet_weights_are_fetched_once_and_named(
     address = f"hf://timm/resnet50.tv_in1k@{commit}"
     result = selfie("embed", photo, "--from", "imagenet", "--precision", "fp32", "--out", "v.parquet")
     assert f"fetching {address}" in result.stderr
-    said = f"weights: {address} (ImageNet, timm/resnet50.tv_in1k, resnet50, 224 px); license apache-2.0, from https://"
+    called = "ImageNet's labels (timm/resnet50.tv_in1k), resnet50, 224 px"
+    said = f"weights: {address} ({called}); license apache-2.0, from https://"
     assert said in result.stderr
     asked = [path.rpartition("/")[2] for _, path, _ in hub.requests if "/resolve/" in path]
     assert set(asked) == {"config.json", WEIGHTS}

@@ -42,8 +42,7 @@ class Arm:
         wanted = dataclasses.replace(self.preprocessing, crop=common.crop, interpolation=common.interpolation)
         if wanted == self.preprocessing:
             return self
-        found = {name: value for name, value in dataclasses.asdict(wanted).items() if value is not None}
-        return dataclasses.replace(self, shape={**self.shape, "preprocessing": found})
+        return dataclasses.replace(self, shape={**self.shape, "preprocessing": wanted.record()})
 
     @property
     def called(self) -> str:

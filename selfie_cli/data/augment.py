@@ -41,6 +41,11 @@ class Preprocessing:
         found: dict[str, Any] = derived.get("preprocessing", {})
         return cls(**found | {name: tuple(found[name]) for name in ("mean", "std") if name in found})
 
+    def record(self) -> dict[str, Any]:
+        """Return what a run's config keeps of it."""
+        found = {"mean": list(self.mean), "std": list(self.std), "crop": self.crop, "interpolation": self.interpolation}
+        return {name: value for name, value in found.items() if value is not None}
+
     def storage_size(self, image_size: int) -> int:
         """The side S to store for a network that sees `image_size`: above 64 px, some is left for cropping."""
         if image_size <= 64:
