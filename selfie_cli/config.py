@@ -42,11 +42,11 @@ SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 
 DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
-FROM_HELP = (
-    "Pretrained weights: a run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, "
-    "'imagenet', 'bundled' (the small network in this package) or 'none'. Default: the newest finished pretraining "
-    "run in ./runs, else bundled."
+FROM = (
+    "a run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, 'imagenet', "
+    "'bundled' (the small network in this package) or 'none'"
 )
+FROM_HELP = f"Pretrained weights: {FROM}. Default: the newest finished pretraining run in ./runs, else bundled."
 PATHS_HELP = "Image files, folders, or - to read paths from stdin."
 RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
 WEIGHTS_HELP = (
@@ -157,12 +157,18 @@ class PretrainOptions(TrainingOptions):
     recipe: Literal["best", "paper"] = option(
         "best", "Values of all options that are not given: the best ones measured, or those of the method's paper."
     )
-    backbone: Backbone = option(
-        "resnetv2_50",
-        "Network. resnetv2_50: the paper's. resnetv2_10_w32: for laptops. resnet18, resnet50: torchvision's.",
+    from_: str = option("none", f"Weights that the encoder starts from: {FROM}. Its backbone and sizes are kept.")
+    backbone: Backbone | None = option(
+        None,
+        "Network. resnetv2_50: the paper's. resnetv2_10_w32: for laptops. resnet18, resnet50: torchvision's. Default: "
+        "that of --from, else resnetv2_50.",
     )
-    image_size: int | None = option(None, "Image side in pixels. Default: 32, 64 or 224, by the images' sizes.", **SIDE)
-    patch_size: int | None = option(None, "Patch side, for Selfie. Default: 8 up to 64 px, 32 above.", at_least=1)
+    image_size: int | None = option(
+        None, "Image side in pixels. Default: that of --from, else 32, 64 or 224, by the images' sizes.", **SIDE
+    )
+    patch_size: int | None = option(
+        None, "Patch side, for Selfie. Default: that of --from, else 8 up to 64 px, 32 above.", at_least=1
+    )
     batch_size: int | None = from_recipe("Images per step.", TRAINING, **BATCH)
     optimizer: Literal["sgd", "lars", "adamw"] | None = from_recipe("Optimizer.", TRAINING)
     lr: float | None = from_recipe("Peak learning rate, after the warm-up.", TRAINING, above=0)

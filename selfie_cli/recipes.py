@@ -32,8 +32,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(
 METHODS = {name: MethodFacts(**tables.pop("method")) for name, tables in RECIPES.items()}
 TWO_VIEW_SELFIE = "Selfie over two views (softmax over other images)"
 """A recipe of version 1. Its runs can be used, but no longer trained."""
+LABELS = "labels (a finetuned network)"
+THEN, AGAIN = ", then ", "again"
+"""Words between the pretrainings of a network, and for one that is the same as that before it."""
 PRETRAININGS = {
-    "finetune": "labels (a finetuned network)",
+    "finetune": LABELS,
     "none": "no pretraining",
 }
 
@@ -46,10 +49,17 @@ def titled(name: str) -> str:
 
 
 def called(derived: dict[str, Any]) -> str:
-    """Return the method and recipe that pretrained a network, in words, from the `derived` section of its config."""
-    name = str(derived.get("method"))
-    if name not in METHODS and derived.get("pretrained_by"):
-        return str(derived["pretrained_by"])
+    """Return the methods and recipes that pretrained a network, in words, from the `derived` section of its config.
+
+    A pretraining that started from other weights is named after theirs: "ImageNet's labels, then Selfie ...".
+    """
+    name, earlier = str(derived.get("method")), derived.get("pretrained_by")
+    if earlier and name not in METHODS:
+        return str(earlier)
+    if earlier:
+        words = called({**derived, "pretrained_by": None})
+        same = earlier.replace(f"{THEN}{AGAIN}", "").endswith(words)
+        return f"{earlier}{THEN}{AGAIN if same else words}"
     if name == "finetune":
         name = str(derived.get("pretraining", "none"))
         return PRETRAININGS.get(name) or titled(name)
@@ -61,6 +71,14 @@ def called(derived: dict[str, Any]) -> str:
     if values.get("views", values.get("num_views", 2)) > method.num_views:
         return method.more_views_words or method.words
     return method.words
+
+
+def trained_by(derived: dict[str, Any]) -> str:
+    """Return what trained a network's weights, in words: as `called`, and the labels of a finetuned network."""
+    words = called(derived)
+    if "classes" not in derived:
+        return words
+    return LABELS if words == PRETRAININGS["none"] else f"{words}{THEN}{LABELS}"
 
 
 def arxiv(words: str) -> str | None:

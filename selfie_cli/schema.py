@@ -87,7 +87,7 @@ MEASURED = {
 DATA = {
     **dict.fromkeys(("images", "unreadable", "seen_test_images"), COUNT),
     **dict.fromkeys(("fingerprint", "split"), str),
-    **{"fingerprints": {"*": str}, "pinned": {"*": str}},
+    **{"fingerprints": {"*": str}, "pinned": {"*": str}, "unmarked": (str, None)},
     "*": ANY,
 }
 SECTIONS: dict[str, Any] = {

@@ -231,7 +231,7 @@ def examine(
     found.add("too few images", "pretraining needs at least two", few, problem=True)
     found.look_at_classes()
     found.look_for_copies(workers, talk)
-    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, cut=False))
+    found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, {}, cut=False))
     found.look_at_left_out(opened.left_out)
     return found
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from selfie_cli.commands.report import report_at_end
+from selfie_cli.comparison.arms import load_pretrained, open_sources, origin
+from selfie_cli.comparison.seen import unmarked
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
@@ -20,6 +22,7 @@ from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.methods.method import Method
+from selfie_cli.models.resnet import ResNet, Stages
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.pretraining.task import (
     Watch,
@@ -35,7 +38,7 @@ from selfie_cli.pretraining.task import (
 from selfie_cli.recipes import called, shown
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import room_for
+from selfie_cli.training.checkpoint import room_for, saved_states
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import num_cores, prepare, warm_up
 from selfie_cli.training.loop import Plan, Trained, train
@@ -65,13 +68,14 @@ class Pretrained:
 def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     """Pretrain as `options` say, or continue `options.resume`."""
     run, options = run_to_resume(options, "pretrain")
-    if not options.data:
-        raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     device = prepare(options.device, deterministic=options.deterministic)
     here = group()
-    out = None if run is not None else choose_out(options, "pretrain", options.method, [])
+    origins = open_origins(run, options, talk)
+    encoders = [load_pretrained(each, backbone=options.backbone, image_size=None).encoder for each in origins]
+    began = origins[0].derived if origins else {}
+    out = None if run is not None else choose_out(options, "pretrain", options.method, origins)
     source, data = open_data(options, run, talk)
-    derived = derive(options, source) if run is None else derived_again(run, options)
+    derived = derive(options, source, began) if run is None else derived_again(run, options)
     check_processes(derived, here.world)
     say_settings(derived, len(source), device, options.seed, talk)
 
@@ -80,17 +84,15 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         stack.callback(pixels.close)
         if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
             readable = Subset(source, pixels.in_memory().kept)
-            derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable)
+            derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable, began)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
         pixels = pixels.to(device)
         method, step = make_step(
-            derived,
-            device,
-            seed=options.seed,
-            compile=options.compile,
-            deterministic=options.deterministic,
-            talk=talk,
+            derived, device, seed=options.seed, compile=options.compile, deterministic=options.deterministic, talk=talk
         )
+        for found, encoder in zip(origins, encoders, strict=True):
+            start_from(found, encoder, method, talk)
+            data["unmarked"] = unmarked(found)
         watch = Watch(step, method, pixels, talk) if here.first else dict  # before the prefetching thread takes pixels
         batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
@@ -98,13 +100,14 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
             warm_up(step, on_device(batch_of(0), device), talk)
         else:
             room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
-            asked = dataclasses.asdict(options)
-            config = {"asked": asked, "derived": derived, "data": data}
+            config: dict[str, Any] = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
+            config["from"] = [origin(found) for found in origins]
             run = start(out, verb="pretrain", overwrite=options.overwrite, room=room, **config)
             talk.say(f"run: {run.path}")
         batch_of.end = derived["steps"]
         num_bad = len(pixels.bad)
         if here.first:
+            copy_marks(origins, run)
             report_bad(pixels.bad, len(source), run.path / BAD_FILES, talk)
         try:
             trained = train(step, batch_of, plan_of(run, derived, options), talk=talk, watch=watch)
@@ -121,8 +124,33 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     return Pretrained(run=run.path, left_out=source.left_out.counts, **dataclasses.asdict(trained))
 
 
+def open_origins(run: Run | None, options: PretrainOptions, talk: Talk) -> list[Run]:
+    """Open the run that --from names; none from scratch, or where a stopped `run` has saved states with all weights."""
+    if options.from_ == "none" or (run is not None and saved_states(run.path / "state")):
+        return []
+    return open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
+
+
+def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None:
+    """Give the method the encoder of the run `source`, and say what was taken and what not."""
+    method.start_from(encoder.state_dict())
+    there, here = encoder.num_stages, method.encoder.num_stages
+    heads = [name.replace("_", " ") for name, part in method.named_children() if not isinstance(part, Stages)]
+    fresh = ", ".join(["fourth stage", *heads] if here > there else heads)
+    talk.say(f"from {source}: {min(here, there)} of {there} stages; fresh: {fresh}")
+
+
+def copy_marks(origins: list[Run], run: Run) -> None:
+    """Let images that an origin has seen count as seen by the run."""
+    for found in origins:
+        if (found.path / FILE_NAME).is_file():
+            save_marks(run.path / FILE_NAME, load_marks(found.path / FILE_NAME))
+
+
 def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[Source, dict[str, Any]]:
     """The images, and what the run's config notes of them. Raises RunError if `run` was started with other ones."""
+    if not options.data:
+        raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     pinned = run.config["data"].get("pinned", {}) if run is not None else {}
     asked_for = [pinned.get(one, one) for one in options.data]
     with where_it_began(run):
@@ -227,7 +255,7 @@ def with_advice(
         return error
     if group().first:
         run.update(progress={"diverged": True})
-    usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source)["lr"]
+    usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source, derived)["lr"]
     resume = group().resume_command("pretrain", run.path)
     return Diverged(f"{error}. Resume with: {resume} --lr {min(derived['lr'] / 3, usual):.2g}")
 
@@ -236,9 +264,11 @@ def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
     """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
     here = group()
     bad = sorted({one for found in here.gather(pixels.bad) for one in found}, key=lambda one: one.name)
-    marks = pixels.marks() if here.world == 1 else joined(here.gather(pixels.marks()))
+    marks = here.gather(pixels.marks())
     if here.first:
-        save_marks(run.path / FILE_NAME, marks)
+        if run.config.get("from") and (run.path / FILE_NAME).is_file():  # of what the origin has seen
+            marks = [load_marks(run.path / FILE_NAME), *marks]
+        save_marks(run.path / FILE_NAME, marks[0] if len(marks) == 1 else joined(marks))
         if bad:
             save_bad(run.path / BAD_FILES, bad)
     here.wait()

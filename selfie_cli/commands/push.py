@@ -170,7 +170,7 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
             found += flags(usual, value or {})
         elif field.name == "dataset":
             found += ["--dataset", value or "FOLDER"]
-        elif field.name == "from_":
+        elif field.name == "from_" and asked.get("from_", usual) != "none":
             each = value if isinstance(value, list | tuple) else [value]
             found += [word for one in each for word in ("--from", one or "RUN")]
         elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):

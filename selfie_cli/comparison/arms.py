@@ -14,7 +14,7 @@ from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
-from selfie_cli.recipes import PRETRAININGS, called
+from selfie_cli.recipes import LABELS, PRETRAININGS, called, trained_by
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.start import where_it_began
@@ -90,7 +90,7 @@ def open_sources(
                 like = like if like in IMAGENET else "resnet18"
     for source, line in found:
         talk.say(line)
-        if source is not None and "classes" in source.derived:
+        if source is not None and LABELS in trained_by(source.derived):
             talk.warn(
                 f"{source.name} was finetuned on labels: if those are labels of this data set, the comparison "
                 "favours it"
@@ -140,7 +140,7 @@ def network_shape(source: Run | None, *, backbone: str | None = None, image_size
         "method": "finetune",
         "arch": "resnet",
         "pretraining": found.get("method", "none"),
-        "pretrained_by": called(found) if found else PRETRAININGS["none"],
+        "pretrained_by": trained_by(found) if found else PRETRAININGS["none"],
         "backbone": found.get("backbone") or backbone or "resnetv2_50",
         "stem": found.get("stem") or stem_for(8 if image_size <= 64 else 32),
         "image_size": image_size,

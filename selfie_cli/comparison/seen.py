@@ -23,6 +23,14 @@ class SeenImage:
     bits: int
 
 
+def unmarked(run: Run) -> str | None:
+    """Return the name of the network, this run or the first that it goes back to, whose images nothing is known of."""
+    if not (run.path / FILE_NAME).is_file():
+        return run.name
+    unknown: str | None = run.config.get("data", {}).get("unmarked")
+    return unknown
+
+
 def look_for_seen(
     sources: Iterable[Run], train: Tensor, pixels: Tensor, names: list[str], *, exclude: bool, talk: Talk
 ) -> tuple[Tensor, list[SeenImage]]:
@@ -46,13 +54,14 @@ def look_for_seen(
         talk.say("too many test images to search for near-duplicates of training images: only copies are reported")
     compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train), pairs=MOST_PAIRS))]
     for source in sources:
-        if (source.path / FILE_NAME).is_file():
+        if marked := (source.path / FILE_NAME).is_file():
             compared.append((source.name, find_seen(marks, load_marks(source.path / FILE_NAME))))
         elif exclude:
             raise UsageError(f"--exclude-seen: {source.name} has no record of the images that it was pretrained on")
-        else:
+        if unknown := unmarked(source):
+            first = "" if not marked else f", which {source.name} started from,"
             talk.say(
-                f"{source.name} has no record of its pretraining images: test images among them would not be noticed"
+                f"{unknown}{first} has no record of its pretraining images: test images among them would not be noticed"
             )
     for run, found in compared:
         near, copies = int(found.near.sum()), int(found.exact.sum())

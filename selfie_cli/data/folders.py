@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
@@ -41,7 +41,8 @@ class Tree(Source):
 class Folder(Files, Tree):
     """Every image below a folder, depth first, by name within each folder.
 
-    packed: its parquet and tar files. bare: the folders at the ends of its branches that hold no images.
+    packed: its parquet and tar files. bare: the folders at the ends of its branches that hold no images. split: see
+    `split_folders`.
 
     Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
     nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
@@ -54,6 +55,7 @@ class Folder(Files, Tree):
         self.root = os.path.join(folder, "")
         self.packed: list[str] = []
         self.bare: list[str] = []
+        self.split: dict[str, str] = {}
         self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
         self._roots = [os.path.realpath(folder)]
         self.names = Names(self._walk(self.root))
@@ -61,13 +63,14 @@ class Folder(Files, Tree):
     def _walk(self, prefix: str) -> Iterator[str]:
         is_root = prefix == self.root
         entries = scanned(prefix)
-        if not is_root and is_ours(prefix, {entry.name for entry in entries}):
+        if is_root:
+            self.split = split_folders(entries)
+        if not is_root and is_ours(prefix, (entry.name for entry in entries)):
             self.left_out.add("runs", os.path.relpath(prefix, self.root))
             return
         bare, folder = not is_root, os.path.dirname(prefix[len(self.root) :]).replace(os.sep, "/")
         for entry in entries:
-            linked = entry.is_symlink()
-            is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
+            linked, is_folder = entry.is_symlink(), leads_to_folder(entry)
             kind = kind_of(entry.name, is_folder=is_folder)
             if linked and kind in ("image", "folder") and not self._leads_out(entry.path, is_folder):
                 kind = "links"
@@ -119,9 +122,9 @@ class Folder(Files, Tree):
         return [without_part(path, place.part) for path, place in zip(inside, places, strict=True)]
 
 
-def split_folders(folder: str) -> dict[str, str]:
-    """The names of the folders right in `folder` that part a data set, by part; {} where there are none."""
-    inside = [entry.name for entry in scanned(folder) if os.path.isdir(entry.path)]  # a circle of links is none
+def split_folders(entries: Iterable[os.DirEntry[str]]) -> dict[str, str]:
+    """The names of the folders among `entries` that part a data set, by part; {} where there are none."""
+    inside = [entry.name for entry in entries if leads_to_folder(entry)]
     return {part: name for name, part in parts_in(inside).items()}
 
 
@@ -132,6 +135,11 @@ def scanned(folder: str) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a circle of links is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def without_part(path: str, part: str) -> str:

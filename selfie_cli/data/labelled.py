@@ -4,7 +4,7 @@ sets."""
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class LabelledSplits:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a data set. texts: the class of each image, or None; keys: names that the hash split uses.
+    """A part of a data set. texts: the class of each image, or None; keys: gives the names that the hash split uses.
 
     known: all classes in their order, if the files name them. title: the name of the part there.
     """
@@ -46,7 +46,7 @@ class Piece:
     source: Source
     texts: Sequence[str | None]
     known: list[str] | None
-    keys: Sequence[str]
+    keys: Callable[[], Sequence[str]]
     title: str
 
 
@@ -55,7 +55,7 @@ class Pieces:
     """The parts of a labelled data set, each read when it is asked for."""
 
     name: str
-    parts: dict[str, Callable[[], Piece]]
+    parts: Mapping[str, Callable[[], Piece]]
     left_out: LeftOut
 
 
@@ -65,8 +65,6 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
     what is left out. Raises DataError as `open_pieces` does, and if there is one class only.
     """
-    if is_named(dataset, data_root):
-        return _labelled_named(dataset, data_root=data_root, offline=offline, talk=talk)
     pieces = open_pieces(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
         return assemble(pieces, talk)
@@ -83,12 +81,15 @@ def is_named(dataset: str, data_root: Path) -> bool:
 
 def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> Pieces:
     """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
-    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or the folder of a named
-    set.
+    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
     Raises:
         DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
     """
+    if is_named(dataset, data_root):
+        read_named_part = functools.partial(_named_piece, dataset, data_root=data_root, offline=offline, talk=talk)
+        named = {part: functools.cache(functools.partial(read_named_part, part)) for part in NAMED[dataset].parts}
+        return Pieces(dataset, named, LeftOut())
     tree = dataset if os.path.isdir(dataset) else None
     if hub_sets.is_address(dataset):
         opened: Folder | PackedSet = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
@@ -115,6 +116,16 @@ def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> 
     return Pieces(name, {part: functools.cache(read) for part, read in pieces.items()}, opened.left_out)
 
 
+def _named_piece(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Piece:
+    found = read_named(name, part, data_root=data_root, offline=offline, talk=talk)
+    texts = [found.classes[label] for label in found.labels.tolist()]
+
+    def keys() -> list[str]:
+        return ["/".join(Path(path).parts[-2:]) for path in found.source.names]
+
+    return Piece(found.source, texts, found.classes, keys, "own")
+
+
 def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
     """Tar shards or parquet files by the parts in their names."""
     paths = {os.path.abspath(path): path for path in expanded([dataset])}
@@ -126,7 +137,7 @@ def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
 
 
 def _piece(source: Folder | Shards | Parquet, title: str) -> Piece:
-    return Piece(source, *source.labels(), source.keys(), title)
+    return Piece(source, *source.labels(), source.keys, title)
 
 
 def _pieces_of(
@@ -154,7 +165,11 @@ def _pieces_of(
         raise DataError(f"{where}: some classes are split into train and test, others are not, such as that of {first}")
 
     def read(part: str) -> Piece:
-        texts, keys = [whole.texts[row] for row in rows[part]], [whole.keys[row] for row in rows[part]]
+        def keys() -> list[str]:
+            known = whole.keys()
+            return [known[row] for row in rows[part]]
+
+        texts = [whole.texts[row] for row in rows[part]]
         return Piece(chosen(source, np.array(rows[part], np.int64)), texts, None, keys, source.title(part))
 
     return {part: functools.partial(read, part) for part in rows}
@@ -197,11 +212,26 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
 def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
     name, left_out = pieces.name, pieces.left_out
+    read = parts_with_labels(pieces)
+    if len(read) == 1:
+        ((whole, piece),) = read.values()
+        keys = [key for key, text in zip(piece.keys(), piece.texts, strict=True) if text]
+        return _hash_split(whole, keys, name, left_out, talk)
+    tested = "test" if "test" in read else "validation"
+    title = read[tested][1].title
+    own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
+    unused = " The validation part is not used." * (tested == "test" and "validation" in pieces.parts)
+    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
+    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+
+
+def parts_with_labels(pieces: Pieces) -> dict[str, tuple[Labelled, Piece]]:
+    """The parts to train and test on, or all images if there are no parts, with numbered classes; notes what is left
+    out. Raises DataError if the first part has no labels or one class only, or another part has classes of its own."""
+    name, left_out = pieces.name, pieces.left_out
     read: dict[str, tuple[Labelled, Piece]] = {}
-    unused = ""
     for part in [part for part in ("all", "train", "test", "validation") if part in pieces.parts]:
         if part == "validation" and "test" in read:
-            unused = " The validation part is not used."
             break
         piece = pieces.parts[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
@@ -225,15 +255,7 @@ def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
         labels = np.array([position[text] for text in piece.texts if text], np.int64)
         rows = np.flatnonzero([bool(text) for text in piece.texts])
         read[part] = Labelled(chosen(piece.source, rows), labels, classes), piece
-    if len(read) == 1:
-        ((whole, piece),) = read.values()
-        keys = [key for key, text in zip(piece.keys, piece.texts, strict=True) if text]
-        return _hash_split(whole, keys, name, left_out, talk)
-    tested = "test" if "test" in read else "validation"
-    title = read[tested][1].title
-    own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
-    note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
-    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+    return read
 
 
 def check_known(classes: list[str], train: list[str], where: str) -> None:
@@ -259,15 +281,3 @@ def _hash_split(whole: Labelled, keys: Sequence[str], name: str, left_out: LeftO
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
     return LabelledSplits(train_part, test_part, name, note, left_out)
-
-
-def _labelled_named(name: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    train, *test = (
-        read_named(name, part, data_root=data_root, offline=offline, talk=talk)
-        for part in ("train", "test")
-        if part in NAMED[name].parts
-    )
-    if not test:
-        keys = ["/".join(Path(path).parts[-2:]) for path in train.source.names]
-        return _hash_split(train, keys, name, LeftOut(), talk)
-    return LabelledSplits(train, test[0], name, "The test part is the data set's own.")

@@ -110,9 +110,9 @@ MARKS = {"config.json": {"format", "verb", "progress"}, "demo.json": {"images", 
 """Files that a run and a demo keep in their folders, and keys of their JSON."""
 
 
-def is_ours(folder: str, names: set[str]) -> bool:
+def is_ours(folder: str, names: Iterable[str]) -> bool:
     """Whether a run or a demo has written `folder`, which holds `names`."""
-    for name in names & MARKS.keys():
+    for name in MARKS.keys() & names:
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:
                 noted = json.load(file)

@@ -47,7 +47,8 @@ def decoded_lines(data: bytes) -> list[str]:
 
 def distinct(names: Names, left_out: LeftOut) -> Names:
     """Each path once; notes how many were named again."""
-    marks = np.fromiter((hash(os.path.abspath(name)) for name in names), np.int64, len(names))
+    here = os.getcwd()
+    marks = np.fromiter((hash(os.path.normpath(os.path.join(here, name))) for name in names), np.int64, len(names))
     first = np.sort(np.unique(marks, return_index=True)[1])
     left_out.add("repeated", count=len(names) - len(first))
     return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from selfie_cli.data import hub_sets
-from selfie_cli.data.folders import Folder, Tree, split_folders
+from selfie_cli.data.folders import Folder, Tree, scanned, split_folders
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
 from selfie_cli.data.lists import distinct, expanded, read_list
@@ -106,7 +106,7 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | Packed
     if not counts[taken]:
         raise nothing_in(folder, left_out)
     if not taken:
-        train = split_folders(folder).get("train")
+        train = pictures.split.get("train")
         if train and not any(f"{each}/".startswith(f"{train}/") for each in pictures.folders()):
             raise nothing_in(os.path.join(folder, train), left_out)
         return pictures
@@ -153,7 +153,7 @@ def named_tree(name: str, data_root: Path) -> str | None:
     if name not in NAMED:
         raise DataError(f"{name}: no such file or folder, and none of the named sets ({', '.join(NAMED)})")
     tree = str(data_root / name)
-    return tree if os.path.isdir(tree) and split_folders(tree) else None
+    return tree if os.path.isdir(tree) and split_folders(scanned(tree)) else None
 
 
 def nothing_in(folder: str, left_out: LeftOut) -> DataError:

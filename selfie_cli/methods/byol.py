@@ -51,6 +51,11 @@ class Byol(JointEmbedding):
         cosine = F.cosine_similarity(predictions.float(), others, dim=2).mean()
         return 4 - 4 * cosine, {"cosine": cosine.detach()}
 
+    def start_from(self, encoder: dict[str, Tensor]) -> None:
+        """As for every method; the target starts equal to the online network."""
+        super().start_from(encoder)
+        self.target_encoder.load_state_dict(self.encoder.state_dict())
+
     @torch.no_grad()
     def after_step(self, done: float) -> None:
         """Move the target towards the online network by 1 - tau, which falls from its base to 0 on a cosine.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Generator, Tensor, nn
 
 from selfie_cli.data.augment import OURS, Preprocessing
-from selfie_cli.models.resnet import ResNet
+from selfie_cli.models.resnet import ResNet, take_over
 from selfie_cli.training.distributed import Group
 
 
@@ -49,6 +49,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def embeddings(self, images: Tensor) -> Tensor:
         """The vectors that the loss compares, for images float [B, 3, s, s]: [B, D]. If all are alike, it collapsed."""
+
+    def start_from(self, encoder: dict[str, Tensor]) -> None:
+        """Start the encoder from a pretrained one's state: see `models.resnet.take_over`, which raises RuntimeError."""
+        take_over(self.encoder, encoder)
 
     def after_step(self, done: float) -> None:
         """Called after each step of the optimizer; `done` is the finished share of the training, 0..1."""

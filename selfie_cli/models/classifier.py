@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from selfie_cli.models.resnet import ResNet, Stem, carried_over, resnet
+from selfie_cli.models.resnet import ResNet, Stem, resnet, take_over
 
 
 class Classifier(nn.Module):
@@ -28,12 +28,5 @@ class Classifier(nn.Module):
         return logits
 
     def take_over(self, pretrained: dict[str, Tensor]) -> None:
-        """Start from the state of a pretrained network's three or four stages; the rest keeps its random weights.
-
-        Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape.
-        """
-        missing, unexpected = self.backbone.load_state_dict(carried_over(pretrained), strict=False)
-        allowed = ("stages.3.", "norm.", "layer4.")
-        left_out = [name for name in missing if not name.startswith(allowed)]
-        if unexpected or left_out:
-            raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {left_out[:3]}")
+        """Start from a pretrained network's stages: see `models.resnet.take_over`, which raises RuntimeError."""
+        take_over(self.backbone, pretrained)

@@ -28,6 +28,7 @@ PREACTIVATION = {
 }
 # name: (bottleneck blocks?, blocks per stage)
 TORCHVISION = {"resnet18": (False, (2, 2, 2, 2)), "resnet50": (True, (3, 4, 6, 3))}
+FOURTH_STAGE, FOURTH_NORM = ("stages.3.", "layer4."), "stages.3.blocks.0.norm1."
 
 
 def stem_for(patch_size: int) -> Stem:
@@ -219,14 +220,26 @@ def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -
     return network.to(memory_format=torch.channels_last)
 
 
-def carried_over(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a three-stage network's state for a four-stage one; a four-stage one's is returned as it is.
+def carried_over(state: dict[str, Tensor], num_stages: int = 4) -> dict[str, Tensor]:
+    """Rename the state of a network of three or four stages for one of `num_stages`, and leave out what it lacks.
 
-    A pre-activation network's closing norm is where the fourth stage begins, so it becomes that stage's first norm.
+    A pre-activation network's closing norm is where the fourth stage begins, so it becomes that stage's first norm, and
+    the other way round.
     """
-    if any(name.startswith(("stages.3.", "layer4.")) for name in state):
+    if any(name.startswith(FOURTH_STAGE) for name in state) == (num_stages == 4):
         return state
-    return {
-        f"stages.3.blocks.0.norm1.{name.removeprefix('norm.')}" if name.startswith("norm.") else name: tensor
-        for name, tensor in state.items()
-    }
+    before, after = ("norm.", FOURTH_NORM) if num_stages == 4 else (FOURTH_NORM, "norm.")
+    norm = {after + name.removeprefix(before): tensor for name, tensor in state.items() if name.startswith(before)}
+    return norm | {name: each for name, each in state.items() if not name.startswith(("norm.", *FOURTH_STAGE))}
+
+
+def take_over(network: ResNet, pretrained: dict[str, Tensor]) -> None:
+    """Start from the state of a pretrained network of three or four stages; other stages keep their random weights.
+
+    Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape, or lacks one.
+    """
+    missing, unexpected = network.load_state_dict(carried_over(pretrained, network.num_stages), strict=False)
+    missing = [name for name in missing if not name.startswith(("norm.", *FOURTH_STAGE))]
+    unexpected = [name for name in unexpected if not name.startswith("norm.")]  # the paper's Selfie may go without
+    if unexpected or missing:
+        raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {missing[:3]}")

@@ -10,18 +10,25 @@ from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import Options, flag_of, negated
-from selfie_cli.recipes import recipe_values
+from selfie_cli.recipes import num_stages, recipe_values, trained_by
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
 
 
-def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
+def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | None = None) -> dict[str, Any]:
     """Everything that rebuilds the network, and how it is trained: what was asked, else what the recipe says.
+
+    `origin` is this section of the config of the run whose weights the encoder starts from: its network is kept, with
+    all of its stages. The image size may differ, as nothing in the encoder depends on it.
 
     Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
     """
-    image_size = options.image_size or suggested_size(source)
+    origin = origin or {}
+    image_size = options.image_size or origin.get("image_size") or suggested_size(source)
+    backbone = origin.get("backbone") or options.backbone or "resnetv2_50"
     values = recipe_values(options.method, options.recipe, image_size)
+    if origin and "num_stages" in values:
+        values["num_stages"] = max(values["num_stages"], num_stages(origin))
     values["batch_size"] = batch_size = batch_size_for(options, values, len(source))
     if values.pop("lr_per_256_images", False):
         values["lr"] *= batch_size / 256
@@ -40,25 +47,25 @@ def derive(options: PretrainOptions, source: Source) -> dict[str, Any]:
                     f"{options.recipe} at {image_size} px: leave it out"
                 )
             values[field.name] = asked
-    if options.backbone in TORCHVISION and options.selfie.final_norm is not None:
-        raise UsageError(
-            f"--final-norm has no meaning for --backbone {options.backbone}, which ends in a ReLU: leave it out"
-        )
+    if backbone in TORCHVISION and options.selfie.final_norm is not None:
+        raise UsageError(f"--final-norm has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"
     cut = values.get("views") == 1
-    patch_size = patch_size_for(options, image_size, cut=cut)
+    patch_size = patch_size_for(options, image_size, origin, cut=cut)
     return {
         "method": options.method,
         "recipe": options.recipe,
-        "backbone": options.backbone,
-        "stem": stem_for(patch_size),
+        "backbone": backbone,
+        "stem": origin.get("stem") or stem_for(patch_size),
         "image_size": image_size,
         **({"patch_size": patch_size} if cut else {}),
         **training,
         "image_order": IMAGE_ORDER,
         options.method: values,
+        **({"pretrained_by": trained_by(origin)} if origin else {}),
+        **({"preprocessing": origin["preprocessing"]} if "preprocessing" in origin else {}),
     }
 
 
@@ -84,12 +91,14 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
     return options.batch_size or max(2, min(usual, num_images) // world) * world
 
 
-def patch_size_for(options: PretrainOptions, image_size: int, *, cut: bool) -> int:
+def patch_size_for(options: PretrainOptions, image_size: int, origin: dict[str, Any], *, cut: bool) -> int:
     """The patch size; where images are not `cut` into patches, the one whose stem suits them.
 
-    Raises UsageError if it cuts the image unevenly or too finely, or is asked for where there are no patches.
+    Raises UsageError if it cuts the image unevenly or too finely, is asked for where there are no patches, or has
+    another stem than the origin.
     """
-    patch_size = options.patch_size or (8 if image_size <= 64 else 32)
+    stem = origin.get("stem") or stem_for(8 if image_size <= 64 else 32)
+    patch_size = options.patch_size or origin.get("patch_size") or (8 if stem == "3x3" else 32)
     if not cut:
         if options.patch_size:
             raise UsageError(
@@ -97,6 +106,9 @@ def patch_size_for(options: PretrainOptions, image_size: int, *, cut: bool) -> i
                 "leave it out"
             )
         return patch_size
+    if origin and stem_for(patch_size) != stem:
+        allowed = "less than 32 px" if stem == "3x3" else "32 px or more"
+        raise UsageError(f"--patch-size {patch_size} conflicts with --from, whose stem takes patches of {allowed}")
     if image_size % patch_size or image_size // patch_size < 2:
         raise UsageError(
             f"--image-size {image_size} cannot be cut into patches of {patch_size} px: it must be a multiple of "

@@ -7,7 +7,7 @@ from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
 from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
-from selfie_cli.recipes import METHODS, arxiv, called, num_stages
+from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
 from selfie_cli.schema import FOREIGN
 from selfie_cli.talk import printable
 
@@ -85,10 +85,9 @@ def arm_name(index: int, arm: ArmResult) -> str:
 
 
 def credited(derived: dict[str, Any]) -> str:
-    """The method and recipe that pretrained the network, in words, with the paper."""
-    words = called(derived)
-    paper = arxiv(words)
-    return escaped(words) + (f", arXiv:{paper}" if paper else "")
+    """The methods and recipes that pretrained the network, in words, each with its paper."""
+    each = called(derived).split(THEN)
+    return THEN.join(escaped(words) + (f", arXiv:{paper}" if (paper := arxiv(words)) else "") for words in each)
 
 
 def escaped(text: str) -> str:

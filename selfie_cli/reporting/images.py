@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from selfie_cli.data.augment import Preprocessing, centre_crop
 from selfie_cli.data.bad_files import BadFile
-from selfie_cli.data.labelled import Piece, is_named, open_labelled, open_pieces
+from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
-from selfie_cli.data.sources import Joined, Source, Subset
+from selfie_cli.data.sources import Source, Subset
 from selfie_cli.data.splits import Labels
-from selfie_cli.data.unlabelled import named_tree, open_unlabelled
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
 from selfie_cli.inference.networks import Network, check_classes, images_at_once
@@ -145,21 +144,17 @@ def choose(
     them."""
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
-        name = asked[0]
-        found, parts = None, dict[str, Callable[[], Piece]]()
+        held = None
         with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
-            if not is_named(name, root):
-                parts = open_pieces(name, data_root=root, offline=offline, talk=Talk()).parts
-            found = open_labelled(name, data_root=root, offline=offline, talk=Talk())
-        held = parts.get("test") or parts.get("validation")
-        held_out = held or (name in NAMED and ("test" in NAMED[name].parts or named_tree(name, root)))
-        if found is not None and (held_out or not own):
+            pieces = open_pieces(asked[0], data_root=root, offline=offline, talk=Talk())
+            held = pieces.parts.get("test") or pieces.parts.get("validation")
+            if own and not held:  # all of them: to choose some for testing, all would be read
+                ((whole, _),) = parts_with_labels(pieces).values()
+                return whole.source, whole.labels, whole.classes, trained
+            found = assemble(pieces, Talk())
             note = f"{'Held-out images' if own else 'Images'} of {found.name}. {found.split_note}"
             return found.test.source, found.test.labels, found.test.classes, note
-        if found is not None:
-            labels = np.concatenate([found.train.labels, found.test.labels])
-            return Joined([found.train.source, found.test.source]), labels, found.train.classes, trained
-        if held:
+        if held is not None:
             return held().source, None, [], f"Held-out images of {held().title}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."

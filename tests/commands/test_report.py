@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from browsing import looking_at
+from PIL import Image
 from running import SMALL, draw_folder, error_of, selfie
+
+from selfie_cli.reporting.images import choose
+from selfie_cli.talk import Talk
 
 EVIL = '"><img src=x onerror=alert(1)>'
 WITH_PAGE = (*SMALL, "--report")
@@ -222,6 +226,17 @@ def test_images_without_a_test_part_are_said_to_be_trained_on(images: Path, pret
         selfie("report", run)
         assert "images that the network was pretrained on" in text_of(run / "report.html")
         assert ("have the same label" in text_of(run / "report.html")) == labelled
+
+
+def test_the_page_of_a_pretraining_chooses_no_test_part_of_its_own(tmp_path: Path) -> None:
+    """One image a class leaves nothing to test on, and is still shown with its class."""
+    for name in ("ant", "bee", "cat"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(tmp_path / "photos" / name / "only.png")
+    source, labels, classes, note = choose([str(tmp_path / "photos")], tmp_path, offline=True, own=True, talk=Talk())
+    assert [Path(name).parent.name for name in source.names] == classes == ["ant", "bee", "cat"]
+    assert np.array_equal(labels, [0, 1, 2])
+    assert "pretrained on" in note
 
 
 def test_runs_that_are_not_finished(pretrained: Path) -> None:

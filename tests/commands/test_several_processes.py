@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from running import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, error_of, same_weights, selfie, two
 
+from selfie_cli.data.duplicates import load_marks
 from selfie_cli.training.checkpoint import saved_states
 
 pytestmark = pytest.mark.slow
@@ -127,6 +128,23 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert config_of(run)["progress"]["status"] == "finished"
     assert not (run / "state").exists()
     assert steps_of(run) == sorted(set(steps_of(run)))
+
+
+def test_two_processes_start_from_other_weights(whole: tuple[Path, str, str], images: Path, tmp_path: Path) -> None:
+    """Both start from the same; killed before the first state, they read the origin again."""
+    run, killed = tmp_path / "run", tmp_path / "killed"
+    asked = ("pretrain", images / "test", "--from", whole[0], *SMALL[2:], "--steps", 4, "--device", "cpu")
+    _, said = succeeded(*asked, "--out", run)
+    assert said.count(f"from {whole[0]}: 3 of 3 stages; fresh: projector") == 1
+    marks = [load_marks(each / "seen.safetensors") for each in (whole[0], run)]
+    assert set(marks[0].exact) < set(marks[1].exact)
+    assert len(marks[1]) == 90  # 60 for training the origin, 30 here
+    shutil.copytree(run, killed)
+    (killed / "model.safetensors").unlink()
+    config = config_of(killed) | {"progress": {"status": "running"}}
+    (killed / "config.json").write_text(json.dumps(config))
+    succeeded("pretrain", "--resume", killed)
+    assert same_weights(run, killed)
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(images: Path) -> None:

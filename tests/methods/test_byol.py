@@ -69,6 +69,14 @@ def test_loss_and_gradients_agree_with_a_loop_over_views_and_images():
             assert (gradients[name] - parameter.grad).norm() < 1e-5 * parameter.grad.norm() + 1e-7, name
 
 
+def test_from_other_weights_the_target_starts_equal_to_the_online_network():
+    method, other = make_byol(), stirred(make_byol())
+    method.start_from(other.encoder.state_dict())
+    for name, parameter in online(method).items():
+        assert torch.equal(target(method)[name], parameter)
+        assert name.startswith("projector.") or torch.equal(other.get_parameter(name), parameter)
+
+
 def test_with_several_views_the_target_is_the_mean_of_the_others():
     method = stirred(make_byol(num_views=3)).double()
     views = torch.cat([*two_views(), two_views()[0].flip(2)])

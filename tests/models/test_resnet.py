@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet, take_over
 
 WIDTHS = {"resnetv2_50": 1024, "resnetv2_18": 256, "resnetv2_10_w32": 128, "resnetv2_18_w16": 64}
 WIDTHS |= {"resnet18": 256, "resnet50": 1024}
@@ -132,6 +132,28 @@ def test_the_closing_norm_opens_the_fourth_stage():
     }
     assert carried[f"{opening}.weight"] is three["norm.weight"]
     assert not any(key.startswith("norm.") for key in carried)
+
+
+@pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
+def test_three_stages_taken_from_four_compute_what_those_did(name):
+    four, three = (resnet(name, stem="3x3", num_stages=stages).double().eval() for stages in (4, 3))
+    with_statistics(four)
+    take_over(three, four.state_dict())
+    found = []
+    last = four.stages[3]["blocks"][0].norm1 if name == "resnetv2_18_w16" else four.layer3
+    last.register_forward_hook(lambda module, inputs, output: found.append(output.relu()))
+    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
+    with torch.no_grad():
+        four(images)
+        torch.testing.assert_close(three(images), found[0])
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(RuntimeError):
+        take_over(
+            resnet("resnetv2_18_w16", stem="3x3", num_stages=3),
+            resnet("resnet18", stem="3x3", num_stages=3).state_dict(),
+        )
 
 
 def test_without_a_closing_norm_nothing_is_renamed():
