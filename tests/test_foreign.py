@@ -295,6 +295,24 @@ def test_runs_that_start_from_them_keep_their_preprocessing(tmp_path: Path, phot
     assert sorted(each.name for each in (tmp_path / "made").iterdir()) == ["config.json", WEIGHTS]
 
 
+def test_pretraining_goes_on_from_imagenet_weights(hub: Hub, repository: Path, tmp_path: Path) -> None:
+    """With their mean, deviation and interpolation, also on a page of the run and when it is resumed."""
+    changed_copy = tmp_path / "made"
+    changed_copy.mkdir()
+    (changed_copy / WEIGHTS).symlink_to(repository / WEIGHTS)
+    (changed_copy / "config.json").write_text((repository / "config.json").read_text())
+    changed(changed_copy, mean=[0.5] * 3, interpolation="bilinear")
+    publish(hub, "timm/resnet18.tv_in1k", changed_copy)
+    images = draw_folder(tmp_path / "images", train=12, test=4, size=80)
+    asked = ("--from", "imagenet", "--backbone", "resnet18", "--image-size", 72, "--steps", 2, "--batch-size", 4)
+    result = selfie("pretrain", images / "train", *asked, "--precision", "fp32", "--out", "r")
+    derived = json.loads(Path("r/config.json").read_text())["derived"]
+    assert (derived["preprocessing"]["mean"], derived["preprocessing"]["interpolation"]) == ([0.5] * 3, "bilinear")
+    assert "ImageNet's labels (timm/resnet18.tv_in1k), then Selfie" in result.stderr
+    assert load("r").storage_size == 75  # of 72 at 0.95
+    assert Path("r/report.html").is_file()
+
+
 def made_run(folder: Path, derived: dict[str, Any]) -> Path:
     """A finished run of a network with random weights."""
     torch.manual_seed(4)
