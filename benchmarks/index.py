@@ -1,26 +1,46 @@
-"""Cost of an index of very many images, without the images: time and memory, as one line of JSON.
+"""Cost of an index of very many images, and of all that comes before the first step: one line of JSON.
 
     python benchmarks/index.py [--entries 10000000]
+    python benchmarks/index.py --tree IMAGES FILES
 
-Paths of some 60 characters are listed in Python, as a walk through folders would, and put into the index; then come
-its fingerprint, and the indices of batches in both orders (all images shuffled; blocks of a stream, as one of eight
-processes). Memory is what the process takes at most, less what it took before.
+Without images: paths of some 60 characters are listed in Python, as a walk through folders would, and put into the
+index; then come its fingerprint, and the indices of batches in both orders (all images shuffled; blocks of a stream, as
+one of eight processes).
+
+With --tree: FILES images below IMAGES, written to a tree of folders of 1,000 under --work (once; a number behind the
+end of each JPEG, so that no two files are alike), are opened part by part as `selfie pretrain` does before its first
+step: at 32 px and with a new store in a folder of its own. `cpu` is the time of this process on all cores: beside
+other work on the machine it stays what it is.
+
+Memory is what the process takes at most, less what it took before.
 """
 
 import argparse
 import json
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import measure
 import torch
 
 from selfie_cli.data.batches import SampleOrder
+from selfie_cli.data.cache import open_cache
+from selfie_cli.data.pixels import OnDemand
 from selfie_cli.data.sources import Files, fingerprint
+from selfie_cli.data.unlabelled import open_unlabelled
+from selfie_cli.pretraining.settings import suggested_size
+from selfie_cli.talk import Talk
+from selfie_cli.training.hardware import num_cores
 
 BATCH = 512
+FOLDER = 1000
+"""Files in a folder of a tree."""
+SIDE = 32
 
 
 def peak_mb() -> float:
@@ -43,11 +63,42 @@ def batch_seconds(order: SampleOrder) -> float:
     return statistics.median(timed(lambda step=step: order.batch(step))[0] for step in range(1, 200))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--entries", type=int, default=10**7)
-    entries = parser.parse_args().entries
-    SampleOrder(1000, BATCH, 0).batch(0)
+def tree(images: Path, folder: Path, count: int) -> Path:
+    """Write `count` files, in turn one of the images, to folders of FOLDER."""
+    if not folder.exists():
+        contents = [path.read_bytes() for path in measure.images_below(images)]
+        for number in range(count):
+            if number % FOLDER == 0:
+                (inside := folder / f"{number // FOLDER:05d}").mkdir(parents=True)
+            file = inside / f"IMG_20260101_{number:08d}.jpeg"
+            file.write_bytes(contents[number % len(contents)] + number.to_bytes(8, "little"))
+    return folder
+
+
+def before_first_step(folder: Path, store: str) -> dict[str, Any]:
+    """Each part on the way from a folder to the first batches: seconds, and the highest memory so far."""
+    before, line = peak_mb(), dict[str, Any](seconds={}, cpu={}, peak_mb={})
+
+    def part(name: str, function: Callable[[], Any]) -> Any:
+        begun = time.process_time()
+        line["seconds"][name], made = timed(function)
+        line["cpu"][name], line["peak_mb"][name] = time.process_time() - begun, peak_mb() - before
+        return made
+
+    source = part("list", lambda: open_unlabelled([str(folder)], data_root=Path(), offline=True, talk=Talk()))
+    part("fingerprint", lambda: fingerprint(source))
+    part("image size", lambda: suggested_size(source))
+    how = {"size": SIDE, "talk": Talk()}
+    cache = part("store", lambda: open_cache(source, **how, folder=store, limit_gb=None))
+    pixels = OnDemand(source, cache, **how, workers=num_cores(), max_bad=0.1)
+    order = SampleOrder(len(source), BATCH, 0)
+    part("shuffle of an epoch", lambda: order.batch(0))
+    part("three batches", lambda: [pixels.take(order.batch(step)) for step in range(3)])
+    pixels.close()
+    return {"files": len(source), **line}
+
+
+def without_images(entries: int) -> dict[str, Any]:
     before = peak_mb()
     listed, _ = timed(lambda: sum(1 for _ in paths(entries)))
     built, files = timed(lambda: Files(paths(entries)))
@@ -58,7 +109,7 @@ def main() -> None:
     whole, streamed = SampleOrder(entries, BATCH, 0), SampleOrder(entries, BATCH, 0, block=64, rank=3, world=8)
     shuffle, _ = timed(lambda: whole.batch(0))
     shuffle_streamed, _ = timed(lambda: streamed.batch(0))
-    line = {
+    return {
         "entries": entries,
         "seconds": {
             "index": round(built - listed, 3),
@@ -71,9 +122,23 @@ def main() -> None:
         },
         "bytes_an_entry": {"path": len(next(paths(1))), "index": round(index_mb * 2**20 / entries, 1)},
         "peak_mb": {"index": round(index_mb, 1), "with orders": round(peak_mb() - before, 1)},
-        "batch_size": BATCH,
     }
-    print(json.dumps({**line, **measure.Lines("index", measure.RESULTS).here}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, default=10**7)
+    parser.add_argument("--tree", nargs=2, metavar=("IMAGES", "FILES"))
+    parser.add_argument("--work", type=Path, default=Path("runs/speed"))
+    a = parser.parse_args()
+    SampleOrder(1000, BATCH, 0).batch(0)
+    if a.tree:
+        folder = tree(Path(a.tree[0]), a.work / f"tree-{a.tree[1]}", int(a.tree[1]))
+        with tempfile.TemporaryDirectory(dir=a.work) as store:
+            line = before_first_step(folder, store)
+    else:
+        line = without_images(a.entries)
+    print(json.dumps(measure.rounded({**line, "batch_size": BATCH, **measure.Lines("index", measure.RESULTS).here})))
 
 
 if __name__ == "__main__":

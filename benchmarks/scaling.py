@@ -1,20 +1,20 @@
-"""Compare the cost of an image in small and large batches, short and long lists, one process and two.
+"""Compare the cost of an image in small and large batches, of few and many files, in one process and two.
 
-    python benchmarks/scaling.py IMAGES [--only batches,lists,processes]
+    python benchmarks/scaling.py IMAGES [--only batches,files,processes]
 
-IMAGES is a folder of 32 px images. `batches`: our step on fixed pixels, sizes in turns. `lists`: `selfie pretrain` on
-lists that repeat the images' paths up to a million times, its loop's rate, peak memory and time before the first step.
-`processes`: the same command alone and under torchrun, the machine's cores divided. Every row says how many times the
-first row's its time an image is.
+IMAGES is a folder of 32 px images. `batches`: our step on fixed pixels, sizes in turns. `files`: `selfie pretrain` on
+trees of up to a million files (see index.py), its loop's rate, peak memory, and the time around the loop: up to 325,000
+images of 32 px are decoded before it, more are decoded in it. `processes`: the same command alone and under torchrun,
+the machine's cores divided. Every row says how many times the first row's its time an image is.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
 from pathlib import Path
 
+import index
 import measure
 import torch
 import work
@@ -41,22 +41,19 @@ def batches(a: argparse.Namespace, lines: measure.Lines) -> None:
         lines.add(name, found, "images/s", **limit, times_the_first=first / statistics.median(found), aim=1.15)
 
 
-def lists(a: argparse.Namespace, lines: measure.Lines) -> None:
-    paths = [str(path.resolve()) for path in measure.images_below(a.images)]
+def files(a: argparse.Namespace, lines: measure.Lines) -> None:
     limit = limit_of(a)
     first = 0.0
-    for count in map(int, a.lists.split(",")):
-        file = a.work / f"list-{count}.txt"
-        with file.open("w") as out:
-            out.writelines(f"{path}\n" for path in itertools.islice(itertools.cycle(paths), count))
+    for count in map(int, a.files.split(",")):
+        folder = index.tree(a.images, a.work / f"tree-{count}", count)
         rates, finished = [], []
         for _ in range(a.rounds):
-            ended, report = pretrain(a, file)
+            ended, report = pretrain(a, folder)
             rates.append(float(report["images_per_second"]))
             finished.append((ended, float(report["seconds"]), float(report["data_wait"])))
         first = first or statistics.median(rates)
         lines.add(
-            f"list of {count:,}",
+            f"{count:,} files",
             rates,
             "images/s",
             **limit,
@@ -103,12 +100,12 @@ def limit_of(a: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     parser = measure.parser(__doc__, rounds=3)
     parser.add_argument("images", type=Path)
-    parser.add_argument("--only", default="batches,lists,processes")
+    parser.add_argument("--only", default="batches,files,processes")
     parser.add_argument("--method", default="selfie")
     parser.add_argument("--backbone", default="resnetv2_18_w16")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batches", default="32,64,128,256,512,1024")
-    parser.add_argument("--lists", default="1000,10000,100000,1000000")
+    parser.add_argument("--files", default="1000,10000,100000,1000000")
     parser.add_argument("--processes", default="1,2")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=2.0, help="Of each turn of a batch size.")
@@ -117,7 +114,7 @@ def main() -> None:
     a.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(num_cores())
     lines = measure.Lines("scaling", a.results)
-    stages = {"batches": batches, "lists": lists, "processes": processes}
+    stages = {"batches": batches, "files": files, "processes": processes}
     for name in a.only.split(","):
         stages[name](a, lines)
 

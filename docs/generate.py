@@ -1,5 +1,5 @@
-"""Write docs/reference.md from the option classes, the map in CONTRIBUTING.md from the docstrings of packages and
-modules, and the table in docs/reliability.md from the results of tests/faults.
+"""Write docs/reference.md and the types of the Python interface from the option classes, the map in CONTRIBUTING.md
+from the docstrings of packages and modules, and the table in docs/reliability.md from the results of tests/faults.
 
 With --check, only report whether the files are up to date.
 """
@@ -10,17 +10,22 @@ import inspect
 import json
 import re
 import sys
+import textwrap
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from typer.models import ArgumentInfo
 
-from selfie_cli.cli.app import VERBS
 from selfie_cli.cli.options import parameters_of
+from selfie_cli.commands import VERBS, function_name
+from selfie_cli.option import Option, options_of
 
 REFERENCE = Path(__file__).with_name("reference.md")
 CONTRIBUTING = REFERENCE.parents[1] / "CONTRIBUTING.md"
 PACKAGE = REFERENCE.parents[1] / "selfie_cli"
+STUB = PACKAGE / "__init__.pyi"
 MAP = re.compile(r"(?<=<!-- map: written by docs/generate.py -->\n).*?(?=<!-- /map -->)", re.DOTALL)
 RELIABILITY = REFERENCE.with_name("reliability.md")
 FAULTS = REFERENCE.with_name("results") / "reliability.jsonl"
@@ -91,14 +96,15 @@ def shown(default: Any) -> str:
 
 def house() -> str:
     """Return the map: packages from the top floor down with their docstrings and modules, then single modules."""
-    lines = []
+    lines = [f"- **`api`** {summary(PACKAGE / 'api.py')}"]
     for folders in FLOORS:
         for folder in folders.split():
             files = sorted((PACKAGE / folder).glob("[!_]*.py"))
             modules = ", ".join(f"`{file.stem}`" for file in files)
             lines.append(f"- **`{folder}/`** {summary(PACKAGE / folder / '__init__.py')} *Modules:* {modules}.")
     lines += ["", "Below them, modules that any package may import:", ""]
-    lines += [f"- `{file.stem}`: {summary(file)}" for file in sorted(PACKAGE.glob("[!_]*.py"))]
+    below = sorted(file for file in PACKAGE.glob("[!_]*.py") if file.stem != "api")
+    lines += [f"- `{file.stem}`: {summary(file)}" for file in below]
     return "\n".join([*lines, ""])
 
 
@@ -107,6 +113,74 @@ def summary(file: Path) -> str:
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     told = text if file.stem == "__init__" else re.split(r"\n\n|(?<=[.]) (?=[A-Z])", text)[0]
     return " ".join(told.split())
+
+
+STUB_BEGINNING = """# Types of the Python interface, for editors and type checkers.
+# Written by docs/generate.py. Do not edit.
+# fmt: off
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import Literal, overload
+
+from PIL import Image
+from torch import Tensor, nn
+
+"""
+STUB_NAMES = """
+Name = str | PathLike[str]
+Names = Name | Iterable[Name]
+Numbers = str | float | Iterable[float]
+__version__: str
+
+def load(run: Name) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]: ...
+"""
+IN_MEMORY = {"embed": "Vectors", "predict": "Predictions"}
+"""Results without `out`."""
+
+
+def stub() -> str:
+    """Return the signature of each verb's function, with the types that it accepts."""
+    imports = {
+        "selfie_cli.errors": {"SelfieError as SelfieError"},
+        "selfie_cli.inference.outputs": {*IN_MEMORY.values()},
+    }
+    functions = []
+    for verb, kind in VERBS.items():
+        function = getattr(import_module(f"selfie_cli.commands.{verb}"), function_name(verb))
+        result = get_type_hints(function)["return"]
+        imports.setdefault(result.__module__, set()).add(result.__name__)
+        words = {one.name: f"{accepted(one)} = {one.field.default!r}" for one in options_of(kind) if one.name != "json"}
+        num_arguments = sum(one.field.metadata["argument"] for one in options_of(kind))
+        if verb in IN_MEMORY:
+            without = signature(function, words | {"out": "None = None"}, num_arguments, IN_MEMORY[verb])
+            functions += ["@overload\n", f"{without} ...\n", "@overload\n"]
+            words["out"] = "Name"
+        functions.append(f'{signature(function, words, num_arguments, result.__name__)}\n    """{kind.__doc__}"""\n')
+    ours = [f"from {module} import {', '.join(sorted(names))}\n" for module, names in sorted(imports.items())]
+    return "".join([STUB_BEGINNING, *ours, STUB_NAMES, *functions])
+
+
+def signature(function: Any, words: dict[str, str], num_arguments: int, result: str) -> str:
+    """Return the beginning of a definition; the parameters after the first `num_arguments` are keywords."""
+    parameters = [f"{name}: {text}" for name, text in words.items()]
+    parameters.insert(num_arguments, "*")
+    lines = textwrap.fill(", ".join(parameters), 120, initial_indent="    ", subsequent_indent="    ")
+    return f"def {function.__name__}(\n{lines},\n) -> {result}:"
+
+
+def accepted(one: Option) -> str:
+    """Return the types that a keyword takes, as `selfie_cli.api.as_given` reads them."""
+    if get_origin(one.hint) is tuple:
+        return "Names"
+    if one.hint is str and re.fullmatch(r"[\d.,]+", one.field.default):
+        return "Numbers"
+    parts = get_args(one.hint) if get_origin(one.hint) in (Union, UnionType) else (one.hint,)
+    return " | ".join(
+        f"Literal[{', '.join(map(repr, get_args(part)))}]"
+        if get_origin(part) is Literal
+        else {"str": "Name", "NoneType": "None"}.get(part.__name__, part.__name__)
+        for part in parts
+    )
 
 
 def faults() -> str:
@@ -135,6 +209,7 @@ def main() -> None:
     reliability = RELIABILITY.read_text(encoding="utf-8")
     pages = {
         REFERENCE: reference(),
+        STUB: stub(),
         CONTRIBUTING: MAP.sub(lambda _: f"\n{house()}\n", contributing),
         RELIABILITY: TABLE.sub(lambda _: f"\n{faults()}\n\n", reliability),
     }

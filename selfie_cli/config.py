@@ -7,7 +7,7 @@ changes after parsing, and goes no deeper than `commands`. This module imports n
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfie_cli.option import Options, option
+from selfie_cli.option import DATA, MACHINE, OUTPUT, RUN, TRAINING, VIEWS, Options, option
 from selfie_cli.recipes import METHODS
 
 Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_10_w32", "resnetv2_18_w16", "resnet18", "resnet50"]
@@ -29,9 +29,6 @@ MOST_AT_ONCE = 2**20
 """Largest number of images in a batch."""
 MOST_STEPS = 10**12
 MOST_SEEDS = 1000
-
-TRAINING, VIEWS, DATA, RUN, MACHINE, OUTPUT = "Training", "Views", "Data", "Run", "Machine", "Output"
-"""Groups of options in the help."""
 
 BATCH: dict[str, Any] = {"at_least": 1, "at_most": MOST_AT_ONCE}
 WIDTH: dict[str, Any] = {"at_most": MOST_FEATURES, "panel": TRAINING}

@@ -3,10 +3,27 @@
 import dataclasses
 import math
 import operator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from selfie_cli.errors import UsageError
+from selfie_cli.recipes import recipe_note
+
+PANELS = ("Training", "Views", "Only with --method", "Data", "Run", "Machine", "Output")
+"""Groups of options, in the order of the help. Options without one come first; METHOD has those of one method."""
+TRAINING, VIEWS, METHOD, DATA, RUN, MACHINE, OUTPUT = PANELS
 
 
 def option(
@@ -70,6 +87,69 @@ class Options:
                 allowed = " and ".join(f"{word} {limit:,}" for word, limit in limits.items()) or "a finite number"
                 given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
                 raise UsageError(f"{flag_of(field.name)} must be {allowed}, got {given}")
+
+
+class Option(NamedTuple):
+    """An option of a verb. hint: its type. method: the one that it is for, if it is for one alone."""
+
+    field: "dataclasses.Field[Any]"
+    hint: Any
+    method: str | None
+
+    @property
+    def name(self) -> str:
+        return self.field.name
+
+    @property
+    def help(self) -> str:
+        """Its help, with the values that the recipes give it."""
+        text = str(self.field.metadata["help"])
+        return text + recipe_note(self.name, self.method) if self.field.metadata["recipe"] else text
+
+
+def options_of(kind: type) -> list[Option]:
+    """Return the options of a class, arguments first, then in the order of the help."""
+    hints = get_type_hints(kind)
+    found: list[Option] = []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found += [each._replace(method=field.name) for each in options_of(hint)]
+        else:
+            found.append(Option(field, hint, None))
+    places = {panel: place for place, panel in enumerate((None, *PANELS))}
+
+    def place(each: Option) -> tuple[bool, int]:
+        panel = METHOD if each.method else each.field.metadata["panel"]
+        return not each.field.metadata["argument"], places.get(panel, places[METHOD])
+
+    return sorted(found, key=place)
+
+
+def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
+    """Return the options object for a value of each of `options_of(kind)`; `typed` names the options given.
+
+    Raise UsageError for a given value that is empty: it comes from an unset shell variable, not from "no value".
+    """
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            given[field.name] = build(hints[field.name], values)
+        else:
+            value = values[field.name]
+            if field.name in typed and "" in (value if isinstance(value, list) else [value]):
+                name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
+                raise UsageError(f"{name} is empty: give it a value, or leave it out")
+            given[field.name] = tuple(map(expanded, value)) if isinstance(value, list) else expanded(value)
+    options = kind(**given)
+    object.__setattr__(options, "typed", frozenset(typed))
+    return options
+
+
+def expanded(value: Any) -> Any:
+    """Return a path with `~` replaced by the home folder; shells leave it in --out=~/v."""
+    return os.path.expanduser(value) if isinstance(value, str) and f"{value}/".startswith("~/") else value
 
 
 Picked = TypeVar("Picked")

@@ -26,45 +26,42 @@ from selfie_cli.files import (
     write_text,
 )
 
-
-def test_a_file_is_replaced_in_one_step(tmp_path):
-    target = tmp_path / "deep" / "file.txt"
-    write_text(target, "old")
-    with replacing(target) as temporary:
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-        assert temporary.parent == target.parent  # another file system could not be renamed from
-    assert target.read_text() == "new"
-    with contextlib.suppress(KeyboardInterrupt), replacing(target) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-    assert target.read_text() == "new"
-    assert os.listdir(target.parent) == ["file.txt"]
+WRITING = pytest.mark.parametrize("writing", [replacing, replacing_folder])
 
 
-def test_a_folder_is_replaced_in_one_step(tmp_path):
-    target = tmp_path / "deep" / "folder"
-    with replacing_folder(target) as temporary:
-        (temporary / "old").touch()
+def put(path, text):
+    """Write to a file, or to a file in a folder."""
+    (path / "file" if path.is_dir() else path).write_text(text)
+
+
+def content(path):
+    return (path / "file" if path.is_dir() else path).read_text()
+
+
+@WRITING
+def test_a_file_or_folder_is_replaced_in_one_step(tmp_path, writing):
+    target, again = tmp_path / "deep" / "target", {"overwrite": True} if writing is replacing_folder else {}
+    with writing(target) as temporary:
+        put(temporary, "old")
         assert not target.exists()
-    assert os.listdir(target) == ["old"]
-    with contextlib.suppress(KeyboardInterrupt), replacing_folder(target, overwrite=True) as temporary:
-        (temporary / "new").touch()
+        assert temporary.parent == target.parent  # another file system could not be renamed from
+    with contextlib.suppress(KeyboardInterrupt), writing(target, **again) as temporary:
+        put(temporary, "half")
         raise KeyboardInterrupt
-    assert os.listdir(target) == ["old"]
-    with replacing_folder(target, overwrite=True) as temporary:
-        (temporary / "new").touch()
-        assert os.listdir(target) == ["old"]
-    assert os.listdir(target) == ["new"]
-    assert os.listdir(target.parent) == ["folder"]
+    assert content(target) == "old"
+    with writing(target, **again) as temporary:
+        put(temporary, "new")
+        assert content(target) == "old"
+    assert content(target) == "new"
+    assert os.listdir(target.parent) == ["target"]
 
 
-@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+@WRITING
 def test_an_occupied_folder_is_not_replaced(tmp_path, writing):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
     with pytest.raises(OSError), writing(tmp_path / "folder") as temporary:  # noqa: PT011 - its kind depends on the system
-        temporary.write_text("a file") if writing is replacing else (temporary / "new").touch()
+        put(temporary, "new")
     assert os.listdir(tmp_path) == ["folder"]
     assert os.listdir(tmp_path / "folder") == ["old"]
 
@@ -146,7 +143,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
     assert os.listdir(tmp_path / "real") == ["new"]
 
 
-@pytest.mark.parametrize("writing", [replacing, replacing_folder])
+@WRITING
 def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path, writing):
     for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EROFS, "read-only", str(tmp_path / leftover("a")))):
         with pytest.raises(OSError, match="a") as raised, writing(tmp_path / "a"):
@@ -185,11 +182,12 @@ def test_json_comes_back_and_what_json_does_not_have_is_refused(tmp_path):
     assert "Käse" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]"]
-)
-def test_what_is_no_json_is_a_value_error(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
+NO_JSON = (b"", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]")
+
+
+@pytest.mark.parametrize("data", NO_JSON)
+def test_what_is_no_json_is_a_value_error(tmp_path, data):
+    (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(ValueError):  # noqa: PT011 - of several kinds
         read_json(tmp_path / "a.json")
 

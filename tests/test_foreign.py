@@ -19,6 +19,7 @@ from PIL import Image
 from running import draw_folder, error_of, selfie
 from safetensors.torch import load_file, save_file
 
+import selfie_cli
 from selfie_cli import runs
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.images import decode_square, open_image
@@ -291,6 +292,9 @@ def test_runs_that_start_from_them_keep_their_preprocessing(tmp_path: Path, phot
     assert_close(pixels, plain_view(square, 96, network.preprocessing))
     assert_close(names["features"](pixels)[0], expected)
     assert load("r-timm.safetensors").preprocessing == network.preprocessing
+    for run in ("r", "r-timm.safetensors"):
+        _, transform = selfie_cli.load(run)
+        assert_close(transform(Image.open(photo)), plain_view(square, 96, network.preprocessing)[0])
     assert "knn" in selfie("eval", tmp_path / "made", "--dataset", images, "--json").stdout
     assert sorted(each.name for each in (tmp_path / "made").iterdir()) == ["config.json", WEIGHTS]
 

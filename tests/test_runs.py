@@ -12,12 +12,13 @@ from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, read_json, write_json
 from selfie_cli.training import start
 
+DERIVED = {"method": "selfie", "image_size": 32, "steps": 9, "batch_size": 8, "micro_batch": 8, "selfie": {}}
+DERIVED |= {"backbone": "resnet18", "recipe": "best", "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
+DERIVED |= {"warmup_steps": 1}
+
 
 def make(path, *, verb="pretrain", finished=True, written=None, overwrite=False):
-    derived = {"method": "selfie", "image_size": 32, "steps": 9, "batch_size": 8, "micro_batch": 8}
-    derived |= {"backbone": "resnet18", "recipe": "best", "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
-    derived |= {"warmup_steps": 1, "selfie": {}}
-    run = runs.create(path, verb=verb, asked={"seed": 0}, derived=derived, overwrite=overwrite)
+    run = runs.create(path, verb=verb, asked={"seed": 0}, derived=DERIVED, overwrite=overwrite)
     if finished:
         run.finish({"seconds": 1.0})
     if written is not None:
@@ -67,7 +68,7 @@ def test_an_occupied_folder_is_replaced_only_when_asked(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["images/a.png", "inner/config.json", "model.safetensors.old"])
-def test_overwrite_deletes_nothing_that_lies_in_a_run_and_is_no_part_of_it(tmp_path, name):
+def test_overwrite_deletes_no_file_that_is_no_part_of_a_run(tmp_path, name):
     run = make(tmp_path / "run")
     (run.path / name).parent.mkdir(exist_ok=True)
     (run.path / name).write_text("mine")
@@ -97,16 +98,13 @@ def test_overwriting_keeps_the_config_until_the_new_one_is_there(run, tmp_path, 
     make(run.path, overwrite=True)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_which_folders_are_free(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RunError, match="is a file"):
             runs.check_free(path, overwrite=True)
-
-
-def test_an_empty_folder_is_free_also_with_what_a_kill_left(tmp_path):
     runs.check_free(tmp_path / "new", overwrite=False)
-    (tmp_path / f"{TEMPORARY}12-config.json").write_text("{")
+    (tmp_path / "file").rename(tmp_path / f"{TEMPORARY}12-config.json")  # left by a kill
     make(tmp_path)
     assert os.listdir(tmp_path) == ["config.json"]
 
@@ -254,14 +252,14 @@ def test_a_config_that_lacks_something(run, missing):
 
 
 @pytest.mark.parametrize("format", [0, 2, 10**30, -1])
-@pytest.mark.parametrize(
-    ("rest", "writer"), [({}, ""), ({"versions": {"selfie-cli": "9.1"}}, ", 9.1"), ({"versions": [3]}, "")]
-)
-def test_another_format_is_refused_whatever_else_it_has(tmp_path, format, rest, writer):
-    write_json(tmp_path / "config.json", {"format": format, **rest})
-    said = rf"run format {format}, this selfie \([\w.]+\) reads 1: use the selfie-cli that wrote it{writer}, or start"
-    with pytest.raises(RunError, match=said):
-        runs.open_run(tmp_path)
+def test_another_format_is_refused_whatever_else_it_has(tmp_path, format):
+    for rest, writer in (({}, ""), ({"versions": {"selfie-cli": "9.1"}}, ", 9.1"), ({"versions": [3]}, "")):
+        write_json(tmp_path / "config.json", {"format": format, **rest})
+        said = (
+            rf"run format {format}, this selfie \([\w.]+\) reads 1: use the selfie-cli that wrote it{writer}, or start"
+        )
+        with pytest.raises(RunError, match=said):
+            runs.open_run(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["1", 1.0, True, None])
@@ -286,9 +284,8 @@ def test_where_weights_come_from(tmp_path, monkeypatch):
     run, line = runs.resolve_from(None)
     assert run.path.name == "new"
     assert "newest" in line
-    asked = make(tmp_path / "mine")
-    run, line = runs.resolve_from(str(asked.path))
-    assert run.path == asked.path
-    assert str(asked.path) in line
+    run, line = runs.resolve_from("runs/old")
+    assert str(run.path) in line
+    assert run.path.name == "old"
     with pytest.raises(RunError, match="not finished"):
         runs.resolve_from("runs/unfinished")

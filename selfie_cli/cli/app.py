@@ -9,36 +9,19 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from selfie_cli import __version__, config
+from selfie_cli import __version__
 from selfie_cli.cli.console import STDOUT, Console, Silent, discard, put
 from selfie_cli.cli.failures import failure
-from selfie_cli.cli.options import VerbCommand, build, command
+from selfie_cli.cli.options import VerbCommand, command
+from selfie_cli.commands import VERBS, call
 from selfie_cli.files import json_line, naming
-from selfie_cli.option import Options
+from selfie_cli.option import build
 from selfie_cli.signals import give_up, handled, is_alone
-
-VERBS: dict[str, type[Options]] = {
-    "pretrain": config.PretrainOptions,
-    "finetune": config.FinetuneOptions,
-    "embed": config.EmbedOptions,
-    "eval": config.EvalOptions,
-    "demo": config.DemoOptions,
-    "predict": config.PredictOptions,
-    "curve": config.CurveOptions,
-    "similar": config.SimilarOptions,
-    "doctor": config.DoctorOptions,
-    "report": config.ReportOptions,
-    "export": config.ExportOptions,
-    "push": config.PushOptions,
-    "pull": config.PullOptions,
-}
-"""Options of each verb, in the order of the help. The verb's function has its name, in `commands/<verb>.py`."""
 
 app = typer.Typer(
     name="selfie",
@@ -54,15 +37,13 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
 
     A SelfieError ends as one line and its exit code; SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
     """
-    # Idle OpenMP threads yield to those that decode. torch reads both variables when it is loaded.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection would print C++ stacks
     first = is_alone() or os.environ.get("RANK", "0") == "0"
     console = Console(quiet=values["quiet"]) if first else Silent(quiet=True)
     try:
         with handled(give_up) if is_alone() else contextlib.nullcontext():
             options = build(VERBS[verb], values, typed)
-            result = call(verb, options, console)
+            streams = {"stdin": lines_on_stdin(), "emit": lambda row: put(as_line(verb, row)), "ask": asker()}
+            result = call(verb, options, console, **streams)
             show(verb, result, options, console)
         with naming(STDOUT):
             sys.stdout.flush()
@@ -87,23 +68,13 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
         raise typer.Exit(1)
 
 
-def call(verb: str, options: Any, console: Console) -> Any:
-    """Return the result of a verb's function."""
-    function = getattr(import_module(f"selfie_cli.commands.{verb}"), "evaluate" if verb == "eval" else verb)
+def as_line(verb: str, row: Any) -> str:
+    """Return a row of embed or predict as a line of JSON."""
     if verb == "embed":
         from selfie_cli.inference.vector_files import as_row
 
-        return function(
-            options, stdin=lines_on_stdin(), emit=lambda vector: put(json_line(as_row(vector))), talk=console
-        )
-    if verb == "predict":
-        return function(options, stdin=lines_on_stdin(), emit=lambda row: put(json_line(row)), talk=console)
-    if verb == "similar":
-        return function(options, stdin=lines_on_stdin(), talk=console)
-    if verb == "push":
-        at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
-        return function(options, console, ask=ask if at_terminal else None)
-    return function(options, console)
+        row = as_row(row)
+    return json_line(row)
 
 
 def show(verb: str, result: Any, options: Any, console: Console) -> None:
@@ -118,9 +89,11 @@ def show(verb: str, result: Any, options: Any, console: Console) -> None:
     console.show(*rendered(verb, result, options))
 
 
-def ask(question: str) -> bool:
-    """Ask on the terminal, through stderr. There is no default answer."""
-    return typer.confirm(question, default=None, err=True)
+def asker() -> Callable[[str], bool] | None:
+    """Return a function that asks on the terminal, through stderr, with no default answer; None without a terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return functools.partial(typer.confirm, default=None, err=True)
 
 
 def lines_on_stdin() -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ class Console(Talk):
     def track(self, what: str, total: int) -> Iterator[Advance]:
         if self.quiet:
             yield lambda done, note: None
-        elif self.stderr.is_terminal:
+        elif self.stderr.is_terminal or (self.stderr.is_jupyter and find_spec("ipywidgets")):
             with self._bar(what, total) as advance:
                 yield advance
         else:

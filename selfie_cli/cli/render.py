@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from selfie_cli.commands.pull import Pulled
     from selfie_cli.commands.push import Pushed
     from selfie_cli.commands.similar import Similar
+    from selfie_cli.data.bad_files import BadFile
+    from selfie_cli.inference.outputs import Predictions, Vectors
 
 FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_PER_CLASS --fraction 0.2 --seeds 3"
 MEMBERS = 20
-"""Number of images shown per group of near-duplicates."""
+"""Number of images shown per group of near-duplicates, and of predictions."""
 
 
 def rendered(verb: str, result: Any, options: Any) -> Sequence[RenderableType]:
@@ -186,6 +189,45 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
     return [Group(*parts)]
 
 
+def vectors(result: Vectors) -> list[RenderableType]:
+    height, width = result.vectors.shape
+    return [f"{height:,} vectors of {width:,} features", *unreadable(result.bad_files)]
+
+
+def predictions(result: Predictions) -> list[RenderableType]:
+    table = titled("Predictions", ["path", "label", "probability"], left="path")
+    for row in result.rows[:MEMBERS]:
+        table.add_row(printable(row.path), printable(row.label), f"{row.probability:.3f}")
+    more = [f"and {len(result.rows) - MEMBERS:,} more"] if len(result.rows) > MEMBERS else []
+    return [table, *more, *unreadable(result.bad_files)]
+
+
+def unreadable(bad: list[BadFile]) -> list[str]:
+    return [f"{len(bad):,} images cannot be read, first {bad[0].name}: {bad[0].reason}"] if bad else []
+
+
+def as_html(part: RenderableType | Sequence[RenderableType]) -> str:
+    """Return lines and tables for a notebook."""
+    if isinstance(part, Group):
+        part = part.renderables
+    if isinstance(part, Sequence) and not isinstance(part, str):
+        return "".join(map(as_html, part))
+    if not isinstance(part, Table):
+        text = printable(part) if isinstance(part, str) else str(part)
+        return f'<pre style="margin: 0; white-space: pre-wrap">{escape(text)}</pre>'
+
+    def row(tag: str, cells: Iterable[Any]) -> str:
+        """Return a row of cells, aligned as the columns are."""
+        aligned = zip(part.columns, cells, strict=True)
+        inner = "".join(f'<{tag} style="text-align: {c.justify}">{escape(str(cell))}</{tag}>' for c, cell in aligned)
+        return f"<tr>{inner}</tr>"
+
+    head = row("th", [column.header for column in part.columns])
+    body = "".join(row("td", cells) for cells in zip(*(column.cells for column in part.columns), strict=True))
+    caption = f"<caption>{escape(str(part.title or ''))}</caption>"
+    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+
+
 RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "pretrain": pretrained,
     "finetune": finetuned,
@@ -199,4 +241,6 @@ RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "export": lambda result: result.code.rstrip().split("\n"),
     "push": pushed,
     "pull": pulled,
+    "vectors": vectors,
+    "predictions": predictions,
 }

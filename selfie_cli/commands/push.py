@@ -12,12 +12,12 @@ from typing import Any, get_args, get_type_hints
 from selfie_cli import hub, runs
 from selfie_cli.commands.eval import Evaluated
 from selfie_cli.comparison.results import read_results
-from selfie_cli.config import OUTPUT, RUN, PushOptions
+from selfie_cli.config import PushOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
 from selfie_cli.inference import networks
 from selfie_cli.models.portable import why_not
-from selfie_cli.option import Options, flag_of, negated
+from selfie_cli.option import OUTPUT, RUN, Options, flag_of, negated
 from selfie_cli.reporting.card import known, model_card
 from selfie_cli.reporting.page import describing
 from selfie_cli.runs import Run

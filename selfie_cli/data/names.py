@@ -46,6 +46,11 @@ class Names(Sequence[str]):
         number = range(len(self))[index]
         return self._text[self._ends[number] + 1 : self._ends[number + 1]].decode(ENCODING, "surrogateescape")
 
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), CHUNK):
+            for start, end in itertools.pairwise(self._ends[first : first + CHUNK + 1].tolist()):
+                yield self._text[start + 1 : end].decode(ENCODING, "surrogateescape")
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Names | list) and list(self) == list(other)
 

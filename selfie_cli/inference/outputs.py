@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from selfie_cli import runs
 from selfie_cli.data.bad_files import BadFile, report_bad
@@ -28,6 +31,32 @@ class Written:
     images: int
     unreadable: int
     left_out: dict[str, int]
+    bad_files: list[BadFile]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Vectors:
+    """What `embed` gives in Python. vectors: float32 [N, D], row i that of the image paths[i]."""
+
+    vectors: NDArray[np.float32]
+    paths: list[str]
+    bad_files: list[BadFile]
+
+
+class Prediction(NamedTuple):
+    """The likeliest class of an image, and its probability."""
+
+    path: str
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What `predict` gives in Python."""
+
+    rows: list[Prediction]
+    bad_files: list[BadFile]
 
 
 def check_out(name: str | None, suffixes: Sequence[str], *, overwrite: bool, json: bool) -> Path | None:
@@ -114,4 +143,4 @@ def conclude(
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")
     if left_out and strict:
         raise DataError(f"not all images were read (--strict); {left_out}")
-    return Written(out=out, images=num_images - len(bad), unreadable=len(bad), left_out=left_out.counts)
+    return Written(out=out, images=num_images - len(bad), unreadable=len(bad), left_out=left_out.counts, bad_files=bad)

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from selfie_cli.data.batches import Batch, step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import replacing
-from selfie_cli.signals import handled, leave
+from selfie_cli.signals import give_up, handled, is_alone, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import load_state, save_state, saved_states
 from selfie_cli.training.distributed import Group
@@ -204,10 +205,12 @@ def diverged(what: str, step: int, first_step: int, states: Path, group: Group) 
 def signals_noted() -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP in a list; a second one ends the process at once.
 
+    In a process that is not the command line's, such as a notebook's, the second one raises KeyboardInterrupt instead.
     One that follows within a second is the same one: a terminal signals a whole job, and torchrun its processes.
     """
     noted: list[int] = []
     first_at = 0.0
+    is_ours = signal.getsignal(signal.SIGINT) is give_up or not is_alone()
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
@@ -215,7 +218,9 @@ def signals_noted() -> Iterator[list[int]]:
             noted.append(number)
             first_at = time.monotonic()
         elif time.monotonic() - first_at > 1:
-            leave(number, frame)
+            if is_ours:
+                leave(number, frame)
+            raise KeyboardInterrupt(number)
 
     with handled(note):
         yield noted

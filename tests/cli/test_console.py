@@ -44,8 +44,7 @@ def test_names_are_shown_as_they_are_without_control_characters(name: str, shown
 
 
 def test_markup_in_tables_is_text(capsys: Captured) -> None:
-    table = Table(title="[red]t")
-    table.add_column("[b]c")
+    table = Table("[b]c", title="[red]t")
     table.add_row("[/x] :smile:")
     Console(quiet=False).show(table)
     shown = capsys.readouterr().out
@@ -90,24 +89,31 @@ def test_progress_without_a_terminal_is_lines_with_the_time_left(
     assert [time_left(seconds) for seconds in (0, 59.6, 3600, 360000)] == ["0:00:00", "0:01:00", "1:00:00", "100:00:00"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("arguments", [["embed", "IMAGE", "--from", "bundled", "--quiet"], ["--help"]])
-def test_results_that_cannot_be_written_are_one_line(tmp_path: Path, arguments: list[str]) -> None:
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    words = [str(tmp_path / "a.png") if word == "IMAGE" else word for word in arguments]
+@pytest.fixture
+def photo() -> str:
+    Image.new("RGB", (32, 32)).save("a.png")
+    return "a.png"
+
+
+def run_on_a_full_disk(stream: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose stdout or stderr is full; return what it says on the other."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*COMMAND, *words], env=ENVIRONMENT, stdout=full, stderr=-1, text=True, check=False)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: full}
+        return subprocess.run([*COMMAND, *words], env=ENVIRONMENT, text=True, check=False, **streams)
+
+
+@pytest.mark.parametrize("words", [("embed", "a.png", "--from", "bundled", "--quiet"), ("--help",)])
+def test_results_that_cannot_be_written_are_one_line(photo: str, words: tuple[str, ...]) -> None:
+    done = run_on_a_full_disk("stdout", *words)
     assert done.returncode == 1
     assert done.stderr.startswith("error: standard output: No space left on device")
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_under_the_log_stops_nothing(tmp_path: Path) -> None:
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
-    words = [*COMMAND, "embed", str(tmp_path / "a.png"), "--from", "bundled"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(words, env=ENVIRONMENT, stdout=-1, stderr=full, text=True, check=False)
+def test_a_full_disk_under_the_log_stops_nothing(photo: str) -> None:
+    done = run_on_a_full_disk("stderr", "embed", photo, "--from", "bundled")
     assert (done.returncode, done.stdout.count("\n")) == (0, 1)
 
 
@@ -132,33 +138,28 @@ def test_a_locale_without_our_characters_shows_them_written_out(tmp_path: Path) 
     (tmp_path / "list.txt").write_text("é/木.png\n", encoding="utf-8")
     plain = {**ENVIRONMENT, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     plain.pop("PYTHONIOENCODING", None)
-    program = (
-        "import sys\n"
-        "from selfie_cli.cli.app import main\n"
-        "from pathlib import Path\n"
-        "from selfie_cli.data.unlabelled import open_unlabelled\n"
-        "from selfie_cli.talk import Talk\n"
-        "assert sys.getfilesystemencoding() == 'ascii'\n"
-        "for one in ('.', 'list.txt'):\n"
-        "    source = open_unlabelled([one], data_root=Path('x'), offline=True, talk=Talk())\n"
-        "    source.open(0).close()\n"
-        "sys.argv = ['selfie', 'finetune', '--help']\n"
-        "main()\n"
-    )
+    program = """
+import sys
+from pathlib import Path
+from selfie_cli.cli.app import main
+from selfie_cli.data.unlabelled import open_unlabelled
+from selfie_cli.talk import Talk
+assert sys.getfilesystemencoding() == "ascii"
+for one in (".", "list.txt"):
+    open_unlabelled([one], data_root=Path("x"), offline=True, talk=Talk()).open(0).close()
+sys.argv = ["selfie", "finetune", "--help"]
+main()
+"""
     argv = [sys.executable, "-c", program]
     done = subprocess.run(argv, cwd=tmp_path, env=plain, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"\\u2026" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
-    ],
-    ids=str,
-)
+NO_MEMORY = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(NO_MEMORY)], ids=str)
 def test_without_memory_one_line_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error

@@ -13,24 +13,16 @@ from PIL import Image
 from running import ENVIRONMENT, selfie
 
 from selfie_cli import __version__, config
-from selfie_cli.cli.app import VERBS, app
+from selfie_cli.cli.app import app
+from selfie_cli.commands import VERBS
 from selfie_cli.option import flag_of
 
 # A changed command line is a conscious change: after one, write the new list there.
 FROZEN = Path(__file__).with_name("options.json")
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 # Imported by compilation or by torchvision, and as slow to import as torch itself.
-SLOW = (
-    "torchvision",
-    "torch._dynamo",
-    "torch._inductor",
-    "sympy",
-    "pandas",
-    "matplotlib",
-    "scipy",
-    "sklearn",
-    "jinja2",
-)
+SLOW = ("torchvision", "torch._dynamo", "torch._inductor", "sympy", "pandas", "matplotlib", "scipy", "sklearn")
+SLOW += ("jinja2",)
 
 
 @pytest.fixture(autouse=True)
@@ -54,19 +46,14 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
     assert "list[str]" not in shown
     assert str(VERBS[verb].__doc__) in shown
     own = (config.SelfieOptions, config.ByolOptions) if verb == "pretrain" else ()
-    for kind in (VERBS[verb], *own):
-        for field in dataclasses.fields(kind):
-            if "help" not in field.metadata:
-                continue
-            assert field.metadata["help"].split()[0] in shown
-            for bracketed in re.findall(r"\S*\[\S*\]", field.metadata["help"]):
-                assert bracketed in shown  # rich takes brackets for its markup
-            if field.metadata["argument"]:
-                assert field.name.upper() in shown
-                continue
-            assert flag_of(field.name) in shown
-            if field.default not in (None, False, True, ()):
-                assert f"[default: {field.default}]" in shown
+    fields = [field for kind in (VERBS[verb], *own) for field in dataclasses.fields(kind) if "help" in field.metadata]
+    for field in fields:
+        told, argument = field.metadata["help"], field.metadata["argument"]
+        assert told.split()[0] in shown
+        assert all(bracketed in shown for bracketed in re.findall(r"\S*\[\S*\]", told))  # which rich takes for markup
+        assert (field.name.upper() if argument else flag_of(field.name)) in shown
+        if not argument and field.default not in (None, False, True, ()):
+            assert f"[default: {field.default}]" in shown
 
 
 def test_top_help_lists_every_verb_and_no_verb_exits_2() -> None:
@@ -98,11 +85,14 @@ def loaded(arguments: list[str], names: tuple[str, ...], **environment: str) -> 
         "except SystemExit as end:\n    assert not end.code\n"
         f"print('\\nloaded:', *sorted(set({names}) & sys.modules.keys()))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**ENVIRONMENT, **environment}, capture_output=True, text=True, check=True
-    )
+    argv, known = [sys.executable, "-c", program], {**ENVIRONMENT, **environment}
+    done = subprocess.run(argv, env=known, capture_output=True, text=True, check=True)
     shown, _, last = done.stdout.rpartition("\nloaded:")
     return last.split(), shown
+
+
+COMPLETION = {"_TYPER_COMPLETE_ARGS": "selfie emb", "COMP_WORDS": "selfie emb", "COMP_CWORD": "1"}
+COMPLETION["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
@@ -112,9 +102,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_completion_imports_nothing_heavy(shell: str) -> None:
-    words = {"_TYPER_COMPLETE_ARGS": "selfie emb", "COMP_WORDS": "selfie emb", "COMP_CWORD": "1"}
-    asked = {"_SELFIE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    found, shown = loaded([], HEAVY, **words, **asked)
+    found, shown = loaded([], HEAVY, **COMPLETION, _SELFIE_COMPLETE=f"complete_{shell}")
     assert found == []
     assert "embed" in shown
 

@@ -11,10 +11,10 @@ import typer
 from typer.testing import CliRunner
 
 from selfie_cli import config
-from selfie_cli.cli.app import VERBS
-from selfie_cli.cli.options import build, command, parameters_of
+from selfie_cli.cli.options import command, parameters_of
+from selfie_cli.commands import VERBS
 from selfie_cli.errors import UsageError
-from selfie_cli.option import Options, option, resumed
+from selfie_cli.option import Options, build, option, resumed
 
 
 class InnerOptions(Options):
@@ -48,15 +48,10 @@ def parsed(arguments: Sequence[str], kind: type = OuterOptions) -> Any:
 
 def test_every_kind_of_option_comes_through() -> None:
     assert parsed([]) == OuterOptions()
+    inner = InnerOptions(share=1.0, mirror=False)
+    expected = OuterOptions(names=("x", "y z"), from_="run", two_words="b-c", count=3, loud=True, inner=inner)
     arguments = ["x", "y z", "--from", "run", "--two-words", "b-c", "--count", "3", "--loud", "--share", "1"]
-    assert parsed([*arguments, "--no-mirror"]) == OuterOptions(
-        names=("x", "y z"),
-        from_="run",
-        two_words="b-c",
-        count=3,
-        loud=True,
-        inner=InnerOptions(share=1.0, mirror=False),
-    )
+    assert parsed([*arguments, "--no-mirror"]) == expected
     assert parsed(["--mirror"]).inner.mirror is True
 
 
@@ -121,14 +116,11 @@ def test_what_is_typed_counts_as_given_even_where_it_is_the_default() -> None:
         resumed(parsed(["--resume", "run", "--seed", "0"], kind), asked)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *({"lr": "a"}, {"steps": "x"}, {"seed": 1.5}, {"data": 5}, {"selfie": 3}, {"max_bad": None}),
-        {"backbone": "zz"},
-    ],
-)
-def test_resumed_refuses_a_damaged_config(damage: dict[str, Any]) -> None:
-    asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | damage
+DAMAGES = ("lr", "a"), ("steps", "x"), ("seed", 1.5), ("data", 5), ("selfie", 3), ("max_bad", None), ("backbone", "zz")
+
+
+@pytest.mark.parametrize(("name", "value"), DAMAGES)
+def test_resumed_refuses_a_damaged_config(name: str, value: object) -> None:
+    asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | {name: value}
     with pytest.raises(UsageError, match="start a new run"):
         resumed(config.PretrainOptions(resume="run"), asked)

@@ -13,6 +13,7 @@ from selfie_cli.commands.eval import Classified
         (["defect_airplane", "defect_bird", "defect_crack"], ["airpla", "bird", "crack"]),
         (["scratches_a", "scratches_b", "dent"], ["1: scr", "2: scr", "3: den"]),
         (["broken", "broken_glass"], ["1: bro", "2: bro"]),
+        (["[red]", "c\x1b[31m"], ["[red]", "c\\x1b["]),
     ],
 )
 def test_columns_of_the_confusion_table_are_told_apart(names: list[str], shown: list[str]) -> None:

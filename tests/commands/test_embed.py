@@ -94,7 +94,7 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
         assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
     assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
-    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}}
+    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from selfie_cli import runs
+from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
 
 SIZE = 96  # the smallest at which the stem is 7x7 and Selfie has some patches of 32 px
@@ -37,7 +38,6 @@ KINDS: dict[str, tuple[object, ...]] = {
     "byol-v2": ("pretrain", "--backbone", "resnetv2_50", *BYOL),
     "finetuned": ("finetune", "--backbone", "resnetv2_18", *FINETUNED),
     "finetuned-resnet18": ("finetune", "--backbone", "resnet18", *FINETUNED),
-    "small": ("pretrain", "--backbone", "resnetv2_18_w16", "--image-size", 32, "--steps", 1),
     "patches": ("pretrain", "--backbone", "resnetv2_18_w16", "--recipe", "paper", "--image-size", 32, "--steps", 1),
     "hybrid": ("finetune", "--arch", "hybrid", "--from", "patches", "--no-baseline", "--steps", 1),
 }
@@ -214,9 +214,8 @@ def test_onnx_files_are_whole_plain_and_say_nothing_of_this_machine(made: Callab
     assert len(json.loads(about["classes"])) == 10
     for tensor in model.graph.initializer:
         tensor.ClearField("raw_data")
-    text = str(model)
     for place in (str(Path.home()), str(made("finetuned").parent), "/tmp", ".py", "selfie_cli", "site-packages"):
-        assert place not in text
+        assert place not in str(model)
 
 
 def test_the_bundled_network_and_a_header_to_rebuild_it_by() -> None:
@@ -236,49 +235,50 @@ def test_the_bundled_network_and_a_header_to_rebuild_it_by() -> None:
     assert Path("bundled.onnx").read_bytes() == Path("one.onnx").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("to", "changed", "reason"),
-    [
-        ("timm", {}, "timm has no resnetv2_18_w16"),
-        ("timm", {"arch": "hybrid"}, "attention pooling"),
-        ("timm", {"backbone": "resnetv2_18"}, "3x3"),
-        ("torchvision", {"backbone": "resnetv2_18", "stem": "7x7"}, "torchvision has no resnetv2_18"),
-    ],
-)
+REFUSED = [
+    ("timm", {}, "timm has no resnetv2_18_w16"),
+    ("timm", {"arch": "hybrid"}, "attention pooling"),
+    ("timm", {"backbone": "resnetv2_18"}, "3x3"),
+    ("torchvision", {"backbone": "resnetv2_18", "stem": "7x7"}, "torchvision has no resnetv2_18"),
+]
+
+
+def changed_copy(run: Path, section: str, changed: dict[str, str]) -> None:
+    """Copy a run to run/, with other values in its config."""
+    shutil.copytree(run, "run")
+    config = read_json(Path("run/config.json"))
+    config[section] |= changed
+    write_json(Path("run/config.json"), config)
+
+
+@pytest.mark.parametrize(("to", "changed", "reason"), REFUSED)
 def test_what_does_not_fit_is_refused(pretrained: Path, to: str, changed: dict[str, str], reason: str) -> None:
-    shutil.copytree(pretrained, "run")
-    config = json.loads(Path("run/config.json").read_text())
-    config["derived"] |= changed
-    Path("run/config.json").write_text(json.dumps(config))
+    changed_copy(pretrained, "derived", changed)
     message = error_of("export", "run", "--to", to, code=2)
     assert reason in message
     assert message.endswith("onnx, safetensors")
     assert [file.name for file in Path().iterdir()] == ["run"]
 
 
-def test_misuse(made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = made("small")
+def test_misuse(pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "name a trained run" in error_of("export", code=2)
-    message = error_of("export", run, code=2)
+    message = error_of("export", pretrained, code=2)
     assert "--to timm, torchvision, onnx, safetensors" in message
     assert "onnx and safetensors fit" in message
-    assert ".onnx" in error_of("export", run, "--to", "onnx", "--out", "x.safetensors", code=2)
-    Path("small.safetensors").write_bytes(b"dear")
-    assert "--overwrite" in error_of("export", run, "--to", "safetensors", code=2)
-    assert Path("small.safetensors").read_bytes() == b"dear"
+    assert ".onnx" in error_of("export", pretrained, "--to", "onnx", "--out", "x.safetensors", code=2)
+    Path("pretrained.safetensors").write_bytes(b"dear")
+    assert "--overwrite" in error_of("export", pretrained, "--to", "safetensors", code=2)
+    assert Path("pretrained.safetensors").read_bytes() == b"dear"
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert "selfie-cli[onnx]" in error_of("export", run, "--to", "onnx", code=2)
-    stopped = shutil.copytree(run, tmp_path / "stopped")
-    config = json.loads((stopped / "config.json").read_text())
-    config["progress"]["status"] = "running"
-    (stopped / "config.json").write_text(json.dumps(config))
-    assert "not finished" in error_of("export", stopped, "--to", "safetensors")
+    assert "selfie-cli[onnx]" in error_of("export", pretrained, "--to", "onnx", code=2)
+    changed_copy(pretrained, "progress", {"status": "running"})
+    assert "not finished" in error_of("export", "run", "--to", "safetensors")
 
 
-def test_odd_names_in_the_code(made: Callable[[str], Path]) -> None:
+def test_odd_names_in_the_code(pretrained: Path) -> None:
     """A name that is shown with escapes is still the name of the file."""
     out = 'odd "quoted"\n\u2028\u200b é.safetensors'
-    loaded(selfie("export", made("small"), "--to", "safetensors", "--out", out).stdout)
+    loaded(selfie("export", pretrained, "--to", "safetensors", "--out", out).stdout)
 
 
 @pytest.mark.slow
@@ -298,9 +298,7 @@ def test_the_guide(made: Callable[[str], Path], photos: Path) -> None:
         for line in block.splitlines():
             command = shlex.split(line.partition(" > ")[0])
             assert command[:2] == ["selfie", "export"]
-            code = selfie(*command[1:], "--overwrite").stdout
-            loaded(code)
-    cosine = torch.cosine_similarity(
-        *(names[each](Image.open("photo.jpg")).flatten() for each in ("transform", "same")), 0
-    )
-    assert cosine > 0.99
+            loaded(selfie(*command[1:], "--overwrite").stdout)
+    with Image.open("photo.jpg") as photo:
+        vectors = [names[each](photo).flatten() for each in ("transform", "same")]
+    assert torch.cosine_similarity(*vectors, 0) > 0.99

@@ -12,7 +12,7 @@ def rows_of(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_json_lines(finetuned: Path, images: Path) -> None:
+def test_every_format_has_each_image_its_label_and_probability(finetuned: Path, images: Path) -> None:
     rows = rows_of(selfie("predict", finetuned, images / "test").stdout)
     assert [row["path"] for row in rows] == [str(path) for path in sorted((images / "test").rglob("*.png"))]
     classes = {folder.name for folder in (images / "train").iterdir()}
@@ -20,18 +20,12 @@ def test_json_lines(finetuned: Path, images: Path) -> None:
         assert row.keys() == {"path", "label", "probability"}
         assert row["label"] in classes
         assert 0.1 <= row["probability"] <= 1  # the likeliest of ten
-
-
-def test_files_say_the_same(finetuned: Path, images: Path) -> None:
-    printed = rows_of(selfie("predict", finetuned, images / "test").stdout)
     assert selfie("predict", finetuned, images / "test", "--out", "p.csv").stdout == "p.csv: 30 predictions\n"
     selfie("predict", finetuned, images / "test", "--out", "p.jsonl")
-    assert rows_of(Path("p.jsonl").read_text()) == printed
+    assert rows_of(Path("p.jsonl").read_text()) == rows
     with Path("p.csv").open(newline="") as lines:
         table = list(csv.DictReader(lines))
-    assert [{**row, "probability": float(row["probability"])} for row in table] == printed
-    assert "--overwrite" in error_of("predict", finetuned, images / "test", "--out", "p.csv", code=2)
-    assert "--out" in error_of("predict", finetuned, images / "test", "--out", "p.npy", code=2)
+    assert [{**row, "probability": float(row["probability"])} for row in table] == rows
 
 
 def test_eval_counts_the_same_labels(finetuned: Path, images: Path) -> None:
@@ -44,7 +38,7 @@ def test_eval_counts_the_same_labels(finetuned: Path, images: Path) -> None:
     assert confusion.tolist() == classified["confusion"]
 
 
-def test_unreadable_images(finetuned: Path, images: Path) -> None:
+def test_unreadable_images_are_left_out_and_listed(finetuned: Path, images: Path) -> None:
     good = sorted((images / "test").rglob("*.png"))[:2]
     Path("bad.jpg").write_bytes(b"no image")
     order = [good[1], "bad.jpg", good[0]]
@@ -57,8 +51,11 @@ def test_unreadable_images(finetuned: Path, images: Path) -> None:
     assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
 
 
-def test_a_run_that_cannot_predict(pretrained: Path, finetuned: Path, images: Path) -> None:
+def test_misuse(pretrained: Path, finetuned: Path, images: Path) -> None:
     assert f"selfie finetune --from {pretrained}" in error_of("predict", pretrained, images)
     assert "no run at nowhere" in error_of("predict", "nowhere", images)
     assert "name a finetuned run" in error_of("predict", code=2)
     assert "name the images" in error_of("predict", finetuned, code=2)
+    Path("p.csv").touch()
+    assert "--overwrite" in error_of("predict", finetuned, images, "--out", "p.csv", code=2)
+    assert "--out" in error_of("predict", finetuned, images, "--out", "p.npy", code=2)

@@ -22,6 +22,7 @@ from selfie_cli.inference.vector_files import NETWORK, vector_writer
 from selfie_cli.runs import bundled_folder
 
 FORMATS = (".parquet", ".npy", ".jsonl")
+RECORDED = ("v.parquet", "parts")  # these name the network
 
 
 def found(*arguments: object) -> dict:
@@ -31,50 +32,41 @@ def found(*arguments: object) -> dict:
 @pytest.fixture(scope="module")
 def embedded(pretrained: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vectors")
-    for suffix in FORMATS:
-        selfie("embed", images / "test", "--from", pretrained, "--out", folder / f"v{suffix}")
-    selfie("embed", images / "test", "--from", pretrained, "--out", folder / "parts")
+    for name in (*(f"v{suffix}" for suffix in FORMATS), "parts"):
+        selfie("embed", images / "test", "--from", pretrained, "--out", folder / name)
     return folder
 
 
 def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images: Path) -> None:
     query = sorted((images / "test").rglob("*.png"))[3]
-    answers = [
-        found(query, "--in", embedded / name, "--top", 4, *(() if name in recorded else ("--from", pretrained)))
-        for recorded in [("v.parquet", "parts")]
-        for name in [*(f"v{suffix}" for suffix in FORMATS), "parts"]
-    ]
     vectors = unit(np.load(embedded / "v.npy"))
     names = [json.loads(line)["path"] for line in (embedded / "v.npy.rows.jsonl").read_text().splitlines()]
     cosines = vectors @ vectors[names.index(str(query))]
     best = np.argsort(-cosines)[:4]
-    for answer in answers:
+    for name in (*(f"v{suffix}" for suffix in FORMATS), "parts"):
+        answer = found(
+            query, "--in", embedded / name, "--top", 4, *([] if name in RECORDED else ["--from", pretrained])
+        )
         (one,) = answer["answers"]
         assert answer["num_vectors"] == 30
         assert one["query"] == one["matches"][0]["path"] == str(query)  # found like any other
         assert [match["path"] for match in one["matches"]] == [names[row] for row in best]
         assert [match["rank"] for match in one["matches"]] == [1, 2, 3, 4]
         np.testing.assert_allclose([match["cosine"] for match in one["matches"]], cosines[best], atol=1e-5)
-    assert (
-        "does not name the network" in selfie("similar", query, "--in", embedded / "v.npy", "--from", pretrained).stderr
-    )
-    shown = selfie("similar", query, "--in", embedded / "v.parquet", "--top", 100).stdout
-    assert shown.count(".png") == 31
+    told = selfie("similar", query, "--in", embedded / "v.npy", "--from", pretrained).stderr
+    assert "does not name the network" in told
+    assert selfie("similar", query, "--in", embedded / "v.parquet", "--top", 100).stdout.count(".png") == 31
 
 
 def test_only_the_network_that_made_the_file(embedded: Path, pretrained: Path, images: Path) -> None:
     query = next((images / "test").rglob("*.png"))
+    recorded = ("similar", query, "--in", embedded / "v.parquet")
     shutil.copytree(pretrained, "moved")
-    assert found(query, "--in", embedded / "v.parquet", "--from", "moved")["num_vectors"] == 30
-    assert "made by other weights" in error_of(
-        "similar", query, "--in", embedded / "v.parquet", "--from", "bundled", code=2
-    )
-    pq.write_table(
-        (table := pq.read_table(embedded / "v.parquet")).replace_schema_metadata(
-            {"selfie": table.schema.metadata[b"selfie"].replace(str(pretrained).encode(), b"/gone")}
-        ),
-        "gone.parquet",
-    )
+    assert found(*recorded[1:], "--from", "moved")["num_vectors"] == 30
+    assert "made by other weights" in error_of(*recorded, "--from", "bundled", code=2)
+    table = pq.read_table(embedded / "v.parquet")
+    about = table.schema.metadata[b"selfie"].replace(str(pretrained).encode(), b"/gone")
+    pq.write_table(table.replace_schema_metadata({"selfie": about}), "gone.parquet")
     assert "say where that is with --from" in error_of("similar", query, "--in", "gone.parquet")
     np.save("wide.npy", np.ones((1, 9), np.float32))
     Path("wide.npy.rows.jsonl").write_text('{"row": 0, "path": "a"}\n')
@@ -147,12 +139,10 @@ def test_planted_copies_are_found(images: Path) -> None:
 
 @pytest.mark.slow
 def test_the_page_on_vectors(images: Path) -> None:
-    """Its code runs in order, on vectors that the commands on it make. Other libraries may warn, so not in here."""
-    page = Path(__file__).parents[2] / "docs" / "guide" / "vectors.md"
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert {"pandas", "polars", "duckdb", "faiss", "pyarrow"} <= set(
-        re.findall(r"^import (\w+)", page.read_text(), re.M)
-    )
+    """Its code runs in order, on vectors that its commands make; in another process, as libraries may warn."""
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "vectors.md").read_text()
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert {"pandas", "polars", "duckdb", "faiss", "pyarrow"} <= {*re.findall(r"^import (\w+)", page, re.MULTILINE)}
     Path("photos").mkdir()
     for number, file in enumerate(sorted((images / "test").rglob("*.png"))):
         shutil.copy(file, f"photos/{number:04d}.png")

@@ -47,13 +47,6 @@ def test_agrees_with_the_naive_reference(normal, num):
     assert feature_spread(vectors) == pytest.approx(naive(vectors), rel=1e-4)
 
 
-@pytest.mark.parametrize("directions", [1, 2, 5])
-def test_rank_counts_equally_strong_directions(directions):
-    signs = torch.tensor([[1.0 if i >> k & 1 else -1.0 for k in range(directions)] for i in range(64)])
-    axes = torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(1)))[0][:directions]
-    assert feature_spread(signs @ axes + 7)[1] == pytest.approx(directions, rel=1e-5)  # [64, 48], 7 is no direction
-
-
 def test_what_does_not_matter(normal):
     std, rank = feature_spread(normal)
     assert feature_spread(normal * 1e-12) == pytest.approx((std, rank), rel=1e-4)
@@ -63,23 +56,11 @@ def test_what_does_not_matter(normal):
     assert feature_spread(normal.requires_grad_()) == pytest.approx((std, rank))
 
 
-def test_fewer_images_than_features():
-    vectors = torch.randn(16, 512, generator=torch.Generator().manual_seed(0)) + 1
-    _, rank = feature_spread(vectors)
-    assert 14 < rank <= 15  # the mean takes one direction
-    assert warning_of(vectors) is None
+CONSTANT = torch.full((256, 64), 0.3)
+ROUNDING = 3e-8 * torch.eye(64).repeat(4, 1)  # float32's last digit
 
 
-@pytest.mark.parametrize(
-    "vectors",
-    [
-        torch.full((256, 64), 0.3),
-        torch.full((256, 64), 0.3) + 3e-8 * torch.eye(64).repeat(4, 1),  # float32's last digit
-        torch.zeros(256, 64),
-        torch.ones(1, 64),
-    ],
-    ids=["constant", "rounding", "zero", "one image"],
-)
+@pytest.mark.parametrize("vectors", [CONSTANT, CONSTANT + ROUNDING, torch.zeros(256, 64), torch.ones(1, 64)])
 def test_constant_features_have_no_spread(vectors):
     assert feature_spread(vectors) == (pytest.approx(0, abs=1e-6), 0)
     assert "collapse" in warning_of(vectors)
@@ -93,15 +74,10 @@ def test_what_is_not_finite_is_refused(normal, value):
 
 
 def test_the_warning_says_what_was_seen_and_what_to_try():
-    alike, one_way = collapse_warning(0.012, 7.0, 128), collapse_warning(0.4, 1.26, 256)
-    for words in ("nearly the same", "0.012", "7.0 of 128", "collapse", "--lr", "--batch-size", "--method"):
-        assert words in alike
+    for words in ("0.012", "7.0 of 128", "collapse", "--lr", "--batch-size", "--method"):
+        assert words in collapse_warning(0.012, 7.0, 128)
     for words in ("one way", "0.400", "1.3 of 256"):
-        assert words in one_way
-    assert "\n" not in alike
-
-
-# Healthy networks.
+        assert words in collapse_warning(0.4, 1.26, 256)
 
 
 @pytest.mark.parametrize("num", [16, 256])
@@ -120,37 +96,25 @@ def test_the_bundled_network_does_not_warn(drawn):
         assert warning_of(module(plain_view(drawn, 32))) is None
 
 
-# Networks that find the way out: the loss asks for agreement and for nothing else.
+def variance(both):
+    return both.var(dim=0).sum()
 
 
-def trained(loss_of, images):
-    """A small projection of 16 x 16 pictures, trained to a low loss of two views of theirs."""
+def share_off_an_axis(both):
+    centred = both - both.mean(dim=0)
+    return 1 - centred.mean(dim=1).square().sum() * both.shape[1] / centred.square().sum()
+
+
+@pytest.mark.parametrize("loss_of", [variance, share_off_an_axis])
+def test_a_network_driven_to_collapse_warns(drawn, loss_of):
+    """A small projection of two views of 16 x 16 pictures; nothing in the loss keeps images apart."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), nn.ReLU(), nn.Linear(64, 32))
-    views = [F.avg_pool2d(view, 2) for view in (plain_view(images, 32), plain_view(images.flip(2), 32))]
-    before = network(views[0])
+    views = F.avg_pool2d(plain_view(torch.cat([drawn, drawn.flip(2)]), 32), 2)
+    assert warning_of(network(views[:256])) is None
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     for _ in range(400):
-        loss = loss_of(*(network(view) for view in views))
         optimizer.zero_grad()
-        loss.backward()
+        loss_of(network(views)).backward()
         optimizer.step()
-    return before, network(views[0])
-
-
-def variance(first, second):
-    return torch.cat([first, second]).var(dim=0).sum()
-
-
-def one_direction(first, second):
-    """The share of the variance that lies off an axis."""
-    both = torch.cat([first, second])
-    both = both - both.mean(dim=0)
-    return 1 - both.mean(dim=1).square().sum() * both.shape[1] / both.square().sum()
-
-
-@pytest.mark.parametrize("loss_of", [variance, one_direction])
-def test_a_network_driven_to_collapse_warns(drawn, loss_of):
-    before, after = trained(loss_of, drawn)
-    assert warning_of(before) is None
-    assert "collapse" in warning_of(after)
+    assert "collapse" in warning_of(network(views[:256]))

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -24,12 +23,6 @@ from tests.data.pictures import write_parquet, write_tar
 
 PRETRAIN = (*SMALL, "--image-size", 32, "--steps")
 EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
-KINDS = {
-    "images of every format, turned, with profiles, of odd sizes": ("format", "exif", "profile", "size", "name"),
-    "what is no picture: other files, more bands than colours, floats": ("foreign", "bands", "range"),
-    "images cut all over": ("cut",),
-    "images with flipped bytes": ("flip",),
-}
 # The program, without the limit below which it decodes all images before training.
 STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.__main__ import main; main()"
 Say = Callable[[str], None]
@@ -59,28 +52,6 @@ def embedded(names: Iterable[Path | str], out: Path) -> dict[str, np.ndarray]:
     selfie("embed", "-", *EMBED, "--out", out, stdin="".join(f"{name}\n" for name in names))
     rows = [row["path"] for row in lines_of(out.with_name(f"{out.name}.rows.jsonl"))]
     return dict(zip(rows, np.load(out), strict=True))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.fault("{kind}")
-def test_kind(kind: str, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """The images of a kind, through embed and doctor. tests/data/test_corpus.py compares their pixels."""
-    entries = [entry for entry in corpus() if entry.kind in KINDS[kind]]
-    images = tmp_path / "images"
-    images.mkdir()
-    (images / "sound.png").write_bytes(corpus()[0].data)
-    for entry in entries:
-        (images / entry.name).write_bytes(entry.data)
-    vectors, bad = embedded(images.iterdir(), tmp_path / "images.npy"), bad_in(tmp_path / "images.npy")
-    assert doctored(images) == {*bad}
-    counts: Counter[str] = Counter()
-    for entry in entries:
-        name = str(images / entry.name)
-        assert (name in vectors) != (name in bad), f"{entry.name} is neither read nor refused with a reason"
-        assert not entry.sure or (name in vectors) == (entry.pixels is not None), entry.name
-        outcome = "read as they should be" if entry.pixels is not None else "read all the same"
-        counts["refused with a reason" if name in bad else outcome] += 1
-    happened(", ".join(f"{count} {words}" for words, count in counts.most_common()))
 
 
 def peak(*arguments: object) -> float:
@@ -138,41 +109,42 @@ def photos() -> list[bytes]:
 @pytest.mark.fault("one image in five is broken", times=20)
 def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder, a shard and a parquet file, through every command that decodes."""
-    broken = [entry for entry in corpus() if entry.pixels is None or not entry.sure]
-    data = tmp_path / "images"
+    broken = [entry for entry in corpus() if entry.pixels is None and entry.sure]
+    data, bad = tmp_path / "images", set()
     images: dict[str, bytes] = {}
-    good, sure = set(), set()
     for number, photo in enumerate(chance.sample(photos(), 40)):
         entry = chance.choice(broken) if number % 5 == 4 else None
         file = data / "ab"[number % 2] / (f"{number:02d}-{entry.name}" if entry else f"{number:02d}.jpg")
         file.parent.mkdir(parents=True, exist_ok=True)
         images[str(file)] = entry.data if entry else photo
         file.write_bytes(images[str(file)])
-        if entry is None:
-            good.add(str(file))
-        elif entry.sure:
-            sure.add(str(file))
+        if entry:
+            bad.add(str(file))
 
-    vectors, bad = embedded(images, tmp_path / "all.npy"), bad_in(tmp_path / "all.npy").keys()
-    assert sure <= bad <= images.keys() - good
+    def found_by(verb: str, what: Path, run: str, *more: object) -> set[str]:
+        """The files that a training of some steps, which see all images, finds bad."""
+        words = ("pretrain", what, *PRETRAIN, 6, "--store", tmp_path / "store")
+        if verb == "finetune":
+            words = (
+                "finetune",
+                "--dataset",
+                what,
+                "--from",
+                tmp_path / "run",
+                "--no-baseline",
+                "--steps",
+                2,
+                *SMALL[2:],
+            )
+        selfie(*words, "--max-bad", 0.5, *more, "--out", tmp_path / run)
+        return {*bad_in(tmp_path / run)}
+
+    vectors = embedded(images, tmp_path / "all.npy")
     assert [*vectors] == [name for name in images if name not in bad]
-    alone = embedded(good, tmp_path / "alone.npy")
+    alone = embedded(vectors, tmp_path / "alone.npy")
     assert all(np.allclose(vectors[name], vector, atol=1e-4) for name, vector in alone.items())
-
-    def pretrained(what: Path, run: str, *more: object) -> set[str]:
-        """Six steps see all images, and some again."""
-        words = (*PRETRAIN, 6, "--max-bad", 0.5, "--store", tmp_path / "store", *more)
-        selfie("pretrain", what, *words, "--out", tmp_path / run)
-        return {*bad_in(tmp_path / run)}
-
-    def finetuned(what: Path, run: str) -> set[str]:
-        words = ("--from", tmp_path / "in-memory", "--no-baseline", "--steps", 2, *SMALL[2:], "--max-bad", 0.5)
-        selfie("finetune", "--dataset", what, *words, "--out", tmp_path / run)
-        return {*bad_in(tmp_path / run)}
-
-    assert doctored(data) == bad
-    assert pretrained(data, "in-memory") == bad
-    assert finetuned(data, "finetuned") == bad
+    assert bad_in(tmp_path / "all.npy").keys() == doctored(data) == bad
+    assert found_by("pretrain", data, "run") == found_by("finetune", data, "finetuned") == bad
     selfie("predict", tmp_path / "finetuned", data, "--out", tmp_path / "labels.jsonl")
     assert bad_in(tmp_path / "labels.jsonl").keys() == bad
     members = {}
@@ -181,14 +153,13 @@ def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch:
         members[f"{number:02d}.cls"] = Path(name).parent.name.encode()
     shard = Path(write_tar(tmp_path / "shard.tar", members))
     in_shard = {f"{shard}/{number:02d}{Path(name).suffix}" for number, name in enumerate(images) if name in bad}
-    assert doctored(shard) == pretrained(shard, "shard") == finetuned(shard, "finetuned-shard") == in_shard
+    assert doctored(shard) == found_by("pretrain", shard, "shard") == found_by("finetune", shard, "tuned") == in_shard
     table = Path(write_parquet(tmp_path / "rows.parquet", [*images.values()]))
     in_table = {f"{table}/row-{number:06d}" for number, name in enumerate(images) if name in bad}
-    assert doctored(table) == pretrained(table, "parquet") == in_table
+    assert doctored(table) == found_by("pretrain", table, "parquet") == in_table
     monkeypatch.setattr(pixels, "SMALL", 0)
-    assert pretrained(data, "kept") == pretrained(data, "kept-again") == bad
-    assert pretrained(data, "streamed", "--store-gb", 0) == bad
-    assert pretrained(shard, "shard-streamed", "--store-gb", 0) == in_shard
+    assert found_by("pretrain", data, "kept") == found_by("pretrain", data, "kept-again") == bad
+    assert found_by("pretrain", data, "streamed", "--store-gb", 0) == bad
     happened("all commands find the same files bad; vectors are those of the others alone")
 
 

@@ -1,16 +1,13 @@
-"""Jobs of two processes under torchrun, one of which, or torchrun itself, is killed, stopped or out of disk."""
+"""Jobs of two processes under torchrun, one of which is killed or out of disk."""
 
 import os
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
 from processes import Job, Undisturbed, go_on, has_finished, made_by, states
-from running import COMMAND, ENVIRONMENT, PATIENCE
 
 WITHIN = 60.0  # seconds in which a job has to end that has lost a process
 KINDS = ("pretrain (selfie)", "pretrain (byol)", "finetune")
@@ -85,21 +82,3 @@ def test_restart(undisturbed: Reference, tmp_path: Path, chance: Random, happene
     assert made_by(run) == whole.made
     assert sum(f"run: {run}" in line for line in job.said.splitlines()) == 1, "it was begun anew"
     happened("went on by itself: identical")
-
-
-@pytest.mark.fault("SIGTERM of torchrun, resumed by one process", times=3)
-def test_other_number_of_processes(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    whole, run = undisturbed(KINDS[0], 2), tmp_path / "run"
-    with Job(*whole.words, *OFTEN, "--out", run, folder=tmp_path) as job:
-        job.until(lambda: states(run))
-        time.sleep(chance.uniform(0, 0.5))
-        job.end(signal.SIGTERM, WITHIN)
-    check_told(job, run, "pretrain")
-    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    argv = [*COMMAND, "pretrain", "--resume", str(run)]
-    alone = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
-    assert alone.returncode == 2
-    assert "was started with 2 processes, not 1" in alone.stderr
-    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
-    go_on(run, whole)
-    happened("refused; by two: identical")

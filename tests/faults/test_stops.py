@@ -166,48 +166,37 @@ def with_two_states(undisturbed: Reference, tmp_path_factory: pytest.TempPathFac
     return run
 
 
-def alter(file: Path, chance: Random) -> None:
+def damage(file: Path, chance: Random) -> None:
+    """Alter one byte, cut off the end, or remove the file."""
     data = bytearray(file.read_bytes())
-    data[chance.randrange(len(data))] ^= chance.randint(1, 255)
-    file.write_bytes(data)
+    match chance.randrange(3):
+        case 0:
+            data[chance.randrange(len(data))] ^= chance.randint(1, 255)
+            file.write_bytes(data)
+        case 1:
+            os.truncate(file, chance.randrange(len(data)))
+        case 2:
+            file.unlink()
 
 
-def cut(file: Path, chance: Random) -> None:
-    os.truncate(file, chance.randrange(file.stat().st_size))
-
-
-def remove(file: Path, chance: Random) -> None:
-    file.unlink()
-
-
-DAMAGES = {"one byte altered": alter, "a file cut short": cut, "a file missing": remove}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.fault("the newest state has {damage}", times=20)
-def test_damaged_state(
-    damage: str, with_two_states: Path, whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say
+@pytest.mark.fault("the newest state is damaged, then the other one too", times=40)
+def test_damaged_states(
+    with_two_states: Path, whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say
 ) -> None:
-    run = shutil.copytree(with_two_states, tmp_path / "run")
+    run, lost = (shutil.copytree(with_two_states, tmp_path / name) for name in ("run", "lost"))
     newest = states(run)[-1]
-    DAMAGES[damage](newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
-    warnings = [line for line in selfie("pretrain", "--resume", run).stderr.splitlines() if "warning: " in line]
-    assert any(f"{newest} is damaged" in line for line in warnings)
+    damage(newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
+    said = selfie("pretrain", "--resume", run).stderr
+    assert f"{newest} is damaged" in next(line for line in said.splitlines() if "warning: " in line)
     assert made_by(run) == whole.made
-    happened("told, resumed from the state before")
-
-
-@pytest.mark.fault("both states are damaged", times=20)
-def test_both_states_damaged(with_two_states: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
-    run = shutil.copytree(with_two_states, tmp_path / "run")
-    for state in states(run):
-        chance.choice([*DAMAGES.values()])(state / chance.choice([WEIGHTS, OPTIMIZER]), chance)
-    before = contents(run)
-    said = selfie("pretrain", "--resume", run, code=1).stderr.splitlines()[-1]
+    for state in states(lost):
+        damage(state / chance.choice([WEIGHTS, OPTIMIZER]), chance)
+    before = contents(lost)
+    said = selfie("pretrain", "--resume", lost, code=1).stderr.splitlines()[-1]
     assert "error: no state in" in said
     assert "--overwrite" in said
-    assert before == contents(run)
-    happened("refused: no state can be read, start anew with --overwrite")
+    assert before == contents(lost)
+    happened("told, resumed from the state before; refused where none can be read")
 
 
 @pytest.mark.fault("a second run into the folder of one that is running", times=10)

@@ -44,9 +44,25 @@ def two_views(num_images=6, dtype=torch.double):
     return view, view.flip(3) + 0.5 * torch.randn(view.shape, generator=generator, dtype=dtype) + 0.3
 
 
-def gradients_of(method, loss):
-    """By parameter; the method's own are gone afterwards."""
+def augmented(method, pixels, seed):
+    """The arguments of `loss`, a function of the seed."""
+    return method.augment(pixels, *method.draw(len(pixels), torch.Generator().manual_seed(seed)))
+
+
+def check_gradients(method, loss, expected, absolute):
+    """Check that both losses have the same gradients, but for absolute errors; return the norms of those of `expected`.
+
+    Losses are taken in single precision whatever comes in, which leaves about six digits.
+    """
     loss.backward()
     found = {name: parameter.grad for name, parameter in method.named_parameters()}
     method.zero_grad(set_to_none=True)
-    return found
+    expected.backward()
+    norms = {}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            norms[name] = parameter.grad.norm().item()
+            assert (found[name] - parameter.grad).norm() < 1e-5 * norms[name] + absolute, name
+        else:
+            assert found[name] is None
+    return norms

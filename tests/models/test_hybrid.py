@@ -48,9 +48,8 @@ def test_features_are_selfies_pooled_vectors(encoder_positions, factorized):
 
 
 def test_the_head_stays_as_it_was_drawn():
-    module = hybrid()
+    module, (state, _) = hybrid(), pretrained()
     head = module.head.weight.clone()
-    state, _ = pretrained()
     module.take_over(state)
     assert module.head.weight.equal(head)
     assert all(tensor.equal(state[name]) for name, tensor in module.state_dict().items() if name in state)
@@ -72,7 +71,7 @@ def test_encoding_apart_and_whole(stem):
     p, size = (8, 32) if stem == "3x3" else (32, 96)
     network = resnet(SMALL, stem=stem, num_stages=3).eval()
     images = torch.randn(2, 3, size, size)
-    g = size // p
+    g = size // p  # patches per side
     with torch.no_grad():
         apart, whole = (encode(network, images, p, apart=each) for each in (True, False))
         maps = network(images)

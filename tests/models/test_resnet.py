@@ -5,17 +5,12 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, carried_over, resnet, take_over
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, resnet, take_over
 
 WIDTHS = {"resnetv2_50": 1024, "resnetv2_18": 256, "resnetv2_10_w32": 128, "resnetv2_18_w16": 64}
 WIDTHS |= {"resnet18": 256, "resnet50": 1024}
 # Counted with the same networks elsewhere: timm's for resnetv2, torchvision's less their last layer.
-NUM_PARAMETERS = {
-    "resnetv2_50": 23_500_352,
-    "resnetv2_18": 11_174_720,
-    "resnet18": 11_176_512,
-    "resnet50": 23_508_032,
-}
+NUM_PARAMETERS = {"resnetv2_50": 23_500_352, "resnetv2_18": 11_174_720, "resnet18": 11_176_512, "resnet50": 23_508_032}
 
 
 def with_statistics(network):
@@ -123,17 +118,6 @@ def test_torchvisions_networks_are_torchvisions(name):
         torch.testing.assert_close(features, theirs.double()(images))
 
 
-def test_the_closing_norm_opens_the_fourth_stage():
-    three = resnet("resnetv2_18_w16", stem="3x3", num_stages=3).state_dict()
-    carried = carried_over(three)
-    opening = "stages.3.blocks.0.norm1"
-    assert {key for key in carried if key not in three} == {
-        f"{opening}.{part}" for part in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    }
-    assert carried[f"{opening}.weight"] is three["norm.weight"]
-    assert not any(key.startswith("norm.") for key in carried)
-
-
 @pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
 def test_three_stages_taken_from_four_compute_what_those_did(name):
     four, three = (resnet(name, stem="3x3", num_stages=stages).double().eval() for stages in (4, 3))
@@ -154,11 +138,6 @@ def test_weights_of_another_network_are_refused():
             resnet("resnetv2_18_w16", stem="3x3", num_stages=3),
             resnet("resnet18", stem="3x3", num_stages=3).state_dict(),
         )
-
-
-def test_without_a_closing_norm_nothing_is_renamed():
-    state = resnet("resnetv2_18_w16", stem="3x3", num_stages=3, final_norm=False).state_dict()
-    assert carried_over(state) == state
 
 
 def backward(network, images):

@@ -9,6 +9,7 @@ from torch import nn
 
 from selfie_cli.errors import Diverged, Stopped, TrainingError
 from selfie_cli.talk import Talk
+from selfie_cli.training import loop
 from selfie_cli.training.checkpoint import read_state, saved_states
 from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
@@ -220,3 +221,16 @@ def test_lines_past_the_state_are_cut_when_resumed(toy):
     Toy(toy.folder).train()
     steps = [line["step"] for line in lines(toy.folder)]
     assert steps == [8, 60]
+
+
+def test_a_second_signal_raises_where_the_process_is_not_the_command_lines(monkeypatch):
+    """A notebook's kernel, with all that it holds, must survive two interrupts."""
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    with loop.signals_noted() as noted:
+        for clock[0] in (0.0, 0.5):
+            signal.raise_signal(signal.SIGINT)
+        assert noted == [signal.SIGINT]
+        clock[0] = 2.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

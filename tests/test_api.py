@@ -1,0 +1,274 @@
+"""The Python interface: the command line's options, checks and results as functions, and networks as torch modules."""
+
+import inspect
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import ENVIRONMENT, same_weights, selfie
+
+import selfie_cli as api
+from selfie_cli import runs
+from selfie_cli.commands import VERBS, function_name
+from selfie_cli.data.bad_files import BadFile
+from selfie_cli.option import options_of
+
+SMALL: dict[str, Any] = {
+    **{"backbone": "resnetv2_18_w16", "batch_size": 8, "steps": 4, "warmup_steps": 2, "lr": 0.05},
+    **{"precision": "fp32", "report": False, "quiet": True},
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_signature_and_docstring_hold_every_option_of_the_verb(verb: str) -> None:
+    function = getattr(api, function_name(verb))
+    options = {one.name: one.field for one in options_of(VERBS[verb]) if one.name != "json"}
+    parameters = inspect.signature(function).parameters
+    assert {name: each.default for name, each in parameters.items()} == {n: f.default for n, f in options.items()}
+    positional = [name for name, each in parameters.items() if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert positional == [name for name, field in options.items() if field.metadata["argument"]]
+    for name in options:
+        assert f"\n{name}: " in function.__doc__
+    assert "--" not in function.__doc__
+    assert pickle.loads(pickle.dumps(function)) is function
+
+
+def test_the_package_is_light_until_a_function_is_called() -> None:
+    program = (
+        "import sys\n"
+        "import selfie_cli as selfie\n"
+        "print(*sorted({'torch', 'typer', 'rich', 'numpy', 'selfie_cli.api'} & sys.modules.keys()))\n"
+        "assert {'pretrain', 'load', 'SelfieError', '__version__'} <= {*dir(selfie)}\n"
+        "print(selfie.pretrain.__name__, *sorted({'torch', 'typer', 'rich', 'numpy'} & sys.modules.keys()))\n"
+        "from selfie_cli import *\n"
+        "print(evaluate.__name__, hasattr(selfie, 'nonsense'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.stdout == "\npretrain\nevaluate False\n", done.stderr
+
+
+def test_names_are_those_of_all_verbs() -> None:
+    assert sorted(api.__all__) == sorted([*map(function_name, VERBS), "SelfieError", "load"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [({"imag_size": 64}, "did you mean 'image_size'"), ({"zzz": 1, "out": "x"}, r"'zzz': help\(selfie.pretrain\)")],
+)
+def test_an_unknown_option_names_the_close_one(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        api.pretrain("images", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"device": "tpu"}, "^--device must be one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'$"),
+        ({"image_size": "64"}, r"^--image-size must be int \| None, got '64'$"),
+        ({"steps": True}, "^--steps must be int"),
+        ({"steps": 0}, "^--steps must be at least 1"),
+        ({"out": ""}, "^--out is empty"),
+        ({"budget": "soon"}, "budget"),
+    ],
+)
+def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(api.SelfieError, match=words):
+        api.pretrain("images", **wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"lr": 0.1, "fraction": np.float32(0.5), "seeds": np.int64(2)}, {"lr": "0.1", "fraction": 0.5, "seeds": 2}),
+        ({"lr": [0.03, 0.1]}, {"lr": "0.03,0.1"}),
+        ({"dataset": Path("nowhere")}, {"dataset": "nowhere"}),
+    ],
+)
+def test_numbers_lists_and_paths_are_taken_as_python_has_them(
+    given: dict[str, Any], same: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("selfie_cli.api.perform", lambda verb, values, names: seen.append((values, names)))
+    api.finetune(**given)
+    api.finetune(**same)
+    assert seen[0] == seen[1]
+
+
+def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pretrained: Path) -> None:
+    files = sorted((images / "test").rglob("*.png"))[:5]
+    Path("bad.png").write_text("no image")
+    lines = selfie("embed", *files, "--from", pretrained).stdout.splitlines()
+    found = api.embed([*files, "bad.png"], from_=pretrained, quiet=True)
+    assert found.vectors.dtype == np.float32
+    assert found.paths == [str(file) for file in files]
+    assert [json.loads(line)["path"] for line in lines] == found.paths
+    np.testing.assert_allclose(found.vectors, [json.loads(line)["vector"] for line in lines], atol=1e-6)
+    assert [(each.name, type(each)) for each in found.bad_files] == [("bad.png", BadFile)]
+    assert "5 vectors" in found._repr_html_()
+    assert "1 images cannot be read" in found._repr_html_()
+    one = api.embed(str(files[0]), from_=pretrained, quiet=True)
+    np.testing.assert_allclose(one.vectors, found.vectors[:1], atol=1e-5)
+
+
+def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    written = api.embed(images / "test", from_=str(pretrained), out="v.npy", quiet=True)
+    assert written.images == 30
+    assert len(np.load("v.npy")) == 30
+    query = sorted((images / "test").rglob("*.png"))[3]
+    found = api.similar(query, in_="v.npy", from_=pretrained, top=3, quiet=True)
+    (answer,) = found.answers
+    assert answer.matches[0].path == str(query)
+    html = found._repr_html_()
+    assert html.count("<tr>") == 4
+    assert "1.0000" in html
+    assert capfd.readouterr() == ("", "")
+
+
+def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
+    selfie("pretrain", images / "train", *flags(SMALL), "--out", "one")
+    trained = api.pretrain(images / "train", out="two", **SMALL)
+    assert trained.step == 4
+    assert same_weights(Path("one"), trained.run)
+    labelled = {**SMALL, "backbone": None, "dataset": images, "from_": trained.run, "check_length": False}
+    result = api.finetune(seeds=2, out="tuned", **labelled)
+    html = result._repr_html_()
+    assert "<td" in html
+    for arm in result.arms:
+        assert f"{arm.mean * 100:.1f} ± {arm.std * 100:.1f}" in html
+    assert result.sentence in html
+    found = api.predict("tuned", images / "test", quiet=True)
+    line = selfie("predict", "tuned", images / "test").stdout.splitlines()[0]
+    assert found.rows[0]._asdict() == pytest.approx(json.loads(line), abs=1e-4)
+    assert found._repr_html_().count("<tr>") == 21
+    assert "and 10 more" in found._repr_html_()
+    judged = api.evaluate(trained.run, dataset=images, quiet=True)
+    assert 0 <= judged.trained.knn <= 1
+    assert "kNN" in judged._repr_html_()
+
+
+def flags(values: dict[str, Any]) -> list[str]:
+    """Return keywords as the command line has them."""
+    switches = {True: "--{}", False: "--no-{}"}
+    found: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        found += [switches[value].format(flag)] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return found
+
+
+def test_names_in_tables_are_text_in_html(tmp_path: Path) -> None:
+    folder = tmp_path / "<b>&"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "<i>.png")
+    api.embed(folder, from_="bundled", out="v.npy", quiet=True)
+    html = api.similar(folder / "<i>.png", in_="v.npy", from_="bundled", quiet=True)._repr_html_()
+    assert "&lt;b&gt;&amp;/&lt;i&gt;.png" in html
+    assert "<i>" not in html
+
+
+def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:
+    with pytest.raises(api.SelfieError, match=r"^no run at nowhere: a folder with a config.json is expected$"):
+        api.embed(images, from_="nowhere", quiet=True)
+    with pytest.raises(api.SelfieError, match="classes: selfie finetune"):
+        api.predict(pretrained, images)
+    assert not runs._held
+
+
+def test_lack_of_memory_is_an_error_of_ours(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("selfie_cli.commands.pretrain.train", run_out)
+    with pytest.raises(api.SelfieError, match=r"^out of memory: choose a smaller .* Resume with"):
+        api.pretrain(images / "train", out="run", **SMALL)
+    assert not runs._held
+
+
+def test_torch_is_left_as_it_was(images: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        api.pretrain(images / "train", out="run", deterministic=True, **SMALL)
+        assert not torch.is_grad_enabled()
+    assert torch.rand(3).equal(expected)
+    assert torch.get_num_threads() == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_calls_from_threads_wait_for_each_other(images: Path) -> None:
+    found: dict[int, Any] = {}
+
+    def work(number: int) -> None:
+        found[number] = api.pretrain(images / "train", out=f"run{number}", **SMALL)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert same_weights(found[0].run, found[1].run)
+    assert not runs._held
+
+
+def test_ctrl_c_ends_a_training_that_can_be_resumed(images: Path) -> None:
+    endless = {**SMALL, "steps": 100_000}
+
+    def interrupt() -> None:
+        while not Path("run/metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match=r"nothing is lost\. Resume with: selfie pretrain --resume run"):
+        api.pretrain(images / "train", out="run", **endless)
+    thread.join()
+    assert not runs._held
+    assert list(Path("run/state").iterdir())
+    with pytest.raises(api.SelfieError, match="--steps cannot change"):
+        api.pretrain(resume="run", steps=5, quiet=True)
+
+
+@pytest.mark.parametrize("kind", ["bundled", "pretrained"])
+def test_loaded_encoder_gives_the_features_of_embed_and_trains(
+    kind: str, images: Path, request: pytest.FixtureRequest
+) -> None:
+    run = kind if kind == "bundled" else request.getfixturevalue(kind)
+    files = sorted((images / "test").rglob("*.png"))[:6]
+    module, transform = api.load(run)
+    assert not module.training
+    batch = torch.stack([pickle.loads(pickle.dumps(transform))(Image.open(file)) for file in files])
+    features = module(batch)
+    expected = api.embed(files, from_=run, precision="fp32", quiet=True).vectors
+    np.testing.assert_allclose(features.detach().numpy(), expected, atol=2e-5)
+    features.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_loaded_classifier_gives_logits(images: Path, finetuned: Path) -> None:
+    files = sorted((images / "test").rglob("*.png"))[:6]
+    module, transform = api.load(finetuned)
+    with torch.inference_mode():
+        probabilities = module(torch.stack([transform(Image.open(file)) for file in files])).softmax(1)
+    found = api.predict(finetuned, files, precision="fp32", quiet=True)
+    np.testing.assert_allclose(probabilities.max(1).values, [row.probability for row in found.rows], atol=1e-4)
+
+
+@pytest.mark.parametrize("run", ["none", "nowhere"])
+def test_load_says_what_it_needs(run: str) -> None:
+    with pytest.raises(api.SelfieError, match="folder"):
+        api.load(run)
