@@ -144,9 +144,10 @@ def as_html(what: str, result: Any, options: Any) -> str:
 def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image], Tensor]]":
     """Return a run's network as a torch module in evaluation mode, and the transform for its images.
 
-    `run` takes the values of --from. The module takes float images [B, 3, s, s] to features [B, D], as `selfie embed`
-    does, or to logits [B, C] if the run is a classifier. It trains as any other. The transform takes a PIL image to a float tensor [3, s, s]: the same pixels as in `selfie embed`, as long as the
-    image comes from Image.open without further changes.
+    `run` takes the values of `from_`. The module takes float images [B, 3, s, s] to features [B, D], as `selfie embed`
+    does, or to logits [B, C] if the run is a classifier. It trains as any other. The transform takes a PIL image to a
+    float tensor [3, s, s]: the same pixels as in `selfie embed`, as long as the image comes from Image.open without
+    further changes.
 
     Raise SelfieError if there is no such run, or it is unfinished or damaged.
     """
