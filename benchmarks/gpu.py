@@ -1,10 +1,11 @@
-"""Everything that the issue on speed asks for on a GPU, in one call of under 9 minutes, without network.
+"""What only a GPU can tell, most valuable first, in one call of under 10 minutes, without network.
 
     python benchmarks/gpu.py [--deadline 450] [--only STAGE,...]
     python benchmarks/gpu.py --device cpu --tiny          the same on a CPU in seconds: its test
 
-Each stage writes its rows to gpu.jsonl as soon as it is through; a later call with the same --results goes on with the
-stages that are missing there for this GPU. A stage that fails leaves a row that says why, and is tried again.
+Each stage takes two minutes at most and writes its rows to gpu.jsonl as soon as it is through; a later call with the
+same --results goes on with the stages that are missing there for this GPU. A stage that fails, or takes longer, leaves
+a row that says why, and is tried again.
 
 Steps run on fixed pixels, eager, compiled, and compiled with CUDA graphs; commands on images that are drawn here, in
 files. The bandwidth model is SPEED.md's: 16 passes over the activations in bf16, at the bandwidth of a copy measured
@@ -16,10 +17,14 @@ import hashlib
 import json
 import os
 import re
+import signal
 import statistics
+import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +43,8 @@ from selfie_cli.runs import open_run
 
 # images a second on an H200: some 60 % of the bandwidth model
 AIMS = {"pretrain 32 px": 27_000, "pretrain 224 px": 8_400, "finetune 224 px": 4_500, "embed 224 px": 12_000}
+LONGEST = 120  # seconds of a stage
+CIFAR10 = "cifar10-jpeg.tar.xz"  # in the folder that SELFIE_TEST_DATA names
 TOLERANCE = 0.02  # of losses, between one process and two: sums in another order, in fp32
 
 
@@ -96,6 +103,81 @@ def limits(bench: Bench) -> None:
         rate = measure.arithmetic_rate(bench.a.device, precision, seconds)
         bench.lines.add(f"{precision} arithmetic", rate, "GFLOP/s", stage="limits")
     bench.lines.add("copy in memory", measure.copy_rate(bench.a.device, seconds / 2), "GB/s", stage="limits")
+
+
+def smoke(bench: Bench, stage: str) -> None:
+    """Every verb on small images, and pretraining in several ways: how many of them end well."""
+    images, out, tiny = bench.images(bench.small), bench.a.work / "smoke", bench.a.tiny
+    run, tuned, vectors, device = out / "run", out / "tuned", out / "vectors.npy", ("--device", bench.a.device)
+    shape = ("--batch-size", 8 if tiny else 64, *device, "--overwrite", "--no-report")
+    steps = ("--backbone", "resnetv2_18_w16", "--steps", 2 if tiny else 40, *shape)
+    labels = ("--from", run, "--seeds", 1, "--steps", 2 if tiny else 20, *shape)
+    waves: list[dict[str, tuple[Any, ...]]] = [
+        {
+            "pretrain": (images, *steps, "--out", run),
+            "pretrain, paper, fp32": (images, *steps, "--recipe", "paper", "--precision", "fp32", "--out", out / "b"),
+            "pretrain, simclr, eager": (images, *steps, "--method", "simclr", "--compile", "off", "--out", out / "c"),
+            "pretrain, byol": (images, *steps, "--method", "byol", "--out", out / "d"),
+            "doctor": (images, *device),
+        },
+        {
+            "finetune": ("--dataset", images, "--fraction", 0.5, *labels, "--out", tuned),
+            "curve": ("--dataset", images, "--fractions", "0.5,1", *labels, "--out", out / "curve"),
+            "embed": (images, "--from", run, "--out", vectors, "--overwrite", *device),
+            "eval": (run, "--dataset", images, *device),
+            "report": (run, "--dataset", images, *device, "--out", out / "page.html", "--overwrite"),
+            "export": (run, "--to", "safetensors", "--out", out / "timm.safetensors", "--overwrite"),
+        },
+        {
+            "predict": (tuned, images / "test", *device),
+            "similar": (next(images.rglob("*.jpg")), "--in", vectors, "--from", run, *device),
+        },
+    ]
+
+    at_once = 1 if bench.a.device == "cpu" else 6
+    threads = {"OMP_NUM_THREADS": str(max(1, bench.lines.here["machine"]["cores"] // at_once))}
+
+    def attempt(name: str, words: tuple[Any, ...]) -> dict[str, Any]:
+        command = [*measure.SELFIE, name.split(",")[0], *map(str, words)]
+        try:
+            return {"name": name, "seconds": measure.run(command, limit=LONGEST / 2, **threads).seconds}
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            return {"name": name, "error": without_folders(str(error))[-500:]}
+
+    found: list[dict[str, Any]] = []
+    for wave in waves:
+        names = list(wave)[:1] if tiny else list(wave)
+        with ThreadPoolExecutor(at_once) as pool:
+            found += pool.map(attempt, names, [wave[name] for name in names])
+    bad = [each for each in found if "error" in each]
+    note = "; ".join(f"{each['name']}: {each['error']}" for each in bad)
+    well = len(found) - len(bad)
+    bench.lines.add("verbs that end well", well, f"of {len(found)}", stage=stage, verbs=found, note=note)
+
+
+def cifar10(bench: Bench, stage: str) -> None:
+    """A minute of pretraining on CIFAR-10, then 5 % of its labels: accuracy beside the same network without it."""
+    archive = Path(os.environ.get("SELFIE_TEST_DATA", measure.ROOT / "shared" / "data")) / CIFAR10
+    folder, run, out = (bench.a.work / f"cifar10-{name}" for name in ("images", "run", "tuned"))
+    if not archive.exists():
+        bench.lines.add("CIFAR-10, 5 %", 0, "not measured", stage=stage, note=f"no {CIFAR10}")
+        return
+    if not folder.exists():
+        with tarfile.open(archive) as packed:
+            packed.extractall(folder, filter="data")
+    same = ("--device", bench.a.device, "--overwrite", "--no-report")
+    (part,) = folder.rglob("train")
+    _, trained = measure.selfie(
+        "pretrain", part, "--backbone", bench.pretrained, "--budget", "50s", *same, "--out", run
+    )
+    _, compared = measure.selfie(
+        *("finetune", "--dataset", part.parent, "--from", run, "--fraction", "0.05", "--seeds", "1"),
+        *("--budget", "25s", "--no-check-length", *same, "--out", out),
+    )
+    means = {arm["name"]: 100 * arm["accuracies"][0] for arm in compared["arms"]}
+    note = ", ".join(f"{name} {mean:.1f} %" for name, mean in means.items())
+    gain = means["selfie"] - means["supervised"]
+    bench.lines.add("CIFAR-10, 5 % of the labels: gain", gain, "points", stage=stage, steps=trained["step"], note=note)
 
 
 def step(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> None:
@@ -342,19 +424,22 @@ def stages(bench: Bench) -> dict[str, Callable[[str], None]]:
     def add(name: str, call: Callable[..., None], *arguments: Any) -> None:
         made[name] = lambda stage: partial(call, bench, *arguments)(stage=stage)
 
+    add("smoke", smoke)
     add("small graphs", step, small, batch[small], "graphs" if not tiny else "eager")
     add("large compiled", step, large, batch[large], "compiled" if not tiny else "eager")
     add("labels compiled", step, labels, batch[labels], "compiled" if not tiny else "eager")
     add("embed compiled", embed, 4 if tiny else 256, "compiled" if not tiny else "eager")
+    add("small profile", profile, small, batch[small], "eager" if tiny else "graphs")
+    add("large profile", profile, large, batch[large], "eager" if tiny else "compiled")
     add("small command", pretrain_command, small, batch[small], 2 if tiny else 1000)
     add("large command", pretrain_command, large, batch[large], 2 if tiny else 60)
     add("labels command", finetune_command, batch[labels], 2 if tiny else 60)
     add("embed command", embed_command)
+    if not tiny:
+        add("cifar10", cifar10)
     add("small eager", step, small, batch[small], "eager")
     add("large eager", step, large, batch[large], "eager")
     add("labels eager", step, labels, batch[labels], "eager")
-    add("small profile", profile, small, batch[small], "eager" if tiny else "graphs")
-    add("large profile", profile, large, batch[large], "eager" if tiny else "compiled")
     add("processes", processes)
     add("deterministic", deterministic)
     add("out of memory", out_of_memory)
@@ -366,6 +451,10 @@ def stages(bench: Bench) -> dict[str, Callable[[str], None]]:
         add("large graphs", step, large, batch[large], "graphs")
         add("labels graphs", step, labels, batch[labels], "graphs")
     return made
+
+
+def too_long(*_: object) -> None:
+    raise TimeoutError(f"took longer than {LONGEST} s")
 
 
 def main() -> None:
@@ -382,6 +471,7 @@ def main() -> None:
     if a.device == "cuda":
         torch.backends.cudnn.benchmark = True
     bench = Bench(a)
+    signal.signal(signal.SIGALRM, too_long)
     for name, stage in stages(bench).items():
         done = any(line.get("stage") == name and line["unit"] != "failed" for line in bench.there())
         if (a.only is None and done) or (a.only is not None and name not in a.only.split(",")):
@@ -390,12 +480,14 @@ def main() -> None:
             print(f"{name} and what follows is left for another call", file=sys.stderr)
             break
         print(f"{time.perf_counter() - begun:.0f} s: {name}", file=sys.stderr, flush=True)
+        signal.alarm(LONGEST)
         try:
             stage(name)
         except Exception as error:  # the others must not go without for it
             bench.lines.add(
                 name, 0, "failed", stage=name, note=without_folders(f"{type(error).__name__}: {error}")[:1000]
             )
+        signal.alarm(0)
         if a.device == "cuda":
             torch._dynamo.reset()
             torch.cuda.empty_cache()

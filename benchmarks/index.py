@@ -9,8 +9,9 @@ one of eight processes).
 
 With --tree: FILES images below IMAGES, written to a tree of folders of 1,000 under --work (once; a number behind the
 end of each JPEG, so that no two files are alike), are opened part by part as `selfie pretrain` does before its first
-step: at 32 px and with a new store in a folder of its own. `cpu` is the time of this process on all cores: beside
-other work on the machine it stays what it is.
+step, at 32 px. Of up to 1 GB of pixels, `pixels` decodes all images; of more, it opens a new store, which is known by
+the files' sizes and times. `cpu` is the time of this process on all cores: beside other work on the machine it stays
+what it is.
 
 Memory is what the process takes at most, less what it took before.
 """
@@ -29,8 +30,7 @@ import measure
 import torch
 
 from selfie_cli.data.batches import SampleOrder
-from selfie_cli.data.cache import open_cache
-from selfie_cli.data.pixels import OnDemand
+from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import Files, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.pretraining.settings import suggested_size
@@ -88,9 +88,8 @@ def before_first_step(folder: Path, store: str) -> dict[str, Any]:
     source = part("list", lambda: open_unlabelled([str(folder)], data_root=Path(), offline=True, talk=Talk()))
     part("fingerprint", lambda: fingerprint(source))
     part("image size", lambda: suggested_size(source))
-    how = {"size": SIDE, "talk": Talk()}
-    cache = part("store", lambda: open_cache(source, **how, folder=store, limit_gb=None))
-    pixels = OnDemand(source, cache, **how, workers=num_cores(), max_bad=0.1)
+    how = {"size": SIDE, "workers": num_cores(), "max_bad": 0.1, "talk": Talk(), "folder": store}
+    pixels = part("pixels", lambda: open_pixels(source, **how))
     order = SampleOrder(len(source), BATCH, 0)
     part("shuffle of an epoch", lambda: order.batch(0))
     part("three batches", lambda: [pixels.take(order.batch(step)) for step in range(3)])

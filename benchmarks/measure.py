@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -174,11 +175,17 @@ class Finished:
     stdout: str
 
 
-def run(command: Sequence[str | Path], *, folder: Path | None = None, **environment: str) -> Finished:
-    """Run a command to its end, with as many threads as there are cores. Raises RuntimeError if it fails."""
+def run(
+    command: Sequence[str | Path], *, folder: Path | None = None, limit: float | None = None, **environment: str
+) -> Finished:
+    """Run a command to its end, with as many threads as there are cores, for at most `limit` seconds.
+
+    Raises RuntimeError if it fails, TimeoutExpired if it takes longer.
+    """
     from selfie_cli.training.hardware import num_cores
 
-    variables = {"OMP_NUM_THREADS": str(num_cores()), **os.environ, **environment}
+    here = {"PYTHONPATH": str(ROOT)} if list(command[:3]) == SELFIE else {}
+    variables = {"OMP_NUM_THREADS": str(num_cores()), **os.environ, **here, **environment}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         begun = time.perf_counter()
         child = subprocess.Popen(
@@ -192,10 +199,15 @@ def run(command: Sequence[str | Path], *, folder: Path | None = None, **environm
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        status = child.wait()
-        seconds = time.perf_counter() - begun
-        ended.set()
-        watcher.join()
+        try:
+            status = child.wait(limit)
+        except BaseException:  # a time limit, or Ctrl-C
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+        finally:
+            seconds = time.perf_counter() - begun
+            ended.set()
+            watcher.join()
         out.seek(0)
         err.seek(0)
         if status:
@@ -223,7 +235,7 @@ def memory_of_session(session: int, *kinds: str) -> int:
 
 def selfie(*arguments: str | Path) -> tuple[Finished, dict[str, Any]]:
     """A `selfie` command and the JSON document that it printed."""
-    finished = run([*SELFIE, *arguments, "--json"], PYTHONPATH=str(ROOT))
+    finished = run([*SELFIE, *arguments, "--json"])
     return finished, json.loads(finished.stdout)
 
 

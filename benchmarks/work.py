@@ -103,6 +103,7 @@ def pretraining(
     if photos is None:
         return Training(step, lambda number: (pixels, *task.draw(batch_size, step_generator(0, number))))
     store = open_pixels(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
+    store = store.to(torch.device(device))
     return Training(step, Prefetch(batches(store, task, derived, 0), device=torch.device(device)))
 
 

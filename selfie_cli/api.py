@@ -61,7 +61,8 @@ def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
         textwrap.fill(f"{one.name}: {one.help}", 100, subsequent_indent="    ", break_on_hyphens=False)
         for one in options.values()
     ]
-    text = "\n".join([f"{kind.__doc__}\n", *lines, ""])
+    beginning = [str(kind.__doc__), "", "What the command prints to stdout is returned; its errors are raised.", ""]
+    text = "\n".join([*beginning, *lines, ""])
     function.__doc__ = re.sub(r"--([a-z][a-z-]*)", lambda flag: f"`{keyword_of(flag[1])}`", text)
     function.__name__ = function.__qualname__ = function_name(verb)
     function.__module__ = "selfie_cli"

@@ -63,15 +63,14 @@ class Stopped(SelfieError):
 
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
-    "MPS backend out of memory",
-    "CUDA out of memory",  # wrapped in an error of the compiler
-    "CUBLAS_STATUS_ALLOC_FAILED",
+    "out of memory",  # CUDA, its driver, Triton and MPS, also within an error of torch's compiler
+    "_STATUS_ALLOC_FAILED",  # cuBLAS and cuDNN
     "could not create a primitive",  # oneDNN
     "failed to map segment",  # while a library is loaded
 )
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory has run out; CPU, MPS and cuBLAS have no exception type of their own for it."""
+    """Return whether memory has run out. Only CUDA's allocator has an exception type of its own for it."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch may not be loaded
     return known or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -1,5 +1,6 @@
 """Tensors in safetensors files, with what is needed to rebuild the network in the file's header."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,13 +16,17 @@ from selfie_cli.files import replacing
 FORMAT_VERSION = "1"
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and `header` (values become strings, as safetensors wants them), whole or not at all."""
+def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """Write tensors and `header` (values become strings, as safetensors wants them), whole or not at all.
+
+    Return the SHA-256 of the file.
+    """
     metadata = {"format_version": FORMAT_VERSION, **{key: str(value) for key, value in header.items()}}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = with_sorted_header(safetensors.torch.save(contiguous, metadata))
     with replacing(path) as temporary:
-        # Not save_file, which leaves a file that only its owner can read.
-        temporary.write_bytes(with_sorted_header(safetensors.torch.save(contiguous, metadata)))
+        temporary.write_bytes(data)  # not by save_file, which leaves a file that only its owner can read
+    return hashlib.sha256(data).hexdigest()
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -201,9 +201,9 @@ def judge(
             )
             for what, pixels in (("training", train.pixels), ("test", test.pixels))
         )
-    votes = knn_predict(
-        before, train.labels, after, num_classes=num_classes, k=options.k, temperature=options.temperature
-    )
+    device = network.device if network.device.type == "cuda" else torch.device("cpu")
+    rows = (each.to(device) for each in (before, train.labels, after))
+    votes = knn_predict(*rows, num_classes=num_classes, k=options.k, temperature=options.temperature).cpu()
     held = torch.zeros(len(train.labels), dtype=torch.bool)
     held[torch.from_numpy(hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1])] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")

@@ -153,6 +153,8 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
         times[kind] = fit(step, batch, tried, talk)
         tried, micro = [step.precision], step.micro_batch
     compiling = all(step.compiled for step in wanted)
+    if wanted:
+        torch.compiler.reset()  # gives back the memory of CUDA graphs
     fitted = dataclasses.replace(fitted, micro_batch=micro, precision=tried[0], compiles=compiling)
     return fitted, sum(times[kind] for kind in kinds) / len(kinds)
 

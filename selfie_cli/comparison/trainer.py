@@ -24,6 +24,7 @@ from selfie_cli.errors import Diverged, RunError, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
+from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -68,12 +69,17 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Trains the cells of a run, and looks up those that are finished."""
+    """Trains the cells of a run, and looks up those that are finished.
+
+    `steps` holds a network of each kind of arm, and its training step: cells take turns on it, so that it is compiled
+    once, and memory of CUDA graphs, which is never given back, is taken once.
+    """
 
     run: Run
     training: Training
     fitted: Fitted
     talk: Talk
+    steps: dict[str, tuple[AnyClassifier, Supervised, Step]] = dataclasses.field(default_factory=dict)
 
     def folder(self, cell: Cell) -> Path:
         return self.run.path / "cells" / cell.name
@@ -142,11 +148,22 @@ class Trainer:
         here.wait()
         return accuracy
 
+    def fresh(self, arm: Arm) -> tuple[AnyClassifier, Supervised, Step]:
+        """Return a freshly initialized network of an arm, with a task and a training step on it."""
+        made = arm.make().to(self.training.device)
+        if arm.kind not in self.steps:
+            self.steps[arm.kind] = made, *make_step(made, arm, self.training, self.fitted, self.talk)
+        module, task, step = self.steps[arm.kind]
+        module.load_state_dict(made.state_dict())
+        step.forget()
+        return module, task, step
+
     def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
         """Return a cell's network at the end of its training, and its training step."""
         training, run, preprocessing = self.training, self.run, cell.arm.preprocessing
         torch.manual_seed(step_seed(cell.seed, 0))
-        module = cell.arm.make().to(training.device)
+        is_new = cell.arm.kind not in self.steps
+        module, task, step = self.fresh(cell.arm)
         if cell.arm.state is not None:
             try:
                 module.take_over(cell.arm.state)
@@ -155,7 +172,6 @@ class Trainer:
             networks.estimate_batch_norm(
                 module, lambda pixels: module(plain_view(pixels, training.image_size, preprocessing)), labelled.pixels
             )
-        task, step = make_step(module, cell.arm, training, self.fitted, self.talk)
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
         batch_of_step = batches(task, labelled, cell.seed, self.fitted)
@@ -163,7 +179,8 @@ class Trainer:
             Prefetch(batch_of_step, device=training.device, end=cell.steps) as batch_of,
             start_anew_after_divergence(run),
         ):
-            warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
+            if is_new:
+                warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
             plan = Plan(
                 folder=self.folder(cell),
                 steps=cell.steps,
@@ -176,4 +193,6 @@ class Trainer:
                 tensorboard=training.tensorboard,
             )
             train(step, batch_of, plan, talk=self.talk)
+        if step.micro_batch < self.fitted.micro_batch:  # memory ran out: the next cell tries anew
+            del self.steps[cell.arm.kind]
         return module, step

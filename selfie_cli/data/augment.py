@@ -66,11 +66,20 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing = OURS) -> Tensor:
     return rows.view(b, s, s, 3).permute(0, 3, 1, 2)
 
 
-@functools.cache
 def constants(device: torch.device, preprocessing: Preprocessing = OURS) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation in units of 0..255, float32 [3]. Cached, because a copy to a GPU waits for it."""
-    mean, std = (torch.tensor(values, device=device) for values in (preprocessing.mean, preprocessing.std))
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3]."""
+    known = make_constants if torch.compiler.is_compiling() else kept_constants
+    return known(device, preprocessing)
+
+
+def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Make them on the device: a copy to a GPU would wait for it, and could not be part of a CUDA graph."""
+    both = (preprocessing.mean, preprocessing.std)
+    mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in both)
     return mean * 255, 1 / (std * 255)
+
+
+kept_constants = functools.cache(make_constants)  # torch.compile warns of functions that have a cache
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:

@@ -156,10 +156,13 @@ class Prefetch:
     def __init__(
         self, batch_of: Callable[[int], Batch], *, device: torch.device | None = None, end: int | None = None
     ) -> None:
-        """device: a GPU, for which batches are put into page-locked memory: it copies from there while it computes."""
+        """device: a GPU to which batches are copied while it computes, in a queue of its own."""
         self.end = end
         self._batch_of = batch_of
-        self._device = device if device is not None and device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device is not None and device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # pixels may be on their way there
         self._futures: dict[int, Future[Batch]] = {}
         self._pool = thread_pool(1, "prefetch")
 
@@ -172,14 +175,19 @@ class Prefetch:
         for each in wanted:
             if each not in self._futures:
                 self._futures[each] = self._pool.submit(self._make, each)
-        return self._futures.pop(step).result()
+        batch = self._futures.pop(step).result()
+        if self._stream is not None:
+            for tensor in batch:  # its memory is not for the next batch before the work queued on it is done
+                tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return batch
 
     def _make(self, step: int) -> Batch:
-        batch = self._batch_of(step)
-        if self._device is None:
-            return batch
-        with torch.cuda.device(self._device):  # otherwise this thread would occupy the first GPU, too
-            return tuple(tensor if tensor.is_cuda else tensor.pin_memory() for tensor in batch)
+        if self._stream is None:
+            return self._batch_of(step)
+        with torch.cuda.stream(self._stream):
+            batch = tuple(tensor.to(self._stream.device, non_blocking=True) for tensor in self._batch_of(step))
+        self._stream.synchronize()  # this thread waits, so that no other has to
+        return batch
 
     def __enter__(self) -> Self:
         return self

@@ -54,8 +54,6 @@ class Names(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Names | list) and list(self) == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as a list
-
     def __repr__(self) -> str:
         return f"Names of {len(self)}: {', '.join(self[:3])}{', ...' * (len(self) > 3)}"
 

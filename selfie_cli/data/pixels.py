@@ -79,7 +79,8 @@ class Pixels(ABC):
         """Return all readable images at once, and close these pixels."""
 
     def to(self, device: torch.device) -> "Pixels":
-        """Move pixels that are in memory to `device`, where `take` then runs."""
+        """Move pixels that are in memory to `device`, where `take` then runs; decode others into page-locked memory if
+        it is a GPU, which copies from there while it computes."""
         return self
 
     def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:  # noqa: B027
@@ -142,6 +143,7 @@ class OnDemand(Pixels):
         self._earlier: list[Marks] = []
         self._flushed = time.monotonic()
         self._warned = False
+        self._pinned = False
         self.decoding_epochs = 1 if self.cache.capacity >= len(source) else math.inf
         self._pool = thread_pool(workers, "decode")
 
@@ -149,7 +151,7 @@ class OnDemand(Pixels):
         return len(self.source)
 
     def take(self, indices: Tensor) -> Tensor:
-        out = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8)
+        out = torch.empty(len(indices), self.size, self.size, 3, dtype=torch.uint8, pin_memory=self._pinned)
         pixels = out.numpy()
         places = np.argsort(indices.numpy(), kind="stable")  # neighbours are read together
         images = indices.numpy()[places]
@@ -170,6 +172,10 @@ class OnDemand(Pixels):
                     self._replace(image, pixels[place], taken)
         self._look_after_cache()
         return out
+
+    def to(self, device: torch.device) -> "OnDemand":
+        self._pinned = device.type == "cuda"
+        return self
 
     def _load(self, images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
         """Read images from the cache or decode them into `pixels[places]`; return the unreadable ones and why."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -133,14 +134,10 @@ def training_part(source: Source, where: str, talk: Talk) -> Source:
             )
         return source
     say_kept(where, source.title("train"), others, talk)
-    taken = []
-    for row, folder in enumerate(source.folders()):
-        part = source.places[folder].part
-        if part in ("", "train"):
-            taken.append(row)
-        elif part == "apart":
-            source.left_out.add("apart", folder.split("/")[0])
-    return chosen(source, np.array(taken, np.int64))
+    for folder, count in Counter(source.folders()).items():
+        if source.places[folder].part == "apart":
+            source.left_out.add("apart", folder.split("/")[0], count)
+    return chosen(source, np.flatnonzero([source.places[folder].part in ("", "train") for folder in source.folders()]))
 
 
 def named_tree(name: str, data_root: Path) -> str | None:

@@ -7,6 +7,7 @@ own order, is composed to one 3x4 matrix that is applied to the pixels in one pa
 operations one by one: colours are clamped once, at the end, and the hue is rotated in YIQ, not in HSV.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,19 +128,27 @@ def draw_colours(num_images: int, generator: Generator, *, jitter: float, graysc
 
 def gaussian_blur(x: Tensor, sigmas: Tensor) -> Tensor:
     """Blur images [B, 3, s, s] by their own sigmas [B], in pixels; 0 leaves an image alone. Borders are reflected."""
-    if x.device.type == "cpu":
-        rows = sigmas.nonzero().squeeze(1)
-        if not len(rows):
-            return x
-    else:  # to count them, the CPU would wait for the GPU
-        rows = torch.arange(len(x), device=x.device)
-    b, side = len(rows), x.shape[-1]
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return blur_all(x, sigmas)  # to count those to blur, the CPU would wait for the GPU, and shapes would vary
+    rows = sigmas.nonzero().squeeze(1)
+    return x.index_copy(0, rows, blur_all(x[rows], sigmas[rows])) if len(rows) else x
+
+
+def blur_all(x: Tensor, sigmas: Tensor) -> Tensor:
+    b, side = len(x), x.shape[-1]
     reach = max(1, side // 20)
     taps = torch.arange(-reach, reach + 1, device=x.device)
-    weights = torch.exp(-(taps**2) / (2 * sigmas[rows, None] ** 2).clamp(min=1e-6))
-    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # [b * 3, taps]
-    part = F.pad(x[rows], (reach,) * 4, mode="reflect").reshape(1, b * 3, side + 2 * reach, side + 2 * reach)
+    weights = torch.exp(-(taps**2) / (2 * sigmas[:, None] ** 2).clamp(min=1e-6))
+    weights = weights / weights.sum(dim=1, keepdim=True)  # [B, taps]
+    if torch.compiler.is_compiling():  # a sum of shifted images is fused with what stands around it
+        for axis, padding in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
+            padded = F.pad(x, padding, mode="reflect")
+            parts = (weights[:, tap, None, None, None] * padded.narrow(axis, tap, side) for tap in range(len(taps)))
+            x = functools.reduce(torch.add, parts)
+        return x
+    weights = weights.repeat_interleave(3, dim=0)  # [B * 3, taps]
+    x = F.pad(x, (reach,) * 4, mode="reflect").reshape(1, b * 3, side + 2 * reach, side + 2 * reach)
     with torch.autocast(x.device.type, enabled=False):
-        part = F.conv2d(part, weights[:, None, :, None], groups=b * 3)
-        part = F.conv2d(part, weights[:, None, None, :], groups=b * 3)
-    return x.index_copy(0, rows, part.view(b, 3, side, side))
+        x = F.conv2d(x, weights[:, None, :, None], groups=b * 3)
+        x = F.conv2d(x, weights[:, None, None, :], groups=b * 3)
+    return x.view(b, 3, side, side)

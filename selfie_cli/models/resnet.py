@@ -93,7 +93,9 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
     for layer in norms:
-        layer.momentum, layer.num_batches_tracked = 0.0, None
+        layer.momentum = 0.0
+        if layer.num_batches_tracked is not None:  # SyncBatchNorm needs a tensor to count in
+            layer.num_batches_tracked = torch.zeros_like(layer.num_batches_tracked)
     try:
         yield
     finally:

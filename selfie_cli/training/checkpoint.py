@@ -5,11 +5,14 @@ Random draws are functions of the seed and the step, and need no saving.
 
 import hashlib
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import RunError, WeightsError
 from selfie_cli.files import flush_to_disk, read_json, replacing_folder, write_json
 from selfie_cli.talk import Talk
@@ -22,21 +25,73 @@ CHECKSUMS = "checksums.json"
 """SHA-256 of the other two files: tensors that a disk has damaged do not look wrong."""
 
 
+class Saver:
+    """Writes states in a background thread, one at a time. Use it as a context manager.
+
+    The tensors are copied before, on a GPU into page-locked memory, and the GPU's queue is not waited for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = thread_pool(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(
+        self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int | None = None
+    ) -> None:
+        """Begin to write a state, see `save_state`; raise what the writing before raised."""
+        self.check(wait=True)
+        weights, tensors = copied(module.state_dict()), copied(optimizer_tensors(optimizer))
+        on_gpu = next(module.parameters()).device.type == "cuda"
+        event = torch.cuda.Event(blocking=True) if on_gpu else None
+        if event:
+            event.record()
+
+        def write() -> None:
+            if event:
+                event.synchronize()
+            save_state(self.folder, step, weights, tensors, micro_batch)
+
+        self._writing = self._pool.submit(write)
+
+    def check(self, *, wait: bool = False) -> None:
+        """Raise what the last writing raised if it has ended, and with `wait` after its end."""
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self.check()
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU. Those of tensors on a GPU are queued, and may not be read before it has come to them."""
+    return {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in tensors.items()}
+
+
 def save_state(
-    folder: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int | None = None
+    folder: Path, step: int, weights: dict[str, Tensor], tensors: dict[str, Tensor], micro_batch: int | None = None
 ) -> None:
     """Write `folder`/<step>/ whole or not at all, then remove all but the last two.
 
-    `micro_batch` is kept with it: memory may have run out, and a resumed run has to go on with the same one.
+    `tensors` are the optimizer's. `micro_batch` is kept with them: memory may have run out, and a resumed run has to
+    go on with the same one.
     """
     target = folder / f"{step:08d}"
     if target.exists():  # damaged, and passed over by `load_state`
         shutil.rmtree(target)
     with replacing_folder(target) as temporary:
         header = {"step": step} if micro_batch is None else {"step": step, "micro_batch": micro_batch}
-        save_weights(temporary / WEIGHTS, module.state_dict(), header)
-        save_weights(temporary / OPTIMIZER, optimizer_tensors(optimizer), {"step": step})
-        write_json(temporary / CHECKSUMS, checksums(temporary))
+        sums = {
+            WEIGHTS: save_weights(temporary / WEIGHTS, weights, header),
+            OPTIMIZER: save_weights(temporary / OPTIMIZER, tensors, {"step": step}),
+        }
+        write_json(temporary / CHECKSUMS, sums)
     states = saved_states(folder)
     newest = states.index(target)  # later ones are damaged, and were passed over by `load_state`
     for other in states[: max(0, newest + 1 - KEPT)] + states[newest + 1 :]:

@@ -13,7 +13,7 @@ import torch
 
 from selfie_cli.data.batches import Batch
 from selfie_cli.data.memory import available_memory
-from selfie_cli.errors import TrainingError, UsageError
+from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
 from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
@@ -22,6 +22,8 @@ from selfie_cli.training.step import Step, halved, reason_of, undone
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 FEW = 8  # images of the first trial step, whose time decides how many more are taken
+WARM_UP = 3
+"""Steps of a compiled network that are not timed: they compile it, and with CUDA graphs warm up and record them."""
 
 
 def num_cores() -> int:
@@ -176,13 +178,13 @@ class Pace:
 
 
 def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
-    """Take two steps that leave no trace, before a run is resumed.
+    """Take a few steps that leave no trace, before a run is resumed.
 
     The step is compiled then, if it can be; and DistributedDataParallel orders its buckets as in a run that was never
     stopped, so that sums have the same order.
     """
     if step.compiled or step.group.world > 1:
-        tried_out(step, lambda: [timed(step, batch) for _ in range(2)], talk)
+        tried_out(step, lambda: [timed(step, batch) for _ in range(WARM_UP)], talk)
 
 
 def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
@@ -196,7 +198,7 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
         except Exception as error:
             if torch.are_deterministic_algorithms_enabled() and "deterministic" in str(error):
                 raise TrainingError(f"--deterministic is not possible here: {reason_of(error)}") from None
-            if not step.compiled:
+            if not step.compiled or is_out_of_memory(error):
                 raise
             talk.warn(f"torch.compile does not work here, continuing without it ({reason_of(error)})")
             step.stop_compiling()
@@ -204,7 +206,7 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
 
 
 def seconds_a_step(step: Step, batch: Batch) -> float:
-    """Mean time of two to ten steps, about five seconds if possible, after a first one that does not count.
+    """Mean time of two to ten steps, about five seconds if possible, after those that warm up.
 
     On a CPU, where time grows with the images, a part of a large batch is timed.
     """
@@ -214,10 +216,12 @@ def seconds_a_step(step: Step, batch: Batch) -> float:
         few = first_rows(batch, FEW, step.micro_batch)
         timed(step, few)
         part = first_rows(batch, int(FEW / timed(step, few)), step.micro_batch)  # about a second
+    for _ in range(WARM_UP if step.compiled else 1):
+        timed(step, part)
     times: list[float] = []
-    while len(times) < 3 or (alone and len(times) < 11 and sum(times) < 5):
+    while len(times) < 2 or (alone and len(times) < 10 and sum(times) < 5):
         times.append(timed(step, part))
-    return sum(times[1:]) / len(times[1:]) * len(batch[0]) / len(part[0])
+    return sum(times) / len(times) * len(batch[0]) / len(part[0])
 
 
 def first_rows(batch: Batch, count: int, micro_batch: int) -> Batch:

@@ -18,7 +18,7 @@ from selfie_cli.errors import Diverged, RunError, Stopped
 from selfie_cli.files import replacing
 from selfie_cli.signals import give_up, handled, is_alone, leave
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import load_state, save_state, saved_states
+from selfie_cli.training.checkpoint import Saver, load_state, saved_states
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.metrics import Metrics, open_metrics
 from selfie_cli.training.schedule import cosine_with_warmup
@@ -89,6 +89,7 @@ def train(
             open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.tensorboard)
         )
         trace = plan.trace if group.first else None
+        saver = stack.enter_context(Saver(plan.states))
         profiled = stack.enter_context(profiler(trace, plan.steps - first_step, step_of.device, talk))
         for step in range(first_step + 1, plan.steps + 1):
             micro_batch = step_of.micro_batch
@@ -100,16 +101,18 @@ def train(
             stop, save, log = timetable.due(step, signals, metrics.begun, smaller=step_of.micro_batch < micro_batch)
             if log:
                 means = metrics.means()
-                check_finite(step_of, step, means, first_step, plan)
+                check_finite(step_of, step, means, first_step, saver)
                 metrics.write(step, means, step_of.optimizer.param_groups[0]["lr"])
+                saver.check()
             if save or step == plan.steps:
-                check_weights(step_of, step, first_step, plan)
+                check_weights(step_of, step, first_step, saver)
             if save:
                 if group.first:
-                    save_state(plan.states, step, step_of.module, step_of.optimizer, step_of.micro_batch)
-                group.wait()
+                    saver.save(step, step_of.module, step_of.optimizer, step_of.micro_batch)
                 timetable.saved = time.perf_counter()
             if stop:
+                saver.check(wait=True)
+                group.wait()
                 raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {plan.resume_hint}", stop)
 
     seconds = time.perf_counter() - timetable.begun
@@ -130,9 +133,7 @@ def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step:
     begun = time.perf_counter()
     batch = batch_of(step - 1)
     waited = time.perf_counter() - begun
-    # This copy queues behind the last step's work, and is not part of the time spent waiting for data.
-    device = step_of.device
-    batch = tuple(tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch)
+    batch = tuple(tensor.to(step_of.device) for tensor in batch)  # on a GPU it is there already, see `Prefetch`
     metrics.add(step_of(batch, step / plan.steps), len(batch[0]) * step_of.group.world, waited)
 
 
@@ -173,26 +174,28 @@ class Timetable:
         return stop, bool(save or stop), bool(log or save or stop)
 
 
-def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, plan: Plan) -> None:
+def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, saver: Saver) -> None:
     """Raise Diverged if a loss or a gradient since the last line was not finite."""
     spoiled = int(step_of.num_spoiled)
     if spoiled or not all(map(math.isfinite, means.values())):
         what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
-        raise diverged(what, step - max(0, spoiled - 1), first_step, plan.states, step_of.group)
+        raise diverged(what, step - max(0, spoiled - 1), first_step, saver, step_of.group)
 
 
-def check_weights(step_of: Step, step: int, first_step: int, plan: Plan) -> None:
-    if not all(bool(parameter.isfinite().all()) for parameter in step_of.module.parameters()):
-        raise diverged("a weight", step, first_step, plan.states, step_of.group)
+def check_weights(step_of: Step, step: int, first_step: int, saver: Saver) -> None:
+    """Raise Diverged if a weight is not finite."""
+    if not torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf).isfinite():  # in one pass over all
+        raise diverged("a weight", step, first_step, saver, step_of.group)
 
 
-def diverged(what: str, step: int, first_step: int, states: Path, group: Group) -> Diverged:
+def diverged(what: str, step: int, first_step: int, saver: Saver, group: Group) -> Diverged:
     """The error for a number that is not finite. A state whose next step is not finite is removed."""
+    saver.check(wait=True)
     useless = first_step > 0 and step == first_step + 1
     if useless and group.first:
-        shutil.rmtree(states / f"{first_step:08d}")
+        shutil.rmtree(saver.folder / f"{first_step:08d}")
     group.wait()
-    kept = saved_states(states)
+    kept = saved_states(saver.folder)
     if useless:
         then = f"at once from the state of step {first_step:,}, which is removed"
     else:

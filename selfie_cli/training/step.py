@@ -28,15 +28,16 @@ class Task(Protocol):
 
 
 class Forward(nn.Module):
-    """`loss` as the forward pass of `module`: what DistributedDataParallel wraps and torch.compile compiles."""
+    """A task as the forward pass of `module`, from a batch to its loss: what DistributedDataParallel wraps and
+    torch.compile compiles."""
 
-    def __init__(self, module: nn.Module, loss: Callable[..., tuple[Tensor, dict[str, Tensor]]]) -> None:
+    def __init__(self, module: nn.Module, task: Task) -> None:
         super().__init__()
         self.module = module
-        self.loss = loss
+        self.augment, self.loss = task.augment, task.loss
 
-    def forward(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(*views)
+    def forward(self, *batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(*self.augment(*batch))
 
 
 @dataclass(eq=False)
@@ -45,9 +46,9 @@ class Step:
 
     A batch is a tuple of tensors of equal length, the arguments of `task.augment`. A batch larger than `micro_batch`
     goes through in pieces whose gradients are averaged; none of them may have fewer than `smallest` images. `precision`
-    is fp32 or bf16. `compiled` runs the loss, forward and backward, through torch.compile, `graphs` with CUDA graphs:
-    they spare the launches of small kernels, at the price of memory that is never given back. `after` is called behind
-    the optimizer's step, with the share of the training that is done.
+    is fp32 or bf16. `compiled` runs augmentation and loss, forward and backward, through torch.compile, `graphs` with
+    CUDA graphs: they spare the launches of small kernels, at the price of memory that is never given back. `after` is
+    called behind the optimizer's step, with the share of the training that is done.
 
     From the first loss or gradient that is not finite the optimizer does nothing more, and `num_spoiled` counts the
     steps: the training loop reads it now and then. Where memory runs out, the micro-batch is halved and the same batch
@@ -74,7 +75,7 @@ class Step:
         self.device = next(self.module.parameters()).device
         self.learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.num_spoiled = torch.zeros((), device=self.device)
-        self.forward: nn.Module = Forward(self.module, self.task.loss)
+        self.forward: nn.Module = Forward(self.module, self.task)
         self.no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if self.group.world > 1:
             # Batch norm's running statistics stay each process's own: they take no part in training.
@@ -96,6 +97,12 @@ class Step:
         """Go on with the same maths, step by step."""
         self.compiled = False
         self.forward._compiled_call_impl = None
+
+    def forget(self) -> None:
+        """Forget the steps taken, as far as the optimizer knows of them; the weights stay."""
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_spoiled = torch.zeros_like(self.num_spoiled)
 
     @property
     def autocast(self) -> Autocast:
@@ -129,7 +136,7 @@ class Step:
                 share = len(piece[0]) / len(batch[0])
                 with contextlib.nullcontext() if number == len(pieces) else self.no_sync():
                     with self.autocast():
-                        loss, extra = self.forward(*self.task.augment(*piece))
+                        loss, extra = self.forward(*piece)
                     (loss * share).backward()
                 for name, value in {"loss": loss.detach(), **extra}.items():
                     sums[name] = sums[name] + value * share if name in sums else value * share
@@ -196,9 +203,7 @@ def undone(step: Step) -> Iterator[None]:
     finally:
         step.module.load_state_dict(before)
         step.module.train(training)
-        step.optimizer.state.clear()
-        step.num_spoiled = torch.zeros_like(step.num_spoiled)
-        step.optimizer.zero_grad(set_to_none=True)
+        step.forget()
 
 
 def reason_of(error: BaseException) -> str:

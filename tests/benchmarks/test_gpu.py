@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gpu
 
-STAGES = "limits,small eager,labels eager,embed compiled,small profile,small command,deterministic,out of memory"
+STAGES = "limits,smoke,small eager,labels eager,embed compiled,small profile,small command,deterministic,out of memory"
 
 
 def run(folder: Path, *more: str) -> list[dict[str, object]]:
@@ -30,6 +30,9 @@ def test_stages_leave_rows_and_are_not_repeated(tmp_path: Path) -> None:
     assert next(line for line in lines if line["stage"] == "small profile")["top"]
     assert "data_wait" in next(line for line in lines if line["stage"] == "small command")
     assert [line["value"] for line in lines if line["stage"] == "deterministic"] == [0]
+    (smoke,) = (line for line in lines if line["stage"] == "smoke")
+    assert (smoke["note"], smoke["unit"]) == ("", "of 3")
+    assert smoke["value"] == 3
     assert [line["value"] for line in lines if line["stage"] == "out of memory"] == [8]
     assert str(tmp_path) not in json.dumps(lines)
     assert run(tmp_path, "--deadline", "-1") == lines

@@ -156,10 +156,15 @@ main()
     assert b"\\u2026" in done.stdout
 
 
-NO_MEMORY = "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ..."
+NO_MEMORY = (
+    "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried to ...",
+    "backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+    "Triton Error [CUDA]: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(NO_MEMORY)], ids=str)
+@pytest.mark.parametrize("error", [MemoryError(), *map(RuntimeError, NO_MEMORY)], ids=str)
 def test_without_memory_one_line_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise error

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from listening import Listener
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from selfie_cli import runs
 from selfie_cli.comparison import settings, trainer
@@ -22,6 +24,7 @@ from selfie_cli.errors import UsageError
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
+from selfie_cli.training.step import Forward
 
 SHAPE = {
     "method": "finetune",
@@ -110,6 +113,54 @@ def test_no_batch_is_made_past_the_last_step(tmp_path: Path, monkeypatch: pytest
     assert 0 <= one.train(Cell(name="one", arm=ARM, lr=0.1, seed=0, steps=3), part(), part()) <= 1
     assert set(made) == {0, 1, 2}
     run.finish({})
+
+
+def weights_of(found: Trainer, cells: list[Cell], data: Part) -> list[dict[str, torch.Tensor]]:
+    states = []
+    for cell in cells:
+        found.folder(cell).mkdir(parents=True)
+        module, _ = found.trained(cell, data)
+        states.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    return states
+
+
+def trainer_in(folder: Path, **changed: object) -> Trainer:
+    training, fitted = dataclasses.replace(ASKED, **changed), dataclasses.replace(FITTED, compiles=True)
+    run = runs.create(folder, verb="curve", asked={}, derived={**SHAPE, **dataclasses.asdict(fitted)})
+    return Trainer(run=run, training=training, fitted=fitted, talk=Talk())
+
+
+def test_a_cell_does_not_know_which_were_trained_before_it(tmp_path: Path) -> None:
+    """Bit for bit, although cells of a kind take turns on one network; also where one had run out of memory."""
+    pretrained = dataclasses.replace(ARM, name="x", state=ARM.make().encoder.state_dict())
+    wide = Arm(name="wide", shape={**SHAPE, "backbone": "resnetv2_10_w32"}, state=None)
+    arms, data = [ARM, pretrained, wide], part()
+    cells = [Cell(name=f"{arm.name}{seed}", arm=arm, lr=0.1, seed=seed, steps=3) for seed in (0, 1) for arm in arms]
+    together = trainer_in(tmp_path / "together")
+    found = weights_of(together, cells[:3], data)
+    assert len(together.steps) == 2
+    together.steps[ARM.kind][2].set_micro_batch(2)  # as if memory had run out in the next one
+    found += weights_of(together, cells[3:], data)
+    alone = [weights_of(trainer_in(tmp_path / cell.name), [cell], data)[0] for cell in cells]
+    for number, (one, other) in enumerate(zip(found, alone, strict=True)):
+        assert all(tensor.equal(other[name]) for name, tensor in one.items()) == (number != 3)
+    assert not found[0]["head.weight"].equal(found[1]["head.weight"])
+
+
+def test_many_cells_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than torch.compile would compile of one function."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    monkeypatch.setattr(Forward, "compile", lambda self, **how: nn.Module.compile(self, backend=counter, dynamic=False))
+    trainer, data, counts = trainer_in(tmp_path / "run", compile="on"), part(), []
+    for seed in range(10):
+        cell = Cell(name=str(seed), arm=ARM, lr=0.1, seed=seed, steps=2)
+        trainer.folder(cell).mkdir(parents=True)
+        trainer.trained(cell, data)
+        counts.append(counter.frame_count)
+    assert counts == [1] * 10
+    assert trainer.steps[ARM.kind][2].compiled
+    torch._dynamo.reset()
 
 
 def test_names_and_parts() -> None:

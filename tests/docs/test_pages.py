@@ -113,3 +113,14 @@ def test_bash_completes_verbs_options_and_their_values(words: str, offered: list
     asked = {"_SELFIE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     done = subprocess.run(PROGRAM, env={**ENVIRONMENT, **asked}, capture_output=True, text=True, check=False)
     assert done.stdout.split() == offered
+
+
+def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    text = (DOCS / "notebooks" / "python.ipynb").read_text(encoding="utf-8")
+    assert not re.search(r"/root|/home|/tmp|/work|image/png", text)
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    ends = "assert found.vectors.shape == (200, 128)\nassert len(finetuned.arms) == 2\nassert accuracy > 0.2\n"
+    argv = [sys.executable, "-W", "error", "-c", "\n".join([*cells, ends])]
+    done = subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

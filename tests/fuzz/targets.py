@@ -39,7 +39,7 @@ from selfie_cli.inference.stream import Result
 from selfie_cli.reporting.page import Page, describing
 from selfie_cli.reporting.record import details, heading_of, results, training
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import checksums, load_state, save_state
+from selfie_cli.training.checkpoint import checksums, load_state, optimizer_tensors, save_state
 from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
 from tests.data.pictures import write_parquet
@@ -132,7 +132,7 @@ def write_tensors(folder: Path) -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     module(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    save_state(folder / "state", 3, module, optimizer)
+    save_state(folder / "state", 3, module.state_dict(), optimizer_tensors(optimizer))
     with contextlib.closing(PixelCache(4, 2, folder / "cache" / "0123456789abcdef-2px", None)) as cache:
         cache.write(np.arange(3), np.zeros((3, 2, 2, 3), np.uint8))
 

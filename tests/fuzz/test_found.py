@@ -26,7 +26,7 @@ from selfie_cli.data.parquet import Parquet
 from selfie_cli.errors import RunError, SelfieError, UnreadableImage, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import checksums, load_state, save_state
+from selfie_cli.training.checkpoint import checksums, load_state, optimizer_tensors, save_state
 from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
 
@@ -122,7 +122,7 @@ def test_lines_of_metrics_that_are_none_are_dropped() -> None:
 def test_a_state_that_says_no_step_or_belongs_to_nothing(step: dict[str, str], name: str) -> None:
     module = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    save_state(Path("state"), 3, module, optimizer)
+    save_state(Path("state"), 3, module.state_dict(), optimizer_tensors(optimizer))
     state = Path("state/00000003")
     tensors = {key: tensor.clone() for key, tensor in module.state_dict().items()}
     save_file(tensors, state / "weights.safetensors", {"format_version": "1", **step})

@@ -178,6 +178,21 @@ def test_checkpointing_changes_nothing_but_what_is_kept(name, precision):
     assert all(layer.momentum == 0.1 for layer in lean.modules() if isinstance(layer, torch.nn.BatchNorm2d))
 
 
+def test_checkpointing_with_synchronized_batch_norm():
+    """It refuses to count in nothing, and in one process does what batch norm does."""
+    torch.manual_seed(0)
+    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=2).train()
+    synchronized = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    synchronized.checkpointed = True
+    images = torch.randn(4, 3, 16, 16)
+    for each in (network, synchronized):
+        each(images).square().mean().backward()
+    for key, buffer in network.named_buffers():
+        assert buffer.equal(synchronized.get_buffer(key)), key
+    for parameter, same in zip(network.parameters(), synchronized.parameters(), strict=True):
+        assert (parameter.grad - same.grad).norm() <= 1e-6 * parameter.grad.norm()
+
+
 @pytest.mark.usefixtures("compiler")
 def test_checkpointing_under_torch_compile():
     """Statistics, too, see each batch once."""

@@ -1,4 +1,5 @@
 import shutil
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,16 @@ from torch import nn
 from selfie_cli.errors import RunError
 from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import checksums, load_state, save_state, saved_states
+from selfie_cli.training import checkpoint
+from selfie_cli.training.checkpoint import (
+    Saver,
+    checksums,
+    load_state,
+    optimizer_tensors,
+    read_state,
+    save_state,
+    saved_states,
+)
 from selfie_cli.weights import save_weights
 
 
@@ -40,7 +50,7 @@ def momenta(module, optimizer):
 def test_what_is_saved_comes_back_and_goes_on_the_same_way(tmp_path):
     module, optimizer = make(0)
     advance(module, optimizer)
-    save_state(tmp_path, 3, module, optimizer)
+    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
 
     other, other_optimizer = make(1)
     assert load_state(tmp_path, other, other_optimizer, Talk()) == (3, None)
@@ -57,7 +67,9 @@ def test_what_is_saved_comes_back_and_goes_on_the_same_way(tmp_path):
 def test_without_a_state_it_starts_at_step_0(tmp_path):
     module, optimizer = make(0)
     assert load_state(tmp_path / "state", module, optimizer, Talk()) == (0, None)
-    save_state(tmp_path, 0, module, optimizer)  # before the first step there is no momentum
+    save_state(
+        tmp_path, 0, module.state_dict(), optimizer_tensors(optimizer)
+    )  # before the first step there is no momentum
     other, other_optimizer = make(1)
     assert load_state(tmp_path, other, other_optimizer, Talk()) == (0, None)
     assert_same(other.state_dict(), module.state_dict())
@@ -67,9 +79,44 @@ def test_without_a_state_it_starts_at_step_0(tmp_path):
 def test_the_last_two_are_kept(tmp_path):
     module, optimizer = make(0)
     for step in (5, 40, 300, 12_345_678):
-        save_state(tmp_path, step, module, optimizer)
+        save_state(tmp_path, step, module.state_dict(), optimizer_tensors(optimizer))
     assert [path.name for path in saved_states(tmp_path)] == ["00000300", "12345678"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000300", "12345678"]
+
+
+def test_a_state_is_that_of_the_moment_though_it_is_written_later(tmp_path, monkeypatch):
+    """The training goes on meanwhile, up to the next state."""
+    module, optimizer = make(0)
+    advance(module, optimizer)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    go_on, save = threading.Event(), checkpoint.save_weights
+    monkeypatch.setattr(checkpoint, "save_weights", lambda *given: go_on.wait(10) and save(*given))
+    with Saver(tmp_path) as saver:
+        saver.save(3, module, optimizer)
+        advance(module, optimizer)
+        assert saved_states(tmp_path) == []
+        go_on.set()
+        saver.save(6, module, optimizer)
+        assert saved_states(tmp_path)[0].name == "00000003"
+    assert_same(read_state(tmp_path / "00000003")[2], before)
+    assert_same(read_state(tmp_path / "00000006")[2], module.state_dict())
+
+
+@pytest.mark.parametrize("noticed", ["by the next state", "by a look", "at the end"])
+def test_what_a_disk_refuses_is_raised(tmp_path, monkeypatch, noticed):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    module, optimizer = make(0)
+    monkeypatch.setattr(checkpoint, "save_weights", full)
+    with pytest.raises(OSError, match="No space left"), Saver(tmp_path) as saver:  # noqa: PT012
+        saver.save(3, module, optimizer)
+        if noticed == "by the next state":
+            saver.save(4, module, optimizer)
+        if noticed == "by a look":
+            saver.check(wait=True)
+        assert noticed == "at the end"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -77,10 +124,10 @@ def two_states(tmp_path):
     """Two states, and the module as it was at the first."""
     module, optimizer = make(0)
     advance(module, optimizer)
-    save_state(tmp_path, 3, module, optimizer)
+    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
     first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     advance(module, optimizer)
-    save_state(tmp_path, 6, module, optimizer)
+    save_state(tmp_path, 6, module.state_dict(), optimizer_tensors(optimizer))
     return tmp_path, first
 
 
@@ -119,7 +166,7 @@ def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
     module, optimizer = make(1)
     load_state(folder, module, optimizer, Talk())
     advance(module, optimizer)
-    save_state(folder, 6, module, optimizer)
+    save_state(folder, 6, module.state_dict(), optimizer_tensors(optimizer))
     other, other_optimizer = make(2)
     assert load_state(folder, other, other_optimizer, Talk()) == (6, None)
     assert_same(other.state_dict(), module.state_dict())
@@ -130,7 +177,7 @@ def test_a_damaged_state_does_not_take_the_place_of_a_good_one(two_states):
     truncate(folder / "00000006" / "weights.safetensors")
     module, optimizer = make(1)
     load_state(folder, module, optimizer, Talk())
-    save_state(folder, 4, module, optimizer)
+    save_state(folder, 4, module.state_dict(), optimizer_tensors(optimizer))
     assert [path.name for path in saved_states(folder)] == ["00000003", "00000004"]
 
 

@@ -139,6 +139,37 @@ def test_a_broken_compiler_is_gone_on_without():
     assert step(batch, 0.5)["loss"].equal(make_step(eager)(batch, 0.5)["loss"])  # and it works
 
 
+@pytest.mark.parametrize(("compiled", "slow"), [(True, 3), (False, 1)])
+def test_steps_that_compile_and_record_are_not_timed(compiled, slow, monkeypatch):
+    clock, taken = [0.0], []
+
+    def step(batch, done):
+        taken.append(done)
+        clock[0] += 60.0 if len(taken) <= slow else 0.25
+
+    step.compiled, step.device, step.micro_batch, step.group = compiled, torch.device("cpu"), 16, Group()
+    if not compiled:
+        step.device = torch.device("mps")  # a CPU first tries a few images
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+    assert machine.seconds_a_step(step, (torch.zeros(16),)) == 0.25
+    assert len(taken) == slow + 10
+
+
+def test_a_compiler_without_memory_is_not_called_broken():
+    task = make_task("supervised")
+    step = make_step(task)
+    step.compiled = True
+
+    def no_room(batch, done):
+        raise RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory.")
+
+    listener = Listener()
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        machine.tried_out(step, lambda: no_room(None, 0.5), listener)
+    assert not listener.warned
+    assert step.compiled
+
+
 def test_what_is_compiled():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for deterministic in (False, True):

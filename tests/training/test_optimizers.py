@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import load_state, put_optimizer_tensors, save_state
+from selfie_cli.training.checkpoint import load_state, optimizer_tensors, put_optimizer_tensors, save_state
 from selfie_cli.training.optimizers import LARS, make_optimizer
 
 NAMES = ("sgd", "lars", "adamw")
@@ -149,7 +149,7 @@ def test_a_saved_optimizer_goes_on_the_same_way(name, tmp_path):
     module, other = Small(), Small(seed=1)
     optimizer, loaded = (make_optimizer(name, one, lr=0.1, weight_decay=0.01) for one in (module, other))
     advance(module, optimizer, steps=3)
-    save_state(tmp_path, 3, module, optimizer)
+    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
     assert load_state(tmp_path, other, loaded, Talk()) == (3, None)
     for (key, parameter), same in zip(module.named_parameters(), other.parameters(), strict=True):
         assert optimizer.state[parameter].keys() == loaded.state[same].keys(), key
