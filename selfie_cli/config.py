@@ -196,6 +196,7 @@ class LabelOptions(TrainingOptions):
         "parquet files; a named data set; or hf://datasets/owner/name.",
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
+    frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")
     backbone: Backbone | None = option(None, BACKBONE_HELP)
     image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
     lr: str = option(

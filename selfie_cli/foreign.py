@@ -38,6 +38,8 @@ def config_of(derived: dict[str, Any], source: str) -> dict[str, Any]:
     """The config of a network of four stages and 7x7 stem, or as `derived` has it. source: where it comes from."""
     derived = {"stem": "7x7", "image_size": 224, **derived}
     if "classes" in derived:
+        if derived.get("weights", {}).get("num_stages") == 3 and "hybrid" not in derived:
+            derived["frozen"] = derived["weights"]
         derived |= {"arch": derived.get("arch", "resnet"), "method": "finetune", "pretraining": derived["method"]}
     empty: dict[str, Any] = {name: {} for name in ("asked", "measured", "versions", "data")}
     return {"verb": "weights", "derived": derived, "source": source, "progress": {"status": "finished"}, **empty}

@@ -62,6 +62,7 @@ PREPROCESSING = {
     **{"mean": [Within(-10.0, 10.0)], "std": [Within(1e-4, 1e4)], "crop": Within(0.01, 1.0)},
     "interpolation": ("bicubic", "bilinear"),
 }
+FROZEN = {"num_stages": (3, 4), "final_norm": bool}
 DERIVED = {
     **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
     **dict.fromkeys(("image_size", "patch_size"), SIDE),
@@ -72,7 +73,7 @@ DERIVED = {
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
     **dict.fromkeys(METHODS, METHOD),
     "hybrid": HYBRID,
-    **{"weights": {"num_stages": (3, 4), "final_norm": bool}, "preprocessing": PREPROCESSING},
+    **{"frozen": FROZEN, "weights": FROZEN, "preprocessing": PREPROCESSING},
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
     **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},
 }
@@ -133,7 +134,7 @@ def check_stopped(config: dict[str, Any]) -> None:
     if config["verb"] == "pretrain":
         check_complete(derived, *TO_RESUME, *TO_PRETRAIN, derived.get("method"))
         check_complete(config, "data")
-    else:
+    elif "frozen" not in derived:
         check_complete(derived, *TO_RESUME, *TO_FINETUNE)
 
 
