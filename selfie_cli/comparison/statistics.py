@@ -169,7 +169,7 @@ def verdict(point: Point) -> str:
             more = "three seeds or more would say whether that is more than chance (--seeds 3)"
             if point.frozen and point.fraction == 1:
                 more = (
-                    "every seed would have the same labels, so one was used: --fraction 0.5 --seeds 3 tells of chance"
+                    "all seeds would have the same labels, so there is one (--fraction 0.5 --seeds 3 tells of chance)"
                 )
             sentences.append(f"{name} with {share}{over}: {span(gain)}; {more}.")
         elif effect := effect_of(gain.interval):

@@ -69,19 +69,8 @@ def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Pa
 def test_with_all_labels_it_is_the_linear_probe_of_eval(images: Path, pretrained: Path) -> None:
     shutil.copytree(pretrained, "mine")
     judged = json.loads(selfie("eval", "mine", "--dataset", images, "--json").stdout)
-    arguments = (
-        "finetune",
-        "--frozen",
-        "--dataset",
-        images,
-        "--from",
-        "mine",
-        "--no-baseline",
-        "--no-report",
-        "--seeds",
-        3,
-    )
-    [arm] = json.loads(selfie(*arguments, "--out", "r", "--json").stdout)["arms"]
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "mine", "--no-baseline", "--seeds", 3)
+    [arm] = json.loads(selfie(*arguments, "--out", "r", "--no-report", "--json").stdout)["arms"]
     assert arm["accuracies"] == [judged["trained"]["linear"]]  # of one seed: all would have the same labels
     assert arm["strengths"] == [judged["trained"]["linear_strength"]]
 
