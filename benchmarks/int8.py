@@ -24,7 +24,7 @@ from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.precision import CALIBRATION
+from selfie_cli.inference.stream import CALIBRATION
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.talk import Talk
 

@@ -86,8 +86,8 @@ def probed(encoder: ResNet, pixels: Tensor, labels: Tensor, count: int) -> float
     """Accuracy of a linear probe on the first `count` images, on the images that are held out."""
     held = torch.arange(count) % 5 == 0  # the strength is chosen on these
     train, test = features(encoder, pixels[:count]), features(encoder, pixels[NUM_TRAIN:])
-    scores, _ = linear_probe(train, labels[:count], test, num_classes=NUM_CLASSES, held_out=held)
-    return topk_accuracy(scores, labels[NUM_TRAIN:])
+    probe = linear_probe(train, labels[:count], num_classes=NUM_CLASSES, held_out=[held])
+    return topk_accuracy(probe.log_probabilities(test), labels[NUM_TRAIN:])
 
 
 def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -117,22 +117,22 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
             runs.let_go_of_all()
     what = verb
     if verb in ("embed", "predict") and options.out is None:
-        result, what = in_memory(verb, rows, result.bad_files)
+        what, result = in_memory(verb, rows, result.bad_files)
     # A notebook shows an object by this method. The class of `result` lies below the modules that show it.
     object.__setattr__(result, "_repr_html_", functools.partial(as_html, what, result, options))
     return result
 
 
-def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[Vectors | Predictions, str]":
-    """Return what embed or predict emitted as one result, and its name in `cli.render`."""
+def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[str, Vectors | Predictions]":
+    """Return the rows of embed or predict as one result, after its name in `cli.render`."""
     import numpy as np
 
-    from selfie_cli.inference.outputs import Prediction, Predictions, Vectors
+    from selfie_cli.inference.outputs import Predictions, Vectors
 
     if verb == "predict":
-        return Predictions(rows=[Prediction(**row) for row in rows], bad_files=bad_files), "predictions"
-    vectors = np.stack([row.vector for row in rows])
-    return Vectors(vectors=vectors, paths=[row.name for row in rows], bad_files=bad_files), "vectors"
+        return "predictions", Predictions(rows=rows, bad_files=bad_files)
+    vectors, paths = np.stack([row.vector for row in rows]), [row.name for row in rows]
+    return "vectors", Vectors(vectors=vectors, paths=paths, bad_files=bad_files)
 
 
 def as_html(what: str, result: Any, options: Any) -> str:

@@ -189,6 +189,7 @@ class LabelOptions(TrainingOptions):
         "parquet files; a named data set; or hf://datasets/owner/name.",
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
+    frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")
     backbone: Backbone | None = option(None, PRETRAINED_DECIDES)
     image_size: int | None = option(None, PRETRAINED_DECIDES, **SIDE)
     lr: str = option(

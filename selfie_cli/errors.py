@@ -61,6 +61,11 @@ class Stopped(SelfieError):
         self.exit_code = 128 + signal_number
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error of another library in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
+
+
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "out of memory",  # CUDA, its driver, Triton and MPS, also within an error of torch's compiler

@@ -88,6 +88,10 @@ class Options:
                 given = f"{value:g}" if isinstance(value, float) else str(value)[:30]
                 raise UsageError(f"{flag_of(field.name)} must be {allowed}, got {given}")
 
+    def asks_for(self, name: str) -> bool:
+        """Return whether an option was given on the command line, or differs from its default."""
+        return name in self.typed or getattr(self, name) != getattr(type(self)(), name)
+
 
 class Option(NamedTuple):
     """An option of a verb. hint: its type. method: the one that it is for, if it is for one alone."""
@@ -213,7 +217,7 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
                 raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
         elif not fits(then, hints[name]):
             raise UsageError(f"the run's config has the invalid value {name} = {then!r}: start a new run")
-        if now != then and (now != default or name in given.typed):
+        if now != then and given.asks_for(name):
             if name not in (*CHANGEABLE, *also):
                 raise UsageError(
                     f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run"

@@ -75,7 +75,7 @@ def called(derived: dict[str, Any]) -> str:
 def trained_by(derived: dict[str, Any]) -> str:
     """Return what trained a network's weights, in words: as `called`, and the labels of a finetuned network."""
     words = called(derived)
-    if "classes" not in derived:
+    if "classes" not in derived or "frozen" in derived:
         return words
     return LABELS if words == PRETRAININGS["none"] else f"{words}{THEN}{LABELS}"
 
@@ -92,6 +92,8 @@ def arxiv(words: str) -> str | None:
 
 def num_stages(derived: dict[str, Any]) -> int:
     """Return the number of stages of a run's network, from its `derived` section. Runs of version 1 may lack it."""
+    if "frozen" in derived:
+        return int(derived["frozen"]["num_stages"])
     if derived["method"] == "selfie":
         return 3 if "views" in derived["selfie"] else int(derived["selfie"]["num_stages"])
     return int(derived.get(derived["method"], {}).get("num_stages", 4))

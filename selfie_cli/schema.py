@@ -56,6 +56,7 @@ HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
 }
+FROZEN = {"num_stages": (3, 4), "final_norm": bool}
 DERIVED = {
     **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
     **dict.fromkeys(("image_size", "patch_size"), SIDE),
@@ -66,6 +67,7 @@ DERIVED = {
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
     **dict.fromkeys(METHODS, METHOD),
     "hybrid": HYBRID,
+    "frozen": FROZEN,
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
     **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},
 }
@@ -125,7 +127,7 @@ def check_stopped(config: dict[str, Any]) -> None:
     if config["verb"] == "pretrain":
         check_complete(derived, *TO_RESUME, *TO_PRETRAIN, derived.get("method"))
         check_complete(config, "data")
-    else:
+    elif "frozen" not in derived:
         check_complete(derived, *TO_RESUME, *TO_FINETUNE)
 
 

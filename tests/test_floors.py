@@ -20,7 +20,6 @@ FLOORS = (
         "option",
         "recipes",
         "config",
-        "hardware",
         "weights",
         "hub",
         "schema",

@@ -219,13 +219,6 @@ def test_only_a_stopped_run_of_the_same_verb_is_resumed_and_tidied(run, tmp_path
     assert os.listdir(finished.path) == ["config.json"]
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", None), ("batch_size", "8"), ("micro_batch", 0)])
-def test_a_damaged_config_is_not_resumed(run, name, value):
-    run.update(derived={name: value})
-    with pytest.raises(RunError, match=f"is damaged.*derived.{name}"):
-        runs.open_to_resume(str(run.path), "pretrain")
-
-
 @pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
 def test_what_is_no_run(tmp_path, where):
     (tmp_path / "file").touch()

@@ -72,13 +72,18 @@ class Console(Talk):
             self.stderr.print(line, style=style)
 
     def show(self, *parts: "RenderableType") -> None:
-        """Print results for people. Lines are not wrapped: they may be pasted into a shell."""
+        """Print results for people. Lines and titles are not wrapped: they may be pasted into a shell."""
+        from rich.table import Table
+
         with naming(STDOUT):
             for part in parts:
                 if isinstance(part, str):
                     self.stdout.print(printable(part), soft_wrap=True)
-                else:
-                    self.stdout.print(part)
+                    continue
+                if isinstance(part, Table) and part.title:  # rich would wrap it to the width of its table
+                    self.stdout.print(part.title, style="table.title", soft_wrap=True)
+                    part.title = None
+                self.stdout.print(part)
 
     def json(self, value: Any) -> None:
         """Print results for programs: one JSON document."""

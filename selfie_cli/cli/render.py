@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from selfie_cli.commands.pull import Pulled
     from selfie_cli.commands.push import Pushed
     from selfie_cli.commands.similar import Similar
-    from selfie_cli.data.bad_files import BadFile
-    from selfie_cli.inference.outputs import Predictions, Vectors
+    from selfie_cli.inference.outputs import Predictions
 
 FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_PER_CLASS --fraction 0.2 --seeds 3"
 MEMBERS = 20
@@ -189,21 +188,11 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
     return [Group(*parts)]
 
 
-def vectors(result: Vectors) -> list[RenderableType]:
-    height, width = result.vectors.shape
-    return [f"{height:,} vectors of {width:,} features", *unreadable(result.bad_files)]
-
-
 def predictions(result: Predictions) -> list[RenderableType]:
     table = titled("Predictions", ["path", "label", "probability"], left="path")
     for row in result.rows[:MEMBERS]:
-        table.add_row(printable(row.path), printable(row.label), f"{row.probability:.3f}")
-    more = [f"and {len(result.rows) - MEMBERS:,} more"] if len(result.rows) > MEMBERS else []
-    return [table, *more, *unreadable(result.bad_files)]
-
-
-def unreadable(bad: list[BadFile]) -> list[str]:
-    return [f"{len(bad):,} images cannot be read, first {bad[0].name}: {bad[0].reason}"] if bad else []
+        table.add_row(printable(row["path"]), printable(row["label"]), f"{row['probability']:.3f}")
+    return [table, *([f"and {len(result.rows) - MEMBERS:,} more"] if len(result.rows) > MEMBERS else [])]
 
 
 def as_html(part: RenderableType | Sequence[RenderableType]) -> str:
@@ -241,6 +230,6 @@ RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "export": lambda result: result.code.rstrip().split("\n"),
     "push": pushed,
     "pull": pulled,
-    "vectors": vectors,
+    "vectors": lambda result: [f"{len(result.paths):,} vectors of {result.vectors.shape[1]:,} features"],
     "predictions": predictions,
 }

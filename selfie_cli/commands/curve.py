@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from selfie_cli.commands.finetune import all_different, numbers, train_arms
+from selfie_cli.commands.finetune import all_different, numbers, refuse_training_options, train_arms
 from selfie_cli.commands.report import report_at_end
-from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, load_pretrained, network_shape, open_sources
+from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, freeze, load_pretrained, network_shape, open_sources
 from selfie_cli.comparison.compare import Design, conclude
 from selfie_cli.comparison.imagenet import imagenet_arm
 from selfie_cli.comparison.results import Curve, Point
@@ -23,22 +23,24 @@ from selfie_cli.training.start import choose_out, run_to_resume
 def curve(options: CurveOptions, talk: Talk) -> Curve:
     """Train all cells as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = run_to_resume(options, "curve")
+    refuse_training_options(options)
     num_seeds = seeds_of_fractions(options.fractions, options.seeds)
     if "none" in options.from_ and len(options.from_) > 1:
         raise UsageError("--from none must be used alone: a network without pretraining is always included")
     sources = open_sources(run, options.from_ or [None], offline=options.offline, talk=talk)
     arms = arms_of(sources, backbone=options.backbone, image_size=options.image_size)
-    kept = arms[1 if sources else 0]
+    kept = 1 if sources else 0
     out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
     if options.compare == "imagenet":
         arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
+    arms = freeze(arms) if options.frozen else arms
     fresh, *others = arms
-    design = Design(arms=arms, kept=kept, pairs=[(arm.name, SUPERVISED) for arm in others], num_seeds=num_seeds)
+    design = Design(arms=arms, kept=arms[kept], pairs=[(arm.name, fresh.name) for arm in others], num_seeds=num_seeds)
     found = train_arms(options, "curve", design, run=run, out=out, sources=sources, talk=talk)
     remarks = {
-        arm.name: f"another network than supervised: {arm.shape['backbone']}, stem {arm.shape['stem']}"
+        arm.name: f"another network than {fresh.name}: {arm.shape['backbone']}, stem {arm.shape['stem']}"
         for arm in others
-        if any(arm.shape[key] != fresh.shape[key] for key in ("backbone", "stem"))
+        if any(arm.shape.get(key) != fresh.shape.get(key) for key in ("backbone", "stem", "frozen"))
     }
     points = found.points
     result = Curve(

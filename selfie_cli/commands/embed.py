@@ -8,12 +8,13 @@ from pathlib import Path
 from selfie_cli import runs
 from selfie_cli.config import EmbedOptions
 from selfie_cli.data.images import open_image
+from selfie_cli.data.parquet import need_pyarrow
 from selfie_cli.errors import UnreadableImage, UsageError
 from selfie_cli.files import check_room, replacing_folder
 from selfie_cli.inference.networks import Network, load_network, provenance
 from selfie_cli.inference.outputs import BAD_FILES, Written, check_out, check_writable, conclude
 from selfie_cli.inference.stream import Job, Stream, named_images
-from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, Write, need_arrow, vector_writer
+from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, Write, vector_writer
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import prepare
@@ -77,7 +78,7 @@ def check_place(options: EmbedOptions) -> Path | None:
             raise UsageError(f"{out} exists: replace it with --overwrite")
         check_writable(out, out.parent)
     if out is not None and out.suffix in ("", ".parquet"):
-        need_arrow()
+        need_pyarrow()
     return out
 
 

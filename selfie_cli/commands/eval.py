@@ -15,10 +15,9 @@ from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.named import NAMED
-from selfie_cli.data.splits import HELD_OUT_SHARE, hold_out
 from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict, num_neighbours
-from selfie_cli.evaluation.linear import linear_probe
+from selfie_cli.evaluation.linear import held_out_folds, linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
@@ -197,10 +196,9 @@ def judge(
     device = network.device if network.device.type == "cuda" else torch.device("cpu")
     rows = (each.to(device) for each in (before, train.labels, after))
     votes = knn_predict(*rows, num_classes=num_classes, k=options.k, temperature=options.temperature).cpu()
-    held = torch.zeros(len(train.labels), dtype=torch.bool)
-    held[torch.from_numpy(hold_out(train.labels.numpy(), HELD_OUT_SHARE, options.seed)[1])] = True
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
-    scores, strength = linear_probe(before, train.labels, after, num_classes=num_classes, held_out=held)
+    folds = held_out_folds(train.labels, options.seed)
+    probe = linear_probe(before, train.labels, num_classes=num_classes, held_out=folds)
     module = network.module
     cropped = plain = chance = None
     if isinstance(module, Selfie):
@@ -210,8 +208,8 @@ def judge(
             plain = pretext_accuracy(module, train.pixels, test.pixels, options, crop=False)
     return Judged(
         knn=topk_accuracy(votes, test.labels),
-        linear=topk_accuracy(scores, test.labels),
-        linear_strength=strength,
+        linear=topk_accuracy(probe.log_probabilities(after), test.labels),
+        linear_strength=probe.strength,
         pretext_accuracy=cropped,
         pretext_accuracy_plain=plain,
         chance=chance,

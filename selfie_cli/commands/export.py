@@ -122,7 +122,7 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
 
     loader = PackageLoader("selfie_cli", "commands")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    classifier = kept if isinstance(kept, AnyClassifier) else None
+    classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
     return templates.get_template("loading.py.jinja").render(
         to=to,
         file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
@@ -135,6 +135,6 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
         partial=partial,
         hybrid=isinstance(kept, Hybrid),
         num_classes=classifier.head.out_features if classifier else 0,
-        whole=classifier is not None or kept.num_stages == 4,
-        norm=isinstance(kept, PreActivationResNet) and kept.norm is not None,
+        whole=encoder.num_stages == 4,
+        norm=isinstance(encoder, PreActivationResNet) and encoder.norm is not None,
     )

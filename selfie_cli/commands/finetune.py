@@ -10,6 +10,7 @@ from selfie_cli.comparison.arms import (
     FRESH,
     SUPERVISED,
     Arm,
+    freeze,
     load_pretrained,
     network_shape,
     open_sources,
@@ -17,14 +18,15 @@ from selfie_cli.comparison.arms import (
     room_for,
 )
 from selfie_cli.comparison.compare import Comparison, Design, compare, conclude
-from selfie_cli.comparison.labels import Reading, read_data, take_share
+from selfie_cli.comparison.frozen import compare_frozen
+from selfie_cli.comparison.labels import Data, Reading, Share, read_data, take_share
 from selfie_cli.comparison.results import Finetuned
 from selfie_cli.comparison.settings import Training, fit_to_machine, plan_steps, usual_batch_size
 from selfie_cli.comparison.statistics import summarize
 from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.option import pick
+from selfie_cli.option import flag_of, negated, pick
 from selfie_cli.recipes import called
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -33,11 +35,16 @@ from selfie_cli.training.hardware import prepare
 from selfie_cli.training.start import choose_out, run_to_resume, start
 
 Number = TypeVar("Number", int, float)
+ONLY_TRAINING = (
+    *("steps", "epochs", "budget", "batch_size", "micro_batch", "lr", "weight_decay", "warmup_steps", "min_crop"),
+    *("check_length", "compile", "save_every", "log", "arch"),
+)
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = run_to_resume(options, "finetune")
+    refuse_training_options(options)
     sources = open_sources(run, [options.from_], offline=options.offline, talk=talk)
     arms = arms_of(options, sources[0] if sources else None)
     *others, last = arms
@@ -72,7 +79,7 @@ def arms_of(options: FinetuneOptions, source: Run | None) -> list[Arm]:
         arms.append(Arm(name="hybrid-selfie", shape=shape | hybrid, state=pretrained.state_dict()))
     elif pretrained is not None:
         arms.append(Arm(name=shape["pretraining"], shape=shape, state=pretrained.encoder.state_dict()))
-    return arms
+    return freeze(arms) if options.frozen else arms
 
 
 def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
@@ -84,6 +91,14 @@ def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
         "final_norm": getattr(pretrained.patch_network, "norm", None) is not None,
         "apart": pretrained.apart,
     }
+
+
+def refuse_training_options(options: LabelOptions) -> None:
+    """Raise UsageError for an option of training with --frozen."""
+    for field in dataclasses.fields(options) if options.frozen else ():
+        if field.name in ONLY_TRAINING and options.asks_for(field.name):
+            flag = negated(field) if getattr(options, field.name) is False else flag_of(field.name)
+            raise UsageError(f"{flag} has no meaning with --frozen, which trains no network: leave it out")
 
 
 def train_arms(
@@ -118,26 +133,38 @@ def train_arms(
         f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
         f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
         f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {image_size} px, "
-        f"{training.device}, batch {training.batch_size}"
+        f"{training.device}, {'frozen features' if options.frozen else f'batch {training.batch_size}'}"
     )
     if run is None:
-        fitted, step_seconds = fit_to_machine(design.arms, data.train, training, talk)
-        steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
-        held_out = training.num_held_out + training.check_length
+        derived, room = dict[str, Any](), room_for([design.kept], 0)
+        if not options.frozen:
+            derived, room = plan(design, data, shares, training, talk)
         run = start(
             out,
             verb=verb,
             asked=dataclasses.asdict(options),
             overwrite=options.overwrite,
-            room=room_for(design.arms, sum(len(share.seeds) + held_out for share in shares)),
-            derived=design.kept.shape | dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps},
+            room=room,
+            derived=design.kept.shape | derived,
             data=data.record(),
             **{"from": [origin(source) for source in sources]},
         )
         talk.say(f"run: {run.path}")
     if group().first:
         data.report(run.path / "bad_files.jsonl", run.path / "seen_test_images.jsonl", talk)
+    if options.frozen:
+        device, precision = training.device, training.precision
+        return compare_frozen(design, data, shares, device=device, precision=precision, run=run, talk=talk)
     return compare(design, data, shares, training, run=run, talk=talk)
+
+
+def plan(design: Design, data: Data, shares: list[Share], training: Training, talk: Talk) -> tuple[dict[str, Any], int]:
+    """Return the settings that fit this machine, for the run's config, and the bytes that all networks take."""
+    fitted, step_seconds = fit_to_machine(design.arms, data.train, training, talk)
+    steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
+    held_out = training.num_held_out + training.check_length
+    room = room_for(design.arms, sum(len(share.seeds) + held_out for share in shares))
+    return dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps}, room
 
 
 def learning_rates(text: str) -> list[float]:

@@ -19,6 +19,7 @@ from selfie_cli.training.start import where_it_began
 from selfie_cli.weights import num_bytes
 
 SUPERVISED = "supervised"
+UNTRAINED = "untrained"
 FRESH = {"pretraining": "none", "pretrained_by": PRETRAININGS["none"]}
 
 
@@ -47,6 +48,25 @@ class Arm:
 
     def for_classes(self, classes: list[str]) -> "Arm":
         return dataclasses.replace(self, shape={**self.shape, "classes": classes})
+
+
+def freeze(arms: list[Arm]) -> list[Arm]:
+    """Return arms for linear classifiers on frozen features, of networks with the stages that were pretrained.
+
+    The supervised arm becomes the first pretrained one's network with random weights. Raise UsageError if no arm is
+    pretrained.
+    """
+    states = [arm.state for arm in arms if arm.state is not None]
+    if not states:
+        raise UsageError("--frozen needs a pretrained network, not --from none: name a run with --from")
+    frozen = []
+    for arm in arms:
+        state = arm.state or states[0]
+        whole = any(name.startswith(("stages.3.", "layer4.")) for name in state)
+        own = {"num_stages": 4 if whole else 3, "final_norm": "norm.weight" in state}
+        name = UNTRAINED if arm.state is None else arm.name
+        frozen.append(dataclasses.replace(arm, name=name, shape={**arm.shape, "frozen": own}))
+    return frozen
 
 
 def room_for(arms: list[Arm], num_cells: int) -> int:

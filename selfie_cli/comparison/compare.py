@@ -40,12 +40,12 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The results of all arms on all shares. `kept` names the cell whose network becomes the run's own."""
+    """The results of all arms on all shares. `kept` names the cell whose network becomes the run's own, if not None."""
 
     run: Run
     data: Data
     points: list[Point]
-    kept: str
+    kept: str | None
     device: torch.device
 
     def facts(self) -> dict[str, Any]:
@@ -86,9 +86,7 @@ def compare(design: Design, data: Data, shares: list[Share], training: Training,
 def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, steps: int) -> list[ArmResult]:
     """Write the lists of labels of a share, then train all its cells."""
     train = data.train
-    for seed, subset in share.subsets.items() if group().first else ():
-        names = [{"path": train.names[i], "class": data.classes[train.labels[i]]} for i in subset]
-        write_json_lines(trainer.run.path / f"labels-f{share.fraction:g}-s{seed}.jsonl", names)
+    write_labels(trainer.run, data, share)
     first = take(train, share.subsets[share.seeds[0]])
     tuned = [trainer.tune(arm, share, steps, first) for arm in arms]
     accuracies: list[list[float]] = [[] for _ in arms]
@@ -104,10 +102,19 @@ def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, ste
     ]
 
 
+def write_labels(run: Run, data: Data, share: Share) -> None:
+    """Write which images and labels each seed of a share has."""
+    train = data.train
+    for seed, subset in share.subsets.items() if group().first else ():
+        names = [{"path": train.names[i], "class": data.classes[train.labels[i]]} for i in subset]
+        write_json_lines(run.path / f"labels-f{share.fraction:g}-s{seed}.jsonl", names)
+
+
 def conclude(found: Comparison, result: Finetuned | Curve) -> None:
     """Write results.json, and make the kept network the run's own, for predict and embed."""
     if group().first:
         run = found.run
-        networks.copy_weights(runs.open_run(run.path / "cells" / found.kept), run)
+        if found.kept is not None:
+            networks.copy_weights(runs.open_run(run.path / "cells" / found.kept), run)
         write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
         run.finish({"device": str(found.device), "threads": torch.get_num_threads()})

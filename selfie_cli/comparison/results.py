@@ -32,16 +32,24 @@ class Convergence:
 class ArmResult:
     """Accuracies of one arm, one per seed; `std` is None for a single seed.
 
-    `called` is its pretraining in words. `convergence` is None where it was not checked.
+    `lr` is the learning rate, None with frozen features; `strengths` are then those of the linear probes' L2 penalties,
+    one per seed. `called` is its pretraining in words. `convergence` is None where it was not checked.
     """
 
     name: str
-    lr: float
+    lr: float | None
     accuracies: list[float]
     mean: float
     std: float | None
     called: str = ""
     convergence: Convergence | None = None
+    strengths: list[float] = field(default_factory=list)
+
+    @property
+    def tuned(self) -> str:
+        """The learning rate, or the strength of the L2 penalty: '0.01', or '0.01 to 1' if seeds differ."""
+        values = self.strengths if self.lr is None else [self.lr]
+        return " to ".join(f"{each:g}" for each in sorted({min(values), max(values)}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +74,8 @@ class Point:
     """The results with one share of the labels.
 
     `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
-    say how each arm was pretrained, and how it did with half of the steps.
+    say how each arm was pretrained, and how it did with half of the steps. `frozen` says that no network was trained,
+    only linear classifiers on frozen features; `steps` is then 0 and `rates` are empty.
     """
 
     fraction: float
@@ -78,6 +87,7 @@ class Point:
     rates: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    frozen: bool = False
 
     @property
     def share(self) -> str:

@@ -41,7 +41,7 @@ def convergence(steps: int, half: Tensor, whole: Tensor) -> Convergence:
 
 
 def make_arm_result(
-    name: str, lr: float, accuracies: list[float], called: str = "", converged: Convergence | None = None
+    name: str, lr: float | None, accuracies: list[float], called: str = "", converged: Convergence | None = None
 ) -> ArmResult:
     mean, std = mean_std(accuracies)
     return ArmResult(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, called=called, convergence=converged)
@@ -56,6 +56,7 @@ def make_point(
     rates: list[float],
     arms: list[ArmResult],
     pairs: Iterable[tuple[str, str]],
+    frozen: bool = False,
 ) -> Point:
     """The results of `arms`, and the paired gains of each (arm, baseline) in `pairs`."""
     accuracies = {arm.name: arm.accuracies for arm in arms}
@@ -73,6 +74,7 @@ def make_point(
         rates=rates,
         warnings=[warning for arm in arms if (warning := not_converged(arm))],
         notes=notes,
+        frozen=frozen,
     )
 
 
@@ -108,6 +110,9 @@ def conditions(points: list[Point], index: int | None = None) -> str:
 
     It is about all arms, or about those of comparison `index`.
     """
+    if points[0].frozen:
+        chosen = "the strength of its L2 penalty chosen on held-out labels where a class has two or more"
+        return f"A linear classifier on frozen features, {chosen}; no network was trained."
     lengths = sorted({point.steps for point in points})
     steps = " to ".join(f"{each:,}" for each in dict.fromkeys((lengths[0], lengths[-1])))
     gain = None if index is None else points[0].comparisons[index]
@@ -153,11 +158,11 @@ def verdict(point: Point) -> str:
     """A sentence for each comparison, for people who read nothing else."""
     share = f"{point.share} of the labels" if point.fraction < 1 else "all labels"
     arm = point.arms[-1]
-    name = titled(arm.name)
+    name = titled(arm.name) + " (frozen features)" * point.frozen
     if not point.comparisons:
         return f"{name} with {share}: {arm.mean:.1%}; without a second arm there is nothing to compare."
     sentences = []
-    several = len(point.comparisons) > 1
+    several = len(point.comparisons) > 1 or point.frozen
     for gain in point.comparisons:
         over = f" over {gain.baseline}" if several else ""
         if gain.interval is None:
@@ -185,6 +190,8 @@ def curve_sentence(points: list[Point], index: int, remark: str = "") -> str:
         else:
             clauses.append(f"at {point.share} no difference was found ({span(gain)})")
     arm = titled(points[0].comparisons[index].arm)
+    if points[0].frozen:
+        remark = f"frozen features, over {points[0].comparisons[index].baseline}{', ' * bool(remark)}{remark}"
     return f"{arm}{f' ({remark})' if remark else ''}: {'; '.join(clauses)}. {conditions(points, index)}"
 
 

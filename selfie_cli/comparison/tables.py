@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from selfie_cli.comparison.results import Curve, Finetuned, Point
 
+FROZEN = (
+    "Frozen features: no network was trained on the labels. One that is, even without pretraining, may do better than "
+    "all of these: the same command without --frozen compares."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -34,35 +39,43 @@ def finetuned_table(result: Finetuned, *, most_seeds: int | None = None) -> Tabl
     rows = []
     for arm in result.arms:
         values = [f"{value * 100:.1f}" for value in arm.accuracies[:count]]
-        rows.append([arm.name, spread(arm.mean, arm.std, single=single), f"{arm.lr:g}", *values])
+        rows.append([arm.name, spread(arm.mean, arm.std, single=single), arm.tuned, *values])
     for gain in result.comparisons:
         values = [f"{value * 100:+.1f}" for value in gain.gains[:count]]
         name = f"paired gain{over(result, gain.baseline)}"
         rows.append([name, spread(gain.mean, gain.std, signed=True, single=single), "", *values])
     return Table(
         title=f"{result.dataset}: test accuracy in % with {result.num_labels:,} labels ({result.share})",
-        columns=["", "mean ± std", "learning rate", *(f"seed {seed}" for seed in result.seeds[:count])],
+        columns=[
+            "",
+            "mean ± std",
+            "L2 strength" if result.frozen else "learning rate",
+            *(f"seed {seed}" for seed in result.seeds[:count]),
+        ],
         rows=rows,
         num_arms=len(result.arms),
     )
 
 
 def curve_tables(result: Curve) -> list[Table]:
-    """The accuracies of all arms and, if there are several, their gains over the supervised arm."""
+    """The accuracies of all arms and, if there are several, their gains over the first."""
     accuracies, gains = [], []
+    first = result.points[0]
+    frozen = first.frozen
     for point in result.points:
         means = [spread(arm.mean, arm.std) for arm in point.arms]
-        accuracies.append([point.share, f"{point.num_labels:,}", str(len(point.seeds)), f"{point.steps:,}", *means])
+        steps = [] if frozen else [f"{point.steps:,}"]
+        accuracies.append([point.share, f"{point.num_labels:,}", str(len(point.seeds)), *steps, *means])
         for gain in point.comparisons:
             gains.append([point.share, gain.arm, spread(gain.mean, gain.std, signed=True), gain.bounds])
     tables = [
         Table(
             title=f"{result.dataset}: test accuracy in %, mean ± std",
-            columns=["share", "labels", "seeds", "steps", *(arm.name for arm in result.points[0].arms)],
+            columns=["share", "labels", "seeds", *["steps"] * (not frozen), *(arm.name for arm in first.arms)],
             rows=accuracies,
         ),
         Table(
-            title="Gain over supervised in points, paired by seed",
+            title=f"Gain over {first.arms[0].name} in points, paired by seed",
             columns=["share", "arm", "mean ± std", "95 % interval"],
             rows=gains,
             left="arm",
@@ -74,8 +87,10 @@ def curve_tables(result: Curve) -> list[Table]:
 def explanations(result: Finetuned | Curve) -> list[str]:
     """Lines below the tables: how many test images there are, what ± and the intervals mean."""
     if isinstance(result, Finetuned):
+        steps = "" if result.frozen else f", {result.steps:,} steps for every network"
         return [
-            f"{result.num_test:,} test images, {result.steps:,} steps for every network.",
+            f"{result.num_test:,} test images{steps}.",
+            *[FROZEN] * result.frozen,
             *(
                 f"95 % paired t-interval of the gain{over(result, gain.baseline)}: {gain.bounds} points."
                 for gain in result.comparisons
@@ -85,4 +100,8 @@ def explanations(result: Finetuned | Curve) -> list[str]:
     note = f"{result.num_test:,} test images; ± is the standard deviation over seeds."
     if any(gain.interval for point in result.points for gain in point.comparisons):
         note += " Each interval stands for itself: of twenty such, one misses by chance."
-    return [*(f"{name}: {remark}." for name, remark in result.remarks.items()), note]
+    return [
+        *(f"{name}: {remark}." for name, remark in result.remarks.items()),
+        note,
+        *[FROZEN] * result.points[0].frozen,
+    ]

@@ -1,13 +1,12 @@
-"""Copies and near-duplicates: test images that a network has seen in pretraining, or images that are there twice.
+"""Copies and near-duplicates, within a set or between images for testing and images seen in pretraining.
 
     N images seen    M images to test    S side in pixels
 
-An image leaves two marks. One is a hash of its pixels. The other survives re-encoding, resizing, other brightness or
-colour, and mirroring: the signs of its lowest 16 x 16 cosine coefficients in grey, a perceptual hash (Zauner 2010,
-"Implementation and benchmarking of perceptual image hash functions", takes 8 x 8 and compares with the median).
-Mirroring an image flips the signs of its odd horizontal frequencies and no others.
-
-Not found: the same photograph cut by more than about a thirtieth of its side, or turned by more than 2 degrees.
+Each image has two marks: a hash of its pixels, and a perceptual hash, which survives re-encoding, resizing, other
+brightness or colour, and mirroring. The perceptual hash is the signs of the lowest 16 x 16 cosine coefficients in grey
+(Zauner 2010, "Implementation and benchmarking of perceptual image hash functions", takes 8 x 8 and compares with the
+median). Mirroring flips the signs of odd horizontal frequencies and no others. Not found: crops by more than about a
+thirtieth of the side, rotations by more than 2 degrees.
 """
 
 import hashlib
@@ -35,29 +34,27 @@ NUM_BYTES = SIDE * SIDE // 8
 NEAR = 48
 """Bits of 255 in which near-duplicates may differ.
 
-JPEG at quality 50, half the size and back, or 20 % more brightness change up to 40 bits; cutting a thirtieth off one
-edge 35 in the median, 67 at most. At 48, 172 of CIFAR-10's 10,000 test images are near one of the 50,000 for training:
-168 show the same photograph and 4 a very similar one, by eye and by the list of Barz and Denzler 2020, "Do we train on
-test data?" (of whose 249 near-duplicates 103 are found; the others are cut otherwise). Different clothes differ in 63
-bits and more, generated pictures of one kind of object in 47 and more: in narrow collections, judge the share found.
+JPEG at quality 50, half the size and back, or 20 % more brightness change up to 40 bits. At 48, 172 of CIFAR-10's
+10,000 test images are near one of the 50,000 for training, and 168 of them show the same photograph, by eye and by the
+list of Barz and Denzler 2020, "Do we train on test data?". Different clothes differ in 63 bits and more, generated
+pictures of one kind of object in 47 and more.
 """
 ALIKE = 40
-"""NEAR for images within one set, where the same kind of picture is there many times.
+"""NEAR for images within one set, which may hold many pictures of one kind.
 
-Of 3,781 photos of clothes, two pairs differ in 40 bits or less (4 and 40), both of the same piece; from 48 on pieces
-differ. Of CIFAR-10's 60,000 images 428 have an earlier one so near; of some 90 of those pairs all looked the same. Of
-large photos saved anew, halved, mirrored or 20 % brighter, all are found (28 bits at most), of 32 px images, 99 %.
+Of 3,781 photos of clothes, two pairs differ in 40 bits or less, both of the same piece; from 48 on, pieces differ. All
+large photos that were saved again, halved, mirrored or made 20 % brighter are found, and 99 % of 32 px images.
 """
-FAINT = 1.0  # grey levels: below, a coefficient may be the rounding of pixels to whole levels (some 0.2, whatever S is)
-CHUNK = 2**22  # values of pixels looked at together
-MOST_PAIRS = 2e10  # a minute on one core; all of 200,000 images
-ROWS, KEYS = 64, 2048  # compared together: few enough to stay in the processor's cache
+FAINT = 1.0  # grey levels; a smaller coefficient may come from rounding, which makes some 0.2 whatever S is
+CHUNK = 2**22  # values of pixels marked together
+MOST_PAIRS = 2e10  # a minute on one core; all pairs of 200,000 images
+ROWS, KEYS = 64, 2048  # compared together; they fit into the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """exact: int64 [N], hashes of the pixels. perceptual: uint8 [N, 32], bits of which the first half belongs to even
-    horizontal frequencies (the very first, the mean, is always 0) and the second half to odd ones."""
+    """exact: int64 [N], hashes of the pixels. perceptual: uint8 [N, 32], 128 bits of even horizontal frequencies, of
+    which the first, the mean, is always 0, then 128 of odd ones."""
 
     exact: NDArray[np.int64]
     perceptual: NDArray[np.uint8]
@@ -68,10 +65,10 @@ class Marks:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """The images seen that M test images are like; every array is [M].
+    """For each of M test images, whether it was seen; every array is [M].
 
-    exact: bool, True where a copy was seen. near: bool, True where a near-duplicate or a copy was. nearest: int64, the
-    row of the closest image seen; distance: int64, in how many bits of 255 it differs; both -1 if none is near.
+    exact: bool, True for a copy. near: bool, True for a copy or a near-duplicate. nearest: int64, row of the closest
+    image seen; distance: int64, differing bits of 255; both -1 if none is near.
     """
 
     exact: NDArray[np.bool_]
@@ -81,7 +78,7 @@ class Seen:
 
 
 def marks_of(pixels: Tensor) -> Marks:
-    """The marks of stored pixels, uint8 [N, S, S, 3], of which few are looked at together."""
+    """Return the marks of stored pixels, uint8 [N, S, S, 3]."""
     size = pixels.shape[1]
     frequencies = torch.tensor([*range(0, SIDE, 2), *range(1, SIDE, 2)])[:, None]
     cosines = torch.cos(torch.pi / size * frequencies * (torch.arange(size) + 0.5)) * (2 / size) ** 0.5  # [16, S]
@@ -94,11 +91,11 @@ def marks_of(pixels: Tensor) -> Marks:
         images = pixels[part].cpu().contiguous()
         hashes = [hashlib.blake2b(image, digest_size=NUM_BYTES).digest() for image in images.numpy()]
         digests[part] = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, NUM_BYTES)
-        # All is linear: grey is taken last, when there are 16 rows left of S.
+        # All steps are linear: grey is computed last, when 16 of S rows are left.
         rows_done = cosines @ images.flatten(2).float()  # [n, 16, S * 3]
         grey = rows_done.unflatten(2, (size, 3)) @ luma  # [n, 16, S]
         waves = (grey @ cosines.T).mT.flatten(1).numpy()  # [n, 256], vertical frequencies run fastest
-        # The pixels' hash tosses a coin for faint coefficients: pictures without structure are not alike for that.
+        # The pixels' hash decides the signs of faint coefficients, so that pictures without structure are not alike.
         bits = np.where(abs(waves) < FAINT, np.unpackbits(digests[part], axis=1), waves > 0)
         bits[:, 0] = 0
         perceptual[part] = np.packbits(bits.astype(np.uint8), axis=1)
@@ -124,15 +121,15 @@ def find_seen(test: Marks, seen: Marks, *, near: int = NEAR, pairs: float = np.i
 def find_earlier(
     marks: Marks, *, workers: int, talk: Talk, near: int = ALIKE, pairs: float = MOST_PAIRS
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """For every image the earlier one that it, or its mirror image, is most like.
+    """Find for each image the most similar earlier one, or mirror image of one.
 
     Args:
-        near: bits of 255 in which two that are alike may differ.
-        pairs: how many to compare, about, at most.
+        near: largest number of differing bits, of 255.
+        pairs: about the largest number of pairs to compare.
 
     Returns:
-        int64 [N], the row of that earlier image, and int64 [N], in how many bits it differs, both -1 where none is so
-        near; and with how many of those before it each image was compared: N, or fewer where all would be too many.
+        int64 [N], the row of that earlier image, and int64 [N], the number of differing bits, both -1 where none is
+        near; and the number of preceding images that each was compared with: N, unless that is too many pairs.
     """
     num_images = len(marks)
     window = num_images if num_images**2 / 2 <= pairs else int(pairs / num_images)
@@ -149,10 +146,10 @@ def find_earlier(
 def _closest(
     queries: Marks, rows: range, keys: Marks, near: int, window: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The key that each query of `rows`, or its mirror image, is most like, and in how many bits it differs: int64 [m]
-    each, -1 where these are more than `near`.
+    """Return the nearest key of each query of `rows`, or of its mirror image, and the differing bits: int64 [m] each,
+    -1 where these are more than `near`.
 
-    window: the queries are the keys, and each is compared with so many before it.
+    window: the queries are the keys, and each is compared with this number of preceding ones.
     """
     block = queries.perceptual[rows].view(np.uint64)[:, :, None]  # [m, 4, 1]: two words even, two odd
     words, start = keys.perceptual.view(np.uint64), rows.start
@@ -161,7 +158,7 @@ def _closest(
     for first in range(0 if window is None else max(0, start - window), end, KEYS):
         part = np.ascontiguousarray(words[first : min(first + KEYS, end)].T)  # [4, n]
         even = _differing(block[:, :2], part[:2])  # [m, n]
-        some = np.flatnonzero(even.min(axis=1) <= near)  # as a rule few: odd frequencies are compared for those alone
+        some = np.flatnonzero(even.min(axis=1) <= near)  # few, as a rule; odd frequencies are compared for these only
         odd = _differing(block[some, 2:], part[2:])
         bits = even[some] + np.minimum(odd, SIDE * SIDE // 2 - odd)
         if window is not None:
@@ -175,7 +172,7 @@ def _closest(
 
 
 def _differing(queries: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """The number of bits in which [m, 2, 1] and [2, n] differ: [m, n]."""
+    """Count the differing bits of [m, 2, 1] and [2, n]: [m, n]."""
     count: NDArray[np.uint8] = np.bitwise_count(queries[:, 0] ^ keys[0])
     count += np.bitwise_count(queries[:, 1] ^ keys[1])
     return count

@@ -31,7 +31,7 @@ from PIL import (
     features,
 )
 
-from selfie_cli.errors import UnreadableImage
+from selfie_cli.errors import UnreadableImage, one_line
 
 # Importing a plugin is what registers it: done here once, so that decoding threads never race to import one.
 PLUGINS = [
@@ -114,8 +114,7 @@ def _readable() -> Iterator[None]:
     except MemoryError:
         raise UnreadableImage("too large for the memory of this machine") from None
     except DECODER_ERRORS as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableImage(" ".join(str(reason).split())) from error
+        raise UnreadableImage(one_line(error)) from error
 
 
 def read_file(file: str | os.PathLike[str]) -> bytes:

@@ -30,7 +30,7 @@ from selfie_cli.data.threads import in_chunks
 from selfie_cli.errors import UnreadableImage
 from selfie_cli.talk import Talk
 
-BLANK = 4  # largest range of levels, of 255, of an image in which there is nothing to be seen
+BLANK = 4  # largest range of levels, of 255, of an image that shows nothing
 
 
 class Oddity(enum.IntFlag):
@@ -66,8 +66,7 @@ class Inspected:
 
 
 def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspected:
-    """Decode every image of `source` as training would, to S = `size`, with `workers` threads, and keep 70 bytes of
-    facts per image."""
+    """Decode every image of `source` to S = `size`, as training would; keep 70 bytes of facts per image."""
     count = len(source)
     records, bad = np.zeros(count, RECORD), dict[int, str]()
     marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
@@ -98,13 +97,13 @@ def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspe
 
 
 def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
-    """An opened image as `decode_square` gives it, uint8 [S, S, 3], and its RECORD. Raises UnreadableImage."""
+    """Return what `decode_square` makes of an image, uint8 [S, S, 3], and its RECORD. Raise UnreadableImage."""
     width, height = image.size
     kind = "JPEG" if image.format == "MPO" else image.format or ""
     file = getattr(image, "fp", None)
     num_bytes = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else 0
     odd = Oddity(0)
-    # Of 16 bits a colour Pillow keeps 8, and calls that RGB: what the file has is in the layout of its data.
+    # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data tells.
     if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         odd |= Oddity.DEEP
     if image.mode == "CMYK":
@@ -114,8 +113,7 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
     suffix = os.path.splitext(name)[1].lower()
     if kind and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]:
         odd |= Oddity.MISNAMED
-    turned = orientation(image) if image.format == "TIFF" else 1  # see there: others are asked when they are decoded
-
+    turned = orientation(image) if image.format == "TIFF" else 1  # others are asked once they are decoded
     pixels = decode_square(image, size)
     if image.format != "TIFF" and (turned := orientation(image)) in range(5, 9):
         width, height = height, width

@@ -15,9 +15,7 @@ from selfie_cli.data.folders import Folder, Tree, without_part
 from selfie_cli.data.layout import LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import PackedSet, packed_as, parts_of_files
-from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.shards import Shards
+from selfie_cli.data.packed import PackedSet, PackedSource, packed_as, parts_of_files
 from selfie_cli.data.sources import Labelled, Source, Subset, chosen
 from selfie_cli.data.splits import hash_test_part
 from selfie_cli.data.unlabelled import named_tree, open_folder
@@ -136,12 +134,12 @@ def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
     return PackedSet(os.path.basename(dataset), by_part)
 
 
-def _piece(source: Folder | Shards | Parquet, title: str) -> Piece:
+def _piece(source: Folder | PackedSource, title: str) -> Piece:
     return Piece(source, *source.labels(), source.keys, title)
 
 
 def _pieces_of(
-    source: Folder | Shards | Parquet, where: str, left_out: LeftOut, talk: Talk
+    source: Folder | PackedSource, where: str, left_out: LeftOut, talk: Talk
 ) -> dict[str, Callable[[], Piece]]:
     """The parts of one source, by its folders; "all" where these tell none."""
     whole = _piece(source, "")

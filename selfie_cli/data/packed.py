@@ -19,7 +19,8 @@ from selfie_cli.talk import Talk
 DATASETS = "hf://datasets/"
 """Prefix of the addresses of data sets on the Hub."""
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
-OPENERS: dict[str, type[Parquet] | type[Shards]] = {".parquet": Parquet, ".tar": Shards}
+PackedSource = Parquet | Shards
+OPENERS: dict[str, type[PackedSource]] = {".parquet": Parquet, ".tar": Shards}
 """Sources by the suffixes of their files, which are those of `layout.PACKED`."""
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
 
@@ -33,7 +34,7 @@ class PackedSet:
     pinned: dict[str, str] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)
 
-    def open(self, part: str) -> Parquet | Shards:
+    def open(self, part: str) -> PackedSource:
         source = pack(self.files[part])
         source.pinned = self.pinned
         self.left_out.update(source.left_out)
@@ -46,7 +47,7 @@ def packed_as(one: str) -> str:
     return suffix if suffix in PACKED and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
 
 
-def pack(paths: Sequence[str]) -> Parquet | Shards:
+def pack(paths: Sequence[str]) -> PackedSource:
     """The images in files of one kind. Raises DataError if there are none."""
     source = OPENERS[packed_as(paths[0])](paths)
     if not len(source):

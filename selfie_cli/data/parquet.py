@@ -16,8 +16,8 @@ from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.names import Names
-from selfie_cli.data.sources import Packed, one_line, unreadable
-from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError
+from selfie_cli.data.sources import Packed, unreadable
+from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError, one_line
 
 STREAMS = 16
 """Largest number of row groups that are read at a time: each holds an open file."""

@@ -19,7 +19,7 @@ from selfie_cli.data.images import open_image, read_file, what_is
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.names import Names
 from selfie_cli.data.splits import Labels
-from selfie_cli.errors import DataError, UnreadableImage
+from selfie_cli.errors import DataError, UnreadableImage, one_line
 from selfie_cli.talk import Talk
 
 
@@ -126,10 +126,6 @@ def unreadable(path: str, expected: str, error: Exception) -> DataError:
     if not told.startswith(("a Git LFS pointer", "a web page")):
         told = one_line(error)
     return DataError(f"cannot read {path} ({expected} is expected): {told}")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error)).split())
 
 
 class Files(Source):

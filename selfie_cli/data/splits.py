@@ -66,6 +66,18 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
+    """The fold of each of `labels`, int64 [N] and not negative: 0 .. `num_folds` - 1, stratified.
+
+    The only image of a class is in no fold: -1.
+    """
+    numbers = np.full(len(labels), -1)
+    for members in _shuffled_classes(labels, seed, HELD_OUT):
+        if len(members) > 1:
+            numbers[members] = np.arange(len(members)) * num_folds // len(members)
+    return numbers
+
+
 def hash_test_part(
     names: Sequence[str], labels: Labels, share: float = 0.2, *, same: Labels | None = None
 ) -> NDArray[np.bool_]:

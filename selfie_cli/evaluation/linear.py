@@ -5,76 +5,130 @@ N training rows    M rows to score    D features    C classes
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from selfie_cli.data.splits import fold_numbers
 from selfie_cli.errors import DataError, TrainingError
 
+Array = NDArray[Any]
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+NUM_FOLDS = 5
+ENOUGH = 500
+"""Number of held-out rows that decide on a strength by themselves. With fewer, chance does."""
+SMALL = 2**22
+"""Number of features below which one thread is as fast: several that share cores with others wait for each other."""
 ITERATIONS = 100
 NEVER = -1e4
 """The log probability of a class without training rows."""
 
 
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier of raw features. weight: float32 [C, D]; bias: float32 [C]; strength: of the L2 penalty."""
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+
+    def log_probabilities(self, rows: Tensor) -> Tensor:
+        """Features, float [M, D] -> float32 [M, C], on the CPU."""
+        return F.linear(rows.float().cpu(), self.weight, self.bias).log_softmax(dim=1)
+
+
+def held_out_folds(labels: Tensor, seed: int) -> list[Tensor]:
+    """Stratified fifths of `labels`, int64 [N], on which to choose a strength, as bool masks [N].
+
+    They are all five, for cross-validation, or the first alone where that has enough rows.
+    """
+    numbers = torch.from_numpy(fold_numbers(labels.numpy(), NUM_FOLDS, seed))
+    folds = [numbers == each for each in range(NUM_FOLDS)]
+    return folds[:1] if folds[0].sum() >= ENOUGH else folds
+
+
 def linear_probe(
     features: Tensor,
     labels: Tensor,
-    test: Tensor,
     *,
     num_classes: int,
-    held_out: Tensor,
+    held_out: Sequence[Tensor],
     strengths: Sequence[float] = STRENGTHS,
-) -> tuple[Tensor, float]:
-    """Log probabilities of the rows of `test`, float32 [M, C], and the strength of the L2 penalty, as chosen.
+) -> LinearProbe:
+    """Fit a probe to `features`, float [N, D], and `labels`, int64 [N], and choose the strength of its L2 penalty.
 
     The probe minimises the mean cross-entropy + strength / 2 * |weight|^2 on standardised features; the bias is not
     penalised. A feature that is constant in training counts for nothing.
 
-    `features` [N, D] and `test` [M, D] are floats, `labels` [N] int64. True in the bool mask `held_out` [N] marks the
-    rows (a stratified fifth, say) on which the strength is chosen: highest accuracy, then lowest cross-entropy. From
-    the strongest penalty to the weakest, until two in a row are no better than the best so far; the chosen strength is
-    then fitted on all rows. With nothing held out (one image per class), or one strength, there is no choice: the
-    middle strength is taken.
+    True in a bool mask of `held_out` [N] marks rows that are held out at once, to choose the strength on them (see
+    `held_out_folds`): highest accuracy over all masks, then lowest cross-entropy. From the strongest penalty to the
+    weakest, until two in a row are no better than the best so far; the chosen strength is then fitted on all rows. With
+    nothing held out (one image per class), or one strength, there is no choice: the middle strength is taken. The
+    standardisation becomes part of the weights.
 
     Raises DataError if no rows remain to fit on, TrainingError where a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
+    from threadpoolctl import threadpool_limits
 
-    if bool(held_out.all()):
+    if any(bool(fold.all()) for fold in held_out):
         raise DataError("A linear probe needs at least one labelled training image that is not held out.")
     std, mean = torch.std_mean(features.float(), dim=0, correction=0)  # [D]
     if not (std.isfinite().all() and mean.isfinite().all()):
         raise TrainingError("The features are not finite numbers: this network has diverged; use an earlier run.")
     # Constant but for the last digit (1e-7 in float32; the batch's shape decides it): dividing would make it a feature.
     std = std.masked_fill(std <= 1e-6 * mean.abs(), torch.inf)
-    x, unseen = (((rows.float() - mean) / std).cpu().numpy() for rows in (features, test))
-    y, held = labels.cpu().numpy(), held_out.cpu().numpy()
-    held = held & np.isin(y, y[~held])  # not the only image of a class
+    x, y = ((features.float() - mean) / std).cpu().numpy(), labels.cpu().numpy()
     present = np.unique(y)
-    scores = torch.full((len(test), num_classes), NEVER)
+    weight, bias = torch.zeros(num_classes, features.shape[1]), torch.full((num_classes,), NEVER)
     path = sorted(strengths, reverse=True)
-    strength = path[len(path) // 2]
     if len(present) == 1:  # scikit-learn fits no single class
-        scores[:, present] = 0
-        return scores, strength
-    model = LogisticRegression(max_iter=ITERATIONS, tol=1e-6, warm_start=True)
-    with warnings.catch_warnings():
+        bias[present] = 0
+        return LinearProbe(weight, bias, path[len(path) // 2])
+    with warnings.catch_warnings(), threadpool_limits(1 if x.size < SMALL else None):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the weakest penalties need not converge
-        if len(path) > 1 and held.any():
-            merits: list[tuple[float, float]] = []
-            for each in path:  # each starts where the last one ended; the weakest penalties are the slowest to fit
-                model.set_params(C=1 / (each * int((~held).sum()))).fit(x[~held], y[~held])
-                loss = log_loss(y[held], model.predict_proba(x[held]), labels=model.classes_)
-                merits.append((model.score(x[held], y[held]), -loss))
-                best = merits.index(max(merits))
-                if len(merits) - best > 2:
-                    break
-            strength = path[best]
-        model.set_params(C=1 / (strength * len(y)), warm_start=False).fit(x, y)
-    if len(test):
-        scores[:, present] = torch.from_numpy(model.predict_log_proba(unseen)).float()
-    return scores, strength
+        strength = choose_strength(x, y, [fold.cpu().numpy() for fold in held_out], path)
+        model = logistic_regression(strength, len(y)).fit(x, y)
+    rows, offsets = model.coef_, model.intercept_  # [C, D], [C]; of two classes, only those of the second
+    if len(present) == 2:
+        rows, offsets = (np.concatenate([0 * each, each]) for each in (rows, offsets))
+    folded = torch.from_numpy(rows).double() / std.double().cpu()
+    weight[present] = folded.float()
+    bias[present] = (torch.from_numpy(offsets).double() - folded @ mean.double().cpu()).float()
+    return LinearProbe(weight, bias, strength)
+
+
+def choose_strength(x: Array, y: Array, held_out: Sequence[Array], path: Sequence[float]) -> float:
+    """Return the strength of `path` that does best on held-out rows, as `linear_probe` says."""
+    from sklearn.metrics import log_loss
+
+    folds = [(~held, held & np.isin(y, y[~held])) for held in held_out]  # not the only image of a class
+    folds = [(rest, held) for rest, held in folds if held.any()]
+    if len(path) == 1 or not folds:
+        return path[len(path) // 2]
+    models = [logistic_regression(path[0], 1, warm_start=True) for _ in folds]
+    merits: list[tuple[float, float]] = []
+    for strength in path:  # each fit starts where the last one ended; the weakest penalties are the slowest to fit
+        right = loss = 0.0
+        for model, (rest, held) in zip(models, folds, strict=True):
+            model.set_params(C=1 / (strength * int(rest.sum()))).fit(x[rest], y[rest])
+            probabilities = model.predict_proba(x[held])
+            right += (model.classes_[probabilities.argmax(axis=1)] == y[held]).sum()
+            loss += log_loss(y[held], probabilities, labels=model.classes_, normalize=False)
+        merits.append((right, -loss))
+        best = merits.index(max(merits))
+        if len(merits) - best > 2:
+            break
+    return path[best]
+
+
+def logistic_regression(strength: float, num_rows: int, *, warm_start: bool = False) -> Any:
+    """Return a scikit-learn model whose penalty is of this strength relative to the mean cross-entropy of its rows."""
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=1 / (strength * num_rows), max_iter=ITERATIONS, tol=1e-6, warm_start=warm_start)

@@ -106,7 +106,9 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}
             return Hybrid(derived["backbone"], num_classes=num_classes, **own)
-        return Classifier(derived["backbone"], stem=derived["stem"], num_classes=num_classes)
+        return Classifier(
+            derived["backbone"], stem=derived["stem"], num_classes=num_classes, **derived.get("frozen", {})
+        )
 
 
 def keeps_patches(derived: dict[str, Any]) -> bool:
@@ -258,7 +260,8 @@ def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
-    header = {key: shape[key] for key in ("method", "arch", "backbone", "stem", "image_size", "steps")}
+    told = ("method", "arch", "backbone", "stem", "image_size", "steps")
+    header = {key: shape[key] for key in told if key in shape}
     save_weights(run.weights, module.state_dict(), header)
 
 

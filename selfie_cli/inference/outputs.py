@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,19 +42,11 @@ class Vectors:
     bad_files: list[BadFile]
 
 
-class Prediction(NamedTuple):
-    """The likeliest class of an image, and its probability."""
-
-    path: str
-    label: str
-    probability: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What `predict` gives in Python."""
+    """What `predict` gives in Python. rows: path, label and probability of each image, as in JSON Lines."""
 
-    rows: list[Prediction]
+    rows: list[dict[str, Any]]
     bad_files: list[BadFile]
 
 

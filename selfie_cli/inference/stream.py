@@ -1,4 +1,4 @@
-"""Images through a network: named files in, one result per readable image out, in input order."""
+"""Images through a network: named files in, one result per readable image out, in input order and a fit precision."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -29,12 +29,26 @@ from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
 from selfie_cli.inference.networks import Network, images_at_once
-from selfie_cli.inference.precision import DTYPES, Compute, with_precision
+from selfie_cli.models.quantized import has_vnni
 from selfie_cli.talk import Advance, Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import num_cores
+from selfie_cli.training.hardware import bf16_pays, num_cores
 from selfie_cli.training.step import reason_of
 
+Compute = Callable[[Network, Tensor], Tensor]
+"""Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]: `Network.vectors` or the like."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SHORT_JOB = 32
+"""Number of images up to which comparing bf16 with float32 would take longer than it saves."""
+COMPARED = 8
+"""Number of images on which a precision is compared with float32."""
+CALIBRATION = 32
+"""Number of images from which the ranges of 8-bit integers are taken."""
+SAME_DIRECTION = 0.999
+"""Lowest cosine to the float32 vectors at which "auto" takes bf16."""
+USABLE = 0.99
+"""Cosine to the float32 vectors below which int8 gives a warning."""
 COMPILE_AFTER = 30.0
 """Seconds of work on a CPU from which the time left is estimated."""
 LONG_JOB = 600.0
@@ -277,3 +291,45 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
         except UnreadableImage as error:
             decoded.bad.append(BadFile(name, str(error)))
     return decoded
+
+
+def with_precision(
+    network: Network, compute: Compute, asked: str, num_images: int, first: Callable[[int], Tensor], talk: Talk
+) -> tuple[Network, str]:
+    """The network prepared for inference, and the name of the precision it computes in.
+
+    `asked` "auto" is bf16 if the hardware has it, the job is long enough, and the first images' vectors stay the same.
+    `first` gives the first readable images, as many as asked for at most, uint8 [N, S, S, 3].
+
+    Raises UsageError for int8 on hardware that lacks it.
+    """
+    if asked in DTYPES:
+        return network.lean(DTYPES[asked]), asked
+    if asked == "int8":
+        if not has_vnni(network.device):
+            raise UsageError("--precision int8 needs a CPU with VNNI: leave it out, or take bf16")
+        sample = first(CALIBRATION)
+        lean = network.in_int8(sample)
+        sample = sample[:COMPARED]
+        cosine = lowest_cosine(network, lean, compute, sample)
+        talk.say(f"precision: int8; the cosine to fp32 is at least {cosine:.6f} on the first {len(sample)} images")
+        if cosine < USABLE:
+            talk.warn(f"int8 changes this network's vectors notably (cosine {cosine:.4f}): take bf16 or fp32")
+        return lean, asked
+    if not bf16_pays(network.device) or num_images <= SHORT_JOB:
+        return network.lean(torch.float32), "fp32"
+    sample = first(COMPARED)
+    lean = network.lean(torch.bfloat16)
+    cosine = lowest_cosine(network, lean, compute, sample)
+    same = cosine >= SAME_DIRECTION
+    talk.say(
+        f"precision: {'bf16' if same else 'fp32'}; in bf16 the cosine to fp32 is at least {cosine:.6f} on the first "
+        f"{len(sample)} images{'' if same else f', below {SAME_DIRECTION}'}"
+    )
+    return (lean, "bf16") if same else (network.lean(torch.float32), "fp32")
+
+
+def lowest_cosine(network: Network, lean: Network, compute: Compute, sample: Tensor) -> float:
+    """The lowest cosine between two networks' vectors of an image of `sample`, uint8 [N, S, S, 3]."""
+    cosines = torch.nn.functional.cosine_similarity(compute(network, sample), compute(lean, sample))
+    return cosines.min().item()

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
@@ -19,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from selfie_cli import __version__
-from selfie_cli.errors import DataError, SelfieError, UsageError
+from selfie_cli.data.parquet import need_pyarrow
+from selfie_cli.errors import DataError, SelfieError, one_line
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference.outputs import row_writer
 from selfie_cli.inference.stream import Result
@@ -37,12 +37,6 @@ PARTS = "part-*.parquet"
 VALUES = 2**22
 ROWS = 2**13
 """At most so many numbers (16 MB) and rows are written and read together; a row group of parquet has as many."""
-
-
-def need_arrow() -> None:
-    """Raises UsageError if pyarrow is not installed."""
-    if find_spec("pyarrow") is None:
-        raise UsageError("parquet files need pyarrow: pip install 'selfie-cli[parquet]'")
 
 
 def as_row(result: Result) -> dict[str, Any]:
@@ -176,8 +170,7 @@ def reading(file: Path) -> Iterator[None]:
     except (SelfieError, MemoryError):
         raise
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise DataError(f"{file} holds no vectors that can be read: {' '.join(str(reason).split())[:200]}") from error
+        raise DataError(f"{file} holds no vectors that can be read: {one_line(error)[:200]}") from error
 
 
 def rows_of(width: int) -> int:
@@ -246,7 +239,7 @@ def network_of(file: Path) -> dict[str, str]:
     """The description of the network that made a file; {} where there is none. Raises DataError."""
     if file.suffix != ".parquet":
         return {}
-    need_arrow()
+    need_pyarrow()
     import pyarrow.parquet as pq
 
     with reading(file):

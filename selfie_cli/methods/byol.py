@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfie_cli.methods.joint import JointEmbedding, projection
-from selfie_cli.models.encoder import mlp
+from selfie_cli.methods.joint import JointEmbedding, mlp, projection
 
 
 class Byol(JointEmbedding):

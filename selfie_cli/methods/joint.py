@@ -9,7 +9,6 @@ from torch import Generator, Tensor, nn
 
 from selfie_cli.data.views import View, ViewDraws
 from selfie_cli.methods.method import Method
-from selfie_cli.models.encoder import mlp
 from selfie_cli.models.resnet import ResNet, Stem, resnet
 
 
@@ -68,6 +67,13 @@ class JointEmbedding(Method):
     def export(self) -> dict[str, Tensor]:
         """The encoder alone, as `models.encoder.Encoder` takes it."""
         return {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+
+
+def mlp(width_in: int, hidden: int, width: int) -> nn.Sequential:
+    """The two layers of a projector or predictor: [B, width_in] -> [B, width]. The second one has no bias."""
+    return nn.Sequential(
+        nn.Linear(width_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, width, bias=False)
+    )
 
 
 def projection(encoder: ResNet, projector: nn.Module, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A whole ResNet with a linear classifier, for finetuning and predict."""
+"""A ResNet with a linear classifier, for finetuning and predict."""
 
 from torch import Tensor, nn
 
@@ -6,11 +6,13 @@ from selfie_cli.models.resnet import ResNet, Stem, resnet, take_over
 
 
 class Classifier(nn.Module):
-    """Four stages on whole images, average pooling, one linear layer."""
+    """Four stages on whole images, or three under a frozen encoder's classifier, average pooling, one linear layer."""
 
-    def __init__(self, backbone: str, *, stem: Stem, num_classes: int) -> None:
+    def __init__(
+        self, backbone: str, *, stem: Stem, num_classes: int, num_stages: int = 4, final_norm: bool = True
+    ) -> None:
         super().__init__()
-        self.backbone = resnet(backbone, stem=stem, num_stages=4)
+        self.backbone = resnet(backbone, stem=stem, num_stages=num_stages, final_norm=final_norm)
         self.head = nn.Linear(self.backbone.num_features, num_classes)
 
     @property

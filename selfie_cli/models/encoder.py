@@ -1,4 +1,4 @@
-"""The network that methods on views pretrain, and the head behind which they train it."""
+"""The network that methods on views pretrain."""
 
 from torch import Tensor, nn
 
@@ -16,10 +16,3 @@ class Encoder(nn.Module):
         """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""
         maps: Tensor = self.encoder(images)  # [B, F, h, w]
         return maps.mean(dim=(2, 3))
-
-
-def mlp(width_in: int, hidden: int, width: int) -> nn.Sequential:
-    """The two layers of a projector or predictor: [B, width_in] -> [B, width]. The second one has no bias."""
-    return nn.Sequential(
-        nn.Linear(width_in, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, width, bias=False)
-    )

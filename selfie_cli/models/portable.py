@@ -22,6 +22,8 @@ def why_not(derived: dict[str, Any], library: str) -> str | None:
         return None
     if derived.get("arch") == "hybrid":
         return f"{library} has no network that ends in Selfie's attention pooling"
+    if derived.get("frozen", {}).get("num_stages") == 3:
+        return f"the classifier sits on three stages, and {library}'s networks have four"
     if backbone not in KNOWN_TO[library]:
         return f"{library} has no {backbone}"
     if stem != "7x7":

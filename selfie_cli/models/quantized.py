@@ -23,6 +23,11 @@ from selfie_cli.models.lean import FusedConvolution, copy_around_resnets, folded
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def has_vnni(device: torch.device) -> bool:
+    """Whether `device` is a CPU that multiplies 8-bit integers four at a time."""
+    return device.type == "cpu" and bool(torch.cpu._is_vnni_supported())
+
+
 @dataclass(frozen=True)
 class Seen:
     """The lowest and highest value of a layer's output, and the shape of its input."""

@@ -13,7 +13,7 @@ from selfie_cli.talk import printable
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", "finetune", "hybrid", "hybrid-selfie", *METHODS)
+ARMS = ("supervised", "untrained", "finetune", "hybrid", "hybrid-selfie", *METHODS)
 
 
 def model_card(
@@ -72,7 +72,7 @@ def model_card(
         config=config,
         command=command,
         in_timm=in_timm,
-        whole=bool(derived.get("classes")) or num_stages(derived) == 4,
+        whole=num_stages(derived) == 4,
     )
     return str(ModelCard(re.sub(r"\n{3,}", "\n\n", text.lstrip()) + "\n"))
 

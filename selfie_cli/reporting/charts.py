@@ -83,8 +83,8 @@ def chart(
     """Scale lines to the units of the drawing, for the macro `chart_parts`, and tell the values at each x of the
     longest line: its place in the drawing, and a text.
 
-    `guide` is a level to compare with, and its name. `log` draws x on a logarithmic axis; `at` stands before
-    an x in words.
+    `guide` is a level to compare with, and its name. x is drawn from 0, or if `log`, on a logarithmic axis; `at` stands
+    before an x in words.
     """
     xs = [x for line in lines for x, _ in line.points]
     ends = [guide[0]] if guide else []
@@ -95,7 +95,8 @@ def chart(
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     low, high = (low if from_zero and low == 0 else low - pad), high + pad
     along = math.log10 if log else float
-    first, last = along(min(xs)), along(max(xs))
+    start, end = min(xs) if log else 0.0, max(xs)
+    first, last = along(start), along(end)
     room = 0.06 * (last - first) if log else 0.0
     first, last = first - room, (last if last > first else first + 1) + room
 
@@ -116,7 +117,7 @@ def chart(
     drawing = {
         **FRAME,
         "rows": [(down(y), show(y).replace(".0 %", " %")) for y in ticks(low, high)],
-        "columns": [(across(x), show_x(x)) for x in x_ticks or ticks(min(xs), max(max(xs), min(xs) + 1))],
+        "columns": [(across(x), show_x(x)) for x in x_ticks or ticks(start, max(end, start + 1))],
         "guide": guide and (down(guide[0]), guide[1]),
         "lines": drawn,
     }

@@ -14,7 +14,6 @@ import torch
 from selfie_cli.data.batches import Batch
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
-from selfie_cli.hardware import bf16_pays
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment, group
 from selfie_cli.training.step import Step, halved, reason_of, undone
@@ -47,6 +46,13 @@ def quotas(mount: Path) -> Iterator[int]:
             quota, period = (int(word) for file in files for word in (mount / file).read_text().split())
             if quota > 0:
                 yield max(1, round(quota / period))
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether `device` multiplies bf16 in hardware: CUDA from compute capability 8, CPUs with AVX-512 BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def prepare(device: str, *, deterministic: bool = False) -> torch.device:

@@ -83,15 +83,13 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     Path(leftover("v.npy.rows.jsonl")).touch()
     for name in ("v.npy", "w.npy.rows.jsonl"):
         Path(name).write_bytes(b"dear")
-    for out, there in (("v.npy", "v.npy"), ("w.npy", "w.npy.rows.jsonl")):
-        message = error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
-        assert message == f"{there} exists: replace it with --overwrite"
-        assert Path(there).read_bytes() == b"dear"
+        message = error_of("embed", *some, "--from", pretrained, "--out", f"{name[0]}.npy", code=2)
+        assert message == f"{name} exists: replace it with --overwrite"
+        assert Path(name).read_bytes() == b"dear"
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
-    for out in ("v.arrow", "", "v.npy/v.csv"):
-        assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+    assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", "v.arrow", code=2)
     assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
     document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
     assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
@@ -123,16 +121,8 @@ def test_features_of_three_kinds(pretrained: Path, finetuned: Path, some: list[P
     assert "--features" in error_of("embed", *some, "--from", finetuned, "--features", "whole", code=2)
 
 
-NAMES = [
-    "two\nlines.png",
-    "😀 木.png",
-    "back\\slash.png",
-    "file:%41.png",
-    "red\x1b[31m.png",
-    "[bold].png",
-    'comma, "quote".png',
-    "half\udcff.png",
-]
+NAMES = ["two\nlines.png", "😀 木.png", "back\\slash.png", "file:%41.png", "red\x1b[31m.png", "[bold].png"]
+NAMES += ['comma, "quote".png', "half\udcff.png"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse names that are not UTF-8")

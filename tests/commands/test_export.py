@@ -25,7 +25,7 @@ from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
 
 SIZE = 96  # the smallest at which the stem is 7x7 and Selfie has some patches of 32 px
-SMALL = ("--batch-size", 4, "--precision", "fp32", "--no-report")
+SMALL = ("--precision", "fp32", "--no-report")
 SELFIE = ("--recipe", "paper", "--image-size", SIZE, "--steps", 1)
 BYOL = ("--method", "byol", "--num-stages", 4, "--image-size", SIZE, "--steps", 1)
 FINETUNED = ("--from", "none", "--image-size", SIZE, "--steps", 1)
@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[object, ...]] = {
     "finetuned": ("finetune", "--backbone", "resnetv2_18", *FINETUNED),
     "finetuned-resnet18": ("finetune", "--backbone", "resnet18", *FINETUNED),
     "patches": ("pretrain", "--backbone", "resnetv2_18_w16", "--recipe", "paper", "--image-size", 32, "--steps", 1),
+    "frozen": ("finetune", "--frozen", "--from", "patches"),
     "hybrid": ("finetune", "--arch", "hybrid", "--from", "patches", "--no-baseline", "--steps", 1),
 }
 PAIRS = [
@@ -50,6 +51,7 @@ PAIRS = [
     *(("finetuned", to) for to in ("timm", "onnx", "safetensors")),
     *(("finetuned-resnet18", to) for to in ("timm", "torchvision")),
     *(("hybrid", to) for to in ("onnx", "safetensors")),
+    *(("frozen", to) for to in ("onnx", "safetensors")),
 ]
 
 
@@ -70,7 +72,8 @@ def made(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
         verb, *options = KINDS[kind]
         options = [run("patches") if option == "patches" else option for option in options]
         data = [photos] if verb == "pretrain" else ["--dataset", photos]
-        selfie(verb, *data, *options, *SMALL, "--warmup-steps", 1, "--out", out)
+        training = () if "--frozen" in options else ("--batch-size", 4, "--warmup-steps", 1)
+        selfie(verb, *data, *options, *SMALL, *training, "--out", out)
         shake(out / "model.safetensors")
         return out
 

@@ -1,5 +1,6 @@
 """The sentence that people read: it must say what the numbers say, and no more."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from selfie_cli.comparison.statistics import (
     notes_of,
     summarize,
 )
-from selfie_cli.comparison.tables import finetuned_table
+from selfie_cli.comparison.tables import explanations, finetuned_table
 
 CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
 
@@ -102,6 +103,27 @@ def test_the_table_has_a_column_per_seed_where_they_fit():
         ["paired gain", "+10.0 ± 14.1", "", "+20.0", "+0.0"],
     ]
     assert finetuned_table(result, most_seeds=1).rows[0] == ["supervised", "55.0 ± 7.1", "0.1"]
+
+
+def test_frozen_features_are_named_and_compared_with_the_untrained_network():
+    arms = [
+        replace(make_arm_result("untrained", None, [0.50, 0.50, 0.50]), strengths=[1.0, 1.0, 1.0]),
+        replace(make_arm_result("selfie", None, [0.60, 0.61, 0.62]), strengths=[0.1, 0.001, 0.01]),
+    ]
+    shape = {"fraction": 0.05, "num_labels": 40, "seeds": [0, 1, 2], "pairs": [("selfie", "untrained")]}
+    point = make_point(**shape, steps=0, rates=[], arms=arms, frozen=True)
+    result = summarize(point, run=Path("run"), dataset="photos", num_test=100, num_classes=2, left_out={})
+    gain = "+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds"
+    assert result.sentence.startswith(
+        f"Selfie (frozen features) helped with 5 % of the labels over untrained: {gain}. A linear classifier on frozen"
+    )
+    assert curve_sentence([point], 0).startswith(
+        f"Selfie (frozen features, over untrained): at 5 % it helped ({gain}). A linear classifier on frozen"
+    )
+    table = finetuned_table(result)
+    assert table.columns[2] == "L2 strength"
+    assert [row[2] for row in table.rows] == ["1", "0.001 to 0.1", ""]
+    assert "without --frozen compares" in " ".join(explanations(result))
 
 
 def measured(fraction: float, **arms: list[float]) -> Point:

@@ -109,27 +109,28 @@ def spoil_safetensors(data: bytes, rng: random.Random) -> bytes:
     return length.to_bytes(8, "little") + header + data[8 + size :]
 
 
+NPY_TYPES = ("<f4", "<f8", "<i8", "|O", "|V4", "<U4", "<f2", "<c8", "|b1", ">f4", "[('a','<f4')]", "<M8[s]", "x")
+NPY_SHAPES = (
+    "(4, 6)",
+    "()",
+    "(24,)",
+    "(2, 3, 4)",
+    "(-1, 6)",
+    "(4, -6)",
+    "(0, 6)",
+    "(4, 0)",
+    "(4, 1.5)",
+    "(True, 6)",
+    "4",
+)
+NPY_SHAPES += tuple(f"({size}, {other})" for size in SIZES for other in (1, 6, size))
+
+
 def spoil_npy(data: bytes, rng: random.Random) -> bytes:
     """Change type and shape in the header and correct its length, or change any bytes."""
     if rng.random() < 0.4:
         return spoil(data, rng)
-    kinds = ("<f4", "<f8", "<i8", "|O", "|V4", "<U4", "<f2", "<c8", "|b1", ">f4", "[('a','<f4')]", "<M8[s]", "x")
-    shapes = (
-        "(4, 6)",
-        "()",
-        "(24,)",
-        "(2, 3, 4)",
-        "(-1, 6)",
-        "(4, -6)",
-        "(0, 6)",
-        "(4, 0)",
-        "(4, 1.5)",
-        "(True, 6)",
-        "4",
-    )
-    shapes += tuple(f"({size}, {other})" for size in SIZES for other in (1, 6, size))
-    kind, shape = rng.choice(kinds), rng.choice(shapes)
-    order = rng.choice(("False", "True", "0", "None"))
+    kind, shape, order = (rng.choice(each) for each in (NPY_TYPES, NPY_SHAPES, ("False", "True", "0", "None")))
     header = f"{{'descr': {kind!r}, 'fortran_order': {order}, 'shape': {shape}}}".encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data[128:]
 

@@ -11,12 +11,11 @@ from listening import Listener
 from running import error_of, selfie
 
 from selfie_cli.data.names import Names
-from selfie_cli.hardware import has_vnni
-from selfie_cli.inference import precision
+from selfie_cli.inference import stream
 from selfie_cli.inference.networks import Network, estimate_batch_norm
-from selfie_cli.inference.precision import SHORT_JOB, with_precision
-from selfie_cli.inference.stream import decode
+from selfie_cli.inference.stream import SHORT_JOB, decode, with_precision
 from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.quantized import has_vnni
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 from selfie_cli.talk import Talk
 
@@ -28,7 +27,7 @@ def network(backbone: str = "resnetv2_18_w16", image_size: int = 32) -> Network:
 
 @pytest.fixture
 def _bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_pays", lambda device: True)
+    monkeypatch.setattr(stream, "bf16_pays", lambda device: True)
 
 
 def first(count: int) -> torch.Tensor:
@@ -66,7 +65,7 @@ def test_what_is_asked_for_is_not_questioned() -> None:
 
 
 def test_auto_is_fp32_on_hardware_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "bf16_pays", lambda device: False)
+    monkeypatch.setattr(stream, "bf16_pays", lambda device: False)
     assert with_precision(network(), turned(0), "auto", 1000, first, Talk())[1] == "fp32"
 
 
@@ -113,7 +112,7 @@ def test_int8_on_request(images: Path) -> None:
 
 @needs_vnni
 def test_int8_that_loses_too_much_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "USABLE", 1.1)
+    monkeypatch.setattr(stream, "USABLE", 1.1)
     talk = Listener()
     with_precision(network(), Network.vectors, "int8", 1000, first, talk)
     assert "take bf16 or fp32" in talk.lines[1]
@@ -122,5 +121,5 @@ def test_int8_that_loses_too_much_is_warned_of(monkeypatch: pytest.MonkeyPatch) 
 def test_int8_is_refused_where_it_is_not_to_be_had(
     pretrained: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "has_vnni", lambda device: False)
+    monkeypatch.setattr(stream, "has_vnni", lambda device: False)
     assert "VNNI" in error_of("embed", images, "--from", pretrained, "--precision", "int8", code=2)

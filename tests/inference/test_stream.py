@@ -15,8 +15,7 @@ from torch import nn
 from selfie_cli.data.names import Names
 from selfie_cli.errors import UsageError
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.precision import Compute
-from selfie_cli.inference.stream import Job, Result, Stream, named_images
+from selfie_cli.inference.stream import Compute, Job, Result, Stream, named_images
 from selfie_cli.talk import Talk
 
 

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from test_lean import BACKBONES, KINDS, network, pixels
 
-from selfie_cli.hardware import has_vnni
 from selfie_cli.models.encoder import Encoder
-from selfie_cli.models.quantized import Grid, QuantizedConvolution, QuantizedPooling, Seen
+from selfie_cli.models.quantized import Grid, QuantizedConvolution, QuantizedPooling, Seen, has_vnni
 
 pytestmark = pytest.mark.skipif(not has_vnni(torch.device("cpu")), reason="no VNNI here")
 

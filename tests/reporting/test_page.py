@@ -196,6 +196,8 @@ def test_charts_are_to_scale() -> None:
     zero = next(float(y) for y, text in labels.items() if text == "0")
     assert zero - 4 == pytest.approx(y0, abs=0.1)
     assert told == ["0 at 0", "1 at 50", "0.5 at 100"]
+    later, _ = drawn_chart([Line("a", [(50, 1.0), (100, 0.5)])], **how, from_zero=True)
+    assert float(re.findall(r'points="([\d.]+),', later)[0]) == x1  # x begins at 0, not at the first point
     lines = [Line("a", [(0.01, 0.5), (0.1, 0.6), (1, 0.7)], [0.1, 0.0, 0.0])]
     log, _ = drawn_chart(lines, **how, x_ticks=[0.01, 0.1, 1], log=True)
     first, second, third = (float(point.split(",")[0]) for point in re.findall(r'points="([^"]+)"', log)[0].split())

@@ -1,0 +1,168 @@
+"""selfie finetune --frozen and curve --frozen, end to end, and every verb that takes their runs."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import SMALL, error_of, same_weights, selfie, two
+
+from selfie_cli import runs
+from selfie_cli.inference import networks
+from selfie_cli.weights import load_weights
+
+SEEDS = (4, 5, 6)
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def frozen(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds, half of the labels, three stages."""
+    run = tmp_path_factory.mktemp("runs") / "frozen"
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", pretrained)
+    selfie(*arguments, "--fraction", 0.5, "--seeds", 3, "--seed", 4, "--out", run)
+    return run
+
+
+def test_results_and_files(frozen: Path) -> None:
+    results = read(frozen / "results.json")
+    before, after = results["arms"]
+    assert (before["name"], after["name"]) == ("untrained", "selfie")
+    assert (results["frozen"], results["steps"], results["num_labels"]) == (True, 0, 30)
+    for arm in (before, after):
+        assert (arm["lr"], len(arm["strengths"]), len(arm["accuracies"])) == (None, 3, 3)
+    gains = [b - a for a, b in zip(before["accuracies"], after["accuracies"], strict=True)]
+    assert results["gains"] == gains
+    assert "frozen features" in results["sentence"]
+    assert {f"labels-f0.5-s{seed}.jsonl" for seed in SEEDS} <= {file.name for file in frozen.iterdir()}
+    assert not (frozen / "cells").exists()
+    config = read(frozen / "config.json")
+    assert config["progress"]["status"] == "finished"
+    assert config["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
+
+
+def test_the_encoder_is_the_pretrained_one(frozen: Path, pretrained: Path) -> None:
+    """Only its batch-norm statistics are those of the new images."""
+    before, _ = load_weights(pretrained / "model.safetensors")
+    after, _ = load_weights(frozen / "model.safetensors")
+    same = [name for name in after if name.startswith("backbone.") and "running" not in name and "num" not in name]
+    assert len(same) > 20
+    assert all(after[name].equal(before[name.replace("backbone.", "patch_network.")]) for name in same)
+    assert after.keys() - same >= {"head.weight", "head.bias"}
+
+
+def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Path) -> None:
+    accuracy = read(frozen / "results.json")["arms"][1]["accuracies"][0]
+    lines = map(json.loads, selfie("predict", frozen, images / "test").stdout.splitlines())
+    right = [Path(line["path"]).parent.name == line["label"] for line in lines]
+    assert sum(right) / len(right) == pytest.approx(accuracy)
+    shutil.copytree(frozen, "mine")
+    judged = json.loads(selfie("eval", "mine", "--dataset", images, "--json").stdout)
+    assert judged["classified"]["top1"] == pytest.approx(accuracy)
+
+
+def test_with_all_labels_it_is_the_linear_probe_of_eval(images: Path, pretrained: Path) -> None:
+    shutil.copytree(pretrained, "mine")
+    judged = json.loads(selfie("eval", "mine", "--dataset", images, "--json").stdout)
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "mine", "--no-baseline", "--no-report")
+    [arm] = json.loads(selfie(*arguments, "--out", "r", "--json").stdout)["arms"]
+    assert arm["accuracies"] == [judged["trained"]["linear"]]
+    assert arm["strengths"] == [judged["trained"]["linear_strength"]]
+
+
+def test_every_verb_takes_the_run(frozen: Path, images: Path) -> None:
+    photo = next((images / "test" / "cat").iterdir())
+    vector = json.loads(selfie("embed", photo, "--from", frozen).stdout)["vector"]
+    network = networks.load_network(runs.open_run(frozen), features=None, device=torch.device("cpu"))
+    assert len(vector) == network.width == network.module.encoder.num_features
+    page = (frozen / "report.html").read_text()
+    assert "L2 strength" in page
+    assert "the same command without --frozen compares" in page
+    card = selfie("push", frozen, "acme/net", "--public", "--dry-run").stdout
+    assert "Linear classifiers on frozen features" in card
+    assert "| untrained |" in card
+    selfie("export", frozen, "--to", "safetensors")
+    assert "three stages" in error_of("export", frozen, "--to", "timm", code=2)
+    again = selfie("finetune", "--frozen", "--dataset", images, "--from", frozen, "--no-report", "--out", "again")
+    assert "was finetuned on labels" not in again.stderr  # its encoder has seen none
+
+
+def test_one_label_per_class_takes_the_middle_strength(images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", pretrained, "--fraction", 0.1)
+    result = selfie(*arguments, "--out", "r", "--no-report")
+    assert [arm["strengths"] for arm in read(Path("r/results.json"))["arms"]] == [[1e-3], [1e-3]]
+    assert "10 labels" in result.stdout
+
+
+def test_a_stopped_run_ends_the_same(frozen: Path, images: Path) -> None:
+    shutil.copytree(frozen, "part")
+    for name in ("model.safetensors", "results.json", "report.html"):
+        Path("part", name).unlink()
+    config = read(Path("part/config.json")) | {"progress": {"status": "running"}}
+    Path("part/config.json").write_text(json.dumps(config))
+    selfie("finetune", "--resume", "part")
+    assert {**read(Path("part/results.json")), "run": ""} == {**read(frozen / "results.json"), "run": ""}
+    assert same_weights(Path("part"), frozen)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(("--steps", 5), ("--epochs", 2), ("--budget", "1h"), ("--lr", "0.1"), ("--lr", "0.1,0.3")),
+        *(("--weight-decay", 0), ("--batch-size", 8), ("--no-check-length",), ("--arch", "hybrid")),
+    ],
+)
+def test_options_of_training_are_refused(given: tuple[object, ...], images: Path, pretrained: Path) -> None:
+    verbs = ["finetune"] if "--arch" in given else ["finetune", "curve"]
+    for verb in verbs:
+        message = error_of(verb, "--frozen", *given, "--dataset", images, "--from", pretrained, "--out", "r", code=2)
+        assert message == f"{given[0]} has no meaning with --frozen, which trains no network: leave it out"
+    assert not Path("r").exists()
+
+
+def test_there_must_be_something_to_freeze(images: Path) -> None:
+    arguments = ("--frozen", "--dataset", images, "--from", "none", "--out", "r")
+    for verb in ("finetune", "curve"):
+        assert "--frozen needs a pretrained network" in error_of(verb, *arguments, code=2)
+
+
+def test_a_curve_of_networks_with_three_and_four_stages(images: Path, pretrained: Path) -> None:
+    byol = ("--method", "byol", "--num-stages", 4, "--steps", 1, "--warmup-steps", 1)
+    selfie("pretrain", images, *SMALL, *byol, "--out", "byol")
+    sources = ("--from", pretrained, "--from", "byol")
+    result = selfie("curve", "--frozen", "--dataset", images, *sources, "--fractions", "0.5,1", "--out", "r")
+    found = read(Path("r/results.json"))
+    assert [arm["name"] for arm in found["points"][0]["arms"]] == ["untrained", "selfie", "byol"]
+    assert "Gain over untrained" in result.stdout
+    assert "steps" not in result.stdout.splitlines()[1]
+    assert found["remarks"].keys() == {"byol"}
+    assert found["sentences"][0].startswith("Selfie (frozen features, over untrained): at 50 %")
+    photo = next((images / "test" / "cat").iterdir())
+    assert json.loads(selfie("predict", "r", photo).stdout)["label"] in found_classes(Path("r"))
+
+
+def found_classes(run: Path) -> list[str]:
+    return list(read(run / "config.json")["derived"]["classes"])
+
+
+@pytest.mark.parametrize("spoiled", [{"num_stages": 10**9}, {"num_stages": 3, "final_norm": "x"}, {"width": 9}, []])
+def test_a_spoiled_description_is_refused(frozen: Path, spoiled: object) -> None:
+    shutil.copytree(frozen, "run")
+    config = read(Path("run/config.json"))
+    config["derived"]["frozen"] = spoiled
+    Path("run/config.json").write_text(json.dumps(config))
+    assert "frozen" in error_of("predict", "run", "photo.jpg")
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(frozen: Path, images: Path, pretrained: Path) -> None:
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 3)
+    for code, _, errors in two(*arguments, "--seed", 4, "--device", "cpu", "--no-report", "--out", "r"):
+        assert code == 0, errors
+    found = [[arm["accuracies"] for arm in read(run / "results.json")["arms"]] for run in (Path("r"), frozen)]
+    assert found[0] == found[1]
