@@ -104,15 +104,15 @@ def predict(
 def curve(
     *, dataset: Name | None = None, frozen: bool = False, backbone: Literal['resnetv2_50', 'resnetv2_18',
     'resnetv2_10_w32', 'resnetv2_18_w16', 'resnet18', 'resnet50'] | None = None, image_size: int | None = None, from_:
-    Names = (), fractions: Numbers = '0.05,0.2,1', seeds: Numbers = '3', compare: Literal['imagenet'] | None = None,
-    seed: int = 0, steps: int | None = None, epochs: float | None = None, budget: Name | None = None, batch_size: int |
-    None = None, micro_batch: int | None = None, lr: Numbers = '0.1', weight_decay: float = 0.0005, warmup_steps: int =
-    100, min_crop: float = 0.35, check_length: bool = True, data_root: Name = 'data', offline: bool = False, max_bad:
-    float = 0.1, store: Name | None = None, store_gb: float | None = None, exclude_seen: bool = False, out: Name | None
-    = None, overwrite: bool = False, resume: Name | None = None, log: Literal['tensorboard'] | None = None, report: bool
-    = True, save_every: float = 60.0, device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto', precision: Literal['auto',
-    'fp32', 'bf16'] = 'auto', workers: int | None = None, compile: Literal['auto', 'on', 'off'] = 'auto', deterministic:
-    bool = False, quiet: bool = False,
+    Names = (), fractions: Numbers = '0.05,0.2,1', seeds: Numbers = '3', seed: int = 0, steps: int | None = None,
+    epochs: float | None = None, budget: Name | None = None, batch_size: int | None = None, micro_batch: int | None =
+    None, lr: Numbers = '0.1', weight_decay: float = 0.0005, warmup_steps: int = 100, min_crop: float = 0.35,
+    check_length: bool = True, data_root: Name = 'data', offline: bool = False, max_bad: float = 0.1, store: Name | None
+    = None, store_gb: float | None = None, exclude_seen: bool = False, out: Name | None = None, overwrite: bool = False,
+    resume: Name | None = None, log: Literal['tensorboard'] | None = None, report: bool = True, save_every: float =
+    60.0, device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto', precision: Literal['auto', 'fp32', 'bf16'] = 'auto',
+    workers: int | None = None, compile: Literal['auto', 'on', 'off'] = 'auto', deterministic: bool = False, quiet: bool
+    = False,
 ) -> Curve:
     """Finetune on several fractions of the labels, from one or more runs, and plot accuracy against labels."""
 def similar(

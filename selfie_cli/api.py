@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+    from selfie_cli.data.augment import Preprocessing
     from selfie_cli.data.bad_files import BadFile
     from selfie_cli.inference.outputs import Predictions, Vectors
 
@@ -144,15 +145,16 @@ def as_html(what: str, result: Any, options: Any) -> str:
 def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image], Tensor]]":
     """Return a run's network as a torch module in evaluation mode, and the transform for its images.
 
-    `run` is a run's folder, hf://owner/name[@revision] or bundled. The module takes float images [B, 3, s, s] to
-    features [B, D], as `selfie embed` does, or to logits [B, C] if the run is a classifier. It trains as any other.
-    The transform takes a PIL image to a float tensor [3, s, s]: the same pixels as in `selfie embed`, as long as the
-    image comes from Image.open without further changes.
+    `run` takes the values of `from_`. The module takes float images [B, 3, s, s] to features [B, D], as `selfie embed`
+    does, or to logits [B, C] if the run is a classifier. It trains as any other. The transform takes a PIL image to a
+    float tensor [3, s, s]: the same pixels as in `selfie embed`, as long as the image comes from Image.open without
+    further changes.
 
     Raise SelfieError if there is no such run, or it is unfinished or damaged.
     """
     from torch import nn
 
+    from selfie_cli.data.augment import Preprocessing
     from selfie_cli.inference.networks import load_module
     from selfie_cli.methods.method import Method
 
@@ -162,19 +164,19 @@ def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image
     module: nn.Module = load_module(found)
     if isinstance(module, Method):  # the paper's Selfie: what trains it is of no use here
         module = nn.Sequential(module.encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return module.eval(), functools.partial(as_input, size=int(found.derived["image_size"]))
+    size, preprocessing = int(found.derived["image_size"]), Preprocessing.of(found.derived)
+    return module.eval(), functools.partial(as_input, size=size, preprocessing=preprocessing)
 
 
-def as_input(image: "Image.Image", size: int) -> "Tensor":
+def as_input(image: "Image.Image", size: int, preprocessing: "Preprocessing") -> "Tensor":
     """Return a PIL image as the input of a network: float32 [3, size, size], normalized."""
     import torch
 
     from selfie_cli.data.augment import plain_view
     from selfie_cli.data.images import decode_square
-    from selfie_cli.data.pixels import storage_size
 
-    pixels = torch.from_numpy(decode_square(image, storage_size(size)))  # [S, S, 3]
-    return plain_view(pixels[None], size)[0]
+    square = decode_square(image, preprocessing.storage_size(size), preprocessing.interpolation)  # [S, S, 3]
+    return plain_view(torch.from_numpy(square)[None], size, preprocessing)[0]
 
 
 @contextlib.contextmanager

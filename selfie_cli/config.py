@@ -39,15 +39,22 @@ SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 
 DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
-FROM = "a run's folder, hf://owner/name[@revision], 'bundled' (the small network in this package) or 'none'"
+FROM = (
+    "a run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, 'imagenet', "
+    "'bundled' (the small network in this package) or 'none'"
+)
 FROM_HELP = f"Pretrained weights: {FROM}. Default: the newest finished pretraining run in ./runs, else bundled."
 PATHS_HELP = "Image files, folders, or - to read paths from stdin."
 RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
+WEIGHTS_HELP = (
+    "A run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, imagenet or bundled."
+)
 REPLACE_RUN_HELP = "Replace an existing run in --out."
 REPLACE_HELP = "Replace an existing --out."
 COMPILE_HELP = "Use torch.compile. auto: on cuda, and for long embedding jobs."
 EXCLUDE_SEEN_HELP = "Leave out test images seen in (pre)training: copies and near-duplicates. Default: only warn."
-PRETRAINED_DECIDES = "Only with --from none; otherwise the pretrained weights decide."
+BACKBONE_HELP = "Only with --from none or imagenet; otherwise the pretrained weights decide."
+IMAGE_SIZE_HELP = "Image side in pixels, with --from none or weights that are not selfie's; otherwise the run decides."
 
 
 class OutputOptions(Options):
@@ -190,8 +197,8 @@ class LabelOptions(TrainingOptions):
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
     frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")
-    backbone: Backbone | None = option(None, PRETRAINED_DECIDES)
-    image_size: int | None = option(None, PRETRAINED_DECIDES, **SIDE)
+    backbone: Backbone | None = option(None, BACKBONE_HELP)
+    image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
     lr: str = option(
         "0.1", "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels.", TRAINING
     )
@@ -223,7 +230,6 @@ class CurveOptions(LabelOptions):
     from_: tuple[str, ...] = option((), FROM_HELP + " Repeat the option to compare several runs.")
     fractions: str = option("0.05,0.2,1", "Fractions of the training labels: stratified, seeded, nested.")
     seeds: str = option("3", "Number of seeds: one number, or one per fraction (5,3,3). Three or more give intervals.")
-    compare: Literal["imagenet"] | None = option(None, "Also finetune torchvision's ImageNet weights, from the Hub.")
 
 
 class InferenceOptions(MachineOptions):
@@ -238,7 +244,11 @@ class InferenceOptions(MachineOptions):
 class PredictOptions(InferenceOptions):
     """Classify images with a finetuned run."""
 
-    run: str = option("", "A finetuned run: its folder, or hf://owner/name[@revision].", argument=True)
+    run: str = option(
+        "",
+        "A finetuned run: its folder, hf://owner/name[@revision], or a .safetensors file.",
+        argument=True,
+    )
     paths: tuple[str, ...] = option((), PATHS_HELP, argument=True)
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines to stdout.")
 
@@ -268,7 +278,7 @@ class EvalOptions(DataOptions):
     """Evaluate a run on labelled images: kNN, linear probe, pretext or test accuracy, against the untrained network."""
 
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
-    run: str | None = option(None, f"{RUN_HELP} Default: the newest finished pretraining run.", argument=True)
+    run: str | None = option(None, f"{WEIGHTS_HELP} Default: the newest finished pretraining run.", argument=True)
     dataset: str | None = option(None, "Labelled images, as for finetune.")
     features: Features | None = option(None, "Vectors to evaluate, as for embed.")
     k: int = option(20, "Number of neighbours of the kNN classifier.", at_least=1)
@@ -322,7 +332,7 @@ class ReportOptions(SourceOptions):
 class ExportOptions(OutputOptions):
     """Export a run's network for timm, torchvision, ONNX Runtime or safetensors, and print the code that loads it."""
 
-    run: str = option("", RUN_HELP, argument=True)
+    run: str = option("", WEIGHTS_HELP, argument=True)
     to: Target | None = option(
         None, "Target library. timm, torchvision: 7x7 stems only. onnx: needs the onnx extra. safetensors: any network."
     )

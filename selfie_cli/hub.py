@@ -262,7 +262,7 @@ def reason(error: Exception, address: Address) -> SelfieError | None:
         seen = "the token here may not see it" if get_token() else "it is private: log in with hf auth login"
         text = f"no repository {repo} on {host()}, or {seen}"
     elif isinstance(error, errors.EntryNotFoundError) and status == 404:
-        text = f"{address} lacks a file of a run: selfie push has not sent it"
+        text = f"{address} lacks a file of a run, or of timm: config.json and model.safetensors are expected"
     elif status == 401:
         text = "the token for the Hub is not valid: log in again with hf auth login, or mend HF_TOKEN"
     elif status == 403:

@@ -37,13 +37,14 @@ THEN, AGAIN = ", then ", "again"
 """Words between the pretrainings of a network, and for one that is the same as that before it."""
 PRETRAININGS = {
     "finetune": LABELS,
-    "imagenet": "ImageNet's labels (torchvision's weights)",
     "none": "no pretraining",
 }
 
 
 def titled(name: str) -> str:
     """Return the name of a method, or of anything else that was trained, as a sentence begins with it."""
+    if name == "imagenet":
+        return "ImageNet"
     return METHODS[name].title if name in METHODS else name[:1].upper() + name[1:]
 
 

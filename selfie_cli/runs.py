@@ -10,24 +10,23 @@ bad_files.jsonl      unreadable images
 
 import contextlib
 import copy
-import datetime
 import fnmatch
-import itertools
 import json
 import os
 import platform
 import shutil
+from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from selfie_cli import __version__, hub, schema
+from selfie_cli import __version__, foreign, hub, schema
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
 from selfie_cli.recipes import called
 from selfie_cli.signals import is_alone
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, printable
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
@@ -51,8 +50,8 @@ _held: dict[str, tuple[Path, int]] = {}
 class Run:
     """A folder with a config.json; `config` is its content when last read or written.
 
-    `address` names a run that is not in a folder of the user, to which nothing is written: 'bundled', or
-    hf://owner/name@commit for one in the Hub's cache.
+    `address` names a run to which nothing is written: 'bundled', hf://owner/name@commit for one in the Hub's cache, or
+    the place of foreign weights. Those are runs, too: their config is made on reading, and `path` may be a file.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], address: str | None = None) -> None:
@@ -65,7 +64,7 @@ class Run:
         """The name of its folder, or of its repository."""
         if self.address is not None and hub.is_address(self.address):
             return hub.parse(self.address).repo.partition("/")[2]
-        return self.path.resolve().name
+        return self.path.resolve().name.removesuffix(".safetensors")
 
     def __str__(self) -> str:
         return self.address or str(self.path)
@@ -88,7 +87,12 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        return self.path / "model.safetensors"
+        return self.path if self.path.is_file() else self.path / "model.safetensors"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether selfie has not trained it: see `foreign`."""
+        return self.verb == "weights"
 
     def finish(self, measured: dict[str, Any]) -> None:
         """Mark the run as finished, note what was measured, and remove its saved states."""
@@ -111,20 +115,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def default_folder(verb: str, method: str) -> Path:
-    return RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def claimed(folder: Path) -> Path:
-    """Make `folder`, or one with a number added: another process may have made it in the same second."""
-    for number in itertools.count(1):
-        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            break
-    return path
 
 
 def hold(folder: Path) -> None:
@@ -234,40 +224,38 @@ def create(
     return Run(path, config)
 
 
-def open_run(path: str | Path, *, offline: bool = False, talk: Talk = SILENT) -> Run:
-    """Open a run's folder, 'bundled', or a run on the Hub (hf://owner/name[@revision]).
+def open_run(path: str | Path, *, offline: bool = False, also_foreign: bool = False, talk: Talk = SILENT) -> Run:
+    """Open a run's folder, 'bundled', or a run on the Hub (hf://owner/name[@revision]); if asked, foreign weights.
 
     Raises RunError if `path` is no run's folder, or its config is damaged or of another format; HubError.
     """
     if hub.is_address(str(path)):
         asked = hub.parse(str(path))
         config = hub.fetch(asked, "config.json", offline=offline, talk=talk)
-        run = read_run(config.parent, str(asked.at(config)))
+        run = read_run(config.parent, str(asked.at(config)), also_foreign=also_foreign)
         hub.fetch(asked.at(config), "model.safetensors", offline=offline, talk=talk)
         return run
-    return read_run(bundled_folder(), "bundled") if str(path) == "bundled" else read_run(Path(path))
+    where, address = (bundled_folder(), "bundled") if str(path) == "bundled" else (Path(path), None)
+    return read_run(where, address, also_foreign=also_foreign)
 
 
-def is_file_of_run(path: Path) -> bool:
-    """Whether a file, or the target of a link, lies in a run's folder and has a name that runs use."""
-    for file in (path, Path(os.path.realpath(path))):
-        if matches(file.name, FILES):
-            with contextlib.suppress(RunError):
-                read_run(file.parent)
-                return True
-    return False
-
-
-def read_run(folder: Path, address: str | None = None) -> Run:
+def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = False) -> Run:
+    if also_foreign and folder.suffix == ".safetensors" and folder.is_file():
+        if folder.name != "model.safetensors" or not (folder.parent / "config.json").is_file():
+            return described(folder, None, lambda: foreign.from_file(folder))
+        folder = folder.parent
     try:
         if (folder / "config.json").stat().st_size > MOST_BYTES:
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if hub.NAME.fullmatch(str(folder)) else ""
-        raise RunError(f"no run at {folder}: a folder with a config.json is expected{on_hub}") from None
+        file = " or a .safetensors file" if also_foreign else ""
+        raise RunError(f"no run at {folder}: a folder with a config.json{file} is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if also_foreign and isinstance(config, dict) and "architecture" in config:
+        return described(folder, address, lambda: foreign.from_timm(config, address))
     if not isinstance(config, dict) or type(config.get("format")) is not int:
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
     if config["format"] != RUN_FORMAT:
@@ -282,6 +270,16 @@ def read_run(folder: Path, address: str | None = None) -> Run:
         fault = f"is damaged, or of another version, or does not describe a network of selfie's: {error}"
         raise RunError(f"{folder / 'config.json'} {fault}") from None
     return Run(folder, config, address)
+
+
+def described(path: Path, address: str | None, describe: Callable[[], dict[str, Any]]) -> Run:
+    """Foreign weights as a run, to which nothing is written. Raise RunError if `describe` cannot describe them."""
+    try:
+        config = describe()
+        schema.check(config)
+    except ValueError as error:
+        raise RunError(f"{address or path} cannot be used: {error}") from None
+    return Run(path, config, address or str(path.resolve()))
 
 
 def open_to_resume(path: str, verb: str) -> Run:
@@ -326,12 +324,15 @@ def newest_pretraining() -> Run | None:
     return None
 
 
-def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> tuple[Run | None, str]:
-    """The run that --from names (None for 'none'), and a line that says which it is and why."""
+def resolve_from(
+    from_: str | None, *, backbone: str | None = None, offline: bool = False, talk: Talk = SILENT
+) -> tuple[Run | None, str]:
+    """The run that --from names (None for 'none'), and a line about it. backbone: the network that 'imagenet' means."""
     if from_ == "none":
         return None, "weights: none, a freshly initialized network"
     if from_ is not None:
-        run = open_run(from_, offline=offline, talk=talk)
+        address = foreign.imagenet(backbone) if from_ == "imagenet" else from_
+        run = open_run(address, offline=offline, also_foreign=True, talk=talk)
         if not run.finished:
             raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {quote(from_)}")
         return run, f"weights: {describe(run)}"
@@ -345,4 +346,5 @@ def resolve_from(from_: str | None, *, offline: bool = False, talk: Talk = SILEN
 def describe(run: Run) -> str:
     d = run.config["derived"]
     where = "the network bundled with selfie" if run.address == "bundled" else str(run)
-    return f"{where} ({called(d)}, {d.get('backbone')}, {d.get('image_size')} px)"
+    source = f"; {printable(run.config['source'])}" if "source" in run.config else ""
+    return f"{where} ({called(d)}, {d.get('backbone')}, {d.get('image_size')} px){source}"

@@ -12,6 +12,8 @@ from selfie_cli import config
 from selfie_cli.option import Options, fits
 from selfie_cli.recipes import METHODS
 
+FOREIGN = ("imagenet", "timm", "weights")
+"""Methods of networks that selfie has not pretrained: see `foreign`."""
 MOST_CLASSES = 100_000
 MOST_PATCHES = 128
 """Largest number of patches along a side: attention over more than 16,384 of them fits no machine."""
@@ -56,6 +58,10 @@ HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
 }
+PREPROCESSING = {
+    **{"mean": [Within(-10.0, 10.0)], "std": [Within(1e-4, 1e4)], "crop": Within(0.01, 1.0)},
+    "interpolation": ("bicubic", "bilinear"),
+}
 FROZEN = {"num_stages": (3, 4), "final_norm": bool}
 DERIVED = {
     **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
@@ -63,11 +69,11 @@ DERIVED = {
     **dict.fromkeys(("batch_size", "micro_batch"), AT_ONCE),
     **dict.fromkeys(("lr", "weight_decay"), NUMBER),
     **dict.fromkeys(("compiles", "checkpointed"), bool),
-    **{"method": (*METHODS, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
+    **{"method": (*METHODS, *FOREIGN, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
     **dict.fromkeys(METHODS, METHOD),
     "hybrid": HYBRID,
-    "frozen": FROZEN,
+    **{"frozen": FROZEN, "weights": FROZEN, "preprocessing": PREPROCESSING},
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},
     **{"steps": STEPS, "steps_of_shares": [STEPS], "warmup_steps": COUNT, "processes": Within(1, 2**20)},
 }
@@ -87,7 +93,7 @@ DATA = {
 }
 SECTIONS: dict[str, Any] = {
     "format": int,
-    "verb": ("pretrain", "finetune", "curve", "finetune-cell"),
+    "verb": ("pretrain", "finetune", "curve", "finetune-cell", "weights"),
     "asked": dict,
     "derived": DERIVED,
     "measured": MEASURED,
@@ -96,6 +102,7 @@ SECTIONS: dict[str, Any] = {
     "progress": {"status": ("running", "finished"), "diverged": bool},
     "from": [{"path": (str, None), "sha256": str}],
     "hub": {"address": str},
+    "source": str,
     "*": ANY,
 }
 TO_RESUME = ("steps", "batch_size", "micro_batch")
@@ -142,6 +149,11 @@ def check_network(derived: dict[str, Any]) -> None:
     check_value(derived, DERIVED, "derived")
     if not 0 < len(derived.get("classes", "x")) <= MOST_CLASSES:
         raise ValueError(f"derived.classes are {len(derived['classes'])}, not 1 to {MOST_CLASSES:,}")
+    preprocessing, size = derived.get("preprocessing", {}), derived.get("image_size", 1)
+    if any(len(preprocessing.get(name, "rgb")) != 3 for name in ("mean", "std")):
+        raise ValueError("derived.preprocessing is not of three channels")
+    if size / preprocessing.get("crop", 1) > config.MOST_PIXELS:
+        raise ValueError(f"derived.preprocessing.crop needs images of more than {config.MOST_PIXELS} px")
     patch_size = derived.get("patch_size") or derived.get("hybrid", {}).get("patch_size")
     along, rest = divmod(derived.get("image_size", 0), patch_size or 1)
     if patch_size and (rest or along > MOST_PATCHES):

@@ -23,6 +23,7 @@ FLOORS = (
         "weights",
         "hub",
         "schema",
+        "foreign",
         "runs",
         "signals",
     ),

@@ -10,6 +10,7 @@ from running import ENVIRONMENT, error_of, leftover
 from selfie_cli import runs
 from selfie_cli.errors import RunError
 from selfie_cli.files import TEMPORARY, read_json, write_json
+from selfie_cli.training import start
 
 DERIVED = {"method": "selfie", "image_size": 32, "steps": 9, "batch_size": 8, "micro_batch": 8, "selfie": {}}
 DERIVED |= {"backbone": "resnet18", "recipe": "best", "optimizer": "sgd", "lr": 0.1, "weight_decay": 0.0}
@@ -49,7 +50,7 @@ def test_updates_merge_and_finishing_removes_states(run):
 
 
 def test_a_name_is_taken_once(tmp_path):
-    names = [runs.claimed(tmp_path / "runs" / "pretrain").name for _ in range(3)]
+    names = [start.claimed(tmp_path / "runs" / "pretrain").name for _ in range(3)]
     assert names == ["pretrain", "pretrain-2", "pretrain-3"] == sorted(os.listdir(tmp_path / "runs"))
 
 

@@ -6,7 +6,6 @@ from selfie_cli.commands.finetune import all_different, numbers, refuse_training
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, freeze, load_pretrained, network_shape, open_sources
 from selfie_cli.comparison.compare import Design, conclude
-from selfie_cli.comparison.imagenet import imagenet_arm
 from selfie_cli.comparison.results import Curve, Point
 from selfie_cli.comparison.statistics import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
@@ -27,12 +26,11 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     num_seeds = seeds_of_fractions(options.fractions, options.seeds)
     if "none" in options.from_ and len(options.from_) > 1:
         raise UsageError("--from none must be used alone: a network without pretraining is always included")
-    sources = open_sources(run, options.from_ or [None], offline=options.offline, talk=talk)
+    asked = options.from_ or [None]
+    sources = open_sources(run, asked, backbone=options.backbone, offline=options.offline, talk=talk)
     arms = arms_of(sources, backbone=options.backbone, image_size=options.image_size)
     kept = 1 if sources else 0
     out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
-    if options.compare == "imagenet":
-        arms.append(imagenet_arm(arms[0].shape, offline=options.offline, talk=talk))
     arms = freeze(arms) if options.frozen else arms
     fresh, *others = arms
     design = Design(arms=arms, kept=arms[kept], pairs=[(arm.name, fresh.name) for arm in others], num_seeds=num_seeds)
@@ -69,8 +67,15 @@ def seeds_of_fractions(fractions: str, seeds: str) -> dict[float, int]:
 
 
 def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
-    """Return the supervised arm, and one per run: named after its method, or its folder if two share a method."""
-    fresh = network_shape(sources[0] if sources else None, backbone=backbone, image_size=image_size) | FRESH
+    """Return the supervised arm, and one per run: named after its method, or its folder if two share a method.
+
+    Images are decoded once: foreign weights see them in the size of the others, and all as the first network does.
+    """
+    sized = next((source for source in sources if not source.is_foreign), None)
+    first = sources[0] if sources else None
+    decides = sized or first
+    side = image_size or (decides.derived["image_size"] if decides is not None else None)
+    fresh = network_shape(first, backbone=backbone, image_size=side) | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
     methods = [str(source.derived["method"]) for source in sources]
     for source, method in zip(sources, methods, strict=True):
@@ -78,8 +83,9 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
         if name in [arm.name for arm in arms]:
             raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
         state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
-        arm = Arm(name=name, shape=network_shape(source), state=state)
-        for key in ("backbone", "stem", "image_size"):
+        arm = Arm(name=name, shape=network_shape(source, image_size=side), state=state).decoding_as(arms[0])
+        mixed = source.is_foreign or sources[0].is_foreign
+        for key in ("image_size",) if mixed else ("backbone", "stem", "image_size"):
             if arm.shape[key] != fresh[key]:
                 raise UsageError(
                     f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "

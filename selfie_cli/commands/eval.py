@@ -100,7 +100,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     known = run.derived["classes"] if isinstance(network.module, AnyClassifier) else None
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
-    data = read_data(pick(Reading, options), network.image_size, sources=[run], known=known, talk=talk)
+    data = read_data(
+        pick(Reading, options),
+        network.image_size,
+        preprocessing=network.preprocessing,
+        sources=[run],
+        known=known,
+        talk=talk,
+    )
     classes, train, test = data.classes, data.train, data.test
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     with context():
@@ -227,7 +234,11 @@ def pretext_accuracy(module: Selfie, train: Tensor, pixels: Tensor, options: Eva
 
     def right(batch: Tensor, *draws: Tensor) -> Tensor:
         batch, crops, *places = (tensor.to(device) for tensor in (batch, *draws))
-        images = module.augment(batch, crops, *places)[0] if crop else plain_view(batch, module.image_size)
+        images = (
+            module.augment(batch, crops, *places)[0]
+            if crop
+            else plain_view(batch, module.image_size, module.preprocessing)
+        )
         return module.loss(images, *places)[1]["pretext_accuracy"] * len(batch)
 
     generator = step_generator(options.seed, 2)

@@ -10,8 +10,7 @@ import torch
 
 from selfie_cli import __version__, runs
 from selfie_cli.config import ExportOptions, Target
-from selfie_cli.data.augment import MEAN, STD
-from selfie_cli.data.pixels import storage_size
+from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference import networks
@@ -19,6 +18,7 @@ from selfie_cli.inference.outputs import check_file
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.portable import as_onnx, as_whole_network, why_not
 from selfie_cli.models.resnet import PreActivationResNet, ResNet
+from selfie_cli.recipes import called
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.weights import save_weights
@@ -93,23 +93,24 @@ def target_of(options: ExportOptions, run: Run) -> Target:
 
 def description(run: Run, *, features: str, width: int) -> dict[str, str]:
     """The file's header: how to rebuild the network, and how to prepare its input. Lists and tables are JSON."""
-    derived, size = run.derived, int(run.derived["image_size"])
+    derived, size, kept = run.derived, int(run.derived["image_size"]), Preprocessing.of(run.derived)
     preprocessing = {
         "colours": "RGB, upright by the EXIF orientation, what is transparent shows white",
         "crop": "the centre square of the whole image",
-        "resize": [storage_size(size)] * 2,
-        "interpolation": "bicubic, antialiased",
+        "resize": [kept.storage_size(size)] * 2,
+        "interpolation": f"{kept.interpolation}, antialiased",
         "center_crop": [size] * 2,
         "range": "0 to 1: values of 0 to 255 are divided by 255",
-        "mean": MEAN,
-        "std": STD,
+        "crop_pct": kept.crop,
+        "mean": kept.mean,
+        "std": kept.std,
         "layout": "float32 [batch, 3, height, width]",
     }
     told = ("method", "arch", "backbone", "stem", "image_size", "patch_size")
     header = {key: str(derived[key]) for key in told if key in derived}
     header |= {"producer": f"selfie {__version__}", "features": features, "width": str(width)}
-    if "classes" in derived:
-        header["classes"] = json.dumps(derived["classes"])
+    header |= {key: json.dumps(derived[key]) for key in ("classes", "hybrid") if key in derived}
+    header["pretrained_by"] = called(derived)
     return header | {"preprocessing": json.dumps(preprocessing)}
 
 
@@ -123,14 +124,16 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
     loader = PackageLoader("selfie_cli", "commands")
     templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
+    size, preprocessing = int(run.derived["image_size"]), Preprocessing.of(run.derived)
     return templates.get_template("loading.py.jinja").render(
         to=to,
         file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
         derived=run.derived,
-        size=int(run.derived["image_size"]),
-        stored=storage_size(int(run.derived["image_size"])),
-        mean=list(MEAN),
-        std=list(STD),
+        size=size,
+        stored=preprocessing.storage_size(size),
+        interpolation=preprocessing.interpolation,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
         width=width,
         partial=partial,
         hybrid=isinstance(kept, Hybrid),

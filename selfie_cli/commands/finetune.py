@@ -45,7 +45,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
     run, options = run_to_resume(options, "finetune")
     refuse_training_options(options)
-    sources = open_sources(run, [options.from_], offline=options.offline, talk=talk)
+    sources = open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
     arms = arms_of(options, sources[0] if sources else None)
     *others, last = arms
     pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first
@@ -122,11 +122,19 @@ def train_arms(
         rates=learning_rates(options.lr),
         tensorboard=options.log == "tensorboard",
     )
-    data = read_data(pick(Reading, options), image_size, run=run, sources=sources, talk=talk)
+    data = read_data(
+        pick(Reading, options),
+        image_size,
+        preprocessing=design.kept.preprocessing,
+        run=run,
+        sources=sources,
+        talk=talk,
+    )
     design = design.for_classes(data.classes)
     shares = [
         take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))
-        for fraction, count in design.num_seeds.items()
+        for fraction, seeds in design.num_seeds.items()
+        for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
     talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
     talk.say(

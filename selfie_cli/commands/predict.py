@@ -23,12 +23,9 @@ def predict(
     out = check_out(options.out, (".csv", ".jsonl"), overwrite=options.overwrite, json=options.json)
     if not options.run:
         raise UsageError("name a finetuned run's folder, then the images")
-    run = runs.open_run(options.run, talk=talk)
+    run = runs.open_run(options.run, also_foreign=True, talk=talk)
     if "classes" not in run.derived:
-        raise RunError(
-            f"{run} is a run of selfie {run.verb}, which has no classes: "
-            f"selfie finetune --from {quote(str(run))} --dataset FOLDER"
-        )
+        raise RunError(f"{run} has no classes: selfie finetune --from {quote(str(run))} --dataset FOLDER")
     if not run.finished:
         raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
     names, left_out = named_images(options.paths, stdin, talk)

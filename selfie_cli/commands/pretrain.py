@@ -13,10 +13,11 @@ from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import load_pretrained, open_sources, origin
 from selfie_cli.comparison.seen import unmarked
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
-from selfie_cli.data.pixels import Pixels, open_pixels, storage_size
+from selfie_cli.data.pixels import Pixels, open_pixels
 from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
@@ -79,7 +80,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
-        pixels = open_images(source, derived["image_size"], options, talk)
+        pixels = open_images(source, derived, options, talk)
         stack.callback(pixels.close)
         if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
             readable = Subset(source, pixels.in_memory().kept)
@@ -127,7 +128,7 @@ def open_origins(run: Run | None, options: PretrainOptions, talk: Talk) -> list[
     """Open the run that --from names; none from scratch, or where a stopped `run` has saved states with all weights."""
     if options.from_ == "none" or (run is not None and saved_states(run.path / "state")):
         return []
-    return open_sources(run, [options.from_], offline=options.offline, talk=talk)
+    return open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
 
 
 def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None:
@@ -161,10 +162,12 @@ def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[So
     return source, {"images": len(source), "fingerprint": mark, "pinned": pinned, "left_out": source.left_out.counts}
 
 
-def open_images(source: Source, image_size: int, options: PretrainOptions, talk: Talk) -> Pixels:
+def open_images(source: Source, derived: dict[str, Any], options: PretrainOptions, talk: Talk) -> Pixels:
+    preprocessing = Preprocessing.of(derived)
     return open_pixels(
         source,
-        size=storage_size(image_size),
+        size=preprocessing.storage_size(derived["image_size"]),
+        interpolation=preprocessing.interpolation,
         workers=options.workers or num_cores(),
         max_bad=options.max_bad,
         talk=talk,

@@ -149,7 +149,7 @@ def published_options(kind: type[Options], asked: dict[str, Any]) -> dict[str, A
 
 
 def public(address: Any) -> bool:
-    return address in ("bundled", "none") or hub.is_address(str(address))
+    return address in ("bundled", "imagenet", "none") or hub.is_address(str(address))
 
 
 def command_of(config: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     module.load_state_dict(weights)
     talk.say(f"the run is not finished: using the weights of step {int(states[-1].name):,}")
     features = networks.choose_features(run.derived, None)
-    return Network(module.to(device).eval(), int(run.derived["image_size"]), features)
+    return Network(module.to(device).eval(), int(run.derived["image_size"]), features, module.preprocessing)
 
 
 def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:

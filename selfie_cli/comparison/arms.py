@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from selfie_cli import runs
+from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import RunError, UsageError
+from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
@@ -30,6 +32,18 @@ class Arm:
     name: str
     shape: dict[str, Any]
     state: dict[str, Tensor] | None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing.of(self.shape)
+
+    def decoding_as(self, first: "Arm") -> "Arm":
+        """The arm with another's crop and interpolation; its mean and standard deviation stay."""
+        common = first.preprocessing
+        wanted = dataclasses.replace(self.preprocessing, crop=common.crop, interpolation=common.interpolation)
+        if wanted == self.preprocessing:
+            return self
+        return dataclasses.replace(self, shape={**self.shape, "preprocessing": wanted.record()})
 
     @property
     def called(self) -> str:
@@ -75,15 +89,25 @@ def room_for(arms: list[Arm], num_cells: int) -> int:
     return num_cells * sum(sizes) + min(sizes)
 
 
-def open_sources(run: Run | None, asked: Sequence[str | None], *, offline: bool, talk: Talk) -> list[Run]:
+def open_sources(
+    run: Run | None, asked: Sequence[str | None], *, backbone: str | None, offline: bool, talk: Talk
+) -> list[Run]:
     """Open the runs that --from names, or those that the stopped `run` started from; 'none' is left out.
+
+    'imagenet' stands for weights of `backbone`, else of the first run's network, or of resnet18 if there are none.
 
     Raise RunError if the stopped run's config does not name them, or their weights have changed.
     """
     with where_it_began(run):
         if run is not None:
             asked = origins(run, offline=offline, talk=talk) or ["none"]
-        found = [runs.resolve_from(each, offline=offline, talk=talk) for each in asked]
+        found: list[tuple[Run | None, str]] = []
+        like = backbone
+        for each in asked:
+            found.append(runs.resolve_from(each, backbone=like, offline=offline, talk=talk))
+            if like is None and found[0][0] is not None:
+                like = found[0][0].derived["backbone"]
+                like = like if like in IMAGENET else "resnet18"
     for source, line in found:
         talk.say(line)
         if source is not None and LABELS in trained_by(source.derived):
@@ -107,7 +131,7 @@ def origins(run: Run, *, offline: bool, talk: Talk) -> list[str]:
             f"{run.path / 'config.json'} is damaged, it does not say where weights came from: start a new run"
         )
     for each in found:
-        if origin(runs.open_run(each["path"], offline=offline, talk=talk)) != each:
+        if origin(runs.open_run(each["path"], offline=offline, also_foreign=True, talk=talk)) != each:
             raise RunError(f"the weights of {each['path']} have changed since {run.path} was started: start a new run")
     return [each["path"] for each in found]
 
@@ -115,12 +139,12 @@ def origins(run: Run, *, offline: bool, talk: Talk) -> list[str]:
 def load_pretrained(
     source: Run, *, backbone: str | None, image_size: int | None
 ) -> networks.Pretrained | AnyClassifier:
-    """Load the network of a run. Raise UsageError if another backbone or image size is asked for."""
+    """Load the network of a run. Raise UsageError for a backbone or image size that it cannot take."""
     for flag, asked, found in (
         ("--backbone", backbone, source.derived.get("backbone")),
         ("--image-size", image_size, source.derived.get("image_size")),
     ):
-        if asked not in (None, found):
+        if asked not in (None, found) and not (source.is_foreign and flag == "--image-size"):
             raise UsageError(f"{flag} {asked} conflicts with {source}, which has {found}: leave it out")
     return networks.load_module(source)
 
@@ -128,7 +152,10 @@ def load_pretrained(
 def network_shape(source: Run | None, *, backbone: str | None = None, image_size: int | None = None) -> dict[str, Any]:
     """Describe the networks to train, except their classes: as the pretrained run's, or as asked."""
     found = source.derived if source is not None else {}
-    image_size = int(found.get("image_size") or image_size or 32)
+    if source is None or not source.is_foreign:
+        image_size = found.get("image_size") or image_size
+    image_size = int(image_size or found.get("image_size") or 32)
+    kept = {"preprocessing": found["preprocessing"]} if "preprocessing" in found else {}
     return {
         "method": "finetune",
         "arch": "resnet",
@@ -137,4 +164,5 @@ def network_shape(source: Run | None, *, backbone: str | None = None, image_size
         "backbone": found.get("backbone") or backbone or "resnetv2_50",
         "stem": found.get("stem") or stem_for(8 if image_size <= 64 else 32),
         "image_size": image_size,
+        **kept,
     }

@@ -75,7 +75,7 @@ def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device)
     module = arm.make().to(device).eval()
     if arm.state is not None:
         module.encoder.load_state_dict(arm.state)
-    network = Network(module, arm.shape["image_size"], "penultimate")
+    network = Network(module, arm.shape["image_size"], "penultimate", arm.preprocessing)
     networks.estimate_batch_norm(module, network.vectors, pixels)
     return network
 

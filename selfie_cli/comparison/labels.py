@@ -12,10 +12,11 @@ from torch import Tensor
 
 from selfie_cli.comparison.seen import SeenImage, look_for_seen
 from selfie_cli.data import splits
+from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.memory import allocate
-from selfie_cli.data.pixels import open_pixels, storage_size
+from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import RunError, UsageError
@@ -104,6 +105,7 @@ def read_data(
     reading: Reading,
     image_size: int,
     *,
+    preprocessing: Preprocessing,
     run: Run | None = None,
     sources: list[Run],
     known: list[str] | None = None,
@@ -134,7 +136,8 @@ def read_data(
     marks["labels"] = hash_of_labels(found)
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
-    (train, test), bad = read_parts(found, size=storage_size(image_size), reading=reading, talk=talk)
+    size = preprocessing.storage_size(image_size)
+    (train, test), bad = read_parts(found, size, preprocessing.interpolation, reading=reading, talk=talk)
     exclude = reading.exclude_seen
     rows, seen = look_for_seen(sources, train.pixels, test.pixels, test.names, exclude=exclude, talk=talk)
     return Data(
@@ -160,12 +163,14 @@ def hash_of_labels(found: LabelledSplits) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_parts(found: LabelledSplits, *, size: int, reading: Reading, talk: Talk) -> tuple[list[Part], list[BadFile]]:
+def read_parts(
+    found: LabelledSplits, size: int, interpolation: str, *, reading: Reading, talk: Talk
+) -> tuple[list[Part], list[BadFile]]:
     """Decode both parts; name the classes of which no image can be read."""
     parts: list[Part] = []
     bad: list[BadFile] = []
     for kind, labelled in (("training", found.train), ("test", found.test)):
-        part, unreadable = read_part(labelled, size=size, reading=reading, talk=talk)
+        part, unreadable = read_part(labelled, size, interpolation, reading=reading, talk=talk)
         parts.append(part)
         bad += unreadable
         for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
@@ -177,7 +182,9 @@ def read_parts(found: LabelledSplits, *, size: int, reading: Reading, talk: Talk
     return parts, bad
 
 
-def read_part(part: Labelled, *, size: int, reading: Reading, talk: Talk) -> tuple[Part, list[BadFile]]:
+def read_part(
+    part: Labelled, size: int, interpolation: str, *, reading: Reading, talk: Talk
+) -> tuple[Part, list[BadFile]]:
     """Decode a part. Of several processes, the first one decodes with all cores of its machine, and sends the rest."""
     here, store = group(), None
     if here.first:
@@ -189,6 +196,7 @@ def read_part(part: Labelled, *, size: int, reading: Reading, talk: Talk) -> tup
             talk=talk,
             folder=reading.store,
             limit_gb=reading.store_gb,
+            interpolation=interpolation,
         ).in_memory()
     known = here.from_first((store.pixels.numpy().shape, store.kept, store.bad) if store else None)
     assert known is not None

@@ -79,13 +79,17 @@ def usual_batch_size(image_size: int) -> int:
     return max(2, (128 if image_size <= 64 else 512) // world) * world
 
 
-def make_step(module: AnyClassifier, training: Training, fitted: Fitted, talk: Talk) -> tuple[Supervised, Step]:
-    """Return a task to train `module` on, and its training step. The training loop sets the learning rate."""
+def make_step(
+    module: AnyClassifier, arm: Arm, training: Training, fitted: Fitted, talk: Talk
+) -> tuple[Supervised, Step]:
+    """Return a task to train an arm's `module` on, and its training step. The training loop sets the learning rate."""
     here, device, small = group(), training.device, training.image_size <= 64
     compiled = compiles(training.compile, device, deterministic=training.deterministic)
     if here.world > 1 and device.type == "cuda":
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    task = Supervised(module, image_size=training.image_size, min_crop=training.min_crop)
+    task = Supervised(
+        module, image_size=training.image_size, min_crop=training.min_crop, preprocessing=arm.preprocessing
+    )
     step = Step(
         module,
         task,
@@ -137,7 +141,7 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
     kinds = [arm.kind for arm in arms]
     trials = {}
     for arm in {arm.kind: arm for arm in arms}.values():
-        task, step = make_step(arm.make().to(device), training, fitted, talk)
+        task, step = make_step(arm.make().to(device), arm, training, fitted, talk)
         batch = tuple(tensor.to(device) for tensor in batches(task, part, 0, fitted)(0))
         trials[arm.kind] = step, batch
     if not training.micro_batch and not training.deterministic:

@@ -139,7 +139,7 @@ class Trainer:
         run = runs.open_run(folder)
         module, step = self.trained(cell, labelled)
         here.share_buffers(module)  # the network that is kept is the one that is judged
-        network = networks.Network(module.eval(), self.training.image_size, "penultimate")
+        network = networks.Network(module.eval(), self.training.image_size, "penultimate", cell.arm.preprocessing)
         accuracy = here.from_first(topk_accuracy(networks.class_scores(network, test.pixels), test.labels))
         if here.first:
             networks.save_classifier(run, module, derived)
@@ -152,7 +152,7 @@ class Trainer:
         """Return a freshly initialized network of an arm, with a task and a training step on it."""
         made = arm.make().to(self.training.device)
         if arm.kind not in self.steps:
-            self.steps[arm.kind] = made, *make_step(made, self.training, self.fitted, self.talk)
+            self.steps[arm.kind] = made, *make_step(made, arm, self.training, self.fitted, self.talk)
         module, task, step = self.steps[arm.kind]
         module.load_state_dict(made.state_dict())
         step.forget()
@@ -160,7 +160,7 @@ class Trainer:
 
     def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
         """Return a cell's network at the end of its training, and its training step."""
-        training, run = self.training, self.run
+        training, run, preprocessing = self.training, self.run, cell.arm.preprocessing
         torch.manual_seed(step_seed(cell.seed, 0))
         is_new = cell.arm.kind not in self.steps
         module, task, step = self.fresh(cell.arm)
@@ -170,7 +170,7 @@ class Trainer:
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
             networks.estimate_batch_norm(
-                module, lambda pixels: module(plain_view(pixels, training.image_size)), labelled.pixels
+                module, lambda pixels: module(plain_view(pixels, training.image_size, preprocessing)), labelled.pixels
             )
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))

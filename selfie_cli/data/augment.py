@@ -8,6 +8,8 @@ batch is divided among processes or micro-batches.
 """
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,24 +22,60 @@ PADDING = 4
 """Black pixels added on every side of small images before they are cropped back."""
 
 
-def normalize(pixels: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a network wants its images prepared; the default is that of the networks that are pretrained here.
+
+    mean, std: of the channels, in units of 0..1. crop: side of the centre that the network sees, as a share of the
+    stored side; None for 7/8. interpolation: bicubic or bilinear, from the image to the stored side.
+    """
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    crop: float | None = None
+    interpolation: str = "bicubic"
+
+    @classmethod
+    def of(cls, derived: dict[str, Any]) -> "Preprocessing":
+        """Read it from a run's config, which names it if it is not the default."""
+        found: dict[str, Any] = derived.get("preprocessing", {})
+        return cls(**found | {name: tuple(found[name]) for name in ("mean", "std") if name in found})
+
+    def record(self) -> dict[str, Any]:
+        """Return what a run's config keeps of it."""
+        found = {"mean": list(self.mean), "std": list(self.std), "crop": self.crop, "interpolation": self.interpolation}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def storage_size(self, image_size: int) -> int:
+        """The side S to store for a network that sees `image_size`: above 64 px, some is left for cropping."""
+        if image_size <= 64:
+            return image_size
+        return round(image_size * 8 / 7) if self.crop is None else int(image_size / self.crop)  # as timm rounds
+
+
+OURS = Preprocessing()
+
+
+def normalize(pixels: Tensor, preprocessing: Preprocessing = OURS) -> Tensor:
     """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, channels-last."""
     b, s = pixels.shape[:2]
-    mean, scale = constants(pixels.device)
+    mean, scale = constants(pixels.device, preprocessing)
     # Over rows of 3 s values rather than over 3: loops of three are slow.
     rows = pixels.reshape(b, s, 3 * s).float()
     torch.addcmul((-mean * scale).repeat(s), rows, scale.repeat(s), out=rows)
     return rows.view(b, s, s, 3).permute(0, 3, 1, 2)
 
 
-def constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def constants(device: torch.device, preprocessing: Preprocessing = OURS) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation in units of 0..255, float32 [3]."""
-    return make_constants(device) if torch.compiler.is_compiling() else kept_constants(device)
+    known = make_constants if torch.compiler.is_compiling() else kept_constants
+    return known(device, preprocessing)
 
 
-def make_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
     """Make them on the device: a copy to a GPU would wait for it, and could not be part of a CUDA graph."""
-    mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in (MEAN, STD))
+    both = (preprocessing.mean, preprocessing.std)
+    mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in both)
     return mean * 255, 1 / (std * 255)
 
 
@@ -114,16 +152,16 @@ def draw_crops(num_images: int, size: int, generator: Generator, *, flip: bool, 
     return draw_boxes(num_images, generator, min_area=min_crop, flip=flip)
 
 
-def training_view(pixels: Tensor, crops: Tensor, size: int) -> Tensor:
+def training_view(pixels: Tensor, crops: Tensor, size: int, preprocessing: Preprocessing = OURS) -> Tensor:
     """Pad and crop up to 64 px, random resized crop above; mirrored half of the time.
 
     uint8 [B, S, S, 3] and the result of `draw_crops` -> float32 [B, 3, s, s], normalized, channels-last.
     """
     if size <= 64:
-        return normalize(pad_crop(pixels, crops))
-    return crop(normalize(pixels), crops, size).contiguous(memory_format=torch.channels_last)
+        return normalize(pad_crop(pixels, crops), preprocessing)
+    return crop(normalize(pixels, preprocessing), crops, size).contiguous(memory_format=torch.channels_last)
 
 
-def plain_view(pixels: Tensor, size: int) -> Tensor:
+def plain_view(pixels: Tensor, size: int, preprocessing: Preprocessing = OURS) -> Tensor:
     """Crop the centre, for evaluation. uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
-    return normalize(centre_crop(pixels, size))
+    return normalize(centre_crop(pixels, size), preprocessing)

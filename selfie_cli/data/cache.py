@@ -54,22 +54,31 @@ def cache_folder(asked: str | None) -> Path | None:
         return None
 
 
-def cache_key(source: Source, size: int) -> str:
+def cache_key(source: Source, size: int, interpolation: str = "bicubic") -> str:
     """16 hex digits over all that decoded images depend on: names, files' sizes and times, S, and how we decode."""
-    digest = hashlib.sha256(f"{fingerprint(source)} {size} {DECODING} {VERSION}".encode())
+    how = DECODING if interpolation == "bicubic" else f"{DECODING} {interpolation}"
+    digest = hashlib.sha256(f"{fingerprint(source)} {size} {how} {VERSION}".encode())
     for version in source.versions():
         digest.update(version)
     return digest.hexdigest()[:16]
 
 
-def open_cache(source: Source, *, size: int, folder: str | None, limit_gb: float | None, talk: Talk) -> "PixelCache":
+def open_cache(
+    source: Source,
+    *,
+    size: int,
+    folder: str | None,
+    limit_gb: float | None,
+    interpolation: str = "bicubic",
+    talk: Talk,
+) -> "PixelCache":
     """Open the entry of a source, and say where it is; without one if there may be none, or it cannot be written."""
     num_images, where = len(source), cache_folder(folder)
     whole = num_images * size * size * 3 / 1e9
     if limit_gb != 0 and where is None:
         talk.warn("decoded images are not cached, because there is no home folder: name a folder with --store")
     elif limit_gb != 0 and where is not None:
-        entry = where / f"{cache_key(source, size)}-{size}px"
+        entry = where / f"{cache_key(source, size, interpolation)}-{size}px"
         try:
             cache = PixelCache(num_images, size, entry, None if limit_gb is None else int(limit_gb * 1e9))
         except OSError as error:

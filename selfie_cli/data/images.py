@@ -217,7 +217,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return grey
 
 
-def decode_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic") -> NDArray[np.uint8]:
     """The centre square of an opened image as a new uint8 array `[size, size, 3]`, resized with antialiasing.
 
     Pillow decodes. It could resize as well, and with the same integers (Pillow's and torch's bicubic weights are one),
@@ -237,11 +237,11 @@ def decode_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
         side = min(width, height)
         top, left = (height - side) // 2, (width - side) // 2
         square = pixels[top : top + side, left : left + side].copy()  # the filter must not see what lies outside
-        return square if side == size else _resized(square, size)
+        return square if side == size else _resized(square, size, interpolation)
 
 
-def _resized(square: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def _resized(square: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
     """`[H, H, 3]` to `[size, size, 3]`: in integers, and in place of a copy, as long as channels come last."""
     image = torch.from_numpy(square).permute(2, 0, 1)[None]  # [1, 3, H, H]
-    resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
+    resized = torch.nn.functional.interpolate(image, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()

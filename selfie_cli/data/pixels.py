@@ -10,6 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.bad_files import BadFile, too_many
 from selfie_cli.data.blocks import BlockReader
 from selfie_cli.data.cache import PixelCache, open_cache
@@ -37,8 +39,8 @@ FLUSH_SECONDS = 10.0
 
 
 def storage_size(image_size: int) -> int:
-    """Return the side S to store for networks that see `image_size`: above 64 px an eighth is left for cropping."""
-    return image_size if image_size <= 64 else round(image_size * 8 / 7)
+    """Return the side S to store for networks that are pretrained here and see `image_size`."""
+    return OURS.storage_size(image_size)
 
 
 class Pixels(ABC):
@@ -123,12 +125,21 @@ class OnDemand(Pixels):
     """
 
     def __init__(
-        self, source: Source, cache: PixelCache, *, size: int, workers: int, max_bad: float, talk: Talk
+        self,
+        source: Source,
+        cache: PixelCache,
+        *,
+        size: int,
+        workers: int,
+        max_bad: float,
+        talk: Talk,
+        interpolation: str = "bicubic",
     ) -> None:
         super().__init__(source, {})
         self.cache, self.size, self.max_bad, self.talk, self.workers = cache, size, max_bad, talk, workers
         reader = BlockReader(source) if isinstance(source, Packed) and source.block == 1 else None
         self.block, self._open = (reader.block, reader.open) if reader else (source.block, source.open)
+        self.interpolation = interpolation
         self._earlier: list[Marks] = []
         self._flushed = time.monotonic()
         self._warned = False
@@ -173,7 +184,7 @@ class OnDemand(Pixels):
         cached = self.cache.has_pixels(images).tolist()
         for number, (image, place) in enumerate(zip(images.tolist(), places.tolist(), strict=True)):
             if not (cached[number] and self.cache.read(image, pixels[place])):
-                decoded[number] = decode(self._open, image, pixels[place], bad)
+                decoded[number] = decode(self._open, image, pixels[place], bad, self.interpolation)
         if decoded.any():
             self.cache.write(images[decoded], pixels[places[decoded]])
         return bad
@@ -236,6 +247,7 @@ def open_pixels(
     talk: Talk,
     folder: str | None = None,
     limit_gb: float | None = None,
+    interpolation: str = "bicubic",
 ) -> Pixels:
     """Open the images of `source`: decoded now if they are few (see SMALL), else when they are asked for.
 
@@ -245,14 +257,17 @@ def open_pixels(
         max_bad: the share of unreadable images above which DataError is raised, 0 to 1.
         folder: the cache of decoded images; see `cache.cache_folder`.
         limit_gb: how much all sets in `folder` may take; 0 keeps nothing; see `cache.MOST` if None.
+        interpolation: see `augment.Preprocessing`.
 
     Raises:
         DataError: if there are no images; as `read_pixels` does if they are few, else `take` raises it.
     """
+    how: dict[str, Any] = {"size": size, "workers": workers, "max_bad": max_bad, "talk": talk}
+    how["interpolation"] = interpolation
     if is_small(source, size):
-        return read_pixels(source, size=size, workers=workers, max_bad=max_bad, talk=talk)
-    cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, talk=talk)
-    return OnDemand(source, cache, size=size, workers=workers, max_bad=max_bad, talk=talk)
+        return read_pixels(source, **how)
+    cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, interpolation=interpolation, talk=talk)
+    return OnDemand(source, cache, **how)
 
 
 def is_small(source: Source, size: int) -> bool:
@@ -261,7 +276,9 @@ def is_small(source: Source, size: int) -> bool:
     return decoded_pixels(source) is not None or len(source) * size * size * 3 <= SMALL
 
 
-def read_pixels(source: Source, *, size: int, workers: int, max_bad: float | None, talk: Talk) -> InMemory:
+def read_pixels(
+    source: Source, *, size: int, workers: int, max_bad: float | None, talk: Talk, interpolation: str = "bicubic"
+) -> InMemory:
     """Decode the centre square of every image of `source` to `size` pixels, with `workers` threads.
 
     Args:
@@ -284,7 +301,7 @@ def read_pixels(source: Source, *, size: int, workers: int, max_bad: float | Non
         bad: dict[int, str] = {}
         for index in chunk:
             if not stop.is_set():
-                decode(source.open, index, pixels[index], bad)
+                decode(source.open, index, pixels[index], bad, interpolation)
         return bad
 
     def note(chunk: range, bad: dict[int, str]) -> str:
@@ -297,11 +314,13 @@ def read_pixels(source: Source, *, size: int, workers: int, max_bad: float | Non
     return compacted(source, unreadable, pixels)
 
 
-def decode(open_image: Callable[[int], Image.Image], index: int, into: NDArray[np.uint8], bad: dict[int, str]) -> bool:
+def decode(
+    opened: Callable[[int], Image.Image], index: int, into: NDArray[np.uint8], bad: dict[int, str], interpolation: str
+) -> bool:
     """Decode an image into uint8 [S, S, 3]; return whether it is readable, else note the reason in `bad`."""
     try:
-        with open_image(index) as image:
-            into[:] = decode_square(image, len(into))
+        with opened(index) as image:
+            into[:] = decode_square(image, len(into), interpolation)
     except UnreadableImage as error:
         bad[index] = str(error)
         return False

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from selfie_cli.data.augment import constants, crop, draw_boxes
+from selfie_cli.data.augment import OURS, Preprocessing, constants, crop, draw_boxes
 
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -68,7 +68,7 @@ class View:
         sigmas = torch.where(uniform() < self.blur, 0.1 + 1.9 * uniform(), 0.0)
         return ViewDraws(boxes, colours, contrast, sigmas, uniform() < self.solarize)
 
-    def apply(self, pixels: Tensor, draws: ViewDraws, size: int) -> Tensor:
+    def apply(self, pixels: Tensor, draws: ViewDraws, size: int, preprocessing: Preprocessing = OURS) -> Tensor:
         """Apply `draws`: uint8 [B, S, S, 3] -> float32 [B, 3, s, s], normalized, channels-last."""
         b = pixels.shape[0]
         x = crop(pixels.permute(0, 3, 1, 2).float() / 255, draws.boxes, size)  # [B, 3, s, s], 0..1
@@ -81,7 +81,7 @@ class View:
             x = gaussian_blur(x, draws.sigmas)
         if self.solarize:
             x = torch.where(draws.solarized[:, None, None, None] & (x >= 0.5), 1 - x, x)
-        mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device))
+        mean, scale = (values.view(1, 3, 1, 1) for values in constants(x.device, preprocessing))
         return ((255 * x - mean) * scale).contiguous(memory_format=torch.channels_last)
 
 

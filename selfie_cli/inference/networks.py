@@ -14,21 +14,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
-from selfie_cli.data.augment import plain_view
+from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.files import replacing
+from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
 from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
+from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
 from selfie_cli.recipes import METHODS, num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.weights import load_weights, save_weights
+from selfie_cli.weights import load_weights, read_tensors, save_weights
 
 Pretrained = Method | Encoder
 BATCH = 128
@@ -43,10 +45,16 @@ class Network:
     module: Pretrained | AnyClassifier
     image_size: int
     features: str
+    preprocessing: Preprocessing = OURS
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
+
+    @property
+    def storage_size(self) -> int:
+        """S, the side of the pixels that it is given."""
+        return self.preprocessing.storage_size(self.image_size)
 
     @property
     def width(self) -> int:
@@ -58,7 +66,7 @@ class Network:
     @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
-        images, module = plain_view(pixels, self.image_size), self.module
+        images, module = plain_view(pixels, self.image_size, self.preprocessing), self.module
         if isinstance(module, AnyClassifier):
             return module.features(images).float()
         if self.features == "whole":
@@ -71,7 +79,7 @@ class Network:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """A classifier's probabilities for stored pixels, uint8 [B, S, S, 3], on its device: float32 [B, C]."""
-        scores: Tensor = self.module(plain_view(pixels, self.image_size))
+        scores: Tensor = self.module(plain_view(pixels, self.image_size, self.preprocessing))
         return scores.float().softmax(dim=1)
 
     def lean(self, dtype: torch.dtype, *, compiled: bool = False) -> "Network":
@@ -100,8 +108,10 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
     with describing(derived):
         if keeps_patches(derived):
             return build_method(derived)
-        if derived["method"] in METHODS:
-            return Encoder(derived["backbone"], stem=derived["stem"], num_stages=num_stages(derived))
+        if derived["method"] != "finetune":
+            closed = derived.get("weights", {}).get("final_norm", True)
+            stages = {"num_stages": num_stages(derived), "final_norm": closed}
+            return Encoder(derived["backbone"], stem=derived["stem"], **stages)
         num_classes = len(derived["classes"])
         if derived.get("arch") == "hybrid":
             own = {"image_size": derived["image_size"], **derived["hybrid"]}
@@ -123,7 +133,9 @@ def build_method(derived: dict[str, Any]) -> Method:
     """
     with describing(derived):
         kind: type[Method] = pkgutil.resolve_name(METHODS[derived["method"]].code)
-        return kind.from_derived(derived)
+        method = kind.from_derived(derived)
+        method.preprocessing = Preprocessing.of(derived)
+        return method
 
 
 @contextlib.contextmanager
@@ -161,15 +173,19 @@ class WithoutInitialization(TorchFunctionMode):
 
 def load_module(run: Run) -> Pretrained | AnyClassifier:
     """The run's network with its weights. Raises WeightsError if they do not fit the config."""
-    weights, _ = load_weights(run.weights)
+    weights, _ = read_tensors(run.weights) if run.is_foreign else load_weights(run.weights)
     if run.derived.get("method") == "selfie" and not keeps_patches(run.derived):
         # Only the patch network of two-view runs of version 1 is used.
         renamed = {name.replace("patch_network.", "encoder.", 1): tensor for name, tensor in weights.items()}
         weights = {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
     with torch.device("meta"), WithoutInitialization():  # a hostile config cannot ask for memory
         module = build(run.derived)
+    if run.is_foreign and not isinstance(module, Method):
+        weights = from_whole_network(weights, module)
     wanted = module.state_dict()
     unlike = f"{run.weights} does not fit {run.path / 'config.json'}"
+    if run.is_foreign:
+        unlike = f"{run} does not hold {run.derived['backbone']}; selfie reads {', '.join(IMAGENET)}"
     if others := sorted(weights.keys() ^ wanted.keys()):
         raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
     for name, tensor in weights.items():
@@ -184,7 +200,8 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
 def load_network(run: Run, *, features: str | None, device: torch.device) -> Network:
     """The run's network on a device. Raises as `load_module` and `choose_features` do."""
     module = load_module(run).to(device).eval()
-    return Network(module, int(run.derived["image_size"]), choose_features(run.derived, features))
+    features = choose_features(run.derived, features)
+    return Network(module, int(run.derived["image_size"]), features, Preprocessing.of(run.derived))
 
 
 def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from selfie_cli import runs
 from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.errors import DataError, UsageError
+from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
-from selfie_cli.runs import is_file_of_run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 
@@ -77,6 +78,16 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
     for each in (out.name, f"{out.name}.rows.jsonl"):
         remove_leftovers(out.parent, each)
     return out
+
+
+def is_file_of_run(path: Path) -> bool:
+    """Whether a file, or the target of a link, lies in a run's folder and has a name that runs use."""
+    for file in (path, Path(os.path.realpath(path))):
+        if runs.matches(file.name, runs.FILES):
+            with contextlib.suppress(RunError):
+                runs.read_run(file.parent)
+                return True
+    return False
 
 
 def check_writable(out: Path, folder: Path) -> None:

@@ -24,7 +24,6 @@ from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.lists import distinct, listed_paths
 from selfie_cli.data.names import Names
 from selfie_cli.data.packed import holds_images
-from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
@@ -262,7 +261,7 @@ class Stream:
     def compile(self) -> None:
         """Go on with a compiled network; if torch.compile fails, with this one, and say why."""
         lean = self.network.lean(DTYPES[self.precision], compiled=True)
-        side = storage_size(self.network.image_size)
+        side = self.network.storage_size
         try:
             with self.turn:
                 black = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.network.device)
@@ -275,7 +274,7 @@ class Stream:
 
 def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch: int) -> Decoded:
     """The images at `indices`, at most `batch`, as the network's stored pixels."""
-    side = storage_size(network.image_size)
+    side, interpolation = network.storage_size, network.preprocessing.interpolation
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
     decoded = Decoded(pixels, [], [])
     for index in indices:
@@ -284,7 +283,7 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
             data = read_file(name)
             with open_image(io.BytesIO(data)) as image:
                 stored = image.size
-                pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side))
+                pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side, interpolation))
                 width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already
                 content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
                 decoded.facts.append((index, width, height, content_hash))

@@ -55,7 +55,7 @@ class JointEmbedding(Method):
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor]:
         """uint8 [B, S, S, 3] -> the views, float32 [V * B, 3, s, s]: the first view of every image, then the second."""
         views = [
-            view.apply(pixels, ViewDraws(*(field[:, index] for field in draws)), self.view_size)
+            view.apply(pixels, ViewDraws(*(field[:, index] for field in draws)), self.view_size, self.preprocessing)
             for index, view in enumerate(self.views)
         ]
         return (torch.cat(views),)  # [V * B, 3, s, s]

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
+from selfie_cli.data.augment import OURS, Preprocessing
 from selfie_cli.models.resnet import ResNet, take_over
 from selfie_cli.training.distributed import Group
 
@@ -22,6 +23,7 @@ class Method(nn.Module, ABC):
     encoder: ResNet
     compares_images = True
     group = Group()
+    preprocessing: Preprocessing = OURS
 
     @classmethod
     def from_derived(cls, derived: dict[str, Any]) -> "Method":

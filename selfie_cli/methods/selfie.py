@@ -86,7 +86,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """uint8 [B, S, S, 3] -> float32 [B, 3, s, s], and the places to hide and to see."""
         crops, masked, visible = draws
-        return training_view(pixels, crops, self.image_size), masked, visible
+        return training_view(pixels, crops, self.image_size, self.preprocessing), masked, visible
 
     def logits(self, images: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
         """Score of every hidden patch for every hidden place (the right one is on the diagonal): [B, K, K].

@@ -8,9 +8,9 @@ from selfie_cli.models.resnet import Stem, resnet
 class Encoder(nn.Module):
     """Three or four stages on whole images and average pooling: the part that a run on views keeps."""
 
-    def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4) -> None:
+    def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4, final_norm: bool = True) -> None:
         super().__init__()
-        self.encoder = resnet(backbone, stem=stem, num_stages=num_stages)
+        self.encoder = resnet(backbone, stem=stem, num_stages=num_stages, final_norm=final_norm)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""

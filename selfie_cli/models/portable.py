@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.lean import folded, for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
 
@@ -47,6 +49,28 @@ def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tupl
         weight = head.weight[:, :, None, None] if name in PREACTIVATION else head.weight
         state |= {f"{layer}.weight": weight.detach(), f"{layer}.bias": head.bias.detach()}
     return state, missing
+
+
+def from_whole_network(state: dict[str, Tensor], module: Encoder | AnyClassifier) -> dict[str, Tensor]:
+    """The inverse of `as_whole_network`: a whole network's tensors under the names that `module` gives them.
+
+    The classifier is left out if `module` has none. A state that has our names already is returned as it is.
+    """
+    if isinstance(module, Hybrid) or any(name.startswith("backbone.") for name in state):
+        return state
+    closing = "stages.3.blocks.0.norm1."
+    three = f"{closing}weight" in state and "stages.3.blocks.0.conv1.weight" not in state
+    head, prefix = ("head.", "backbone.") if isinstance(module, Classifier) else (None, "encoder.")
+    found = {}
+    for name, tensor in state.items():
+        if name.startswith(("fc.", "head.fc.")):
+            if head is not None:
+                found[head + name.rpartition(".")[2]] = tensor.flatten(1) if tensor.ndim == 4 else tensor
+        else:
+            found[prefix + (name.replace(closing, "norm.", 1) if three else name)] = tensor
+    for name in [name for name in found if name.endswith(".running_mean")]:
+        found.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    return found
 
 
 class FeaturesAndProbabilities(nn.Module):

@@ -65,6 +65,7 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
         "image_order": IMAGE_ORDER,
         options.method: values,
         **({"pretrained_by": trained_by(origin)} if origin else {}),
+        **({"preprocessing": origin["preprocessing"]} if "preprocessing" in origin else {}),
     }
 
 

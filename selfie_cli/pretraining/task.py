@@ -77,7 +77,8 @@ class Watch:
     def __call__(self) -> dict[str, float]:
         with torch.no_grad(), self.step.autocast():
             self.method.eval()
-            views = (plain_view(part, self.method.image_size) for part in self.pixels.split(self.step.micro_batch))
+            size, preprocessing = self.method.image_size, self.method.preprocessing
+            views = (plain_view(part, size, preprocessing) for part in self.pixels.split(self.step.micro_batch))
             vectors = torch.cat([self.method.embeddings(view) for view in views])
         self.method.train()
         if not vectors.isfinite().all():

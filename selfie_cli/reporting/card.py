@@ -8,12 +8,13 @@ from selfie_cli.comparison.statistics import RISING
 from selfie_cli.comparison.tables import spread
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
+from selfie_cli.schema import FOREIGN
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-ARMS = ("supervised", "untrained", "finetune", "hybrid", "hybrid-selfie", *METHODS)
+ARMS = ("supervised", "untrained", "finetune", "hybrid", "hybrid-selfie", *METHODS, *FOREIGN)
 
 
 def model_card(

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from selfie_cli.data.augment import MEAN, STD, centre_crop, plain_view
+from selfie_cli.data.augment import centre_crop, plain_view
 from selfie_cli.data.batches import step_generator
 from selfie_cli.data.splits import Labels
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
@@ -33,7 +33,7 @@ def patch_picks(module: Selfie, images: Images, embedded: Embedded, page: Page) 
     pixels = images.pixels(rows)
     masked, visible = module.draw_masks(len(rows), step_generator(0, 1))
     device = next(module.parameters()).device
-    view = plain_view(pixels.to(device), images.image_size)
+    view = plain_view(pixels.to(device), images.image_size, images.preprocessing)
     probabilities = module.logits(view, masked.to(device), visible.to(device)).float().softmax(dim=2).cpu()  # [B, K, K]
     picks = probabilities.argmax(dim=2)  # [B, K]
     cropped, names = centre_crop(pixels, images.image_size), images.names(rows)
@@ -62,7 +62,7 @@ def view_picks(method: Method, network: Network, images: Images, embedded: Embed
     first, second = F.normalize(vectors - vectors.mean(dim=0), dim=1).chunk(2)
     cosines = first @ second.T  # [B, B]
     right = int((cosines.argmax(dim=1) == torch.arange(len(rows))).sum())
-    pictures = to_pixels(views, MEAN, STD)  # [2B, s, s, 3]
+    pictures = to_pixels(views, images.preprocessing.mean, images.preprocessing.std)  # [2B, s, s, 3]
     if pictures.shape[1] > PICTURE:
         pictures = scaled(pictures, PICTURE)
     given, others = pictures.chunk(2)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.data.augment import centre_crop
+from selfie_cli.data.augment import Preprocessing, centre_crop
 from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
 from selfie_cli.data.named import NAMED
-from selfie_cli.data.pixels import InMemory, read_pixels, storage_size
+from selfie_cli.data.pixels import InMemory, read_pixels
 from selfie_cli.data.sources import Source, Subset
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -42,6 +42,7 @@ class Images:
     classes: list[str]
     note: str
     image_size: int
+    preprocessing: Preprocessing
     workers: int
 
     @property
@@ -55,8 +56,9 @@ class Images:
 
     def read(self, rows: Labels) -> InMemory:
         """Read the images of `rows`, without those that cannot be read."""
-        chosen, size = Subset(self.source, rows), storage_size(self.image_size)
-        return read_pixels(chosen, size=size, workers=self.workers, max_bad=None, talk=Talk())
+        how = {"size": self.preprocessing.storage_size(self.image_size), "workers": self.workers}
+        interpolation = self.preprocessing.interpolation
+        return read_pixels(Subset(self.source, rows), **how, max_bad=None, interpolation=interpolation, talk=Talk())
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
         """Pixels as the network sees them, at most `side` large: uint8 [B, s, s, 3]."""
@@ -114,8 +116,15 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
         pinned = {} if dataset else run.config["data"].get("pinned", {})
         names = [pinned.get(each, each) for each in ([dataset] if dataset else asked.get("data", []))]
         source, labels, classes, note = choose(names, data_root, offline=offline, own=not dataset, talk=talk)
-    image_size = int(run.derived["image_size"])
-    return Images(source=source, labels=labels, classes=classes, note=note, image_size=image_size, workers=workers)
+    return Images(
+        source=source,
+        labels=labels,
+        classes=classes,
+        note=note,
+        image_size=int(run.derived["image_size"]),
+        preprocessing=Preprocessing.of(run.derived),
+        workers=workers,
+    )
 
 
 def check_own(run: Run) -> None:

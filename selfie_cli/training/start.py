@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import datetime
 import importlib.util
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -72,12 +74,26 @@ def environment_count(name: str) -> int:
 
 def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run]) -> Path:
     """The folder of a new run. Raises RunError or UsageError if it is not free."""
-    out = group().from_first(Path(options.out) if options.out else runs.default_folder(verb, name))
+    out = group().from_first(Path(options.out) if options.out else default_folder(verb, name))
     if any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise UsageError(f"--out {out} is, or holds, a run that --from names: choose another folder")
     if options.out or not out.exists():  # a default name that is taken gets a number in `start`
         runs.check_free(out, overwrite=options.overwrite)
     return out
+
+
+def default_folder(verb: str, method: str) -> Path:
+    return runs.RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def claimed(folder: Path) -> Path:
+    """Make `folder`, or one with a number added: another process may have made it in the same second."""
+    for number in itertools.count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    return path
 
 
 def start(out: Path | None, **config: Any) -> Run:
@@ -86,7 +102,7 @@ def start(out: Path | None, **config: Any) -> Run:
     here = group()
     if here.first:
         default = config["asked"]["out"] is None
-        out = runs.claimed(out) if default else out
+        out = claimed(out) if default else out
         try:
             runs.create(out, **config)
         except OSError:  # a full disk, for example

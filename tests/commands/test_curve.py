@@ -9,14 +9,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import timm
 import torch
 from hub_server import Hub, Repository
 from running import SMALL, error_of, same_weights, selfie
-from safetensors.torch import save
 
 from selfie_cli.commands.curve import seeds_of_fractions
 from selfie_cli.errors import UsageError
-from selfie_cli.models.classifier import Classifier
 from selfie_cli.weights import load_weights
 
 SHORT = ("--steps", 2, "--batch-size", 8, "--no-report", "--no-check-length")
@@ -166,9 +165,12 @@ def test_what_cannot_be_resumed(curved: Path, finetuned: Path) -> None:
     assert "selfie finetune --resume" in error_of("curve", "--resume", finetuned)
     shutil.copytree(curved, "part")
     unfinish(Path("part"))
-    for changed in (["--fractions", "0.1"], ["--seeds", "4"], ["--from", "bundled"], ["--compare", "imagenet"]):
+    for changed in (["--fractions", "0.1"], ["--seeds", "4"], ["--from", "bundled"]):
         assert f"{changed[0]} cannot change" in error_of("curve", "--resume", "part", *changed, code=2)
     config = read(Path("part/config.json"))
+    older = {**config, "asked": {**config["asked"], "compare": "imagenet"}}
+    Path("part/config.json").write_text(json.dumps(older))
+    assert "the run asks for 'compare', not known here" in error_of("curve", "--resume", "part", code=2)
     config["derived"]["steps_of_shares"] = [2]
     Path("part/config.json").write_text(json.dumps(config))
     assert "is damaged" in error_of("curve", "--resume", "part")
@@ -204,68 +206,71 @@ IMAGENET = "timm/resnet18.tv_in1k"
 
 @pytest.fixture
 def imagenet(hub: Hub) -> dict[str, torch.Tensor]:
-    """On the Hub, torchvision's names with random weights."""
+    """On the Hub, as timm has it, with random weights."""
     torch.manual_seed(3)
-    network = Classifier("resnet18", stem="7x7", num_classes=5)
-    tensors = {name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}
-    tensors = {name: tensor for name, tensor in tensors.items() if "num_batches" not in name}
-    publish(hub, save({**tensors, "fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}))
-    return tensors
-
-
-def publish(hub: Hub, weights: bytes) -> None:
+    network = timm.create_model("resnet18.tv_in1k", pretrained=False)
+    timm.models.save_for_hf(network, "timm", safe_serialization=True)
+    names = {"config.json": False, "model.safetensors": True}
     hub.repositories[IMAGENET] = Repository()
-    hub.repositories[IMAGENET].commit("main", {"config.json": (b"{}", False), "model.safetensors": (weights, True)})
+    hub.repositories[IMAGENET].commit("main", {name: (Path("timm", name).read_bytes(), names[name]) for name in names})
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
-def compare(images: Path, pretrained: Path, *more: object) -> tuple[object, ...]:
-    fixed = ("--compare", "imagenet", "--fractions", "1", "--seeds", 1, "--out", "r", "--lr", "1e-30", *more)
-    return ("curve", "--dataset", images, "--from", pretrained, *SHORT, "--weight-decay", 0, *fixed)
-
-
-def test_imagenet_weights_are_another_arm(
+def test_imagenet_weights_are_an_arm_like_any_other(
     images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
 ) -> None:
-    result = selfie(*compare(images, pretrained))
+    """Another network than the runs', with its own mean, at their size: what it learned stays as far as it fits."""
+    fixed = ("--fractions", "1", "--seeds", 1, "--out", "r", "--lr", "1e-30", "--weight-decay", 0)
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--from", "imagenet", *SHORT, *fixed)
+    result = selfie(*arguments)
     commit = hub.repositories[IMAGENET].branches["main"]
     assert f"fetching hf://{IMAGENET}@{commit} (46.8 MB) from {hub.url.partition('://')[2]}" in result.stderr
+    assert "224 px); license bsd-3-clause, from https://github.com/pytorch/vision" in result.stderr
     results = read(Path("r/results.json"))
-    assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet-resnet18"]
+    assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet"]
     assert "another network than supervised: resnet18, stem 7x7" in results["sentences"][1]
-    after, header = load_weights(Path("r/cells/imagenet-resnet18-f1-s0/model.safetensors"))
+    after, header = load_weights(Path("r/cells/imagenet-f1-s0/model.safetensors"))
     assert (header["backbone"], header["stem"], header["image_size"]) == ("resnet18", "7x7", "32")
     learned = [name for name, tensor in imagenet.items() if tensor.ndim == 4]  # zeros move by any rate
     assert all(after[f"backbone.{name}"].equal(imagenet[name]) for name in learned)
     assert same_weights(Path("r"), Path("r/cells/selfie-f1-s0"))
-    assert read(Path("r/config.json"))["derived"]["pretraining"] == "selfie"
+    config = read(Path("r/config.json"))
+    assert config["derived"]["pretraining"] == "selfie"
+    assert [each["path"] for each in config["from"]] == [str(pretrained), f"hf://{IMAGENET}@{commit}"]
 
     before = len(hub.requests)
-    result = selfie(*compare(images, pretrained, "--offline", "--overwrite"))
+    unfinish(Path("r"))
+    shutil.rmtree("r/cells/imagenet-f1-s0")
+    selfie("curve", "--resume", "r", "--no-report")
+    assert read(Path("r/results.json"))["points"] == results["points"]
+    result = selfie(*arguments, "--offline", "--overwrite")
     assert len(hub.requests) == before
     assert "fetching" not in result.stderr
 
 
-def test_beside_imagenet_alone_the_supervised_network_is_kept(
-    images: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
+def test_the_first_network_decides_how_images_are_decoded(
+    images: Path, hub: Hub, imagenet: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    fresh = ("--from", "none", "--backbone", "resnetv2_18_w16", "--compare", "imagenet", "--fractions", "1")
-    selfie("curve", "--dataset", images, *fresh, *SHORT, "--seeds", 1, "--lr", 0.03, "--out", "r")
-    assert same_weights(Path("r"), Path("r/cells/supervised-f1-s0"))
-    derived = read(Path("r/config.json"))["derived"]
-    assert (derived["pretraining"], derived["backbone"]) == ("none", "resnetv2_18_w16")
-    assert selfie("predict", "r", *sorted(images.rglob("*.png"))[:2]).stdout.count("\n") == 2
+    network = timm.create_model("resnetv2_18", pretrained=False)
+    timm.models.save_for_hf(network, "other", safe_serialization=True)
+    arguments = ("curve", "--dataset", images, "--from", "imagenet", "--backbone", "resnet18", "--from", "other")
+    assert "--backbone resnet18 conflicts with" in error_of(*arguments, code=2)
+    arguments = ("curve", "--dataset", images, "--from", "other", "--from", f"hf://{IMAGENET}", "--image-size", 80)
+    selfie(*arguments, *SHORT, "--fractions", "1", "--seeds", 1, "--lr", 0.03, "--out", "r")
+    seen = {
+        name: read(Path(f"r/cells/{name}-f1-s0/config.json"))["derived"] for name in ("imagenet", "timm", "supervised")
+    }
+    assert {name: each["preprocessing"]["mean"][0] for name, each in seen.items()} == {
+        **{"imagenet": 0.485, "timm": 0.5, "supervised": 0.5}
+    }
+    assert {(each["preprocessing"]["crop"], each["preprocessing"]["interpolation"]) for each in seen.values()} == {
+        (0.9, "bicubic")
+    }
+    assert {each["image_size"] for each in seen.values()} == {80}
 
 
-def test_imagenet_that_is_not_there(images: Path, pretrained: Path, hub: Hub) -> None:
-    assert f"no repository {IMAGENET}" in error_of(*compare(images, pretrained))
-    assert "without --offline" in error_of(*compare(images, pretrained, "--offline"))
+def test_imagenet_weights_that_are_not_there(images: Path, pretrained: Path, hub: Hub) -> None:
+    arguments = ("curve", "--dataset", images, "--from", pretrained, "--from", "imagenet", "--out", "r")
+    assert f"no repository {IMAGENET}" in error_of(*arguments)
+    assert "without --offline" in error_of(*arguments, "--offline")
     assert not Path("r").exists()
-
-
-def test_imagenet_file_that_does_not_fit(
-    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
-) -> None:
-    publish(hub, save(dict(list(imagenet.items())[:20])))
-    assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))
-    publish(hub, b"no tensors")
-    assert "does not hold torchvision's resnet18" in error_of(*compare(images, pretrained))

@@ -143,6 +143,28 @@ def test_the_printed_code_gives_the_same(made: Callable[[str], Path], photos: Pa
             assert scores.max() == pytest.approx(row["probability"], abs=close)
 
 
+BACK = [case for case in CASES if "onnx" not in str(case.id)]
+
+
+@pytest.mark.parametrize(("kind", "to"), BACK)
+def test_the_file_is_read_back(made: Callable[[str], Path], photos: Path, kind: str, to: str) -> None:
+    selfie("export", made(kind), "--to", to, "--out", "f.safetensors")
+    files = sorted((photos / "test").rglob("*.png"))[:3]
+    first, again = (
+        [
+            json.loads(line)["vector"]
+            for line in selfie("embed", *files, "--from", each, "--precision", "fp32").stdout.splitlines()
+        ]
+        for each in (made(kind), "f.safetensors")
+    )
+    assert first == again
+    if "finetuned" in kind or kind == "hybrid":
+        first, again = (
+            selfie("predict", each, *files, "--precision", "fp32").stdout for each in (made(kind), "f.safetensors")
+        )
+        assert first == again
+
+
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_strict_or_exactly_what_is_listed(made: Callable[[str], Path], library: str) -> None:
     result = json.loads(selfie("export", made("finetuned-resnet18"), "--to", library, "--json").stdout)

@@ -103,7 +103,7 @@ def test_default_folder_is_under_runs(images: Path) -> None:
 
 
 def test_two_runs_that_begin_in_the_same_second(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfie_cli.runs.default_folder", lambda verb, method: Path("runs/now"))
+    monkeypatch.setattr("selfie_cli.training.start.default_folder", lambda verb, method: Path("runs/now"))
     for _ in range(2):
         selfie("pretrain", images, *SMALL, "--steps", 1)
     assert {run.name for run in Path("runs").iterdir()} == {"now", "now-2"}
