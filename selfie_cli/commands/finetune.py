@@ -133,7 +133,8 @@ def train_arms(
     design = design.for_classes(data.classes)
     shares = [
         take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))
-        for fraction, count in design.num_seeds.items()
+        for fraction, seeds in design.num_seeds.items()
+        for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
     talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
     talk.say(

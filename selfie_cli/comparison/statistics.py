@@ -166,10 +166,12 @@ def verdict(point: Point) -> str:
     for gain in point.comparisons:
         over = f" over {gain.baseline}" if several else ""
         if gain.interval is None:
-            sentences.append(
-                f"{name} with {share}{over}: {span(gain)}; "
-                "three seeds or more would say whether that is more than chance (--seeds 3)."
-            )
+            more = "three seeds or more would say whether that is more than chance (--seeds 3)"
+            if point.frozen and point.fraction == 1:
+                more = (
+                    "all seeds would have the same labels, so there is one (--fraction 0.5 --seeds 3 tells of chance)"
+                )
+            sentences.append(f"{name} with {share}{over}: {span(gain)}; {more}.")
         elif effect := effect_of(gain.interval):
             sentences.append(f"{name} {effect} with {share}{over}: {span(gain)}.")
         else:

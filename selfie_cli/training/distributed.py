@@ -29,8 +29,6 @@ T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
 """Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB by default."""
-PIECE = 2**28
-"""Elements that are sent at once."""
 TIMEOUT = datetime.timedelta(hours=1)
 """Time-out of the process group: the first process may be writing to a slow disk."""
 
@@ -70,8 +68,7 @@ class Group:
     def copied_from_first(self, tensor: Tensor) -> Tensor:
         """The first process's `tensor`, on the CPU, contiguous; those of the others, of the same shape, are filled."""
         if self.world > 1:
-            for piece in tensor.view(-1).split(PIECE):
-                dist.broadcast(piece, src=0)
+            dist.broadcast(tensor, src=0)
         return tensor
 
     def gather(self, value: T) -> list[T]:

@@ -69,9 +69,9 @@ def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Pa
 def test_with_all_labels_it_is_the_linear_probe_of_eval(images: Path, pretrained: Path) -> None:
     shutil.copytree(pretrained, "mine")
     judged = json.loads(selfie("eval", "mine", "--dataset", images, "--json").stdout)
-    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "mine", "--no-baseline", "--no-report")
-    [arm] = json.loads(selfie(*arguments, "--out", "r", "--json").stdout)["arms"]
-    assert arm["accuracies"] == [judged["trained"]["linear"]]
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "mine", "--no-baseline", "--seeds", 3)
+    [arm] = json.loads(selfie(*arguments, "--out", "r", "--no-report", "--json").stdout)["arms"]
+    assert arm["accuracies"] == [judged["trained"]["linear"]]  # of one seed: all would have the same labels
     assert arm["strengths"] == [judged["trained"]["linear_strength"]]
 
 
@@ -141,6 +141,7 @@ def test_a_curve_of_networks_with_three_and_four_stages(images: Path, pretrained
     assert "Gain over untrained" in result.stdout
     assert "steps" not in result.stdout.splitlines()[1]
     assert found["remarks"].keys() == {"byol"}
+    assert [len(point["seeds"]) for point in found["points"]] == [3, 1]  # all labels are the same for each seed
     assert found["sentences"][0].startswith("Selfie (frozen features, over untrained): at 50 %")
     photo = next((images / "test" / "cat").iterdir())
     assert json.loads(selfie("predict", "r", photo).stdout)["label"] in found_classes(Path("r"))
