@@ -179,7 +179,8 @@ def test_names_in_tables_are_text_in_html(tmp_path: Path) -> None:
 
 
 def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:
-    with pytest.raises(api.SelfieError, match=r"^no run at nowhere: a folder with a config.json is expected$"):
+    expected = r"^no run at nowhere: a folder with a config.json or a .safetensors file is expected$"
+    with pytest.raises(api.SelfieError, match=expected):
         api.embed(images, from_="nowhere", quiet=True)
     with pytest.raises(api.SelfieError, match="classes: selfie finetune"):
         api.predict(pretrained, images)
