@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from selfie_cli.data import augment
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.batches import Prefetch, SampleOrder
 from selfie_cli.data.cache import open_cache
-from selfie_cli.data.pixels import OnDemand, Pixels, read_pixels, storage_size
+from selfie_cli.data.pixels import OnDemand, Pixels, read_pixels
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
 from selfie_cli.training.hardware import keep_freed_memory, num_cores
@@ -39,7 +40,7 @@ def usual(folder: Path, size: int, count: int, workers: int) -> DataLoader:
     crop = (
         [transforms.RandomCrop(size, padding=augment.PADDING)]
         if size <= 64
-        else [transforms.Resize(storage_size(size)), transforms.RandomCrop(size)]
+        else [transforms.Resize(OURS.storage_size(size)), transforms.RandomCrop(size)]
     )
     dataset = datasets.ImageFolder(
         str(folder),
@@ -91,7 +92,7 @@ def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_ima
     found = [str(path) for path in measure.images_below(folder)]
     paths = [found[index] for index in np.random.default_rng(0).permutation(len(found))[: num_images // BATCH * BATCH]]
     loader = usual(folder, size, len(paths), workers)
-    how = {"size": storage_size(size), "workers": workers, "max_bad": 0.0, "talk": Talk()}
+    how = {"size": OURS.storage_size(size), "workers": workers, "max_bad": 0.0, "talk": Talk()}
     store = read_pixels(Files(paths), **how)
     no_cache = open_cache(Files(paths), size=how["size"], folder=None, limit_gb=0, talk=Talk())
     streamed = OnDemand(Files(paths), no_cache, **how)

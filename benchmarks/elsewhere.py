@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from selfie_cli.data.augment import MEAN, STD
-from selfie_cli.data.pixels import storage_size
+from selfie_cli.data.augment import MEAN, OURS, STD
 
 Vectors = NDArray[np.float32]
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -36,7 +35,7 @@ def transforms(size: int) -> dict[str, Transform]:
     import timm
     from torchvision.transforms import InterpolationMode, v2
 
-    stored = storage_size(size)
+    stored = OURS.storage_size(size)
     rest = [v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
     return {
         "torchvision, bicubic": v2.Compose([v2.Resize(stored, interpolation=InterpolationMode.BICUBIC), *rest]),

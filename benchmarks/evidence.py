@@ -38,8 +38,8 @@ from selfie_cli.commands.curve import curve
 from selfie_cli.commands.eval import evaluate
 from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import CurveOptions, EvalOptions, PretrainOptions
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.batches import Batch
-from selfie_cli.data.pixels import storage_size
 from selfie_cli.data.sources import Array
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import networks
@@ -85,7 +85,7 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
         derived = derive(options, source)
         device = prepare(options.device)
         method = networks.build_method(derived).to(device).train()
-        side = storage_size(derived["image_size"])
+        side = OURS.storage_size(derived["image_size"])
         pixels = torch.randint(0, 256, (derived["batch_size"], side, side, 3), dtype=torch.uint8, device=device)
         step = Step(
             method,

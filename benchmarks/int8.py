@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from selfie_cli import runs
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.labelled import open_labelled
-from selfie_cli.data.pixels import read_pixels, storage_size
+from selfie_cli.data.pixels import read_pixels
 from selfie_cli.data.sources import Subset
 from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.metrics import topk_accuracy
@@ -39,7 +40,7 @@ def parts(folder: Path, image_size: int, most: int) -> tuple[list[Part], int]:
     for part in (data.train, data.test):
         some = np.random.default_rng(0).permutation(len(part.source))[:most]
         source = Subset(part.source, some)
-        store = read_pixels(source, size=storage_size(image_size), workers=2, max_bad=0, talk=Talk())
+        store = read_pixels(source, size=OURS.storage_size(image_size), workers=2, max_bad=0, talk=Talk())
         found.append((store.pixels, torch.from_numpy(part.labels[some])))
     return found, len(data.train.classes)
 

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfie_cli.config import PretrainOptions
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.batches import Prefetch, step_generator
 from selfie_cli.data.folders import Folder
-from selfie_cli.data.pixels import open_pixels, storage_size
+from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import Array, Source
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
@@ -56,7 +57,7 @@ class Training:
 
 def noise(num_images: int, image_size: int, device: str) -> Tensor:
     """Stored pixels of the size that networks of `image_size` are given: uint8 [B, S, S, 3]."""
-    side = storage_size(image_size)
+    side = OURS.storage_size(image_size)
     return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8).to(device)
 
 
@@ -102,7 +103,7 @@ def pretraining(
     )
     if photos is None:
         return Training(step, lambda number: (pixels, *task.draw(batch_size, step_generator(0, number))))
-    store = open_pixels(source, size=storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
+    store = open_pixels(source, size=OURS.storage_size(image_size), workers=num_cores(), max_bad=0, talk=Talk())
     store = store.to(torch.device(device))
     return Training(step, Prefetch(batches(store, task, derived, 0), device=torch.device(device)))
 

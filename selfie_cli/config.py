@@ -39,17 +39,11 @@ SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 
 DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
-FROM = (
-    "a run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, 'imagenet', "
-    "'bundled' (the small network in this package) or 'none'"
-)
-FROM_HELP = f"Pretrained weights: {FROM}. Default: the newest finished pretraining run in ./runs, else bundled."
+WEIGHTS = "a run's folder, hf://owner/name[@revision] (also timm's), a .safetensors file, imagenet, bundled"
+FROM_HELP = f"Weights: {WEIGHTS} or none. Default: the newest finished pretraining run in ./runs, else bundled."
 PATHS_HELP = "Image files, folders, or - to read paths from stdin."
 RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
-WEIGHTS_HELP = (
-    "A run's folder, hf://owner/name[@revision] of a run or of timm, a .safetensors file, imagenet or bundled."
-)
-REPLACE_RUN_HELP = "Replace an existing run in --out."
+WEIGHTS_HELP = f"Weights: {WEIGHTS}."
 REPLACE_HELP = "Replace an existing --out."
 COMPILE_HELP = "Use torch.compile. auto: on cuda, and for long embedding jobs."
 EXCLUDE_SEEN_HELP = "Leave out test images seen in (pre)training: copies and near-duplicates. Default: only warn."
@@ -101,7 +95,7 @@ class TrainingOptions(DataOptions):
         MACHINE,
     )
     out: str | None = option(None, "Folder of the run. Default: runs/<verb>-<method>-<time>.", RUN)
-    overwrite: bool = option(False, REPLACE_RUN_HELP, RUN)
+    overwrite: bool = option(False, REPLACE_HELP, RUN)
     resume: str | None = option(None, "Continue this stopped run. All other options come from its config.", RUN)
     log: Literal["tensorboard"] | None = option(None, "Also write TensorBoard files, to <run>/tensorboard.", RUN)
     report: bool = option(True, "Write the run's HTML page, report.html, at the end.", RUN)
@@ -109,11 +103,7 @@ class TrainingOptions(DataOptions):
     seed: int = option(0, "Seed of all random draws.", TRAINING, at_least=0)
     steps: int | None = option(None, "Number of training steps.", TRAINING, at_least=1, at_most=MOST_STEPS)
     epochs: float | None = option(
-        None,
-        "Passes over the images. Default: 100, but at least 2,000 and at most 120,000 steps.",
-        TRAINING,
-        above=0,
-        at_most=10**6,
+        None, "Passes over the images. Default: 100, but 2,000 to 120,000 steps.", TRAINING, above=0, at_most=10**6
     )
     budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
     batch_size: int | None = option(None, "Images per step. Default: 128 up to 64 px, 512 above.", TRAINING, **BATCH)
@@ -154,7 +144,7 @@ class PretrainOptions(TrainingOptions):
     recipe: Literal["best", "paper"] = option(
         "best", "Values of all options that are not given: the best ones measured, or those of the method's paper."
     )
-    from_: str = option("none", f"Weights that the encoder starts from: {FROM}. Its backbone and sizes are kept.")
+    from_: str = option("none", f"Weights that the encoder starts from: {WEIGHTS} or none. They decide the backbone.")
     backbone: Backbone | None = option(
         None,
         "Network. resnetv2_50: the paper's. resnetv2_10_w32: for laptops. resnet18, resnet50: torchvision's. Default: "
@@ -356,5 +346,5 @@ class PullOptions(OutputOptions):
     repo: str = option("", "owner/name on the Hugging Face Hub, or hf://owner/name[@revision].", argument=True)
     revision: str | None = option(None, "Branch, tag or commit. Default: main.")
     out: str | None = option(None, "Folder of the run. Default: runs/<name>.")
-    overwrite: bool = option(False, REPLACE_RUN_HELP)
+    overwrite: bool = option(False, REPLACE_HELP)
     offline: bool = option(False, "Use only the Hub's cache on this machine.")

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.cache import MOST, cache_folder
 from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
@@ -22,7 +23,7 @@ from selfie_cli.data.inspection import Inspected, inspect_all
 from selfie_cli.data.labelled import assemble, is_named, open_pieces
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory, shared_memory
-from selfie_cli.data.pixels import is_small, read_pixels, storage_size
+from selfie_cli.data.pixels import is_small, read_pixels
 from selfie_cli.data.sources import Files, Joined, Source, Subset
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
@@ -123,7 +124,9 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
         opened = Opened(parts={"": Files()}, labels=[], left_out=LeftOut(), refusal=error)
     train = next(iter(opened.parts.values()))
     image_size = size_for(train)
-    seen = inspect_all(Joined(list(opened.parts.values())), size=storage_size(image_size), workers=workers, talk=talk)
+    seen = inspect_all(
+        Joined(list(opened.parts.values())), size=OURS.storage_size(image_size), workers=workers, talk=talk
+    )
     found = examine(opened, seen, options, image_size, workers, talk)
     readable = Subset(train, found.good_of(found.train))
     speed = len(found.good) / seen.seconds
@@ -284,7 +287,7 @@ class Planner:
         return plans
 
     def plan(self, backbone: Backbone) -> Plan:
-        usual, num_images, size = PretrainOptions(), len(self.source), storage_size(self.image_size)
+        usual, num_images, size = PretrainOptions(), len(self.source), OURS.storage_size(self.image_size)
         names = ("data_root", "offline", "device", "precision", "workers")
         given = {name: getattr(self.options, name) for name in names} | {"backbone": backbone}
         options = PretrainOptions(data=self.options.data, image_size=self.image_size, **given)
@@ -310,7 +313,7 @@ class Planner:
 
     def pace(self, options: PretrainOptions, derived: dict[str, Any]) -> Pace:
         """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
-        num_images, batch_size, size = len(self.source), derived["batch_size"], storage_size(self.image_size)
+        num_images, batch_size, size = len(self.source), derived["batch_size"], OURS.storage_size(self.image_size)
         self.talk.say(f"timing a few steps: {options.backbone} at {self.image_size} px, batch {batch_size}")
         count = min(batch_size, num_images)
         # Neighbours if images are read in blocks, else images from all over.

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from selfie_cli.data.augment import OURS
 from selfie_cli.data.bad_files import BadFile, too_many
 from selfie_cli.data.blocks import BlockReader
 from selfie_cli.data.cache import PixelCache, open_cache
@@ -36,11 +35,6 @@ PART = 256
 """Images read together where all are read through the cache."""
 FLUSH_SECONDS = 10.0
 """A killed process loses at most the images that it decoded since the last flush."""
-
-
-def storage_size(image_size: int) -> int:
-    """Return the side S to store for networks that are pretrained here and see `image_size`."""
-    return OURS.storage_size(image_size)
 
 
 class Pixels(ABC):

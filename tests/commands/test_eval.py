@@ -21,12 +21,12 @@ def evaluated(run: Path | str, *arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def run(pretrained: Path) -> Path:
-    """The pretrained run without evaluations of other tests."""
-    return Path(shutil.copytree(pretrained, "run", ignore=shutil.ignore_patterns("eval-*")))
+    """A copy of the pretrained run: eval writes into it."""
+    return Path(shutil.copytree(pretrained, "run"))
 
 
-def test_a_pretrained_run_beside_untrained_majority_and_chance(pretrained: Path, images: Path) -> None:
-    found = evaluated(pretrained, "--dataset", images)
+def test_a_pretrained_run_beside_untrained_majority_and_chance(run: Path, images: Path) -> None:
+    found = evaluated(run, "--dataset", images)
     assert (found["num_train"], found["num_test"], len(found["classes"])) == (60, 30, 10)
     assert (found["chance"], found["majority"]) == (0.25, pytest.approx(0.1))
     assert found["classified"] is None
@@ -34,21 +34,21 @@ def test_a_pretrained_run_beside_untrained_majority_and_chance(pretrained: Path,
         assert all(0 <= found[side][name] <= 1 for name in ("knn", "linear", "pretext_accuracy"))
     assert found["trained"] != found["untrained"]
     assert found["dataset"] == "images"
-    assert read_json(pretrained / "eval-images.json") == {**found, "where": str(images)}
-    shown = selfie("eval", pretrained, "--dataset", images).stdout
+    assert read_json(run / "eval-images.json") == {**found, "where": str(images)}
+    shown = selfie("eval", run, "--dataset", images).stdout
     for words in ("kNN (k 20, temperature 0.07)", "linear probe", "pretext", "untrained", "guessing", "25.0", "10.0"):
         assert words in shown
 
 
-def test_the_nearest_neighbour_of_a_training_image_is_itself(pretrained: Path, images: Path) -> None:
+def test_the_nearest_neighbour_of_a_training_image_is_itself(run: Path, images: Path) -> None:
     shutil.copytree(images / "train", "seen/train")
     shutil.copytree(images / "train", "seen/test")
     first, second = sorted(Path("seen/test").iterdir())[:2]
-    found = evaluated(pretrained, "--dataset", "seen", "--k", 1)
+    found = evaluated(run, "--dataset", "seen", "--k", 1)
     assert (found["k"], found["trained"]["knn"], found["untrained"]["knn"]) == (1, 1, 1)
     file = min(first.iterdir())
     file.rename(second / file.name)  # under a wrong label
-    assert evaluated(pretrained, "--dataset", "seen", "--k", 1)["trained"]["knn"] == pytest.approx(59 / 60)
+    assert evaluated(run, "--dataset", "seen", "--k", 1)["trained"]["knn"] == pytest.approx(59 / 60)
 
 
 def test_statistics_of_batch_norm_that_a_run_keeps_make_no_difference(run: Path, images: Path) -> None:
@@ -63,11 +63,11 @@ def test_statistics_of_batch_norm_that_a_run_keeps_make_no_difference(run: Path,
     assert (other["trained"], other["untrained"]) == (found["trained"], found["untrained"])
 
 
-def test_seed_decides_and_batch_size_does_not(pretrained: Path, images: Path) -> None:
-    first = evaluated(pretrained, "--dataset", images)
-    assert evaluated(pretrained, "--dataset", images, "--batch-size", 7)["trained"]["knn"] == first["trained"]["knn"]
-    assert evaluated(pretrained, "--dataset", images) == first
-    other = evaluated(pretrained, "--dataset", images, "--seed", 1)
+def test_seed_decides_and_batch_size_does_not(run: Path, images: Path) -> None:
+    first = evaluated(run, "--dataset", images)
+    assert evaluated(run, "--dataset", images, "--batch-size", 7)["trained"]["knn"] == first["trained"]["knn"]
+    assert evaluated(run, "--dataset", images) == first
+    other = evaluated(run, "--dataset", images, "--seed", 1)
     assert other["trained"]["knn"] == first["trained"]["knn"]
     assert other["untrained"] != first["untrained"]
 

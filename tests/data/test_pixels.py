@@ -16,11 +16,12 @@ from listening import Listener
 from PIL import Image
 
 from selfie_cli.data import pixels as pixels_module
+from selfie_cli.data.augment import OURS
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad
 from selfie_cli.data.cache import open_cache
 from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.images import decode_square, open_image
-from selfie_cli.data.pixels import InMemory, OnDemand, open_pixels, read_pixels, storage_size
+from selfie_cli.data.pixels import InMemory, OnDemand, open_pixels, read_pixels
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Array, Files, Subset
 from selfie_cli.errors import DataError
@@ -164,7 +165,7 @@ def test_an_interrupt_stops_the_reading_promptly(tmp_path):
 
 
 def test_storage_size():
-    assert [storage_size(size) for size in (32, 64, 65, 96, 224)] == [32, 64, 74, 110, 256]
+    assert [OURS.storage_size(size) for size in (32, 64, 65, 96, 224)] == [32, 64, 74, 110, 256]
 
 
 def test_bad_files_are_listed_and_told(tmp_path):
