@@ -10,6 +10,7 @@ from PIL import Image
 from selfie_cli.commands.doctor import Diagnosis, doctor
 from selfie_cli.comparison.labels import Data, Reading, read_data
 from selfie_cli.config import DoctorOptions, FinetuneOptions
+from selfie_cli.data.augment import OURS
 from selfie_cli.errors import DataError
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
@@ -79,7 +80,7 @@ def test_doctor_and_finetune_agree(name: str) -> None:
     found = checkup(made)
     try:
         read: Data | DataError = read_data(
-            pick(Reading, FinetuneOptions(dataset=made, max_bad=0.1)), 32, sources=[], talk=Talk()
+            pick(Reading, FinetuneOptions(dataset=made, max_bad=0.1)), 32, sources=[], preprocessing=OURS, talk=Talk()
         )
     except DataError as error:
         read = error
