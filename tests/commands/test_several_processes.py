@@ -210,17 +210,8 @@ def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained
 
 def test_eval(images: Path, pretrained: Path) -> None:
     """The same numbers as in one process."""
-    asked = (
-        "eval",
-        shutil.copytree(pretrained, "run"),
-        "--dataset",
-        images,
-        "--precision",
-        "fp32",
-        "--device",
-        "cpu",
-        "--json",
-    )
+    run = shutil.copytree(pretrained, "run")
+    asked = ("eval", run, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
     alone = json.loads(selfie(*asked).stdout)
     out, _ = succeeded(*asked)
     assert json.loads(out) == alone
