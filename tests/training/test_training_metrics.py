@@ -16,13 +16,14 @@ from selfie_cli.training.metrics import cut_metrics
 OPTIONS = (*SMALL, "--warmup-steps", 2, "--no-report", "--log", "tensorboard")
 KILL = """
 import sys, os, signal
-import selfie_cli.training.loop as loop
-save = loop.save_state
-def once(states, step, *rest):
+from selfie_cli.training.checkpoint import Saver
+save = Saver.save
+def once(saver, step, *rest):
     if step >= 30:
+        saver.check(wait=True)
         os.kill(os.getpid(), signal.SIGKILL)
-    save(states, step, *rest)
-loop.save_state = once
+    save(saver, step, *rest)
+Saver.save = once
 from selfie_cli.cli.app import main
 main()
 """
