@@ -203,4 +203,4 @@ PUBLIC = {
     "load": load,
     **{function_name(verb): function_of(verb, kind) for verb, kind in VERBS.items()},
 }
-"""What `selfie_cli` offers."""
+"""The names that `import selfie_cli` offers."""

@@ -103,7 +103,7 @@ def from_file(path: Path) -> dict[str, Any]:
 
 
 def described(header: dict[str, str]) -> dict[str, Any]:
-    """What the header of an exported file says of its network. Raise ValueError if it is damaged."""
+    """Return the `derived` section from the header of an exported file. Raise ValueError if it is damaged."""
     try:
         preprocessing = json.loads(header["preprocessing"])
         derived: dict[str, Any] = {name: header[name] for name in ("arch", "backbone", "stem") if name in header}

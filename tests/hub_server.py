@@ -65,9 +65,9 @@ class Hub:
         self.answers: dict[str, list[int]] = {}
         """Beginning of 'METHOD path' -> statuses to answer with instead, one after another."""
         self.cuts = 0
-        """How many downloads of large files to break off, each at three quarters."""
+        """Number of downloads of large files to break off, each at three quarters."""
         self.corrupt: bytes | None = None
-        """What is served instead of the bytes of large files."""
+        """Bytes that are served instead of those of large files."""
 
     def close(self) -> None:
         self.server.shutdown()

@@ -136,13 +136,7 @@ def train_arms(
         for fraction, seeds in design.num_seeds.items()
         for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
-    talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
-    talk.say(
-        f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
-        f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
-        f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {image_size} px, "
-        f"{training.device}, {'frozen features' if options.frozen else f'batch {training.batch_size}'}"
-    )
+    say_what_is_trained(design, data, shares, training, options.frozen, talk)
     if run is None:
         derived, room = dict[str, Any](), room_for([design.kept], 0)
         if not options.frozen:
@@ -164,6 +158,18 @@ def train_arms(
         device, precision = training.device, training.precision
         return compare_frozen(design, data, shares, device=device, precision=precision, run=run, talk=talk)
     return compare(design, data, shares, training, run=run, talk=talk)
+
+
+def say_what_is_trained(
+    design: Design, data: Data, shares: list[Share], training: Training, frozen: bool, talk: Talk
+) -> None:
+    talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
+    talk.say(
+        f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
+        f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
+        f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {training.image_size} px, "
+        f"{training.device}, {'frozen features' if frozen else f'batch {training.batch_size}'}"
+    )
 
 
 def plan(design: Design, data: Data, shares: list[Share], training: Training, talk: Talk) -> tuple[dict[str, Any], int]:

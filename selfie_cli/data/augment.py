@@ -24,7 +24,7 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a network wants its images prepared; the default is that of the networks that are pretrained here.
+    """Preparation of a network's images. The default is that of networks that are pretrained here.
 
     mean, std: of the channels, in units of 0..1. crop: side of the centre that the network sees, as a share of the
     stored side; None for 7/8. interpolation: bicubic or bilinear, from the image to the stored side.

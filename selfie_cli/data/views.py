@@ -40,7 +40,7 @@ class ViewDraws(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a view is made of an image: cropped, mirrored, jittered, blurred (Grill et al. 2020, appendix B).
+    """A random view of an image: cropped, mirrored, jittered, blurred (Grill et al. 2020, appendix B).
 
     min_crop, max_crop: limits of the crop's area, as shares of the image; max_crop is at least min_crop.
     jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.

@@ -36,7 +36,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vectors:
-    """What `embed` gives in Python. vectors: float32 [N, D], row i that of the image paths[i]."""
+    """Vectors of images, as `embed` returns them in Python. vectors: float32 [N, D]; row i is that of paths[i]."""
 
     vectors: NDArray[np.float32]
     paths: list[str]
@@ -45,7 +45,7 @@ class Vectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What `predict` gives in Python. rows: path, label and probability of each image, as in JSON Lines."""
+    """Predictions, as `predict` returns them in Python. rows: path, label and probability of each image."""
 
     rows: list[dict[str, Any]]
     bad_files: list[BadFile]

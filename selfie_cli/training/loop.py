@@ -97,7 +97,6 @@ def train(
             profiled()
             if group.first and (step % max(WATCH_STEPS, plan.steps // 20) == 0 or step == plan.steps):
                 metrics.watched = watch()
-
             stop, save, log = timetable.due(step, signals, metrics.begun, smaller=step_of.micro_batch < micro_batch)
             if log:
                 means = metrics.means()

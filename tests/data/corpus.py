@@ -132,7 +132,7 @@ def ycck() -> bytes:
 
 
 def turned(orientation: int) -> tuple[Image.Exif, Pixels]:
-    """What EXIF says, and how PICTURE then lies."""
+    """Return EXIF data with an orientation, and the pixels of PICTURE as they are shown with it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = {1: PICTURE, 2: PICTURE[:, ::-1], 3: PICTURE[::-1, ::-1], 4: PICTURE[::-1]}

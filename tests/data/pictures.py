@@ -74,6 +74,6 @@ def labelled(dataset: object, root: Path | str = "/nonexistent", talk: Talk | No
 
 
 def shade(source: Source, index: int) -> int:
-    """What `png` was given."""
+    """Return the grey level of an image that `png` made."""
     with source.open(index) as image:
         return int(np.asarray(image)[0, 0, 0])

@@ -35,7 +35,7 @@ def looked_at(data: bytes, size: int) -> np.ndarray | str:
 
 
 def wrong(entry: Entry) -> str | None:
-    """What is wrong with what became of it, if anything."""
+    """Return the fault of an entry's decoded pixels, None if there is none."""
     side = 16 if entry.pixels is None else min(entry.pixels.shape[:2])
     found = decoded(entry.data, side)
     if isinstance(found, str):

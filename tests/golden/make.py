@@ -90,7 +90,7 @@ def make() -> None:
 
 
 def outcome() -> dict[str, Any]:
-    """What this version makes of the runs in the current folder. The stopped one is resumed to its end."""
+    """Results of this version on the runs in the current folder. The stopped one is resumed to its end."""
     selfie("pretrain", "--resume", "stopped")
     log = [json.loads(line) for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
     vectors = {

@@ -1,4 +1,4 @@
-"""What the methods that compare views of an image have in common."""
+"""Methods that compare views of an image: their common behaviour."""
 
 import math
 

@@ -17,7 +17,7 @@ def hybrid(**changed):
 
 
 def pretrained(*, encoder_positions=True, factorized=False, final_norm=True):
-    """What a Selfie run keeps, and the function of images that its attention-pooled vectors are."""
+    """The state of a Selfie run, and its attention-pooled vectors as a function of images."""
     network = resnet(SMALL, stem="3x3", num_stages=3, final_norm=final_norm).eval()
     pooling, positions = AttentionPooling(64).eval(), Positions(4, 64, factorized=factorized)
     parts = {"patch_network": network, "attention_pooling": pooling, "positions": positions}

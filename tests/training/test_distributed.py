@@ -19,7 +19,7 @@ WORKER = Path(__file__).with_name("shared_batch.py")
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """What two processes made of it: a function of the task's name, micro-batch and precision; a dictionary each."""
+    """Results of two processes: a function of the task's name, micro-batch and precision; a dictionary each."""
     folder = tmp_path_factory.mktemp("two")
     done = subprocess.run([*TORCHRUN, str(WORKER), str(folder)], env=ENVIRONMENT, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()

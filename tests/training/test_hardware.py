@@ -1,4 +1,4 @@
-"""What the machine has, and how training fits itself to it without leaving a trace."""
+"""Measuring the machine, and fitting a training to it without leaving a trace."""
 
 import os
 from types import SimpleNamespace
