@@ -16,7 +16,8 @@ class JointEmbedding(Method):
     """An encoder that is trained behind a projector.
 
     `num_stages` is the number of stages of the encoder, 3 or 4. `view_scale` is the side of a view relative to the
-    image's. `augmentation` has the fields of `View`; a tuple gives a value to each view in turn.
+    image's. `augmentation` has the fields of `View`; a tuple gives a value to each view in turn. Each parameter is a
+    setting in a run's config.
     """
 
     def __init__(
