@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import pkgutil
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -17,7 +16,6 @@ from selfie_cli import config, schema
 from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
-from selfie_cli.files import replacing
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
 from selfie_cli.models.classifier import Classifier
@@ -280,11 +278,6 @@ def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> N
     told = ("method", "arch", "backbone", "stem", "image_size", "steps")
     header = {key: shape[key] for key in told if key in shape}
     save_weights(run.weights, module.state_dict(), header)
-
-
-def copy_weights(source: Run, target: Run) -> None:
-    with replacing(target.weights) as temporary:
-        shutil.copyfile(source.weights, temporary)
 
 
 def check_classes(classes: list[str], known: list[str]) -> None:

@@ -13,11 +13,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from selfie_cli import runs
-from selfie_cli.comparison import settings, trainer
+from selfie_cli.comparison import trainer
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take, take_share
-from selfie_cli.comparison.settings import Fitted, Training, fit_to_machine, plan_steps
-from selfie_cli.comparison.trainer import Cell, Trainer
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, plan_steps
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER, Batch
 from selfie_cli.errors import UsageError
@@ -81,7 +80,7 @@ def test_epochs_are_of_the_labels_used() -> None:
 
 def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's network takes three times as long."""
-    monkeypatch.setattr(settings, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
+    monkeypatch.setattr(trainer, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
     wider = Arm(name="c", shape={**SHAPE, "backbone": "resnet18"}, state=None)
     asked = dataclasses.replace(ASKED, micro_batch=2, precision="fp32")
     fitted, seconds = fit_to_machine([ARM, ARM, wider], part(), asked, Talk())
@@ -96,10 +95,10 @@ def test_a_share_too_small_to_choose_a_rate_with() -> None:
 
 
 def test_no_batch_is_made_past_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+    made, batches = [], trainer.batches
 
     def noting(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable[[int], Batch]:
-        batch_of = settings.batches(task, part, seed, fitted)
+        batch_of = batches(task, part, seed, fitted)
 
         def noted(step: int) -> Batch:
             made.append(step)

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from processes import STEPS, Process, Undisturbed, check_files, go_on, lines_of, made_by, states
+from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, made_by, states
 from running import selfie
 
 from selfie_cli.files import TEMPORARY
@@ -57,7 +57,7 @@ def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random,
         assert process.end(signal.SIGKILL) in (0, -signal.SIGKILL)
     check_files(run, completed)
     saved = bool(states(run))
-    trained = [cell / "model.safetensors" for cell in run.glob("cells/*") if (cell / "results.json").is_file()]
+    trained = [cell / "model.safetensors" for cell in run.glob("cells/*") if has_finished(cell)]
     times = [file.stat().st_mtime_ns for file in trained]
     outcome = go_on(run, whole)
     assert times == [file.stat().st_mtime_ns for file in trained], "a finished network was trained again"
