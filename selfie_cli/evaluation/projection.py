@@ -11,8 +11,8 @@ PERPLEXITY = 30.0  # about how many neighbours a point has
 
 
 def tsne(vectors: Tensor, *, seed: int = 0) -> Tensor:
-    """Places of vectors, float [N, D], N and D at least 2: float32 [N, 2] on the CPU, within -1..1, by the cosine
-    distances of the vectors.
+    """Places of vectors, float [N, D], N and D at least 2: float32 [N, 2] on the CPU, by the cosine distances of the
+    vectors.
 
     It starts from the two first principal components (Kobak and Berens 2019, "The art of using t-SNE"), with a little
     noise from `seed` that separates equal vectors. It runs in one thread: otherwise the order of sums, and so the
@@ -26,6 +26,4 @@ def tsne(vectors: Tensor, *, seed: int = 0) -> Tensor:
     perplexity = min(PERPLEXITY, (len(x) - 1) / 3)
     with threadpool_limits(1):
         found = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x.numpy())
-    places = torch.from_numpy(found).float()
-    places = places - (places.amax(dim=0) + places.amin(dim=0)) / 2
-    return places / places.abs().max().clamp(min=1e-12)
+    return torch.from_numpy(found).float()

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
@@ -209,27 +210,16 @@ def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
 
 
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    """Set the statistics of 2-D batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
+    """Set the statistics of batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
 
-    Batches are drawn from all images, which are often sorted by class. A head's one-dimensional batch norms and the
-    mode, training or evaluation, stay as they are.
+    Batches are drawn from all images, which are often sorted by class. The mode, training or evaluation, stays.
     """
     some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None
-    training = module.training
-    module.train()
     device = next(module.parameters()).device
-    with torch.no_grad():
-        for batch in some.split(BATCH):
-            if len(batch) > 1:
-                forward(pixels[batch].to(device))
-    module.train(training)
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
+    passes = nn.Module()
+    passes.module, passes.forward = module, forward
+    passes.training = module.training
+    update_bn((pixels[batch].to(device) for batch in some.split(BATCH) if len(batch) > 1), passes)
 
 
 def images_at_once(device: torch.device, image_size: int) -> int:

@@ -243,35 +243,3 @@ def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> 
             vector = rows[str(file)]
             assert np.allclose(vector, first.setdefault(number % len(photos()), vector), atol=1e-4)
     happened("listed with reasons; every other row belongs to its file")
-
-
-SLOW_DECODER = """
-import time
-from selfie_cli.data import images
-decode = images.decode_square
-images.decode_square = lambda *given: (time.sleep(0.05), decode(*given))[1]
-from selfie_cli.__main__ import main
-main()
-"""
-
-
-@pytest.mark.fault("stopped while images are decoded", times=20)
-def test_stopped_while_decoding(tmp_path: Path, chance: Random, happened: Say) -> None:
-    """SIGINT, SIGTERM, or a reader that has seen enough."""
-    write_photos(tmp_path / "images", 200)
-    how = chance.choice([signal.SIGINT, signal.SIGTERM, None])
-    argv = [sys.executable, "-c", SLOW_DECODER, "embed", str(tmp_path / "images"), *map(str, EMBED)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(argv, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
-        assert process.stdout
-        assert process.stderr
-        process.stdout.readline()
-        time.sleep(chance.random() / 2)
-        if how is None:
-            process.stdout.close()
-        else:
-            os.killpg(process.pid, how)  # all of its processes, as a terminal does
-        said = process.stderr.read()
-        assert process.wait(PATIENCE) == (128 + how if how else 0)
-    assert b"Traceback" not in said
-    happened("ends at once, with its exit code and without alarm")

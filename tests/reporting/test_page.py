@@ -226,13 +226,6 @@ def test_a_curve_is_a_file_of_its_own() -> None:
     assert "script" not in {each.tag.rpartition("}")[2] for each in root.iter()}
 
 
-def test_many_classes_are_a_list_of_pairs() -> None:
-    classes = [f"class {i}" for i in range(40)]
-    counts = [[6 * (i == j) for j in range(40)] for i in range(40)]
-    counts[3][7], counts[8][2] = 2, 4
-    assert pages.most_confused(classes, counts) == [("class 8", "class 2", 4, "40%"), ("class 3", "class 7", 2, "25%")]
-
-
 def test_text_is_escaped() -> None:
     odd = "a<b>&\"'\x1b[31m\udcff"
     assert piece("paragraph", odd) == '<p class="soft">a&lt;b&gt;&amp;&#34;&#39;\\x1b[31m\\udcff</p>'
