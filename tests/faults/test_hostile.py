@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 
 from selfie_cli.cli.app import app
 from selfie_cli.runs import bundled_folder
-from tests.fuzz import mutations
 
 REFUSED = "refused in one line"
 ON_CPU = ("--device", "cpu")
@@ -77,20 +76,6 @@ def parted(data: bytes) -> tuple[dict[str, Any], bytes]:
 def with_header(header: dict[str, Any], data: bytes) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
-
-
-@pytest.mark.fault("a run's config or weights spoiled at random", times=200)
-def test_spoiled_run(copy: Path, photo: Path, chance: Random, happened: Say) -> None:
-    spoils = {"config.json": mutations.spoil_json, "model.safetensors": mutations.spoil_safetensors}
-    name = chance.choice(sorted(spoils))
-    (copy / name).write_bytes(spoils[name]((copy / name).read_bytes(), chance))
-    result = run(*embed(photo, copy))
-    if result.exit_code:
-        refused(*embed(photo, copy))
-        happened(REFUSED)
-    else:
-        assert np.isfinite(json.loads(result.stdout)["vector"]).all()
-        happened("read: what was spoiled decides nothing")
 
 
 @pytest.mark.fault("weights or configs of absurd sizes", times=40)

@@ -3,11 +3,8 @@
 import functools
 import json
 import os
-import signal
 import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -18,13 +15,11 @@ from processes import Process, lines_of
 from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, selfie
 
 from selfie_cli.data import pixels, synthetic
-from tests.data.corpus import corpus, saved, write_names, write_no_files
+from tests.data.corpus import corpus, saved
 from tests.data.pictures import write_parquet, write_tar
 
 PRETRAIN = (*SMALL, "--image-size", 32, "--steps")
 EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
-# The program, without the limit below which it decodes all images before training.
-STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.__main__ import main; main()"
 Say = Callable[[str], None]
 
 
@@ -77,22 +72,6 @@ def test_bombs(tmp_path: Path, chance: Random, happened: Say) -> None:
     assert peak("embed", images, "--out", out) - alone < 100
     assert len(bad_in(out)) + len(np.load(out)) == len([*images.iterdir()])
     happened("refused with a reason, in less than 100 MB")
-
-
-@pytest.mark.fault("strange names, pipes, sockets, devices and circles of links among images")
-def test_names(tmp_path: Path, chance: Random, happened: Say) -> None:
-    images, out = tmp_path / "images", tmp_path / "vectors.npy"
-    images.mkdir()
-    write_names(images)
-    sound = len(list(images.iterdir())) - 1  # one is no image by its name
-    write_no_files(images)
-    links = {str(file) for file in images.glob("link-*")}
-    with Process("embed", images, "--out", out, log=tmp_path / "log") as process:  # which might hang
-        assert process.end() == 0
-    assert len(np.load(out)) == sound
-    selfie("pretrain", images, *PRETRAIN, 2, "--max-bad", 0.9, "--out", tmp_path / "run")
-    assert bad_in(out).keys() == bad_in(tmp_path / "run").keys() == doctored(images) == links
-    happened("names read, the rest refused with a reason or left out")
 
 
 @functools.cache
@@ -186,43 +165,6 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     for number, file in enumerate(files):
         file.write_bytes(photos()[number % len(photos())])
     return files
-
-
-@pytest.mark.fault("images vanish and change while pretrain reads them", times=20)
-def test_vanishing_from_pretrain(tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Files go away, are cut, overwritten, and grow, while every epoch decodes them; then it is stopped and resumed."""
-    run, argv = tmp_path / "run", (sys.executable, "-c", STREAMED)
-    files = write_photos(tmp_path / "images", 24)
-    spoiled = chance.sample(files, 10)
-    words = ("pretrain", tmp_path / "images", *PRETRAIN, 5000, "--max-bad", 0.9, "--store-gb", 0, "--out", run)
-
-    def step() -> int:
-        return max((line["step"] for line in lines_of(run / "metrics.jsonl")), default=0)
-
-    def train(process: Process, steps: int) -> None:
-        """Wait for some more steps, then stop."""
-        last = step() + steps
-        process.until(lambda: step() >= last)
-        assert process.end(signal.SIGINT) == 130
-        assert bad_in(run).keys() == {*map(str, spoiled)}
-
-    with Process(*words, log=tmp_path / "log", argv=argv) as process:
-        process.until(step)
-        for file in spoiled:
-            spoil(file, chance)
-            time.sleep(chance.random() / 10)
-        with next(file for file in files if file not in spoiled).open("ab") as grown:
-            grown.write(chance.randbytes(5000))  # nothing after a picture is looked at
-        train(process, 20)  # six epochs
-    gone = [file for file in spoiled if not file.is_file()] or spoiled[:1]
-    for file in gone:
-        file.unlink(missing_ok=True)
-    assert "the images have changed" in selfie("pretrain", "--resume", run, code=1).stderr
-    for file in gone:
-        file.write_bytes(b"another")
-    with Process("pretrain", "--resume", run, log=tmp_path / "log", argv=argv) as process:
-        train(process, 1)
-    happened("listed with reasons, replaced by other images, resumed")
 
 
 @pytest.mark.fault("images vanish and change while embed reads them", times=20)
