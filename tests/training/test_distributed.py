@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from running import ENVIRONMENT, TORCHRUN
 from safetensors.torch import load_file
 from shared_batch import BATCH, NAMES, PIECE, STEPS, dealt, trained
@@ -99,13 +98,6 @@ def test_an_environment_that_does_not_say_where_to_meet_is_refused(monkeypatch, 
     launched(monkeypatch, MASTER_ADDR="localhost", MASTER_PORT=port)
     with pytest.raises(UsageError, match=r"MASTER_PORT.*torchrun"):
         join(environment())
-
-
-def test_a_batch_is_divided_in_order():
-    rows = torch.arange(12)
-    parts = [rows[Group(rank, 3).part(12)] for rank in range(3)]
-    assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert Group().part(5) == slice(0, 5)
 
 
 def test_shared_memory_too_small_for_nccl_is_noticed(monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfie_cli.evaluation.projection import tsne
+from selfie_cli.reporting.examples import tsne
 
 
 def clusters(num_points: int, num_clusters: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
