@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -29,7 +29,7 @@ from selfie_cli.data.unlabelled import nothing_in
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
 from selfie_cli.inference.networks import Network, images_at_once
 from selfie_cli.models.quantized import has_vnni
-from selfie_cli.talk import Advance, Talk
+from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import bf16_pays, num_cores
 from selfie_cli.training.step import reason_of
@@ -148,12 +148,9 @@ class Stream:
     batch_size: int | None = None
     compile: str = "auto"
     in_parts: bool = False
-    lean: Network = field(init=False)
-    pool: ThreadPoolExecutor = field(init=False)
-    advance: Advance = field(init=False)
-    bad: list[BadFile] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.bad: list[BadFile] = []
         here, network = group(), self.network
         self.on_gpu = network.device.type == "cuda"
         self.turn = threading.Lock() if self.on_gpu else contextlib.nullcontext()  # one batch after another to a GPU
