@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import Arm, arms_of, freeze, hybrid_arms, open_sources, origin, room_for
-from selfie_cli.comparison.compare import Comparison, Design, compare, compare_frozen, conclude
+from selfie_cli.comparison.compare import Comparison, Design, compare, compare_frozen, conclude, plan_steps
 from selfie_cli.comparison.labels import Data, Reading, Share, read_data, take_share
 from selfie_cli.comparison.results import Finetuned
 from selfie_cli.comparison.summary import summarize
-from selfie_cli.comparison.trainer import Training, fit_to_machine, plan_steps, usual_batch_size
+from selfie_cli.comparison.trainer import Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.option import flag_of, negated, pick
