@@ -63,12 +63,20 @@ def batches(num_images: int, size: int, seed: int) -> Any:
 
 
 def train(
-    step: Step, task: Any, pixels: Tensor, labels: tuple[Tensor, ...], *, steps: int, lr: float, seed: int
+    step: Step,
+    task: Any,
+    pixels: Tensor,
+    labels: tuple[Tensor, ...],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    warmup: int = 100,
 ) -> None:
     rows_of = batches(len(pixels), step.micro_batch, seed)
     for number in range(steps):
         for each in step.optimizer.param_groups:
-            each["lr"] = lr * cosine_with_warmup(number, total=steps, warmup=100)
+            each["lr"] = lr * cosine_with_warmup(number, total=steps, warmup=warmup)
         rows = next(rows_of)
         draws = task.draw(len(rows), step_generator(seed, number))
         draws = draws if isinstance(draws, tuple) else (draws,)
@@ -105,7 +113,8 @@ def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     steps = round(a.megapixels * 1e6 / (per_image * derived["batch_size"]))
     optimizer = make_optimizer(derived["optimizer"], method, lr=0.0, weight_decay=derived["weight_decay"])
     step = Step(method, method, optimizer, micro_batch=derived["batch_size"], precision="bf16", after=method.after_step)
-    train(step, method, pixels[:NUM_TRAIN], (), steps=steps, lr=derived["lr"], seed=a.seed)
+    schedule = {"steps": steps, "lr": derived["lr"], "warmup": derived["warmup_steps"]}
+    train(step, method, pixels[:NUM_TRAIN], (), seed=a.seed, **schedule)
     encoder = method.encoder
     networks.estimate_batch_norm(encoder, lambda part: encoder(plain_view(part, SIZE)), pixels[:NUM_TRAIN])
     save_weights(a.work / f"{a.name}.safetensors", encoder.state_dict(), {})
