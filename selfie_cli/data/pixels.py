@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import math
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -33,8 +32,6 @@ SMALL = 10**9
 """Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
 PART = 256
 """Images read together where all are read through the cache."""
-FLUSH_SECONDS = 10.0
-"""A killed process loses at most the images that it decoded since the last flush."""
 
 
 class Pixels(ABC):
@@ -81,7 +78,7 @@ class Pixels(ABC):
         """Restore what `marks()` and `bad` were when an earlier part of this run ended."""
 
     def close(self) -> None:  # noqa: B027
-        """Stop the threads, and flush the cache."""
+        """Stop the threads, and let go of the cache."""
 
 
 class InMemory(Pixels):
@@ -135,7 +132,6 @@ class OnDemand(Pixels):
         self.block, self._open = (reader.block, reader.open) if reader else (source.block, source.open)
         self.interpolation = interpolation
         self._earlier: list[Marks] = []
-        self._flushed = time.monotonic()
         self._warned = False
         self._pinned = False
         self.decoding_epochs = 1 if self.cache.capacity >= len(source) else math.inf
@@ -164,7 +160,7 @@ class OnDemand(Pixels):
             for image, place in zip(images.tolist(), places.tolist(), strict=True):
                 if image in self.unreadable:
                     self._replace(image, pixels[place], taken)
-        self._look_after_cache()
+        self._warn_of_cache()
         return out
 
     def to(self, device: torch.device) -> "OnDemand":
@@ -175,9 +171,8 @@ class OnDemand(Pixels):
         """Read images from the cache or decode them into `pixels[places]`; return the unreadable ones and why."""
         bad: dict[int, str] = {}
         decoded = np.zeros(len(images), np.bool_)
-        cached = self.cache.has_pixels(images).tolist()
         for number, (image, place) in enumerate(zip(images.tolist(), places.tolist(), strict=True)):
-            if not (cached[number] and self.cache.read(image, pixels[place])):
+            if not self.cache.read(image, pixels[place]):
                 decoded[number] = decode(self._open, image, pixels[place], bad, self.interpolation)
         if decoded.any():
             self.cache.write(images[decoded], pixels[places[decoded]])
@@ -198,16 +193,13 @@ class OnDemand(Pixels):
                         taken.add(other)
                         return
 
-    def _look_after_cache(self) -> None:
+    def _warn_of_cache(self) -> None:
         if self.cache.error is not None and not self._warned:
             self._warned = True
             self.talk.warn(
                 f"no more decoded images can be cached ({self.cache.error.strerror}): the others are decoded in every "
                 "epoch. Make room, set another folder with --store, or allow less with --store-gb"
             )
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._flushed = time.monotonic()
-            self._pool.submit(self.cache.flush)
 
     def marks(self) -> Marks:
         return joined([*self._earlier, self.cache.marks()]) if self._earlier else self.cache.marks()
