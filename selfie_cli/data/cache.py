@@ -5,10 +5,10 @@ A cache folder holds one entry per set of images, named <key>-<side>px:
     pixels    uint8 [capacity, S, S, 3]; sparse: rows that have not been written take no room
     records   RECORD [N]; locked (shared) by each process that uses the entry
 
-The folder of an entry is modified when the entry is opened. A record has a checksum of the row in `pixels`. So neither `kill -9`, a power cut nor a file that was cut can make a row
-that was not written to its end count as an image: it is decoded again. Pixels are written with `pwrite` and read with
-`pread`, which is as fast as a mapping, and a full disk raises an error instead of killing the process. Two processes
-that decode the same image write the same bytes.
+The folder of an entry is modified when the entry is opened. A record has a checksum of the row in `pixels`. So neither
+`kill -9`, a power cut nor a file that was cut can make a row that was not written to its end count as an image: it is
+decoded again. Pixels are written with `pwrite` and read with `pread`, which is as fast as a mapping, and a full disk
+raises an error instead of killing the process. Two processes that decode the same image write the same bytes.
 """
 
 import contextlib

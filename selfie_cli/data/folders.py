@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
-from selfie_cli.data.names import Names
 from selfie_cli.data.sources import Files, Source
 from selfie_cli.errors import DataError, UnreadableImage
 
@@ -58,7 +57,7 @@ class Folder(Files, Tree):
         self.split: dict[str, str] = {}
         self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
         self._roots = [os.path.realpath(folder)]
-        self.names = Names(self._walk(self.root))
+        self.names = list(self._walk(self.root))
 
     def _walk(self, prefix: str) -> Iterator[str]:
         is_root = prefix == self.root

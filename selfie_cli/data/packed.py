@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import EXTENSIONS
 from selfie_cli.data.layout import PACKED, LeftOut, part_of
 from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
 from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.talk import Talk
 
@@ -56,23 +56,17 @@ def pack(paths: Sequence[str]) -> PackedSource:
     return source
 
 
-def num_images(paths: Sequence[str], beside: Folder) -> int:
-    """Number of images in parquet files or tar shards, to compare with the pictures `beside` them.
+def num_images(paths: Sequence[str], pictures: Source) -> int:
+    """Number of images in parquet files or tar shards, to compare with that of the pictures beside them.
 
-    Where there are no pictures, the files are not counted. Without pyarrow, parquet files that are smaller than the
-    pictures count as one image: vectors, say, or a table of labels.
+    Without pyarrow, parquet files that are smaller than the pictures count as one image: vectors, say, or labels.
 
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
-    if not beside:
-        return len(paths)
-    if packed_as(paths[0]) != ".parquet":
-        return len(OPENERS[packed_as(paths[0])](paths))
-    if not has_pyarrow():
-        size = sum(map(os.path.getsize, paths))
-        sizes = (os.path.getsize(name) for name in beside.names if os.path.isfile(name))
-        if any(total > size for total in itertools.accumulate(sizes)):
-            return 1
+    if packed_as(paths[0]) == ".tar":
+        return len(Shards(paths))
+    if not has_pyarrow() and sum(map(os.path.getsize, paths)) < pictures.sizes().sum():
+        return 1
     return sum(map(num_rows, paths))
 
 

@@ -15,7 +15,6 @@ from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
 from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
-from selfie_cli.data.names import Names
 from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError, one_line
 
@@ -60,7 +59,7 @@ class Parquet(Packed):
                 raise DataError(f"{path} is damaged: its rows do not match its metadata")
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
-        self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)
+        self.names = [f"{path}/row-{row:06d}" for path, row in rows]
         if not len(self):
             raise DataError(f"no rows in {self.paths[0]}")
         if COPIES * largest > available_memory():

@@ -11,7 +11,6 @@ import numpy as np
 
 from selfie_cli.data.folders import Tree
 from selfie_cli.data.layout import kind_of, label_of
-from selfie_cli.data.names import Names
 from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
@@ -38,7 +37,7 @@ class Shards(Packed, Tree):
         self.paths = list(paths)
         self.texts: list[str | None] = []
         where = array("q")
-        self.names = Names(self._index(where))
+        self.names = list(self._index(where))
         self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
 
     def _index(self, where: "array[int]") -> Iterator[str]:

@@ -17,7 +17,6 @@ from PIL import Image
 
 from selfie_cli.data.images import open_image, read_file, what_is
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.names import Names
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage, one_line
 from selfie_cli.talk import Talk
@@ -39,7 +38,7 @@ class Source(ABC):
 
     def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
         self.left_out = LeftOut() if left_out is None else left_out
-        self.names = names if isinstance(names, Names) else Names(names)
+        self.names = list(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -227,6 +226,14 @@ def chosen(source: Source, indices: Labels) -> Source:
 def fingerprint(source: Source) -> str:
     """16 hex digits over the number of images and their names below the folder that they share."""
     digest = hashlib.sha256(f"{len(source)}\n".encode())
-    for names in source.names.below_shared_folder():
-        digest.update(names)
+    for name in below_shared_folder(source.names):
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()[:16]
+
+
+def below_shared_folder(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names from below the folder that all share."""
+    folder = names[0][: names[0].rfind("/") + 1] if names else ""
+    while not all(name.startswith(folder) for name in names):
+        folder = folder[: folder.rfind("/", 0, -1) + 1]
+    return (name[len(folder) :] for name in names)

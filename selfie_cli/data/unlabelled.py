@@ -100,7 +100,8 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | Packed
     left_out = pictures.left_out
     packed = {suffix: [path for path in pictures.packed if path.lower().endswith(suffix)] for suffix in PACKED}
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
-    counts = {"": len(pictures)} | {suffix: num_images(paths, pictures) for suffix, paths in packed.items()}
+    counts = {suffix: num_images(paths, pictures) if pictures else len(paths) for suffix, paths in packed.items()}
+    counts = {"": len(pictures)} | counts
     taken = max(counts, key=lambda suffix: counts[suffix])  # pictures, if as many
     for suffix in packed.keys() - {taken}:
         left_out.add("packed", f"*{suffix}", count=len(packed[suffix]) * (counts[suffix] > 0))
@@ -154,6 +155,5 @@ def named_tree(name: str, data_root: Path) -> str | None:
 
 
 def nothing_in(folder: str, left_out: LeftOut) -> DataError:
-    others = sum(len(files) for _, _, files in os.walk(folder))
     told = f"; {left_out}" if left_out else ""
-    return DataError(f"no images in {folder} ({LOOKED_FOR}); {others} other files were found{told}")
+    return DataError(f"no images in {folder} ({LOOKED_FOR}){told}")

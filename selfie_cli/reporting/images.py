@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfie_cli.comparison.labels import Data
 from selfie_cli.data.augment import Preprocessing, centre_crop
 from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
-from selfie_cli.data.sources import Source, Subset
+from selfie_cli.data.sources import Array, Source, Subset, below_shared_folder
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
@@ -67,8 +68,7 @@ class Images:
 
     def names(self, rows: Labels) -> list[str]:
         """Names below the folder that all of `rows` share."""
-        below = Subset(self.source, rows).names.below_shared_folder()
-        return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
+        return list(below_shared_folder(Subset(self.source, rows).names))
 
     def label(self, row: int) -> str | None:
         return None if self.labels is None else self.classes[self.labels[row]]
@@ -124,6 +124,19 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
         image_size=int(run.derived["image_size"]),
         preprocessing=Preprocessing.of(run.derived),
         workers=workers,
+    )
+
+
+def tested_on(run: Run, data: Data) -> Images:
+    """The images on which the networks of a run were tested, which are decoded already."""
+    return Images(
+        source=Array(data.test.pixels.numpy(), data.test.names),
+        labels=data.test.labels.numpy(),
+        classes=data.classes,
+        note=f"From {data.name}, not used in training. {data.split}",
+        image_size=int(run.derived["image_size"]),
+        preprocessing=Preprocessing.of(run.derived),
+        workers=1,
     )
 
 

@@ -12,7 +12,6 @@ from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
 from test_precision import network
 from torch import nn
 
-from selfie_cli.data.names import Names
 from selfie_cli.errors import UsageError
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import Compute, Job, Result, Stream, named_images
@@ -25,7 +24,7 @@ def names(images: Path) -> list[str]:
 
 
 def streaming(names: list[str], compute: Compute = Network.vectors, *, batch_size: int) -> Stream:
-    job = Job(names=Names(names), compute=compute, what="x", precision="fp32", workers=1, batch_size=batch_size)
+    job = Job(names=names, compute=compute, what="x", precision="fp32", workers=1, batch_size=batch_size)
     return Stream(job, network(), Talk())
 
 
