@@ -4,7 +4,8 @@ import functools
 import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
@@ -26,9 +27,15 @@ class Tree(Source):
         """The part and the class of the images in each folder; see `layout.arrange`."""
         return arrange(set(self.folders()))
 
-    def labels(self) -> tuple[list[str | None], list[str] | None]:
-        """The class of each image, "" outside the folders of classes; None in place of all classes in their order."""
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
         return [self.places[folder].label for folder in self.folders()], None
+
+    def rows_of_parts(self) -> dict[str, list[int]]:
+        """The rows of the images of each part; "" for those that are in none, and "apart" for those beside parts."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, folder in enumerate(self.folders()):
+            rows[self.places[folder].part].append(row)
+        return rows
 
     def title(self, part: str) -> str:
         """The names of the folders of a part: 'valid/'."""
@@ -115,7 +122,7 @@ class Folder(Files, Tree):
         return itertools.chain.from_iterable(itertools.starmap(itertools.repeat, self._runs))
 
     def keys(self) -> list[str]:
-        """The path of each image below the root, without its part: the names that the hash split uses."""
+        """The path of each image below the root, without its part."""
         places = map(self.places.__getitem__, self.folders())
         inside = (name[len(self.root) :].replace(os.sep, "/") for name in self.names)
         return [without_part(path, place.part) for path, place in zip(inside, places, strict=True)]

@@ -20,7 +20,7 @@ from urllib.error import URLError
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.data.sources import Array, Files, Labelled
+from selfie_cli.data.sources import Array, Files, Source
 from selfie_cli.errors import DataError
 from selfie_cli.files import temporary_beside
 from selfie_cli.talk import Talk
@@ -64,7 +64,7 @@ NAMED = {
 }
 
 
-def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Labelled:
+def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
     """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is not there.
 
     Raises:
@@ -83,11 +83,12 @@ def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Ta
     else:
         paths, labels = first("_image_files", "_images"), first("targets", "labels", "_labels")
     if (pixels := first("data")) is None:
-        source: Files | Array = Files(map(os.fspath, paths))
+        source: Source = Files(map(os.fspath, paths))
     else:
         source = Array(_channels_last(np.asarray(pixels)), (f"{name}/{part}/{row:06d}" for row in range(len(pixels))))
-    classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
-    return Labelled(source, np.asarray(labels, np.int64), classes)
+    source.classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
+    source.texts = [source.classes[label] for label in labels]
+    return source
 
 
 def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) -> Any:

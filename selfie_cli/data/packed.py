@@ -1,18 +1,19 @@
 """Files of many images, tar shards and parquet files: opened, counted, and told apart by the parts in their names."""
 
 import contextlib
+import functools
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from selfie_cli.data.images import EXTENSIONS
 from selfie_cli.data.layout import PACKED, LeftOut, part_of
 from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Source
+from selfie_cli.data.sources import DataSet, Source
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.talk import Talk
 
@@ -23,22 +24,6 @@ PackedSource = Parquet | Shards
 OPENERS: dict[str, type[PackedSource]] = {".parquet": Parquet, ".tar": Shards}
 """Sources by the suffixes of their files, which are those of `layout.PACKED`."""
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
-
-
-@dataclass(frozen=True)
-class PackedSet:
-    """A data set's name, its files by part, as of `parts_of_files`, and what its sources are to be given."""
-
-    name: str
-    files: dict[str, list[str]]
-    pinned: dict[str, str] = field(default_factory=dict)
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
-
-    def open(self, part: str) -> PackedSource:
-        source = pack(self.files[part])
-        source.pinned = self.pinned
-        self.left_out.update(source.left_out)
-        return source
 
 
 def packed_as(one: str) -> str:
@@ -77,14 +62,38 @@ def holds_images(packed: str) -> bool:
     return True
 
 
+def packed_set(
+    name: str,
+    files: Iterable[str],
+    paths_of: Callable[[list[str]], list[str]],
+    *,
+    where: str,
+    hint: str,
+    talk: Talk,
+    config: str | None = None,
+    pinned: Mapping[str, str] = MappingProxyType({}),
+) -> DataSet:
+    """The data set in `files`, by part; see `parts_of_files`. `paths_of` gives the paths of those of a part."""
+    parts = parts_of_files(files, where=where, hint=hint, talk=talk, config=config)
+    left_out = LeftOut()
+
+    def opened(part: str) -> Source:
+        source = pack(paths_of(parts[part]))
+        source.pinned = pinned
+        left_out.update(source.left_out)
+        return source
+
+    readers = {part: functools.cache(functools.partial(opened, part)) for part in parts}
+    return DataSet(name, readers, {part: part for part in parts}, left_out)
+
+
 def parts_of_files(
-    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
+    files: Iterable[str], *, where: str, hint: str, talk: Talk, config: str | None = None
 ) -> dict[str, list[str]]:
     """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
 
     `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
-    leaves out what is kept for evaluation.
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/.
 
     Raises DataError, which ends in `hint`, if there are several configurations.
     """
@@ -105,24 +114,15 @@ def parts_of_files(
     parts = configs[config]
     unknown = parts.pop("", [])
     if "train" not in parts or len(parts) == 1:
-        parts = {"all": sorted(itertools.chain(unknown, *parts.values()))}
-    elif unknown:
+        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    if unknown:
         talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
-    if only_train and len(parts) > 1:
-        say_kept(where, "train", sorted(parts.keys() - {"train"}), talk)
-        parts = {"train": parts["train"]}
     return parts
 
 
-def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
+def check_numbers(files: Iterable[str], where: str) -> None:
     """Raise DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
-    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
+    numbered = map(NUMBERED.fullmatch, files)
     for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
         if there != int(count):
             raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")
-
-
-def say_kept(where: str, train: str, others: Sequence[str], talk: Talk) -> None:
-    """Say which parts are not read because they are for evaluation."""
-    are = "is" if len(others) == 1 else "are"
-    talk.say(f"{where}: only {train} is read, {' and '.join(others)} {are} kept for evaluation")

@@ -12,7 +12,7 @@ from torch import Tensor
 from selfie_cli.comparison.labels import Data
 from selfie_cli.data.augment import Preprocessing, centre_crop
 from selfie_cli.data.bad_files import BadFile
-from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
+from selfie_cli.data.labelled import assemble, open_labelled, open_parts, parts_with_labels
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
 from selfie_cli.data.sources import Array, Source, Subset, below_shared_folder
@@ -159,16 +159,16 @@ def choose(
     if len(asked) == 1:
         held = None
         with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
-            pieces = open_pieces(asked[0], data_root=root, offline=offline, talk=Talk())
-            held = pieces.parts.get("test") or pieces.parts.get("validation")
+            found = open_parts(asked[0], data_root=root, offline=offline, talk=Talk())
+            held = next((part for part in ("test", "validation") if part in found.parts), None)
             if own and not held:  # all of them: to choose some for testing, all would be read
-                ((whole, _),) = parts_with_labels(pieces).values()
+                (whole,) = parts_with_labels(found).values()
                 return whole.source, whole.labels, whole.classes, trained
-            found = assemble(pieces, Talk())
-            note = f"{'Held-out images' if own else 'Images'} of {found.name}. {found.split_note}"
-            return found.test.source, found.test.labels, found.test.classes, note
+            split = assemble(found, Talk())
+            note = f"{'Held-out images' if own else 'Images'} of {split.name}. {split.split_note}"
+            return split.test.source, split.test.labels, split.test.classes, note
         if held is not None:
-            return held().source, None, [], f"Held-out images of {held().title}, without labels."
+            return found.parts[held](), None, [], f"Held-out images of {found.titles[held]}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 

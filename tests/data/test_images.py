@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 
 from selfie_cli.data import images
+from selfie_cli.data.examination import inspect
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image, to_rgb
-from selfie_cli.data.inspection import inspect
 from selfie_cli.errors import UnreadableImage
 from tests.data.corpus import Entry, chunk, corpus, png, saved, write_no_files
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.duplicates import marks_of
+from selfie_cli.data.examination import Oddity, inspect, inspect_all
 from selfie_cli.data.images import FORMATS, decode_square, open_image
-from selfie_cli.data.inspection import Oddity, inspect, inspect_all
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
 from tests.data.corpus import png, saved
