@@ -161,7 +161,7 @@ def test_resume_repeats_nothing_and_ends_the_same(curved: Path) -> None:
 
 
 def test_what_cannot_be_resumed(curved: Path, finetuned: Path) -> None:
-    assert "is finished" in error_of("curve", "--resume", curved)
+    assert f"is finished. To see its results: selfie report {curved}" in error_of("curve", "--resume", curved)
     assert "selfie finetune --resume" in error_of("curve", "--resume", finetuned)
     shutil.copytree(curved, "part")
     unfinish(Path("part"))
