@@ -287,8 +287,11 @@ def load_all(
     unreadable: dict[int, str] = {}
 
     def read(chunk: range, stop: threading.Event) -> dict[int, str]:
-        images = np.arange(chunk.start, chunk.stop)
-        return {} if stop.is_set() else load(images, images, pixels)
+        bad: dict[int, str] = {}
+        for images in np.split(np.arange(chunk.start, chunk.stop), range(4, len(chunk), 4)):
+            if not stop.is_set():
+                bad |= load(images, images, pixels)
+        return bad
 
     def note(chunk: range, bad: dict[int, str]) -> str:
         unreadable.update(bad)
