@@ -192,9 +192,9 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
         found = open_labelled_parts(one, data_root=root, offline=offline, talk=warnings)
     except DataError as error:
         return dataclasses.replace(unlabelled, refusal=error)
-    for part, opened in found.parts.items():
+    for part in found.parts:
         try:
-            source = opened()
+            source = found.open(part)
             texts[part], made[part] = source.labels()[0], source
         except DataError as error:
             if part != "validation" or "test" not in found.parts:

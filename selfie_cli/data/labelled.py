@@ -63,9 +63,7 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
     """
     if is_named(dataset, data_root):
         read = functools.partial(read_named, dataset, data_root=data_root, offline=offline, talk=talk)
-        parts = NAMED[dataset].parts
-        readers = {part: functools.cache(functools.partial(read, part)) for part in parts}
-        return DataSet(dataset, readers, dict.fromkeys(parts, "own"))
+        return DataSet(dataset, dict.fromkeys(NAMED[dataset].parts, "own"), functools.cache(read))
     where = dataset
     if hub_sets.is_address(dataset):
         found = hub_sets.fetch(dataset, offline=offline, talk=talk)
@@ -86,7 +84,7 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
     else:
         where = dataset if os.path.exists(dataset) else named_tree(dataset, data_root) or dataset
         found = open_folder(where, talk)
-    whole = found.parts["all"]() if "all" in found.parts else None
+    whole = found.open("all") if "all" in found.parts else None
     if isinstance(whole, Folder):
         for folder in whole.bare:
             found.left_out.add("empty", folder)
@@ -113,12 +111,12 @@ def parted_by_folders(found: DataSet, source: Tree, where: str, talk: Talk) -> D
         if part in ("", "apart"):
             found.left_out.add("apart", folder.split("/")[0], count)
 
-    def read(part: str) -> Source:
+    @functools.cache
+    def opened(part: str) -> Source:
         return chosen(source, np.array(rows[part], np.int64))
 
-    parts = [part for part in rows if part not in ("", "apart")]
-    readers = {part: functools.cache(functools.partial(read, part)) for part in parts}
-    return DataSet(found.name, readers, {part: source.title(part) for part in parts}, found.left_out)
+    parts = {part: source.title(part) for part in rows if part not in ("", "apart")}
+    return DataSet(found.name, parts, opened, found.left_out)
 
 
 def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
@@ -160,7 +158,7 @@ def assemble(found: DataSet, talk: Talk) -> LabelledSplits:
         ((_, whole),) = read.items()
         return _hash_split(whole, found, talk)
     tested = "test" if "test" in read else "validation"
-    title = found.titles[tested]
+    title = found.parts[tested]
     own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
     unused = " The validation part is not used." * (tested == "test" and "validation" in found.parts)
     note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
@@ -175,7 +173,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
     for part in [part for part in ("all", "train", "test", "validation") if part in found.parts]:
         if part == "validation" and "test" in read:
             break
-        source, title = found.parts[part](), found.titles.get(part, part)
+        source, title = found.open(part), found.parts[part] or part
         where = found.name if part == "all" else f"{title.rstrip('/')} of {found.name}"
         texts, known = source.labels()
         there = {text for text in texts if text}

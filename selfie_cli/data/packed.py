@@ -77,14 +77,14 @@ def packed_set(
     parts = parts_of_files(files, where=where, hint=hint, talk=talk, config=config)
     left_out = LeftOut()
 
+    @functools.cache
     def opened(part: str) -> Source:
         source = pack(paths_of(parts[part]))
         source.pinned = pinned
         left_out.update(source.left_out)
         return source
 
-    readers = {part: functools.cache(functools.partial(opened, part)) for part in parts}
-    return DataSet(name, readers, {part: part for part in parts}, left_out)
+    return DataSet(name, {part: part for part in parts}, opened, left_out)
 
 
 def parts_of_files(

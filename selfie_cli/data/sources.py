@@ -247,14 +247,14 @@ def chosen(source: Source, indices: Labels) -> Source:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set by parts: "all", or "train" and "validation", "test" or both. Each is opened when it is asked for.
+    """A data set by parts: "all", or "train" and "validation", "test" or both.
 
-    titles: the names of the parts there, such as "valid/" for a folder.
+    parts: what each is called there, such as "valid/" for a folder. open: gives the images of a part.
     """
 
     name: str
-    parts: Mapping[str, Callable[[], Source]]
-    titles: Mapping[str, str]
+    parts: Mapping[str, str]
+    open: Callable[[str], Source]
     left_out: LeftOut = field(default_factory=LeftOut)
 
 

@@ -93,7 +93,7 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
         train = pictures.split.get("train")
         if train and not any(f"{each}/".startswith(f"{train}/") for each in pictures.folders()):
             raise nothing_in(os.path.join(folder, train), left_out)
-        return DataSet(name, {"all": lambda: pictures}, {}, left_out)
+        return DataSet(name, {"all": "all"}, lambda part: pictures, left_out)
     left_out.add("pictures", count=len(pictures))
     inside = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in packed[taken]}
 
@@ -111,7 +111,7 @@ def training_of(found: DataSet, where: str, talk: Talk) -> Source:
     """The images of a data set that are not kept for evaluation; says which those are."""
     if others := sorted(found.parts.keys() - {"train", "all"}):
         say_kept(where, "train", others, talk)
-    source = found.parts["train" if others else "all"]()
+    source = found.open("train" if others else "all")
     source.left_out = found.left_out
     return training_part(source, where, talk)
 

@@ -168,7 +168,7 @@ def choose(
             note = f"{'Held-out images' if own else 'Images'} of {split.name}. {split.split_note}"
             return split.test.source, split.test.labels, split.test.classes, note
         if held is not None:
-            return found.parts[held](), None, [], f"Held-out images of {found.titles[held]}, without labels."
+            return found.open(held), None, [], f"Held-out images of {found.parts[held]}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 

@@ -50,12 +50,12 @@ def get(address: str = PETS, *, offline: bool = False, talk: Talk | None = None)
 
 def paths(found: DataSet, *parts: str) -> list[str]:
     """The files of the parts, all of them by default, which are downloaded."""
-    return [path for part in parts or sorted(found.parts) for path in found.parts[part]().paths]
+    return [path for part in parts or sorted(found.parts) for path in found.open(part).paths]
 
 
 def pin(found: DataSet) -> str:
     """The address with the commit."""
-    return next(iter(found.parts.values()))().pinned[PETS]
+    return found.open("train").pinned[PETS]
 
 
 def fetched(hub: Hub) -> list[str]:
@@ -120,7 +120,7 @@ def test_configurations(hub: Hub, pets: Repository, tmp_path: Path) -> None:
     found = get(f"{PETS}@main:grey")
     assert all("/grey/" in path for path in paths(found))
     assert found.name == "pets-grey"
-    (pinned,) = found.parts["train"]().pinned.values()
+    (pinned,) = found.open("train").pinned.values()
     assert paths(get(pinned)) == paths(found)
     with pytest.raises(DataError, match="has no blue, but default, grey"):
         get(f"{PETS}:blue")
