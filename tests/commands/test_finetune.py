@@ -16,8 +16,8 @@ import torch
 from running import SMALL, draw_folder, error_of, same_weights, selfie
 
 from selfie_cli import runs
-from selfie_cli.commands.finetune import hybrid_shape, learning_rates
-from selfie_cli.comparison.arms import network_shape
+from selfie_cli.commands.finetune import learning_rates
+from selfie_cli.comparison.arms import hybrid_shape, network_shape
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.errors import UsageError
