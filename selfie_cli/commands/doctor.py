@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
 from selfie_cli.data.augment import OURS
 from selfie_cli.data.cache import MOST, cache_folder
-from selfie_cli.data.examination import Examination, Finding
+from selfie_cli.data.examination import Examination, Finding, Inspected, inspect_all
 from selfie_cli.data.images import FORMATS
-from selfie_cli.data.inspection import Inspected, inspect_all
-from selfie_cli.data.labelled import assemble, is_named, open_pieces
+from selfie_cli.data.labelled import assemble, is_named
+from selfie_cli.data.labelled import open_parts as open_labelled_parts
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory, shared_memory
 from selfie_cli.data.pixels import is_small, read_pixels
@@ -187,32 +187,33 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
     unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
     if len(options.data) > 1 or is_named(one, root):
         return unlabelled
-    warnings, made, unopened = Warnings(), {}, []
+    warnings, made, texts, unopened = Warnings(), dict[str, Source](), dict[str, Sequence[str | None]](), []
     try:
-        pieces = open_pieces(one, data_root=root, offline=offline, talk=warnings)
+        found = open_labelled_parts(one, data_root=root, offline=offline, talk=warnings)
     except DataError as error:
         return dataclasses.replace(unlabelled, refusal=error)
-    for part, piece in pieces.parts.items():
+    for part in found.parts:
         try:
-            made[part] = piece()
+            source = found.open(part)
+            texts[part], made[part] = source.labels()[0], source
         except DataError as error:
-            if part != "validation" or "test" not in pieces.parts:
+            if part != "validation" or "test" not in found.parts:
                 return dataclasses.replace(unlabelled, refusal=error)
             unopened.append((part, str(error)))
-    first = made.pop("train", None) or made.pop("all")
-    labels = list(first.texts)
+    first = "train" if "train" in made else "all"
+    labels, names = list(texts.pop(first)), made.pop(first).names
     if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
-        known = dict(zip(first.source.names, labels, strict=True))
+        known = dict(zip(names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
-    parts = {"train" if made else "": read} | {part: piece.source for part, piece in made.items()}
-    labels += itertools.chain.from_iterable(piece.texts for piece in made.values())
+    parts = {"train" if made else "": read} | made
+    labels += itertools.chain.from_iterable(texts[part] for part in made)
     refusal = None
     try:
-        assemble(pieces, talk)
+        assemble(found, talk)
     except DataError as error:
         refusal = error
     return Opened(
-        parts=parts, labels=labels, left_out=pieces.left_out, refusal=refusal, warned=warnings.lines, unopened=unopened
+        parts=parts, labels=labels, left_out=found.left_out, refusal=refusal, warned=warnings.lines, unopened=unopened
     )
 
 
