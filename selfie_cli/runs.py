@@ -22,7 +22,7 @@ from shlex import quote
 from typing import Any
 
 from selfie_cli import __version__, foreign, hub, schema
-from selfie_cli.errors import RunError
+from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
 from selfie_cli.recipes import called
 from selfie_cli.signals import is_alone
@@ -93,6 +93,11 @@ class Run:
     def is_foreign(self) -> bool:
         """Whether selfie has not trained it: see `foreign`."""
         return self.verb == "weights"
+
+    def check_finished(self) -> None:
+        """Raise RunError, with the command that resumes it, for a stopped run."""
+        if not self.finished:
+            raise RunError(f"{self} is not finished: selfie {self.verb} --resume {quote(str(self))}")
 
     def finish(self, measured: dict[str, Any]) -> None:
         """Mark the run as finished, note what was measured, and remove its saved states."""
@@ -326,21 +331,30 @@ def newest_pretraining() -> Run | None:
 
 def resolve_from(
     from_: str | None, *, backbone: str | None = None, offline: bool = False, talk: Talk = SILENT
-) -> tuple[Run | None, str]:
-    """The run that --from names (None for 'none'), and a line about it. backbone: the network that 'imagenet' means."""
+) -> Run | None:
+    """Return the run that --from names, None for 'none', and say which it is. backbone: what 'imagenet' stands for."""
     if from_ == "none":
-        return None, "weights: none, a freshly initialized network"
+        talk.say("weights: none, a freshly initialized network")
+        return None
+    how = ""
     if from_ is not None:
         address = foreign.imagenet(backbone) if from_ == "imagenet" else from_
         run = open_run(address, offline=offline, also_foreign=True, talk=talk)
-        if not run.finished:
-            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {quote(from_)}")
-        return run, f"weights: {describe(run)}"
-    newest = newest_pretraining()
-    if newest is not None:
-        return newest, f"weights: {describe(newest)}, the newest finished pretraining under ./{RUNS}"
-    run = open_run("bundled")
-    return run, f"weights: {describe(run)} (no finished pretraining under ./{RUNS})"
+        run.check_finished()
+    elif newest := newest_pretraining():
+        run, how = newest, f", the newest finished pretraining under ./{RUNS}"
+    else:
+        run, how = open_run("bundled"), f" (no finished pretraining under ./{RUNS})"
+    talk.say(f"weights: {describe(run)}{how}")
+    return run
+
+
+def weights_for(verb: str, from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> Run:
+    """Return the run that --from names, as `resolve_from` does. Raise UsageError for 'none'."""
+    run = resolve_from(from_, offline=offline, talk=talk)
+    if run is None:
+        raise UsageError(f"{verb} needs trained weights: name a run's folder, hf://owner/name or bundled")
+    return run
 
 
 def describe(run: Run) -> str:

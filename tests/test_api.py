@@ -64,15 +64,6 @@ def test_names_are_those_of_all_verbs() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"imag_size": 64}, "did you mean 'image_size'"), ({"zzz": 1, "out": "x"}, r"'zzz': help\(selfie.pretrain\)")],
-)
-def test_an_unknown_option_names_the_close_one(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        api.pretrain("images", **wrong)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
     [
         ({"device": "tpu"}, "^--device must be one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'$"),
         ({"image_size": "64"}, r"^--image-size must be int \| None, got '64'$"),
@@ -129,7 +120,7 @@ def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pyte
     (answer,) = found.answers
     assert answer.matches[0].path == str(query)
     html = found._repr_html_()
-    assert html.count("<tr>") == 4
+    assert html.count("test/") == 4  # the query, and three matches
     assert "1.0000" in html
     assert capfd.readouterr() == ("", "")
 
@@ -142,7 +133,7 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     labelled = {**SMALL, "backbone": None, "dataset": images, "from_": trained.run, "check_length": False}
     result = api.finetune(seeds=2, out="tuned", **labelled)
     html = result._repr_html_()
-    assert "<td" in html
+    assert html.startswith("<pre")
     for arm in result.arms:
         assert f"{arm.mean * 100:.1f} ± {arm.std * 100:.1f}" in html
     assert result.sentence in html
@@ -151,7 +142,7 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     assert found.rows[0].keys() == (shown := json.loads(line)).keys()
     assert found.rows[0]["probability"] == pytest.approx(shown["probability"], abs=1e-4)
     assert found.rows[0]["path"] == shown["path"]
-    assert found._repr_html_().count("<tr>") == 21
+    assert found._repr_html_().count(".png") == 20
     assert "and 10 more" in found._repr_html_()
     judged = api.evaluate(trained.run, dataset=images, quiet=True)
     assert 0 <= judged.trained.knn <= 1

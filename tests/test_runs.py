@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+from listening import Listener
 from running import ENVIRONMENT, error_of, leftover
 
 from selfie_cli import runs
-from selfie_cli.errors import RunError
+from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import TEMPORARY, read_json, write_json
 from selfie_cli.training import start
 
@@ -265,8 +266,9 @@ def test_a_format_that_is_no_number_is_no_runs(run, format):
 def test_where_weights_come_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     here = tmp_path / "runs"
+    listener = Listener()
     assert runs.newest_pretraining() is None
-    assert runs.resolve_from("none")[0] is None
+    assert runs.resolve_from("none", talk=listener) is None
     make(here / "old", written=100)
     make(here / "new", written=300)
     make(here / "unfinished", finished=False, written=400)
@@ -274,11 +276,12 @@ def test_where_weights_come_from(tmp_path, monkeypatch):
     make(here / "demo" / "pretrain", written=600)
     make(here / "damaged", written=700)
     (here / "damaged" / "config.json").write_text("{")
-    run, line = runs.resolve_from(None)
-    assert run.path.name == "new"
-    assert "newest" in line
-    run, line = runs.resolve_from("runs/old")
-    assert str(run.path) in line
-    assert run.path.name == "old"
-    with pytest.raises(RunError, match="not finished"):
+    assert runs.resolve_from(None, talk=listener).path.name == "new"
+    assert runs.resolve_from("runs/old", talk=listener).path.name == "old"
+    told = ("none, a freshly initialized", "new (", "runs/old (")
+    assert [line.startswith(f"weights: {words}") for words, line in zip(told, listener.said, strict=True)]
+    assert "the newest finished pretraining" in listener.said[1]
+    with pytest.raises(RunError, match="not finished: selfie pretrain --resume runs/unfinished"):
         runs.resolve_from("runs/unfinished")
+    with pytest.raises(UsageError, match="embed needs trained weights"):
+        runs.weights_for("embed", "none")

@@ -39,7 +39,8 @@ FAULTS = [
     *[("measured.last", {"loss": "low"}), ("data", []), ("versions", ["1"]), ("from", [{"path": 3}])],
     # unknown
     *[("derived.optimizer", "sgdx"), ("derived.selfie.patience", 3), ("derived.trust_remote_code", True)],
-    *[("progress.status", True), ("verb", "embed")],
+    *[("progress.status", True), ("verb", "embed"), ("derived.frozen", {"num_stages": 9}), ("derived.frozen", [])],
+    ("derived.frozen", {"num_stages": 3, "frozen_width": 9}),
 ]
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,12 +32,6 @@ def discard(stream: IO[str]) -> None:
     """Send a stream that nobody reads to /dev/null, so that its buffer is not tried, and reported, again."""
     with contextlib.suppress(OSError, ValueError):  # it may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def time_left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 class Console(Talk):
@@ -128,7 +123,9 @@ class Console(Talk):
                 return
             shown = now
             speed = (done - first) / (now - begun)
-            left = f", {time_left((total - done) / speed)} left" if speed > 0 and done < total else ""
+            left = ""
+            if speed > 0 and done < total:
+                left = f", {timedelta(seconds=round((total - done) / speed))} left"
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance

@@ -15,6 +15,7 @@ from selfie_cli.inference.networks import Network, load_network, provenance
 from selfie_cli.inference.outputs import BAD_FILES, Written, check_out, check_writable, conclude
 from selfie_cli.inference.stream import Job, Stream, named_images
 from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, Write, vector_writer
+from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import prepare
@@ -29,10 +30,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     out = check_place(options)
     in_parts = out is not None and not out.suffix
     names, left_out = named_images(options.paths, stdin, talk)
-    run, line = runs.resolve_from(options.from_, talk=talk)
-    if run is None:
-        raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
-    talk.say(line)
+    run = runs.weights_for("embed", options.from_, talk=talk)
     network = load_network(run, features=options.features, device=prepare(options.device))
     talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
     if run.address == "bundled":
@@ -40,16 +38,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     if out is not None:
         check_room(out, len(names) * network.width * AT_LEAST[out.suffix or ".parquet"])
 
-    job = Job(
-        names=names,
-        compute=Network.vectors,
-        what="embedding",
-        precision=options.precision,
-        workers=options.workers,
-        batch_size=options.batch_size,
-        compile=options.compile,
-        in_parts=in_parts,
-    )
+    job = pick(Job, options, names=names, compute=Network.vectors, what="embedding", in_parts=in_parts)
     with Stream(job, network, talk) as stream, contextlib.ExitStack() as stack:
         write = emit if group().first else lambda result: None
         if out is not None and (in_parts or group().first):

@@ -11,6 +11,7 @@ from selfie_cli.errors import RunError, UsageError
 from selfie_cli.inference.networks import Network, load_network
 from selfie_cli.inference.outputs import Written, check_out, conclude, row_writer
 from selfie_cli.inference.stream import Job, Stream, named_images
+from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import prepare
@@ -26,20 +27,11 @@ def predict(
     run = runs.open_run(options.run, also_foreign=True, talk=talk)
     if "classes" not in run.derived:
         raise RunError(f"{run} has no classes: selfie finetune --from {quote(str(run))} --dataset FOLDER")
-    if not run.finished:
-        raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
+    run.check_finished()
     names, left_out = named_images(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
     network = load_network(run, features=None, device=prepare(options.device))
-    job = Job(
-        names=names,
-        compute=Network.probabilities,
-        what="predicting",
-        precision=options.precision,
-        workers=options.workers,
-        batch_size=options.batch_size,
-        compile=options.compile,
-    )
+    job = pick(Job, options, names=names, compute=Network.probabilities, what="predicting", in_parts=False)
     with Stream(job, network, talk) as stream, contextlib.ExitStack() as stack:
         write = emit
         if out is not None and group().first:

@@ -136,7 +136,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
         talk.say(f"{file.path} does not name the network that made it; using the following one")
     asked = from_ or made_by.get("from")
     try:
-        run, line = runs.resolve_from(asked, offline=from_ is None, talk=talk)
+        run = runs.weights_for("similar", asked, offline=from_ is None, talk=talk)
     except (RunError, HubError) as error:
         if from_ is not None or not made_by:
             raise
@@ -144,9 +144,6 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
         if is_address(str(asked)):
             hint = f"give --from {asked} to fetch it"
         raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
-    if run is None:
-        raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
-    talk.say(line)
     if made_by and networks.digest_of(run) != made_by["sha256"]:
         raise UsageError(
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layouts import Build, link, picture, pictures, put, several, table, tar, tree
+from layouts import Build, link, picture, pictures, several, table, tar, tree
 from PIL import Image
 
 from selfie_cli.commands.doctor import Diagnosis, doctor
@@ -98,25 +98,6 @@ def test_doctor_and_finetune_agree(name: str) -> None:
     for each in findings.values():
         assert "remove" not in each.text  # advice costs no data
         assert all(item.name != item.note.removeprefix("copy of ") for item in each.items)
-
-
-def test_a_folder_that_has_files_is_never_called_empty() -> None:
-    put(Path("data"), TWO | {"cat/raw/1.heic": b"x", "cat/notes/a.txt": b"x"})
-    found = checkup("data")
-    assert not any("empty" in text for each in found.remarks for text in (each.kind, each.text))
-    assert found.left_out["formats"] == 1
-
-
-def test_a_file_is_listed_once_and_links_are_called_links() -> None:
-    put(Path.cwd(), pictures("data/photos/a", "data/photos/b", count=3) | {"outside/x.png": picture(99)})
-    for name in ("photos/a/one.png", "photos/b/two.png"):
-        Path("data", name).symlink_to(Path.cwd() / "outside/x.png")
-    found = checkup("data/photos", "data/photos/a")
-    assert sum(found.images.values()) == 8
-    (copies,) = [each for each in found.remarks if each.kind == "copies"]
-    assert [(item.name, item.note) for item in copies.items] == [
-        ("data/photos/b/two.png", "link to the same file as data/photos/a/one.png")
-    ]
 
 
 def test_images_that_are_alike_on_white_alone_are_no_copies() -> None:

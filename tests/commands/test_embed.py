@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from running import COMMAND, ENVIRONMENT, TORCHRUN, error_of, leftover, process, selfie
+from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, selfie
 from vector_reading import read_back
 
 FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
@@ -48,7 +48,7 @@ def test_rows_are_in_input_order_with_unreadable_ones_left_out(pretrained: Path,
         assert f"warning: left out: {name}: " in result.stderr
     assert not any(Path().glob("*bad_files.jsonl"))
     selfie("embed", *order, "--from", pretrained, "--out", "v.npy")
-    bad = [json.loads(line)["path"] for line in Path("v.npy.bad_files.jsonl").read_text().splitlines()]
+    bad = [line["path"] for line in lines_of("v.npy.bad_files.jsonl")]
     assert bad == ["bad.jpg", "nowhere.png", "empty.png"]
     Path("bad_files.jsonl").write_text("dear")
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
@@ -91,8 +91,8 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
     assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", "v.arrow", code=2)
     assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
-    document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
-    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
+    written = document("embed", *some, "--from", pretrained, "--out", "w.csv")
+    assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
