@@ -16,7 +16,7 @@ import torchvision
 from hub_server import Hub, Repository
 from listening import Listener
 from PIL import Image
-from running import draw_folder, error_of, selfie
+from running import config_of, document, draw_folder, error_of, rows, selfie
 from safetensors.torch import load_file, save_file
 
 import selfie_cli
@@ -208,12 +208,10 @@ def test_tensors_that_do_not_fit(repository: Path, tmp_path: Path) -> None:
     save_file({"x": first}, tmp_path / "none.safetensors")
     with pytest.raises(RunError, match="holds none of resnet50, resnet18"):
         load(tmp_path / "none.safetensors")
-    (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(RunError, match="no safetensors file"):
-        load(tmp_path / "text.safetensors")
-    (tmp_path / "pickle.pth").write_bytes(b"cos\nsystem\n.")
-    with pytest.raises(RunError, match=r"or a \.safetensors file is expected"):
-        load(tmp_path / "pickle.pth")
+    for name, said in (("a.safetensors", "no safetensors file"), ("a.pth", "or a .safetensors file is expected")):
+        (tmp_path / name).write_bytes(b"cos\nsystem\n.")
+        with pytest.raises(RunError, match=said):
+            load(tmp_path / name)
     save_file(tensors, tmp_path / "header.safetensors", {"preprocessing": "[1]", "image_size": "x", "backbone": "y"})
     with pytest.raises(RunError, match="its header is damaged"):
         load(tmp_path / "header.safetensors")
@@ -237,14 +235,12 @@ def test_a_file_of_torchvisions(tmp_path: Path, name: str) -> None:
 def test_named_classes_make_a_classifier(tmp_path: Path, photo: Path) -> None:
     labels = ["boot", "cap", "coat"]
     model = make(tmp_path / "made", "resnetv2_18", labels, num_classes=3)
-    row = json.loads(selfie("predict", tmp_path / "made", photo, "--precision", "fp32").stdout)
+    (row,) = rows("predict", tmp_path / "made", photo, "--precision", "fp32")
     square = torch.from_numpy(decode_square(open_image(photo), 248))[None]
     network = load(tmp_path / "made")
     scores = model(plain_view(square, 224, network.preprocessing)).softmax(1)[0]
-    assert (row["label"], row["probability"]) == (
-        labels[int(scores.argmax())],
-        pytest.approx(scores.max().item(), abs=1e-5),
-    )
+    assert row["label"] == labels[int(scores.argmax())]
+    assert row["probability"] == pytest.approx(scores.max().item(), abs=1e-5)
     assert "has no classes" in error_of("predict", runs.bundled_folder(), photo)
 
 
@@ -256,20 +252,19 @@ def test_runs_that_start_from_them_keep_their_preprocessing(tmp_path: Path, phot
     wanted = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop": 0.9, "interpolation": "bilinear"}
     asked = ("--from", tmp_path / "made", "--image-size", 96, *SMALL)
     selfie("finetune", "--dataset", images, *asked, "--out", "r")
-    config = json.loads(Path("r/config.json").read_text())
+    config = config_of("r")
     assert config["derived"]["preprocessing"] == wanted
     assert (config["derived"]["pretraining"], config["derived"]["image_size"]) == ("timm", 96)
     assert config["from"][0]["path"] == str(tmp_path / "made")
     network = load("r")
     assert network.storage_size == 106
-    vector = json.loads(selfie("embed", photo, "--from", "r", "--precision", "fp32").stdout)["vector"]
+    vector = rows("embed", photo, "--from", "r", "--precision", "fp32")[0]["vector"]
     square = torch.from_numpy(decode_square(open_image(photo), 106, "bilinear"))[None]
     expected = network.module.features(plain_view(square, 96, network.preprocessing))[0]  # type: ignore[union-attr]
     assert_close(torch.tensor(vector), expected)
 
-    code = json.loads(selfie("export", "r", "--to", "timm", "--json").stdout)["code"]
     names: dict[str, Any] = {}
-    exec(compile(code, "printed", "exec"), names)
+    exec(compile(document("export", "r", "--to", "timm")["code"], "printed", "exec"), names)
     pixels = names["preprocess"](photo)
     assert_close(pixels, plain_view(square, 96, network.preprocessing))
     assert_close(names["features"](pixels)[0], expected)
@@ -292,7 +287,7 @@ def test_pretraining_goes_on_from_imagenet_weights(hub: Hub, repository: Path, t
     images = draw_folder(tmp_path / "images", train=12, test=4, size=80)
     asked = ("--from", "imagenet", "--backbone", "resnet18", "--image-size", 72, "--steps", 2, "--batch-size", 4)
     result = selfie("pretrain", images / "train", *asked, "--precision", "fp32", "--out", "r")
-    derived = json.loads(Path("r/config.json").read_text())["derived"]
+    derived = config_of("r")["derived"]
     assert (derived["preprocessing"]["mean"], derived["preprocessing"]["interpolation"]) == ([0.5] * 3, "bilinear")
     assert "ImageNet's labels (timm/resnet18.tv_in1k), then Selfie" in result.stderr
     assert load("r").storage_size == 75  # of 72 at 0.95

@@ -35,6 +35,7 @@ FAULTS = [
     # of another type, or missing
     *[("derived.image_size", "32"), ("derived.image_size", 32.0), ("derived.image_size", True)],
     *[("derived.image_size", ...), ("derived.patch_size", 0), ("derived.method", None), ("derived.selfie", [])],
+    *[(section, ...) for section in ("verb", "asked", "derived", "measured", "progress", "progress.status")],
     *[("derived.selfie.mask_ratio", "half"), ("asked.seed", "0"), ("asked.data", [3]), ("asked.selfie", 7)],
     *[("measured.last", {"loss": "low"}), ("data", []), ("versions", ["1"]), ("from", [{"path": 3}])],
     # unknown

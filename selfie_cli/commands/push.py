@@ -74,8 +74,8 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         disable_progress_bars()
     talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
-    sent = hub.send(address, files, private=private, message=message, talk=talk)
-    return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
+    url, commit, created = hub.send(address, files, private=private, message=message, talk=talk)
+    return Pushed(address=str(address), files=sizes, card=card, url=url, commit=commit, created=created)
 
 
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:

@@ -177,14 +177,9 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     for group in groups.found():
         first = int(group[0])
         cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
-        found.append(
-            [
-                Member(
-                    path=names[row],
-                    cosine=round(cosine, 6),
-                    copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
-                )
-                for row, cosine in zip(group.tolist(), cosines, strict=True)
-            ]
-        )
+        members = []
+        for row, cosine in zip(group.tolist(), cosines, strict=True):
+            copy = row == first or (hashes[row] is not None and hashes[row] == hashes[first])
+            members.append(Member(path=names[row], cosine=round(cosine, 6), copy=copy))
+        found.append(members)
     return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=found)

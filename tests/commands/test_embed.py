@@ -80,18 +80,18 @@ def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -
 
 
 def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
+    asked = ("embed", *some, "--from", pretrained)
     Path(leftover("v.npy.rows.jsonl")).touch()
     for name in ("v.npy", "w.npy.rows.jsonl"):
         Path(name).write_bytes(b"dear")
-        message = error_of("embed", *some, "--from", pretrained, "--out", f"{name[0]}.npy", code=2)
-        assert message == f"{name} exists: replace it with --overwrite"
+        assert error_of(*asked, "--out", f"{name[0]}.npy", code=2) == f"{name} exists: replace it with --overwrite"
         assert Path(name).read_bytes() == b"dear"
-    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    selfie(*asked, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
-    assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", "v.arrow", code=2)
-    assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
-    written = document("embed", *some, "--from", pretrained, "--out", "w.csv")
+    assert "--out" in error_of(*asked, "--out", "v.arrow", code=2)
+    assert "--json needs --out" in error_of(*asked, "--json", code=2)
+    written = document(*asked, "--out", "w.csv")
     assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
 
 

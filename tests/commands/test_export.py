@@ -168,19 +168,6 @@ def test_strict_or_exactly_what_is_listed(made: Callable[[str], Path], library: 
         loaded(result["code"])
 
 
-def test_the_closing_norm_begins_stage_four(made: Callable[[str], Path]) -> None:
-    own = load_file(made("selfie") / "model.safetensors")
-    result = document("export", made("selfie"), "--to", "timm")
-    state = load_file(result["out"])
-    assert torch.equal(state["stages.3.blocks.0.norm1.running_var"], own["patch_network.norm.running_var"])
-    names = timm.create_model("resnetv2_18", num_classes=0).state_dict().keys()
-    left = {name for name in names - state.keys() if not name.endswith("num_batches_tracked")}
-    assert left == set(result["missing"])
-    assert {name.partition(".")[0] for name in left} == {"stages", "norm"}
-    result = document("export", made("selfie-open"), "--to", "timm")
-    assert "stages.3.blocks.0.norm1.weight" in result["missing"]
-
-
 def test_onnx_files_are_whole_plain_and_say_nothing_of_this_machine(made: Callable[[str], Path]) -> None:
     selfie("export", made("finetuned"), "--to", "onnx", "--out", "one/model.onnx")
     assert [file.name for file in Path("one").iterdir()] == ["model.onnx"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, config_of, document, error_of, read, same_weights, selfie, stopped, two
+from running import SMALL, config_of, document, error_of, read, same_weights, selfie, stopped
 
 from selfie_cli import runs
 from selfie_cli.inference import networks
@@ -134,12 +134,3 @@ def test_a_curve_of_networks_with_three_and_four_stages(images: Path, pretrained
     assert found["sentences"][0].startswith("Selfie (frozen features, over untrained): at 50 %")
     photo = next((images / "test" / "cat").iterdir())
     assert json.loads(selfie("predict", "r", photo).stdout)["label"] in config_of("r")["derived"]["classes"]
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_same(frozen: Path, images: Path, pretrained: Path) -> None:
-    arguments = ("finetune", "--frozen", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 3)
-    for code, _, errors in two(*arguments, "--seed", 4, "--device", "cpu", "--no-report", "--out", "r"):
-        assert code == 0, errors
-    found = [[arm["accuracies"] for arm in read(run / "results.json")["arms"]] for run in (Path("r"), frozen)]
-    assert found[0] == found[1]

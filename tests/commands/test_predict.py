@@ -1,7 +1,6 @@
 """selfie predict, end to end: a label and its probability for every readable image."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -32,22 +31,6 @@ def test_eval_counts_the_same_labels(finetuned: Path, images: Path) -> None:
     for row in found:
         confusion[place[Path(row["path"]).parent.name], place[row["label"]]] += 1
     assert confusion.tolist() == classified["confusion"]
-
-
-def test_unreadable_images_are_left_out_and_listed(finetuned: Path, images: Path) -> None:
-    good = sorted((images / "test").rglob("*.png"))[:2]
-    Path("bad.jpg").write_bytes(b"no image")
-    order = [good[1], "bad.jpg", good[0]]
-    result = selfie("predict", finetuned, *order)
-    assert [row["path"] for row in map(json.loads, result.stdout.splitlines())] == [
-        str(good[1]),
-        str(good[0]),
-    ]
-    assert "left out: bad.jpg" in result.stderr
-    selfie("predict", finetuned, *order, "--strict", code=1)
-    selfie("predict", finetuned, *order, "--out", "p.csv")
-    assert lines_of("p.csv.bad_files.jsonl")[0]["path"] == "bad.jpg"
-    assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
 
 
 def test_misuse(pretrained: Path, finetuned: Path, images: Path) -> None:

@@ -102,20 +102,6 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert "not converged: selfie still gained +1.8 points" in text_of(run / "report.html")
 
 
-def test_a_network_of_a_finetuned_run_has_a_page_and_knows_its_classes(finetuned: Path, images: Path) -> None:
-    run = copy(finetuned) / "cells" / "selfie-f0.5-s5"
-    selfie("report", run, "--dataset", images)
-    accuracy = read(run / "results.json")["accuracy"]
-    assert f"on all test images, 30: {accuracy * 100:.1f} % are right" in text_of(run / "report.html")
-    shutil.copytree(images, "some")  # of its classes the later ones, which have other places in the list then
-    for part in ("train", "test"):
-        for name in ("boat", "cat"):
-            shutil.rmtree(f"some/{part}/{name}")
-    top1 = document("eval", run, "--dataset", "some")["classified"]["top1"]
-    selfie("report", run, "--dataset", "some")
-    assert f"on all test images, 24: {top1 * 100:.1f} % are right" in text_of(run / "report.html")
-
-
 def test_curves_are_drawn(images: Path, pretrained: Path) -> None:
     asked = ("--fractions", "0.5,1", "--seeds", "3,1", "--steps", 2, "--batch-size", 8, "--lr", 0.03)
     selfie("curve", "--dataset", images, "--from", pretrained, *asked, "--no-check-length", "--out", "run")

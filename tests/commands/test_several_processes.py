@@ -188,16 +188,6 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     assert "resume it with as many" in error_of("finetune", "--resume", stopped("run", "part"), code=2)
 
 
-def test_curve(images: Path, pretrained: Path) -> None:
-    out, _ = succeeded(
-        *("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, "--steps", 2),
-        *("--no-check-length", "--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu"),
-        *("--out", "run", "--json"),
-    )
-    assert [point["fraction"] for point in json.loads(out)["points"]] == [0.5, 1]
-    assert len(list(Path("run/cells").iterdir())) == 4
-
-
 def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained: Path, finetuned: Path) -> None:
     for run, verb in ((pretrained, "pretrain"), (finetuned, "finetune")):
         ended = two(verb, "--resume", stopped(run, verb))
