@@ -4,6 +4,7 @@ The package loads this module when one of the functions is first used; torch is 
 """
 
 import contextlib
+import difflib
 import functools
 import keyword
 import os
@@ -46,6 +47,10 @@ def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
     signature = Signature(parameters)
 
     def function(*arguments: Any, **keywords: Any) -> Any:
+        if unknown := sorted(keywords.keys() - options.keys()):
+            close = difflib.get_close_matches(unknown[0], options, n=1)
+            instead = f"did you mean {close[0]!r}?" if close else f"help(selfie.{function.__name__}) lists all"
+            raise TypeError(f"{function.__name__}() has no option {unknown[0]!r}: {instead}")
         given = signature.bind(*arguments, **keywords).arguments
         given = {name: as_given(name, value, options[name].hint) for name, value in given.items()}
         values = {"json": False} | {name: one.field.default for name, one in options.items()} | given

@@ -63,6 +63,12 @@ def test_names_are_those_of_all_verbs() -> None:
     assert sorted(api.__all__) == sorted([*map(function_name, VERBS), "SelfieError", "load"])
 
 
+def test_an_unknown_option_names_the_close_one() -> None:
+    for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
+        with pytest.raises(TypeError, match=words):
+            api.pretrain("images", **{wrong: 1})
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -188,13 +188,6 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     assert "resume it with as many" in error_of("finetune", "--resume", stopped("run", "part"), code=2)
 
 
-def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained: Path, finetuned: Path) -> None:
-    for run, verb in ((pretrained, "pretrain"), (finetuned, "finetune")):
-        ended = two(verb, "--resume", stopped(run, verb))
-        assert [code for code, *_ in ended] == [2, 2]
-        assert all("resume it with as many" in err for *_, err in ended)
-
-
 def test_eval(images: Path, pretrained: Path) -> None:
     """The same numbers as in one process."""
     run = shutil.copytree(pretrained, "run")
