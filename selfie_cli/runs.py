@@ -293,6 +293,8 @@ def open_to_resume(path: str, verb: str) -> Run:
     if run.finished:
         shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
         let_go(run.path)
+        if verb != "pretrain":
+            raise RunError(f"{path} is finished. To see its results: selfie report {quote(path)}")
         use = f"To use its weights: selfie finetune --from {quote(path)} --dataset FOLDER"
         raise RunError(f"{path} is finished. selfie pretrain IMAGES --from {quote(path)} trains it for longer. {use}")
     try:

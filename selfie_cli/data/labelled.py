@@ -147,8 +147,12 @@ def _pieces_of(
         return {"all": lambda: whole}
     parted = {place.part for place in source.places.values()} != {""}
     if not source.has_texts:
-        below = {without_part(folder, part) for folder, (part, _) in source.places.items() if part in ("", "train")}
-        check_classes(below, os.path.join(where, source.title("train") if parted else ""), talk)
+        taken = {folder: part for folder, (part, _) in source.places.items() if part in ("", "train")}
+        below = {without_part(folder, part) for folder, part in taken.items()}
+        train = source.title("train")
+        inside = train if any(f"{folder}/".startswith(train) for folder in taken) else ""
+        path = os.path.join(where, os.path.commonpath(source.places) or os.path.commonpath(taken))
+        check_classes(below, os.path.join(where, inside), path, talk)
     if not parted:
         return {"all": lambda: whole}
     rows: dict[str, list[int]] = defaultdict(list)
@@ -173,10 +177,11 @@ def _pieces_of(
     return {part: functools.partial(read, part) for part in rows}
 
 
-def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
+def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
     """Refuse folders that look like parts and not like classes, and a folder that holds the classes in its only folder.
 
-    `folders` hold images; none of them is in a part. Warns where folders may be meant otherwise.
+    `folders` hold images; none of them is in a part. All of them lie in `path`. Warns where folders may be meant
+    otherwise.
     """
     inside: dict[str, set[str]] = defaultdict(set)
     for folder in folders:
@@ -201,10 +206,7 @@ def check_classes(folders: Collection[str], where: str, talk: Talk) -> None:
             "if those are the classes, give one of these folders, or call them train/ and test/"
         )
     if len(inside) == 1 and deep:
-        path = os.path.commonpath(list(folders))
-        raise Unlabelled(
-            f"only one class ({deep[0]}) in {where}: if the classes are in {os.path.join(where, path)}, give that"
-        )
+        raise Unlabelled(f"only one class ({deep[0]}) in {where}: if the classes are in {path}, give that")
 
 
 def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
@@ -234,7 +236,8 @@ def parts_with_labels(pieces: Pieces) -> dict[str, tuple[Labelled, Piece]]:
         piece = pieces.parts[part]()
         where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
         there = {text for text in piece.texts if text}
-        if not there and read:
+        one_folder = len(there) == 1 and piece.title.endswith("/")  # test/images/ or test/unknown/, which is no class
+        if read and (not there or (one_folder and there.isdisjoint(read["train"][0].classes))):
             left_out.add("unlabelled_parts", piece.title or part)
             continue
         if not there:

@@ -184,9 +184,11 @@ def arrange(folders: Iterable[str]) -> dict[str, Place]:
     for folder, names in paths.items():
         part, label = "apart" if not names and parts.get("") else "", ""
         for depth, name in enumerate(names):
-            if (there := parts["/".join(names[:depth])]) and not part:
-                part = there.get(name, "apart")
-            elif not label:
+            above = "/".join(names[:depth])
+            again = part and len(inside[above]) == 1 and part_of(name, is_folder=True) == part  # test/test/
+            if parts[above] and not part:
+                part = parts[above].get(name, "apart")
+            elif not label and not again:
                 label = name
         places[folder] = Place(part, class_name(label))
     return places

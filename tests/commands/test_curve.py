@@ -107,6 +107,7 @@ def test_resume_repeats_nothing_and_ends_the_same(curved: Path) -> None:
 
 
 def test_what_cannot_be_resumed(curved: Path) -> None:
+    assert f"is finished. To see its results: selfie report {curved}" in error_of("curve", "--resume", curved)
     stopped(curved, "part")
     for changed in (["--fractions", "0.1"], ["--seeds", "4"], ["--from", "bundled"]):
         assert f"{changed[0]} cannot change" in error_of("curve", "--resume", "part", *changed, code=2)
