@@ -125,8 +125,7 @@ def versions() -> dict[str, str]:
 def hold(folder: Path) -> None:
     """Lock a run's folder until the run is finished or this process ends. Raises RunError if another process has.
 
-    The first process of a job locks it for all. Nothing is locked where the system has no such locks: on Windows, and
-    on some network disks.
+    The first process of a job locks it for all. On Windows, and on some network disks, there are no such locks.
     """
     try:
         import fcntl
