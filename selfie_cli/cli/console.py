@@ -67,18 +67,11 @@ class Console(Talk):
             self.stderr.print(line, style=style)
 
     def show(self, *parts: "RenderableType") -> None:
-        """Print results for people. Lines and titles are not wrapped: they may be pasted into a shell."""
-        from rich.table import Table
-
+        """Print results for people. Lines are not wrapped: they may be pasted into a shell."""
         with naming(STDOUT):
             for part in parts:
-                if isinstance(part, str):
-                    self.stdout.print(printable(part), soft_wrap=True)
-                    continue
-                if isinstance(part, Table) and part.title:  # rich would wrap it to the width of its table
-                    self.stdout.print(part.title, style="table.title", soft_wrap=True)
-                    part.title = None
-                self.stdout.print(part)
+                is_line = isinstance(part, str)
+                self.stdout.print(printable(part) if is_line else part, soft_wrap=is_line)
 
     def json(self, value: Any) -> None:
         """Print results for programs: one JSON document."""

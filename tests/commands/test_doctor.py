@@ -39,10 +39,12 @@ def plant(folder: Path) -> list[tuple[str, str, str]]:
     sound = sorted((folder / "train" / first).iterdir())
     faults: list[tuple[str, str, str]] = []
 
+    def write(name: str, data: bytes) -> None:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(data)
+
     def put(kind: str, name: str, data: bytes, note: str = "") -> None:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(data)
+        write(name, data)
         faults.append((kind, name, note))
 
     def below(name: str) -> str:
@@ -77,21 +79,21 @@ def plant(folder: Path) -> list[tuple[str, str, str]]:
     other = saved(Image.open(sound[3]), "BMP")
     put("one photo, two classes", f"train/{classes[2]}/elsewhere.bmp", other, f"train/{first}/{sound[3].name}")
     put("test images seen", f"test/{first}/leak.png", sound[4].read_bytes(), f"train/{first}/{sound[4].name}")
-    put("small classes", "train/rare/one.png", saved(new[12], "PNG"), "1 of train")
-    faults[-1] = ("small classes", "rare", "1 of train")
-    put("small classes", "test/stranger/one.png", saved(new[13], "PNG"))
-    faults.pop()
-    (folder / "train/hollow").mkdir()
-    (folder / "train/folder.jpg").mkdir()
-    faults.append(("left out", "2 folders without images", "train/folder.jpg, train/hollow"))
-    put("strange names", below("two\nlines.png"), saved(new[14], "PNG"))
-    put("strange names", below("caf\udce9.png"), saved(new[15], "PNG"))
-    for name in (below("phone.heic"), "more/photo.png"):
-        put("left out", name, saved(new[16], "PNG"))
-        faults.pop()
-    faults.append(("left out", "1 file of a format that is not read", ".heic"))
-    faults.append(("left out", "1 image outside the parts", ""))
-    put("without a class", "train/loose.png", saved(new[17], "PNG"))
+    for number, name in enumerate(
+        ("train/rare/one.png", "test/stranger/one.png", below("phone.heic"), "more/photo.png")
+    ):
+        write(name, saved(new[12 + number], "PNG"))
+    for name in ("hollow", "folder.jpg"):
+        (folder / "train" / name).mkdir()
+    faults += [
+        ("small classes", "rare", "1 of train"),
+        ("left out", "2 folders without images", "train/folder.jpg, train/hollow"),
+        ("left out", "1 file of a format that is not read", ".heic"),
+        ("left out", "1 image outside the parts", ""),
+    ]
+    put("strange names", below("two\nlines.png"), saved(new[16], "PNG"))
+    put("strange names", below("caf\udce9.png"), saved(new[17], "PNG"))
+    put("without a class", "train/loose.png", saved(new[18], "PNG"))
     return faults
 
 
