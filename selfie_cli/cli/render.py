@@ -15,8 +15,8 @@ from rich.text import Text
 from selfie_cli.cli.plot import as_text
 from selfie_cli.cli.render_doctor import diagnosis
 from selfie_cli.comparison.results import Curve, Finetuned
-from selfie_cli.comparison.tables import Table as ComparisonTable
-from selfie_cli.comparison.tables import curve_tables, explanations, finetuned_table
+from selfie_cli.comparison.summary import Table as ComparisonTable
+from selfie_cli.comparison.summary import curve_tables, explanations, finetuned_table
 from selfie_cli.talk import printable
 
 if TYPE_CHECKING:

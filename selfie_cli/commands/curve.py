@@ -7,7 +7,7 @@ from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, freeze, load_pretrained, network_shape, open_sources
 from selfie_cli.comparison.compare import Design, conclude
 from selfie_cli.comparison.results import Curve, Point
-from selfie_cli.comparison.statistics import curve_sentence, notes_of
+from selfie_cli.comparison.summary import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text

@@ -13,7 +13,7 @@ from selfie_cli.errors import UnreadableImage, UsageError
 from selfie_cli.files import check_room, replacing_folder
 from selfie_cli.inference.networks import Network, load_network, provenance
 from selfie_cli.inference.outputs import BAD_FILES, Written, check_out, check_writable, conclude
-from selfie_cli.inference.stream import Job, Stream, named_images
+from selfie_cli.inference.stream import Stream, named_images
 from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, Write, vector_writer
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
@@ -38,8 +38,8 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     if out is not None:
         check_room(out, len(names) * network.width * AT_LEAST[out.suffix or ".parquet"])
 
-    job = pick(Job, options, names=names, compute=Network.vectors, what="embedding", in_parts=in_parts)
-    with Stream(job, network, talk) as stream, contextlib.ExitStack() as stack:
+    how = {"names": names, "network": network, "compute": Network.vectors, "what": "embedding", "in_parts": in_parts}
+    with pick(Stream, options, **how, talk=talk) as stream, contextlib.ExitStack() as stack:
         write = emit if group().first else lambda result: None
         if out is not None and (in_parts or group().first):
             made_by = provenance(run, network.features, stream.precision)

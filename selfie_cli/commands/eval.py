@@ -16,7 +16,7 @@ from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.named import NAMED
-from selfie_cli.evaluation.knn import knn_predict, num_neighbours
+from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.linear import held_out_folds, linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
 from selfie_cli.files import read_json, write_json
@@ -117,7 +117,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         num_like_train=data.num_like_train,
         classes=data.classes,
         features=network.features,
-        k=num_neighbours(options.k, len(train.labels)),
+        k=min(options.k, len(train.labels)),
         temperature=options.temperature,
         majority=majority_share(test.labels),
         chance=trained.chance,

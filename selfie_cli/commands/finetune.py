@@ -17,12 +17,11 @@ from selfie_cli.comparison.arms import (
     origin,
     room_for,
 )
-from selfie_cli.comparison.compare import Comparison, Design, compare, conclude
-from selfie_cli.comparison.frozen import compare_frozen
+from selfie_cli.comparison.compare import Comparison, Design, compare, compare_frozen, conclude
 from selfie_cli.comparison.labels import Data, Reading, Share, read_data, take_share
 from selfie_cli.comparison.results import Finetuned
-from selfie_cli.comparison.settings import Training, fit_to_machine, plan_steps, usual_batch_size
-from selfie_cli.comparison.statistics import summarize
+from selfie_cli.comparison.summary import summarize
+from selfie_cli.comparison.trainer import Training, fit_to_machine, plan_steps, usual_batch_size
 from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.selfie import Selfie

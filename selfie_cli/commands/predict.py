@@ -10,7 +10,7 @@ from selfie_cli.config import PredictOptions
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.inference.networks import Network, load_network
 from selfie_cli.inference.outputs import Written, check_out, conclude, row_writer
-from selfie_cli.inference.stream import Job, Stream, named_images
+from selfie_cli.inference.stream import Stream, named_images
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -31,8 +31,8 @@ def predict(
     names, left_out = named_images(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
     network = load_network(run, features=None, device=prepare(options.device))
-    job = pick(Job, options, names=names, compute=Network.probabilities, what="predicting", in_parts=False)
-    with Stream(job, network, talk) as stream, contextlib.ExitStack() as stack:
+    how = {"names": names, "network": network, "compute": Network.probabilities, "what": "predicting"}
+    with pick(Stream, options, **how, in_parts=False, talk=talk) as stream, contextlib.ExitStack() as stack:
         write = emit
         if out is not None and group().first:
             write = stack.enter_context(row_writer(out))

@@ -12,7 +12,7 @@ import torch
 
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import load_pretrained, open_sources, origin
-from selfie_cli.comparison.seen import unmarked
+from selfie_cli.comparison.labels import unmarked
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad

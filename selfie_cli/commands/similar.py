@@ -16,7 +16,7 @@ from selfie_cli.hub import is_address
 from selfie_cli.inference import networks
 from selfie_cli.inference.neighbours import Groups, Nearest, join_near, unit
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import Job, Result, Stream, named_images
+from selfie_cli.inference.stream import Result, Stream, named_images
 from selfie_cli.inference.vector_files import VectorFile, open_vectors
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -110,15 +110,17 @@ def embedded(
     network = networks.load_network(run, features=features, device=prepare(options.device))
     precision = file.network.get("precision") if options.precision == "auto" else options.precision
     names, left_out = named_images(options.query, stdin, talk)
-    job = Job(
+    job = Stream(
         names=names,
+        network=network,
         compute=Network.vectors,
         what="embedding",
         precision="bf16" if precision == "bf16" else "fp32",
         workers=options.workers,
         compile="off",
+        talk=talk,
     )
-    with Stream(job, network, talk) as stream:
+    with job as stream:
         queries = list(stream)
     if stream.bad:
         raise DataError(f"{stream.bad[0].name} cannot be read: {stream.bad[0].reason}")

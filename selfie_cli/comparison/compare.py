@@ -1,24 +1,36 @@
-"""The comparison itself: every arm trained on every share of the labels, with every seed of that share."""
+"""The comparison itself: each arm on each share of the labels, with each seed of that share.
+
+Arms are trained, or frozen: then each image goes through a network once, for all shares and seeds.
+"""
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from selfie_cli import runs
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Data, Share, take
 from selfie_cli.comparison.results import ArmResult, Curve, Finetuned, Point
-from selfie_cli.comparison.settings import Fitted, Training
-from selfie_cli.comparison.statistics import make_arm_result, make_point
-from selfie_cli.comparison.trainer import Cell, Trainer
+from selfie_cli.comparison.statistics import arm_result, point_at
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training
+from selfie_cli.data.batches import step_seed
 from selfie_cli.errors import RunError
-from selfie_cli.files import write_json, write_json_lines
+from selfie_cli.evaluation.linear import LinearProbe, held_out_folds, linear_probe
+from selfie_cli.evaluation.metrics import topk_accuracy
+from selfie_cli.files import replacing, write_json, write_json_lines
 from selfie_cli.inference import networks
+from selfie_cli.inference.networks import Network, vectors_of
+from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
+from selfie_cli.training.hardware import precisions
+from selfie_cli.training.step import autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,43 +75,86 @@ def compare(design: Design, data: Data, shares: list[Share], training: Training,
     """Train all cells of `run` that are not finished."""
     trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # finetune did not always note them
-    if len(lengths) != len(shares) or not all(type(each) is int and each > 0 for each in lengths):
+    if len(lengths) != len(shares):
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
     for share, steps in zip(shares, lengths, strict=True):
-        point = make_point(
-            fraction=share.fraction,
-            num_labels=share.num_labels,
-            steps=steps,
-            seeds=share.seeds,
-            rates=training.rates,
-            arms=train_share(trainer, design.arms, data, share, steps),
-            pairs=design.pairs,
-        )
-        points.append(point)
-        for line in point.warnings:
+        write_labels(run, data, share)
+        arms = train_share(trainer, design.arms, data, share, steps)
+        points.append(point_at(share, arms, design.pairs, steps=steps, rates=training.rates))
+        for line in points[-1].warnings:
             talk.warn(f"{share.percent}: {line}")
     kept = shares[-1].cell(design.kept.name, shares[-1].seeds[0])
     return Comparison(run=run, data=data, points=points, kept=kept, device=training.device)
 
 
 def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, steps: int) -> list[ArmResult]:
-    """Write the lists of labels of a share, then train all its cells."""
-    train = data.train
-    write_labels(trainer.run, data, share)
-    first = take(train, share.subsets[share.seeds[0]])
+    """Train all cells of a share."""
+    first = take(data.train, share.subsets[share.seeds[0]])
     tuned = [trainer.tune(arm, share, steps, first) for arm in arms]
     accuracies: list[list[float]] = [[] for _ in arms]
     for seed in share.seeds:
-        labelled = take(train, share.subsets[seed])
+        labelled = take(data.train, share.subsets[seed])
         for arm, (lr, _), found in zip(arms, tuned, accuracies, strict=True):
             cell = Cell(name=share.cell(arm.name, seed), arm=arm, lr=lr, seed=seed, steps=steps)
             found.append(trainer.train(cell, labelled, data.test))
             trainer.talk.say(f"{share.percent}, seed {seed}, {arm.name}: {found[-1]:.1%}")
     return [
-        make_arm_result(arm.name, lr, found, arm.called, converged)
+        arm_result(arm.name, found, lr=lr, called=arm.called, convergence=converged)
         for arm, (lr, converged), found in zip(arms, tuned, accuracies, strict=True)
     ]
+
+
+def compare_frozen(
+    design: Design, data: Data, shares: list[Share], *, device: torch.device, precision: str, run: Run, talk: Talk
+) -> Comparison:
+    """Fit a linear probe for each arm, share and seed. The kept one and its network become the run's own."""
+    results: list[list[ArmResult]] = [[] for _ in shares]
+    rows = np.unique(np.concatenate([subset for share in shares for subset in share.subsets.values()]))
+    labelled, test = take(data.train, rows), data.test
+    for arm in design.arms:
+        network = frozen_network(arm, data.train.pixels, seed=shares[0].seeds[0], device=device)
+        with autocast(device, precisions(device, precision)[0])():
+            before, after = (
+                vectors_of(network, part.pixels, batch_size=networks.BATCH, talk=talk, what=f"{arm.name}: {what}")
+                for what, part in (("labelled images", labelled), ("test images", test))
+            )
+        for share, found in zip(shares, results, strict=True):
+            probes, accuracies = list[LinearProbe](), list[float]()
+            for seed, subset in share.subsets.items():
+                mine = torch.from_numpy(np.searchsorted(rows, subset))
+                labels = labelled.labels[mine]
+                folds = held_out_folds(labels, seed)
+                probes.append(linear_probe(before[mine], labels, num_classes=len(data.classes), held_out=folds))
+                accuracies.append(topk_accuracy(probes[-1].log_probabilities(after), test.labels))
+                talk.say(f"{share.percent}, seed {seed}, {arm.name}: {accuracies[-1]:.1%}")
+            strengths = [probe.strength for probe in probes]
+            found.append(arm_result(arm.name, accuracies, lr=None, called=arm.called, strengths=strengths))
+        if arm.name == design.kept.name and group().first:
+            save(network, probes[0], run)  # of the last share, which has the most labels
+    for share in shares:
+        write_labels(run, data, share)
+    points = [point_at(share, arms, design.pairs) for share, arms in zip(shares, results, strict=True)]
+    return Comparison(run=run, data=data, points=points, kept=None, device=device)
+
+
+def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device) -> Network:
+    """An arm's network, untrained without a state. `pixels`, uint8 [N, S, S, 3], set its batch-norm statistics."""
+    torch.manual_seed(step_seed(seed, 0))
+    module = arm.make().to(device).eval()
+    if arm.state is not None:
+        module.encoder.load_state_dict(arm.state)
+    network = Network(module, arm.shape["image_size"], "penultimate", arm.preprocessing)
+    networks.estimate_batch_norm(module, network.vectors, pixels)
+    return network
+
+
+def save(network: Network, probe: LinearProbe, run: Run) -> None:
+    """Write the network with the probe as its classifier."""
+    module = network.module
+    assert isinstance(module, AnyClassifier)
+    module.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
+    networks.save_classifier(run, module, run.derived)
 
 
 def write_labels(run: Run, data: Data, share: Share) -> None:
@@ -115,6 +170,7 @@ def conclude(found: Comparison, result: Finetuned | Curve) -> None:
     if group().first:
         run = found.run
         if found.kept is not None:
-            networks.copy_weights(runs.open_run(run.path / "cells" / found.kept), run)
+            with replacing(run.weights) as temporary:
+                shutil.copyfile(runs.open_run(run.path / "cells" / found.kept).weights, temporary)
         write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
         run.finish({"device": str(found.device), "threads": torch.get_num_threads()})

@@ -1,7 +1,8 @@
-"""The labelled images that finetune, curve and eval read, decoded, and shares of their labels."""
+"""The labelled images that finetune, curve and eval read, decoded; those seen before; shares of the labels."""
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfie_cli.comparison.seen import SeenImage, look_for_seen
 from selfie_cli.data import splits
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
+from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, load_marks, marks_of
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.memory import allocate
 from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
-from selfie_cli.errors import RunError, UsageError
+from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.inference.networks import check_classes
 from selfie_cli.runs import Run
@@ -50,6 +51,16 @@ class Part:
     pixels: Tensor
     labels: Tensor
     names: list[str]
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """A test image, and the run that was pretrained on it, or on nearly the same; None for a training image."""
+
+    path: str
+    run: str | None
+    kind: str
+    bits: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +149,12 @@ def read_data(
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     size = preprocessing.storage_size(image_size)
     (train, test), bad = read_parts(found, size, preprocessing.interpolation, reading=reading, talk=talk)
-    exclude = reading.exclude_seen
-    rows, seen = look_for_seen(sources, train.pixels, test.pixels, test.names, exclude=exclude, talk=talk)
+    rows, seen = look_for_seen(sources, train, test, exclude=reading.exclude_seen, talk=talk)
     return Data(
         name=found.name,
         classes=found.train.classes,
         train=train,
-        test=take(test, rows.numpy()),
+        test=take(test, rows),
         split=found.split_note,
         fingerprints=marks,
         pinned=dict(found.train.source.pinned),
@@ -214,6 +224,64 @@ def take(part: Part, indices: Labels) -> Part:
     return Part(
         pixels=part.pixels.index_select(0, rows), labels=part.labels[rows], names=[part.names[i] for i in indices]
     )
+
+
+def unmarked(run: Run) -> str | None:
+    """Return the name of the network, this run or the first that it goes back to, whose images nothing is known of."""
+    if not (run.path / FILE_NAME).is_file():
+        return run.name
+    unknown: str | None = run.config.get("data", {}).get("unmarked")
+    return unknown
+
+
+def look_for_seen(
+    sources: Iterable[Run], train: Part, test: Part, *, exclude: bool, talk: Talk
+) -> tuple[Labels, list[SeenImage]]:
+    """Compare test images with training images, and with those that the runs `sources` were pretrained on.
+
+    Nothing is known of a run without marks (the bundled network, a finetuned one).
+
+    Return the rows of the test images to keep, int64 [M], ascending: all, or with `exclude` those that nothing has
+    seen; and a record for each image and run that has seen it.
+
+    Raise UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
+    """
+    names, marks = test.names, marks_of(test.pixels)
+    if len(train.names) * len(names) > MOST_PAIRS:
+        talk.say("too many test images to search for near-duplicates of training images: only copies are reported")
+    compared: list[tuple[str | None, Seen]] = [(None, find_seen(marks, marks_of(train.pixels), pairs=MOST_PAIRS))]
+    for source in sources:
+        if marked := (source.path / FILE_NAME).is_file():
+            compared.append((source.name, find_seen(marks, load_marks(source.path / FILE_NAME))))
+        elif exclude:
+            raise UsageError(f"--exclude-seen: {source.name} has no record of the images that it was pretrained on")
+        if unknown := unmarked(source):
+            first = "" if not marked else f", which {source.name} started from,"
+            talk.say(
+                f"{unknown}{first} has no record of its pretraining images: test images among them would not be noticed"
+            )
+    records: list[SeenImage] = []
+    for run, found in compared:
+        near, copies = int(found.near.sum()), int(found.exact.sum())
+        if near:
+            seen = f"were seen when {run} was pretrained" if run else "are like training images"
+            talk.warn(
+                f"{near:,} of {len(names):,} test images ({near / len(names):.1%}) {seen}: "
+                f"{copies:,} copies, {near - copies:,} near-duplicates"
+                + (", left out" if exclude else "; --exclude-seen leaves them out")
+            )
+        for i in np.flatnonzero(found.near):
+            kind = "copy" if found.exact[i] else "near-duplicate"
+            records.append(SeenImage(names[i], run, kind, int(found.distance[i])))
+    keep = np.ones(len(names), dtype=np.bool_)
+    if exclude:
+        keep = ~np.logical_or.reduce([found.near for _, found in compared])
+    if len(keep) and not keep.any():
+        raise DataError(
+            "every test image was seen in pretraining or is similar to a training image: without --exclude-seen, "
+            "all are kept, with a warning"
+        )
+    return np.flatnonzero(keep), records
 
 
 @dataclass(frozen=True, kw_only=True)

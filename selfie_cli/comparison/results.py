@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 from selfie_cli.errors import RunError
 from selfie_cli.files import read_json
 
+RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
+"""Verdicts on the convergence of an arm."""
 Interval = tuple[float, float]
 
 

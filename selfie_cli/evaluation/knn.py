@@ -10,11 +10,6 @@ from torch.nn import functional as F
 from selfie_cli.errors import DataError, TrainingError, UsageError
 
 
-def num_neighbours(k: int, num_train: int) -> int:
-    """Number of neighbours that vote: `k`, or every training row if there are fewer."""
-    return min(k, num_train)
-
-
 def knn_predict(
     train: Tensor,
     train_labels: Tensor,
@@ -27,7 +22,7 @@ def knn_predict(
 ) -> Tensor:
     """Class scores of the test rows, float32 [M, C], each row summing to one.
 
-    The `num_neighbours(k, N)` training rows of highest cosine similarity vote for their class, each with the weight
+    The k training rows of highest cosine similarity, all if there are fewer, vote for their class, each with the weight
     exp(similarity / temperature). A row of zero norm has similarity 0 to all, and hears arbitrary neighbours.
 
     `train` [N, D] and `test` [M, D] are floats, `train_labels` [N] int64, all on one device. At most about `chunk`
@@ -45,7 +40,7 @@ def knn_predict(
     rows = max(1, chunk // len(train))
     for first in range(0, len(test), rows):
         part = slice(first, first + rows)
-        similarity, neighbour = (test[part] @ train.T).topk(num_neighbours(k, len(train)), dim=1)  # [m, N] -> [m, k]
+        similarity, neighbour = (test[part] @ train.T).topk(min(k, len(train)), dim=1)  # [m, N] -> [m, k]
         # Softmax is exp(similarity / temperature) already divided by its sum, and overflows at no temperature.
         scores[part].scatter_add_(1, train_labels[neighbour], (similarity / temperature).softmax(dim=1))  # [m, C]
     return scores

@@ -4,20 +4,19 @@ import contextlib
 import dataclasses
 import hashlib
 import pkgutil
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torch.overrides import TorchFunctionMode
 
 from selfie_cli import config, schema
 from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
-from selfie_cli.files import replacing
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
 from selfie_cli.models.classifier import Classifier
@@ -211,27 +210,16 @@ def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
 
 
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    """Set the statistics of 2-D batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
+    """Set the statistics of batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
 
-    Batches are drawn from all images, which are often sorted by class. A head's one-dimensional batch norms and the
-    mode, training or evaluation, stay as they are.
+    Batches are drawn from all images, which are often sorted by class. The mode, training or evaluation, stays.
     """
     some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    momenta = [layer.momentum for layer in norms]
-    for layer in norms:
-        layer.reset_running_stats()
-        layer.momentum = None
-    training = module.training
-    module.train()
     device = next(module.parameters()).device
-    with torch.no_grad():
-        for batch in some.split(BATCH):
-            if len(batch) > 1:
-                forward(pixels[batch].to(device))
-    module.train(training)
-    for layer, momentum in zip(norms, momenta, strict=True):
-        layer.momentum = momentum
+    passes = nn.Module()
+    passes.module, passes.forward = module, forward
+    passes.training = module.training
+    update_bn((pixels[batch].to(device) for batch in some.split(BATCH) if len(batch) > 1), passes)
 
 
 def images_at_once(device: torch.device, image_size: int) -> int:
@@ -280,11 +268,6 @@ def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> N
     told = ("method", "arch", "backbone", "stem", "image_size", "steps")
     header = {key: shape[key] for key in told if key in shape}
     save_weights(run.weights, module.state_dict(), header)
-
-
-def copy_weights(source: Run, target: Run) -> None:
-    with replacing(target.weights) as temporary:
-        shutil.copyfile(source.weights, temporary)
 
 
 def check_classes(classes: list[str], known: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli import runs
 from selfie_cli.data.bad_files import BadFile, report_bad
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.errors import DataError, RunError, UsageError
+from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -70,24 +68,12 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
         raise UsageError(f"--out {out} is a folder: name a file")
     if out.suffix not in suffixes:
         raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
-    if is_file_of_run(out):
-        raise UsageError(f"--out {out} is a file of a run: choose another name")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists: replace it with --overwrite")
     check_writable(out, out.parent)
     for each in (out.name, f"{out.name}.rows.jsonl"):
         remove_leftovers(out.parent, each)
     return out
-
-
-def is_file_of_run(path: Path) -> bool:
-    """Whether a file, or the target of a link, lies in a run's folder and has a name that runs use."""
-    for file in (path, Path(os.path.realpath(path))):
-        if runs.matches(file.name, runs.FILES):
-            with contextlib.suppress(RunError):
-                runs.read_run(file.parent)
-                return True
-    return False
 
 
 def check_writable(out: Path, folder: Path) -> None:

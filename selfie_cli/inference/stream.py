@@ -29,7 +29,7 @@ from selfie_cli.data.unlabelled import nothing_in
 from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
 from selfie_cli.inference.networks import Network, images_at_once
 from selfie_cli.models.quantized import has_vnni
-from selfie_cli.talk import Advance, Talk
+from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import bf16_pays, num_cores
 from selfie_cli.training.step import reason_of
@@ -126,51 +126,40 @@ class Decoded(NamedTuple):
     bad: list[BadFile]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Images to stream through a network, and how.
+@dataclass(kw_only=True, eq=False)
+class Stream:
+    """Images through a network, as results in input order: enter it, iterate over it once, and leave it.
 
-    what: the name of the job on the progress bar. workers, batch_size: None for what suits the machine. in_parts: each
-    of several processes gets the results of its own range of the images, instead of all results.
+    Each thread decodes a batch and takes it through the network by itself, so that no core waits for another, nor
+    computing for decoding. Several processes take batches in turn.
+
+    what: the name of the job on the progress bar. precision: "auto" becomes the one that is chosen. workers,
+    batch_size: None for what suits the machine. in_parts: each of several processes gets the results of its own range
+    of the images, instead of all results. bad: after iteration, the images that cannot be read.
     """
 
     names: Names
+    network: Network
     compute: Compute
     what: str
     precision: str
+    talk: Talk
     workers: int | None = None
     batch_size: int | None = None
     compile: str = "auto"
     in_parts: bool = False
 
-
-class Stream:
-    """The results of a job, in input order: enter it, iterate over it once, and leave it.
-
-    Each thread decodes a batch and takes it through the network by itself, so that no core waits for another, nor
-    computing for decoding. Several processes take batches in turn.
-
-    precision: the name of the one that was chosen. bad: after iteration, the images that cannot be read.
-    """
-
-    lean: Network
-    precision: str
-    pool: ThreadPoolExecutor
-    advance: Advance
-
-    def __init__(self, job: Job, network: Network, talk: Talk) -> None:
-        self.job, self.network, self.talk = job, network, talk
+    def __post_init__(self) -> None:
         self.bad: list[BadFile] = []
-        here, num_images = group(), len(job.names)
+        here, network = group(), self.network
         self.on_gpu = network.device.type == "cuda"
         self.turn = threading.Lock() if self.on_gpu else contextlib.nullcontext()  # one batch after another to a GPU
-        num_threads = job.workers or num_cores()
-        most = -(-num_images // (num_threads * here.world))
-        self.batch_size = min(job.batch_size or images_at_once(network.device, network.image_size), most)
-        images = range(num_images)
-        batches = [images[start : start + self.batch_size] for start in images[:: self.batch_size]]
+        images, num_threads = range(len(self.names)), self.workers or num_cores()
+        most = -(-len(images) // (num_threads * here.world))
+        self.at_once = min(self.batch_size or images_at_once(network.device, network.image_size), most)
+        batches = [images[start : start + self.at_once] for start in images[:: self.at_once]]
         self.num_rounds = -(-len(batches) // here.world)
-        if job.in_parts:
+        if self.in_parts:
             ends = [len(batches) * rank // here.world for rank in (here.rank, here.rank + 1)]
             self.batches = batches[slice(*ends)]
         else:
@@ -178,25 +167,25 @@ class Stream:
         self.num_threads = max(1, min(num_threads, len(self.batches)))
 
     def __enter__(self) -> Self:
-        job, num_images = self.job, len(self.job.names)
+        num_images = len(self.names)
 
         def first(count: int) -> Tensor:
             """The first readable images on the network's device; a black one if there is none."""
-            pixels, facts, _ = decode(job.names, range(min(count, num_images)), self.network, count)
+            pixels, facts, _ = decode(self.names, range(min(count, num_images)), self.network, count)
             return pixels[: len(facts) or 1].to(self.network.device)
 
         with contextlib.ExitStack() as stack:
             # A thread alone has all cores for its operations; threads side by side have one each. The network is
             # prepared in one of them, too: how oneDNN lays out 8-bit weights depends on the number of cores.
             alone = self.num_threads == 1
-            self.pool = ThreadPoolExecutor(1, job.what) if alone else thread_pool(self.num_threads, job.what)
+            self.pool = ThreadPoolExecutor(1, self.what) if alone else thread_pool(self.num_threads, self.what)
             stack.callback(self.pool.shutdown, wait=True, cancel_futures=True)
             self.lean, self.precision = self.pool.submit(
-                with_precision, self.network, job.compute, job.precision, num_images, first, self.talk
+                with_precision, self.network, self.compute, self.precision, num_images, first, self.talk
             ).result()
-            self.advance = stack.enter_context(self.talk.track(job.what, num_images))
-            if job.compile == "on" or (job.compile == "auto" and self.on_gpu and num_images >= MANY_IMAGES):
-                self.pool.submit(self.compile).result()
+            self.advance = stack.enter_context(self.talk.track(self.what, num_images))
+            if self.compile == "on" or (self.compile == "auto" and self.on_gpu and num_images >= MANY_IMAGES):
+                self.pool.submit(self.use_compiled).result()
             self.stack = stack.pop_all()
         return self
 
@@ -205,12 +194,12 @@ class Stream:
 
     def __iter__(self) -> Iterator[Result]:
         """Raise DataError at the end if no image could be read."""
-        num_images, done, begun = len(self.job.names), 0, time.perf_counter()
-        compile_later = self.job.compile == "auto" and not self.on_gpu and self.precision in DTYPES
+        num_images, done, begun = len(self.names), 0, time.perf_counter()
+        compile_later = self.compile == "auto" and not self.on_gpu and self.precision in DTYPES
         parts = self.parts()
         for _ in range(self.num_rounds):
             part = next(parts, None)
-            if part is not None and self.job.in_parts:
+            if part is not None and self.in_parts:
                 yield from part.results
                 part = part._replace(results=[])
             for each in filter(None, group().gather(part)):
@@ -224,7 +213,7 @@ class Stream:
             if compile_later and elapsed > COMPILE_AFTER:
                 compile_later = False
                 if elapsed / done * (num_images - done) > LONG_JOB:
-                    self.pool.submit(self.compile)
+                    self.pool.submit(self.use_compiled)
         if len(self.bad) == num_images:
             first = self.bad[0]
             raise DataError(f"none of the {num_images} images could be read, first {first.name}: {first.reason}")
@@ -242,30 +231,30 @@ class Stream:
     @torch.inference_mode()
     def take(self, indices: range) -> Part:
         """Decode the images at `indices` and take them through the network, padded to the shape of a full batch."""
-        pixels, facts, bad = decode(self.job.names, indices, self.network, self.batch_size)
+        pixels, facts, bad = decode(self.names, indices, self.network, self.at_once)
         if not facts:
             return Part(len(indices), [], bad)
         on_device = pixels.to(self.network.device, non_blocking=True)
         with self.turn:
-            vectors = self.job.compute(self.lean, on_device)
+            vectors = self.compute(self.lean, on_device)
         rows = vectors.cpu().numpy()[: len(facts)]
         if not np.isfinite(rows).all():
             raise WeightsError("the network's vectors are not finite: its weights are damaged, or overflow")
         results = [
-            Result(self.job.names[index], row, width, height, content_hash)
+            Result(self.names[index], row, width, height, content_hash)
             for (index, width, height, content_hash), row in zip(facts, rows, strict=True)
         ]
         return Part(len(indices), results, bad)
 
     @torch.inference_mode()
-    def compile(self) -> None:
+    def use_compiled(self) -> None:
         """Go on with a compiled network; if torch.compile fails, with this one, and say why."""
         lean = self.network.lean(DTYPES[self.precision], compiled=True)
         side = self.network.storage_size
         try:
             with self.turn:
-                black = torch.zeros(self.batch_size, side, side, 3, dtype=torch.uint8, device=self.network.device)
-                self.job.compute(lean, black)
+                black = torch.zeros(self.at_once, side, side, 3, dtype=torch.uint8, device=self.network.device)
+                self.compute(lean, black)
         except Exception as error:
             self.talk.warn(f"torch.compile does not work here, continuing without it ({reason_of(error)})")
         else:

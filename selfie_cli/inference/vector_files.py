@@ -294,20 +294,11 @@ def matrix_pieces(file: Path) -> Iterator[Piece]:
 def line_pieces(file: Path) -> Iterator[Piece]:
     """Vectors in .jsonl."""
     with file.open(encoding="utf-8") as lines:
-        numbered, rows = enumerate(lines, 1), 1
-        while batch := list(itertools.islice(numbered, rows)):
-            names, vectors = [], []
-            for number, line in batch:
-                try:
-                    row = json.loads(line)
-                    names.append(row["path"])
-                    vectors.append(np.array(row["vector"], np.float32))
-                    if vectors[-1].shape != (width := len(vectors[0]),):
-                        raise ValueError(f"{len(row['vector'])} numbers, not {width}")
-                except (ValueError, LookupError, TypeError) as error:
-                    raise ValueError(f"line {number}: {error}") from None
-            yield Piece(names, np.stack(vectors), None)
-            rows = rows_of(width)
+        rows = 1
+        while batch := [json.loads(line) for line in itertools.islice(lines, rows)]:
+            vectors = np.array([row["vector"] for row in batch], np.float32)
+            yield Piece([row["path"] for row in batch], vectors, None)
+            rows = rows_of(vectors.shape[1])
 
 
 PIECES: dict[str, Callable[[Path], Iterator[Piece]]] = {

@@ -3,9 +3,8 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from selfie_cli.comparison.results import ArmResult, Curve, Finetuned
-from selfie_cli.comparison.statistics import RISING
-from selfie_cli.comparison.tables import spread
+from selfie_cli.comparison.results import RISING, ArmResult, Curve, Finetuned
+from selfie_cli.comparison.summary import spread
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
 from selfie_cli.schema import FOREIGN

@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from selfie_cli.data.augment import centre_crop, plain_view
 from selfie_cli.data.batches import step_generator
 from selfie_cli.data.splits import Labels
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
-from selfie_cli.evaluation.projection import tsne
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.methods.method import Method
@@ -148,3 +148,22 @@ def mapped(images: Images, embedded: Embedded, page: Page) -> None:
     shown = {"points": points, "labels": labels, "classes": images.classes, "thumbs": embedded.thumbs}
     counts = {"num_images": len(images.source), "num_bad": len(embedded.bad)}
     page.add("map", "Map of the images", "map_of_images", **shown, **counts)
+
+
+def tsne(vectors: Tensor, *, seed: int = 0) -> Tensor:
+    """Places of vectors, float [N, D], N and D at least 2: float32 [N, 2] on the CPU, by the cosine distances of the
+    vectors.
+
+    It starts from the two first principal components (Kobak and Berens 2019, "The art of using t-SNE"), with a little
+    noise from `seed` that separates equal vectors. It runs in one thread: otherwise the order of sums, and so the
+    places, would depend on the number of threads.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    x = F.normalize(vectors.detach().float().cpu(), dim=1)
+    x = x + 1e-4 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    perplexity = min(30.0, (len(x) - 1) / 3)  # about how many neighbours a point has
+    with threadpool_limits(1):
+        found = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x.numpy())
+    return torch.from_numpy(found).float()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
-from selfie_cli.comparison.tables import curve_tables, explanations, finetuned_table
+from selfie_cli.comparison.summary import curve_tables, explanations, finetuned_table
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.recipes import called, titled

@@ -26,10 +26,7 @@ CHECKSUMS = "checksums.json"
 
 
 class Saver:
-    """Writes states in a background thread, one at a time. Use it as a context manager.
-
-    The tensors are copied before, on a GPU into page-locked memory, and the GPU's queue is not waited for.
-    """
+    """Copies states, and writes them in a background thread, one at a time. Use it as a context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,17 +39,7 @@ class Saver:
         """Begin to write a state, see `save_state`; raise what the writing before raised."""
         self.check(wait=True)
         weights, tensors = copied(module.state_dict()), copied(optimizer_tensors(optimizer))
-        on_gpu = next(module.parameters()).device.type == "cuda"
-        event = torch.cuda.Event(blocking=True) if on_gpu else None
-        if event:
-            event.record()
-
-        def write() -> None:
-            if event:
-                event.synchronize()
-            save_state(self.folder, step, weights, tensors, micro_batch)
-
-        self._writing = self._pool.submit(write)
+        self._writing = self._pool.submit(save_state, self.folder, step, weights, tensors, micro_batch)
 
     def check(self, *, wait: bool = False) -> None:
         """Raise what the last writing raised if it has ended, and with `wait` after its end."""
@@ -70,8 +57,7 @@ class Saver:
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU. Those of tensors on a GPU are queued, and may not be read before it has come to them."""
-    return {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in tensors.items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def save_state(

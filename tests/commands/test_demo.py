@@ -20,7 +20,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "NUM_TEST", 20)
     monkeypatch.setattr(demo, "PRETRAIN_STEPS", 1)
     monkeypatch.setattr(demo, "FINETUNE_STEPS", 1)
-    for module in ("pretraining.task", "comparison.settings"):  # trial steps of whole batches take most of the time
+    for module in ("pretraining.task", "comparison.trainer"):  # trial steps of whole batches take most of the time
         monkeypatch.setattr(f"selfie_cli.{module}.fit", lambda *_: 0.5)
 
 

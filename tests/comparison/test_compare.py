@@ -2,10 +2,8 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from listening import Listener
@@ -13,15 +11,13 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from selfie_cli import runs
-from selfie_cli.comparison import settings, trainer
+from selfie_cli.comparison import trainer
 from selfie_cli.comparison.arms import Arm
-from selfie_cli.comparison.labels import Part, Share, take, take_share
-from selfie_cli.comparison.settings import Fitted, Training, fit_to_machine, plan_steps
-from selfie_cli.comparison.trainer import Cell, Trainer
+from selfie_cli.comparison.labels import Part, Share, take_share
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, plan_steps
 from selfie_cli.config import CurveOptions
-from selfie_cli.data.batches import IMAGE_ORDER, Batch
+from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.supervised import Supervised
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.step import Forward
@@ -81,7 +77,7 @@ def test_epochs_are_of_the_labels_used() -> None:
 
 def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's network takes three times as long."""
-    monkeypatch.setattr(settings, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
+    monkeypatch.setattr(trainer, "fit", lambda step, *_: 3.0 if hasattr(step.module.encoder, "layer1") else 1.0)
     wider = Arm(name="c", shape={**SHAPE, "backbone": "resnet18"}, state=None)
     asked = dataclasses.replace(ASKED, micro_batch=2, precision="fp32")
     fitted, seconds = fit_to_machine([ARM, ARM, wider], part(), asked, Talk())
@@ -93,26 +89,6 @@ def test_a_share_too_small_to_choose_a_rate_with() -> None:
     assert share(0.05, 1).num_labels == 2
     with pytest.raises(UsageError, match="one label per class"):
         share(0.05, 1, num_rates=2)
-
-
-def test_no_batch_is_made_past_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-
-    def noting(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable[[int], Batch]:
-        batch_of = settings.batches(task, part, seed, fitted)
-
-        def noted(step: int) -> Batch:
-            made.append(step)
-            return batch_of(step)
-
-        return noted
-
-    monkeypatch.setattr(trainer, "batches", noting)
-    run = runs.create(tmp_path / "run", verb="curve", asked={}, derived={**SHAPE, **dataclasses.asdict(FITTED)})
-    one = Trainer(run=run, training=ASKED, fitted=FITTED, talk=Talk())
-    assert 0 <= one.train(Cell(name="one", arm=ARM, lr=0.1, seed=0, steps=3), part(), part()) <= 1
-    assert set(made) == {0, 1, 2}
-    run.finish({})
 
 
 def weights_of(found: Trainer, cells: list[Cell], data: Part) -> list[dict[str, torch.Tensor]]:
@@ -161,14 +137,3 @@ def test_many_cells_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert counts == [1] * 10
     assert trainer.steps[ARM.kind][2].compiled
     torch._dynamo.reset()
-
-
-def test_names_and_parts() -> None:
-    some = share(0.25, 2)
-    assert some.seeds == [0, 1]
-    assert some.cell("x", 1) == "x-f0.25-s1"
-    whole = part()
-    taken = take(whole, np.array([3, 5]))
-    assert taken.names == ["3.png", "5.png"]
-    assert taken.pixels.equal(whole.pixels[[3, 5]])
-    assert taken.labels.tolist() == [1, 1]

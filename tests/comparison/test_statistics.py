@@ -1,40 +1,33 @@
 """The sentence that people read: it must say what the numbers say, and no more."""
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from selfie_cli.comparison.results import Finetuned, Point
-from selfie_cli.comparison.statistics import (
-    FLAT,
-    RISING,
-    UNKNOWN,
-    convergence,
-    curve_sentence,
-    make_arm_result,
-    make_point,
-    notes_of,
-    summarize,
-)
-from selfie_cli.comparison.tables import explanations, finetuned_table
+from selfie_cli.comparison.labels import Share
+from selfie_cli.comparison.results import FLAT, RISING, UNKNOWN, ArmResult, Finetuned, Point
+from selfie_cli.comparison.statistics import arm_result, convergence, point_at
+from selfie_cli.comparison.summary import curve_sentence, explanations, finetuned_table, notes_of, summarize
 
 CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
 
 
+def point(fraction: float, arms: list[ArmResult], pairs: list[tuple[str, str]], **known: Any) -> Point:
+    subsets = {seed: np.arange(40) for seed in range(len(arms[0].accuracies))}
+    return point_at(Share(fraction=fraction, subsets=subsets), arms, pairs, **known)
+
+
+def told(found: Point) -> Finetuned:
+    return summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2, left_out={})
+
+
 def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetuned:
     *others, last = (name for name, _ in arms)
-    found = make_point(
-        fraction=fraction,
-        num_labels=40,
-        steps=10,
-        seeds=list(range(len(arms[0][1]))),
-        rates=[0.1],
-        arms=[make_arm_result(name, 0.1, values, "", None) for name, values in arms],
-        pairs=[(last, other) for other in reversed(others)],
-    )
-    return summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2, left_out={})
+    results = [arm_result(name, values, lr=0.1) for name, values in arms]
+    return told(point(fraction, results, [(last, other) for other in reversed(others)], steps=10, rates=[0.1]))
 
 
 # Intervals by hand: mean -+ 4.302653 * std / sqrt(3).
@@ -107,17 +100,16 @@ def test_the_table_has_a_column_per_seed_where_they_fit():
 
 def test_frozen_features_are_named_and_compared_with_the_untrained_network():
     arms = [
-        replace(make_arm_result("untrained", None, [0.50, 0.50, 0.50]), strengths=[1.0, 1.0, 1.0]),
-        replace(make_arm_result("selfie", None, [0.60, 0.61, 0.62]), strengths=[0.1, 0.001, 0.01]),
+        arm_result("untrained", [0.50, 0.50, 0.50], lr=None, strengths=[1.0, 1.0, 1.0]),
+        arm_result("selfie", [0.60, 0.61, 0.62], lr=None, strengths=[0.1, 0.001, 0.01]),
     ]
-    shape = {"fraction": 0.05, "num_labels": 40, "seeds": [0, 1, 2], "pairs": [("selfie", "untrained")]}
-    point = make_point(**shape, steps=0, rates=[], arms=arms, frozen=True)
-    result = summarize(point, run=Path("run"), dataset="photos", num_test=100, num_classes=2, left_out={})
+    frozen = point(0.05, arms, [("selfie", "untrained")])
+    result = told(frozen)
     gain = "+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds"
     assert result.sentence.startswith(
         f"Selfie (frozen features) helped with 5 % of the labels over untrained: {gain}. A linear classifier on frozen"
     )
-    assert curve_sentence([point], 0).startswith(
+    assert curve_sentence([frozen], 0).startswith(
         f"Selfie (frozen features, over untrained): at 5 % it helped ({gain}). A linear classifier on frozen"
     )
     table = finetuned_table(result)
@@ -127,15 +119,8 @@ def test_frozen_features_are_named_and_compared_with_the_untrained_network():
 
 
 def measured(fraction: float, **arms: list[float]) -> Point:
-    return make_point(
-        fraction=fraction,
-        num_labels=40,
-        steps=10,
-        seeds=list(range(len(arms["supervised"]))),
-        rates=[0.1],
-        arms=[make_arm_result(name, 0.1, values, "", None) for name, values in arms.items()],
-        pairs=[(name, "supervised") for name in arms if name != "supervised"],
-    )
+    pairs = [(name, "supervised") for name in arms if name != "supervised"]
+    return point(fraction, [arm_result(*arm, lr=0.1) for arm in arms.items()], pairs, steps=10, rates=[0.1])
 
 
 def test_a_curves_sentence_says_what_each_interval_says():
@@ -191,21 +176,17 @@ def test_the_error_of_a_gain_is_paired():
 
 
 def checked(fraction: float, half: int, whole: int) -> Point:
-    lengths = {"supervised": (300, 300), "selfie": (half, whole)}
-    return make_point(
-        fraction=fraction,
-        num_labels=2500,
-        steps=2000,
-        seeds=[0, 1, 2],
-        rates=[0.03, 0.1],
-        arms=[
-            make_arm_result(
-                name, 0.1, [0.5, 0.51, mean], f"called {name}", convergence(2000, *(right(n, 500) for n in both))
-            )
-            for (name, both), mean in zip(lengths.items(), (0.5, 0.6), strict=True)
-        ],
-        pairs=[("selfie", "supervised")],
-    )
+    arms = [
+        arm_result(
+            name,
+            [0.5, 0.51, last],
+            lr=0.1,
+            called=f"called {name}",
+            convergence=convergence(2000, right(found, 500), right(later, 500)),
+        )
+        for name, last, found, later in (("supervised", 0.5, 300, 300), ("selfie", 0.6, half, whole))
+    ]
+    return point(fraction, arms, [("selfie", "supervised")], steps=2000, rates=[0.03, 0.1])
 
 
 def test_what_has_not_converged_is_said_loudly_and_what_was_searched():
@@ -216,8 +197,7 @@ def test_what_has_not_converged_is_said_loudly_and_what_was_searched():
     ]
     assert found.notes[:2] == ["supervised: called supervised.", "selfie: called selfie."]
     assert "selfie still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500" in found.notes[2]
-    sentence = summarize(found, run=Path("run"), dataset="photos", num_test=100, num_classes=2, left_out={}).sentence
-    assert sentence.endswith(
+    assert told(found).sentence.endswith(
         "2,000 steps per network; each arm's learning rate chosen among 0.03, 0.1 on held-out labels; "
         "not converged: selfie still rose, so the gain may be one of speed."
     )

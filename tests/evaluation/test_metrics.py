@@ -50,10 +50,6 @@ def test_confusion_matrix_counts_true_rows_and_predicted_columns():
     assert confusion_matrix(true[:0], true[:0], 3).tolist() == [[0] * 3] * 3
 
 
-def test_majority_share():
-    assert majority_share(torch.tensor([2, 0, 2, 2, 1])) == 0.6
-
-
 def test_mean_std_divides_by_n_minus_one():
     values = [0.5, 0.25, 0.75, 0.3]
     mean, std = mean_std(values)

@@ -11,25 +11,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import COMMANDS, Undisturbed, run_undisturbed
 
-
-@dataclass
-class Row:
-    """The outcomes of one fault. `lost` counts failed tests by their message."""
-
-    fault: str
-    injected: int = 0
-    happened: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-
-ROWS: dict[str, Row] = {}
+ROWS: dict[str, dict[str, Any]] = {}
+"""The outcomes of each fault: `lost` counts failed tests by their message."""
 Record = Callable[[str, object], None]
 
 
@@ -87,25 +76,24 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     known = dict(report.user_properties)
     if report.when != "call" or report.skipped or "fault" not in known:
         return
-    row = ROWS.setdefault(str(known["fault"]), Row(str(known["fault"])))
-    row.injected += 1
-    row.seconds = round(row.seconds + report.duration, 1)
+    name = str(known["fault"])
+    new = {"fault": name, "injected": 0, "happened": Counter(), "lost": Counter(), "seconds": 0.0}
+    row = ROWS.setdefault(name, new)
+    row["injected"] += 1
+    row["seconds"] = round(row["seconds"] + report.duration, 1)
     if report.passed:
-        row.happened[str(known["happened"])] += 1
+        row["happened"][str(known["happened"])] += 1
     else:
         crash = getattr(report.longrepr, "reprcrash", None)
-        row.lost[crash.message.splitlines()[0] if crash else "failed"] += 1
+        row["lost"][crash.message.splitlines()[0] if crash else "failed"] += 1
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.getoption("long", False):
-        for row in ROWS.values():
-            terminalreporter.write_line(f"{row.fault}: {dict(row.happened)}, lost: {dict(row.lost)}")
-    if ROWS and (results := config.getoption("results", None)):
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if ROWS and (results := session.config.getoption("results", None)):
         from benchmarks.measure import commit, machine, shown
         from selfie_cli.runs import versions
 
-        about = {"command": shown(["pytest", *config.invocation_params.args]), "machine": machine()}
+        about = {"command": shown(["pytest", *session.config.invocation_params.args]), "machine": machine()}
         about |= {"versions": versions(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
         with results.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(vars(row) | about) + "\n" for row in ROWS.values())
+            file.writelines(json.dumps(row | about) + "\n" for row in ROWS.values())

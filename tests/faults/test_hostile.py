@@ -18,7 +18,6 @@ from typer.testing import CliRunner, Result
 
 from selfie_cli.cli.app import app
 from selfie_cli.runs import bundled_folder
-from tests.fuzz import mutations
 
 REFUSED = "refused in one line"
 ON_CPU = ("--device", "cpu")
@@ -53,13 +52,6 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_folder(tmp_path_factory.mktemp("drawn") / "images", train=20, test=10)
 
 
-@pytest.fixture(scope="module")
-def finetuned(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finetuned") / "run"
-    succeeded("finetune", "--dataset", drawn, "--from", "bundled", *TRAINING[2:], "--out", out)
-    return out
-
-
 @pytest.fixture
 def photo(drawn: Path) -> Path:
     return min((drawn / "test").rglob("*.png"))
@@ -84,20 +76,6 @@ def parted(data: bytes) -> tuple[dict[str, Any], bytes]:
 def with_header(header: dict[str, Any], data: bytes) -> bytes:
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data
-
-
-@pytest.mark.fault("a run's config or weights spoiled at random", times=200)
-def test_spoiled_run(copy: Path, photo: Path, chance: Random, happened: Say) -> None:
-    spoils = {"config.json": mutations.spoil_json, "model.safetensors": mutations.spoil_safetensors}
-    name = chance.choice(sorted(spoils))
-    (copy / name).write_bytes(spoils[name]((copy / name).read_bytes(), chance))
-    result = run(*embed(photo, copy))
-    if result.exit_code:
-        refused(*embed(photo, copy))
-        happened(REFUSED)
-    else:
-        assert np.isfinite(json.loads(result.stdout)["vector"]).all()
-        happened("read: what was spoiled decides nothing")
 
 
 @pytest.mark.fault("weights or configs of absurd sizes", times=40)
@@ -187,51 +165,3 @@ def test_pickles(tmp_path: Path, copy: Path, photo: Path, chance: Random, happen
     pickle.loads(bomb)
     assert mark.exists()
     happened(REFUSED)
-
-
-EVIL = "\x1b[2J\x1b]0;x\x07\r\n\u202e\x9b31m"
-BUNDLED = ("--from", "bundled", *ON_CPU)
-# Commands that print names. DATA are images, RUN is where results go, or a run that is read.
-COMMANDS: dict[str, tuple[object, ...]] = {
-    "doctor": ("doctor", "DATA", "--no-time"),
-    "embed": ("embed", "DATA", *BUNDLED),
-    "embed to a file": ("embed", "DATA", *BUNDLED, "--out", "RUN.jsonl"),
-    "similar": ("similar", "--duplicates", "--in", "RUN.jsonl", "--threshold", 0.5),
-    "predict": ("predict", "FINETUNED", "DATA", *ON_CPU),
-    "pretrain": ("pretrain", "DATA", *TRAINING, "--out", "RUN"),
-    "finetune": ("finetune", "--dataset", "DATA", "--from", "bundled", *TRAINING[2:], "--out", "RUN"),
-    "eval": ("eval", "RUN", "--dataset", "DATA", *ON_CPU, "--max-bad", 0.5),
-    "report": ("report", "RUN", "--dataset", "DATA", *ON_CPU),
-    "errors": ("embed", "DATA", "--from", "RUN", *ON_CPU),
-}
-
-
-@pytest.mark.parametrize("verb", COMMANDS)
-@pytest.mark.fault("names that control a terminal, through every verb", times=6)
-def test_terminal(verb: str, drawn: Path, finetuned: Path, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Folders, classes, files and runs whose names would move a terminal's cursor, clear it, or turn its text round."""
-    images, folder = shutil.copytree(drawn, tmp_path / f"i{EVIL}"), tmp_path / f"r{EVIL}"
-    for part in ("train", "test"):
-        first, second = sorted((images / part).iterdir())[:2]
-        first.rename(first.with_name(f"{first.name}{EVIL}"))
-        for number, file in enumerate(sorted(second.iterdir())):
-            file.rename(file.with_name(f"{number}{EVIL}.png"))
-    (images / f"train/{second.name}/bad{EVIL}.png").write_bytes(b"no image")
-    places = {"DATA": images, "RUN": folder, "RUN.jsonl": f"{folder}.jsonl", "FINETUNED": finetuned}
-
-    def words(verb: str) -> list[object]:
-        return [places.get(str(word), word) for word in COMMANDS[verb]]
-
-    if verb == "similar":
-        succeeded(*words("embed to a file"))
-    elif verb in ("eval", "report", "errors"):
-        shutil.copytree(bundled_folder(), folder)
-    if verb == "errors":  # that quote a run
-        config, place = json.loads((folder / "config.json").read_text()), chance.choice(("verb", "format", "derived"))
-        config[place] = {EVIL: EVIL} if place == "derived" else EVIL
-        (folder / "config.json").write_text(json.dumps(config))
-    result = {"doctor": run, "errors": refused}.get(verb, succeeded)(*words(verb))
-    said = result.stdout + result.stderr
-    assert said
-    assert not [character for character in said if not character.isprintable() and character != "\n"]
-    happened("written out")

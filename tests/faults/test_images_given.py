@@ -3,11 +3,8 @@
 import functools
 import json
 import os
-import signal
 import subprocess
-import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
@@ -18,13 +15,11 @@ from processes import Process, lines_of
 from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, selfie
 
 from selfie_cli.data import pixels, synthetic
-from tests.data.corpus import corpus, saved, write_names, write_no_files
+from tests.data.corpus import corpus, saved
 from tests.data.pictures import write_parquet, write_tar
 
 PRETRAIN = (*SMALL, "--image-size", 32, "--steps")
 EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
-# The program, without the limit below which it decodes all images before training.
-STREAMED = "from selfie_cli.data import pixels; pixels.SMALL = 0; from selfie_cli.__main__ import main; main()"
 Say = Callable[[str], None]
 
 
@@ -77,22 +72,6 @@ def test_bombs(tmp_path: Path, chance: Random, happened: Say) -> None:
     assert peak("embed", images, "--out", out) - alone < 100
     assert len(bad_in(out)) + len(np.load(out)) == len([*images.iterdir()])
     happened("refused with a reason, in less than 100 MB")
-
-
-@pytest.mark.fault("strange names, pipes, sockets, devices and circles of links among images")
-def test_names(tmp_path: Path, chance: Random, happened: Say) -> None:
-    images, out = tmp_path / "images", tmp_path / "vectors.npy"
-    images.mkdir()
-    write_names(images)
-    sound = len(list(images.iterdir())) - 1  # one is no image by its name
-    write_no_files(images)
-    links = {str(file) for file in images.glob("link-*")}
-    with Process("embed", images, "--out", out, log=tmp_path / "log") as process:  # which might hang
-        assert process.end() == 0
-    assert len(np.load(out)) == sound
-    selfie("pretrain", images, *PRETRAIN, 2, "--max-bad", 0.9, "--out", tmp_path / "run")
-    assert bad_in(out).keys() == bad_in(tmp_path / "run").keys() == doctored(images) == links
-    happened("names read, the rest refused with a reason or left out")
 
 
 @functools.cache
@@ -188,43 +167,6 @@ def write_photos(folder: Path, count: int) -> list[Path]:
     return files
 
 
-@pytest.mark.fault("images vanish and change while pretrain reads them", times=20)
-def test_vanishing_from_pretrain(tmp_path: Path, chance: Random, happened: Say) -> None:
-    """Files go away, are cut, overwritten, and grow, while every epoch decodes them; then it is stopped and resumed."""
-    run, argv = tmp_path / "run", (sys.executable, "-c", STREAMED)
-    files = write_photos(tmp_path / "images", 24)
-    spoiled = chance.sample(files, 10)
-    words = ("pretrain", tmp_path / "images", *PRETRAIN, 5000, "--max-bad", 0.9, "--store-gb", 0, "--out", run)
-
-    def step() -> int:
-        return max((line["step"] for line in lines_of(run / "metrics.jsonl")), default=0)
-
-    def train(process: Process, steps: int) -> None:
-        """Wait for some more steps, then stop."""
-        last = step() + steps
-        process.until(lambda: step() >= last)
-        assert process.end(signal.SIGINT) == 130
-        assert bad_in(run).keys() == {*map(str, spoiled)}
-
-    with Process(*words, log=tmp_path / "log", argv=argv) as process:
-        process.until(step)
-        for file in spoiled:
-            spoil(file, chance)
-            time.sleep(chance.random() / 10)
-        with next(file for file in files if file not in spoiled).open("ab") as grown:
-            grown.write(chance.randbytes(5000))  # nothing after a picture is looked at
-        train(process, 20)  # six epochs
-    gone = [file for file in spoiled if not file.is_file()] or spoiled[:1]
-    for file in gone:
-        file.unlink(missing_ok=True)
-    assert "the images have changed" in selfie("pretrain", "--resume", run, code=1).stderr
-    for file in gone:
-        file.write_bytes(b"another")
-    with Process("pretrain", "--resume", run, log=tmp_path / "log", argv=argv) as process:
-        train(process, 1)
-    happened("listed with reasons, replaced by other images, resumed")
-
-
 @pytest.mark.fault("images vanish and change while embed reads them", times=20)
 def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> None:
     files, out = write_photos(tmp_path / "images", 1000), tmp_path / "vectors.jsonl"
@@ -243,35 +185,3 @@ def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> 
             vector = rows[str(file)]
             assert np.allclose(vector, first.setdefault(number % len(photos()), vector), atol=1e-4)
     happened("listed with reasons; every other row belongs to its file")
-
-
-SLOW_DECODER = """
-import time
-from selfie_cli.data import images
-decode = images.decode_square
-images.decode_square = lambda *given: (time.sleep(0.05), decode(*given))[1]
-from selfie_cli.__main__ import main
-main()
-"""
-
-
-@pytest.mark.fault("stopped while images are decoded", times=20)
-def test_stopped_while_decoding(tmp_path: Path, chance: Random, happened: Say) -> None:
-    """SIGINT, SIGTERM, or a reader that has seen enough."""
-    write_photos(tmp_path / "images", 200)
-    how = chance.choice([signal.SIGINT, signal.SIGTERM, None])
-    argv = [sys.executable, "-c", SLOW_DECODER, "embed", str(tmp_path / "images"), *map(str, EMBED)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(argv, env=ENVIRONMENT, start_new_session=True, **pipes) as process:
-        assert process.stdout
-        assert process.stderr
-        process.stdout.readline()
-        time.sleep(chance.random() / 2)
-        if how is None:
-            process.stdout.close()
-        else:
-            os.killpg(process.pid, how)  # all of its processes, as a terminal does
-        said = process.stderr.read()
-        assert process.wait(PATIENCE) == (128 + how if how else 0)
-    assert b"Traceback" not in said
-    happened("ends at once, with its exit code and without alarm")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import time
@@ -11,12 +10,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from processes import STEPS, Process, Undisturbed, check_files, go_on, lines_of, made_by, states
+from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, made_by, states
 from running import selfie
 
 from selfie_cli.files import TEMPORARY
 from selfie_cli.signals import STOPPING, ignored
-from selfie_cli.training.checkpoint import CHECKSUMS, KEPT, OPTIMIZER, WEIGHTS, read_state
+from selfie_cli.training.checkpoint import WEIGHTS, read_state
 
 SELFIE = "pretrain (selfie)"
 Reference = Callable[..., Undisturbed]
@@ -57,7 +56,7 @@ def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random,
         assert process.end(signal.SIGKILL) in (0, -signal.SIGKILL)
     check_files(run, completed)
     saved = bool(states(run))
-    trained = [cell / "model.safetensors" for cell in run.glob("cells/*") if (cell / "results.json").is_file()]
+    trained = [cell / "model.safetensors" for cell in run.glob("cells/*") if has_finished(cell)]
     times = [file.stat().st_mtime_ns for file in trained]
     outcome = go_on(run, whole)
     assert times == [file.stat().st_mtime_ns for file in trained], "a finished network was trained again"
@@ -156,49 +155,6 @@ def test_second_interrupt(whole: Undisturbed, tmp_path: Path, chance: Random, ha
     happened("exit 130 at once, resumed")
 
 
-@pytest.fixture(scope="session")
-def with_two_states(undisturbed: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed when it had two states."""
-    run = tmp_path_factory.mktemp("stopped") / "run"
-    with Process(*undisturbed(SELFIE).words, "--out", run, log=run.with_name("log")) as process:
-        process.until(lambda: len(states(run)) == KEPT)
-        process.end(signal.SIGKILL)
-    return run
-
-
-def damage(file: Path, chance: Random) -> None:
-    """Alter one byte, cut off the end, or remove the file."""
-    data = bytearray(file.read_bytes())
-    match chance.randrange(3):
-        case 0:
-            data[chance.randrange(len(data))] ^= chance.randint(1, 255)
-            file.write_bytes(data)
-        case 1:
-            os.truncate(file, chance.randrange(len(data)))
-        case 2:
-            file.unlink()
-
-
-@pytest.mark.fault("the newest state is damaged, then the other one too", times=40)
-def test_damaged_states(
-    with_two_states: Path, whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say
-) -> None:
-    run, lost = (shutil.copytree(with_two_states, tmp_path / name) for name in ("run", "lost"))
-    newest = states(run)[-1]
-    damage(newest / chance.choice([WEIGHTS, OPTIMIZER, CHECKSUMS]), chance)
-    said = selfie("pretrain", "--resume", run).stderr
-    assert f"{newest} is damaged" in next(line for line in said.splitlines() if "warning: " in line)
-    assert made_by(run) == whole.made
-    for state in states(lost):
-        damage(state / chance.choice([WEIGHTS, OPTIMIZER]), chance)
-    before = contents(lost)
-    said = selfie("pretrain", "--resume", lost, code=1).stderr.splitlines()[-1]
-    assert "error: no state in" in said
-    assert "--overwrite" in said
-    assert before == contents(lost)
-    happened("told, resumed from the state before; refused where none can be read")
-
-
 @pytest.mark.fault("a second run into the folder of one that is running", times=10)
 def test_second_run(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
     """The first one stands still meanwhile, wherever it is in its training."""
@@ -216,15 +172,3 @@ def test_second_run(whole: Undisturbed, tmp_path: Path, chance: Random, happened
         assert process.end(signal.SIGCONT) == 0
     assert made_by(run) == whole.made
     happened("refused, with --resume, --overwrite and neither; the first run ends as ever")
-
-
-@pytest.mark.fault("two runs into one folder, started at once", times=5)
-def test_two_at_once(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
-    run = tmp_path / "run"
-    words = [*whole.words, "--out", run]
-    with Process(*words, log=tmp_path / "one") as one, Process(*words, log=tmp_path / "other") as other:
-        assert sorted([one.end(), other.end()]) == [0, 1]
-    said = one.said + other.said
-    assert f"{run} is not empty" in said or f"another process is working on {run}" in said
-    assert made_by(run) == whole.made
-    happened("one is refused, the other ends as ever")

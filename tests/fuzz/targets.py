@@ -22,7 +22,6 @@ from running import SMALL, selfie
 
 from selfie_cli import config, option, runs
 from selfie_cli.commands.push import published_with_card
-from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.data import hub_sets
 from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.cache import PixelCache
@@ -296,7 +295,6 @@ TARGETS = {
     "bad-files": Target("runs/*/*_*.jsonl", LINES, read_bad_files),
     "results": Target("runs/*/results.json", JSON, read_run),
     "evaluation": Target("runs/*/eval-*.json", JSON, read_run),
-    "cell": Target("runs/*/cells/*/results.json", JSON, lambda file, rng: known_accuracy(file)),
     "weights": Target("tensors/model.safetensors", TENSORS, lambda file, rng: load_weights(file)),
     "seen": Target("tensors/seen.safetensors", TENSORS, lambda file, rng: load_marks(file)),
     "state": Target("tensors/state/*/*", spoil_state, read_state),

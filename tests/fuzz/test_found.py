@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from selfie_cli import runs
 from selfie_cli.cli.app import app
-from selfie_cli.comparison.trainer import known_accuracy
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.parquet import Parquet
@@ -56,15 +55,13 @@ HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9%s, 2)}" % (b"9" * 
 NPY = (b"\x40\x00{'descr': '<f4', 'shape': (".ljust(66) + bytes(64), b"\x60\x00" + HUGE)
 ROWS = (b"[1%s]}" % (b"0" * 400), b"[]}", b'[1], "path": 3}')
 BAD = (b"{", b"[]", b'{"path": 1, "reason": "x"}', b'{"path": "x"}', b"[" * 100_000)
-RESULTS = (b'{"accuracy": 0.', b"[]", b"{}", b'{"accuracy": "x"}', b'{"accuracy": NaN}')
 REFUSED = [
     *(("s.tar", GOOD + blocks + bytes(1024)) for blocks in SHARDS.values()),
     *(("v.npy", b"\x93NUMPY\x01\x00" + rest) for rest in NPY),
     *(("v.jsonl", b'{"path": "a", "vector": ' + rest) for rest in ROWS),
     *(("bad_files.jsonl", b'{"path": "a", "reason": "b"}\n' + line) for line in BAD),
-    *(("results.json", content) for content in RESULTS),
 ]
-READERS: dict[str, Callable[[Path], object]] = {"bad_files.jsonl": load_bad, "results.json": known_accuracy}
+READERS: dict[str, Callable[[Path], object]] = {"bad_files.jsonl": load_bad}
 READERS |= {"s.tar": partial(read_shard, rng=Random(0))}
 READERS |= {name: partial(read_vectors, rng=Random(0)) for name in ("v.npy", "v.jsonl")}
 

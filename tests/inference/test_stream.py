@@ -15,7 +15,7 @@ from torch import nn
 from selfie_cli.data.names import Names
 from selfie_cli.errors import UsageError
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import Compute, Job, Result, Stream, named_images
+from selfie_cli.inference.stream import Compute, Result, Stream, named_images
 from selfie_cli.talk import Talk
 
 
@@ -25,8 +25,8 @@ def names(images: Path) -> list[str]:
 
 
 def streaming(names: list[str], compute: Compute = Network.vectors, *, batch_size: int) -> Stream:
-    job = Job(names=Names(names), compute=compute, what="x", precision="fp32", workers=1, batch_size=batch_size)
-    return Stream(job, network(), Talk())
+    how = {"what": "x", "precision": "fp32", "workers": 1, "batch_size": batch_size}
+    return Stream(names=Names(names), network=network(), compute=compute, talk=Talk(), **how)
 
 
 def results(names: list[str], *, batch_size: int) -> list[Result]:
@@ -99,7 +99,7 @@ def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.Mon
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, dynamic=how["dynamic"], backend=backend))
     with streaming(names[:8], batch_size=4) as stream:
         plain = stream.lean
-        stream.compile()
+        stream.use_compiled()
         found = list(stream)
     assert stream.lean is not plain
     assert len(calls) == 1  # one shape, compiled once

@@ -1,7 +1,6 @@
 """Files of vectors: each format as other readers see it, and what ours makes of damaged ones."""
 
 import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -64,24 +63,8 @@ def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", HEADERS)
-def test_rows_reach_the_file_as_they_come(suffix: str) -> None:
-    row = np.ones(384, np.float32)
-    with vector_writer(Path(f"v{suffix}"), width=384, network={}) as put:
-        for number in range(500):
-            put(Result(f"{number}.jpg", row, 1, 1, b""))
-        (growing,) = Path().glob(f".tmp-*{suffix}")
-        assert growing.stat().st_size > 400 * row.nbytes
-        assert not Path(f"v{suffix}").exists()
-
-
-@pytest.mark.parametrize("suffix", HEADERS)
 def test_headers_are_as_long_whatever_they_say(suffix: str) -> None:
     assert len({len(HEADERS[suffix](height, 2048)) for height in (0, 1, 10**6, 10**12)}) == 1
-
-
-def test_a_header_for_numpy() -> None:
-    data = HEADERS[".npy"](2, 3) + np.arange(6, dtype="<f4").tobytes()
-    assert np.load(io.BytesIO(data)).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def fault_of(file: Path | str) -> str:
@@ -131,7 +114,7 @@ def test_tables_of_other_programs() -> None:
 
 def test_other_faults() -> None:
     Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1, 2]}\n{"path": "b"}\n')
-    assert "line 3: 'vector'" in fault_of("v.jsonl")
+    assert "can be read: 'vector'" in fault_of("v.jsonl")
     Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1]}\n')
     assert "vectors of 1 and of 2 numbers" in fault_of("v.jsonl")
     for name in ("v.csv", "v.safetensors", "v.arrow"):

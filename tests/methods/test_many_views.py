@@ -1,13 +1,10 @@
 """Selfie over many small views: its loss against one written view by view."""
 
-import math
-
 import pytest
 import torch
 from joint import augmented, check_gradients, make_many_views
 
 from selfie_cli.data import synthetic
-from selfie_cli.methods.many_views import coding_rate
 
 MANY = {"num_stages": 3, "num_views": 4, "view_scale": 0.5, "min_crop": 0.2, "max_crop": 0.7}
 
@@ -43,14 +40,6 @@ def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
     assert logged["pretext_accuracy"].item() == pytest.approx(sum(right) / 6)
     assert logged["chance"].item() == pytest.approx(1 / 6)
     check_gradients(method, loss, expected, 1e-5)
-
-
-def test_the_coding_rate_of_vectors_that_are_known():
-    """All alike: one direction is used. On as many axes as there are: every direction equally."""
-    alike = torch.eye(4)[[0, 0, 0, 0]]
-    apart = torch.eye(4)
-    assert coding_rate(alike[None], 0.5).item() == pytest.approx(math.log(1 + 4 / (4 * 0.5) * 4) / 2)
-    assert coding_rate(apart[None], 0.5).item() == pytest.approx(4 * math.log(1 + 4 / (4 * 0.5)) / 2)
 
 
 def test_views_are_small_crops_of_the_images():

@@ -181,20 +181,6 @@ def test_the_paper_network():
     assert (large.num_masked, large.chance) == (12, 1 / 12)
 
 
-@pytest.mark.parametrize("encoder_positions", [True, False])
-def test_the_pooled_vector_sees_every_patch(encoder_positions):
-    torch.manual_seed(0)
-    method = stirred(make(SMALL, encoder_positions=encoder_positions)).double().eval()
-    images = torch.randn(2, 3, 32, 32, dtype=torch.double)
-    with torch.no_grad():
-        for u, h in zip(method.pooled(images), naive_patch_vectors(method, images), strict=True):
-            context = [
-                one + naive_position(method.positions, place, 4) if encoder_positions else one
-                for place, one in enumerate(h)
-            ]
-            torch.testing.assert_close(u, naive_attention_pooling(method.attention_pooling, context))
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_views_and_masks_are_functions_of_the_seed(grid):
     method = make(grid)

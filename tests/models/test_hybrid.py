@@ -1,11 +1,11 @@
-"""The hybrid against Selfie's own modules, put together here by hand."""
+"""Patches, attention pooling, and the hybrid against Selfie's own modules, put together here by hand."""
 
 import pytest
 import torch
 
 from selfie_cli.models.attention import AttentionPooling, Positions
 from selfie_cli.models.hybrid import Hybrid
-from selfie_cli.models.patches import cut, encode
+from selfie_cli.models.patches import cut, encode, num_masked, random_masks
 from selfie_cli.models.resnet import resnet
 
 SMALL = "resnetv2_18_w16"
@@ -83,3 +83,44 @@ def test_encoding_apart_and_whole(stem):
         y, x = divmod(place, g)
         there = maps[:, :, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
         torch.testing.assert_close(whole[:, place], there.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(("width", "heads", "inner"), [(1024, 32, 640), (256, 8, 160), (64, 2, 40), (16, 1, 10)])
+def test_heads_and_inner_width_follow_the_papers_network_of_width_1024(width, heads, inner):
+    pooling = AttentionPooling(width)
+    assert len(pooling.layers) == 3
+    assert (pooling.layers[0].num_heads, pooling.layers[0].dropout) == (heads, 0.1)
+    attention, norms = 4 * (width * width + width), 2 * 2 * width
+    layer = attention + norms + width * inner + inner + inner * width + width
+    assert sum(parameter.numel() for parameter in pooling.parameters()) == 3 * layer + width
+
+
+def test_dropout_acts_in_training_only():
+    pooling = AttentionPooling(64)
+    vectors = torch.randn(2, 5, 64)
+    assert not pooling(vectors).equal(pooling(vectors))
+    pooling.eval()
+    assert pooling(vectors).equal(pooling(vectors))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_channels_last(layout):
+    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=layout)
+    patches = cut(images, 8)
+    assert patches.shape == (32, 3, 8, 8)
+    assert patches.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_image_has_its_own_mask_and_every_place_its_share():
+    scores = torch.rand(16_000, 16, generator=torch.Generator().manual_seed(0))
+    masked, _ = random_masks(scores, 4)
+    assert len({frozenset(row) for row in masked.tolist()}) == 1820  # all ways to choose 4 of 16
+    for column in masked.T:  # 1,000 expected of each place; within five standard deviations
+        assert (column.bincount(minlength=16) - 1000).abs().max() < 5 * (1000 * 15 / 16) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "ratio", "expected"), [(16, 0.25, 4), (49, 0.25, 12), (4, 0.25, 2), (4, 0.99, 3), (16, 0.001, 2)]
+)
+def test_at_least_two_are_masked_and_one_is_visible(num_patches, ratio, expected):
+    assert num_masked(num_patches, ratio) == expected

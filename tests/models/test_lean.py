@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_resnet import with_statistics
-from torch import nn
 
 from selfie_cli.inference.networks import Network
 from selfie_cli.methods.selfie import Selfie
@@ -14,7 +13,7 @@ from selfie_cli.models.classifier import Classifier
 from selfie_cli.models.encoder import Encoder
 from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.lean import for_inference
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, PreActivationResNet
+from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 
 BACKBONES = [*PREACTIVATION, *TORCHVISION]
 SMALL = "resnetv2_18_w16"
@@ -89,20 +88,6 @@ def test_bf16_points_the_same_way(kind):
     assert found.dtype == torch.float32
     assert F.cosine_similarity(found, exact.vectors(pixels())).min() > 0.999
     assert not found.bfloat16().float().equal(found)  # the average over space is no longer bf16
-
-
-@WITH_KERNELS
-@pytest.mark.parametrize("name", BACKBONES)
-@pytest.mark.parametrize("num_stages", [3, 4])
-def test_norms_that_follow_a_convolution_are_gone(name, num_stages):
-    module = nn.Module()
-    module.encoder = with_statistics(Encoder(name, stem="3x3")).encoder
-    found = for_inference(module)
-    left = {key for key, layer in found.named_modules() if isinstance(layer, nn.BatchNorm2d)}
-    if not isinstance(module.encoder, PreActivationResNet):
-        assert left == set()
-    else:  # what opens a block, and what closes the network, normalizes a sum
-        assert {key.split(".")[-1] for key in left} == {"norm1", "norm"}
 
 
 def test_the_input_is_left_alone():

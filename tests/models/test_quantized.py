@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_lean import BACKBONES, KINDS, network, pixels
+from test_lean import KINDS, network, pixels
 
-from selfie_cli.models.encoder import Encoder
-from selfie_cli.models.quantized import Grid, QuantizedConvolution, QuantizedPooling, Seen, has_vnni
+from selfie_cli.models.quantized import Grid, QuantizedPooling, Seen, has_vnni
 
 pytestmark = pytest.mark.skipif(not has_vnni(torch.device("cpu")), reason="no VNNI here")
 
@@ -41,12 +40,3 @@ def test_int8_points_the_same_way(kind: str) -> None:
         assert found.dtype == torch.float32
         assert F.cosine_similarity(found, expected[: len(some)]).min() > 0.99
     assert all(tensor.equal(before[name]) for name, tensor in exact.module.state_dict().items())
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_convolution_and_norm_is_in_8_bits(name: str) -> None:
-    coarse = network(Encoder(name, stem="7x7")).in_int8(pixels())
-    layers = [layer for layer in coarse.module.modules() if not list(layer.children())]
-    assert {type(layer) for layer in layers} <= {QuantizedConvolution, QuantizedPooling, torch.nn.Identity}
-    convolutions = [layer for layer in Encoder(name, stem="7x7").modules() if isinstance(layer, torch.nn.Conv2d)]
-    assert sum(isinstance(layer, QuantizedConvolution) for layer in layers) >= len(convolutions)

@@ -148,23 +148,6 @@ def test_nothing_is_wider_than_the_screen(browser: Any, drawn: Path, width: int)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_dark_and_print(browser: Any, drawn: Path) -> None:
-    def luminance(page: Any, what: str) -> float:
-        colour = page.evaluate(f"getComputedStyle(document.body).{what}")
-        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 765
-
-    with looking_at(browser, drawn) as page:
-        assert luminance(page, "backgroundColor") > 0.9
-        assert luminance(page, "color") < 0.2
-    with looking_at(browser, drawn, dark=True) as page:
-        assert luminance(page, "backgroundColor") < 0.2
-        assert luminance(page, "color") > 0.8
-        assert page.pdf().startswith(b"%PDF-")
-        page.emulate_media(media="print")
-        assert luminance(page, "backgroundColor") == 1
-        assert not page.locator("nav").is_visible()
-
-
 def test_puzzles_say_what_was_picked_where() -> None:
     drawn = piece("puzzle", "image7", "data:", "a", **PUZZLE)
     assert "<b>2 of 3 right</b>" in drawn
@@ -224,13 +207,6 @@ def test_a_curve_is_a_file_of_its_own() -> None:
     style = root.find("{http://www.w3.org/2000/svg}style").text
     assert {"svg", ".line circle", ".grid"} <= {each.strip() for each in re.findall(r"([^{}]+)\{", style)}
     assert "script" not in {each.tag.rpartition("}")[2] for each in root.iter()}
-
-
-def test_many_classes_are_a_list_of_pairs() -> None:
-    classes = [f"class {i}" for i in range(40)]
-    counts = [[6 * (i == j) for j in range(40)] for i in range(40)]
-    counts[3][7], counts[8][2] = 2, 4
-    assert pages.most_confused(classes, counts) == [("class 8", "class 2", 4, "40%"), ("class 3", "class 7", 2, "25%")]
 
 
 def test_text_is_escaped() -> None:

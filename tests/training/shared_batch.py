@@ -98,15 +98,13 @@ def dealt(world: int, piece: int) -> Tensor:
     return rows.transpose(0, 1).flatten()
 
 
-def trained(
-    name: str, here: Group, *, micro_batch: int, double: bool, order: Tensor | None = None
-) -> dict[str, Tensor]:
-    """The losses of a few steps, the gradients of the first one, and the weights after the last."""
+def trained(name: str, here: Group, *, micro_batch: int, order: Tensor | None = None) -> dict[str, Tensor]:
+    """The losses of a few steps in double precision, the gradients of the first one, and the weights after the last."""
     task = make_task(name)
     module = module_of(task).eval()
     if hasattr(task, "group"):
         task.group = here
-    step = make_step(task, micro_batch=micro_batch, group=here, double=double)
+    step = make_step(task, micro_batch=micro_batch, group=here, double=True)
     found: dict[str, Tensor] = {}
     for number in range(STEPS):
         batch = batch_of(task, number)
@@ -126,10 +124,9 @@ def main(folder: Path) -> None:
     here = group()
     for name in NAMES:
         for micro_batch in (BATCH, PIECE):
-            for double in (True, False):
-                found = trained(name, here, micro_batch=micro_batch, double=double)
-                tensors = {key: tensor.contiguous() for key, tensor in found.items()}
-                save_file(tensors, folder / f"{name} {micro_batch} {double} {here.rank}")
+            found = trained(name, here, micro_batch=micro_batch)
+            tensors = {key: tensor.contiguous() for key, tensor in found.items()}
+            save_file(tensors, folder / f"{name} {micro_batch} {here.rank}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-from selfie_cli.talk import Talk
-from selfie_cli.training.checkpoint import load_state, optimizer_tensors, put_optimizer_tensors, save_state
 from selfie_cli.training.optimizers import LARS, make_optimizer
 
 NAMES = ("sgd", "lars", "adamw")
@@ -77,21 +75,6 @@ def test_lars_agrees_with_numpy(shape):
         np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-12)
 
 
-def test_the_size_of_the_gradient_matters_to_vectors_alone():
-    steps = []
-    for factor in (1.0, 1000.0):
-        module = nn.Linear(3, 2)
-        nn.init.constant_(module.weight, 0.5)
-        nn.init.constant_(module.bias, 0.5)
-        for parameter in module.parameters():
-            parameter.grad = torch.full_like(parameter, 0.1 * factor)
-        LARS(module.parameters(), lr=1.0, weight_decay=0.0).step()
-        steps.append([(0.5 - parameter.detach()).norm().item() for parameter in module.parameters()])
-    (matrix, vector), (large_matrix, large_vector) = steps
-    assert matrix == pytest.approx(1e-3 * 0.5 * 6**0.5, rel=1e-3) == large_matrix
-    assert large_vector == pytest.approx(1000 * vector, rel=1e-3)
-
-
 @pytest.mark.parametrize("start", [0.0, 1.0])
 @pytest.mark.parametrize("gradient", [0.0, 1.0])
 def test_lars_takes_a_plain_step_where_a_norm_is_zero(start, gradient):
@@ -137,38 +120,3 @@ def test_frozen_parameters_are_left_out(name):
     before = module.frozen.clone()
     advance(module, optimizer, steps=2)
     assert module.frozen.equal(before)
-
-
-def test_other_names_are_refused():
-    with pytest.raises(ValueError, match="'adam'"):
-        make_optimizer("adam", Small(), lr=0.1, weight_decay=0.0)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_saved_optimizer_goes_on_the_same_way(name, tmp_path):
-    module, other = Small(), Small(seed=1)
-    optimizer, loaded = (make_optimizer(name, one, lr=0.1, weight_decay=0.01) for one in (module, other))
-    advance(module, optimizer, steps=3)
-    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
-    assert load_state(tmp_path, other, loaded, Talk()) == (3, None)
-    for (key, parameter), same in zip(module.named_parameters(), other.parameters(), strict=True):
-        assert optimizer.state[parameter].keys() == loaded.state[same].keys(), key
-        assert len(optimizer.state[parameter]) == (0 if key == "frozen" else 3 if name == "adamw" else 1)
-        for part, tensor in optimizer.state[parameter].items():
-            copy = loaded.state[same][part]
-            assert copy.equal(tensor), (key, part)
-            assert (copy.dtype, copy.device, copy.stride()) == (tensor.dtype, tensor.device, tensor.stride())
-    advance(module, optimizer, steps=4, seed=1)
-    advance(other, loaded, steps=4, seed=1)
-    assert_same(module.state_dict(), other.state_dict())
-
-
-def test_the_count_of_steps_stays_on_the_cpu():
-    """AdamW refuses it elsewhere. Even a parameter that is a single number must not take it along."""
-    number = nn.Parameter(torch.tensor(0.7, dtype=torch.double, device="meta"))
-    optimizer = torch.optim.AdamW([number], lr=0.1)
-    averages = {f"0.{name}": torch.tensor(0.1) for name in ("exp_avg", "exp_avg_sq")}
-    put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), **averages})
-    step, average = optimizer.state[number]["step"], optimizer.state[number]["exp_avg"]
-    assert (step.device.type, step.dtype, step.item()) == ("cpu", torch.float32, 3.0)
-    assert (average.device.type, average.dtype) == ("meta", torch.double)

@@ -1,6 +1,5 @@
 """A job that torchrun starts again goes on with its own run, and with no other. (Real restarts are in tests/faults.)"""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from running import SMALL, error_of, same_weights, selfie
 
 from selfie_cli.commands import pretrain
-from selfie_cli.training.start import start
 
 
 @pytest.fixture
@@ -69,31 +67,9 @@ def test_a_folder_must_be_named(images: Path) -> None:
     assert "needs --out" in error_of("finetune", "--dataset", images, code=2)
 
 
-@pytest.mark.usefixtures("restarted")
-def test_cells_that_are_finished_are_kept(images: Path, finetuned: Path) -> None:
-    """For finetune, with the options of the run."""
-    asked = json.loads((finetuned / "config.json").read_text())["asked"]
-    again = (
-        *("finetune", "--dataset", images, "--from", asked["from_"], "--fraction", 0.5, "--seeds", 3, "--seed", 4),
-        *("--steps", 6, "--warmup-steps", 2, "--lr", 0.03, "--batch-size", 16, "--no-check-length"),
-        *("--out", finetuned),
-    )
-    assert "is finished: nothing is left" in selfie(*again).stderr
-    assert "is not empty" in error_of(*again, "--min-crop", 0.5)
-
-
 def test_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(("pretrain", os.path.relpath(images), *SMALL, "--steps", 3, "--save-every", 0), Path("run"), monkeypatch)
     run = Path("run").absolute()
     Path("a/b/c/d/e").mkdir(parents=True)
     monkeypatch.chdir("a/b/c/d/e")
     assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)
-
-
-def test_a_default_name_is_left_free_where_there_is_no_room() -> None:
-    Path("mine").mkdir()
-    for out in (None, "mine"):
-        with pytest.raises(OSError, match="are free"):
-            start(Path(out or "runs/pretrain"), verb="pretrain", asked={"out": out}, room=2**60)
-    assert os.listdir("runs") == []
-    assert Path("mine").is_dir()

