@@ -70,8 +70,10 @@ class Console(Talk):
         """Print results for people. Lines are not wrapped: they may be pasted into a shell."""
         with naming(STDOUT):
             for part in parts:
-                is_line = isinstance(part, str)
-                self.stdout.print(printable(part) if is_line else part, soft_wrap=is_line)
+                if isinstance(part, str):
+                    self.stdout.print(printable(part), soft_wrap=True)
+                else:
+                    self.stdout.print(part)
 
     def json(self, value: Any) -> None:
         """Print results for programs: one JSON document."""
