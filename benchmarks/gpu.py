@@ -311,29 +311,15 @@ def embed_command(bench: Bench, stage: str) -> None:
 
 def profile(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> None:
     """Profile a step: the kernels that take most of it, and how much of it the GPU works at all."""
-    from torch.profiler import ProfilerActivity
-
-    training = training_of(bench, name, batch_size, mode)
-    on_gpu = bench.a.device == "cuda"
-    for _ in range(3):
-        training().item()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with torch.profiler.profile(activities=activities) as profiled:
-        seconds = measure.timed(lambda: [training() for _ in range(5)][-1].item())
-    averages = profiled.key_averages()
-    of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    kernels = [each for each in averages if not on_gpu or str(each.device_type).endswith("CUDA")]
-    busy = sum(getattr(each, of) for each in kernels) / 1e6
-    top = sorted(kernels, key=lambda each: -getattr(each, of))[:15]
+    busy, top = work.operators(training_of(bench, name, batch_size, mode))
+    what = "kernels" if bench.a.device == "cuda" else "operations"
     bench.lines.add(
-        f"{name}, batch {batch_size}, {mode}: share of the time that {'kernels' if on_gpu else 'operations'} run",
-        100 * min(1.0, busy / seconds),
+        f"{name}, batch {batch_size}, {mode}: share of the time that {what} run",
+        100 * busy,
         "%",
         stage=stage,
-        top=[
-            {"name": each.key[:100], "share": getattr(each, of) / 1e6 / busy, "calls": each.count // 5} for each in top
-        ],
-        note=", ".join(f"{each.key[:40]} {getattr(each, of) / 1e6 / busy:.0%}" for each in top[:4]),
+        top=top,
+        note=work.in_words(top),
     )
 
 

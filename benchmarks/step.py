@@ -1,6 +1,6 @@
 """A step of pretraining: ours on fixed pixels in several ways, and beside those of others.
 
-    python benchmarks/step.py --backbone resnetv2_18_w16 --precisions fp32,bf16 --modes eager,compiled
+    python benchmarks/step.py --backbone resnetv2_10_w32 --precisions fp32,bf16 --modes eager,compiled --operators
     python benchmarks/step.py --recipe paper --peer wuhoward --path CHECKOUT
     python benchmarks/step.py --method simclr --backbone resnet50 --image-size 224 --batch-size 32 \\
         --peer lightly --path LIGHTLY_TRAIN --photos PHOTOS
@@ -55,6 +55,7 @@ def ours(a: argparse.Namespace, lines: measure.Lines) -> None:
     limits = {precision: measure.arithmetic_rate(a.device, precision) for precision in a.precisions.split(",")}
     for name, found in rates.items():
         precision = name.split(",")[0]
+        top = work.operators(trainings[name])[1] if a.operators else []
         lines.add(
             f"{title(a)}: {name}",
             found,
@@ -62,6 +63,7 @@ def ours(a: argparse.Namespace, lines: measure.Lines) -> None:
             **limit(limits[precision], precision, gflop),
             gflops=gflop * statistics.median(found),
             first_step_seconds=first_calls[name],
+            **({"top": top, "note": work.in_words(top)} if top else {}),
         )
 
 
@@ -162,7 +164,8 @@ def shape(a: argparse.Namespace) -> dict[str, object]:
 
 def title(a: argparse.Namespace) -> str:
     recipe = f" ({a.recipe})" if a.method == "selfie" else ""
-    return f"{a.method}{recipe}, {a.backbone}, {a.image_size} px, batch {a.batch_size}"
+    threads = "" if a.threads == num_cores() else f", {a.threads} thread{'s' * (a.threads > 1)}"
+    return f"{a.method}{recipe}, {a.backbone}, {a.image_size} px, batch {a.batch_size}{threads}"
 
 
 def main() -> None:
@@ -176,6 +179,8 @@ def main() -> None:
     parser.add_argument("--precisions", default="fp32,bf16", help="Beside a peer, ours takes the last one.")
     parser.add_argument("--modes", default="eager", help="Of eager, compiled, graphs; as for --precisions.")
     parser.add_argument("--seconds", type=float, default=1.0, help="Of each turn.")
+    parser.add_argument("--operators", action="store_true", help="Without a peer: also say what takes the time.")
+    parser.add_argument("--threads", type=int, default=num_cores())
     parser.add_argument("--peer", choices=("wuhoward", "lightly", "plain"))
     parser.add_argument("--path", type=Path, help="The checkout of wuhoward/SELFIE, or the command lightly-train.")
     parser.add_argument("--photos", type=Path)
@@ -183,7 +188,7 @@ def main() -> None:
     parser.add_argument("--peer-steps", type=int, default=4, help="Steps of each turn beside another command.")
     a = parser.parse_args()
     lines = measure.Lines("step", a.results)
-    torch.set_num_threads(num_cores())
+    torch.set_num_threads(a.threads)
     {None: ours, "wuhoward": beside_wuhoward, "lightly": beside_command, "plain": beside_command}[a.peer](a, lines)
 
 

@@ -1,5 +1,6 @@
 """Training steps for benchmarks: our own step on fixed pixels, and the number of operations in it."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from selfie_cli.models.resnet import stem_for
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.pretraining.task import batches
 from selfie_cli.talk import Talk
-from selfie_cli.training.hardware import num_cores
+from selfie_cli.training.hardware import keep_freed_memory, num_cores
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step
 
@@ -53,6 +54,32 @@ class Training:
             few()
         self.step.forward._compiled_call_impl = compiled
         return float(counter.get_total_flops()) / 4e9
+
+
+def operators(training: Training, steps: int = 5) -> tuple[float, list[dict[str, Any]]]:
+    """Profile steps: the share of the time that kernels run (on a CPU, operations), and those that take most of it."""
+    from torch.profiler import ProfilerActivity
+
+    on_gpu = training.step.device.type == "cuda"
+    for _ in range(3):
+        training().item()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    begun = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profiled:
+        for _ in range(steps):
+            loss = training()
+        loss.item()
+        seconds = time.perf_counter() - begun
+    of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    found = [each for each in profiled.key_averages() if not on_gpu or str(each.device_type).endswith("CUDA")]
+    busy = sum(getattr(each, of) for each in found) / 1e6
+    top = sorted(found, key=lambda each: -getattr(each, of))[:15]
+    shares = [(each.key[:100], getattr(each, of) / 1e6 / busy, each.count // steps) for each in top]
+    return min(1.0, busy / seconds), [{"name": name, "share": share, "calls": calls} for name, share, calls in shares]
+
+
+def in_words(top: list[dict[str, Any]], count: int = 6) -> str:
+    return ", ".join(f"{each['name'].removeprefix('aten::')[:40]} {each['share']:.0%}" for each in top[:count])
 
 
 def noise(num_images: int, image_size: int, device: str) -> Tensor:
@@ -88,6 +115,7 @@ def pretraining(
     else:
         source = Folder(str(photos))
     derived: dict[str, Any] = derive(options, source)
+    keep_freed_memory()
     torch.manual_seed(0)
     task = networks.build_method(derived).to(device).train()
     optimizer = make_optimizer(derived["optimizer"], task, lr=1e-4, weight_decay=derived["weight_decay"])
@@ -120,6 +148,7 @@ def finetuning(
     graphs: bool = False,
 ) -> Training:
     """The repeated step of `selfie finetune`."""
+    keep_freed_memory()
     stem = stem_for(8 if image_size <= 64 else 32)
     module: nn.Module = Classifier(backbone, stem=stem, num_classes=num_classes).to(device).train()
     task = Supervised(module, image_size=image_size, min_crop=0.35)

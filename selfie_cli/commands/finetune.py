@@ -112,15 +112,7 @@ def train_arms(
 ) -> Comparison:
     """Read the labelled images and train all arms on all shares of the labels, in a new run in `out` or in `run`."""
     image_size = design.kept.shape["image_size"]
-    training = pick(
-        Training,
-        options,
-        image_size=image_size,
-        device=prepare(options.device, deterministic=options.deterministic),
-        batch_size=options.batch_size or usual_batch_size(image_size),
-        rates=learning_rates(options.lr),
-        tensorboard=options.log == "tensorboard",
-    )
+    device, rates = prepare(options.device, deterministic=options.deterministic), learning_rates(options.lr)
     data = read_data(
         pick(Reading, options),
         image_size,
@@ -131,10 +123,21 @@ def train_arms(
     )
     design = design.for_classes(data.classes)
     shares = [
-        take_share(data.train, fraction, range(options.seed, options.seed + count), len(training.rates))
+        take_share(data.train, fraction, range(options.seed, options.seed + count), len(rates))
         for fraction, seeds in design.num_seeds.items()
         for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
+    kept_size = None if run is None else run.derived.get("batch_size")
+    usual = usual_batch_size(image_size, max(share.num_labels for share in shares))
+    training = pick(
+        Training,
+        options,
+        image_size=image_size,
+        device=device,
+        batch_size=options.batch_size or kept_size or usual,
+        rates=rates,
+        tensorboard=options.log == "tensorboard",
+    )
     say_what_is_trained(design, data, shares, training, options.frozen, talk)
     if run is None:
         derived, room = dict[str, Any](), room_for([design.kept], 0)
@@ -154,8 +157,7 @@ def train_arms(
     if group().first:
         data.report(run.path / "bad_files.jsonl", run.path / "seen_test_images.jsonl", talk)
     if options.frozen:
-        device, precision = training.device, training.precision
-        return compare_frozen(design, data, shares, device=device, precision=precision, run=run, talk=talk)
+        return compare_frozen(design, data, shares, device=device, precision=options.precision, run=run, talk=talk)
     return compare(design, data, shares, training, run=run, talk=talk)
 
 

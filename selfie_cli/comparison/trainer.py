@@ -90,10 +90,15 @@ class Fitted:
         return found
 
 
-def usual_batch_size(image_size: int) -> int:
-    """The default batch size: 128 up to 64 px, 512 above, and a multiple of the number of processes."""
-    world = group().world
-    return max(2, (128 if image_size <= 64 else 512) // world) * world
+def usual_batch_size(image_size: int, num_labels: int) -> int:
+    """The default batch size, a multiple of the number of processes.
+
+    128 up to 64 px. Above, the largest power of two that is at most a quarter of the labels, within 64 and 512: with
+    few labels, larger batches only repeat them.
+    """
+    quarter = 2 ** (num_labels.bit_length() - 3) if num_labels >= 4 else 1
+    size = 128 if image_size <= 64 else min(512, max(64, quarter))
+    return max(2, size // group().world) * group().world
 
 
 def make_step(

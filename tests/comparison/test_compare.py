@@ -14,7 +14,7 @@ from selfie_cli import runs
 from selfie_cli.comparison import trainer
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take_share
-from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, plan_steps
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, plan_steps, usual_batch_size
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.errors import UsageError
@@ -137,3 +137,19 @@ def test_many_cells_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Monkey
     assert counts == [1] * 10
     assert trainer.steps[ARM.kind][2].compiled
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("image_size", "num_labels", "expected"),
+    [
+        (32, 10, 128),
+        (32, 50_000, 128),
+        (96, 3, 64),
+        (96, 154, 64),
+        (224, 610, 128),
+        (224, 2_047, 256),
+        (224, 10**6, 512),
+    ],
+)
+def test_few_labels_of_large_images_make_small_batches(image_size: int, num_labels: int, expected: int) -> None:
+    assert usual_batch_size(image_size, num_labels) == expected
