@@ -344,7 +344,7 @@ def resolve_from(
 
 def weights_for(verb: str, from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> Run:
     """Return the run that --from names, as `resolve_from` does. Raise UsageError for 'none'."""
-    run = resolve_from(from_, offline=offline, talk=talk)
+    run = None if from_ == "none" else resolve_from(from_, offline=offline, talk=talk)
     if run is None:
         raise UsageError(f"{verb} needs trained weights: name a run's folder, hf://owner/name or bundled")
     return run
