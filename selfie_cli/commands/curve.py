@@ -4,7 +4,7 @@ from pathlib import Path
 
 from selfie_cli.commands.finetune import all_different, numbers, refuse_training_options, train_arms
 from selfie_cli.commands.report import report_at_end
-from selfie_cli.comparison.arms import FRESH, SUPERVISED, Arm, freeze, load_pretrained, network_shape, open_sources
+from selfie_cli.comparison.arms import arms_of, freeze, open_sources
 from selfie_cli.comparison.compare import Design, conclude
 from selfie_cli.comparison.results import Curve, Point
 from selfie_cli.comparison.summary import curve_sentence, notes_of
@@ -13,7 +13,6 @@ from selfie_cli.errors import UsageError
 from selfie_cli.files import write_text
 from selfie_cli.reporting.page import curve_file
 from selfie_cli.reporting.record import accuracy_lines
-from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.start import choose_out, run_to_resume
@@ -64,35 +63,6 @@ def seeds_of_fractions(fractions: str, seeds: str) -> dict[float, int]:
         allowed = f"a number from 1 to {MOST_SEEDS:,}, or one for each of {len(shares)} fractions"
         raise UsageError(f"--seeds {seeds[:30]!r}: expected {allowed}")
     return dict(sorted(zip(shares, counts * (len(shares) // len(counts)), strict=True)))
-
-
-def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
-    """Return the supervised arm, and one per run: named after its method, or its folder if two share a method.
-
-    Images are decoded once: foreign weights see them in the size of the others, and all as the first network does.
-    """
-    sized = next((source for source in sources if not source.is_foreign), None)
-    first = sources[0] if sources else None
-    decides = sized or first
-    side = image_size or (decides.derived["image_size"] if decides is not None else None)
-    fresh = network_shape(first, backbone=backbone, image_size=side) | FRESH
-    arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
-    methods = [str(source.derived["method"]) for source in sources]
-    for source, method in zip(sources, methods, strict=True):
-        name = source.name if methods.count(method) > 1 else method
-        if name in [arm.name for arm in arms]:
-            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
-        state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
-        arm = Arm(name=name, shape=network_shape(source, image_size=side), state=state).decoding_as(arms[0])
-        mixed = source.is_foreign or sources[0].is_foreign
-        for key in ("image_size",) if mixed else ("backbone", "stem", "image_size"):
-            if arm.shape[key] != fresh[key]:
-                raise UsageError(
-                    f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "
-                    "a curve compares runs of one network, so use another curve for the rest"
-                )
-        arms.append(arm)
-    return arms
 
 
 def draw(folder: Path, dataset: str, points: list[Point]) -> list[str]:

@@ -6,27 +6,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli.commands.report import report_at_end
-from selfie_cli.comparison.arms import (
-    FRESH,
-    SUPERVISED,
-    Arm,
-    freeze,
-    load_pretrained,
-    network_shape,
-    open_sources,
-    origin,
-    room_for,
-)
-from selfie_cli.comparison.compare import Comparison, Design, compare, compare_frozen, conclude
+from selfie_cli.comparison.arms import Arm, arms_of, freeze, hybrid_arms, open_sources, origin, room_for
+from selfie_cli.comparison.compare import Comparison, Design, compare, compare_frozen, conclude, plan_steps
 from selfie_cli.comparison.labels import Data, Reading, Share, read_data, take_share
 from selfie_cli.comparison.results import Finetuned
 from selfie_cli.comparison.summary import summarize
-from selfie_cli.comparison.trainer import Training, fit_to_machine, plan_steps, usual_batch_size
+from selfie_cli.comparison.trainer import Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.errors import UsageError
-from selfie_cli.methods.selfie import Selfie
 from selfie_cli.option import flag_of, negated, pick
-from selfie_cli.recipes import called
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -45,7 +33,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     run, options = run_to_resume(options, "finetune")
     refuse_training_options(options)
     sources = open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
-    arms = arms_of(options, sources[0] if sources else None)
+    arms = chosen_arms(options, sources[0] if sources else None)
     *others, last = arms
     pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first
     design = Design(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
@@ -57,39 +45,14 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     return result
 
 
-def arms_of(options: FinetuneOptions, source: Run | None) -> list[Arm]:
+def chosen_arms(options: FinetuneOptions, source: Run | None) -> list[Arm]:
     """Return the arms to train; the last one is what a user would take."""
-    backbone, image_size = options.backbone, options.image_size
-    pretrained = None if source is None else load_pretrained(source, backbone=backbone, image_size=image_size)
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
-    shape = network_shape(source, backbone=backbone, image_size=image_size)
-    fresh = shape | FRESH
-    arms = [Arm(name=SUPERVISED, shape=fresh, state=None)] if options.baseline else []
-    if options.arch == "hybrid":
-        if not isinstance(pretrained, Selfie):
-            found = "none" if source is None else f"{source} ({called(source.derived)})"
-            raise UsageError(
-                f"--arch hybrid needs a run of Selfie with --recipe paper, not {found}: name one with --from"
-            )
-        hybrid = {"arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
-        if options.baseline:
-            arms.append(Arm(name="hybrid", shape=fresh | hybrid, state=None))
-        arms.append(Arm(name="hybrid-selfie", shape=shape | hybrid, state=pretrained.state_dict()))
-    elif pretrained is not None:
-        arms.append(Arm(name=shape["pretraining"], shape=shape, state=pretrained.encoder.state_dict()))
+    make = hybrid_arms if options.arch == "hybrid" else arms_of
+    arms = make([source] if source else [], backbone=options.backbone, image_size=options.image_size)
+    arms = arms if options.baseline else arms[-1:]
     return freeze(arms) if options.frozen else arms
-
-
-def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
-    """Describe a network that cuts and sees patches as in pretraining."""
-    return {
-        "patch_size": pretrained.patch_size,
-        "factorized_positions": pretrained.positions.factorized,
-        "encoder_positions": pretrained.encoder_positions,
-        "final_norm": getattr(pretrained.patch_network, "norm", None) is not None,
-        "apart": pretrained.apart,
-    }
 
 
 def refuse_training_options(options: LabelOptions) -> None:

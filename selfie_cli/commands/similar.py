@@ -134,8 +134,8 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
     run is not there, UsageError if its weights are not those that made the file.
     """
     made_by = file.network
-    if not made_by:
-        talk.say(f"{file.path} does not name the network that made it; using the following one")
+    if not made_by and from_ is None:
+        talk.warn(f"{file.path} does not name the network that made it: if it is not the following one, give --from")
     asked = from_ or made_by.get("from")
     try:
         run = runs.weights_for("similar", asked, offline=from_ is None, talk=talk)

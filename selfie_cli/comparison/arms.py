@@ -12,6 +12,7 @@ from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
+from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.recipes import LABELS, PRETRAININGS, called, trained_by
@@ -62,6 +63,63 @@ class Arm:
 
     def for_classes(self, classes: list[str]) -> "Arm":
         return dataclasses.replace(self, shape={**self.shape, "classes": classes})
+
+
+def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
+    """Return the supervised arm, and one per run: named after its method, or its folder if two share a method.
+
+    Images are decoded once: foreign weights see them in the size of the others, and all as the first network does.
+    """
+    sized = next((source for source in sources if not source.is_foreign), None)
+    first = sources[0] if sources else None
+    decides = sized or first
+    side = image_size or (decides.derived["image_size"] if decides is not None else None)
+    fresh = network_shape(first, backbone=backbone, image_size=side) | FRESH
+    arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
+    methods = [str(source.derived["method"]) for source in sources]
+    for source, method in zip(sources, methods, strict=True):
+        name = source.name if methods.count(method) > 1 else method
+        if name in [arm.name for arm in arms]:
+            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
+        state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
+        arm = Arm(name=name, shape=network_shape(source, image_size=side), state=state).decoding_as(arms[0])
+        mixed = source.is_foreign or sources[0].is_foreign
+        for key in ("image_size",) if mixed else ("backbone", "stem", "image_size"):
+            if arm.shape[key] != fresh[key]:
+                raise UsageError(
+                    f"{source} has {key} {arm.shape[key]}, {sources[0]} has {fresh[key]}: "
+                    "a curve compares runs of one network, so use another curve for the rest"
+                )
+        arms.append(arm)
+    return arms
+
+
+def hybrid_arms(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
+    """Return the supervised arm, and the network that the first run pretrained, as a hybrid, without and with its
+    weights. Raise UsageError unless that is the paper's Selfie."""
+    source = sources[0] if sources else None
+    pretrained = None if source is None else load_pretrained(source, backbone=backbone, image_size=image_size)
+    if not isinstance(pretrained, Selfie):
+        found = "none" if source is None else f"{source} ({called(source.derived)})"
+        raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {found}: name one with --from")
+    shape = network_shape(source, backbone=backbone, image_size=image_size)
+    hybrid = {**shape, "arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
+    return [
+        Arm(name=SUPERVISED, shape=shape | FRESH, state=None),
+        Arm(name="hybrid", shape=hybrid | FRESH, state=None),
+        Arm(name="hybrid-selfie", shape=hybrid, state=pretrained.state_dict()),
+    ]
+
+
+def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
+    """Describe a network that cuts and sees patches as in pretraining."""
+    return {
+        "patch_size": pretrained.patch_size,
+        "factorized_positions": pretrained.positions.factorized,
+        "encoder_positions": pretrained.encoder_positions,
+        "final_norm": getattr(pretrained.patch_network, "norm", None) is not None,
+        "apart": pretrained.apart,
+    }
 
 
 def freeze(arms: list[Arm]) -> list[Arm]:

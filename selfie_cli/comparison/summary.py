@@ -1,7 +1,7 @@
 """A comparison in words: sentences and tables, the same on the terminal, on the page and on the model card."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from selfie_cli.comparison.results import RISING, UNKNOWN, Curve, Finetuned, Gain, Interval, Point
 from selfie_cli.recipes import titled
@@ -50,18 +50,12 @@ def conditions(points: list[Point], index: int | None = None) -> str:
     return f"{steps} steps per network; {tried}; {converged}."
 
 
-def summarize(
-    point: Point, *, run: Path, dataset: str, num_test: int, num_classes: int, left_out: dict[str, int]
-) -> Finetuned:
-    """The results of finetune, with a sentence for each comparison."""
+def summarize(point: Point, **facts: Any) -> Finetuned:
+    """The results of finetune, with a sentence for each comparison. facts: of the run and its data."""
     first = point.comparisons[0] if point.comparisons else None
     return Finetuned(
         **vars(point),
-        run=run,
-        dataset=dataset,
-        num_test=num_test,
-        num_classes=num_classes,
-        left_out=left_out,
+        **facts,
         gains=first.gains if first else None,
         gain_mean=first.mean if first else None,
         gain_std=first.std if first else None,

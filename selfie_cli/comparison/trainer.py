@@ -31,10 +31,9 @@ from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions, warm_up
+from selfie_cli.training.hardware import compiles, fit, micro_batch_for, precisions, warm_up
 from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import Step, check_pieces
 
 
@@ -177,32 +176,6 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
     compiling = all(step.compiled for step in wanted)
     fitted = dataclasses.replace(fitted, micro_batch=micro, precision=tried[0], compiles=compiling)
     return fitted, sum(times[arm.kind] for arm in arms) / len(arms)
-
-
-def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, training: Training, talk: Talk) -> list[int]:
-    """Return the number of steps for each share, and tell how long they take. A budget is for all networks together."""
-    size, checked, steps, whole = training.batch_size, int(training.check_length), training.steps, 0.0
-    networks = [num_arms * (len(share.seeds) + training.num_held_out) for share in shares]
-    halves = num_arms * checked  # of each share
-    if training.budget:
-        lengths = sum(networks) + len(shares) * halves / 2
-        steps = Pace(seconds_a_step * lengths).steps(budget_seconds(training.budget))
-    found = []
-    for share, count in zip(shares, networks, strict=True):
-        length = num_steps(steps=steps, epochs=training.epochs, num_images=share.num_labels, batch_size=size)
-        found.append(length)
-        each = length * seconds_a_step
-        in_all = each * (count + halves / 2)
-        whole += in_all
-        also = f" and {halves} of half as many" if checked else ""
-        talk.say(
-            f"{share.percent} of the labels: {count} networks of {length:,} steps{also} "
-            f"({length * size / share.num_labels:.0f} epochs) at {size / seconds_a_step:,.0f} images/s: "
-            f"about {duration(each)} each, {duration(in_all)} in all"
-        )
-    if len(shares) > 1:
-        talk.say(f"the whole curve: about {duration(whole)}")
-    return found
 
 
 def known_accuracy(folder: Path) -> float | None:

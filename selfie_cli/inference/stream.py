@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selfie_cli.data.bad_files import BadFile
+from selfie_cli.data.bad_files import BadFile, too_many
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.layout import LeftOut
@@ -26,7 +26,7 @@ from selfie_cli.data.names import Names
 from selfie_cli.data.packed import holds_images
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
-from selfie_cli.errors import DataError, UnreadableImage, UsageError, WeightsError
+from selfie_cli.errors import UnreadableImage, UsageError, WeightsError
 from selfie_cli.inference.networks import Network, images_at_once
 from selfie_cli.models.quantized import has_vnni
 from selfie_cli.talk import Talk
@@ -215,8 +215,7 @@ class Stream:
                 if elapsed / done * (num_images - done) > LONG_JOB:
                     self.pool.submit(self.use_compiled)
         if len(self.bad) == num_images:
-            first = self.bad[0]
-            raise DataError(f"none of the {num_images} images could be read, first {first.name}: {first.reason}")
+            raise too_many(self.bad, num_images, 1)
 
     def parts(self) -> Iterator[Part]:
         """Each batch's results, in order. At most two batches per thread are under way or wait: memory stays flat."""

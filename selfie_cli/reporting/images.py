@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selfie_cli.data.augment import Preprocessing, centre_crop
-from selfie_cli.data.bad_files import BadFile
+from selfie_cli.data.bad_files import BadFile, too_many
 from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
@@ -201,13 +201,10 @@ def embed(
                 vectors, thumbs = torch.cat([vectors, each.cpu()]), torch.cat([thumbs, small])
             rows.append(part[store.kept])
             advance(done, f"{len(bad)} unreadable" if bad else "")
-    first = f"the first is {bad[0].name}: {bad[0].reason}" if bad else ""
-    if not rows:
-        raise DataError(f"none of {done} images can be read, {first}" if bad else "no images are left to show")
-    if len(bad) > max_bad * done:
-        raise DataError(
-            f"{len(bad)} of {done} images cannot be read, {first}. Repair or remove them, or allow more with --max-bad"
-        )
+    if not done:
+        raise DataError("no images are left to show")
+    if not rows or len(bad) > max_bad * done:
+        raise too_many(bad, done, max_bad)
     return Embedded(
         rows=np.concatenate(rows),
         vectors=vectors[:kept],

@@ -223,11 +223,11 @@ def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> No
     assert {"picks", "map"} <= set(sections(run / "report.html"))
     for file in files[:3]:
         file.write_bytes(b"")
-    assert "of 33 images cannot be read" in error_of("report", run, "--dataset", "mine", "--max-bad", 0.05)
+    assert "are unreadable, over 5.0% of all 33" in error_of("report", run, "--dataset", "mine", "--max-bad", 0.05)
     for file in files:
         file.write_bytes(b"")
     message = error_of("report", run, "--dataset", "mine", "--max-bad", 1)
-    assert message.startswith("none of 33 images can be read, the first is mine/test/")
+    assert message.startswith("none of the 33 images is readable: mine/test/")
 
 
 def test_out_and_misuse(pretrained: Path, images: Path) -> None:

@@ -13,8 +13,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from selfie_cli import runs
 from selfie_cli.comparison import trainer
 from selfie_cli.comparison.arms import Arm
+from selfie_cli.comparison.compare import plan_steps
 from selfie_cli.comparison.labels import Part, Share, take_share
-from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, plan_steps, usual_batch_size
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.errors import UsageError

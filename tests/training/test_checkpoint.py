@@ -164,13 +164,7 @@ def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
     other, other_optimizer = make(2)
     assert load_state(folder, other, other_optimizer, Talk()) == (6, None)
     assert_same(other.state_dict(), module.state_dict())
-
-
-def test_a_damaged_state_does_not_take_the_place_of_a_good_one(two_states):
-    folder, _ = two_states
-    truncate(folder / "00000006" / "weights.safetensors")
-    module, optimizer = make(1)
-    load_state(folder, module, optimizer, Talk())
+    truncate(folder / "00000006" / "weights.safetensors")  # nor does it take the place of a good one
     save_state(folder, 4, module.state_dict(), optimizer_tensors(optimizer))
     assert [path.name for path in saved_states(folder)] == ["00000003", "00000004"]
 

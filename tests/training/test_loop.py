@@ -61,6 +61,16 @@ class Toy:
         return caught.value
 
 
+class Exploding(Toy):
+    """Its loss is multiplied by `factor` from the seventh step on."""
+
+    factor = math.inf
+
+    def loss(self, x, y):
+        loss, extra = super().loss(x, y)
+        return loss * self.factor if self.steps_seen[-1] >= 6 else loss, extra
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -129,11 +139,6 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy):
-    class Exploding(Toy):
-        def loss(self, x, y):
-            loss, extra = super().loss(x, y)
-            return loss * math.inf if self.steps_seen[-1] >= 6 else loss, extra
-
     with pytest.raises(TrainingError, match="--lr") as caught:
         Exploding(toy.folder).train(save_every=0)
     assert str(toy.folder / "state") in str(caught.value)
@@ -146,12 +151,8 @@ def test_a_loss_that_is_not_finite_stops_and_the_last_good_state_remains(toy):
     assert other.module.weight.isfinite().all()
 
 
-def test_a_state_that_leads_there_at_once_is_removed(toy):
-    class Exploding(Toy):
-        def loss(self, x, y):
-            loss, extra = super().loss(x, y)
-            return loss * math.nan if self.steps_seen[-1] >= 6 else loss, extra
-
+def test_a_state_that_leads_there_at_once_is_removed(toy, monkeypatch):
+    monkeypatch.setattr(Exploding, "factor", math.nan)
     with pytest.raises(Diverged, match=r"in step 7, the last good state is .*00000006"):
         Exploding(toy.folder).train(save_every=0)
     with pytest.raises(Diverged, match="in step 7, at once from the state of step 6, which is removed"):
@@ -186,19 +187,19 @@ def test_a_run_that_went_on_in_smaller_pieces_does_so_when_resumed(toy):
 def test_a_gradient_that_is_not_finite_is_noticed_later_and_stops_at_once(toy):
     """Nobody waits for the device at each step; what was not to happen has not happened."""
 
-    class Exploding(Toy):
+    class Steep(Toy):
         def loss(self, x, y):
             if self.steps_seen[-1] == 6:
                 self.module.weight.register_hook(lambda gradient: gradient / 0)
             return super().loss(x, y)
 
-    exploding = Exploding(toy.folder)
-    exploding.optimizer = make_optimizer("sgd", exploding.module, lr=0.1, weight_decay=0.0)
+    steep = Steep(toy.folder)
+    steep.optimizer = make_optimizer("sgd", steep.module, lr=0.1, weight_decay=0.0)
     with pytest.raises(Diverged, match="the gradient is not a finite number in step 7, no state had been saved"):
-        exploding.train()  # neither logged nor saved before the end
+        steep.train()  # neither logged nor saved before the end
     toy.optimizer = make_optimizer("sgd", toy.module, lr=0.1, weight_decay=0.0)
     toy.interrupted_at(5, signal.SIGINT)  # after the sixth
-    assert exploding.module.weight.equal(toy.module.weight)
+    assert steep.module.weight.equal(toy.module.weight)
 
 
 def test_lines_past_the_state_are_cut_when_resumed(toy):
