@@ -235,7 +235,8 @@ def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
     """Return the options that a run's config holds.
 
     An option that it lacks, being younger than the run, gets its default, so a default must mean what was done before
-    the option existed. Raise UsageError for an unknown or impossible one.
+    the option existed; so does one whose private value was left out of a published config. Raise UsageError for an
+    unknown or impossible one.
     """
     hints = get_type_hints(kind)
     values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -245,5 +246,5 @@ def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
         if isinstance(value, dict):
             values[name] = restored(hints[name], value)
         elif isinstance(value, list):
-            values[name] = tuple(value)
+            values[name] = tuple(each for each in value if each is not None)
     return kind(**values)

@@ -105,6 +105,7 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
     assert now == dataclasses.replace(then, resume="run", workers=3)
     with pytest.raises(UsageError, match="--lr cannot change"):
         resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+    assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
             resumed(config.PretrainOptions(resume="run"), asked | unknown)
