@@ -101,15 +101,8 @@ def start(out: Path | None, **config: Any) -> Run:
     assert out is not None
     here = group()
     if here.first:
-        default = config["asked"]["out"] is None
-        out = claimed(out) if default else out
-        try:
-            runs.create(out, **config)
-        except OSError:  # a full disk, for example
-            if default:
-                with contextlib.suppress(OSError):
-                    out.rmdir()
-            raise
+        out = claimed(out) if config["asked"]["out"] is None else out
+        runs.create(out, **config)
     run = here.from_first(runs.open_run(out) if here.first else None)
     assert run is not None
     runs.hold(run.path)  # in every process, so that each can say how to resume
