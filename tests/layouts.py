@@ -215,6 +215,8 @@ CASES = [
          r"seg_test/, seg_train/ look like parts of a data set", 1),
     Case("`fold1/`, `fold2/` of the same class folders", parted("fold1", "fold2"), f"{FINETUNE} data",
          r"the classes are its folders fold1, fold2, each of which holds cat, dog"),
+    Case("`images/` of class folders, and flat `masks/` beside it", tree("images/cat", "images/dog", "masks"),
+         f"{FINETUNE} data", r"images is taken for one class, .*\(cat, dog\): .* give data/images"),
     Case("a class called `train` beside other classes", tree("bus", "train"), f"{FINETUNE} data",
          r"train/ is taken for a class, though it is called like a part"),
     Case("`train/`, `valid/` and class folders beside them",

@@ -205,6 +205,12 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
             f"{where}: the classes are its folders {some(sorted(inside))}, each of which holds {some(sorted(shared))}: "
             "if those are the classes, give one of these folders, or call them train/ and test/"
         )
+    for name in deep if len(deep) < len(inside) else ():
+        if len(inside[name]) > 1:
+            talk.warn(
+                f"{where}: {name} is taken for one class, though it holds folders alone "
+                f"({some(sorted(inside[name]))}): if those are the classes, give {os.path.join(where, name)}"
+            )
     if len(inside) == 1 and deep:
         raise Unlabelled(f"only one class ({deep[0]}) in {where}: if the classes are in {path}, give that")
 

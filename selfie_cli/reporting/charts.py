@@ -58,7 +58,7 @@ class Line:
     def told(self, x: float, show: Callable[[float], str]) -> str:
         """The value at the point nearest to x, in words."""
         at = min(range(len(self.points)), key=lambda index: abs(self.points[index][0] - x))
-        return show(self.points[at][1]) + (f" ± {show(self.spread[at])}" if self.spread else "")
+        return show(self.points[at][1]) + (f" ± {show(self.spread[at])}" if self.spread and self.spread[at] else "")
 
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:

@@ -182,7 +182,8 @@ def test_charts_are_to_scale() -> None:
     later, _ = drawn_chart([Line("a", [(50, 1.0), (100, 0.5)])], **how, from_zero=True)
     assert float(re.findall(r'points="([\d.]+),', later)[0]) == x1  # x begins at 0, not at the first point
     lines = [Line("a", [(0.01, 0.5), (0.1, 0.6), (1, 0.7)], [0.1, 0.0, 0.0])]
-    log, _ = drawn_chart(lines, **how, x_ticks=[0.01, 0.1, 1], log=True)
+    log, told = drawn_chart(lines, **how, x_ticks=[0.01, 0.1, 1], log=True)
+    assert told == ["0.5 ± 0.1 at 0.01", "0.6 at 0.1", "0.7 at 1"]  # no spread of a single seed
     first, second, third = (float(point.split(",")[0]) for point in re.findall(r'points="([^"]+)"', log)[0].split())
     assert second - first == pytest.approx(third - second, abs=0.2)
 
