@@ -49,7 +49,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         plots=draw(found.run.path, found.data.name, points) if group().first else [],
     )
     conclude(found, result)
-    report_at_end(found.run, options, talk)
+    report_at_end(found.run, options, talk, found.data)
     return result
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
 from selfie_cli.data.augment import OURS
 from selfie_cli.data.cache import MOST, cache_folder
-from selfie_cli.data.examination import Examination, Finding
+from selfie_cli.data.examination import Examination, Finding, Inspected, inspect_all
 from selfie_cli.data.images import FORMATS
-from selfie_cli.data.inspection import Inspected, inspect_all
-from selfie_cli.data.labelled import assemble, is_named, open_pieces
+from selfie_cli.data.labelled import assemble, is_named
+from selfie_cli.data.labelled import open_parts as open_labelled_parts
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.pixels import is_small, read_pixels
@@ -193,25 +193,25 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
 
 def add_labels(opened: Opened, name: str, data_root: Path, offline: bool, talk: Talk) -> None:
     """Add the parts and the classes that finetune reads. Raise DataError as finetune does."""
-    warnings, made, unopened = Warnings(), {}, []
-    pieces = open_pieces(name, data_root=data_root, offline=offline, talk=warnings)
-    for part, piece in pieces.parts.items():
+    warnings, made, texts, unopened = Warnings(), dict[str, Source](), dict[str, Sequence[str | None]](), []
+    found = open_labelled_parts(name, data_root=data_root, offline=offline, talk=warnings)
+    for part in found.parts:
         try:
-            made[part] = piece()
+            source = found.open(part)
+            texts[part], made[part] = source.labels()[0], source
         except DataError as error:
-            if part != "validation" or "test" not in pieces.parts:
+            if part != "validation" or "test" not in found.parts:
                 raise
             unopened.append((part, str(error)))
-    read = opened.parts[""]
-    first = made.pop("train", None) or made.pop("all")
-    labels = list(first.texts)
+    read, first = opened.parts[""], "train" if "train" in made else "all"
+    labels, names = list(texts.pop(first)), made.pop(first).names
     if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
-        known = dict(zip(first.source.names, labels, strict=True))
+        known = dict(zip(names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
-    opened.parts = {"train" if made else "": read} | {part: piece.source for part, piece in made.items()}
-    opened.labels = [*labels, *itertools.chain.from_iterable(piece.texts for piece in made.values())]
-    opened.left_out, opened.warned, opened.unopened = pieces.left_out, warnings.lines, unopened
-    assemble(pieces, talk)
+    opened.parts = {"train" if made else "": read} | made
+    opened.labels = [*labels, *itertools.chain.from_iterable(texts[part] for part in made)]
+    opened.left_out, opened.warned, opened.unopened = found.left_out, warnings.lines, unopened
+    assemble(found, talk)
 
 
 def examine(

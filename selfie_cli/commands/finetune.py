@@ -41,7 +41,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     found = train_arms(options, "finetune", design, run=run, out=out, sources=sources, talk=talk)
     result = summarize(found.points[0], **found.facts())
     conclude(found, result)
-    report_at_end(found.run, options, talk)
+    report_at_end(found.run, options, talk, found.data)
     return result
 
 

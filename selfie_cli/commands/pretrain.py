@@ -18,7 +18,7 @@ from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, Marks, joined, load_marks, save_marks
-from selfie_cli.data.pixels import Pixels, open_pixels
+from selfie_cli.data.pixels import Pixels, check_readable, is_small, open_pixels
 from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
@@ -40,7 +40,7 @@ from selfie_cli.recipes import called, shown
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import room_for, saved_states
-from selfie_cli.training.distributed import group
+from selfie_cli.training.distributed import decoded_once, group
 from selfie_cli.training.hardware import num_cores, prepare, warm_up
 from selfie_cli.training.loop import Plan, Trained, train
 from selfie_cli.training.schedule import budget_seconds, num_steps
@@ -166,17 +166,28 @@ def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[So
 
 
 def open_images(source: Source, derived: dict[str, Any], options: PretrainOptions, talk: Talk) -> Pixels:
-    preprocessing = Preprocessing.of(derived)
-    return open_pixels(
-        source,
-        size=preprocessing.storage_size(derived["image_size"]),
-        interpolation=preprocessing.interpolation,
-        workers=options.workers or num_cores(),
-        max_bad=options.max_bad,
-        talk=talk,
-        folder=options.store,
-        limit_gb=options.store_gb,
-    )
+    """Of several processes, the first one decodes what is small, with all cores of its machine."""
+    preprocessing, here = Preprocessing.of(derived), group()
+    size = preprocessing.storage_size(derived["image_size"])
+    once = here.world > 1 and is_small(source, size)
+
+    def opened() -> Pixels:
+        return open_pixels(
+            source,
+            size=size,
+            interpolation=preprocessing.interpolation,
+            workers=options.workers or num_cores() * (here.local_world if once else 1),
+            max_bad=1 if once else options.max_bad,
+            talk=talk,
+            folder=options.store,
+            limit_gb=options.store_gb,
+        )
+
+    if not once:
+        return opened()
+    pixels = decoded_once(source, opened)
+    check_readable(pixels.unreadable, source, options.max_bad)
+    return pixels
 
 
 def say_settings(derived: dict[str, Any], num_images: int, device: torch.device, seed: int, talk: Talk) -> None:

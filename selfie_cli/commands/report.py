@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from selfie_cli import __version__, runs
+from selfie_cli.comparison.labels import Data
 from selfie_cli.config import ReportOptions, TrainingOptions
 from selfie_cli.errors import DataError, SelfieError, UsageError
 from selfie_cli.files import followed, write_text
@@ -20,7 +21,7 @@ from selfie_cli.inference.outputs import check_file
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import examples
-from selfie_cli.reporting.images import embed, open_images
+from selfie_cli.reporting.images import Images, embed, open_images, tested_on
 from selfie_cli.reporting.page import Page, describing, document
 from selfie_cli.reporting.record import details, heading_of, read_lines, results, training
 from selfie_cli.runs import Run
@@ -44,8 +45,8 @@ class Reported:
     num_images: int
 
 
-def report(options: ReportOptions, talk: Talk) -> Reported:
-    """Write the page of a run: of one that is not finished, as far as it has come."""
+def report(options: ReportOptions, talk: Talk, images: Images | None = None) -> Reported:
+    """Write the page of a run: of one that is not finished, as far as it has come. images: those to show, if known."""
     if not options.run:
         raise UsageError("name a run: its folder, hf://owner/name, or bundled")
     run = runs.open_run(options.run, offline=options.offline, talk=talk)
@@ -56,7 +57,7 @@ def report(options: ReportOptions, talk: Talk) -> Reported:
         results(run, page)
         if run.verb == "pretrain":
             training(run, page)
-    num_images = add_images(run, page, options, talk)
+    num_images = add_images(run, page, options, talk, images)
     with describing(run):
         if run.verb != "pretrain":
             training(run, page)
@@ -67,13 +68,17 @@ def report(options: ReportOptions, talk: Talk) -> Reported:
     return Reported(run=run.path, out=out, bytes=len(text.encode()), num_images=num_images)
 
 
-def report_at_end(run: Run, asked: TrainingOptions, talk: Talk) -> None:
-    """Write the page of a run that has just finished. Whatever goes wrong is a warning: the run is good without it."""
+def report_at_end(run: Run, asked: TrainingOptions, talk: Talk, data: Data | None = None) -> None:
+    """Write the page of a run that has just finished. Whatever goes wrong is a warning: the run is good without it.
+
+    data: the labelled images, if the run was made with such.
+    """
     if not asked.report or not group().first:
         return
     same = {name: getattr(asked, name) for name in ("data_root", "workers", "device")}
     try:
-        talk.say(f"page: {report(ReportOptions(run=str(run.path), offline=True, max_bad=1.0, **same), talk).out}")
+        options = ReportOptions(run=str(run.path), offline=True, max_bad=1.0, **same)
+        talk.say(f"page: {report(options, talk, tested_on(run, data) if data else None).out}")
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
@@ -107,7 +112,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
     return Network(module.to(device).eval(), int(run.derived["image_size"]), features, module.preprocessing)
 
 
-def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
+def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images: Images | None) -> int:
     """Add every section that needs images; return how many of them the network was shown."""
     network = load(run, prepare(options.device), talk)
     if network is None:
@@ -121,7 +126,7 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk) -> int:
     }
     try:
         with describing(run):
-            images = open_images(run, options.dataset, workers=options.workers or num_cores(), **here)
+            images = images or open_images(run, options.dataset, workers=options.workers or num_cores(), **here)
             seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
             exclude = {each["path"] for each in seen}
         embedded = embed(images, network, exclude=exclude, **how)

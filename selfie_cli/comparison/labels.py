@@ -16,7 +16,6 @@ from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, load_marks, marks_of
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
-from selfie_cli.data.memory import allocate
 from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import Labelled, fingerprint
 from selfie_cli.data.splits import Labels
@@ -25,7 +24,7 @@ from selfie_cli.files import write_json_lines
 from selfie_cli.inference.networks import check_classes
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import group
+from selfie_cli.training.distributed import decoded_once, group
 from selfie_cli.training.hardware import num_cores
 from selfie_cli.training.start import where_it_began
 
@@ -195,25 +194,22 @@ def read_parts(
 def read_part(
     part: Labelled, size: int, interpolation: str, *, reading: Reading, talk: Talk
 ) -> tuple[Part, list[BadFile]]:
-    """Decode a part. Of several processes, the first one decodes with all cores of its machine, and sends the rest."""
-    here, store = group(), None
-    if here.first:
-        store = open_pixels(
+    """Decode a part; of several processes, the first one does so with all cores of its machine."""
+    store = decoded_once(
+        part.source,
+        lambda: open_pixels(
             part.source,
             size=size,
-            workers=reading.workers or num_cores() * here.local_world,
+            workers=reading.workers or num_cores() * group().local_world,
             max_bad=1,  # of both parts together, see `read_parts`
             talk=talk,
             folder=reading.store,
             limit_gb=reading.store_gb,
             interpolation=interpolation,
-        ).in_memory()
-    known = here.from_first((store.pixels.numpy().shape, store.kept, store.bad) if store else None)
-    assert known is not None
-    shape, kept, bad = known
-    pixels = here.copied_from_first(store.pixels if store else torch.from_numpy(allocate(shape)))
-    names = part.source.names
-    return Part(pixels=pixels, labels=torch.from_numpy(part.labels[kept]), names=[names[i] for i in kept]), bad
+        ),
+    )
+    labels, names = torch.from_numpy(part.labels[store.kept]), [part.source.names[i] for i in store.kept]
+    return Part(pixels=store.pixels, labels=labels, names=names), store.bad
 
 
 def take(part: Part, indices: Labels) -> Part:

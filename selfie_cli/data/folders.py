@@ -4,11 +4,11 @@ import functools
 import itertools
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
-from selfie_cli.data.names import Names
 from selfie_cli.data.sources import Files, Source
 from selfie_cli.errors import DataError, UnreadableImage
 
@@ -27,9 +27,15 @@ class Tree(Source):
         """The part and the class of the images in each folder; see `layout.arrange`."""
         return arrange(set(self.folders()))
 
-    def labels(self) -> tuple[list[str | None], list[str] | None]:
-        """The class of each image, "" outside the folders of classes; None in place of all classes in their order."""
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
         return [self.places[folder].label for folder in self.folders()], None
+
+    def rows_of_parts(self) -> dict[str, list[int]]:
+        """The rows of the images of each part; "" for those that are in none, and "apart" for those beside parts."""
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, folder in enumerate(self.folders()):
+            rows[self.places[folder].part].append(row)
+        return rows
 
     def title(self, part: str) -> str:
         """The names of the folders of a part: 'valid/'."""
@@ -58,7 +64,7 @@ class Folder(Files, Tree):
         self.split: dict[str, str] = {}
         self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
         self._roots = [os.path.realpath(folder)]
-        self.names = Names(self._walk(self.root))
+        self.names = list(self._walk(self.root))
 
     def _walk(self, prefix: str) -> Iterator[str]:
         is_root = prefix == self.root
@@ -116,7 +122,7 @@ class Folder(Files, Tree):
         return itertools.chain.from_iterable(itertools.starmap(itertools.repeat, self._runs))
 
     def keys(self) -> list[str]:
-        """The path of each image below the root, without its part: the names that the hash split uses."""
+        """The path of each image below the root, without its part."""
         places = map(self.places.__getitem__, self.folders())
         inside = (name[len(self.root) :].replace(os.sep, "/") for name in self.names)
         return [without_part(path, place.part) for path, place in zip(inside, places, strict=True)]

@@ -1,14 +1,16 @@
 """Data sets on the Hugging Face Hub: their parquet files, in the Hub's own cache. No code of a repository is run."""
 
 import contextlib
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfie_cli import hub
-from selfie_cli.data.packed import DATASETS, PackedSet, check_numbers, parts_of_files
+from selfie_cli.data.packed import DATASETS, check_numbers, packed_set
+from selfie_cli.data.sources import DataSet
 from selfie_cli.errors import DataError, HubError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
@@ -35,11 +37,11 @@ def is_address(text: str) -> bool:
     return text.startswith(DATASETS)
 
 
-def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> PackedSet:
-    """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`, downloaded if they are not there.
+def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
+    """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`.
 
-    Where the repository has none, those that the Hub has converted are taken. `only_train` leaves out what is kept for
-    evaluation, if the data set is parted.
+    Those of a part are downloaded when it is opened, if they are not there. Where the repository has none, those that
+    the Hub has converted are taken.
 
     Raises:
         UsageError: if this is no such address.
@@ -67,28 +69,29 @@ def fetch(address: str, *, only_train: bool, offline: bool, talk: Talk) -> Packe
     for name in listing.files:  # not every version of the client sees to this
         if name.startswith("/") or ".." in name.split("/"):
             raise HubError(f"{where} has a file {name!r}, whose path leads out of the cache: nothing is downloaded")
-    hint = f"name one as hf://datasets/{repo}:config"
-    parts = parts_of_files(
-        sorted(listing.files), where=str(where), hint=hint, only_train=only_train, talk=talk, config=config
-    )
-    check_numbers(parts, str(where))
-    wanted = [name for names in parts.values() for name in names]
-    if any(Path(name).parent.name.startswith("partial-") for name in wanted):
-        talk.warn(f"{where}: the Hub has converted only the first part of this data set")
-    paths = download(repo, listing, wanted, where, offline=offline, talk=talk)
     at = hub.Address(where.repo, listing.commit)
     talk.say(f"data: {at}")
-    name = "-".join([repo.partition("/")[2], *(config.split("/") if config else [])])
-    files = {part: [paths[name] for name in names] for part, names in parts.items()}
-    return PackedSet(name, files, {address: f"{at}:{config}" if config else str(at)})
+    return packed_set(
+        "-".join([repo.partition("/")[2], *(config.split("/") if config else [])]),
+        sorted(listing.files),
+        functools.partial(download, repo, listing, where, offline=offline, talk=talk),
+        where=str(where),
+        hint=f"name one as hf://datasets/{repo}:config",
+        talk=talk,
+        config=config,
+        pinned={address: f"{at}:{config}" if config else str(at)},
+    )
 
 
 def download(
-    repo: str, listing: Listing, wanted: Sequence[str], where: hub.Address, *, offline: bool, talk: Talk
-) -> dict[str, str]:
-    """The paths of files in the Hub's cache, by their names; those that are not there are downloaded and checked."""
+    repo: str, listing: Listing, where: hub.Address, wanted: list[str], *, offline: bool, talk: Talk
+) -> list[str]:
+    """The paths of files in the Hub's cache; those that are not there are downloaded and checked."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
+    check_numbers(wanted, str(where))
+    if any(Path(name).parent.name.startswith("partial-") for name in wanted):
+        talk.warn(f"{where}: the Hub has converted only the first part of this data set")
     with hub.in_our_words(where):
         cached = {
             name: try_to_load_from_cache(repo, name, repo_type="dataset", revision=listing.commit) for name in wanted
@@ -114,7 +117,7 @@ def download(
             raise DataError(f"{name} cannot be kept in {constants.HF_HUB_CACHE}: {error.strerror}") from None
         hub.check(Path(path), mark, at)
         paths[name] = str(path)
-    return paths
+    return [paths[name] for name in wanted]
 
 
 def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: bool, talk: Talk) -> Listing:

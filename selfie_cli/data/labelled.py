@@ -3,8 +3,8 @@ sets."""
 
 import functools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from selfie_cli.data.folders import Folder, Tree, without_part
 from selfie_cli.data.layout import LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import PackedSet, PackedSource, packed_as, parts_of_files
-from selfie_cli.data.sources import Labelled, Source, Subset, chosen
+from selfie_cli.data.packed import packed_as, packed_set
+from selfie_cli.data.sources import DataSet, Labelled, Source, Subset, chosen
 from selfie_cli.data.splits import hash_test_part
 from selfie_cli.data.unlabelled import named_tree, open_folder
 from selfie_cli.errors import DataError, Unlabelled
@@ -34,41 +34,18 @@ class LabelledSplits:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a data set. texts: the class of each image, or None; keys: gives the names that the hash split uses.
-
-    known: all classes in their order, if the files name them. title: the name of the part there.
-    """
-
-    source: Source
-    texts: Sequence[str | None]
-    known: list[str] | None
-    keys: Callable[[], Sequence[str]]
-    title: str
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """The parts of a labelled data set, each read when it is asked for."""
-
-    name: str
-    parts: Mapping[str, Callable[[], Piece]]
-    left_out: LeftOut
-
-
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
-    """Open the labelled images that `finetune`, `curve` and `eval` train and test on; see `open_pieces`.
+    """Open the labelled images that `finetune`, `curve` and `eval` train and test on; see `open_parts`.
 
     Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
-    what is left out. Raises DataError as `open_pieces` does, and if there is one class only.
+    what is left out. Raises DataError as `open_parts` does, and if there is one class only.
     """
-    pieces = open_pieces(dataset, data_root=data_root, offline=offline, talk=talk)
+    found = open_parts(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
-        return assemble(pieces, talk)
+        return assemble(found, talk)
     finally:
-        if pieces.left_out:
-            talk.warn(str(pieces.left_out))
+        if found.left_out:
+            talk.warn(str(found.left_out))
 
 
 def is_named(dataset: str, data_root: Path) -> bool:
@@ -77,7 +54,7 @@ def is_named(dataset: str, data_root: Path) -> bool:
     return not there and named_tree(dataset, data_root) is None
 
 
-def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> Pieces:
+def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> DataSet:
     """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
     parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
@@ -85,67 +62,39 @@ def open_pieces(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> 
         DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
     """
     if is_named(dataset, data_root):
-        read_named_part = functools.partial(_named_piece, dataset, data_root=data_root, offline=offline, talk=talk)
-        named = {part: functools.cache(functools.partial(read_named_part, part)) for part in NAMED[dataset].parts}
-        return Pieces(dataset, named, LeftOut())
-    tree = dataset if os.path.isdir(dataset) else None
+        read = functools.partial(read_named, dataset, data_root=data_root, offline=offline, talk=talk)
+        return DataSet(dataset, dict.fromkeys(NAMED[dataset].parts, "own"), functools.cache(read))
+    where = dataset
     if hub_sets.is_address(dataset):
-        opened: Folder | PackedSet = hub_sets.fetch(dataset, only_train=False, offline=offline, talk=talk)
-    elif tree is None and packed_as(dataset):
-        opened = _packed_by_name(dataset, talk)
-    elif tree is None and os.path.exists(dataset):
+        found = hub_sets.fetch(dataset, offline=offline, talk=talk)
+    elif packed_as(dataset):
+        paths = {os.path.abspath(path): path for path in expanded([dataset])}
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
+        found = packed_set(
+            os.path.basename(dataset),
+            files,
+            lambda names: [files[each] for each in names],
+            where=dataset,
+            hint="name files of one of them",
+            talk=talk,
+        )
+    elif os.path.isfile(dataset):
         raise Unlabelled(f"{dataset} is a file: labelled images are class folders, tar files or parquet files")
     else:
-        opened = open_folder(tree or named_tree(dataset, data_root) or dataset, only_train=False, talk=talk)
-    if isinstance(opened, Folder):
-        name = os.path.basename(os.path.abspath(opened.root))
-        for folder in opened.bare:
-            opened.left_out.add("empty", folder)
-        pieces = _pieces_of(opened, opened.root, opened.left_out, talk)
-    elif len(opened.files) == 1:
-        name = opened.name
-        pieces = _pieces_of(opened.open(next(iter(opened.files))), dataset, opened.left_out, talk)
-    else:
-
-        def read(part: str) -> Piece:
-            return _piece(opened.open(part), part)
-
-        name, pieces = opened.name, {part: functools.partial(read, part) for part in opened.files}
-    return Pieces(name, {part: functools.cache(read) for part, read in pieces.items()}, opened.left_out)
+        where = dataset if os.path.exists(dataset) else named_tree(dataset, data_root) or dataset
+        found = open_folder(where, talk)
+    whole = found.open("all") if "all" in found.parts else None
+    if isinstance(whole, Folder):
+        for folder in whole.bare:
+            found.left_out.add("empty", folder)
+    return parted_by_folders(found, whole, where, talk) if isinstance(whole, Tree) else found
 
 
-def _named_piece(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Piece:
-    found = read_named(name, part, data_root=data_root, offline=offline, talk=talk)
-    texts = [found.classes[label] for label in found.labels.tolist()]
-
-    def keys() -> list[str]:
-        return ["/".join(Path(path).parts[-2:]) for path in found.source.names]
-
-    return Piece(found.source, texts, found.classes, keys, "own")
-
-
-def _packed_by_name(dataset: str, talk: Talk) -> PackedSet:
-    """Tar shards or parquet files by the parts in their names."""
-    paths = {os.path.abspath(path): path for path in expanded([dataset])}
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
-    parts = parts_of_files(list(files), where=dataset, hint="name files of one of them", only_train=False, talk=talk)
-    by_part = {part: [files[each] for each in there] for part, there in parts.items()}
-    return PackedSet(os.path.basename(dataset), by_part)
-
-
-def _piece(source: Folder | PackedSource, title: str) -> Piece:
-    return Piece(source, *source.labels(), source.keys, title)
-
-
-def _pieces_of(
-    source: Folder | PackedSource, where: str, left_out: LeftOut, talk: Talk
-) -> dict[str, Callable[[], Piece]]:
-    """The parts of one source, by its folders; "all" where these tell none."""
-    whole = _piece(source, "")
-    if not isinstance(source, Tree):
-        return {"all": lambda: whole}
-    parted = {place.part for place in source.places.values()} != {""}
+def parted_by_folders(found: DataSet, source: Tree, where: str, talk: Talk) -> DataSet:
+    """The parts that the folders of one source tell; `found` itself where they tell none."""
+    rows = source.rows_of_parts()
+    parted = rows.keys() != {""}
     if not source.has_texts:
         taken = {folder: part for folder, (part, _) in source.places.items() if part in ("", "train")}
         below = {without_part(folder, part) for folder, part in taken.items()}
@@ -154,27 +103,20 @@ def _pieces_of(
         path = os.path.join(where, os.path.commonpath(source.places) or os.path.commonpath(taken))
         check_classes(below, os.path.join(where, inside), path, talk)
     if not parted:
-        return {"all": lambda: whole}
-    rows: dict[str, list[int]] = defaultdict(list)
-    for row, folder in enumerate(source.folders()):
+        return found
+    for folder, count in Counter(source.folders()).items():
         part, label = source.places[folder]
-        if part == "apart" or not (part or label):
-            left_out.add("apart", folder.split("/")[0])
-        else:
-            rows[part].append(row)
-    if "" in rows:
-        first = source.names[rows[""][0]]
-        raise DataError(f"{where}: some classes are split into train and test, others are not, such as that of {first}")
+        if label and not part:
+            raise DataError(f"{where}: some classes are split into train and test, others are not, such as {label}")
+        if part in ("", "apart"):
+            found.left_out.add("apart", folder.split("/")[0], count)
 
-    def read(part: str) -> Piece:
-        def keys() -> list[str]:
-            known = whole.keys()
-            return [known[row] for row in rows[part]]
+    @functools.cache
+    def opened(part: str) -> Source:
+        return chosen(source, np.array(rows[part], np.int64))
 
-        texts = [whole.texts[row] for row in rows[part]]
-        return Piece(chosen(source, np.array(rows[part], np.int64)), texts, None, keys, source.title(part))
-
-    return {part: functools.partial(read, part) for part in rows}
+    parts = {part: source.title(part) for part in rows if part not in ("", "apart")}
+    return DataSet(found.name, parts, opened, found.left_out)
 
 
 def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
@@ -215,53 +157,52 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
         raise Unlabelled(f"only one class ({deep[0]}) in {where}: if the classes are in {path}, give that")
 
 
-def assemble(pieces: Pieces, talk: Talk) -> LabelledSplits:
+def assemble(found: DataSet, talk: Talk) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
-    name, left_out = pieces.name, pieces.left_out
-    read = parts_with_labels(pieces)
+    read = parts_with_labels(found)
     if len(read) == 1:
-        ((whole, piece),) = read.values()
-        keys = [key for key, text in zip(piece.keys(), piece.texts, strict=True) if text]
-        return _hash_split(whole, keys, name, left_out, talk)
+        ((_, whole),) = read.items()
+        return _hash_split(whole, found, talk)
     tested = "test" if "test" in read else "validation"
-    title = read[tested][1].title
+    title = found.parts[tested]
     own = f"the folder {title}" if title.endswith("/") else f"the data set's {title} part"
-    unused = " The validation part is not used." * (tested == "test" and "validation" in pieces.parts)
+    unused = " The validation part is not used." * (tested == "test" and "validation" in found.parts)
     note = f"The test part is {own}{'' if tested == 'test' else ', as there is no test part with labels'}.{unused}"
-    return LabelledSplits(read["train"][0], read[tested][0], name, note, left_out)
+    return LabelledSplits(read["train"], read[tested], found.name, note, found.left_out)
 
 
-def parts_with_labels(pieces: Pieces) -> dict[str, tuple[Labelled, Piece]]:
+def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
     """The parts to train and test on, or all images if there are no parts, with numbered classes; notes what is left
     out. Raises DataError if the first part has no labels or one class only, or another part has classes of its own."""
-    name, left_out = pieces.name, pieces.left_out
-    read: dict[str, tuple[Labelled, Piece]] = {}
-    for part in [part for part in ("all", "train", "test", "validation") if part in pieces.parts]:
+    left_out = found.left_out
+    read: dict[str, Labelled] = {}
+    for part in [part for part in ("all", "train", "test", "validation") if part in found.parts]:
         if part == "validation" and "test" in read:
             break
-        piece = pieces.parts[part]()
-        where = name if part == "all" else f"{piece.title.rstrip('/') or part} of {name}"
-        there = {text for text in piece.texts if text}
-        one_folder = len(there) == 1 and piece.title.endswith("/")  # test/images/ or test/unknown/, which is no class
-        if read and (not there or (one_folder and there.isdisjoint(read["train"][0].classes))):
-            left_out.add("unlabelled_parts", piece.title or part)
+        source, title = found.open(part), found.parts[part] or part
+        where = found.name if part == "all" else f"{title.rstrip('/')} of {found.name}"
+        texts, known = source.labels()
+        there = {text for text in texts if text}
+        one_folder = len(there) == 1 and title.endswith("/")  # test/images/ or test/unknown/, which is no class
+        if read and (not there or (one_folder and there.isdisjoint(read["train"].classes))):
+            left_out.add("unlabelled_parts", title)
             continue
         if not there:
-            raise Unlabelled(f"{where} {piece.source.no_labels}")
-        left_out.add("unlabelled", count=sum(text is None for text in piece.texts))
-        left_out.add("outside", count=sum(text == "" for text in piece.texts))
-        classes = [each for each in piece.known or in_order(there) if each in there]
+            raise Unlabelled(f"{where} {source.no_labels}")
+        left_out.add("unlabelled", count=sum(text is None for text in texts))
+        left_out.add("outside", count=sum(text == "" for text in texts))
+        classes = [each for each in known or in_order(there) if each in there]
         if read:
-            train = next(iter(read.values()))[0].classes
+            train = next(iter(read.values())).classes
             check_known(classes, train, where)
             classes = train
         elif len(classes) < 2:  # photos in one folder are no data set of one class
-            kind = Unlabelled if part == "all" and isinstance(piece.source, Folder) else DataError
+            kind = Unlabelled if part == "all" and isinstance(source, Folder) else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         position = {text: label for label, text in enumerate(classes)}
-        labels = np.array([position[text] for text in piece.texts if text], np.int64)
-        rows = np.flatnonzero([bool(text) for text in piece.texts])
-        read[part] = Labelled(chosen(piece.source, rows), labels, classes), piece
+        labels = np.array([position[text] for text in texts if text], np.int64)
+        rows = np.flatnonzero([bool(text) for text in texts])
+        read[part] = Labelled(chosen(source, rows), labels, classes)
     return read
 
 
@@ -278,13 +219,13 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _hash_split(whole: Labelled, keys: Sequence[str], name: str, left_out: LeftOut, talk: Talk) -> LabelledSplits:
-    test = hash_test_part(keys, whole.labels, same=whole.source.first_of_same(talk))
+def _hash_split(whole: Labelled, found: DataSet, talk: Talk) -> LabelledSplits:
+    test = hash_test_part(whole.source.keys(), whole.labels, same=whole.source.first_of_same(talk))
     if not test.any():
-        raise DataError(f"{name} has one image per class, or copies of one: nothing is left to test on")
+        raise DataError(f"{found.name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."
     train_part, test_part = (
         Labelled(Subset(whole.source, indices), whole.labels[indices], whole.classes)
         for indices in (np.flatnonzero(~test), np.flatnonzero(test))
     )
-    return LabelledSplits(train_part, test_part, name, note, left_out)
+    return LabelledSplits(train_part, test_part, found.name, note, found.left_out)

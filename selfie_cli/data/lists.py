@@ -6,15 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from selfie_cli.data.images import EXTENSIONS, what_is
 from selfie_cli.data.layout import LeftOut, kind_of
-from selfie_cli.data.names import Names
 from selfie_cli.errors import DataError
 
 
-def read_list(path: str, left_out: LeftOut) -> Names:
+def read_list(path: str, left_out: LeftOut) -> list[str]:
     """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
     try:
         data = Path(path).read_bytes()
@@ -23,7 +20,7 @@ def read_list(path: str, left_out: LeftOut) -> Names:
     if data.startswith(b"version https://git-lfs."):
         raise DataError(f"{path}: {what_is(data)}")
     lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
-    names = Names(listed_paths(lines, path, left_out, os.path.dirname(path)))
+    names = list(listed_paths(lines, path, left_out, os.path.dirname(path)))
     if not names:
         raise DataError(f"no paths in the list {path}: it should name one image per line")
     return distinct(names, left_out)
@@ -45,13 +42,13 @@ def decoded_lines(data: bytes) -> list[str]:
     return [line.rstrip("\r") for line in data.decode(encoding, errors).split("\n")]
 
 
-def distinct(names: Names, left_out: LeftOut) -> Names:
+def distinct(names: list[str], left_out: LeftOut) -> list[str]:
     """Each path once; notes how many were named again."""
-    here = os.getcwd()
-    marks = np.fromiter((hash(os.path.normpath(os.path.join(here, name))) for name in names), np.int64, len(names))
-    first = np.sort(np.unique(marks, return_index=True)[1])
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(os.path.abspath(name), name)
     left_out.add("repeated", count=len(names) - len(first))
-    return names if len(first) == len(names) else Names(map(names.__getitem__, first.tolist()))
+    return list(first.values())
 
 
 def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: str = "") -> Iterator[str]:

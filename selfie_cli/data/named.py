@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import importlib
 import os
 import shutil
@@ -19,7 +20,7 @@ from urllib.error import URLError
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.data.sources import Array, Files, Labelled
+from selfie_cli.data.sources import Array, Files, Source
 from selfie_cli.errors import DataError
 from selfie_cli.files import temporary_beside
 from selfie_cli.talk import Talk
@@ -30,16 +31,12 @@ OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A reader in torchvision.datasets, where it downloads from, and the arguments that select each part.
-
-    `md5` is of its archive, where torchvision has none.
-    """
+    """A reader in torchvision.datasets, where it downloads from, and the arguments that select each part."""
 
     reader: str
     host: str
     size: str
     parts: Mapping[str, Mapping[str, Any]]
-    md5: str | None = None
 
 
 def _parts(**splits: str) -> dict[str, dict[str, Any]]:
@@ -63,14 +60,11 @@ NAMED = {
     "dtd": NamedSet("DTD", "www.robots.ox.ac.uk", "0.6 GB", TRAIN_TEST),
     "eurosat": NamedSet("EuroSAT", "huggingface.co", "95 MB", {"train": {}}),
     "imagenette": NamedSet("Imagenette", "s3.amazonaws.com", "330 MB", IMAGENETTE),
-    # The sum is the one that others who use this archive check, such as dm_nevis and torchvision for R.
-    "fgvcaircraft": NamedSet(
-        "FGVCAircraft", "www.robots.ox.ac.uk", "2.8 GB", TRAIN_TEST, "d4acdd33327262359767eeaa97a4f732"
-    ),
+    "fgvcaircraft": NamedSet("FGVCAircraft", "www.robots.ox.ac.uk", "2.8 GB", TRAIN_TEST),
 }
 
 
-def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Labelled:
+def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
     """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is not there.
 
     Raises:
@@ -89,11 +83,12 @@ def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Ta
     else:
         paths, labels = first("_image_files", "_images"), first("targets", "labels", "_labels")
     if (pixels := first("data")) is None:
-        source: Files | Array = Files(map(os.fspath, paths))
+        source: Source = Files(map(os.fspath, paths))
     else:
         source = Array(_channels_last(np.asarray(pixels)), (f"{name}/{part}/{row:06d}" for row in range(len(pixels))))
-    classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
-    return Labelled(source, np.asarray(labels, np.int64), classes)
+    source.classes = [each if isinstance(each, str) else each[0] for each in dataset.classes]
+    source.texts = [source.classes[label] for label in labels]
+    return source
 
 
 def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) -> Any:
@@ -122,25 +117,21 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
             with contextlib.suppress(OSError):  # a disk without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if there() is None:  # else another process has downloaded it
-                _download(name, reader, known.parts[part], data_root, talk)
+                _download(functools.partial(reader, **known.parts[part]), data_root / name, talk)
     except (URLError, OSError, EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile) as error:
         raise DataError(f"{name} could not be downloaded from {known.host}: {error}") from error
     return reader(str(data_root), download=False, **known.parts[part])
 
 
-def _download(name: str, reader: Any, arguments: Mapping[str, Any], data_root: Path, talk: Talk) -> None:
+def _download(reader: Any, place: Path, talk: Talk) -> None:
     """Download into a folder of its own first: torchvision takes a half-extracted one for the whole."""
-    from torchvision.datasets.utils import download_url
-
-    folder = temporary_beside(data_root / name)
+    folder = temporary_beside(place)
     folder.mkdir()
     try:
         with contextlib.redirect_stdout(sys.stderr), nothing_outside():
-            if (md5 := NAMED[name].md5) is not None:  # the reader takes a file that is there for good
-                download_url(reader._URL, str(folder), md5=md5)
-            reader(str(folder), download=True, **arguments)
+            reader(str(folder), download=True)
         for entry in os.listdir(folder):
-            put(folder / entry, data_root / entry, talk)
+            put(folder / entry, place.with_name(entry), talk)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,18 +1,19 @@
 """Files of many images, tar shards and parquet files: opened, counted, and told apart by the parts in their names."""
 
 import contextlib
+import functools
 import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
-from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import EXTENSIONS
 from selfie_cli.data.layout import PACKED, LeftOut, part_of
 from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
 from selfie_cli.data.shards import Shards
+from selfie_cli.data.sources import DataSet, Source
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.talk import Talk
 
@@ -23,22 +24,6 @@ PackedSource = Parquet | Shards
 OPENERS: dict[str, type[PackedSource]] = {".parquet": Parquet, ".tar": Shards}
 """Sources by the suffixes of their files, which are those of `layout.PACKED`."""
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
-
-
-@dataclass(frozen=True)
-class PackedSet:
-    """A data set's name, its files by part, as of `parts_of_files`, and what its sources are to be given."""
-
-    name: str
-    files: dict[str, list[str]]
-    pinned: dict[str, str] = field(default_factory=dict)
-    left_out: LeftOut = field(default_factory=LeftOut, compare=False)
-
-    def open(self, part: str) -> PackedSource:
-        source = pack(self.files[part])
-        source.pinned = self.pinned
-        self.left_out.update(source.left_out)
-        return source
 
 
 def packed_as(one: str) -> str:
@@ -56,23 +41,17 @@ def pack(paths: Sequence[str]) -> PackedSource:
     return source
 
 
-def num_images(paths: Sequence[str], beside: Folder) -> int:
-    """Number of images in parquet files or tar shards, to compare with the pictures `beside` them.
+def num_images(paths: Sequence[str], pictures: Source) -> int:
+    """Number of images in parquet files or tar shards, to compare with that of the pictures beside them.
 
-    Where there are no pictures, the files are not counted. Without pyarrow, parquet files that are smaller than the
-    pictures count as one image: vectors, say, or a table of labels.
+    Without pyarrow, parquet files that are smaller than the pictures count as one image: vectors, say, or labels.
 
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
-    if not beside:
-        return len(paths)
-    if packed_as(paths[0]) != ".parquet":
-        return len(OPENERS[packed_as(paths[0])](paths))
-    if not has_pyarrow():
-        size = sum(map(os.path.getsize, paths))
-        sizes = (os.path.getsize(name) for name in beside.names if os.path.isfile(name))
-        if any(total > size for total in itertools.accumulate(sizes)):
-            return 1
+    if packed_as(paths[0]) == ".tar":
+        return len(Shards(paths))
+    if not has_pyarrow() and sum(map(os.path.getsize, paths)) < pictures.sizes().sum():
+        return 1
     return sum(map(num_rows, paths))
 
 
@@ -83,14 +62,38 @@ def holds_images(packed: str) -> bool:
     return True
 
 
+def packed_set(
+    name: str,
+    files: Iterable[str],
+    paths_of: Callable[[list[str]], list[str]],
+    *,
+    where: str,
+    hint: str,
+    talk: Talk,
+    config: str | None = None,
+    pinned: Mapping[str, str] = MappingProxyType({}),
+) -> DataSet:
+    """The data set in `files`, by part; see `parts_of_files`. `paths_of` gives the paths of those of a part."""
+    parts = parts_of_files(files, where=where, hint=hint, talk=talk, config=config)
+    left_out = LeftOut()
+
+    @functools.cache
+    def opened(part: str) -> Source:
+        source = pack(paths_of(parts[part]))
+        source.pinned = pinned
+        left_out.update(source.left_out)
+        return source
+
+    return DataSet(name, {part: part for part in parts}, opened, left_out)
+
+
 def parts_of_files(
-    files: Sequence[str], *, where: str, hint: str, only_train: bool, talk: Talk, config: str | None = None
+    files: Iterable[str], *, where: str, hint: str, talk: Talk, config: str | None = None
 ) -> dict[str, list[str]]:
     """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
 
     `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `only_train`
-    leaves out what is kept for evaluation.
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/.
 
     Raises DataError, which ends in `hint`, if there are several configurations.
     """
@@ -111,24 +114,15 @@ def parts_of_files(
     parts = configs[config]
     unknown = parts.pop("", [])
     if "train" not in parts or len(parts) == 1:
-        parts = {"all": sorted(itertools.chain(unknown, *parts.values()))}
-    elif unknown:
+        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    if unknown:
         talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
-    if only_train and len(parts) > 1:
-        say_kept(where, "train", sorted(parts.keys() - {"train"}), talk)
-        parts = {"train": parts["train"]}
     return parts
 
 
-def check_numbers(parts: Mapping[str, Sequence[str]], where: str) -> None:
+def check_numbers(files: Iterable[str], where: str) -> None:
     """Raise DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
-    numbered = map(NUMBERED.fullmatch, itertools.chain.from_iterable(parts.values()))
+    numbered = map(NUMBERED.fullmatch, files)
     for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
         if there != int(count):
             raise DataError(f"{where} has {there} files {head}...-of-{count}{suffix}, not {int(count)}: get the others")
-
-
-def say_kept(where: str, train: str, others: Sequence[str], talk: Talk) -> None:
-    """Say which parts are not read because they are for evaluation."""
-    are = "is" if len(others) == 1 else "are"
-    talk.say(f"{where}: only {train} is read, {' and '.join(others)} {are} kept for evaluation")

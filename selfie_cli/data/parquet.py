@@ -5,17 +5,14 @@ import contextlib
 import importlib.util
 import itertools
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
-from selfie_cli.data.images import read_file
 from selfie_cli.data.layout import class_name, label_of
 from selfie_cli.data.memory import available_memory
-from selfie_cli.data.names import Names
 from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError, one_line
 
@@ -28,8 +25,7 @@ COPIES = 8
 class Parquet(Packed):
     """The rows of parquet files, named `file.parquet/row-000123`.
 
-    An image column holds a structure of bytes and path, or bytes; a path counts where there are no bytes, and leads to
-    a file below the folder of the parquet file. Only the files' footers are read at once.
+    An image column holds bytes, or a structure of bytes and path. Only the files' footers are read at once.
 
     A row group is read from its beginning, as its pages say nowhere how many rows they hold. So images are read in
     blocks, as large as 32 of them may be in memory (`blocks.MOST`), and reading goes on where a block follows another.
@@ -60,7 +56,7 @@ class Parquet(Packed):
                 raise DataError(f"{path} is damaged: its rows do not match its metadata")
         self._ends = list(itertools.accumulate(sizes))
         rows = ((path, row) for path, one in zip(paths, self._metadata, strict=True) for row in range(one.num_rows))
-        self.names = Names(f"{path}/row-{row:06d}" for path, row in rows)
+        self.names = [f"{path}/row-{row:06d}" for path, row in rows]
         if not len(self):
             raise DataError(f"no rows in {self.paths[0]}")
         if COPIES * largest > available_memory():
@@ -100,7 +96,7 @@ class Parquet(Packed):
         found: list[bytes | UnreadableImage] = []
         damage = "a row group ends too soon"
         try:
-            found.extend(image_bytes(cell, path) for cell in itertools.islice(stream, end - first))
+            found.extend(image_bytes(cell) for cell in itertools.islice(stream, end - first))
         except (OSError, UnicodeError, pa.ArrowException) as error:  # a path may be no text
             damage = one_line(error)
         if missing := end - first - len(found):
@@ -121,15 +117,8 @@ class Parquet(Packed):
                 yield from batch.column(0)[first:].to_pylist()
                 first = max(0, first - len(batch))
 
-    def keys(self) -> list[str]:
-        """The file and the row of each image: the names that the hash split uses, wherever the data set lies."""
-        return ["/".join(name.split("/")[-2:]) for name in self.names]
-
-    def labels(self) -> tuple[list[str | None], list[str] | None]:
-        """The class of each row, None where there is none; and all classes in their order if the files name them.
-
-        Raises DataError if the files have not one column of labels, or name different classes.
-        """
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
+        """Raises DataError if the files have not one column of labels, or name different classes."""
         import pyarrow as pa
 
         texts: list[str | None] = []
@@ -168,23 +157,10 @@ def opened(path: str) -> Iterator[Any]:
         raise unreadable(path, "a parquet file", error) from None
 
 
-def image_bytes(cell: Any, path: str) -> bytes | UnreadableImage:
-    """The contents of a cell of an image column of the file `path`."""
-    data, beside = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-    if data is not None:
-        return bytes(data)
-    if not isinstance(beside, str):
-        return UnreadableImage("the cell is empty")
-    folder = os.path.realpath(os.path.dirname(path))
-    file = os.path.realpath(os.path.join(folder, beside.replace("\0", "")))
-    if not file.startswith(os.path.join(folder, "")):
-        return UnreadableImage(f"holds no bytes, but a path ({beside}) that leads out of the parquet file's folder")
-    if not os.path.isfile(file):
-        return UnreadableImage(f"holds no bytes, but the path of a file beside it ({beside}), which is not there")
-    try:
-        return read_file(file)
-    except UnreadableImage as error:
-        return error
+def image_bytes(cell: Any) -> bytes | UnreadableImage:
+    """The contents of a cell of an image column."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return UnreadableImage("the cell holds no bytes") if data is None else bytes(data)
 
 
 def image_column(path: str, schema: Any) -> str:

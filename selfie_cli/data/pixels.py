@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import math
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,10 +30,6 @@ from selfie_cli.talk import Talk
 
 SMALL = 10**9
 """Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
-PART = 256
-"""Images read together where all are read through the cache."""
-FLUSH_SECONDS = 10.0
-"""A killed process loses at most the images that it decoded since the last flush."""
 
 
 class Pixels(ABC):
@@ -81,7 +76,7 @@ class Pixels(ABC):
         """Restore what `marks()` and `bad` were when an earlier part of this run ended."""
 
     def close(self) -> None:  # noqa: B027
-        """Stop the threads, and flush the cache."""
+        """Stop the threads, and let go of the cache."""
 
 
 class InMemory(Pixels):
@@ -135,7 +130,6 @@ class OnDemand(Pixels):
         self.block, self._open = (reader.block, reader.open) if reader else (source.block, source.open)
         self.interpolation = interpolation
         self._earlier: list[Marks] = []
-        self._flushed = time.monotonic()
         self._warned = False
         self._pinned = False
         self.decoding_epochs = 1 if self.cache.capacity >= len(source) else math.inf
@@ -164,7 +158,12 @@ class OnDemand(Pixels):
             for image, place in zip(images.tolist(), places.tolist(), strict=True):
                 if image in self.unreadable:
                     self._replace(image, pixels[place], taken)
-        self._look_after_cache()
+        if self.cache.error is not None and not self._warned:
+            self._warned = True
+            self.talk.warn(
+                f"no more decoded images can be cached ({self.cache.error.strerror}): the others are decoded in every "
+                "epoch. Make room, set another folder with --store, or allow less with --store-gb"
+            )
         return out
 
     def to(self, device: torch.device) -> "OnDemand":
@@ -173,12 +172,11 @@ class OnDemand(Pixels):
 
     def _load(self, images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
         """Read images from the cache or decode them into `pixels[places]`; return the unreadable ones and why."""
-        bad: dict[int, str] = {}
-        decoded = np.zeros(len(images), np.bool_)
-        cached = self.cache.has_pixels(images).tolist()
-        for number, (image, place) in enumerate(zip(images.tolist(), places.tolist(), strict=True)):
-            if not (cached[number] and self.cache.read(image, pixels[place])):
-                decoded[number] = decode(self._open, image, pixels[place], bad, self.interpolation)
+        there = [self.cache.read(image, pixels[place]) for image, place in zip(images, places, strict=True)]
+        missing = ~np.array(there, np.bool_)
+        images, places = images[missing], places[missing]
+        bad = decode(self._open, images, places, pixels, self.interpolation)
+        decoded = ~np.isin(images, list(bad))
         if decoded.any():
             self.cache.write(images[decoded], pixels[places[decoded]])
         return bad
@@ -198,17 +196,6 @@ class OnDemand(Pixels):
                         taken.add(other)
                         return
 
-    def _look_after_cache(self) -> None:
-        if self.cache.error is not None and not self._warned:
-            self._warned = True
-            self.talk.warn(
-                f"no more decoded images can be cached ({self.cache.error.strerror}): the others are decoded in every "
-                "epoch. Make room, set another folder with --store, or allow less with --store-gb"
-            )
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self._flushed = time.monotonic()
-            self._pool.submit(self.cache.flush)
-
     def marks(self) -> Marks:
         return joined([*self._earlier, self.cache.marks()]) if self._earlier else self.cache.marks()
 
@@ -219,13 +206,9 @@ class OnDemand(Pixels):
             self._found({index: reasons[name] for index, name in enumerate(self.source.names) if name in reasons})
 
     def in_memory(self) -> InMemory:
-        with contextlib.closing(self), self.talk.track("reading images", len(self)) as advance:
-            pixels = allocate((len(self), self.size, self.size, 3))
-            for start in range(0, len(self), PART):
-                part = slice(start, min(start + PART, len(self)))
-                pixels[part] = self.take(torch.arange(part.start, part.stop)).numpy()
-                advance(part.stop, f"{len(self.unreadable)} unreadable" if self.unreadable else "")
-        return compacted(self.source, self.unreadable, pixels)
+        how: dict[str, Any] = {"workers": self.workers, "max_bad": self.max_bad, "talk": self.talk}
+        with contextlib.closing(self):
+            return load_all(self.source, self._load, size=self.size, **how)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -246,22 +229,18 @@ def open_pixels(
     """Open the images of `source`: decoded now if they are few (see SMALL), else when they are asked for.
 
     Args:
-        size: the side S in pixels.
-        workers: the number of threads that decode.
-        max_bad: the share of unreadable images above which DataError is raised, 0 to 1.
+        size, workers, max_bad, interpolation: see `read_pixels`.
         folder: the cache of decoded images; see `cache.cache_folder`.
         limit_gb: how much all sets in `folder` may take; 0 keeps nothing; see `cache.MOST` if None.
-        interpolation: see `augment.Preprocessing`.
 
     Raises:
         DataError: if there are no images; as `read_pixels` does if they are few, else `take` raises it.
     """
-    how: dict[str, Any] = {"size": size, "workers": workers, "max_bad": max_bad, "talk": talk}
-    how["interpolation"] = interpolation
+    how: dict[str, Any] = {"size": size, "interpolation": interpolation, "talk": talk}
     if is_small(source, size):
-        return read_pixels(source, **how)
-    cache = open_cache(source, size=size, folder=folder, limit_gb=limit_gb, interpolation=interpolation, talk=talk)
-    return OnDemand(source, cache, **how)
+        return read_pixels(source, workers=workers, max_bad=max_bad, **how)
+    cache = open_cache(source, folder=folder, limit_gb=limit_gb, **how)
+    return OnDemand(source, cache, workers=workers, max_bad=max_bad, **how)
 
 
 def is_small(source: Source, size: int) -> bool:
@@ -277,25 +256,41 @@ def read_pixels(
 
     Args:
         max_bad: the share of unreadable images above which reading stops, 0 to 1; None if all may be unreadable.
+        interpolation: see `augment.Preprocessing`.
 
     Raises:
         DataError: if there are no images, too many are unreadable, or neither memory nor disk has room.
     """
-    num_images = len(source)
-    if not num_images:
-        raise DataError("no images to read")
     ready = decoded_pixels(source)
     if ready is not None and ready.shape[1:] == (size, size, 3):
-        pixels = np.require(ready, requirements=["C", "W"])
-        return InMemory(source, {}, torch.from_numpy(pixels))
-    pixels = allocate((num_images, size, size, 3))
+        return InMemory(source, {}, torch.from_numpy(np.require(ready, requirements=["C", "W"])))
+
+    def load(images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
+        return decode(source.open, images, places, pixels, interpolation)
+
+    return load_all(source, load, size=size, workers=workers, max_bad=max_bad, talk=talk)
+
+
+def load_all(
+    source: Source,
+    load: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]], dict[int, str]],
+    *,
+    size: int,
+    workers: int,
+    max_bad: float | None,
+    talk: Talk,
+) -> InMemory:
+    """Load every image of `source` into memory. `load` fills rows of pixels, and gives the unreadable images."""
+    if not len(source):
+        raise DataError("no images to read")
+    pixels = allocate((len(source), size, size, 3))
     unreadable: dict[int, str] = {}
 
     def read(chunk: range, stop: threading.Event) -> dict[int, str]:
         bad: dict[int, str] = {}
-        for index in chunk:
+        for images in np.split(np.arange(chunk.start, chunk.stop), range(4, len(chunk), 4)):
             if not stop.is_set():
-                decode(source.open, index, pixels[index], bad, interpolation)
+                bad |= load(images, images, pixels)
         return bad
 
     def note(chunk: range, bad: dict[int, str]) -> str:
@@ -304,21 +299,30 @@ def read_pixels(
             check_readable(unreadable, source, max_bad)
         return f"{len(unreadable)} unreadable" if unreadable else ""
 
-    in_chunks(num_images, read, note, what="reading images", workers=workers, talk=talk)
-    return compacted(source, unreadable, pixels)
+    in_chunks(len(source), read, note, what="reading images", workers=workers, talk=talk)
+    found = InMemory(source, unreadable, torch.from_numpy(pixels[: len(source) - len(unreadable)]))
+    for start in range(0, len(found) if unreadable else 0, CHUNK):  # rows only move to the front, so none is lost
+        rows = found.kept[start : start + CHUNK]
+        pixels[start : start + len(rows)] = pixels[rows]
+    return found
 
 
 def decode(
-    opened: Callable[[int], Image.Image], index: int, into: NDArray[np.uint8], bad: dict[int, str], interpolation: str
-) -> bool:
-    """Decode an image into uint8 [S, S, 3]; return whether it is readable, else note the reason in `bad`."""
-    try:
-        with opened(index) as image:
-            into[:] = decode_square(image, len(into), interpolation)
-    except UnreadableImage as error:
-        bad[index] = str(error)
-        return False
-    return True
+    opened: Callable[[int], Image.Image],
+    images: NDArray[np.int64],
+    places: NDArray[np.int64],
+    pixels: NDArray[np.uint8],
+    interpolation: str,
+) -> dict[int, str]:
+    """Decode images into `pixels[places]`, uint8 [N, S, S, 3]; return the unreadable ones and why."""
+    bad: dict[int, str] = {}
+    for index, place in zip(images.tolist(), places.tolist(), strict=True):
+        try:
+            with opened(index) as image:
+                pixels[place] = decode_square(image, pixels.shape[1], interpolation)
+        except UnreadableImage as error:
+            bad[index] = str(error)
+    return bad
 
 
 def bad_files(unreadable: dict[int, str], source: Source) -> list[BadFile]:
@@ -329,16 +333,6 @@ def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -
     """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
     if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
         raise too_many(bad_files(unreadable, source), len(source), max_bad)
-
-
-def compacted(source: Source, unreadable: dict[int, str], pixels: NDArray[np.uint8]) -> InMemory:
-    """Move the rows of readable images to the front, in place."""
-    found = InMemory(source, unreadable, torch.from_numpy(pixels[: len(source) - len(unreadable)]))
-    if unreadable:
-        for start in range(0, len(found), CHUNK):  # rows only move towards the front, so none is lost
-            rows = found.kept[start : start + CHUNK]
-            pixels[start : start + len(rows)] = pixels[rows]
-    return found
 
 
 def decoded_pixels(source: Source) -> NDArray[np.uint8] | None:

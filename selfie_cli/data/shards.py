@@ -11,8 +11,7 @@ import numpy as np
 
 from selfie_cli.data.folders import Tree
 from selfie_cli.data.layout import kind_of, label_of
-from selfie_cli.data.names import Names
-from selfie_cli.data.sources import Packed, unreadable
+from selfie_cli.data.sources import Packed, Source, unreadable
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 
@@ -38,7 +37,7 @@ class Shards(Packed, Tree):
         self.paths = list(paths)
         self.texts: list[str | None] = []
         where = array("q")
-        self.names = Names(self._index(where))
+        self.names = list(self._index(where))
         self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
 
     def _index(self, where: "array[int]") -> Iterator[str]:
@@ -82,12 +81,12 @@ class Shards(Packed, Tree):
             else:
                 yield name, label_of(found[0]) if found else None
 
-    def labels(self) -> tuple[list[str | None], list[str] | None]:
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
         """The class of each image by `.cls` members or else by folders, as of `Tree`."""
-        return (self.texts, None) if self.has_texts else super().labels()
+        return Source.labels(self) if self.has_texts else super().labels()
 
     def keys(self) -> list[str]:
-        """`shard.tar/key` of each image: the names that the hash split uses."""
+        """`shard.tar/key` of each image."""
         return [f"{os.path.basename(path)}/{_key(member)}" for path, member in self._by_path()]
 
     def folders(self) -> Iterator[str]:

@@ -7,8 +7,8 @@ import io
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -17,7 +17,6 @@ from PIL import Image
 
 from selfie_cli.data.images import open_image, read_file, what_is
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.names import Names
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage, one_line
 from selfie_cli.talk import Talk
@@ -28,18 +27,22 @@ class Source(ABC):
 
     Its methods may be called from several threads.
 
-    block: number of neighbours that are best read together, 1 if it does not matter. pinned: for names whose meaning
-    may change, a name that always means these images. left_out: what lies among the images and is not taken.
-    no_labels: what to say where labels are needed and there are none.
+    block: number of neighbours that are best read together, 1 if it does not matter. in_files: whether each image is a
+    file. pinned: for names whose meaning may change, a name that always means these images. left_out: what lies among
+    the images and is not taken. no_labels: what to say where labels are needed and there are none. texts, classes: see
+    `labels`.
     """
 
     block: int = 1
+    in_files = False
     pinned: Mapping[str, str] = MappingProxyType({})
     no_labels = "has no labels"
+    texts: Sequence[str | None] = ()
+    classes: list[str] | None = None
 
     def __init__(self, names: Iterable[str] = (), left_out: LeftOut | None = None) -> None:
         self.left_out = LeftOut() if left_out is None else left_out
-        self.names = names if isinstance(names, Names) else Names(names)
+        self.names = list(names)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,6 +54,15 @@ class Source(ABC):
     @abstractmethod
     def contents(self, index: int) -> bytes:
         """The bytes that an image is decoded from. Raises UnreadableImage."""
+
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
+        """The class of each image, "" outside the folders of classes, None where there is none; and all classes in
+        their order, if the data name them."""
+        return self.texts or [None] * len(self), self.classes
+
+    def keys(self) -> list[str]:
+        """The names by which the hash split knows the images, wherever the data set lies: file or row, and folder."""
+        return ["/".join(name.split("/")[-2:]) for name in self.names]
 
     def sizes(self) -> Labels:
         """The number of bytes of each image, int64 [N], where it is known without reading; else zeros."""
@@ -131,6 +143,8 @@ def unreadable(path: str, expected: str, error: Exception) -> DataError:
 class Files(Source):
     """Image files, named by their paths."""
 
+    in_files = True
+
     def open(self, index: int) -> Image.Image:
         return open_image(self.names[index])
 
@@ -185,6 +199,7 @@ class Joined(Selection):
         self.sources = sources
         self.ends = list(itertools.accumulate(len(source) for source in sources))
         self.block = max(source.block for source in sources)
+        self.in_files = all(source.in_files for source in sources)
         self.pinned = {name: pin for source in sources for name, pin in source.pinned.items()}
         for source in sources:
             self.left_out.update(source.left_out)
@@ -204,7 +219,16 @@ class Subset(Selection):
         super().__init__(map(source.names.__getitem__, indices.tolist()), source.left_out)
         self.source = source
         self.indices = indices
-        self.block, self.pinned = source.block, source.pinned
+        self.block, self.in_files, self.pinned = source.block, source.in_files, source.pinned
+        self.no_labels = source.no_labels
+
+    def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
+        texts, known = self.source.labels()
+        return [texts[index] for index in self.indices], known
+
+    def keys(self) -> list[str]:
+        keys = self.source.keys()
+        return [keys[index] for index in self.indices]
 
     def _place(self, index: int) -> tuple[Source, int]:
         return self.source, int(self.indices[index])
@@ -213,20 +237,38 @@ class Subset(Selection):
         return self.source.sizes()[self.indices]
 
     def versions(self) -> Iterator[bytes]:
-        return self.source.versions()
+        return map(file_version, self.names) if self.in_files else self.source.versions()
 
 
 def chosen(source: Source, indices: Labels) -> Source:
-    """A subset; `source` itself if these are all of it, and files by themselves, whose versions are theirs alone."""
-    if len(indices) == len(source):
-        return source
-    subset = Subset(source, indices)
-    return Files(subset.names, source.left_out) if isinstance(source, Files) else subset
+    """The images at `indices`, ascending; `source` itself if these are all of it."""
+    return source if len(indices) == len(source) else Subset(source, indices)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set by parts: "all", or "train" and "validation", "test" or both.
+
+    parts: what each is called there, such as "valid/" for a folder. open: gives the images of a part.
+    """
+
+    name: str
+    parts: Mapping[str, str]
+    open: Callable[[str], Source]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def fingerprint(source: Source) -> str:
     """16 hex digits over the number of images and their names below the folder that they share."""
     digest = hashlib.sha256(f"{len(source)}\n".encode())
-    for names in source.names.below_shared_folder():
-        digest.update(names)
+    for name in below_shared_folder(source.names):
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()[:16]
+
+
+def below_shared_folder(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names from below the folder that all share."""
+    folder = names[0][: names[0].rfind("/") + 1] if names else ""
+    while not all(name.startswith(folder) for name in names):
+        folder = folder[: folder.rfind("/", 0, -1) + 1]
+    return (name[len(folder) :] for name in names)

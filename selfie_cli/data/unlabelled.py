@@ -14,17 +14,8 @@ from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
 from selfie_cli.data.lists import distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import (
-    LOOKED_FOR,
-    PackedSet,
-    check_numbers,
-    num_images,
-    pack,
-    packed_as,
-    parts_of_files,
-    say_kept,
-)
-from selfie_cli.data.sources import Files, Joined, Source, chosen
+from selfie_cli.data.packed import LOOKED_FOR, check_numbers, num_images, pack, packed_as, packed_set
+from selfie_cli.data.sources import DataSet, Files, Joined, Source, chosen
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.hub import is_address
 from selfie_cli.talk import Talk
@@ -48,7 +39,7 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
             sources.append(training_part(pack(expanded(list(group))), ", ".join(data), talk))
             continue
         opened = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
-        if len(opened) > 1 and all(isinstance(one, Files) for one in opened):
+        if len(opened) > 1 and all(one.in_files for one in opened):
             joined = Joined(opened)
             opened = [Files(distinct(joined.names, joined.left_out), joined.left_out)]
         sources += opened
@@ -62,12 +53,12 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
     if hub_sets.is_address(one):
-        return _read(hub_sets.fetch(one, only_train=True, offline=offline, talk=talk), one, talk)
+        return training_of(hub_sets.fetch(one, offline=offline, talk=talk), one, talk)
     path = one if os.path.exists(one) else named_tree(one, data_root)
     if path is None:
-        return read_named(one, "unlabelled", data_root=data_root, offline=offline, talk=talk).source
+        return read_named(one, "unlabelled", data_root=data_root, offline=offline, talk=talk)
     if os.path.isdir(path):
-        return _read(open_folder(path, only_train=True, talk=talk), path, talk)
+        return training_of(open_folder(path, talk), path, talk)
     suffix = os.path.splitext(one)[1].lower()
     if suffix in ARCHIVES:
         raise DataError(f"{one} is compressed: unpack it, and give the folder or the tar file inside")
@@ -82,25 +73,17 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
     return Files([one])
 
 
-def _read(opened: Folder | PackedSet, where: str, talk: Talk) -> Source:
-    if isinstance(opened, Folder):
-        return training_part(opened, where, talk)
-    (part,) = opened.files
-    source = opened.open(part)
-    source.left_out = opened.left_out
-    return training_part(source, where, talk)
-
-
-def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | PackedSet:
+def open_folder(folder: str, talk: Talk) -> DataSet:
     """The images below a folder, or its parquet files or its tar files, whichever hold the most images.
 
     Raises DataError if there are none, or none in its training part, and as `parts_of_files` does.
     """
     pictures = Folder(folder)
-    left_out = pictures.left_out
+    left_out, name = pictures.left_out, os.path.basename(os.path.abspath(folder))
     packed = {suffix: [path for path in pictures.packed if path.lower().endswith(suffix)] for suffix in PACKED}
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
-    counts = {"": len(pictures)} | {suffix: num_images(paths, pictures) for suffix, paths in packed.items()}
+    counts = {suffix: num_images(paths, pictures) if pictures else len(paths) for suffix, paths in packed.items()}
+    counts = {"": len(pictures)} | counts
     taken = max(counts, key=lambda suffix: counts[suffix])  # pictures, if as many
     for suffix in packed.keys() - {taken}:
         left_out.add("packed", f"*{suffix}", count=len(packed[suffix]) * (counts[suffix] > 0))
@@ -110,22 +93,35 @@ def open_folder(folder: str, *, only_train: bool, talk: Talk) -> Folder | Packed
         train = pictures.split.get("train")
         if train and not any(f"{each}/".startswith(f"{train}/") for each in pictures.folders()):
             raise nothing_in(os.path.join(folder, train), left_out)
-        return pictures
+        return DataSet(name, {"all": "all"}, lambda part: pictures, left_out)
     left_out.add("pictures", count=len(pictures))
     inside = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in packed[taken]}
+
+    def paths_of(names: list[str]) -> list[str]:
+        check_numbers(names, folder)
+        return [inside[each] for each in names]
+
     hint = f"name one of the folders in {folder}"
-    parts = parts_of_files(sorted(inside), where=folder, hint=hint, only_train=only_train, talk=talk)
-    check_numbers(parts, folder)
-    files = {part: [inside[each] for each in there] for part, there in parts.items()}
-    return PackedSet(os.path.basename(os.path.abspath(folder)), files, left_out=left_out)
+    found = packed_set(name, sorted(inside), paths_of, where=folder, hint=hint, talk=talk)
+    found.left_out.update(left_out)
+    return found
+
+
+def training_of(found: DataSet, where: str, talk: Talk) -> Source:
+    """The images of a data set that are not kept for evaluation; says which those are."""
+    if others := sorted(found.parts.keys() - {"train", "all"}):
+        say_kept(where, "train", others, talk)
+    source = found.open("train" if others else "all")
+    source.left_out = found.left_out
+    return training_part(source, where, talk)
 
 
 def training_part(source: Source, where: str, talk: Talk) -> Source:
-    """The images that are not kept for evaluation; says which those are."""
+    """The images that folders do not keep for evaluation; says which those are."""
     if not isinstance(source, Tree):
         return source
-    parts = {place.part for place in source.places.values()}
-    others = [source.title(part) for part in ("validation", "test") if part in parts]
+    rows = source.rows_of_parts()
+    others = [source.title(part) for part in ("validation", "test") if part in rows]
     if not others:
         tops = {folder.split("/")[0] for folder in source.places}
         if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
@@ -137,7 +133,13 @@ def training_part(source: Source, where: str, talk: Talk) -> Source:
     for folder, count in Counter(source.folders()).items():
         if source.places[folder].part == "apart":
             source.left_out.add("apart", folder.split("/")[0], count)
-    return chosen(source, np.flatnonzero([source.places[folder].part in ("", "train") for folder in source.folders()]))
+    return chosen(source, np.sort(np.array(rows.get("", []) + rows.get("train", []), np.int64)))
+
+
+def say_kept(where: str, train: str, others: Sequence[str], talk: Talk) -> None:
+    """Say which parts are not read because they are for evaluation."""
+    are = "is" if len(others) == 1 else "are"
+    talk.say(f"{where}: only {train} is read, {' and '.join(others)} {are} kept for evaluation")
 
 
 def named_tree(name: str, data_root: Path) -> str | None:
@@ -154,6 +156,5 @@ def named_tree(name: str, data_root: Path) -> str | None:
 
 
 def nothing_in(folder: str, left_out: LeftOut) -> DataError:
-    others = sum(len(files) for _, _, files in os.walk(folder))
     told = f"; {left_out}" if left_out else ""
-    return DataError(f"no images in {folder} ({LOOKED_FOR}); {others} other files were found{told}")
+    return DataError(f"no images in {folder} ({LOOKED_FOR}){told}")

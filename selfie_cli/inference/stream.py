@@ -22,7 +22,6 @@ from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.lists import distinct, listed_paths
-from selfie_cli.data.names import Names
 from selfie_cli.data.packed import holds_images
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
@@ -56,7 +55,7 @@ MANY_IMAGES = 4096
 """Number of images from which compiling is taken to pay on a GPU: an estimate, not yet measured."""
 
 
-def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tuple[Names, LeftOut]:
+def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tuple[list[str], LeftOut]:
     """Paths of images, each once, in the order given, and a record of inputs that are left out.
 
     A file stands for itself, a folder for all images below it, '-' for the paths on stdin, one per line.
@@ -69,7 +68,7 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
         for path in paths:
             if path == "-":
                 lines = listed_paths(map(path_in, stdin), "stdin", left_out)
-                yield from group().from_first(Names(lines if group().first else ()))
+                yield from group().from_first(list(lines) if group().first else [])
             elif os.path.isdir(path):
                 folder = Folder(path)
                 for packed in filter(holds_images, folder.packed):
@@ -81,7 +80,7 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
             else:
                 yield path
 
-    names = Names(found())
+    names = list(found())
     if not names:
         raise UsageError("name the images: files, folders, or - for paths on stdin")
     if len(paths) > 1 or "-" in paths:
@@ -138,7 +137,7 @@ class Stream:
     of the images, instead of all results. bad: after iteration, the images that cannot be read.
     """
 
-    names: Names
+    names: list[str]
     network: Network
     compute: Compute
     what: str

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfie_cli.comparison.labels import Data
 from selfie_cli.data.augment import Preprocessing, centre_crop
 from selfie_cli.data.bad_files import BadFile, too_many
-from selfie_cli.data.labelled import assemble, open_labelled, open_pieces, parts_with_labels
+from selfie_cli.data.labelled import assemble, open_labelled, open_parts, parts_with_labels
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
-from selfie_cli.data.sources import Source, Subset
+from selfie_cli.data.sources import Array, Source, Subset, below_shared_folder
 from selfie_cli.data.splits import Labels
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
@@ -67,8 +68,7 @@ class Images:
 
     def names(self, rows: Labels) -> list[str]:
         """Names below the folder that all of `rows` share."""
-        below = Subset(self.source, rows).names.below_shared_folder()
-        return b"".join(below).decode("utf-8", "surrogateescape").split("\0")[:-1]
+        return list(below_shared_folder(Subset(self.source, rows).names))
 
     def label(self, row: int) -> str | None:
         return None if self.labels is None else self.classes[self.labels[row]]
@@ -127,6 +127,19 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
     )
 
 
+def tested_on(run: Run, data: Data) -> Images:
+    """The images on which the networks of a run were tested, which are decoded already."""
+    return Images(
+        source=Array(data.test.pixels.numpy(), data.test.names),
+        labels=data.test.labels.numpy(),
+        classes=data.classes,
+        note=f"From {data.name}, not used in training. {data.split}",
+        image_size=int(run.derived["image_size"]),
+        preprocessing=Preprocessing.of(run.derived),
+        workers=1,
+    )
+
+
 def check_own(run: Run) -> None:
     """Raise DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
     which files of this machine a page shows."""
@@ -146,16 +159,16 @@ def choose(
     if len(asked) == 1:
         held = None
         with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
-            pieces = open_pieces(asked[0], data_root=root, offline=offline, talk=Talk())
-            held = pieces.parts.get("test") or pieces.parts.get("validation")
+            found = open_parts(asked[0], data_root=root, offline=offline, talk=Talk())
+            held = next((part for part in ("test", "validation") if part in found.parts), None)
             if own and not held:  # all of them: to choose some for testing, all would be read
-                ((whole, _),) = parts_with_labels(pieces).values()
+                (whole,) = parts_with_labels(found).values()
                 return whole.source, whole.labels, whole.classes, trained
-            found = assemble(pieces, Talk())
-            note = f"{'Held-out images' if own else 'Images'} of {found.name}. {found.split_note}"
-            return found.test.source, found.test.labels, found.test.classes, note
+            split = assemble(found, Talk())
+            note = f"{'Held-out images' if own else 'Images'} of {split.name}. {split.split_note}"
+            return split.test.source, split.test.labels, split.test.classes, note
         if held is not None:
-            return held().source, None, [], f"Held-out images of {held().title}, without labels."
+            return found.open(held), None, [], f"Held-out images of {found.parts[held]}, without labels."
     source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 

@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from selfie_cli.data.memory import shared_memory
+from selfie_cli.data.memory import allocate, shared_memory
+from selfie_cli.data.pixels import InMemory, Pixels
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import UsageError
 
 T = TypeVar("T")
@@ -156,6 +158,15 @@ def join(here: Group) -> Group:
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
     atexit.register(leave)
     return here
+
+
+def decoded_once(source: Source, opened: Callable[[], Pixels]) -> InMemory:
+    """The pixels of `source` in all processes: the first one decodes what `opened` gives, and sends it on."""
+    here = group()
+    first = opened().in_memory() if here.first else None
+    shape, unreadable = here.from_first((first.pixels.numpy().shape, first.unreadable) if first else ((0, 0, 0, 0), {}))
+    pixels = here.copied_from_first(first.pixels if first else torch.from_numpy(allocate(shape)))
+    return first or InMemory(source, unreadable, pixels)
 
 
 def leave() -> None:

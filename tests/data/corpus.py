@@ -248,8 +248,8 @@ def strange() -> Iterator[Entry]:
     yield Entry("name-jpeg-as.tif", saved(PICTURE, "JPEG", quality=95), PICTURE, LOSSY)
 
     bands = np.dstack([PICTURE, GREY, ALPHA])
-    for number, extra in ((4, [0]), (5, [0, 0])):
-        yield Entry(f"bands-{number}.tif", tiff(bands[..., :number], extra=extra), reason=f"{number} bands")
+    four = "4 bands, of which 3 are known to be colours or alpha; save those alone"
+    yield Entry("bands-4.tif", tiff(bands[..., :4], extra=[0]), reason=four)
     yield Entry("bands-unsaid.tif", tiff(bands[..., :4]), reason="4 bands")
     yield Entry("bands-16bit.tif", tiff(bands[..., :4] * np.uint16(257), extra=[0]), reason="4 bands")
     yield Entry("bands-alpha-and-one.tif", tiff(bands, extra=[2, 0]), reason="5 bands")
@@ -263,8 +263,6 @@ def strange() -> Iterator[Entry]:
     yield Entry("foreign-empty.jpg", b"", reason="empty file")
     page = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
     yield Entry("foreign-page.jpg", page, reason="known format")
-    yield Entry("foreign-text.png", b"just some text\n" * 50, reason="known format")
-    yield Entry("foreign-vector.png", b'<svg xmlns="http://www.w3.org/2000/svg"/>', reason="known format")
     yield Entry("foreign-postscript.jpg", saved(PICTURE, "EPS"), reason="known format")
     yield Entry("foreign-zeros.jpg", bytes(5000), reason="known format")
 
@@ -285,16 +283,9 @@ def bombs() -> Iterator[Entry]:
     data = saved(palette(), "GIF")
     yield Entry("bomb-screen.gif", data.replace(small, struct.pack("<HH", 65500, 65500), 1), reason=large)
     yield Entry("bomb-frame.gif", data.replace(small, struct.pack("<HH", 65500, 65500)), reason=large)
-    inside = data.rindex(small)
-    yield Entry(
-        "bomb-first-frame.gif", data[:inside] + struct.pack("<HH", 65500, 65500) + data[inside + 4 :], reason=large
-    )
     data = saved(np.dstack([PICTURE, ALPHA]), "WEBP", quality=80)  # with a canvas of its own
     size = data.index(b"VP8X") + 12
     yield Entry("bomb-canvas.webp", data[:size] + b"\xff" * 6 + data[size + 6 :], reason="")
-    data = saved(PICTURE, "WEBP", quality=80)
-    size = data.index(b"\x9d\x01\x2a") + 3
-    yield Entry("bomb-lossy.webp", data[:size] + struct.pack("<HH", 16383, 16383) + data[size + 4 :], reason="")
     data = saved(PICTURE, "WEBP", lossless=True)
     size = data.index(b"VP8L") + 9
     most = struct.pack("<I", 0x3FFF | 0x3FFF << 14)
@@ -307,7 +298,6 @@ def bombs() -> Iterator[Entry]:
         data = data[:at] + struct.pack("<I", 10**6) + data[at + 4 :]
     yield Entry("bomb-large.tif", data, reason=large)
     yield Entry("bomb-large.ppm", b"P6 1000000 1000000 255\n" + bytes(100), reason=large)
-    yield Entry("bomb-text.ppm", b"P3 1000000 1000000 255\n" + b"1 " * 100, reason=large)
     if features.check("avif"):
         data = saved(PICTURE, "AVIF")
         size = data.index(b"ispe") + 8

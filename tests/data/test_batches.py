@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfie_cli.data.batches import AHEAD, Prefetch, SampleOrder, make_batches, step_seed
-
-
-def test_step_seeds_differ_by_step_and_seed():
-    found = {step_seed(seed, step) for seed in range(30) for step in range(30)}
-    assert len(found) == 900
-    assert all(0 <= seed < 2**63 for seed in found)
-    assert step_seed(3, 4) == step_seed(3, 4)
+from selfie_cli.data.batches import AHEAD, Prefetch, SampleOrder, make_batches
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (300, 256), (12, 4), (7, 7)])
@@ -60,15 +53,6 @@ def test_the_order_is_a_function_of_seed_and_step(how):
         assert order().batch(step).equal(forwards[step])
         assert going.batch(step).equal(forwards[step])
     assert not order(seed=2).batch(0).equal(forwards[0])
-
-
-def test_without_blocks_processes_share_one_order():
-    orders = [SampleOrder(100, 12, 5, rank=rank, world=3) for rank in range(3)]
-    whole = SampleOrder(100, 12, 5)
-    for step in (0, 30):
-        assert torch.cat([order.batch(step) for order in orders]).equal(whole.batch(step))
-    with pytest.raises(ValueError, match="3 processes"):
-        SampleOrder(1000, 64, 0, block=64, world=3)
 
 
 @pytest.mark.parametrize(("num_images", "block", "world"), [(513, 64, 4), (33, 64, 8), (10_001, 64, 1), (999, 64, 3)])
@@ -129,6 +113,8 @@ def test_the_parts_of_processes_are_the_batch_with_its_draws(block):
         whole = batches(0, 1)(step)
         assert drawn.equal(whole[2])
         assert block > 1 or images[0].equal(whole[0])
+    with pytest.raises(ValueError, match="4 processes"):
+        batches(0, 4)
 
 
 class Maker:
@@ -163,17 +149,14 @@ def test_batches_come_in_order_and_a_bounded_number_is_ahead():
     assert threading.current_thread() not in maker.threads
 
 
-def test_any_step_may_be_asked_for():
-    with Prefetch(Maker()) as batch_of:
-        assert [batch_of(step)[0][0].item() for step in (0, 1, 5, 5, 6, 0)] == [0, 1, 5, 5, 6, 0]
-
-
-def test_an_error_is_raised_at_its_own_step():
-    with Prefetch(Maker(failing=2)) as batch_of:
+def test_any_step_may_be_asked_for_and_errors_are_raised_at_their_own():
+    maker = Maker(failing=2)
+    with Prefetch(maker, end=7) as batch_of:
         assert [batch_of(step)[0][0].item() for step in (0, 1)] == [0, 1]
         with pytest.raises(ZeroDivisionError, match="step 2"):
             batch_of(2)
-        assert batch_of(3)[0][0] == 3
+        assert [batch_of(step)[0][0].item() for step in (3, 5, 5, 6, 0, 8)] == [3, 5, 5, 6, 0, 8]
+    assert 7 not in maker.made  # only what is asked for beyond the end
 
 
 def test_prefetching_ends_with_its_block():
@@ -183,14 +166,6 @@ def test_prefetching_ends_with_its_block():
         raise KeyboardInterrupt
     assert not any(thread.is_alive() for thread in maker.threads)
     assert len(maker.made) <= 3
-
-
-def test_nothing_is_made_beyond_the_end_unless_asked_for():
-    maker = Maker()
-    with Prefetch(maker, end=5) as batch_of:
-        assert [batch_of(step)[0][0].item() for step in range(3, 5)] == [3, 4]
-        assert batch_of(7)[0][0] == 7
-    assert maker.made == [3, 4, 7]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_server import READ_ONLY, TOKEN, Hub, Repository
+from hub_server import Hub, Repository
 from listening import Listener
-from running import SMALL, error_of, same_weights, selfie
+from running import SMALL, same_weights, selfie
 
 from selfie_cli.data.hub_sets import fetch
+from selfie_cli.data.sources import DataSet
+from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, HubError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
@@ -42,8 +44,18 @@ def commit(repository: Repository, folder: Path, *, first: int = 0, config: str 
     return repository.commit(branch, {**files, **more})
 
 
-def get(address: str = PETS, *, only_train: bool = False, offline: bool = False, talk: Talk | None = None):
-    return fetch(address, only_train=only_train, offline=offline, talk=talk or Talk())
+def get(address: str = PETS, *, offline: bool = False, talk: Talk | None = None) -> DataSet:
+    return fetch(address, offline=offline, talk=talk or Talk())
+
+
+def paths(found: DataSet, *parts: str) -> list[str]:
+    """The files of the parts, all of them by default, which are downloaded."""
+    return [path for part in parts or sorted(found.parts) for path in found.open(part).paths]
+
+
+def pin(found: DataSet) -> str:
+    """The address with the commit."""
+    return found.open("train").pinned[PETS]
 
 
 def fetched(hub: Hub) -> list[str]:
@@ -55,37 +67,36 @@ def fetched(hub: Hub) -> list[str]:
 
 def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) -> None:
     talk = Listener()
-    found = get(only_train=True, talk=talk)
+    train = open_unlabelled([PETS], data_root=Path(), offline=False, talk=talk)
     sha = pets.branches["main"]
-    assert [Path(path).name for path in found.files["train"]] == [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert [Path(path).name for path in train.paths] == [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]
     assert fetched(hub) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
-    assert (found.name, found.pinned) == ("pets", {PETS: f"{PETS}@{sha}"})
-    assert talk.lines[0] == f"{PETS}: only train is read, test is kept for evaluation"
-    assert talk.lines[1].startswith(f"downloading 2 files (0.0 MB) of {PETS} from 127.0.0.1")
-    assert talk.lines[2] == f"data: {PETS}@{sha}"
+    assert train.pinned == {PETS: f"{PETS}@{sha}"}
+    assert talk.lines[0] == f"data: {PETS}@{sha}"
+    assert talk.lines[1] == f"{PETS}: only train is read, test is kept for evaluation"
+    assert talk.lines[2].startswith(f"downloading 2 files (0.0 MB) of {PETS} from 127.0.0.1")
     hub.requests.clear()
-    assert get(only_train=True) == found
+    assert (get().name, paths(get(), "train")) == ("pets", train.paths)
     assert fetched(hub) == []
 
 
 def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) -> None:
     with pytest.raises(HubError, match="not in the Hub's cache here: fetch it once online"):
         get(offline=True)
-    found = get(only_train=True)
+    found = paths(get(), "train")
     hub.requests.clear()
-    assert get(only_train=True, offline=True) == found
+    assert paths(get(offline=True), "train") == found
     with pytest.raises(HubError, match="not complete in the Hub's cache"):  # the test part is known, and not there
-        get(offline=True)
+        paths(get(offline=True))
     assert hub.requests == []
 
 
 def test_a_commit_stays_what_it_was(hub: Hub, pets: Repository, tmp_path: Path) -> None:
-    before = get()
+    before, pinned = paths(get()), pin(get())
     commit(pets, tmp_path, first=100)
-    assert get().files != before.files
-    (pinned,) = before.pinned.values()
-    assert get(pinned).files == get(pinned, offline=True).files == before.files
-    assert get(f"{PETS}@main").files == get().files
+    assert paths(get()) != before
+    assert paths(get(pinned)) == paths(get(pinned, offline=True)) == before
+    assert paths(get(f"{PETS}@main")) == paths(get())
 
 
 def test_what_the_hub_has_converted(hub: Hub, pets: Repository, tmp_path: Path) -> None:
@@ -96,11 +107,10 @@ def test_what_the_hub_has_converted(hub: Hub, pets: Repository, tmp_path: Path) 
         f"default/{part}/0000.parquet": (parquet(tmp_path, n), True) for n, part in enumerate(("train", "test"))
     }
     pets.commits["c" * 40], pets.branches["refs/convert/parquet"] = converted, "c" * 40
-    found = get()
-    assert list(found.files) == ["test", "train"] or list(found.files) == ["train", "test"]
-    assert found.pinned == {PETS: f"{PETS}@{'c' * 40}"}
-    assert get(offline=True) == found
-    assert get(found.pinned[PETS], offline=True).files == found.files
+    assert get().parts.keys() == {"test", "train"}
+    found, pinned = paths(get()), pin(get())
+    assert pinned == f"{PETS}@{'c' * 40}"
+    assert paths(get(offline=True)) == paths(get(pinned, offline=True)) == found
 
 
 def test_configurations(hub: Hub, pets: Repository, tmp_path: Path) -> None:
@@ -108,10 +118,10 @@ def test_configurations(hub: Hub, pets: Repository, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"several data sets default, grey: name one as hf://datasets/acme/pets:config"):
         get()
     found = get(f"{PETS}@main:grey")
-    assert all("/grey/" in path for paths in found.files.values() for path in paths)
+    assert all("/grey/" in path for path in paths(found))
     assert found.name == "pets-grey"
-    (pinned,) = found.pinned.values()
-    assert get(pinned).files == found.files
+    (pinned,) = found.open("train").pinned.values()
+    assert paths(get(pinned)) == paths(found)
     with pytest.raises(DataError, match="has no blue, but default, grey"):
         get(f"{PETS}:blue")
 
@@ -121,25 +131,6 @@ def test_what_is_no_address(hub: Hub, text: str) -> None:
     with pytest.raises(UsageError, match="expected hf://datasets/owner/name"):
         get(text)
     assert hub.requests == []
-
-
-def test_errors_in_one_line_without_the_token(hub: Hub, pets: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("HF_TOKEN", READ_ONLY)
-    pets.gated = True
-    seen = [error_of("pretrain", address) for address in (PETS, "hf://datasets/acme/none", f"{PETS}@nowhere")]
-    assert "datasets/acme/pets is gated: ask for access at 127.0.0.1" in seen[0]
-    assert "no repository datasets/acme/none" in seen[1]
-    assert "no revision nowhere" in seen[2]
-    pets.gated = False
-    hub.corrupt = b"PAR1" * 200
-    seen.append(error_of("pretrain", PETS))
-    hub.corrupt = None
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    seen.append(error_of("pretrain", PETS))
-    assert "cannot be reached" in seen[-1]
-    assert not any(token in line for line in seen for token in (TOKEN, READ_ONLY))
 
 
 @pytest.mark.parametrize("name", ["../../train.parquet", "/train.parquet", "data/../../../train-1.parquet"])
@@ -155,9 +146,9 @@ def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
     whole = parquet(Path.cwd(), 0)
     hub.corrupt = b"\0" * len(whole)
     with pytest.raises(HubError):
-        get()
+        paths(get(), "train")
     hub.corrupt = None
-    assert Path(get().files["train"][0]).read_bytes() == whole
+    assert Path(paths(get(), "train")[0]).read_bytes() == whole
 
 
 def test_a_run_records_its_commit_and_resumes_on_it(hub: Hub, pets: Repository, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, kind_of, label_of, part_of, parts_in
-from selfie_cli.data.lists import decoded_lines
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
 
@@ -78,10 +77,3 @@ def test_labels() -> None:
             label_of(value)
     assert in_order({"10", "9", "2"}) == ["2", "9", "10"]
     assert in_order({"10", "9", "b"}) == ["10", "9", "b"]
-
-
-def test_lines_of_any_encoding() -> None:
-    text = "a/1.jpg\r\nb/caf\u00e9.jpg\n"
-    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
-        assert decoded_lines(text.encode(encoding)) == ["a/1.jpg", "b/caf\u00e9.jpg", ""]
-    assert decoded_lines(b"\xff\xfe.jpg\n") == ["\udcff\udcfe.jpg", ""]  # a name that is no text

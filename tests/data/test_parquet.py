@@ -1,28 +1,23 @@
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from listening import Listener
 
-from selfie_cli.data import parquet, pixels
-from selfie_cli.data.cache import cache_key
+from selfie_cli.data import parquet
 from selfie_cli.data.labelled import LabelledSplits
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.pixels import open_pixels, read_pixels
-from selfie_cli.data.sources import Files, Joined, Subset, fingerprint
+from selfie_cli.data.pixels import read_pixels
+from selfie_cli.data.sources import Files, Joined, Subset
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
 from tests.data.pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 CLASSES = ["wool", "ash", "oak"]
-NUMBERED = pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
 SETTINGS = {"size": 8, "workers": 2, "max_bad": 0.5, "talk": Talk()}
 
 
@@ -62,58 +57,36 @@ def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "names",
+    ("train", "test"),
     [
-        ["train-00000-of-00001", "test-00000-of-00001"],
-        ["default/train/0000", "default/test/0000"],
-        ["data/train/0000", "data/test/0000"],
-        ["train", "test"],
-        ["plain/train-0-of-1", "plain/test-0-of-1"],
-        ["plain/partial-train/0000", "plain/test/0000"],
+        ("train-00000-of-00001", "test-00000-of-00001"),
+        ("default/train/0000", "default/test/0000"),
+        ("data/train/0000", "data/test/0000"),
+        ("plain/partial-train/0000", "plain/test/0000"),
     ],
 )
-def test_layouts(tmp_path: Path, names: list[str]) -> None:
-    for number, name in enumerate(names):
-        write_parquet(tmp_path / f"{name}.parquet", [png(number)] * 2, [0, 1], CLASSES)
+def test_layouts_and_labels_without_names_of_classes(tmp_path: Path, train: str, test: str) -> None:
+    write_parquet(tmp_path / f"{train}.parquet", [png(0)] * 2, [10, 9])
+    write_parquet(tmp_path / f"{test}.parquet", [png(1)] * 2, pa.array(["9", "10"]).dictionary_encode())
     found = labelled(tmp_path)
     assert (shades(found.train.source), shades(found.test.source)) == ([0, 0], [1, 1])
+    assert (found.train.classes, found.train.labels.tolist()) == (["9", "10"], [1, 0])
+    assert found.test.labels.tolist() == [0, 1]
 
 
-def test_files_and_patterns(repository: Path, tmp_path: Path) -> None:
+def test_patterns_beside_other_sources_and_what_is_missing(repository: Path, tmp_path: Path) -> None:
     pattern = repository / "data" / "train-{00000..00001}-of-00002.parquet"
-    assert shades(unlabelled(pattern)) == list(range(12))
     shard, (file,) = write_tar(tmp_path / "a.tar", {"a.png": png(90)}), write(tmp_path, "b.png")
     both = unlabelled(repository / "data" / "test-00000-of-00001.parquet", shard, file, pattern)
     assert shades(both) == [*range(20, 26), 90, 0, *range(12)]
     parted = labelled(repository / "data" / "{train-00000-of-00002,test-00000-of-00001}.parquet")
     assert (len(parted.train.labels), len(parted.test.labels)) == (6, 6)
-    with pytest.raises(DataError, match="1 of 3 shards are missing"):
-        unlabelled(repository / "data" / "train-{00000..00002}-of-00002.parquet")
-
-
-def test_several_sets_in_a_folder_are_named(tmp_path: Path) -> None:
-    for config in ("small", "large"):
-        write_parquet(tmp_path / config / "train-00000-of-00001.parquet", [png(1)], [0], CLASSES)
-    with pytest.raises(DataError, match=r"several data sets large, small: name one of the folders"):
-        unlabelled(tmp_path)
-    assert len(unlabelled(tmp_path / "small")) == 1
-
-
-def test_a_missing_file_is_not_passed_over(repository: Path) -> None:
     (repository / "data" / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(DataError, match=r"1 files data/train-\.\.\.-of-00002.parquet, not 2"):
         unlabelled(repository)
-
-
-@pytest.mark.parametrize(
-    ("values", "classes"),
-    [(["oak", "ash"], ["ash", "oak"]), ([10, 9], ["9", "10"]), (pa.array(["b", "a"]).dictionary_encode(), ["a", "b"])],
-)
-def test_labels_without_names_of_classes(tmp_path: Path, values: object, classes: list[str]) -> None:
-    for part in ("train", "test"):
-        write_parquet(tmp_path / f"{part}.parquet", [png(0), png(1)], values)  # type: ignore[arg-type]
-    found = labelled(tmp_path)
-    assert (found.train.classes, found.train.labels.tolist()) == (classes, [1, 0])
+    write_parquet(repository / "large" / "train-00000-of-00001.parquet", [png(1)], [0], CLASSES)
+    with pytest.raises(DataError, match=r"several data sets default, large: name one of the folders"):
+        unlabelled(repository)
 
 
 def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
@@ -148,23 +121,11 @@ def test_which_column(tmp_path: Path) -> None:
 
 
 def test_cells_without_bytes(tmp_path: Path) -> None:
-    write(tmp_path, "0.png", "inside/1.png")
-    (tmp_path / "sub").mkdir()
-    os.mkfifo(tmp_path / "inside" / "waits.png")
-    (tmp_path / "inside" / "link.png").symlink_to(tmp_path / "0.png")
-    beside = ["../0.png", str(tmp_path / "0.png"), "link.png", "absent.png", "waits.png", "1.png"]
-    cells = [png(9), None, {"bytes": None, "path": None}, *({"bytes": None, "path": each} for each in beside)]
-    source = Parquet([write_parquet(tmp_path / "inside" / "a.parquet", cells)])
-    store = read_pixels(source, **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
-    assert store.kept.tolist() == [0, 8]
-    assert store.pixels[:, 0, 0, 0].tolist() == [9, 1]
-    reasons = [one.reason for one in store.bad]
-    assert reasons[:2] == ["the cell is empty"] * 2
-    assert all("leads out of the parquet file's folder" in reason for reason in reasons[2:5])
-    assert all("is not there" in reason for reason in reasons[5:])
-    numbers = pa.table({"image": [{"bytes": None, "path": 7}]}, pa.schema([("image", NUMBERED)]))
-    pq.write_table(numbers, tmp_path / "b.parquet")
-    assert str(Parquet([str(tmp_path / "b.parquet")]).read(0, 1)[0]) == "the cell is empty"
+    (beside,) = write(tmp_path, "0.png")
+    cells = [png(9), None, {"bytes": None, "path": None}, {"bytes": None, "path": beside}]
+    store = read_pixels(Parquet([write_parquet(tmp_path / "a.parquet", cells)]), **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
+    assert store.pixels[:, 0, 0, 0].tolist() == [9]
+    assert [one.reason for one in store.bad] == ["the cell holds no bytes"] * 3
 
 
 def test_row_groups_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,15 +135,6 @@ def test_row_groups_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("selfie_cli.data.parquet.available_memory", lambda: 10**6)
     with pytest.raises(DataError, match="smaller row groups"):
         Parquet([path])
-
-
-def test_what_is_no_parquet_file(tmp_path: Path) -> None:
-    whole = Path(write_parquet(tmp_path / "a.parquet", [png(1)])).read_bytes()
-    for data in (b"", b"PAR1", b"<html>\n", whole[:-9]):
-        (tmp_path / "b.parquet").write_bytes(data)
-        with pytest.raises(DataError, match="a parquet file is expected") as caught:
-            unlabelled(tmp_path / "b.parquet")
-        assert "\n" not in str(caught.value)
 
 
 def test_damage_costs_only_the_images_in_it(tmp_path: Path) -> None:
@@ -226,7 +178,7 @@ def test_any_order_and_any_number_of_threads(tmp_path: Path, monkeypatch: pytest
     rows = [png(row) for row in range(250)]
     path = write_parquet(tmp_path / "a.parquet", rows, group=100)
     source = Counted([path])
-    assert source.block == 100
+    assert source.block == Joined([Files(), source]).block == 100
     order = np.random.default_rng(0).permutation(250).tolist()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda index: shade(source, index), order)) == order
@@ -237,27 +189,6 @@ def test_any_order_and_any_number_of_threads(tmp_path: Path, monkeypatch: pytest
     assert source.block == 64
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda index: shade(source, index), order)) == order
-
-
-def test_large_sets_are_shuffled_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "SMALL", 0)
-    source = Parquet([write_parquet(tmp_path / "a.parquet", [png(row) for row in range(200)], group=100)])
-    files = Files(write(tmp_path / "files", "a.png"))
-    for one in (source, Joined([files, source])):
-        with closing(open_pixels(one, **SETTINGS, folder=str(tmp_path / "store"), limit_gb=0)) as store:  # type: ignore[arg-type]
-            assert store.block == 100
-            order = torch.randperm(200) + len(one) - 200
-            assert store.take(order)[:, 0, 0, 0].tolist() == (order - len(one) + 200).tolist()
-
-
-def test_fingerprint_and_version(repository: Path, tmp_path: Path) -> None:
-    here = unlabelled(repository)
-    mark, key = fingerprint(here), cache_key(here, 8)
-    os.rename(repository, tmp_path / "moved")
-    moved = unlabelled(tmp_path / "moved")
-    assert fingerprint(moved) == mark
-    os.utime(tmp_path / "moved" / "data" / "train-00000-of-00002.parquet", (1, 1))
-    assert cache_key(moved, 8) != key
 
 
 def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(

@@ -4,17 +4,15 @@ import sys
 import tarfile
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
-from listening import Listener
 from pictures import labelled, png, shade, unlabelled, write, write_tar
 
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.lists import expand_braces
 from selfie_cli.data.shards import Shards
-from selfie_cli.data.sources import Array, Files, Joined, Subset, fingerprint
+from selfie_cli.data.sources import Files, Subset, below_shared_folder, fingerprint
 from selfie_cli.errors import DataError, UnreadableImage
 
 
@@ -57,13 +55,6 @@ def test_any_file_name_survives(tmp_path):
     assert len(labelled(tmp_path / "tree").test.source) == 2
 
 
-def test_a_training_folder_without_other_parts_is_warned_of(tmp_path):
-    write(tmp_path, "train/a/1.jpg", "extra/4.jpg")
-    talk = Listener()
-    assert len(unlabelled(tmp_path, talk=talk)) == 2
-    assert "train/ is called like a training part" in talk.warned[0]
-
-
 def test_lists(tmp_path):
     write(tmp_path, "a.jpg", "sub/b.jpg")
     absolute = str(tmp_path / "a.jpg")
@@ -89,82 +80,17 @@ def test_shards_are_read_in_place_by_many_threads(tmp_path):
         ".x.png": png(9),
         long: png(2),
         "zero.png": b"",
-        "../evil.PNG": png(3),
+        "../out/evil.PNG": png(3),
     }
     path = write_tar(tmp_path / "s.tar", members)
     shards = Shards([path])
-    assert shards.names == [f"{path}/{name}" for name in ("1.png", long, "zero.png", "../evil.PNG")]
+    assert sorted(shards.folders()) == ["", "", long.rpartition("/")[0], "out"]  # a name leads nowhere else
+    assert shards.names == [f"{path}/{name}" for name in ("1.png", long, "zero.png", "../out/evil.PNG")]
     with pytest.raises(UnreadableImage, match="empty file"):
         shards.open(2)
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(lambda index: shade(shards, index), [0, 1, 3] * 50)) == [1, 2, 3] * 50
     assert [path.name for path in tmp_path.rglob("*")] == ["s.tar"]
-
-
-def test_brace_patterns(tmp_path):
-    assert expand_braces("a-{008..011}.tar") == [f"a-{number}.tar" for number in ("008", "009", "010", "011")]
-    assert expand_braces("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
-    assert expand_braces("plain") == ["plain"]
-    for number in range(3):
-        write_tar(tmp_path / f"t-{number:04d}.tar", {f"{number}.png": png(number)})
-    source = unlabelled(tmp_path / "t-{0000..0002}.tar")
-    assert [shade(source, index) for index in range(3)] == [0, 1, 2]
-    with pytest.raises(DataError, match=r"2 of 5 shards are missing, the first is .*t-0003.tar"):
-        unlabelled(tmp_path / "t-{0000..0004}.tar")
-    with pytest.raises(DataError, match=r"no images in .*t-\{2\.\.1\}\.tar"):
-        unlabelled(tmp_path / "t-{2..1}.tar")
-    shutil.copy(tmp_path / "t-0001.tar", tmp_path / "odd{1..9}.tar")
-    assert len(unlabelled(tmp_path / "odd{1..9}.tar")) == 1  # what exists under its very name wins
-
-
-def test_damaged_shards_are_named(tmp_path):
-    path = Path(write_tar(tmp_path / "s.tar", {"1.png": png(1) * 10, "2.png": png(2) * 10}))
-    whole = path.read_bytes()
-    path.write_bytes(b"nonsense" * 100)
-    with pytest.raises(DataError, match=r"cannot read .*s\.tar .an uncompressed tar file"):
-        unlabelled(path)
-    path.write_bytes(whole[:1800])  # the second member's data are cut
-    try:
-        source = unlabelled(path)
-    except DataError as error:
-        assert "s.tar" in str(error)  # noqa: PT017 - either is fine
-    else:
-        assert shade(source, 0) == 1
-    (tmp_path / "s.tar.gz").write_bytes(b"x")
-    with pytest.raises(DataError, match="compressed"):
-        unlabelled(tmp_path / "s.tar.gz")
-
-
-def test_what_is_missing_or_empty_is_named(tmp_path):
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/a.pdf").touch()
-    with pytest.raises(DataError, match=r"no images in .*docs \(looked for .*\.jpg.*; 1 other files were found"):
-        unlabelled(tmp_path / "docs")
-    with pytest.raises(DataError, match=r"absent: no such file or folder.*cifar10, cifar100, stl10"):
-        unlabelled(tmp_path / "absent")
-    with pytest.raises(DataError, match="no data"):
-        unlabelled()
-    with pytest.raises(DataError, match="no such file or folder"):
-        labelled(tmp_path / "absent")
-
-
-def test_array_joined_and_subset():
-    array = Array(np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3), list("abc"))
-    assert [shade(array, index) for index in range(3)] == [0, 1, 2]
-    other = Array(array.pixels + 10, ["x", "y", "z"])
-    subset = Subset(Joined([other, array]), np.array([4, 0, 2]))
-    assert subset.names == ["b", "x", "z"]
-    assert [shade(subset, index) for index in range(3)] == [1, 10, 12]
-
-
-def test_the_fingerprint_ignores_where_a_folder_lies(tmp_path):
-    for folder in ("one", "two/deeper"):
-        write(tmp_path / folder, "ab/1.jpg", "ac/2.jpg")
-    one, two = (unlabelled(tmp_path / folder) for folder in ("one", "two/deeper"))
-    assert fingerprint(one) == fingerprint(two)
-    assert fingerprint(one) != fingerprint(Subset(one, np.array([0])))
-    assert fingerprint(Files(["a/1.jpg"])) != fingerprint(Files(["a/2.jpg"]))
-    assert fingerprint(Files(["a/1", "b/2"])) != fingerprint(Files(["a/1", "b/3"]))
 
 
 def test_what_lies_between_images_is_not_read(tmp_path):
@@ -186,13 +112,10 @@ def test_what_lies_between_images_is_not_read(tmp_path):
     tracemalloc.stop()
 
 
-def test_names_that_lead_out_of_a_shard_make_no_class(tmp_path):
-    names = ["a/0.png", "../b/1.png", "/c/2.png", "a/../../3.png"]
-    shards = Shards([write_tar(tmp_path / "s.tar", {name: png(0) for name in names})])
-    assert sorted(shards.folders()) == ["", "a", "b", "c"]
-
-
-def test_shards_that_follow_each_other_are_one_source(tmp_path):
+def test_brace_patterns_and_shards_that_follow_each_other(tmp_path):
+    assert expand_braces("a-{008..011}.tar") == [f"a-{number}.tar" for number in ("008", "009", "010", "011")]
+    assert expand_braces("{a,b}/{1..2}") == ["a/1", "a/2", "b/1", "b/2"]
+    assert expand_braces("plain") == ["plain"]
     shards = [write_tar(tmp_path / f"{number}.tar", {f"{number}.png": png(number)}) for number in range(4)]
     source = unlabelled(*shards[:2], tmp_path / "{2,3}.tar")
     assert isinstance(source, Shards)
@@ -202,5 +125,48 @@ def test_shards_that_follow_each_other_are_one_source(tmp_path):
     assert [type(one) for one in mixed.sources] == [Shards, Folder, Shards]
     assert mixed.names[1] == folder
     assert [shade(mixed, index) for index in range(4)] == [3, 0, 1, 2]
-    with pytest.raises(DataError, match=r"1 of 3 shards are missing, the first is .*absent\.tar"):
-        unlabelled(*shards[:2], tmp_path / "absent.tar")
+    shutil.copy(shards[0], tmp_path / "odd{1..9}.tar")
+    assert len(unlabelled(tmp_path / "odd{1..9}.tar")) == 1  # what exists under its very name wins
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("docs", r"no images in .*docs \(looked for .*\.jpg"),
+        ("absent", "absent: no such file or folder.*cifar10, cifar100, stl10"),
+        ("{0..4}.tar", r"3 of 5 shards are missing, the first is .*2\.tar"),
+        ("{2..1}.tar", r"no images in .*\{2\.\.1\}\.tar"),
+        ("s.tar.gz", "compressed"),
+        ("s.tar", r"cannot read .*s\.tar .an uncompressed tar file is expected.: [^\n]*$"),
+        ("s.parquet", r"cannot read .*s\.parquet .a parquet file is expected.: [^\n]*$"),
+        ("", "no data"),
+    ],
+)
+def test_what_is_missing_empty_or_damaged_is_named(tmp_path, name, message):
+    for file in ("docs/a.pdf", "0.tar", "1.tar", "s.tar.gz", "s.tar", "s.parquet"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"nonsense\n" * 100)
+    with pytest.raises(DataError, match=message):
+        unlabelled(*[tmp_path / name][: len(name)])
+    if "shards" not in message and name in ("docs", "absent", "s.tar"):
+        with pytest.raises(DataError, match=message):
+            labelled(tmp_path / name)
+
+
+def test_the_fingerprint_ignores_where_a_folder_lies(tmp_path):
+    for folder in ("one", "two/deeper"):
+        write(tmp_path / folder, "ab/1.jpg", "ac/2.jpg")
+    one, two = (unlabelled(tmp_path / folder) for folder in ("one", "two/deeper"))
+    assert fingerprint(one) == fingerprint(two)
+    assert fingerprint(one) != fingerprint(Subset(one, np.array([0])))
+    for names, below in (
+        ([], []),
+        (["/a/b/c.jpg"], ["c.jpg"]),
+        (["/a/b/1", "/a/c/2", "/a/b/3"], ["b/1", "c/2", "b/3"]),
+        (["/aa/1", "/a/1"], ["aa/1", "a/1"]),
+        (["a1", "a2"], ["a1", "a2"]),
+        (["a/x/a/x", "a/x/a/y"], ["x", "y"]),
+        (["a/", "a/b"], ["", "b"]),
+    ):
+        assert list(below_shared_folder(names)) == below
+    assert fingerprint(Files(["a/ä.jpg", "a/x\udcff.png"])) == "555f5c27156b2d62"

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from listening import Listener
 from running import error_of, selfie
 
-from selfie_cli.data.names import Names
 from selfie_cli.inference import stream
 from selfie_cli.inference.networks import Network, estimate_batch_norm
 from selfie_cli.inference.stream import SHORT_JOB, decode, with_precision
@@ -70,18 +69,18 @@ def test_auto_is_fp32_on_hardware_without_bf16(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="module")
-def photos(real_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Names:
+def photos(real_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("photos")
     with tarfile.open(real_archives / "clothing256.tar") as tar:
         members = [member for member in tar if member.isfile()][::90][:16]
         tar.extractall(folder, members, filter="data")
-    return Names(str(folder / member.name) for member in members)
+    return [str(folder / member.name) for member in members]
 
 
 @pytest.mark.usefixtures("_bf16")
 @pytest.mark.parametrize("estimated", [False, True], ids=["as drawn", "with statistics"])
 @pytest.mark.parametrize("backbone", [*PREACTIVATION, *TORCHVISION])
-def test_real_photos_keep_their_direction(photos: Names, backbone: str, estimated: bool) -> None:
+def test_real_photos_keep_their_direction(photos: list[str], backbone: str, estimated: bool) -> None:
     """At 224 px, with random weights: what is chosen keeps a cosine of 0.999, on images that had no say in it, too.
 
     With statistics of its own in each of 16 blocks, a random ResNet-50 makes a rounding error grow, and fp32 is taken.

@@ -12,7 +12,6 @@ from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
 from test_precision import network
 from torch import nn
 
-from selfie_cli.data.names import Names
 from selfie_cli.errors import UsageError
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import Compute, Result, Stream, named_images
@@ -26,7 +25,7 @@ def names(images: Path) -> list[str]:
 
 def streaming(names: list[str], compute: Compute = Network.vectors, *, batch_size: int) -> Stream:
     how = {"what": "x", "precision": "fp32", "workers": 1, "batch_size": batch_size}
-    return Stream(names=Names(names), network=network(), compute=compute, talk=Talk(), **how)
+    return Stream(names=names, network=network(), compute=compute, talk=Talk(), **how)
 
 
 def results(names: list[str], *, batch_size: int) -> list[Result]:

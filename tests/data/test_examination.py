@@ -8,8 +8,8 @@ from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.duplicates import marks_of
+from selfie_cli.data.examination import Oddity, inspect, inspect_all
 from selfie_cli.data.images import FORMATS, decode_square, open_image
-from selfie_cli.data.inspection import Oddity, inspect, inspect_all
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
 from tests.data.corpus import png, saved
@@ -71,11 +71,14 @@ def test_oddities(name, tmp_path):
         assert np.array_equal(pixels, decode_square(image, 32))  # looked at, and still what training sees
 
 
-def test_sizes_are_those_of_the_upright_image():
-    data = saved(PICTURE.resize((40, 20)), "JPEG", exif=orientation(6))
+@pytest.mark.parametrize(
+    ("form", "turn", "size"), [("JPEG", 6, (20, 40)), ("TIFF", 6, (20, 40)), ("TIFF", 3, (40, 20))]
+)
+def test_sizes_are_those_of_the_upright_image(form, turn, size):
+    data = saved(PICTURE.resize((40, 20)), form, exif=orientation(turn))
     with open_image(io.BytesIO(data)) as image:
-        _, record = inspect(image, size=16, name="a.jpg")
-    assert record == (20, 40, len(data), FORMATS.index("JPEG"), int(Oddity.TURNED))
+        _, record = inspect(image, size=16, name=f"a.{form}")
+    assert record == (*size, len(data), FORMATS.index(form), int(Oddity.TURNED))
 
 
 def test_damaged_later_frames_are_frames():
