@@ -47,15 +47,14 @@ def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
     signature = Signature(parameters)
 
     def function(*arguments: Any, **keywords: Any) -> Any:
-        if unknown := keywords.keys() - options.keys():
-            wrong = min(unknown)
-            close = difflib.get_close_matches(wrong, options, n=1)
+        if unknown := sorted(keywords.keys() - options.keys()):
+            close = difflib.get_close_matches(unknown[0], options, n=1)
             instead = f"did you mean {close[0]!r}?" if close else f"help(selfie.{function.__name__}) lists all"
-            raise TypeError(f"{function.__name__}() has no option {wrong!r}: {instead}")
+            raise TypeError(f"{function.__name__}() has no option {unknown[0]!r}: {instead}")
         given = signature.bind(*arguments, **keywords).arguments
         given = {name: as_given(name, value, options[name].hint) for name, value in given.items()}
-        defaults = {one.name: one.field.default for one in options_of(kind)}
-        return perform(verb, defaults | given, [name for name, value in given.items() if value is not None])
+        values = {"json": False} | {name: one.field.default for name, one in options.items()} | given
+        return perform(verb, values, [name for name, value in given.items() if value is not None])
 
     lines = [
         textwrap.fill(f"{one.name}: {one.help}", 100, subsequent_indent="    ", break_on_hyphens=False)
@@ -158,9 +157,7 @@ def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image
     from selfie_cli.inference.networks import load_module
     from selfie_cli.methods.method import Method
 
-    found, _ = runs.resolve_from(os.fspath(run))
-    if found is None:
-        raise UsageError("load needs trained weights: name a run's folder, hf://owner/name or bundled")
+    found = runs.weights_for("load", os.fspath(run))
     module: nn.Module = load_module(found)
     if isinstance(module, Method):  # the paper's Selfie: what trains it is of no use here
         module = nn.Sequential(module.encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())

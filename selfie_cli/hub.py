@@ -149,19 +149,13 @@ def host() -> str:
     return str(constants.ENDPOINT).partition("://")[2]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    url: str
-    commit: str
-    created: bool
-
-
 def send(
     address: Address, files: dict[str, Path | bytes], *, private: Callable[[], bool], message: str, talk: Talk
-) -> Sent:
+) -> tuple[str, str, bool]:
     """Send files as one commit to a branch. The branch and the repository are made if they are not there.
 
-    `private` is asked only if the repository has to be made. The token is the one that `hf` keeps. Raises HubError.
+    `private` is asked only if the repository has to be made. The token is the one that `hf` keeps. Return the
+    repository's page, the commit, and whether the repository was made. Raise HubError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -189,7 +183,7 @@ def send(
 
         # If only the answer to a first attempt was lost, a second one finds nothing changed and makes no other commit.
         oid = str(retried(commit, talk=talk).oid)
-    return Sent(url=f"{constants.ENDPOINT}/{address.repo}", commit=oid, created=created)
+    return f"{constants.ENDPOINT}/{address.repo}", oid, created
 
 
 def retried(call: Callable[[], T], *, talk: Talk) -> T:

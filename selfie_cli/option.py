@@ -4,6 +4,7 @@ import dataclasses
 import math
 import operator
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import (
@@ -156,6 +157,30 @@ def expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and f"{value}/".startswith("~/") else value
 
 
+def flags(default: Options, asked: dict[str, Any]) -> list[str]:
+    """Return the options in `asked` that differ from `default` as words of a command, without those of OUTPUT and RUN.
+
+    In a published config, the private values of --dataset and --from are None.
+    """
+    found = []
+    for field in dataclasses.fields(default):
+        value, usual = asked.get(field.name), getattr(default, field.name)
+        if isinstance(usual, Options):
+            found += flags(usual, value or {})
+        elif field.name == "dataset":
+            found += ["--dataset", value or "FOLDER"]
+        elif field.name == "from_" and asked.get("from_", usual) != "none":
+            each = value if isinstance(value, list | tuple) else [value]
+            found += [word for one in each for word in ("--from", one or "RUN")]
+        elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
+            continue
+        elif isinstance(value, bool):
+            found.append(flag_of(field.name) if value else negated(field))
+        else:
+            found += [flag_of(field.name), shlex.quote(str(value))]
+    return found
+
+
 Picked = TypeVar("Picked")
 
 
@@ -190,38 +215,36 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] = ()) -> AnyOptions:
     """Return the options of a stopped run, from its config, with the changes that this invocation may make.
 
-    `given` may change the options in CHANGEABLE and `also`: those that it names or that differ from the default. An
-    option that the run's config lacks, being younger than the run, gets its default, so a default must mean what was
-    done before the option existed.
+    `asked` has passed `schema.check`. `given` may change the options in CHANGEABLE and `also`: those that it names or
+    that differ from the default.
 
-    Raise UsageError if `given` changes another option, or if the config holds an unknown or impossible one.
+    Raise UsageError if `given` changes another option, or if `asked` holds an unknown or impossible one.
     """
-    kind = type(given)
-    hints = get_type_hints(kind)
-    if unknown := sorted(name for name, value in asked.items() if name not in hints and value is not None):
-        raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
-    values: dict[str, Any] = {}
+    then, changed = restored(type(given), asked), {}
     for field in dataclasses.fields(given):
         name, now = field.name, getattr(given, field.name)
-        if name in PER_INVOCATION:
-            values[name] = now
+        if name not in PER_INVOCATION and (now == getattr(then, name) or not given.asks_for(name)):
             continue
-        default = getattr(kind(), name)
-        then: Any = asked.get(name, default)
-        if isinstance(then, list):
-            then = tuple(then)
-        if isinstance(then, dict) and isinstance(default, Options):
-            try:
-                then = type(default)(**{key: value for key, value in then.items() if value is not None})
-            except TypeError as error:
-                raise UsageError(f"the run's config is of another version ({error}): start a new run") from None
-        elif not fits(then, hints[name]):
-            raise UsageError(f"the run's config has the invalid value {name} = {then!r}: start a new run")
-        if now != then and given.asks_for(name):
-            if name not in (*CHANGEABLE, *also):
-                raise UsageError(
-                    f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run"
-                )
-            then = now
-        values[name] = then
+        if name not in (*PER_INVOCATION, *CHANGEABLE, *also):
+            raise UsageError(f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run")
+        changed[name] = now
+    return dataclasses.replace(then, **changed)
+
+
+def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
+    """Return the options that a run's config holds.
+
+    An option that it lacks, being younger than the run, gets its default, so a default must mean what was done before
+    the option existed; so does one whose private value was left out of a published config. Raise UsageError for an
+    unknown or impossible one.
+    """
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
+    for name, value in values.items():
+        if isinstance(value, dict):
+            values[name] = restored(hints[name], value)
+        elif isinstance(value, list):
+            values[name] = tuple(each for each in value if each is not None)
     return kind(**values)

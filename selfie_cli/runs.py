@@ -22,7 +22,7 @@ from shlex import quote
 from typing import Any
 
 from selfie_cli import __version__, foreign, hub, schema
-from selfie_cli.errors import RunError
+from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
 from selfie_cli.recipes import called
 from selfie_cli.signals import is_alone
@@ -94,6 +94,11 @@ class Run:
         """Whether selfie has not trained it: see `foreign`."""
         return self.verb == "weights"
 
+    def check_finished(self) -> None:
+        """Raise RunError, with the command that resumes it, for a stopped run."""
+        if not self.finished:
+            raise RunError(f"{self} is not finished: selfie {self.verb} --resume {quote(str(self))}")
+
     def finish(self, measured: dict[str, Any]) -> None:
         """Mark the run as finished, note what was measured, and remove its saved states."""
         self.update(measured=measured, progress={"status": "finished"})
@@ -120,8 +125,7 @@ def versions() -> dict[str, str]:
 def hold(folder: Path) -> None:
     """Lock a run's folder until the run is finished or this process ends. Raises RunError if another process has.
 
-    The first process of a job locks it for all. Nothing is locked where the system has no such locks: on Windows, and
-    on some network disks.
+    The first process of a job locks it for all. On Windows, and on some network disks, there are no such locks.
     """
     try:
         import fcntl
@@ -176,10 +180,12 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     try:
         open_run(path)
     except RunError:
-        message = f"{path} holds files but no run that this version reads, so it is not deleted: choose another --out"
-        raise RunError(message) from None
-    if overwrite and (other := next((name for name in sorted(os.listdir(path)) if not matches(name, CONTENTS)), None)):
-        raise RunError(f"{path / other} is no part of a run, and --overwrite would delete it: move it elsewhere first")
+        why = "holds files but no run that this version reads, so it is not deleted"
+        raise RunError(f"{path} {why}: choose another --out") from None
+    others = sorted(name for name in os.listdir(path) if not matches(name, CONTENTS))
+    if overwrite and others:
+        why = "is no part of a run, and --overwrite would delete it"
+        raise RunError(f"{path / others[0]} {why}: move it elsewhere first")
     hold(path)
     if not overwrite:
         let_go(path)
@@ -198,17 +204,8 @@ def create(
     Raises OSError, before anything is changed, if the disk has less room than `room` bytes.
     """
     check_free(path, overwrite=overwrite)
-    config: dict[str, Any] = {
-        "format": RUN_FORMAT,
-        "verb": verb,
-        "asked": asked,
-        "derived": {},
-        "measured": {},
-        "versions": versions(),
-        "data": {},
-        "progress": {"status": "running"},
-        **sections,
-    }
+    config: dict[str, Any] = {"format": RUN_FORMAT, "verb": verb, "asked": asked, "versions": versions()}
+    config |= {"derived": {}, "measured": {}, "data": {}, "progress": {"status": "running"}, **sections}
     try:
         schema.check(json.loads(json.dumps(config)))
     except ValueError as error:  # it could not be read again
@@ -249,9 +246,9 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
             raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
+        place = "a folder with a config.json" + " or a .safetensors file" * also_foreign
         on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if hub.NAME.fullmatch(str(folder)) else ""
-        file = " or a .safetensors file" if also_foreign else ""
-        raise RunError(f"no run at {folder}: a folder with a config.json{file} is expected{on_hub}") from None
+        raise RunError(f"no run at {folder}: {place} is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None
     if also_foreign and isinstance(config, dict) and "architecture" in config:
@@ -260,10 +257,8 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
         raise RunError(f"{folder / 'config.json'} is not the config of a selfie run")
     if config["format"] != RUN_FORMAT:
         writer = config["versions"].get("selfie-cli") if isinstance(config.get("versions"), dict) else None
-        raise RunError(
-            f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}: "
-            f"use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or start a new run"
-        )
+        read = f"{folder} has run format {config['format']}, this selfie ({__version__}) reads {RUN_FORMAT}"
+        raise RunError(f"{read}: use the selfie-cli that wrote it{f', {writer}' if writer else ''}, or start a new run")
     try:
         schema.check(config)
     except ValueError as error:
@@ -286,9 +281,8 @@ def open_to_resume(path: str, verb: str) -> Run:
     """Open and lock a stopped run of this verb, and remove what a killed process left half-written."""
     run = open_run(path)
     if run.verb != verb:
-        raise RunError(
-            f"{path} is a run of selfie {run.verb}: continue it with selfie {run.verb} --resume {quote(path)}"
-        )
+        own = f"selfie {run.verb}"
+        raise RunError(f"{path} is a run of {own}: continue it with {own} --resume {quote(path)}")
     hold(run.path)
     run = open_run(path)  # again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):
@@ -317,8 +311,7 @@ def bundled_folder() -> Path:
 
 def newest_pretraining() -> Run | None:
     """The finished pretraining run right below ./runs whose config was written last; the demo's lies deeper."""
-    configs = sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in configs:
+    for file in sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(RunError):
             run = open_run(file.parent)
             if run.verb == "pretrain" and run.finished:
@@ -328,25 +321,30 @@ def newest_pretraining() -> Run | None:
 
 def resolve_from(
     from_: str | None, *, backbone: str | None = None, offline: bool = False, talk: Talk = SILENT
-) -> tuple[Run | None, str]:
-    """The run that --from names (None for 'none'), and a line about it. backbone: the network that 'imagenet' means."""
+) -> Run | None:
+    """Return the run that --from names, None for 'none', and say which it is. backbone: what 'imagenet' stands for."""
     if from_ == "none":
-        return None, "weights: none, a freshly initialized network"
+        talk.say("weights: none, a freshly initialized network")
+        return None
+    how = ""
     if from_ is not None:
         address = foreign.imagenet(backbone) if from_ == "imagenet" else from_
         run = open_run(address, offline=offline, also_foreign=True, talk=talk)
-        if not run.finished:
-            raise RunError(f"{from_} is not finished: selfie {run.verb} --resume {quote(from_)}")
-        return run, f"weights: {describe(run)}"
-    newest = newest_pretraining()
-    if newest is not None:
-        return newest, f"weights: {describe(newest)}, the newest finished pretraining under ./{RUNS}"
-    run = open_run("bundled")
-    return run, f"weights: {describe(run)} (no finished pretraining under ./{RUNS})"
-
-
-def describe(run: Run) -> str:
-    d = run.config["derived"]
+        run.check_finished()
+    elif newest := newest_pretraining():
+        run, how = newest, f", the newest finished pretraining under ./{RUNS}"
+    else:
+        run, how = open_run("bundled"), f" (no finished pretraining under ./{RUNS})"
     where = "the network bundled with selfie" if run.address == "bundled" else str(run)
+    what = f"{called(run.derived)}, {run.derived.get('backbone')}, {run.derived.get('image_size')} px"
     source = f"; {printable(run.config['source'])}" if "source" in run.config else ""
-    return f"{where} ({called(d)}, {d.get('backbone')}, {d.get('image_size')} px){source}"
+    talk.say(f"weights: {where} ({what}){source}{how}")
+    return run
+
+
+def weights_for(verb: str, from_: str | None, *, offline: bool = False, talk: Talk = SILENT) -> Run:
+    """Return the run that --from names, as `resolve_from` does. Raise UsageError for 'none'."""
+    run = None if from_ == "none" else resolve_from(from_, offline=offline, talk=talk)
+    if run is None:
+        raise UsageError(f"{verb} needs trained weights: name a run's folder, hf://owner/name or bundled")
+    return run

@@ -1,13 +1,16 @@
 """Run commands: in this process where possible, because importing torch takes seconds, or in one of their own."""
 
 import contextlib
+import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +34,42 @@ def selfie(*arguments: object, code: int = 0, stdin: str | None = None) -> Resul
         raise result.exception
     assert result.exit_code == code, result.stderr
     return result
+
+
+def document(*arguments: object) -> Any:
+    """Return the JSON document of a command."""
+    return json.loads(selfie(*arguments, "--json").stdout)
+
+
+def rows(*arguments: object) -> list[Any]:
+    """Return the JSON Lines of a command: embed or predict without --out."""
+    return [json.loads(line) for line in selfie(*arguments).stdout.splitlines()]
+
+
+def read(file: Path | str) -> Any:
+    return json.loads(Path(file).read_text())
+
+
+def lines_of(file: Path | str) -> list[Any]:
+    return [json.loads(line) for line in Path(file).read_text().splitlines()]
+
+
+def config_of(run: Path | str) -> dict[str, Any]:
+    return dict(read(Path(run, "config.json")))
+
+
+def stopped(run: Path | str, copy: Path | str) -> Path:
+    """Copy a finished run as if it had been killed just before its end; its saved states are gone."""
+    shutil.copytree(run, copy)
+    for name in ("model.safetensors", "results.json", "report.html"):
+        Path(copy, name).unlink(missing_ok=True)
+    change(copy, progress={"status": "running"})
+    return Path(copy)
+
+
+def change(run: Path | str, **sections: Any) -> None:
+    """Replace sections of a run's config."""
+    Path(run, "config.json").write_text(json.dumps(config_of(run) | sections))
 
 
 def error_of(*arguments: object, code: int = 1) -> str:

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,13 +63,10 @@ def test_names_are_those_of_all_verbs() -> None:
     assert sorted(api.__all__) == sorted([*map(function_name, VERBS), "SelfieError", "load"])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [({"imag_size": 64}, "did you mean 'image_size'"), ({"zzz": 1, "out": "x"}, r"'zzz': help\(selfie.pretrain\)")],
-)
-def test_an_unknown_option_names_the_close_one(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(TypeError, match=words):
-        api.pretrain("images", **wrong)
+def test_an_unknown_option_names_the_close_one() -> None:
+    for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
+        with pytest.raises(TypeError, match=words):
+            api.pretrain("images", **{wrong: 1})
 
 
 @pytest.mark.parametrize(
@@ -124,13 +122,13 @@ def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pyte
     written = api.embed(images / "test", from_=str(pretrained), out="v.npy", quiet=True)
     assert written.images == 30
     assert len(np.load("v.npy")) == 30
-    query = sorted((images / "test").rglob("*.png"))[3]
+    query = Path(shutil.copy(sorted((images / "test").rglob("*.png"))[3], "<i>&.png"))
     found = api.similar(query, in_="v.npy", from_=pretrained, top=3, quiet=True)
     (answer,) = found.answers
-    assert answer.matches[0].path == str(query)
+    assert answer.matches[0].cosine == pytest.approx(1)
     html = found._repr_html_()
-    assert html.count("<tr>") == 4
-    assert "1.0000" in html
+    assert html.count("test/") == 3
+    assert "&lt;i&gt;&amp;.png" in html
     assert capfd.readouterr() == ("", "")
 
 
@@ -142,7 +140,7 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     labelled = {**SMALL, "backbone": None, "dataset": images, "from_": trained.run, "check_length": False}
     result = api.finetune(seeds=2, out="tuned", **labelled)
     html = result._repr_html_()
-    assert "<td" in html
+    assert html.startswith("<pre")
     for arm in result.arms:
         assert f"{arm.mean * 100:.1f} ± {arm.std * 100:.1f}" in html
     assert result.sentence in html
@@ -151,7 +149,7 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     assert found.rows[0].keys() == (shown := json.loads(line)).keys()
     assert found.rows[0]["probability"] == pytest.approx(shown["probability"], abs=1e-4)
     assert found.rows[0]["path"] == shown["path"]
-    assert found._repr_html_().count("<tr>") == 21
+    assert found._repr_html_().count(".png") == 20
     assert "and 10 more" in found._repr_html_()
     judged = api.evaluate(trained.run, dataset=images, quiet=True)
     assert 0 <= judged.trained.knn <= 1
@@ -166,16 +164,6 @@ def flags(values: dict[str, Any]) -> list[str]:
         flag = name.replace("_", "-")
         found += [switches[value].format(flag)] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return found
-
-
-def test_names_in_tables_are_text_in_html(tmp_path: Path) -> None:
-    folder = tmp_path / "<b>&"
-    folder.mkdir()
-    Image.new("RGB", (40, 40), "red").save(folder / "<i>.png")
-    api.embed(folder, from_="bundled", out="v.npy", quiet=True)
-    html = api.similar(folder / "<i>.png", in_="v.npy", from_="bundled", quiet=True)._repr_html_()
-    assert "&lt;b&gt;&amp;/&lt;i&gt;.png" in html
-    assert "<i>" not in html
 
 
 def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:

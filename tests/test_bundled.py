@@ -2,7 +2,6 @@
 
 import json
 import socket
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +35,6 @@ def test_it_is_a_finished_run_that_names_its_origin() -> None:
     assert run.config["versions"]["torch"]
     for value in json.dumps(run.config).split('"'):
         assert not Path(value).is_absolute(), value  # nobody's home folder is shipped
-
-
-def test_the_package_is_small() -> None:
-    package = Path(str(resources.files("selfie_cli")))
-    files = [file for file in package.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
-    assert sum(file.stat().st_size for file in files) < 8_000_000
 
 
 def test_embed_a_photo_right_after_install() -> None:

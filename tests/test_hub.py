@@ -22,10 +22,8 @@ from safetensors.torch import load_file, save
 
 from selfie_cli import hub as on_hub
 from selfie_cli import runs
-from selfie_cli.comparison.arms import origins
 from selfie_cli.errors import HubError, UsageError
 from selfie_cli.files import read_json
-from selfie_cli.talk import Talk
 
 BUNDLED = runs.bundled_folder()
 NET = "hf://acme/net"
@@ -255,19 +253,6 @@ def test_a_commit_stays_what_it_was_and_needs_no_network_again(hub: Hub, net: Re
     hub.requests.clear()
     runs.open_run(f"{NET}@{first}")
     assert hub.requests == []
-
-
-def test_finetune_keeps_the_commit_and_knows_it_again(hub: Hub, net: Repository) -> None:
-    first = f"{NET}@{net.branches['main']}"
-    draw_folder(Path("drawn"), train=40, test=20)
-    short = ("--dataset", "drawn", "--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--precision", "fp32")
-    selfie("finetune", "--from", NET, *short, "--no-report", "--out", "tuned")
-    commit(net, model=weights_with(torch.zeros_like))
-    run = runs.open_run("tuned")
-    assert [each["path"] for each in run.config["from"]] == [first]
-    assert origins(run, offline=False, talk=Talk()) == [first]
-    assert not Path("tuned/report.html").exists()
-    selfie("predict", "tuned", "drawn")
 
 
 def test_other_verbs_take_it_and_write_nothing_into_the_cache(hub: Hub, net: Repository) -> None:

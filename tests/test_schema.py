@@ -35,11 +35,13 @@ FAULTS = [
     # of another type, or missing
     *[("derived.image_size", "32"), ("derived.image_size", 32.0), ("derived.image_size", True)],
     *[("derived.image_size", ...), ("derived.patch_size", 0), ("derived.method", None), ("derived.selfie", [])],
+    *[(section, ...) for section in ("verb", "asked", "derived", "measured", "progress", "progress.status")],
     *[("derived.selfie.mask_ratio", "half"), ("asked.seed", "0"), ("asked.data", [3]), ("asked.selfie", 7)],
     *[("measured.last", {"loss": "low"}), ("data", []), ("versions", ["1"]), ("from", [{"path": 3}])],
     # unknown
     *[("derived.optimizer", "sgdx"), ("derived.selfie.patience", 3), ("derived.trust_remote_code", True)],
-    *[("progress.status", True), ("verb", "embed")],
+    *[("progress.status", True), ("verb", "embed"), ("derived.frozen", {"num_stages": 9}), ("derived.frozen", [])],
+    ("derived.frozen", {"num_stages": 3, "frozen_width": 9}),
 ]
 
 

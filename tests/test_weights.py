@@ -41,28 +41,17 @@ def test_loaded_tensors_survive_the_file(file):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(WeightsError, match="no weights"):
         load_weights(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda content: content[:-1], id="cut"),
-        pytest.param(lambda content: content[:20], id="cut in the header"),
-        pytest.param(lambda content: b"", id="empty"),
-        pytest.param(lambda content: b"\x80\x04." + content, id="something before"),
-        pytest.param(lambda content: content[:8] + b"?" + content[9:], id="header is no JSON"),
-    ],
-)
-def test_a_damaged_file_is_named(file, damage):
-    file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(WeightsError, match="damaged") as caught:
-        load_weights(file)
-    assert str(file) in str(caught.value)
-
-
-def test_a_folder_is_no_weights_file(tmp_path):
     with pytest.raises(WeightsError):
         load_weights(tmp_path)
+
+
+def test_a_damaged_file_is_named(file):
+    """Cut, cut in the header, empty, with something before, with a header that is no JSON."""
+    whole = file.read_bytes()
+    for content in (whole[:-1], whole[:20], b"", b"\x80\x04." + whole, whole[:8] + b"?" + whole[9:]):
+        file.write_bytes(content)
+        with pytest.raises(WeightsError, match=f"{file} is damaged"):
+            load_weights(file)
 
 
 @pytest.mark.parametrize(("metadata", "named"), [({"format_version": "99"}, "99"), ({}, "unknown"), (None, "unknown")])

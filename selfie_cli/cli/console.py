@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -31,12 +32,6 @@ def discard(stream: IO[str]) -> None:
     """Send a stream that nobody reads to /dev/null, so that its buffer is not tried, and reported, again."""
     with contextlib.suppress(OSError, ValueError):  # it may be no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def time_left(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 class Console(Talk):
@@ -72,18 +67,13 @@ class Console(Talk):
             self.stderr.print(line, style=style)
 
     def show(self, *parts: "RenderableType") -> None:
-        """Print results for people. Lines and titles are not wrapped: they may be pasted into a shell."""
-        from rich.table import Table
-
+        """Print results for people. Lines are not wrapped: they may be pasted into a shell."""
         with naming(STDOUT):
             for part in parts:
                 if isinstance(part, str):
                     self.stdout.print(printable(part), soft_wrap=True)
-                    continue
-                if isinstance(part, Table) and part.title:  # rich would wrap it to the width of its table
-                    self.stdout.print(part.title, style="table.title", soft_wrap=True)
-                    part.title = None
-                self.stdout.print(part)
+                else:
+                    self.stdout.print(part)
 
     def json(self, value: Any) -> None:
         """Print results for programs: one JSON document."""
@@ -128,7 +118,9 @@ class Console(Talk):
                 return
             shown = now
             speed = (done - first) / (now - begun)
-            left = f", {time_left((total - done) / speed)} left" if speed > 0 and done < total else ""
+            left = ""
+            if speed > 0 and done < total:
+                left = f", {timedelta(seconds=round((total - done) / speed))} left"
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -195,26 +195,11 @@ def predictions(result: Predictions) -> list[RenderableType]:
     return [table, *([f"and {len(result.rows) - MEMBERS:,} more"] if len(result.rows) > MEMBERS else [])]
 
 
-def as_html(part: RenderableType | Sequence[RenderableType]) -> str:
+def as_html(parts: Sequence[RenderableType]) -> str:
     """Return lines and tables for a notebook."""
-    if isinstance(part, Group):
-        part = part.renderables
-    if isinstance(part, Sequence) and not isinstance(part, str):
-        return "".join(map(as_html, part))
-    if not isinstance(part, Table):
-        text = printable(part) if isinstance(part, str) else str(part)
-        return f'<pre style="margin: 0; white-space: pre-wrap">{escape(text)}</pre>'
-
-    def row(tag: str, cells: Iterable[Any]) -> str:
-        """Return a row of cells, aligned as the columns are."""
-        aligned = zip(part.columns, cells, strict=True)
-        inner = "".join(f'<{tag} style="text-align: {c.justify}">{escape(str(cell))}</{tag}>' for c, cell in aligned)
-        return f"<tr>{inner}</tr>"
-
-    head = row("th", [column.header for column in part.columns])
-    body = "".join(row("td", cells) for cells in zip(*(column.cells for column in part.columns), strict=True))
-    caption = f"<caption>{escape(str(part.title or ''))}</caption>"
-    return f"<table>{caption}<thead>{head}</thead><tbody>{body}</tbody></table>"
+    console = Console(file=io.StringIO(), record=True, width=120, highlight=False, markup=False, emoji=False)
+    console.print(*(printable(part) if isinstance(part, str) else part for part in parts), sep="\n", soft_wrap=True)
+    return console.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
 
 
 RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal as amount
+
 if TYPE_CHECKING:
-    from selfie_cli.commands.doctor import Diagnosis, Machine, Plan
+    from selfie_cli.commands.doctor import Diagnosis, Plan
     from selfie_cli.data.examination import Finding
 
 SHOWN = {"problem": 10, "remark": 3}
@@ -62,24 +64,15 @@ def facts_of(result: Diagnosis) -> Iterator[tuple[str, str]]:
         if classes[few] == classes[many]:
             sizes = f"{classes[few]:,} images each"
         yield f"{part} classes".strip(), f"{len(classes)}, {sizes}"
-    yield from machine_facts(result.machine)
-    if result.images_per_second:
-        yield (
-            "decoding",
-            f"{result.images_per_second:,.0f} images/s with {result.workers} thread{plural(result.workers)}",
-        )
-
-
-def machine_facts(machine: Machine) -> Iterator[tuple[str, str]]:
-    gpu = f"no GPU in use ({machine.device})"
-    if machine.gpu:
-        gpu = f"{machine.gpu} with {amount(machine.gpu_memory or 0)}"
+    machine = result.machine
+    gpu = f"{machine.gpu} with {amount(machine.gpu_memory or 0)}" if machine.gpu else "no GPU in use"
     cores = f"{machine.cores} core{plural(machine.cores)}"
-    yield "machine", f"{cores}, {amount(machine.memory)} of memory available, {gpu}"
-    if machine.shared_memory is not None:
-        yield "/dev/shm", f"{amount(machine.shared_memory)}; only jobs on several GPUs need it"
+    yield "machine", f"{cores}, {amount(machine.memory)} of memory available, {gpu} ({machine.device})"
     if machine.disk is not None:
         yield "disk", f"{amount(machine.disk)} free in {machine.store}, the cache of decoded images"
+    if result.images_per_second:
+        threads = f"{result.workers} thread{plural(result.workers)}"
+        yield "decoding", f"{result.images_per_second:,.0f} images/s with {threads}"
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -99,11 +92,3 @@ def plan_lines(plan: Plan) -> list[str]:
 
 def plural(count: int) -> str:
     return "" if count == 1 else "s"
-
-
-def amount(num_bytes: float) -> str:
-    """Return '812 bytes', '3.1 kB', '47 GB'."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.{1 if num_bytes < 10 * size else 0}f} {unit}"
-    return f"{num_bytes:.0f} bytes"

@@ -12,8 +12,9 @@ from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.comparison.results import Finetuned
 from selfie_cli.config import Backbone, DemoOptions, EvalOptions, FinetuneOptions, PretrainOptions
 from selfie_cli.data import synthetic
+from selfie_cli.data.layout import is_ours
 from selfie_cli.errors import RunError, UsageError
-from selfie_cli.files import read_json, replacing_folder, write_json
+from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment
 
@@ -38,61 +39,41 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     if environment().world > 1:
         raise UsageError("the demo is for one process: start it without torchrun")
     folder = Path(options.out)
-    images, pretraining, finetuning = made = [folder / name for name in ("images", "pretrain", "finetune")]
+    images, pretraining, finetuning = (folder / name for name in ("images", "pretrain", "finetune"))
     if folder.exists() and any(folder.iterdir()):
         if not options.overwrite:
             raise RunError(f"{folder} is not empty: replace it with --overwrite, or choose another --out")
-        # A link among them would have something else replaced than what a demo has made.
-        if not is_marked(folder) or any(each.is_symlink() for each in made):
+        if not is_ours(str(folder), [MARK]) or images.is_symlink():
             raise RunError(f"{folder} is not a demo, so --overwrite does not replace it: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    for each in (folder, pretraining, finetuning):
-        if each.is_dir():
-            runs.hold(each)
+    runs.hold(folder)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
     talk.say("the demo takes about three minutes on two CPU cores")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
-    pretrain(
-        PretrainOptions(
-            data=(str(images),),
-            backbone=BACKBONE,
-            steps=PRETRAIN_STEPS,
-            out=str(pretraining),
-            overwrite=options.overwrite,
-        ),
-        talk,
+    asked = PretrainOptions(
+        data=(str(images),), backbone=BACKBONE, steps=PRETRAIN_STEPS, out=str(pretraining), overwrite=options.overwrite
     )
+    pretrain(asked, talk)
     talk.say(f"3/4 selfie eval {pretraining} --dataset {images}")
     judged = evaluate(EvalOptions(run=str(pretraining), dataset=str(images)), talk)
     talk.say(
         f"4/4 selfie finetune --from {pretraining} --dataset {images} --fraction {FRACTION} --seeds {options.seeds} "
         f"--steps {FINETUNE_STEPS} --batch-size {FINETUNE_BATCH}"
     )
-    compared = finetune(
-        FinetuneOptions(
-            dataset=str(images),
-            fraction=FRACTION,
-            from_=str(pretraining),
-            seeds=options.seeds,
-            steps=FINETUNE_STEPS,
-            batch_size=FINETUNE_BATCH,
-            out=str(finetuning),
-            overwrite=options.overwrite,
-        ),
-        talk,
+    labelled = FinetuneOptions(
+        dataset=str(images),
+        from_=str(pretraining),
+        fraction=FRACTION,
+        seeds=options.seeds,
+        steps=FINETUNE_STEPS,
+        batch_size=FINETUNE_BATCH,
+        out=str(finetuning),
+        overwrite=options.overwrite,
     )
+    compared = finetune(labelled, talk)
     return Demo(folder=folder, evaluated=judged, finetuned=compared)
-
-
-def is_marked(folder: Path) -> bool:
-    """Whether a demo has written MARK there."""
-    try:
-        mark = read_json(folder / MARK)
-    except (OSError, ValueError):
-        return False
-    return isinstance(mark, dict) and mark.keys() == {"images", "seeds"}
 
 
 def draw_tree(images: Path, talk: Talk) -> None:

@@ -22,13 +22,13 @@ from selfie_cli.data.images import FORMATS
 from selfie_cli.data.labelled import assemble, is_named
 from selfie_cli.data.labelled import open_parts as open_labelled_parts
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.memory import available_memory, shared_memory
+from selfie_cli.data.memory import available_memory
 from selfie_cli.data.pixels import is_small, read_pixels
 from selfie_cli.data.sources import Files, Joined, Source, Subset
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
-from selfie_cli.option import flag_of
+from selfie_cli.option import flags
 from selfie_cli.pretraining.settings import derive, patch_size_for, suggested_size
 from selfie_cli.pretraining.task import batches, decoding_pace, fit_to_machine, make_step, on_device
 from selfie_cli.talk import Talk
@@ -51,14 +51,13 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """This machine. `gpu_memory`, `memory`, `shared_memory` and `disk`, free where images are cached, are in bytes."""
+    """This machine. `gpu_memory`, `memory` and `disk`, free where images are cached, are in bytes."""
 
     cores: int
     device: str
     gpu: str | None
     gpu_memory: int | None
     memory: int
-    shared_memory: int | None
     disk: int | None
     store: str | None
 
@@ -130,7 +129,6 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
     found = examine(opened, seen, options, image_size, workers, talk)
     readable = Subset(train, found.good_of(found.train))
     speed = len(found.good) / seen.seconds
-    planner = Planner(options=options, source=readable, image_size=image_size, decoding=speed, device=device, talk=talk)
     records = seen.records[found.good]
     formats = Counter(FORMATS[each] if each >= 0 else "pixels" for each in records["format"].tolist())
     return Diagnosis(
@@ -149,11 +147,11 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
         workers=workers,
         images_per_second=speed,
         machine=machine(device),
-        plans=planner.plans() if len(readable) > 1 else [],
+        plans=plans_for(options, readable, image_size, speed, device, talk) if len(readable) > 1 else [],
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Opened:
     """The images that pretraining reads, as the first part, and the parts kept for evaluation.
 
@@ -182,39 +180,38 @@ class Warnings(Talk):
 
 def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
     """Open the data as pretrain does and, if it is one set, as finetune does. Raise DataError as pretrain does."""
-    root, offline, one = Path(options.data_root), options.offline, options.data[0]
-    read = open_unlabelled(options.data, data_root=root, offline=offline, talk=talk)
-    unlabelled = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
-    if len(options.data) > 1 or is_named(one, root):
-        return unlabelled
+    root, one = Path(options.data_root), options.data[0]
+    read = open_unlabelled(options.data, data_root=root, offline=options.offline, talk=talk)
+    opened = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
+    if len(options.data) == 1 and not is_named(one, root):
+        try:
+            add_labels(opened, one, root, options.offline, talk)
+        except DataError as error:
+            opened.refusal = error
+    return opened
+
+
+def add_labels(opened: Opened, name: str, data_root: Path, offline: bool, talk: Talk) -> None:
+    """Add the parts and the classes that finetune reads. Raise DataError as finetune does."""
     warnings, made, texts, unopened = Warnings(), dict[str, Source](), dict[str, Sequence[str | None]](), []
-    try:
-        found = open_labelled_parts(one, data_root=root, offline=offline, talk=warnings)
-    except DataError as error:
-        return dataclasses.replace(unlabelled, refusal=error)
+    found = open_labelled_parts(name, data_root=data_root, offline=offline, talk=warnings)
     for part in found.parts:
         try:
             source = found.open(part)
             texts[part], made[part] = source.labels()[0], source
         except DataError as error:
             if part != "validation" or "test" not in found.parts:
-                return dataclasses.replace(unlabelled, refusal=error)
+                raise
             unopened.append((part, str(error)))
-    first = "train" if "train" in made else "all"
+    read, first = opened.parts[""], "train" if "train" in made else "all"
     labels, names = list(texts.pop(first)), made.pop(first).names
     if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
         known = dict(zip(names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
-    parts = {"train" if made else "": read} | made
-    labels += itertools.chain.from_iterable(texts[part] for part in made)
-    refusal = None
-    try:
-        assemble(found, talk)
-    except DataError as error:
-        refusal = error
-    return Opened(
-        parts=parts, labels=labels, left_out=found.left_out, refusal=refusal, warned=warnings.lines, unopened=unopened
-    )
+    opened.parts = {"train" if made else "": read} | made
+    opened.labels = [*labels, *itertools.chain.from_iterable(texts[part] for part in made)]
+    opened.left_out, opened.warned, opened.unopened = found.left_out, warnings.lines, unopened
+    assemble(found, talk)
 
 
 def examine(
@@ -261,75 +258,76 @@ def machine(device: torch.device) -> Machine:
         gpu=gpu.name if gpu else None,
         gpu_memory=gpu.total_memory if gpu else None,
         memory=available_memory(),
-        shared_memory=shared_memory(),
         store=str(store) if store else None,
         disk=disk_usage(nearest(store)).free if store else None,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planner:
-    """Plans of pretraining on these images and this machine. `decoding` is in images per second."""
+def plans_for(
+    options: DoctorOptions, source: Source, image_size: int, decoding: float, device: torch.device, talk: Talk
+) -> list[Plan]:
+    """Return the plan of pretraining by default and, if that takes long, one with the small network.
 
-    options: DoctorOptions
-    source: Source
-    image_size: int
-    decoding: float
-    device: torch.device
-    talk: Talk
+    decoding: images per second.
+    """
+    names = ("data", "data_root", "offline", "device", "precision", "workers")
+    given = {name: getattr(options, name) for name in names}
+    plans: list[Plan] = []
+    for backbone in [options.backbone] if options.backbone else BACKBONES:
+        asked = PretrainOptions(backbone=backbone, **given)
+        derived = derive(dataclasses.replace(asked, image_size=image_size), source)
+        pace = measured_pace(asked, derived, source, decoding, device, talk) if options.time else None
+        plans.append(plan_of(asked, derived, source, decoding, pace))
+        if (plans[-1].seconds or 0) <= LONG_TRAINING:
+            break
+    return plans
 
-    def plans(self) -> list[Plan]:
-        """Return the plan of pretraining by default and, if that takes long, one with the small network."""
-        plans: list[Plan] = []
-        for backbone in [self.options.backbone] if self.options.backbone else BACKBONES:
-            plans.append(self.plan(backbone))
-            if (plans[-1].seconds or 0) <= LONG_TRAINING:
-                break
-        return plans
 
-    def plan(self, backbone: Backbone) -> Plan:
-        usual, num_images, size = PretrainOptions(), len(self.source), OURS.storage_size(self.image_size)
-        names = ("data_root", "offline", "device", "precision", "workers")
-        given = {name: getattr(self.options, name) for name in names} | {"backbone": backbone}
-        options = PretrainOptions(data=self.options.data, image_size=self.image_size, **given)
-        derived = derive(options, self.source)
-        steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
-        pace = self.pace(options, derived) if self.options.time else None
-        in_memory = is_small(self.source, size)
-        changed = {flag_of(name): value for name, value in given.items() if value != getattr(usual, name)}
-        flags = [word for flag, value in changed.items() for word in ([flag] if value is True else [flag, str(value)])]
-        return Plan(
-            command=shlex.join(["selfie", "pretrain", *options.data, *flags]),
-            backbone=backbone,
-            image_size=self.image_size,
-            batch_size=derived["batch_size"],
-            micro_batch=derived.get("micro_batch"),
-            precision=derived.get("precision"),
-            steps=steps,
-            seconds=pace.seconds(steps) if pace else None,
-            reading=num_images / self.decoding if in_memory else 0.0,
-            pixels=num_images * size * size * 3,
-            in_memory=in_memory,
-        )
+def plan_of(
+    options: PretrainOptions, derived: dict[str, Any], source: Source, decoding: float, pace: Pace | None
+) -> Plan:
+    num_images, size = len(source), OURS.storage_size(derived["image_size"])
+    steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
+    in_memory = is_small(source, size)
+    words = ["selfie pretrain", *map(shlex.quote, options.data), *flags(PretrainOptions(), dataclasses.asdict(options))]
+    return Plan(
+        command=" ".join(words),
+        backbone=derived["backbone"],
+        image_size=derived["image_size"],
+        batch_size=derived["batch_size"],
+        micro_batch=derived.get("micro_batch"),
+        precision=derived.get("precision"),
+        steps=steps,
+        seconds=pace.seconds(steps) if pace else None,
+        reading=num_images / decoding if in_memory else 0.0,
+        pixels=num_images * size * size * 3,
+        in_memory=in_memory,
+    )
 
-    def pace(self, options: PretrainOptions, derived: dict[str, Any]) -> Pace:
-        """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
-        num_images, batch_size, size = len(self.source), derived["batch_size"], OURS.storage_size(self.image_size)
-        self.talk.say(f"timing a few steps: {options.backbone} at {self.image_size} px, batch {batch_size}")
-        count = min(batch_size, num_images)
-        # Neighbours if images are read in blocks, else images from all over.
-        rows = np.arange(count) if self.source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
-        workers = options.workers or num_cores()
-        sample = read_pixels(Subset(self.source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
-        method, step = make_step(derived, self.device, seed=0, compile="auto", deterministic=False, talk=Talk())
-        batch = on_device(batches(sample, method, derived, 0)(0), self.device)
-        asked: Any = {"micro_batch": None, "precision": options.precision, "deterministic": False}
-        pace = Pace(fit_to_machine(step, method, batch, derived, **asked, talk=self.talk))
-        if is_small(self.source, size):
-            return pace
-        store = cache_folder(None)
-        room = min(MOST, disk_usage(nearest(store)).free // 2) if store else -1
-        keeps_all = num_images * size * size * 3 <= room
-        return decoding_pace(
-            pace.later, batch_size / self.decoding, keeps_all, round(num_images / batch_size), self.device
-        )
+
+def measured_pace(
+    options: PretrainOptions,
+    derived: dict[str, Any],
+    source: Source,
+    decoding: float,
+    device: torch.device,
+    talk: Talk,
+) -> Pace:
+    """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
+    num_images, batch_size, size = len(source), derived["batch_size"], OURS.storage_size(derived["image_size"])
+    talk.say(f"timing a few steps: {options.backbone} at {derived['image_size']} px, batch {batch_size}")
+    count = min(batch_size, num_images)
+    # Neighbours if images are read in blocks, else images from all over.
+    rows = np.arange(count) if source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
+    workers = options.workers or num_cores()
+    sample = read_pixels(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
+    method, step = make_step(derived, device, seed=0, compile="auto", deterministic=False, talk=Talk())
+    batch = on_device(batches(sample, method, derived, 0)(0), device)
+    asked: Any = {"micro_batch": None, "precision": options.precision, "deterministic": False}
+    seconds = fit_to_machine(step, method, batch, derived, **asked, talk=talk)
+    if is_small(source, size):
+        return Pace(seconds)
+    store = cache_folder(None)
+    room = min(MOST, disk_usage(nearest(store)).free // 2) if store else -1
+    keeps_all = num_images * size * size * 3 <= room
+    return decoding_pace(seconds, batch_size / decoding, keeps_all, round(num_images / batch_size), device)

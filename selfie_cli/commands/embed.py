@@ -30,10 +30,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     out = check_place(options)
     in_parts = out is not None and not out.suffix
     names, left_out = named_images(options.paths, stdin, talk)
-    run, line = runs.resolve_from(options.from_, talk=talk)
-    if run is None:
-        raise UsageError("embed needs trained weights: --from a run's folder, or bundled")
-    talk.say(line)
+    run = runs.weights_for("embed", options.from_, talk=talk)
     network = load_network(run, features=options.features, device=prepare(options.device))
     talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
     if run.address == "bundled":

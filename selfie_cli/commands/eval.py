@@ -5,17 +5,17 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from selfie_cli import hub, runs
-from selfie_cli.comparison.labels import Data, Part, Reading, read_data
+from selfie_cli.comparison.labels import Data, Reading, read_data
 from selfie_cli.config import EvalOptions
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import step_generator, step_seed
 from selfie_cli.data.named import NAMED
-from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.knn import knn_predict
 from selfie_cli.evaluation.linear import held_out_folds, linear_probe
 from selfie_cli.evaluation.metrics import confusion_matrix, majority_share, per_class_accuracy, topk_accuracy
@@ -90,31 +90,21 @@ class Evaluated:
 
 def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
-    run, line = runs.resolve_from(options.run, offline=options.offline, talk=talk)
-    if run is None:
-        raise UsageError("eval needs a run: its folder, or bundled")
-    talk.say(line)
+    run = runs.weights_for("eval", options.run, offline=options.offline, talk=talk)
     device = prepare(options.device)
     context = autocast(device, precisions(device, options.precision)[0])
     network = networks.load_network(run, features=options.features, device=device)
     known = run.derived["classes"] if isinstance(network.module, AnyClassifier) else None
     if network.image_size <= 64:
         talk.say(f"images are resized to the network's {network.image_size} px")
-    data = read_data(
-        pick(Reading, options),
-        network.image_size,
-        preprocessing=network.preprocessing,
-        sources=[run],
-        known=known,
-        talk=talk,
-    )
-    classes, train, test = data.classes, data.train, data.test
+    reading, preprocessing = pick(Reading, options), network.preprocessing
+    data = read_data(reading, network.image_size, preprocessing=preprocessing, sources=[run], known=known, talk=talk)
+    train, test = data.train, data.test
     twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
     with context():
-        classified = None if known is None else classify(network, known, classes, test, options.batch_size)
+        classified = None if known is None else classify(network, known, data, options.batch_size)
     trained, untrained = (
-        judge(each, name, train, test, len(classes), options, context, talk)
-        for each, name in ((network, "trained"), (twin, "untrained"))
+        judge(each, name, data, options, context, talk) for each, name in ((network, "trained"), (twin, "untrained"))
     )
     result = Evaluated(
         run=run.path,
@@ -125,7 +115,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         num_test=len(test.labels),
         num_seen=data.num_seen,
         num_like_train=data.num_like_train,
-        classes=classes,
+        classes=data.classes,
         features=network.features,
         k=min(options.k, len(train.labels)),
         temperature=options.temperature,
@@ -177,42 +167,29 @@ def place_for(run: Path, name: str, where: str) -> Path:
     return file
 
 
-def judge(
-    network: Network,
-    name: str,
-    train: Part,
-    test: Part,
-    num_classes: int,
-    options: EvalOptions,
-    context: Autocast,
-    talk: Talk,
-) -> Judged:
+def judge(network: Network, name: str, data: Data, options: EvalOptions, context: Autocast, talk: Talk) -> Judged:
     """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images.
 
     Batch-norm statistics are estimated on the training images first, for the features and again for the pretext task:
     an untrained network has none, and the paper's Selfie has those of patches. So all networks are judged alike.
     """
-    networks.estimate_batch_norm(network.module, network.vectors, train.pixels)
+    module, train, test, num_classes = network.module, data.train, data.test, len(data.classes)
+    networks.estimate_batch_norm(module, network.vectors, train.pixels)
+    how: Any = {"batch_size": options.batch_size, "talk": talk}
     with context():
-        before, after = (
-            networks.vectors_of(
-                network, pixels, batch_size=options.batch_size, talk=talk, what=f"{name}: {what} images"
-            )
-            for what, pixels in (("training", train.pixels), ("test", test.pixels))
-        )
+        before = networks.vectors_of(network, train.pixels, what=f"{name}: training images", **how)
+        after = networks.vectors_of(network, test.pixels, what=f"{name}: test images", **how)
     device = network.device if network.device.type == "cuda" else torch.device("cpu")
     rows = (each.to(device) for each in (before, train.labels, after))
     votes = knn_predict(*rows, num_classes=num_classes, k=options.k, temperature=options.temperature).cpu()
     talk.say(f"{name}: fitting the linear probe on {len(before):,} x {before.shape[1]}")
     folds = held_out_folds(train.labels, options.seed)
     probe = linear_probe(before, train.labels, num_classes=num_classes, held_out=folds)
-    module = network.module
     cropped = plain = chance = None
     if isinstance(module, Selfie):
         chance = module.chance
         with context():
-            cropped = pretext_accuracy(module, train.pixels, test.pixels, options, crop=True)
-            plain = pretext_accuracy(module, train.pixels, test.pixels, options, crop=False)
+            cropped, plain = (pretext_accuracy(module, data, options, crop=crop) for crop in (True, False))
     return Judged(
         knn=topk_accuracy(votes, test.labels),
         linear=topk_accuracy(probe.log_probabilities(after), test.labels),
@@ -224,35 +201,34 @@ def judge(
 
 
 @torch.no_grad()
-def pretext_accuracy(module: Selfie, train: Tensor, pixels: Tensor, options: EvalOptions, *, crop: bool) -> float:
-    """Share of the network's right picks, 0..1, one draw per image of `pixels`, uint8 [N, S, S, 3].
+def pretext_accuracy(module: Selfie, data: Data, options: EvalOptions, *, crop: bool) -> float:
+    """Share of the network's right picks, 0..1, one draw per test image, cropped as in training or plain.
 
-    Images are cropped as in training, or plain. Batch-norm statistics are those of this task on `train`, uint8
-    [M, S, S, 3].
+    Batch-norm statistics are those of this task on the training images.
     """
-    device = next(module.parameters()).device
+    device, pixels = next(module.parameters()).device, data.test.pixels
 
     def right(batch: Tensor, *draws: Tensor) -> Tensor:
         batch, crops, *places = (tensor.to(device) for tensor in (batch, *draws))
-        images = (
-            module.augment(batch, crops, *places)[0]
-            if crop
-            else plain_view(batch, module.image_size, module.preprocessing)
-        )
+        images = plain_view(batch, module.image_size, module.preprocessing)
+        if crop:
+            images = module.augment(batch, crops, *places)[0]
         return module.loss(images, *places)[1]["pretext_accuracy"] * len(batch)
 
     generator = step_generator(options.seed, 2)
     with torch.autocast(device.type, enabled=False):
-        networks.estimate_batch_norm(module, lambda batch: right(batch, *module.draw(len(batch), generator)), train)
+        networks.estimate_batch_norm(
+            module, lambda batch: right(batch, *module.draw(len(batch), generator)), data.train.pixels
+        )
     draws = module.draw(len(pixels), step_generator(options.seed, 1))
     batches = zip(*(tensor.split(options.batch_size) for tensor in (pixels, *draws)), strict=True)
     return sum(right(*batch).item() for batch in batches) / len(pixels)
 
 
-def classify(network: Network, known: list[str], classes: list[str], test: Part, batch_size: int) -> Classified:
-    """The classifier's own answers; `known` names its classes, `classes` those of the labels in `test`."""
-    labels = torch.tensor([known.index(name) for name in classes])[test.labels]
-    scores = networks.class_scores(network, test.pixels, batch_size)
+def classify(network: Network, known: list[str], data: Data, batch_size: int) -> Classified:
+    """The classifier's own answers; `known` names its classes."""
+    labels = torch.tensor([known.index(name) for name in data.classes])[data.test.labels]
+    scores = networks.class_scores(network, data.test.pixels, batch_size)
     confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))
     return Classified(
         classes=known,

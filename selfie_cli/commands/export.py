@@ -39,10 +39,7 @@ class Exported:
 
 def export(options: ExportOptions, talk: Talk) -> Exported:
     """Write the network that `selfie embed` and `predict` use for `options.to`, whole or not at all."""
-    run, line = runs.resolve_from(options.run or "none", talk=talk)
-    if run is None:
-        raise UsageError("name a trained run: its folder, hf://owner/name, or bundled")
-    talk.say(line)
+    run = runs.weights_for("export", options.run or "none", talk=talk)
     to = target_of(options, run)
     suffix = ".onnx" if to == "onnx" else ".safetensors"
     name = f"{run.name}{'' if to in ('onnx', 'safetensors') else f'-{to}'}{suffix}"

@@ -27,8 +27,7 @@ def predict(
     run = runs.open_run(options.run, also_foreign=True, talk=talk)
     if "classes" not in run.derived:
         raise RunError(f"{run} has no classes: selfie finetune --from {quote(str(run))} --dataset FOLDER")
-    if not run.finished:
-        raise RunError(f"{run.path} is not finished: selfie {run.verb} --resume {quote(str(run.path))}")
+    run.check_finished()
     names, left_out = named_images(options.paths, stdin, talk)
     classes: list[str] = run.derived["classes"]
     network = load_network(run, features=None, device=prepare(options.device))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
-from selfie_cli.data.duplicates import FILE_NAME, joined, load_marks, save_marks
+from selfie_cli.data.duplicates import FILE_NAME, Marks, joined, load_marks, save_marks
 from selfie_cli.data.pixels import Pixels, check_readable, is_small, open_pixels
 from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -107,13 +108,16 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         batch_of.end = derived["steps"]
         num_bad = len(pixels.bad)
         if here.first:
-            copy_marks(origins, run)
+            for marks in itertools.chain.from_iterable(map(marks_in, origins)):  # seen by an origin is seen by the run
+                save_marks(run.path / FILE_NAME, marks)
             report_bad(pixels.bad, len(source), run.path / BAD_FILES, talk)
         try:
             trained = train(step, batch_of, plan_of(run, derived, options), talk=talk, watch=watch)
         except (Stopped, Diverged) as error:
             keep_what_was_seen(run, pixels)
-            raise with_advice(error, run, derived, options, source) from None
+            if isinstance(error, Diverged):
+                raise with_advice(error, run, derived, options, source) from None
+            raise
         bad = keep_what_was_seen(run, pixels)
         if here.first:
             if len(bad) > num_bad:
@@ -140,11 +144,10 @@ def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None
     talk.say(f"from {source}: {min(here, there)} of {there} stages; fresh: {fresh}")
 
 
-def copy_marks(origins: list[Run], run: Run) -> None:
-    """Let images that an origin has seen count as seen by the run."""
-    for found in origins:
-        if (found.path / FILE_NAME).is_file():
-            save_marks(run.path / FILE_NAME, load_marks(found.path / FILE_NAME))
+def marks_in(run: Run) -> list[Marks]:
+    """Return the marks of the images that a run has seen, as a list of one; none if it keeps no marks."""
+    file = run.path / FILE_NAME
+    return [load_marks(file)] if file.is_file() else []
 
 
 def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[Source, dict[str, Any]]:
@@ -201,9 +204,7 @@ def take_up(run: Run, pixels: Pixels, derived: dict[str, Any], options: Pretrain
     if group().first and run.diverged:
         asked = {name: getattr(options, name) for name in MILDER}
         run.update(asked=asked, derived=derived, progress={"diverged": False})
-    there = (run.path / FILE_NAME).is_file()
-    marks = load_marks(run.path / FILE_NAME) if there else None
-    pixels.recall(marks=marks, bad=load_bad(run.path / BAD_FILES))
+    pixels.recall(marks=next(iter(marks_in(run)), None), bad=load_bad(run.path / BAD_FILES))
 
 
 def fit_to_machine_and_length(
@@ -216,16 +217,8 @@ def fit_to_machine_and_length(
     talk: Talk,
 ) -> int:
     """Note in `derived` how a new run trains here, and for how many steps; returns the bytes that it needs."""
-    step_seconds = fit_to_machine(
-        step,
-        method,
-        on_device(batch_of(0), step.device),
-        derived,
-        micro_batch=options.micro_batch,
-        precision=options.precision,
-        deterministic=options.deterministic,
-        talk=talk,
-    )
+    asked: Any = {name: getattr(options, name) for name in ("micro_batch", "precision", "deterministic")}
+    step_seconds = fit_to_machine(step, method, on_device(batch_of(0), step.device), derived, **asked, talk=talk)
     pace = pace_of(step_seconds, pixels, batch_of, derived["batch_size"], step.device)
     derived["steps"] = num_steps(
         steps=pace.steps(budget_seconds(options.budget)) if options.budget else options.steps,
@@ -259,11 +252,9 @@ def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan
 
 
 def with_advice(
-    error: Stopped | Diverged, run: Run, derived: dict[str, Any], options: PretrainOptions, source: Source
-) -> Stopped | Diverged:
-    """The error, for a run that has diverged with the command that resumes it at a lower learning rate."""
-    if isinstance(error, Stopped):
-        return error
+    error: Diverged, run: Run, derived: dict[str, Any], options: PretrainOptions, source: Source
+) -> Diverged:
+    """The error with the command that resumes the run at a lower learning rate."""
     if group().first:
         run.update(progress={"diverged": True})
     usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source, derived)["lr"]
@@ -277,8 +268,8 @@ def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
     bad = sorted({one for found in here.gather(pixels.bad) for one in found}, key=lambda one: one.name)
     marks = here.gather(pixels.marks())
     if here.first:
-        if run.config.get("from") and (run.path / FILE_NAME).is_file():  # of what the origin has seen
-            marks = [load_marks(run.path / FILE_NAME), *marks]
+        if run.config.get("from"):
+            marks = [*marks_in(run), *marks]  # those of the origin
         save_marks(run.path / FILE_NAME, marks[0] if len(marks) == 1 else joined(marks))
         if bad:
             save_bad(run.path / BAD_FILES, bad)

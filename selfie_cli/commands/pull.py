@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfie_cli import hub, runs
 from selfie_cli.config import PullOptions
-from selfie_cli.errors import HubError, RunError, UsageError
+from selfie_cli.errors import HubError, UsageError
 from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.inference import networks
 from selfie_cli.talk import Talk
@@ -30,8 +30,7 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
     out = Path(options.out) if options.out else runs.RUNS / address.repo.partition("/")[2]
     runs.check_free(out, overwrite=options.overwrite, instead="choose another --out than")
     run = runs.open_run(str(address), offline=options.offline, talk=talk)
-    if not run.finished:
-        raise RunError(f"{run} is not finished: its owner has to push it again")
+    run.check_finished()
     networks.load_module(run)
     with contextlib.suppress(HubError):  # its card, if there is one
         hub.fetch(hub.parse(str(run)), "README.md", offline=options.offline, talk=talk)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import read_json
 from selfie_cli.inference import networks
 from selfie_cli.models.portable import why_not
-from selfie_cli.option import OUTPUT, RUN, Options, flag_of, negated
+from selfie_cli.option import Options, flags
 from selfie_cli.reporting.card import known, model_card
 from selfie_cli.reporting.page import describing
 from selfie_cli.runs import Run
@@ -50,8 +49,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
     if hub.COMMIT.fullmatch(address.revision or ""):
         raise UsageError(f"{address.revision} is a commit: push to a branch, by its name")
     run = runs.open_run(options.run, talk=talk)
-    if not run.finished:
-        raise RunError(f"{run} is not finished: selfie {run.verb} --resume {shlex.quote(str(run))}")
+    run.check_finished()
     networks.load_module(run)  # it must load
     config, card = published_with_card(run, str(address))
     files: dict[str, Path | bytes] = {
@@ -76,8 +74,8 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         disable_progress_bars()
     talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
-    sent = hub.send(address, files, private=private, message=message, talk=talk)
-    return Pushed(address=str(address), files=sizes, card=card, **vars(sent))
+    url, commit, created = hub.send(address, files, private=private, message=message, talk=talk)
+    return Pushed(address=str(address), files=sizes, card=card, url=url, commit=commit, created=created)
 
 
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
@@ -160,23 +158,3 @@ def command_of(config: dict[str, Any]) -> str:
     data = config["asked"].get("data") or []
     words = ["selfie", config["verb"], *(each or "FOLDER" for each in data)]
     return " ".join([*words, *flags(kind(), config["asked"])])
-
-
-def flags(default: Options, asked: dict[str, Any]) -> list[str]:
-    found = []
-    for field in dataclasses.fields(default):
-        value, usual = asked.get(field.name), getattr(default, field.name)
-        if isinstance(usual, Options):
-            found += flags(usual, value or {})
-        elif field.name == "dataset":
-            found += ["--dataset", value or "FOLDER"]
-        elif field.name == "from_" and asked.get("from_", usual) != "none":
-            each = value if isinstance(value, list | tuple) else [value]
-            found += [word for one in each for word in ("--from", one or "RUN")]
-        elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
-            continue
-        elif isinstance(value, bool):
-            found.append(flag_of(field.name) if value else negated(field))
-        else:
-            found += [flag_of(field.name), shlex.quote(str(value))]
-    return found

@@ -138,7 +138,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
         talk.warn(f"{file.path} does not name the network that made it: if it is not the following one, give --from")
     asked = from_ or made_by.get("from")
     try:
-        run, line = runs.resolve_from(asked, offline=from_ is None, talk=talk)
+        run = runs.weights_for("similar", asked, offline=from_ is None, talk=talk)
     except (RunError, HubError) as error:
         if from_ is not None or not made_by:
             raise
@@ -146,9 +146,6 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
         if is_address(str(asked)):
             hint = f"give --from {asked} to fetch it"
         raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
-    if run is None:
-        raise UsageError("similar needs the weights that the file was made with: --from a run's folder")
-    talk.say(line)
     if made_by and networks.digest_of(run) != made_by["sha256"]:
         raise UsageError(
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
@@ -182,14 +179,9 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     for group in groups.found():
         first = int(group[0])
         cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
-        found.append(
-            [
-                Member(
-                    path=names[row],
-                    cosine=round(cosine, 6),
-                    copy=row == first or (hashes[row] is not None and hashes[row] == hashes[first]),
-                )
-                for row, cosine in zip(group.tolist(), cosines, strict=True)
-            ]
-        )
+        members = []
+        for row, cosine in zip(group.tolist(), cosines, strict=True):
+            copy = row == first or (hashes[row] is not None and hashes[row] == hashes[first])
+            members.append(Member(path=names[row], cosine=round(cosine, 6), copy=copy))
+        found.append(members)
     return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=found)

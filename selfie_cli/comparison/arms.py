@@ -156,24 +156,24 @@ def open_sources(
 
     Raise RunError if the stopped run's config does not name them, or their weights have changed.
     """
+    found: list[Run] = []
     with where_it_began(run):
         if run is not None:
             asked = origins(run, offline=offline, talk=talk) or ["none"]
-        found: list[tuple[Run | None, str]] = []
-        like = backbone
         for each in asked:
-            found.append(runs.resolve_from(each, backbone=like, offline=offline, talk=talk))
-            if like is None and found[0][0] is not None:
-                like = found[0][0].derived["backbone"]
-                like = like if like in IMAGENET else "resnet18"
-    for source, line in found:
-        talk.say(line)
-        if source is not None and LABELS in trained_by(source.derived):
-            talk.warn(
-                f"{source.name} was finetuned on labels: if those are labels of this data set, the comparison "
-                "favours it"
-            )
-    return [source for source, _ in found if source is not None]
+            source = runs.resolve_from(each, backbone=backbone, offline=offline, talk=talk)
+            if source is None:
+                continue
+            found.append(source)
+            if backbone is None:
+                own = source.derived["backbone"]
+                backbone = own if own in IMAGENET else "resnet18"
+            if LABELS in trained_by(source.derived):
+                talk.warn(
+                    f"{source.name} was finetuned on labels: if those are labels of this data set, the comparison "
+                    "favours it"
+                )
+    return found
 
 
 def origin(source: Run) -> dict[str, str]:

@@ -105,6 +105,10 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
     assert now == dataclasses.replace(then, resume="run", workers=3)
     with pytest.raises(UsageError, match="--lr cannot change"):
         resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+    assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
+    for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
+        with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
+            resumed(config.PretrainOptions(resume="run"), asked | unknown)
 
 
 def test_what_is_typed_counts_as_given_even_where_it_is_the_default() -> None:
@@ -114,13 +118,3 @@ def test_what_is_typed_counts_as_given_even_where_it_is_the_default() -> None:
     assert resumed(parsed(["--resume", "run", "--save-every", "60"], kind), asked).save_every == 60
     with pytest.raises(UsageError, match="--seed cannot change"):
         resumed(parsed(["--resume", "run", "--seed", "0"], kind), asked)
-
-
-DAMAGES = ("lr", "a"), ("steps", "x"), ("seed", 1.5), ("data", 5), ("selfie", 3), ("max_bad", None), ("backbone", "zz")
-
-
-@pytest.mark.parametrize(("name", "value"), DAMAGES)
-def test_resumed_refuses_a_damaged_config(name: str, value: object) -> None:
-    asked = dataclasses.asdict(config.PretrainOptions(data=("a",))) | {name: value}
-    with pytest.raises(UsageError, match="start a new run"):
-        resumed(config.PretrainOptions(resume="run"), asked)

@@ -47,8 +47,7 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
     Path("real/mine.txt").write_text("dear")
     Path("link").symlink_to("real")
     asked = ("demo", "--out", "link", "--seeds", 1, "--overwrite")
-    for _ in range(2):
-        selfie(*asked)
+    selfie(*asked)
     assert Path("link").is_symlink()
     assert Path("real/mine.txt").read_text() == "dear"
     assert sorted(os.listdir("real")) == ["demo.json", "finetune", "images", "mine.txt", "pretrain"]
@@ -58,7 +57,7 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
     before = json.loads(Path("real/finetune/results.json").read_text())
     holding = "import sys; from pathlib import Path; from selfie_cli import runs; runs.hold(Path(sys.argv[1])); "
     holding += "print(flush=True); input()"
-    for held in ("real", "real/pretrain", "real/finetune"):
+    for held in ("real", "real/pretrain"):
         argv = [sys.executable, "-c", holding, held]
         with subprocess.Popen(argv, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE) as process:
             assert process.stdout is not None

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from running import COMMAND, ENVIRONMENT, TORCHRUN, error_of, leftover, process, selfie
+from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, selfie
 from vector_reading import read_back
 
 FORMATS = (".npy", ".jsonl", ".csv", ".safetensors", ".parquet")
@@ -48,7 +48,7 @@ def test_rows_are_in_input_order_with_unreadable_ones_left_out(pretrained: Path,
         assert f"warning: left out: {name}: " in result.stderr
     assert not any(Path().glob("*bad_files.jsonl"))
     selfie("embed", *order, "--from", pretrained, "--out", "v.npy")
-    bad = [json.loads(line)["path"] for line in Path("v.npy.bad_files.jsonl").read_text().splitlines()]
+    bad = [line["path"] for line in lines_of("v.npy.bad_files.jsonl")]
     assert bad == ["bad.jpg", "nowhere.png", "empty.png"]
     Path("bad_files.jsonl").write_text("dear")
     selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
@@ -80,19 +80,19 @@ def test_all_formats_give_the_same_numbers(pretrained: Path, some: list[Path]) -
 
 
 def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
+    asked = ("embed", *some, "--from", pretrained)
     Path(leftover("v.npy.rows.jsonl")).touch()
     for name in ("v.npy", "w.npy.rows.jsonl"):
         Path(name).write_bytes(b"dear")
-        message = error_of("embed", *some, "--from", pretrained, "--out", f"{name[0]}.npy", code=2)
-        assert message == f"{name} exists: replace it with --overwrite"
+        assert error_of(*asked, "--out", f"{name[0]}.npy", code=2) == f"{name} exists: replace it with --overwrite"
         assert Path(name).read_bytes() == b"dear"
-    selfie("embed", *some, "--from", pretrained, "--out", "v.npy", "--overwrite")
+    selfie(*asked, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
-    assert "--out" in error_of("embed", *some, "--from", pretrained, "--out", "v.arrow", code=2)
-    assert "--json needs --out" in error_of("embed", *some, "--from", pretrained, "--json", code=2)
-    document = json.loads(selfie("embed", *some, "--from", pretrained, "--out", "w.csv", "--json").stdout)
-    assert document == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
+    assert "--out" in error_of(*asked, "--out", "v.arrow", code=2)
+    assert "--json needs --out" in error_of(*asked, "--json", code=2)
+    written = document(*asked, "--out", "w.csv")
+    assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
 
 
 def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:

@@ -7,16 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import draw_folder, error_of, selfie
+from running import document, draw_folder, error_of, selfie
 
 from selfie_cli.files import read_json
 from selfie_cli.weights import load_weights, save_weights
 
 
-def evaluated(run: Path | str, *arguments: object) -> dict[str, Any]:
-    document = json.loads(selfie("eval", run, *arguments, "--json").stdout)
-    assert isinstance(document, dict)
-    return document
+def evaluated(run: Path | str, *arguments: object) -> Any:
+    return document("eval", run, *arguments)
 
 
 @pytest.fixture
@@ -147,4 +145,4 @@ def test_misuse(pretrained: Path, images: Path) -> None:
     assert "--dataset is missing" in error_of("eval", pretrained, code=2)
     assert "no run at nowhere" in error_of("eval", "nowhere", "--dataset", images)
     assert "no such file" in error_of("eval", pretrained, "--dataset", "nowhere")
-    assert "needs a run" in error_of("eval", "none", "--dataset", images, code=2)
+    assert "needs trained weights" in error_of("eval", "none", "--dataset", images, code=2)

@@ -1,54 +1,36 @@
 """selfie predict, end to end: a label and its probability for every readable image."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
-from running import error_of, selfie
-
-
-def rows_of(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+from running import document, error_of, lines_of, rows, selfie
 
 
 def test_every_format_has_each_image_its_label_and_probability(finetuned: Path, images: Path) -> None:
-    rows = rows_of(selfie("predict", finetuned, images / "test").stdout)
-    assert [row["path"] for row in rows] == [str(path) for path in sorted((images / "test").rglob("*.png"))]
+    found = rows("predict", finetuned, images / "test")
+    assert [row["path"] for row in found] == [str(path) for path in sorted((images / "test").rglob("*.png"))]
     classes = {folder.name for folder in (images / "train").iterdir()}
-    for row in rows:
+    for row in found:
         assert row.keys() == {"path", "label", "probability"}
         assert row["label"] in classes
         assert 0.1 <= row["probability"] <= 1  # the likeliest of ten
     assert selfie("predict", finetuned, images / "test", "--out", "p.csv").stdout == "p.csv: 30 predictions\n"
     selfie("predict", finetuned, images / "test", "--out", "p.jsonl")
-    assert rows_of(Path("p.jsonl").read_text()) == rows
+    assert lines_of("p.jsonl") == found
     with Path("p.csv").open(newline="") as lines:
         table = list(csv.DictReader(lines))
-    assert [{**row, "probability": float(row["probability"])} for row in table] == rows
+    assert [{**row, "probability": float(row["probability"])} for row in table] == found
 
 
 def test_eval_counts_the_same_labels(finetuned: Path, images: Path) -> None:
-    rows = rows_of(selfie("predict", finetuned, images / "test", "--batch-size", 7).stdout)
-    classified = json.loads(selfie("eval", finetuned, "--dataset", images, "--json").stdout)["classified"]
+    found = rows("predict", finetuned, images / "test", "--batch-size", 7)
+    classified = document("eval", finetuned, "--dataset", images)["classified"]
     place = {name: index for index, name in enumerate(classified["classes"])}
     confusion = np.zeros((10, 10), int)
-    for row in rows:
+    for row in found:
         confusion[place[Path(row["path"]).parent.name], place[row["label"]]] += 1
     assert confusion.tolist() == classified["confusion"]
-
-
-def test_unreadable_images_are_left_out_and_listed(finetuned: Path, images: Path) -> None:
-    good = sorted((images / "test").rglob("*.png"))[:2]
-    Path("bad.jpg").write_bytes(b"no image")
-    order = [good[1], "bad.jpg", good[0]]
-    result = selfie("predict", finetuned, *order)
-    assert [row["path"] for row in rows_of(result.stdout)] == [str(good[1]), str(good[0])]
-    assert "left out: bad.jpg" in result.stderr
-    selfie("predict", finetuned, *order, "--strict", code=1)
-    selfie("predict", finetuned, *order, "--out", "p.csv")
-    assert rows_of(Path("p.csv.bad_files.jsonl").read_text())[0]["path"] == "bad.jpg"
-    assert "none of the 1 images" in error_of("predict", finetuned, "bad.jpg")
 
 
 def test_misuse(pretrained: Path, finetuned: Path, images: Path) -> None:

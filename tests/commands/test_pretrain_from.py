@@ -1,13 +1,12 @@
 """`selfie pretrain --from`: what is taken from other weights, how a run is named after them, and what it remembers."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, draw_folder, error_of, same_weights, selfie
+from running import SMALL, change, config_of, draw_folder, error_of, same_weights, selfie, stopped
 from safetensors.torch import load_file
 
 from selfie_cli.commands.push import command_of, published, published_with_card
@@ -19,10 +18,6 @@ SELFIE = "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)"
 STEPS = 6
 ASKED = (*SMALL, "--steps", STEPS, "--warmup-steps", 1)
 BRIEF = ("--batch-size", 8, "--precision", "fp32", "--no-report", "--steps", 1)
-
-
-def config_of(run: Path | str) -> dict:
-    return json.loads((Path(run) / "config.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -136,28 +131,16 @@ def test_an_origin_that_kept_no_record_is_named(images: Path) -> None:
     assert "bundled, which two started from, has no record of its pretraining images" in said
 
 
-def stopped(run: Path, copy: Path) -> Path:
-    """Copy a finished run as if it had been killed before its first saved state."""
-    shutil.copytree(run, copy)
-    (copy / "model.safetensors").unlink()
-    config = config_of(copy)
-    (copy / "config.json").write_text(json.dumps(config | {"progress": {"status": "running"}}))
-    return copy
-
-
 def test_resumed_without_a_state_it_reads_the_origin_again(extended: Path, origin: Path, tmp_path: Path) -> None:
     run = stopped(extended, tmp_path / "run")
     (run / "seen.safetensors").unlink()
     selfie("pretrain", "--resume", run)
     assert same_weights(run, extended)
-    assert (
-        load_marks(run / "seen.safetensors").exact.tolist() == load_marks(extended / "seen.safetensors").exact.tolist()
-    )
+    exact = [load_marks(each / "seen.safetensors").exact.tolist() for each in (run, extended)]
+    assert exact[0] == exact[1]
 
     again = stopped(extended, tmp_path / "again")
-    config = config_of(again)
-    config["from"][0]["sha256"] = "0" * 64
-    (again / "config.json").write_text(json.dumps(config))
+    change(again, **{"from": [config_of(again)["from"][0] | {"sha256": "0" * 64}]})
     assert f"the weights of {origin} have changed" in error_of("pretrain", "--resume", again)
 
 
@@ -175,20 +158,8 @@ def test_resumed_from_a_state_it_needs_no_origin(
 
     with monkeypatch.context() as during:
         during.setattr(loop, "take_step", interrupted)
-        arguments = (
-            "pretrain",
-            more_images,
-            "--from",
-            there,
-            *BRIEF,
-            "--steps",
-            STEPS,
-            "--out",
-            run,
-            "--save-every",
-            0,
-        )
-        selfie(*arguments, code=130)
+        asked = (*BRIEF, "--steps", STEPS, "--out", run, "--save-every", 0)
+        selfie("pretrain", more_images, "--from", there, *asked, code=130)
     assert list((run / "state").iterdir())
     shutil.rmtree(there)
     selfie("pretrain", "--resume", run)
@@ -197,6 +168,5 @@ def test_resumed_from_a_state_it_needs_no_origin(
 
 
 def test_out_may_not_replace_the_origin(origin: Path, images: Path) -> None:
-    assert "holds, a run that --from names" in error_of(
-        "pretrain", images, "--from", origin, *BRIEF, "--out", origin, "--overwrite", code=2
-    )
+    asked = ("pretrain", images, "--from", origin, *BRIEF, "--out", origin, "--overwrite")
+    assert "holds, a run that --from names" in error_of(*asked, code=2)

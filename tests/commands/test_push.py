@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 from hub_server import READ_ONLY, TOKEN, Hub, Repository
 from markdown_it import MarkdownIt
-from running import COMMAND, ENVIRONMENT, SMALL, error_of, selfie
+from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, selfie
 
 from selfie_cli import runs
-from selfie_cli.files import read_json, write_json
 
 # The client calls its HTTP library in a way that this discourages.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -103,7 +102,7 @@ def test_a_dry_run_needs_nobody_and_shows_all(hub: Hub) -> None:
     size = (runs.bundled_folder() / "model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in shown
     assert "# net" in shown
-    told = json.loads(selfie("push", "bundled", "acme/net", "--dry-run", "--json").stdout)
+    told = document("push", "bundled", "acme/net", "--dry-run")
     assert (sorted(told["files"]), told["url"]) == (FILES, None)
     assert hub.requests == []
 
@@ -176,9 +175,9 @@ def test_no_path_and_no_private_name_leaves(hub: Hub, token: None, images: Path)
     selfie("curve", *tuning, *paths, "--fractions", 1, "--seeds", 1, "--from", "bundled", "--out", f"{SECRET}-curve")
     for run in (f"{SECRET}-run", f"{SECRET}-tuned", f"{SECRET}-curve"):
         selfie("eval", run, "--dataset", SECRET)
-        config = read_json(Path(run, "config.json"))
-        text = {key: SECRET for key, value in config["asked"].items() if isinstance(value, str) and "/" in value}
-        write_json(Path(run, "config.json"), {**config, "asked": config["asked"] | text, "notes": SECRET})
+        asked = config_of(run)["asked"]
+        text = {key: SECRET for key, value in asked.items() if isinstance(value, str) and "/" in value}
+        change(run, asked=asked | text, notes=SECRET)
         selfie("push", run, "acme/net", "--public")
         files = sent(hub)
         for word in (SECRET, *Path.cwd().parts[-2:]):
@@ -195,8 +194,8 @@ def test_no_path_and_no_private_name_leaves(hub: Hub, token: None, images: Path)
 def test_the_card_of_a_pretrained_run_holds_what_was_measured(pretrained: Path, images: Path) -> None:
     shutil.copytree(pretrained, "mine")
     selfie("eval", "mine", "--dataset", images, "--k", 7, "--temperature", 0.1)
-    found = read_json(Path("mine/eval-images.json"))
-    text = json.loads(selfie("push", "mine", "acme/net", "--dry-run", "--json").stdout)["card"]
+    found = read("mine/eval-images.json")
+    text = document("push", "mine", "acme/net", "--dry-run")["card"]
     card = card_of(text)
     listed = {each.metric_name: each.metric_value for each in card.data.eval_results}
     assert listed == {
@@ -221,10 +220,10 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(finetuned: Path) -> No
     shutil.copytree(finetuned, "mine", ignore=shutil.ignore_patterns("eval-*"))  # other tests' evaluations
     words = "still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500 held-out labels)"
     found = {"steps": 2000, "num_held": 500, "half": 0.6, "whole": 0.618, "error": 0.006}
-    results = read_json(finetuned / "results.json")
+    results = read(finetuned / "results.json")
     results["arms"][1]["convergence"] = {**found, "verdict": "still rising", "words": words}
     Path("mine/results.json").write_text(json.dumps(results))
-    text = json.loads(selfie("push", "mine", "acme/net", "--dry-run", "--json").stdout)["card"]
+    text = document("push", "mine", "acme/net", "--dry-run")["card"]
     card = card_of(text)
     assert card.data.pipeline_tag == "image-classification"
     assert [each.metric_value for each in card.data.eval_results] == [round(results["arms"][1]["accuracies"][0], 4)]

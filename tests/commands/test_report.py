@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from browsing import looking_at
 from PIL import Image
-from running import SMALL, draw_folder, error_of, selfie
+from running import SMALL, change, config_of, document, draw_folder, error_of, lines_of, read, selfie
 
-from selfie_cli.files import read_json
 from selfie_cli.reporting.images import choose
 from selfie_cli.talk import Talk
 
@@ -37,10 +36,6 @@ def copy(run: Path, name: str = "run") -> Path:
     return Path(name)
 
 
-def rewrite(file: Path, **changed: Any) -> None:
-    file.write_text(json.dumps({**read_json(file), **changed}))
-
-
 def test_pretraining_by_the_paper(images: Path) -> None:
     """Written at the end, on images of the test part, with the task that was trained."""
     paper = ("--recipe", "paper", "--steps", 20, "--warmup-steps", 2, "--save-every", 0)
@@ -49,14 +44,14 @@ def test_pretraining_by_the_paper(images: Path) -> None:
     assert page.stat().st_size < 5 * 2**20
     assert sections(page) == ["training", "picks", "neighbours", "map", "details"]
     text, source = text_of(page), page.read_text("utf-8")
-    last = json.loads(Path("r/metrics.jsonl").read_text().splitlines()[-1])
+    last = lines_of("r/metrics.jsonl")[-1]
     for told in (
         f"picks the right patch {last['pretext_accuracy'] * 100:.1f} % of the time",
         f"a guess is right {last['chance'] * 100:.1f} %",
         f"{last['loss']:.3g} at step 20",
         *("Held-out images of images", "The test part is the folder test/", "4 of 16 patches are hidden"),
         "30 images, like ones",  # all of the test part
-        read_json(Path("r/config.json"))["data"]["fingerprint"],
+        config_of("r")["data"]["fingerprint"],
     ):
         assert told in text
     assert source.count("<title>row ") == 8 * 4
@@ -79,7 +74,7 @@ def test_methods_on_views_show_which_views_they_take_for_the_same_image(images: 
 
 def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     """The page that finetune wrote; its own network is judged on the whole test part."""
-    found, page = read_json(finetuned / "results.json"), finetuned / "report.html"
+    found, page = read(finetuned / "results.json"), finetuned / "report.html"
     text = text_of(page)
     assert found["sentence"] in text
     assert " to ".join(f"{each * 100:+.1f}" for each in found["gain_interval"]) in text
@@ -95,7 +90,8 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert len(sure) == min(12, 30 - round(30 * first))
 
     run = copy(finetuned)
-    rewrite(run / "results.json", warnings=["not converged: selfie still gained +1.8 points"])
+    results = read(run / "results.json") | {"warnings": ["not converged: selfie still gained +1.8 points"]}
+    (run / "results.json").write_text(json.dumps(results))
     for cell, loss in (("supervised-f0.5-s4", 0.25), ("selfie-f0.5-s4", 0.125)):
         with (run / "cells" / cell / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 16, "loss": loss}) + "\n")
@@ -106,24 +102,10 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert "not converged: selfie still gained +1.8 points" in text_of(run / "report.html")
 
 
-def test_a_network_of_a_finetuned_run_has_a_page_and_knows_its_classes(finetuned: Path, images: Path) -> None:
-    run = copy(finetuned) / "cells" / "selfie-f0.5-s5"
-    selfie("report", run, "--dataset", images)
-    accuracy = read_json(run / "results.json")["accuracy"]
-    assert f"on all test images, 30: {accuracy * 100:.1f} % are right" in text_of(run / "report.html")
-    shutil.copytree(images, "some")  # of its classes the later ones, which have other places in the list then
-    for part in ("train", "test"):
-        for name in ("boat", "cat"):
-            shutil.rmtree(f"some/{part}/{name}")
-    top1 = json.loads(selfie("eval", run, "--dataset", "some", "--json").stdout)["classified"]["top1"]
-    selfie("report", run, "--dataset", "some")
-    assert f"on all test images, 24: {top1 * 100:.1f} % are right" in text_of(run / "report.html")
-
-
 def test_curves_are_drawn(images: Path, pretrained: Path) -> None:
     asked = ("--fractions", "0.5,1", "--seeds", "3,1", "--steps", 2, "--batch-size", 8, "--lr", 0.03)
     selfie("curve", "--dataset", images, "--from", pretrained, *asked, "--no-check-length", "--out", "run")
-    found, page = read_json(Path("run/results.json")), Path("run/report.html")
+    found, page = read("run/results.json"), Path("run/report.html")
     text = text_of(page)
     assert "selfie: Selfie (patches of one image, Trinh et al. 2019)." in found["notes"]
     assert all(text.count(told) >= 1 for told in (*found["sentences"], *found["notes"]))
@@ -137,7 +119,7 @@ def test_curves_are_drawn(images: Path, pretrained: Path) -> None:
 def test_evaluations_are_shown(pretrained: Path, images: Path) -> None:
     run = copy(pretrained)
     selfie("eval", run, "--dataset", images)
-    judged = read_json(run / "eval-images.json")
+    judged = read(run / "eval-images.json")
     selfie("report", run)
     knn = (judged["trained"]["knn"], judged["untrained"]["knn"], judged["majority"])
     assert f"kNN, k {judged['k']} {' '.join(f'{each * 100:.1f} %' for each in knn)}" in text_of(run / "report.html")
@@ -168,34 +150,34 @@ def test_hostile_names_end_to_end(browser: Any) -> None:
 
 def test_without_the_images_there_is_a_page(finetuned: Path, pretrained: Path, images: Path) -> None:
     for run in (copy(pretrained), copy(finetuned, "fine")):
-        asked = read_json(run / "config.json")["asked"]
-        rewrite(run / "config.json", asked={**asked, "data": ["moved"], "dataset": "moved"})
-        result = json.loads(selfie("report", run, "--json").stdout)
+        asked = config_of(run)["asked"]
+        change(run, asked={**asked, "data": ["moved"], "dataset": "moved"})
+        result = document("report", run)
         assert (result["num_images"], result["bytes"]) == (0, (run / "report.html").stat().st_size)
         assert f"selfie report {run} --dataset FOLDER" in text_of(run / "report.html")
         assert "map" not in sections(run / "report.html")
-        result = json.loads(selfie("report", run, "--dataset", images, "--images", 9, "--json").stdout)
+        result = document("report", run, "--dataset", images, "--images", 9)
         assert result["num_images"] == (9 if run.name == "run" else 30)
         assert "9 images of 30" in text_of(run / "report.html")
 
 
 def test_a_strangers_run_chooses_no_files_of_this_machine(finetuned: Path, pretrained: Path, images: Path) -> None:
     for run in (copy(pretrained), copy(finetuned, "fine")):
-        config = read_json(run / "config.json")
+        config = config_of(run)
         asked = config["asked"] | {"data": ["cifar10"], "dataset": "cifar10"}  # which is said to be another place
         elsewhere = {"asked": asked, "data": config["data"] | {"pinned": {"cifar10": str(images)}}}
         for changed in ({}, elsewhere):
-            rewrite(run / "config.json", hub={"address": "hf://acme/net@" + 40 * "0"}, **changed)  # as pull writes it
-            assert json.loads(selfie("report", run, "--json").stdout)["num_images"] == 0
+            change(run, hub={"address": "hf://acme/net@" + 40 * "0"}, **changed)  # as pull writes it
+            assert document("report", run)["num_images"] == 0
             assert "not known here" in text_of(run / "report.html")
-        assert json.loads(selfie("report", run, "--dataset", images, "--json").stdout)["num_images"] == 30
+        assert document("report", run, "--dataset", images)["num_images"] == 30
 
 
 def test_images_without_a_test_part_are_said_to_be_trained_on(images: Path, pretrained: Path) -> None:
     run = copy(pretrained)
-    asked = read_json(run / "config.json")["asked"]
+    asked = config_of(run)["asked"]
     for data, labelled in (([str(images / "train")], True), ([str(images / "train"), str(images / "test")], False)):
-        rewrite(run / "config.json", asked={**asked, "data": data})
+        change(run, asked={**asked, "data": data})
         selfie("report", run)
         assert "images that the network was pretrained on" in text_of(run / "report.html")
         assert ("have the same label" in text_of(run / "report.html")) == labelled
@@ -214,7 +196,7 @@ def test_the_page_of_a_pretraining_chooses_no_test_part_of_its_own(tmp_path: Pat
 
 def test_runs_that_are_not_finished(pretrained: Path) -> None:
     run, state = copy(pretrained, "early"), Path("early/state/00000010")
-    rewrite(run / "config.json", progress={"status": "running"})
+    change(run, progress={"status": "running"})
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 25, "loss": 1.5}\n{"step": 30, "lo')  # cut short by a kill
     state.mkdir(parents=True)
@@ -234,7 +216,7 @@ def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> No
     lines = [json.dumps({"path": f"a/{n}.png", "reason": "empty file"}) for n in range(15)]
     (run / "bad_files.jsonl").write_text("\n".join(lines) + "\n")
     files[np.random.default_rng(0).permutation(33)[-1]].write_bytes(b"")
-    assert json.loads(selfie("report", run, "--dataset", "mine", "--json").stdout)["num_images"] == 32
+    assert document("report", run, "--dataset", "mine")["num_images"] == 32
     text = text_of(run / "report.html")
     assert all(told in text for told in ("Unreadable images: 15", "a/9.png", "1 more could not be read"))
     assert "a/10.png" not in text
@@ -288,10 +270,10 @@ def test_damaged_files_are_one_line(finetuned: Path) -> None:
 def test_a_page_that_fails_leaves_the_run_good(images: Path) -> None:
     selfie("pretrain", images, *WITH_PAGE, "--steps", 4, "--save-every", 0, "--out", "run")
     Path("run/report.html").unlink()
-    rewrite(Path("run/config.json"), progress={"status": "running"})
+    change("run", progress={"status": "running"})
     Path("run/report.html").mkdir()
     said = selfie("pretrain", "--resume", "run").stderr
     assert "its page could not be made" in said
     assert "selfie report run" in said
-    assert read_json(Path("run/config.json"))["progress"]["status"] == "finished"
+    assert config_of("run")["progress"]["status"] == "finished"
     assert Path("run/model.safetensors").is_file()

@@ -10,7 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, PATIENCE, SMALL, TORCHRUN, error_of, same_weights, selfie, two
+from running import (
+    ENVIRONMENT,
+    PATIENCE,
+    SMALL,
+    TORCHRUN,
+    config_of,
+    document,
+    error_of,
+    lines_of,
+    read,
+    same_weights,
+    stopped,
+    two,
+)
 
 from selfie_cli.data.duplicates import load_marks
 from selfie_cli.training.checkpoint import saved_states
@@ -20,13 +33,9 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 
 
-def config_of(run: Path) -> dict:
-    return json.loads((run / "config.json").read_text())
-
-
 def steps_of(run: Path) -> list[int]:
     try:
-        return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines_of(run / "metrics.jsonl")]
     except (FileNotFoundError, ValueError):  # not begun, or caught in the middle of a line
         return []
 
@@ -71,8 +80,8 @@ def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
     assert not [name for name in files if name.startswith(".tmp")]
     assert steps_of(run) == sorted(set(steps_of(run)))
     assert steps_of(run)[-1] == STEPS
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["chance"] == pytest.approx(1 / 8)  # among the images of both processes
+    for line in lines_of(run / "metrics.jsonl"):
+        assert line["chance"] == pytest.approx(1 / 8)  # among the images of both processes
     assert out.count("next: selfie finetune") == 1
     assert out.count(f"{run}: {STEPS} steps") == 1
     assert err.count("batch 8 as 2 x 4") == 1
@@ -131,11 +140,7 @@ def test_two_processes_start_from_other_weights(whole: tuple[Path, str, str], im
     marks = [load_marks(each / "seen.safetensors") for each in (whole[0], run)]
     assert set(marks[0].exact) < set(marks[1].exact)
     assert len(marks[1]) == 90  # 60 for training the origin, 30 here
-    shutil.copytree(run, killed)
-    (killed / "model.safetensors").unlink()
-    config = config_of(killed) | {"progress": {"status": "running"}}
-    (killed / "config.json").write_text(json.dumps(config))
-    succeeded("pretrain", "--resume", killed)
+    succeeded("pretrain", "--resume", stopped(run, killed))
     assert same_weights(run, killed)
 
 
@@ -159,7 +164,7 @@ def test_methods_and_pieces_of_a_default_batch(images: Path, method: str) -> Non
     )
     assert json.loads(out)["step"] == 3
     assert "batch 8 as 2 x 4" in said
-    assert config_of(Path("run"))["derived"]["batch_size"] == 8
+    assert config_of("run")["derived"]["batch_size"] == 8
 
 
 def test_finetune(images: Path, pretrained: Path) -> None:
@@ -168,9 +173,9 @@ def test_finetune(images: Path, pretrained: Path) -> None:
         *("--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu", "--out", "run", "--json"),
     )
     result = json.loads(out)
-    assert result == json.loads(Path("run/results.json").read_text())
+    assert result == read("run/results.json")
     assert len(result["arms"]) == 2
-    assert config_of(Path("run"))["derived"]["processes"] == 2
+    assert config_of("run")["derived"]["processes"] == 2
     cells = sorted(path.name for path in Path("run/cells").iterdir())
     held_out = [f"search-{arm}-lr0.03{half}" for arm in ("selfie", "supervised") for half in ("", "-half")]
     compared = [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
@@ -178,42 +183,17 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     assert err.count("run: run") == 1
     for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
         for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):
-            judged = selfie("eval", cell, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
-            assert json.loads(judged.stdout)["classified"]["top1"] == pytest.approx(accuracy)
-    assert "resume it with as many" in error_of("finetune", "--resume", damaged(Path("run")), code=2)
-
-
-def damaged(run: Path) -> Path:
-    """The run as if it had been killed before its end."""
-    config = config_of(run)
-    (run / "config.json").write_text(json.dumps(config | {"progress": {"status": "running"}}))
-    return run
-
-
-def test_curve(images: Path, pretrained: Path) -> None:
-    out, _ = succeeded(
-        *("curve", "--dataset", images, "--from", pretrained, "--fractions", "0.5,1", "--seeds", 1, "--steps", 2),
-        *("--no-check-length", "--lr", 0.03, "--batch-size", 8, "--precision", "fp32", "--device", "cpu"),
-        *("--out", "run", "--json"),
-    )
-    assert [point["fraction"] for point in json.loads(out)["points"]] == [0.5, 1]
-    assert len(list(Path("run/cells").iterdir())) == 4
-
-
-def test_what_one_process_has_begun_two_do_not_continue(images: Path, pretrained: Path, finetuned: Path) -> None:
-    for run, verb in ((pretrained, "pretrain"), (finetuned, "finetune")):
-        copy = Path(shutil.copytree(run, verb))
-        ended = two(verb, "--resume", damaged(copy))
-        assert [code for code, *_ in ended] == [2, 2]
-        assert all("resume it with as many" in err for *_, err in ended)
+            judged = document("eval", cell, "--dataset", images, "--precision", "fp32", "--device", "cpu")
+            assert judged["classified"]["top1"] == pytest.approx(accuracy)
+    assert "resume it with as many" in error_of("finetune", "--resume", stopped("run", "part"), code=2)
 
 
 def test_eval(images: Path, pretrained: Path) -> None:
     """The same numbers as in one process."""
     run = shutil.copytree(pretrained, "run")
-    asked = ("eval", run, "--dataset", images, "--precision", "fp32", "--device", "cpu", "--json")
-    alone = json.loads(selfie(*asked).stdout)
-    out, _ = succeeded(*asked)
+    asked = ("eval", run, "--dataset", images, "--precision", "fp32", "--device", "cpu")
+    alone = document(*asked)
+    out, _ = succeeded(*asked, "--json")
     assert json.loads(out) == alone
 
 

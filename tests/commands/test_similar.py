@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hub_server import Hub, Repository
 from PIL import Image
-from running import error_of, selfie
+from running import document, error_of, selfie
 
 from selfie_cli.inference.neighbours import unit
 from selfie_cli.inference.stream import Result
@@ -25,8 +26,8 @@ FORMATS = (".parquet", ".npy", ".jsonl")
 RECORDED = ("v.parquet", "parts")  # these name the network
 
 
-def found(*arguments: object) -> dict:
-    return json.loads(selfie("similar", *arguments, "--json").stdout)
+def found(*arguments: object) -> Any:
+    return document("similar", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,8 @@ def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images:
     cosines = vectors @ vectors[names.index(str(query))]
     best = np.argsort(-cosines)[:4]
     for name in (*(f"v{suffix}" for suffix in FORMATS), "parts"):
-        answer = found(
-            query, "--in", embedded / name, "--top", 4, *([] if name in RECORDED else ["--from", pretrained])
-        )
+        weights = [] if name in RECORDED else ["--from", pretrained]
+        answer = found(query, "--in", embedded / name, "--top", 4, *weights)
         (one,) = answer["answers"]
         assert answer["num_vectors"] == 30
         assert one["query"] == one["matches"][0]["path"] == str(query)  # found like any other

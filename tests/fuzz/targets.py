@@ -87,7 +87,6 @@ def read_run(file: Path, rng: Random) -> None:
     """Read a run as the verbs do before they look at weights or images; build its network now and then."""
     run = runs.read_run(file.parent)
     json.dumps(run.config, allow_nan=False)
-    runs.describe(run)
     with describing(run):
         page = Page()
         heading_of(run)
@@ -95,6 +94,7 @@ def read_run(file: Path, rng: Random) -> None:
         results(run, page)
         training(run, page)
     if run.finished:
+        runs.resolve_from(str(file.parent))
         networks.choose_features(run.derived, None)
         if rng.random() < 0.1:  # takes long
             published_with_card(run, "hf://a/b")
