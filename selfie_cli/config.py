@@ -106,9 +106,7 @@ class TrainingOptions(DataOptions):
         None, "Passes over the images. Default: 100 (2,000 to 120,000 steps).", TRAINING, above=0, at_most=10**6
     )
     budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
-    batch_size: int | None = option(
-        None, "Images per step. Default: 128 up to 64 px; above, a quarter of the labels, 64 to 512.", TRAINING, **BATCH
-    )
+    batch_size: int | None = option(None, "Images per step. Default: 128; above 64 px, labels / 4.", TRAINING, **BATCH)
     micro_batch: int | None = option(None, "Images per forward pass. Default: what fits in memory.", TRAINING, **BATCH)
 
 
