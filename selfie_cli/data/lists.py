@@ -39,7 +39,8 @@ def decoded_lines(data: bytes) -> list[str]:
         for start, each in ((0, "utf-16-le"), (1, "utf-16-be")):
             if all(head[start::2]) and not any(head[1 - start :: 2]):
                 encoding, errors = each, "replace"
-    return [line.rstrip("\r") for line in data.decode(encoding, errors).split("\n")]
+    text = os.fsdecode(data.decode(encoding, errors).encode("utf-8", "surrogateescape"))  # as the file system has names
+    return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def distinct(names: list[str], left_out: LeftOut) -> list[str]:
