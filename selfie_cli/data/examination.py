@@ -197,6 +197,9 @@ class Examination:
         self.classes = {part: Counter(filter(None, (labels[row] for row in self.rows[part]))) for part in parts}
         if len(parts) == 1 and len(self.classes[self.train]) < 2:  # one folder of photos is no class
             self.classes = {self.train: Counter()}
+        for part, counts in self.classes.items():  # nor is test/images/
+            if len(counts) == 1 and counts.keys().isdisjoint(self.classes[self.train]):
+                self.classes[part] = Counter()
         self.problems: list[Finding] = []
         self.remarks: list[Finding] = []
 

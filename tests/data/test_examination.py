@@ -8,7 +8,7 @@ from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.duplicates import marks_of
-from selfie_cli.data.examination import Oddity, inspect, inspect_all
+from selfie_cli.data.examination import Examination, Oddity, inspect, inspect_all
 from selfie_cli.data.images import FORMATS, decode_square, open_image
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
@@ -109,3 +109,18 @@ def test_every_row_is_its_own_file(tmp_path: Path):
     alone = marks_of(torch.from_numpy(squares))
     assert np.array_equal(seen.marks.exact[good], alone.exact)
     assert np.array_equal(seen.marks.perceptual[good], alone.perceptual)
+
+
+def test_a_test_part_without_classes_leaves_none_untested(tmp_path: Path) -> None:
+    """test/images/ holds no class; test/cat/ alone would."""
+    files = [tmp_path / name for name in ("cat.png", "dog.png", "1.png")]
+    for file in files:
+        PICTURE.save(file)
+    parts = {"train": Files([str(file) for file in files[:2]]), "test": Files([str(files[2])])}
+    seen = inspect_all(Files([str(file) for file in files]), size=8, workers=1, talk=Talk())
+    for label, expected in (("images", []), ("cat", ["dog"])):
+        found = Examination(dict(parts), ["cat", "dog", label], seen)
+        found.look_at_classes()
+        assert [
+            item.name for each in found.remarks if each.kind == "untested classes" for item in each.items
+        ] == expected
