@@ -120,7 +120,7 @@ def beside_command(a: argparse.Namespace, lines: measure.Lines) -> None:
     turn: Callable[[], float] = lightly_turn if a.peer == "lightly" else plain_turn
     name = "LightlyTrain 0.18's SimCLR" if a.peer == "lightly" else "plain PyTorch SimCLR"
     rates = measure.turns(a.rounds, {"selfie": our_turn, name: turn})
-    simclr = {"method": "simclr", "recipe": "best", "backbone": "resnet50", "image_size": 224, "batch_size": 4}
+    simclr = {"method": "simclr", "recipe": "paper", "backbone": "resnet50", "image_size": 224, "batch_size": 4}
     their_gflop = work.pretraining(**simclr).gflop()
     pair(a, lines, name, rates["selfie"], rates[name], precision, training.gflop(), their_gflop)
 
