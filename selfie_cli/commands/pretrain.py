@@ -166,7 +166,8 @@ def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[So
 
 
 def open_images(source: Source, derived: dict[str, Any], options: PretrainOptions, talk: Talk) -> Pixels:
-    """Of several processes, the first one decodes what is small, with all cores of its machine."""
+    """Open the pixels to train on. The first of several processes decodes a small set for all, with all cores of its
+    machine."""
     preprocessing, here = Preprocessing.of(derived), group()
     size = preprocessing.storage_size(derived["image_size"])
     once = here.world > 1 and is_small(source, size)
