@@ -175,16 +175,6 @@ def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pr
     assert not runs._held
 
 
-def test_lack_of_memory_is_an_error_of_ours(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_out(*_: Any, **__: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("selfie_cli.commands.pretrain.train", run_out)
-    with pytest.raises(api.SelfieError, match=r"^out of memory: choose a smaller .* Resume with"):
-        api.pretrain(images / "train", out="run", **SMALL)
-    assert not runs._held
-
-
 def test_torch_is_left_as_it_was(images: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(5)

@@ -59,7 +59,7 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
         debugging = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
         if found is None or debugging:
             raise
-        (console.error if found.exit_code else console.say)(found.message)
+        console.error(found.message)
         raise typer.Exit(found.exit_code) from None
     finally:
         if runs := sys.modules.get("selfie_cli.runs"):

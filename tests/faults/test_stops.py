@@ -1,7 +1,6 @@
 """Processes that are stopped or killed, saved states that were damaged, and two processes in one folder."""
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -10,8 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, made_by, states
-from running import selfie
+from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, states
 
 from selfie_cli.files import TEMPORARY
 from selfie_cli.signals import STOPPING, ignored
@@ -153,22 +151,3 @@ def test_second_interrupt(whole: Undisturbed, tmp_path: Path, chance: Random, ha
     assert states(run) == []
     go_on(run, whole)
     happened("exit 130 at once, resumed")
-
-
-@pytest.mark.fault("a second run into the folder of one that is running", times=10)
-def test_second_run(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """The first one stands still meanwhile, wherever it is in its training."""
-    run = tmp_path / "run"
-    again = [*whole.words, "--out", run]
-    with Process(*again, log=tmp_path / "log") as process:
-        process.until((run / "metrics.jsonl").exists)
-        time.sleep(chance.uniform(0, 1))
-        process.popen.send_signal(signal.SIGSTOP)
-        os.waitpid(process.popen.pid, os.WUNTRACED)  # its threads may write for a moment yet
-        before = contents(run)
-        for words in (["pretrain", "--resume", run], [*again, "--overwrite"], again):
-            assert f"another process is working on {run}" in selfie(*words, code=1).stderr.splitlines()[-1]
-        assert before == contents(run), "the second run touches the first"
-        assert process.end(signal.SIGCONT) == 0
-    assert made_by(run) == whole.made
-    happened("refused, with --resume, --overwrite and neither; the first run ends as ever")
