@@ -59,10 +59,6 @@ def test_the_package_is_light_until_a_function_is_called() -> None:
     assert done.stdout == "\npretrain\nevaluate False\n", done.stderr
 
 
-def test_names_are_those_of_all_verbs() -> None:
-    assert sorted(api.__all__) == sorted([*map(function_name, VERBS), "SelfieError", "load"])
-
-
 def test_an_unknown_option_names_the_close_one() -> None:
     for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
         with pytest.raises(TypeError, match=words):

@@ -119,24 +119,21 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
     """
     classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
     size, preprocessing = int(run.derived["image_size"]), Preprocessing.of(run.derived)
-    code: str = (
-        environment("selfie_cli.commands")
-        .get_template("loading.py.jinja")
-        .render(
-            to=to,
-            file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
-            derived=run.derived,
-            size=size,
-            stored=preprocessing.storage_size(size),
-            interpolation=preprocessing.interpolation,
-            mean=list(preprocessing.mean),
-            std=list(preprocessing.std),
-            width=width,
-            partial=partial,
-            hybrid=isinstance(kept, Hybrid),
-            num_classes=classifier.head.out_features if classifier else 0,
-            whole=encoder.num_stages == 4,
-            norm=isinstance(encoder, PreActivationResNet) and encoder.norm is not None,
-        )
+    template = environment("selfie_cli.commands").get_template("loading.py.jinja")
+    code: str = template.render(
+        to=to,
+        file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
+        derived=run.derived,
+        size=size,
+        stored=preprocessing.storage_size(size),
+        interpolation=preprocessing.interpolation,
+        mean=list(preprocessing.mean),
+        std=list(preprocessing.std),
+        width=width,
+        partial=partial,
+        hybrid=isinstance(kept, Hybrid),
+        num_classes=classifier.head.out_features if classifier else 0,
+        whole=encoder.num_stages == 4,
+        norm=isinstance(encoder, PreActivationResNet) and encoder.norm is not None,
     )
     return code

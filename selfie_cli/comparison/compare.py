@@ -186,7 +186,10 @@ def compare_frozen(
             strengths = [probe.strength for probe in probes]
             found.append(ArmResult.of(arm.name, accuracies, lr=None, called=arm.called, strengths=strengths))
         if arm.name == design.kept.name and group().first:
-            save(network, probes[0], run)  # of the last share, which has the most labels
+            module, kept = network.module, probes[0]  # of the last share, which has the most labels
+            assert isinstance(module, AnyClassifier)
+            module.head.load_state_dict({"weight": kept.weight, "bias": kept.bias})
+            networks.save_network(run, module.state_dict(), run.derived)
     for share in shares:
         write_labels(run, data, share)
     points = [point_at(share, arms, design.pairs) for share, arms in zip(shares, results, strict=True)]
@@ -202,14 +205,6 @@ def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device)
     network = Network(module, arm.shape["image_size"], "penultimate", arm.preprocessing)
     networks.estimate_batch_norm(module, network.vectors, pixels)
     return network
-
-
-def save(network: Network, probe: LinearProbe, run: Run) -> None:
-    """Write the network with the probe as its classifier."""
-    module = network.module
-    assert isinstance(module, AnyClassifier)
-    module.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
-    networks.save_network(run, module.state_dict(), run.derived)
 
 
 def write_labels(run: Run, data: Data, share: Share) -> None:

@@ -29,10 +29,6 @@ def temporary(folder: Path) -> list[Path]:
     return list(folder.rglob(f"{TEMPORARY}*"))
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("what", [SELFIE, "pretrain (byol)", "finetune", "curve"])
 @pytest.mark.fault("SIGKILL at any moment of {what}", times=50)
 def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
@@ -63,20 +59,6 @@ def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random,
     elif outcome == "resumed":
         outcome += f" from {'a state' if saved else 'the beginning: no state yet'}"
     happened(outcome)
-
-
-@pytest.mark.fault("SIGKILL in the middle of writing a state", times=20)
-def test_kill_while_writing(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
-    run, after = tmp_path / "run", 5 * chance.randint(0, 4)
-    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
-        process.until(lambda: states(run) and int(states(run)[-1].name) > after)
-        process.until(lambda: any((run / "state").glob(f"{TEMPORARY}*")))
-        time.sleep(chance.uniform(0, 0.01))
-        assert process.end(signal.SIGKILL) == -signal.SIGKILL, "it ended before it was killed"
-    half = temporary(run / "state")
-    check_files(run)
-    go_on(run, whole)
-    happened("the half-written state is removed, resumed from the last" if half else "just whole: resumed from it")
 
 
 @pytest.mark.parametrize("name", [number.name for number in STOPPING])
