@@ -180,7 +180,9 @@ def predictions(result: Predictions) -> list[RenderableType]:
 
 def as_html(parts: Sequence[RenderableType]) -> str:
     """Return lines and tables for a notebook."""
-    console = Console(file=io.StringIO(), record=True, width=120, highlight=False, markup=False, emoji=False)
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    # In a notebook rich would show what is recorded at once, and the notebook shows it again.
+    console = Console(file=io.StringIO(), force_jupyter=False, record=True, width=120, **plain)
     console.print(*(printable(part) if isinstance(part, str) else part for part in parts), sep="\n", soft_wrap=True)
     return console.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
 
