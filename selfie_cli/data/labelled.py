@@ -12,7 +12,7 @@ import numpy as np
 
 from selfie_cli.data import hub_sets
 from selfie_cli.data.folders import Folder, Tree, without_part
-from selfie_cli.data.layout import LeftOut, in_order, part_of
+from selfie_cli.data.layout import NO_CLASSES, LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.packed import packed_as, packed_set
@@ -131,6 +131,7 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
         inside[top].add(below.partition("/")[0])
     inside.pop("", None)
     deep = [name for name, below in inside.items() if "" not in below]
+    named = [name for name in inside if name.casefold() in NO_CLASSES]
     parts = [name for name in inside if part_of(name, is_folder=True)]
     alike = {name: part for name in deep if (part := part_of(name, is_folder=False))}
     if len(inside) > 1 and (set(parts) & set(deep) or ("train" in alike.values() and len(set(alike.values())) > 1)):
@@ -139,7 +140,12 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
             f"{where}: {suspects} look like parts of a data set, but the parts are not clear: call the folders train/ "
             "and test/ (val/ for validation), or give a folder that holds the classes alone"
         )
-    for name in parts:
+    if len(named) == len(inside) > 1:
+        raise DataError(
+            f"{where}: {some(sorted(named))} are called like parts of a data set, not like classes: give a folder that "
+            "holds the classes alone, and to pretrain the folder of the photos alone"
+        )
+    for name in [*parts, *named] if len(inside) > 1 else ():
         talk.warn(f"{where}: the folder {name}/ is taken for a class, though it is called like a part of a data set")
     shared = set.intersection(*inside.values()) if inside else set()
     if len(inside) > 1 and len(deep) == len(inside) and len(shared) > 1:

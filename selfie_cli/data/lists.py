@@ -102,5 +102,6 @@ def expanded(patterns: Sequence[str]) -> list[str]:
     if not paths:
         raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")
     if missing := [path for path in paths if not os.path.isfile(path)]:
-        raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
+        several = f"{len(missing)} of {len(paths)} files are missing, the first is " if len(paths) > 1 else ""
+        raise DataError(f"{several or 'no such file: '}{missing[0]}")
     return paths

@@ -8,7 +8,7 @@ from selfie_cli.comparison.summary import spread
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
 from selfie_cli.schema import FOREIGN
-from selfie_cli.talk import printable
+from selfie_cli.talk import counted, printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -107,8 +107,7 @@ def set_of(found: dict[str, Any]) -> str | None:
 
 
 def told(found: dict[str, Any]) -> str:
-    count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
-    return f"{count} of {set_of(found) or 'a set that is not named'}"
+    return f"{counted(found['num_test'], 'test image')} of {set_of(found) or 'a set that is not named'}"
 
 
 def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
