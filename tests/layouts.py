@@ -279,6 +279,8 @@ CASES = [
     *LABELS,
     *LISTS,
     *STDIN,
+    Case("a list, `embed`", several(tree("."), lambda folder: put(folder, {"list.txt": NAMES})), f"{EMBED} list.txt",
+         r"v.npy: 3 vectors"),
     Case("class folders in two Unicode forms, train and test",
          tree("train/cafe\u0301", "train/dog", "test/caf\u00e9", "test/dog"), f"{FINETUNE} data",
          r"12 labels of 12 .*2 classes, 12 test images"),

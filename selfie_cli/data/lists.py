@@ -10,6 +10,9 @@ from selfie_cli.data.images import EXTENSIONS, what_is
 from selfie_cli.data.layout import LeftOut, kind_of
 from selfie_cli.errors import DataError
 
+LISTS = (".txt", ".lst")
+"""Suffixes of lists of paths."""
+
 
 def read_list(path: str, left_out: LeftOut) -> list[str]:
     """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
