@@ -107,7 +107,7 @@ def test_numbers_lists_and_paths_are_taken_as_python_has_them(
 
 @pytest.mark.parametrize("wrong", [5, [b"a.png"], [["a.png"]], np.zeros((2, 3)), Image.new("RGB", (4, 4))])
 def test_what_is_no_path_is_told_in_one_line(wrong: Any) -> None:
-    with pytest.raises(api.SelfieError, match="^--paths must be a path or several, got .{,60}$"):
+    with pytest.raises(api.SelfieError, match=r"^--paths must be a path or several, got .{,60}$"):
         api.embed(wrong)
 
 
