@@ -107,7 +107,9 @@ def parted_by_folders(found: DataSet, source: Tree, where: str, talk: Talk) -> D
     for folder, count in Counter(source.folders()).items():
         part, label = source.places[folder]
         if label and not part:
-            raise DataError(f"{where}: some classes are split into train and test, others are not, such as {label}")
+            raise DataError(
+                f"{where}: some classes are split into train and test, others are not, such as {label}: split all or none"
+            )
         if part in ("", "apart"):
             found.left_out.add("apart", folder.split("/")[0], count)
 
@@ -218,7 +220,10 @@ def check_known(classes: list[str], train: list[str], where: str) -> None:
         alike = {name.casefold().strip(): name for name in train}
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
         hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
-        raise DataError(f"{where} has classes that the training part lacks: {some(unknown)}{hint}")
+        raise DataError(
+            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename or remove them there, or "
+            "add images of them to the training part"
+        )
 
 
 def some(names: list[str]) -> str:
