@@ -108,7 +108,8 @@ def parted_by_folders(found: DataSet, source: Tree, where: str, talk: Talk) -> D
         part, label = source.places[folder]
         if label and not part:
             raise DataError(
-                f"{where}: some classes are split into train and test, others are not, such as {label}: split all or none"
+                f"{where}: some classes are split into train and test, others are not, such as {label}: split all, or "
+                "none"
             )
         if part in ("", "apart"):
             found.left_out.add("apart", folder.split("/")[0], count)
