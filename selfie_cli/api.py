@@ -94,7 +94,7 @@ def as_given(name: str, value: Any, hint: Any) -> Any:
         choices = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
         allowed = f"one of {', '.join(map(repr, choices))}" if choices else getattr(hint, "__name__", str(hint))
         allowed = "a path or several" if several else allowed
-        raise UsageError(f"{flag_of(name)} must be {allowed}, got {reprlib.repr(value)}")
+        raise UsageError(f"{flag_of(name)} must be {allowed}, got {reprlib.repr(value):.80}")
     return value
 
 

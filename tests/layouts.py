@@ -305,6 +305,10 @@ CASES = [
     # doctor and training agree, and advice costs no data.
     Case("`train/` of class folders, a flat `test/` without labels", tree("train/cat", "train/dog", "test"),
          f"{DOCTOR} data", r"^Healthy: (.*\n)*.* 1 part without labels: test/"),
+    Case("`train/images/`, `valid/images/`, unlabelled", tree("train/images", "valid/images"), f"{DOCTOR} data",
+         r"^Healthy for pretraining: (.*\n)*.*finetune stops .*only one class \(images\) in train of data"),
+    Case("classes that hold folders where others hold images, `doctor`", tree("cat/persian", "cat/siamese", "dog"),
+         f"{DOCTOR} data", r"finetune warns \(1\): data/: cat is taken for one class, .* give data/cat\n"),
     Case("a photo, and two links to another one that lies elsewhere",
          several(tree("."), lambda folder: put(folder, {"other/x.png": picture(90)}),
                  link("../other/x.png", "data/l.png"), link("../other/x.png", "data/m.png")), f"{DOCTOR} data",

@@ -206,7 +206,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
             check_known(classes, train, where)
             classes = train
         elif len(classes) < 2:  # photos in one folder are no data set of one class
-            kind = Unlabelled if part == "all" and isinstance(source, Folder) else DataError
+            kind = Unlabelled if isinstance(source, Folder) or title.endswith("/") else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         position = {text: label for label, text in enumerate(classes)}
         labels = np.array([position[text] for text in texts if text], np.int64)
