@@ -90,7 +90,7 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
         also = f" and {halves} of half as many" if checked else ""
         talk.say(
             f"{share.percent} of the labels: {counted(count, 'network')} of {counted(length, 'step')}{also} "
-            f"({length * size / share.num_labels:.0f} epochs) at {size / seconds_a_step:,.0f} images/s: "
+            f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds_a_step:,.0f} images/s: "
             f"about {duration(each)} each, {duration(in_all)} in all"
         )
     if len(shares) > 1:

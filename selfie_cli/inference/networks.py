@@ -188,8 +188,9 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     if others := sorted(weights.keys() ^ wanted.keys()):
         raise WeightsError(f"{unlike}: they differ in {counted(len(others), 'name')}, the first is {others[0]}")
     for name, tensor in weights.items():
-        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise WeightsError(f"{unlike}: {name} is of another type or shape")
+        found, expected = (f"{each.dtype} {list(each.shape)}" for each in (tensor, wanted[name]))
+        if found != expected:
+            raise WeightsError(f"{unlike}: {name} is {found}, not {expected}")
         if not tensor.isfinite().all():
             raise WeightsError(f"{run.weights} is damaged: {name} holds values that are not finite")
     module.load_state_dict(weights, assign=True)

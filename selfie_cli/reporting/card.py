@@ -46,7 +46,8 @@ def model_card(
     if tested:
         point = points[-1]
         arm = point.arms[min(1, len(point.arms) - 1) if isinstance(results, Curve) else -1]
-        what = f"accuracy, seed {point.seeds[0]}, finetuned on {point.num_labels} labels"
+        how = "a linear classifier" if point.frozen else "finetuned"
+        what = f"accuracy, seed {point.seeds[0]}, {how} on {counted(point.num_labels, 'label')}"
         measured.append(score(tested, what, arm.accuracies[0]))
     bases = [each["path"].removeprefix("hf://").partition("@")[0] for each in config.get("from", []) if each["path"]]
     card_data = ModelCardData(
