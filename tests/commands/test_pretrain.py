@@ -135,7 +135,7 @@ def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
     Path("photos").mkdir()
     Path("photos/holiday.jpg").write_bytes(b"dear")
     again = ("pretrain", images, *SMALL, "--steps", 1, "--overwrite", "--out")
-    assert "is not deleted" in error_of(*again, "photos")
+    assert "photos holds files but no run" in error_of(*again, "photos")
     assert "is a file" in error_of(*again, "photos/holiday.jpg")
 
 
