@@ -172,7 +172,6 @@ class PretrainOptions(TrainingOptions):
     jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
     blur: float | None = from_recipe("Strength of the blur: how often it is applied.", VIEWS, **SHARE)
     solarize: float | None = from_recipe("Fraction of second views that are solarized.", VIEWS, **SHARE)
-    profile: bool = option(False, "Trace five steps with torch's profiler, to trace.json in the run.", RUN)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 

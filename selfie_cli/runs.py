@@ -10,12 +10,12 @@ bad_files.jsonl      unreadable images
 
 import contextlib
 import copy
-import fnmatch
 import json
 import os
 import platform
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib import metadata, resources
 from pathlib import Path
 from shlex import quote
@@ -30,13 +30,10 @@ from selfie_cli.talk import Talk, printable
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
-FILES = (
-    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
-    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl"),
-)
-"""Files that a run writes into its folder and reads there."""
 CONTENTS = (
-    *(*FILES, "state", "cells", "report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md"),
+    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
+    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl", "state", "cells", "README.md"),
+    *("report.html", "curve.png", "curve.svg", "tensorboard", "trace.json"),
     *(f"{TEMPORARY}*", ".DS_Store", "Thumbs.db"),
 )
 """Names in a run's folder that --overwrite replaces. All other files belong to the user."""
@@ -179,8 +176,9 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     try:
         run = open_run(path)
     except RunError:
-        raise RunError(f"{path} holds files but no run that this version reads: choose another --out") from None
-    others = sorted(name for name in os.listdir(path) if not matches(name, CONTENTS))
+        why = "holds files but no run that this version reads, so it is not deleted"
+        raise RunError(f"{path} {why}: choose another --out") from None
+    others = sorted(name for name in os.listdir(path) if not any(fnmatchcase(name, known) for known in CONTENTS))
     if overwrite and others:
         why = "is no part of a run, and --overwrite would delete it"
         raise RunError(f"{path / others[0]} {why}: move it elsewhere first")
@@ -189,10 +187,6 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         let_go(path)
         goes_on = "" if run.finished else f", continue it with selfie {run.verb} --resume {quote(str(path))}"
         raise RunError(f"{path} is not empty: replace it with --overwrite{goes_on}, or choose another --out")
-
-
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def create(

@@ -59,10 +59,6 @@ def test_the_package_is_light_until_a_function_is_called() -> None:
     assert done.stdout == "\npretrain\nevaluate False\n", done.stderr
 
 
-def test_names_are_those_of_all_verbs() -> None:
-    assert sorted(api.__all__) == sorted([*map(function_name, VERBS), "SelfieError", "load"])
-
-
 def test_an_unknown_option_names_the_close_one() -> None:
     for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
         with pytest.raises(TypeError, match=words):
@@ -180,16 +176,6 @@ def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pr
         api.embed(images, from_="nowhere", quiet=True)
     with pytest.raises(api.SelfieError, match="classes: selfie finetune"):
         api.predict(pretrained, images)
-    assert not runs._held
-
-
-def test_lack_of_memory_is_an_error_of_ours(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run_out(*_: Any, **__: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("selfie_cli.commands.pretrain.train", run_out)
-    with pytest.raises(api.SelfieError, match=r"^out of memory: choose a smaller .* Resume with"):
-        api.pretrain(images / "train", out="run", **SMALL)
     assert not runs._held
 
 

@@ -138,6 +138,29 @@ def spread(mean: float, std: float | None, *, signed: bool = False, single: str 
     return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
 
 
+def percent(value: float | None) -> str:
+    """'59.1', or nothing for None."""
+    return "" if value is None else f"{value * 100:.1f}"
+
+
+def evaluation_rows(found: dict[str, Any]) -> list[list[str]]:
+    """The results of eval: what was measured; this network, the same one untrained and a guess, in percent."""
+    trained, untrained, classified = found["trained"], found["untrained"], found.get("classified")
+    knn = f"kNN (k {found['k']:,}, temperature {found['temperature']:g})"
+    rows = [
+        (knn, trained["knn"], untrained["knn"], found["majority"]),
+        ("linear probe", trained["linear"], untrained["linear"], found["majority"]),
+    ]
+    for key, how in (("pretext_accuracy", "cropped as in training"), ("pretext_accuracy_plain", "plain images")):
+        if trained.get(key) is not None:
+            rows.append((f"pretext task, {how}", trained[key], untrained[key], found["chance"]))
+    if classified:
+        rows.append(("top-1", classified["top1"], None, found["majority"]))
+        if len(classified["per_class"]) > 5:
+            rows.append(("top-5", classified["top5"], None, None))
+    return [[what, *map(percent, values)] for what, *values in rows]
+
+
 def over(point: Point, baseline: str) -> str:
     """' over supervised', if there is more than one comparison."""
     return f" over {baseline}" if len(point.comparisons) > 1 else ""

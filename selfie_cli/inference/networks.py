@@ -19,8 +19,7 @@ from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
-from selfie_cli.models.classifier import Classifier
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Classifier, Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.portable import from_whole_network
@@ -265,10 +264,10 @@ def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
 
 
-def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
-    told = ("method", "arch", "backbone", "stem", "image_size", "steps")
-    header = {key: shape[key] for key in told if key in shape}
-    save_weights(run.weights, module.state_dict(), header)
+def save_network(run: Run, weights: dict[str, Tensor], derived: dict[str, Any]) -> None:
+    """Write a run's weights, with some of the settings `derived` in the file's header."""
+    told = ("method", "recipe", "arch", "backbone", "stem", "image_size", "patch_size", "steps")
+    save_weights(run.weights, weights, {key: derived[key] for key in told if key in derived})
 
 
 def check_classes(classes: list[str], known: list[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance
-from running import SMALL, error_of, selfie
+from running import SMALL, error_of, lines_of, selfie
 
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.talk import Talk
@@ -25,10 +25,6 @@ def leaky(images: Path) -> Path:
         ImageEnhance.Brightness(mirrored).enhance(1.05).save("mine/changed.png")
     selfie("pretrain", "mine", *SMALL, "--steps", 1, "--out", "leaky")
     return Path("leaky")
-
-
-def lines_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
