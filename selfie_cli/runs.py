@@ -161,11 +161,10 @@ def begun() -> Run | None:
     return None
 
 
-def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
+def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise RunError if a new run may not be written to `path`.
 
-    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works. `instead`
-    is an alternative to --overwrite, for the error.
+    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works.
     """
     there = nearest(path)
     if not there.is_dir():
@@ -175,7 +174,7 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     if not path.exists() or all(file.name.startswith(TEMPORARY) for file in path.iterdir()):
         return  # empty, except for temporary files of a killed process
     try:
-        open_run(path)
+        run = open_run(path)
     except RunError:
         why = "holds files but no run that this version reads, so it is not deleted"
         raise RunError(f"{path} {why}: choose another --out") from None
@@ -186,7 +185,8 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     hold(path)
     if not overwrite:
         let_go(path)
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {quote(str(path))}")
+        goes_on = "" if run.finished else f", continue it with selfie {run.verb} --resume {quote(str(path))}"
+        raise RunError(f"{path} is not empty: replace it with --overwrite{goes_on}, or choose another --out")
 
 
 def create(
@@ -240,7 +240,8 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         place = "a folder with a config.json" + " or a .safetensors file" * also_foreign
-        on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if hub.NAME.fullmatch(str(folder)) else ""
+        named = hub.NAME.fullmatch(str(folder)) and not folder.exists()
+        on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if named else ""
         raise RunError(f"no run at {folder}: {place} is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None

@@ -86,6 +86,8 @@ def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], words:
     [
         ({"lr": 0.1, "fraction": np.float32(0.5), "seeds": np.int64(2)}, {"lr": "0.1", "fraction": 0.5, "seeds": 2}),
         ({"lr": [0.03, 0.1]}, {"lr": "0.03,0.1"}),
+        ({"lr": np.array([0.03, 0.1])}, {"lr": "0.03,0.1"}),
+        ({"lr": None, "device": None}, {}),
         ({"dataset": Path("nowhere")}, {"dataset": "nowhere"}),
     ],
 )
@@ -97,6 +99,12 @@ def test_numbers_lists_and_paths_are_taken_as_python_has_them(
     api.finetune(**given)
     api.finetune(**same)
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("wrong", [5, [b"a.png"], [["a.png"]], np.zeros((2, 3)), Image.new("RGB", (4, 4))])
+def test_what_is_no_path_is_told_in_one_line(wrong: Any) -> None:
+    with pytest.raises(api.SelfieError, match=r"^--paths must be a path or several, got .{,60}$"):
+        api.embed(wrong)
 
 
 def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pretrained: Path) -> None:

@@ -18,7 +18,7 @@ from selfie_cli.cli.render_doctor import diagnosis
 from selfie_cli.comparison.results import Curve, Finetuned
 from selfie_cli.comparison.summary import Table as ComparisonTable
 from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table, percent
-from selfie_cli.talk import printable
+from selfie_cli.talk import counted, printable
 
 if TYPE_CHECKING:
     from selfie_cli.commands.demo import Demo
@@ -53,7 +53,7 @@ def pretrained(result: Pretrained) -> list[RenderableType]:
     if "pretext_accuracy" in last:
         pretext = f"pretext accuracy {last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), "
     return [
-        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
+        f"{result.run}: {counted(result.step, 'step')}, loss {last['loss']:.3f}, {pretext}"
         f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
         f"next: selfie finetune --from {quote(str(result.run))} {FINETUNE}",
     ]
@@ -163,7 +163,7 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
                 table.add_row(str(number), "", "", f"and {len(group) - MEMBERS:,} more")
             table.add_section()
         count, images = len(result.groups), sum(map(len, result.groups))
-        note = f"{images:,} of {result.num_vectors:,} images are in {count:,} groups: cosine of at least "
+        note = f"{images:,} of {result.num_vectors:,} images are in {counted(count, 'group')}: cosine of at least "
         note += f"{result.threshold:g}, or the same contents. Cosines are to the first image of the group."
         if count > top:
             note += f" The {top} largest groups are shown: --top shows more, --json all."
@@ -190,16 +190,16 @@ def as_html(parts: Sequence[RenderableType]) -> str:
 RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "pretrain": pretrained,
     "finetune": finetuned,
-    "embed": lambda result: [f"{result.out}: {result.images:,} vectors"],
+    "embed": lambda result: [f"{result.out}: {counted(result.images, 'vector')}"],
     "eval": evaluated,
     "demo": demo,
-    "predict": lambda result: [f"{result.out}: {result.images:,} predictions"],
+    "predict": lambda result: [f"{result.out}: {counted(result.images, 'prediction')}"],
     "curve": curve,
     "doctor": diagnosis,
     "report": lambda result: [f"{result.out}"],
     "export": lambda result: result.code.rstrip().split("\n"),
     "push": pushed,
     "pull": pulled,
-    "vectors": lambda result: [f"{len(result.paths):,} vectors of {result.vectors.shape[1]:,} features"],
+    "vectors": lambda result: [f"{counted(len(result.paths), 'vector')} of {result.vectors.shape[1]:,} features"],
     "predictions": predictions,
 }

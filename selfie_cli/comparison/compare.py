@@ -27,7 +27,7 @@ from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network, vectors_of
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, duration, precisions
 from selfie_cli.training.schedule import budget_seconds, num_steps
@@ -89,8 +89,8 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
         whole += in_all
         also = f" and {halves} of half as many" if checked else ""
         talk.say(
-            f"{share.percent} of the labels: {count} networks of {length:,} steps{also} "
-            f"({length * size / share.num_labels:.0f} epochs) at {size / seconds_a_step:,.0f} images/s: "
+            f"{share.percent} of the labels: {counted(count, 'network')} of {counted(length, 'step')}{also} "
+            f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds_a_step:,.0f} images/s: "
             f"about {duration(each)} each, {duration(in_all)} in all"
         )
     if len(shares) > 1:

@@ -26,7 +26,7 @@ from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
 from selfie_cli.recipes import METHODS, num_stages
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import group
 from selfie_cli.weights import load_weights, read_tensors, save_weights
 
@@ -185,10 +185,11 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     if run.is_foreign:
         unlike = f"{run} does not hold {run.derived['backbone']}; selfie reads {', '.join(IMAGENET)}"
     if others := sorted(weights.keys() ^ wanted.keys()):
-        raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
+        raise WeightsError(f"{unlike}: they differ in {counted(len(others), 'name')}, the first is {others[0]}")
     for name, tensor in weights.items():
-        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise WeightsError(f"{unlike}: {name} is of another type or shape")
+        found, expected = (f"{each.dtype} {list(each.shape)}" for each in (tensor, wanted[name]))
+        if found != expected:
+            raise WeightsError(f"{unlike}: {name} is {found}, not {expected}")
         if not tensor.isfinite().all():
             raise WeightsError(f"{run.weights} is damaged: {name} holds values that are not finite")
     module.load_state_dict(weights, assign=True)

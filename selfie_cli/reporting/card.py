@@ -9,7 +9,7 @@ from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
 from selfie_cli.reporting.page import environment
 from selfie_cli.schema import FOREIGN
-from selfie_cli.talk import printable
+from selfie_cli.talk import counted, printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -46,7 +46,8 @@ def model_card(
     if tested:
         point = points[-1]
         arm = point.arms[min(1, len(point.arms) - 1) if isinstance(results, Curve) else -1]
-        what = f"accuracy, seed {point.seeds[0]}, finetuned on {point.num_labels} labels"
+        how = "a linear classifier" if point.frozen else "finetuned"
+        what = f"accuracy, seed {point.seeds[0]}, {how} on {counted(point.num_labels, 'label')}"
         measured.append(score(tested, what, arm.accuracies[0]))
     bases = [each["path"].removeprefix("hf://").partition("@")[0] for each in config.get("from", []) if each["path"]]
     card_data = ModelCardData(
@@ -105,8 +106,7 @@ def set_of(found: dict[str, Any]) -> str | None:
 
 
 def told(found: dict[str, Any]) -> str:
-    count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
-    return f"{count} of {set_of(found) or 'a set that is not named'}"
+    return f"{counted(found['num_test'], 'test image')} of {set_of(found) or 'a set that is not named'}"
 
 
 def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":

@@ -29,7 +29,7 @@ def leaky(images: Path) -> Path:
 
 def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
     told = selfie("eval", leaky, "--dataset", images, "--json")
-    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copies, 1 near-duplicates" in told.stderr
+    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copy, 1 near-duplicate;" in told.stderr
     assert "--exclude-seen leaves them out" in told.stderr
     found = json.loads(told.stdout)
     assert (found["num_test"], found["num_seen"]) == (30, 2)
