@@ -126,19 +126,16 @@ class Parquet(Packed):
         for path in self.paths:
             with opened(path) as file:
                 column, names = label_column(path, file.schema_arrow)
+                named = None if names is None else dict(enumerate(names))
                 try:
                     values = file.read(columns=[column]).column(0).to_pylist()
-                except (OSError, pa.ArrowException) as error:
-                    raise DataError(f"the labels in {path} cannot be read: {one_line(error)}") from None
+                    if named is None:
+                        texts += map(label_of, values)
+                    else:
+                        texts += [named.get(value) if type(value) is int else None for value in values]
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    raise DataError(f"the column {column} of {path} holds no labels: {one_line(error)}") from None
             known.append(names)
-            if names is not None:
-                named = dict(enumerate(names))
-                texts += [named.get(value) if type(value) is int else None for value in values]
-                continue
-            try:
-                texts += map(label_of, values)
-            except ValueError as error:
-                raise DataError(f"the column {column} of {path} holds no labels: {error}") from None
         if any(names != known[0] for names in known):
             raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
         return texts, known[0]
@@ -166,15 +163,10 @@ def image_bytes(cell: Any) -> bytes | UnreadableImage:
 def image_column(path: str, schema: Any) -> str:
     import pyarrow.types as types
 
-    def is_binary(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
     def holds_images(kind: Any) -> bool:
-        return (
-            any(each.name == "bytes" and is_binary(each.type) for each in kind)
-            if types.is_struct(kind)
-            else is_binary(kind)
-        )
+        if types.is_struct(kind):
+            kind = next((each.type for each in kind if each.name == "bytes"), kind)
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     found = [field.name for field in schema if holds_images(field.type)]
     return only_one(found, ("image", "img"), "images", path, schema)
@@ -184,20 +176,12 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of the classes if it holds their positions."""
     import pyarrow.types as types
 
-    known = [types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string]
-    known += [types.is_large_string, types.is_string_view]
-
-    def holds_labels(kind: Any) -> bool:
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        return any(is_it(kind) for is_it in known)
-
-    found = [field.name for field in schema if holds_labels(field.type)]
-    usual = ("label", "labels", "fine_label")
-    if odd := [field for field in schema if field.name in usual and field.name not in found]:
-        raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
-    classes = class_labels(schema)
-    noted = [name for name in found if name in classes]
-    column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
+    usual, classes = ("label", "labels", "fine_label"), class_labels(schema)
+    kinds = {field.name: field.type for field in schema}
+    found = [name for name in kinds if name in classes] or [name for name in kinds if name in usual]
+    column = only_one(found, usual, "labels", path, schema)
+    if types.is_nested(kinds[column]):
+        raise DataError(f"the column {column} of {path} ({kinds[column]}) is no label: give text or numbers")
     return column, classes.get(column)
 
 
