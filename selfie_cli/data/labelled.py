@@ -195,7 +195,7 @@ def some(names: list[str]) -> str:
 
 
 def _hash_split(whole: Labelled, found: DataSet, talk: Talk) -> LabelledSplits:
-    test = hash_test_part(whole.source.keys(), whole.labels, same=whole.source.first_of_same(talk))
+    test = hash_test_part(whole.source.keys(), whole.labels, whole.source.first_of_same(talk))
     if not test.any():
         raise DataError(f"{found.name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."

@@ -60,6 +60,8 @@ def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: st
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if "\0" in line:
+            raise DataError(f"{where} holds NUL bytes: give one path per line, as find prints without -print0")
         if line[line.rfind(".") :].lower() not in EXTENSIONS or re.search(r"[*?\[\\\"]", line):
             check_line(line, f"{where}, line {number}: {line}", folder)
         *folders, name = line.split("/")

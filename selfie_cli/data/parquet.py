@@ -96,8 +96,9 @@ class Parquet(Packed):
         found: list[bytes | UnreadableImage] = []
         damage = "a row group ends too soon"
         try:
-            found.extend(image_bytes(cell) for cell in itertools.islice(stream, end - first))
-        except (OSError, UnicodeError, pa.ArrowException) as error:  # a path may be no text
+            for cell in itertools.islice(stream, end - first):
+                found.append(UnreadableImage("the cell holds no bytes") if cell is None else cell)
+        except (OSError, pa.ArrowException) as error:
             damage = one_line(error)
         if missing := end - first - len(found):
             return found + [UnreadableImage(f"{path} is damaged: {damage}")] * missing
@@ -108,13 +109,17 @@ class Parquet(Packed):
         return found
 
     def _cells(self, number: int, group: int, first: int) -> Iterator[Any]:
-        """The cells of a row group from row `first` on; reads some MB at a time."""
+        """The bytes in a row group from row `first` on, None where there are none; reads some MB at a time."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.paths[number], metadata=self._metadata[number], buffer_size=2**20) as file:
             columns = [self.columns[number]]
             for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=columns, use_threads=False):
-                yield from batch.column(0)[first:].to_pylist()
+                cells = batch.column(0)[first:]
+                if isinstance(cells.type, pa.StructType):
+                    cells = cells.flatten()[cells.type.get_field_index("bytes")]
+                yield from cells.to_pylist()
                 first = max(0, first - len(batch))
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
@@ -154,18 +159,12 @@ def opened(path: str) -> Iterator[Any]:
         raise unreadable(path, "a parquet file", error) from None
 
 
-def image_bytes(cell: Any) -> bytes | UnreadableImage:
-    """The contents of a cell of an image column."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    return UnreadableImage("the cell holds no bytes") if data is None else bytes(data)
-
-
 def image_column(path: str, schema: Any) -> str:
     import pyarrow.types as types
 
     def holds_images(kind: Any) -> bool:
-        if types.is_struct(kind):
-            kind = next((each.type for each in kind if each.name == "bytes"), kind)
+        if types.is_struct(kind) and (index := kind.get_field_index("bytes")) >= 0:
+            kind = kind.field(index).type
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     found = [field.name for field in schema if holds_images(field.type)]

@@ -47,9 +47,9 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    @abstractmethod
     def open(self, index: int) -> Image.Image:
         """An image whose header is read, to be decoded and closed by the caller. Raises UnreadableImage."""
+        return open_image(io.BytesIO(self.contents(index)))
 
     @abstractmethod
     def contents(self, index: int) -> bytes:
@@ -104,9 +104,6 @@ class Packed(Source):
     def read(self, first: int, end: int) -> Sequence[bytes | UnreadableImage]:
         """The bytes of the images from `first` up to `end`, or why there are none. Raises UnreadableImage."""
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(io.BytesIO(self.contents(index)))
-
     def contents(self, index: int) -> bytes:
         return checked(self.read(index, index + 1)[0])
 
@@ -144,9 +141,6 @@ class Files(Source):
     """Image files, named by their paths."""
 
     in_files = True
-
-    def open(self, index: int) -> Image.Image:
-        return open_image(self.names[index])
 
     def contents(self, index: int) -> bytes:
         return read_file(self.names[index])
