@@ -13,10 +13,7 @@ from selfie_cli.errors import DataError
 
 def read_list(path: str, left_out: LeftOut) -> list[str]:
     """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the list {path}: {error.strerror}") from error
+    data = Path(path).read_bytes()
     if data.startswith(b"version https://git-lfs."):
         raise DataError(f"{path}: {what_is(data)}")
     lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
