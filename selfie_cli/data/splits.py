@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.errors import UsageError
-
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
 HELD_OUT_SHARE = 0.2  # of the training labels, wherever something is chosen on them
@@ -41,11 +39,8 @@ def _rounded(share: float, count: int) -> int:
 def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
     """A stratified part of `labels`, int64 [N] and not negative: round(fraction * n) of each class, at least one.
 
-    Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one. Raises
-    UsageError if `fraction` is not in (0, 1].
+    Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one.
     """
-    if not 0 < fraction <= 1:
-        raise UsageError(f"a fraction of {fraction:g} is not possible: give a number above 0, up to 1")
     classes = _shuffled_classes(labels, seed, FRACTION)
     parts = [members[: max(1, _rounded(fraction, len(members)))] for members in classes]
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)

@@ -133,18 +133,15 @@ def whole(source: Source, name: str = "") -> DataSet:
 def training_part(found: DataSet, where: str, talk: Talk) -> Source:
     """The images that a data set does not keep for evaluation; says which parts it keeps."""
     found = parted(found)
-    source = found.open("train" if "train" in found.parts else "all")
-    source.left_out = found.left_out
     others = [found.parts[part] for part in ("test", "validation") if part in found.parts]
     if others:
         are = "is" if len(others) == 1 else "are"
         talk.say(f"{where}: only {found.parts['train']} is read, {' and '.join(others)} {are} kept for evaluation")
-    elif isinstance(source, Tree):
-        tops = {folder.split("/")[0] for folder in source.places}
-        if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
-            talk.warn(
-                f"{where}: {train[0]}/ is called like a training part, but there is no test/ or val/: all is read"
-            )
+    source = found.open("train" if "train" in found.parts else "all")
+    source.left_out = found.left_out
+    tops = {folder.split("/")[0] for folder in source.places} if isinstance(source, Tree) and not others else ()
+    if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
+        talk.warn(f"{where}: {train[0]}/ is called like a training part, but there is no test/ or val/: all is read")
     return source
 
 
