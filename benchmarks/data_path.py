@@ -2,10 +2,10 @@
 
     python benchmarks/data_path.py PHOTOS_WITH_CLASSES [--small CIFAR10/train]
 
-The peer is what people write: torchvision's ImageFolder with Resize, RandomCrop, RandomHorizontalFlip, ToTensor and
+The peer is what people write: torchvision's ImageFolder with RandomResizedCrop, RandomHorizontalFlip, ToTensor and
 Normalize, behind a DataLoader with as many workers as we have threads. Both give shuffled, cropped, mirrored and
-normalized float32 batches of 64; a pass counts from the ninth batch on, so that nobody's start-up does. With --small,
-the same of small images, padded by 4 instead of resized.
+normalized float32 batches of 64, as finetuning has them; a pass counts from the ninth batch on, so that nobody's
+start-up does. With --small, the same of small images, which are padded by 4 and cropped instead.
 """
 
 import time
@@ -31,6 +31,7 @@ from selfie_cli.training.hardware import keep_freed_memory, num_cores
 
 BATCH = 64
 PASSES = 2
+MIN_CROP = 0.35  # finetune's
 SKIPPED = 8  # batches that a loader may have ready, or be late with
 PEER = "ImageFolder + DataLoader"
 
@@ -38,15 +39,15 @@ PEER = "ImageFolder + DataLoader"
 def usual(folder: Path, size: int, count: int, workers: int) -> DataLoader:
     """As people write it."""
     crop = (
-        [transforms.RandomCrop(size, padding=augment.PADDING)]
+        transforms.RandomCrop(size, padding=augment.PADDING)
         if size <= 64
-        else [transforms.Resize(OURS.storage_size(size)), transforms.RandomCrop(size)]
+        else transforms.RandomResizedCrop(size, scale=(MIN_CROP, 1))
     )
     dataset = datasets.ImageFolder(
         str(folder),
         transforms.Compose(
             [
-                *crop,
+                crop,
                 transforms.RandomHorizontalFlip(),
                 transforms.ToTensor(),
                 transforms.Normalize(augment.MEAN, augment.STD),
@@ -57,9 +58,10 @@ def usual(folder: Path, size: int, count: int, workers: int) -> DataLoader:
     return DataLoader(some, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True)
 
 
-def cropped(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Our crop and flip: uint8 [B, S, S, 3] -> uint8 [B, s, s, 3]."""
-    return augment.pad_crop(augment.centre_crop(pixels, size), augment.draw_shifts(len(pixels), generator))
+def augmented(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, s, s]: cropped, mirrored and normalized, as in finetuning."""
+    crops = augment.draw_crops(len(pixels), size, generator, flip=True, min_crop=MIN_CROP)
+    return augment.training_view(pixels, crops, size)
 
 
 def from_files(store: Pixels, size: int) -> Iterator[Tensor]:
@@ -68,16 +70,15 @@ def from_files(store: Pixels, size: int) -> Iterator[Tensor]:
     order = SampleOrder(len(store), BATCH, seed=0)
     with Prefetch(lambda step: (store.take(order.batch(step)),)) as batch_of:
         for step in range(len(store) // BATCH):
-            yield augment.normalize(cropped(*batch_of(step), size, generator))
+            yield augmented(*batch_of(step), size, generator)
 
 
-def from_store(store: Pixels, size: int, *, normalized: bool) -> Iterator[Tensor]:
+def from_store(store: Pixels, size: int) -> Iterator[Tensor]:
     """Several passes over decoded pixels, shuffled."""
     generator = torch.Generator().manual_seed(0)
     order = SampleOrder(len(store), BATCH, seed=0)
     for step in range(PASSES * len(store) // BATCH):
-        pixels = cropped(store.take(order.batch(step)), size, generator)
-        yield augment.normalize(pixels) if normalized else pixels
+        yield augmented(store.take(order.batch(step)), size, generator)
 
 
 def rate(batches: Iterable[object]) -> float:
@@ -101,18 +102,16 @@ def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_ima
         {
             PEER: lambda: rate(loader),
             "files": lambda: rate(from_files(streamed, size)),
-            "store": lambda: rate(from_store(store, size, normalized=False)),
-            "store, normalized": lambda: rate(from_store(store, size, normalized=True)),
+            "store": lambda: rate(from_store(store, size)),
         },
     )
     some = paths[:200]
     decoding = workers * len(some) * measure.calls_a_second(lambda: decode.pillow_alone(some, size))
-    # What must be moved: bytes read and written, and written once more as floats where they are normalized.
+    # What must be moved: bytes read and written, and written once more as floats.
     copy, values = measure.copy_rate("cpu") * 1e9, 3 * size * size
     rows = {
         "files": ("files to batches", 1.6, decoding, "decoding alone"),
-        "store": ("store, crop and flip", 10.0, copy / (2 * values), "memory copy"),
-        "store, normalized": ("store, crop, flip and normalize", None, copy / (7 * values), "memory copy"),
+        "store": ("decoded pixels to batches", 10.0, copy / (7 * values), "memory copy"),
         PEER: (PEER, None, decoding, "decoding alone"),
     }
     for name, (row, target, limit, bound) in rows.items():

@@ -37,7 +37,7 @@ import work
 from PIL import Image
 
 from selfie_cli.inference.networks import Network, load_network
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Encoder
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.runs import open_run
 

@@ -26,7 +26,7 @@ from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import CALIBRATION
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Encoder
 from selfie_cli.talk import Talk
 
 BATCH = 8

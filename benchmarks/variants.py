@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from evidence import RESULTS, circumstances
-from torch import Tensor
+from torch import Generator, Tensor
 
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import plain_view
@@ -29,6 +29,7 @@ from selfie_cli.data.batches import step_generator
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.pixels import read_pixels
 from selfie_cli.data.sources import Array
+from selfie_cli.data.views import View, ViewDraws
 from selfie_cli.evaluation.linear import linear_probe
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.inference import networks
@@ -129,6 +130,21 @@ def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     }
 
 
+class Views(Supervised):
+    """Supervised training on crops of any size with their colours changed, in place of shifted and mirrored images."""
+
+    def __init__(self, classifier: Classifier, *, min_crop: float, jitter: float) -> None:
+        super().__init__(classifier, image_size=SIZE, min_crop=min_crop)
+        self.view = View(min_crop=min_crop, jitter=jitter, grayscale=0.0)
+
+    def draw(self, num_images: int, generator: Generator) -> ViewDraws:  # type: ignore[override]
+        return self.view.draw(num_images, generator)
+
+    def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, Tensor]:
+        labels, *view = draws
+        return self.view.apply(pixels, ViewDraws(*view), SIZE), labels
+
+
 def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
     torch.manual_seed(a.seed)
     module = Classifier(a.backbone, stem="3x3", num_classes=NUM_CLASSES).train()
@@ -136,6 +152,8 @@ def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     if a.from_:
         module.take_over(load_weights(a.work / f"{a.from_}.safetensors")[0])
     task = Supervised(module, image_size=SIZE, min_crop=1.0)
+    if a.min_crop is not None:
+        task = Views(module, min_crop=a.min_crop, jitter=a.jitter)
     optimizer = make_optimizer("sgd", module, lr=0.0, weight_decay=a.weight_decay)
     step = Step(module, task, optimizer, micro_batch=a.batch_size or 128, precision="bf16")
     train(step, task, pixels[labelled], (labels[labelled],), steps=a.steps, lr=a.lr, seed=a.seed)
@@ -143,6 +161,7 @@ def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     with torch.autocast("cpu", torch.bfloat16):
         accuracy = topk_accuracy(networks.class_scores(network, pixels[NUM_TRAIN:]), labels[NUM_TRAIN:])
     settings = {"from": a.from_, "steps": a.steps, "lr": a.lr, "weight_decay": a.weight_decay}
+    settings |= {} if a.min_crop is None else {"min_crop": a.min_crop, "jitter": a.jitter}
     return {**settings, "batch_size": step.micro_batch, "accuracy": accuracy}
 
 
@@ -161,6 +180,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--min-crop", type=float, help="finetune on crops of this area or more, not on shifted images")
+    parser.add_argument("--jitter", type=float, default=0.0, help="and with colour jitter of this strength")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/variants"))
     a = parser.parse_args()

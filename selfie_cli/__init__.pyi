@@ -42,9 +42,9 @@ def pretrain(
     None, distortion: float | None = None, tau: float | None = None, data_root: Name = 'data', offline: bool = False,
     max_bad: float = 0.1, store: Name | None = None, store_gb: float | None = None, out: Name | None = None, overwrite:
     bool = False, resume: Name | None = None, log: Literal['tensorboard'] | None = None, report: bool = True,
-    save_every: float = 60.0, profile: bool = False, device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto', precision:
-    Literal['auto', 'fp32', 'bf16'] = 'auto', workers: int | None = None, compile: Literal['auto', 'on', 'off'] =
-    'auto', deterministic: bool = False, quiet: bool = False,
+    save_every: float = 60.0, device: Literal['auto', 'cpu', 'cuda', 'mps'] = 'auto', precision: Literal['auto', 'fp32',
+    'bf16'] = 'auto', workers: int | None = None, compile: Literal['auto', 'on', 'off'] = 'auto', deterministic: bool =
+    False, quiet: bool = False,
 ) -> Pretrained:
     """Pretrain a network on unlabelled images: folders, files, lists, tar shards or named data sets."""
 def finetune(

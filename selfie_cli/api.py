@@ -9,6 +9,7 @@ import functools
 import keyword
 import os
 import re
+import reprlib
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -52,9 +53,9 @@ def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
             instead = f"did you mean {close[0]!r}?" if close else f"help(selfie.{function.__name__}) lists all"
             raise TypeError(f"{function.__name__}() has no option {unknown[0]!r}: {instead}")
         given = signature.bind(*arguments, **keywords).arguments
-        given = {name: as_given(name, value, options[name].hint) for name, value in given.items()}
+        given = {name: as_given(name, value, options[name].hint) for name, value in given.items() if value is not None}
         values = {"json": False} | {name: one.field.default for name, one in options.items()} | given
-        return perform(verb, values, [name for name, value in given.items() if value is not None])
+        return perform(verb, values, list(given))
 
     lines = [
         textwrap.fill(f"{one.name}: {one.help}", 100, subsequent_indent="    ", break_on_hyphens=False)
@@ -79,19 +80,21 @@ def as_given(name: str, value: Any, hint: Any) -> Any:
 
     Raise UsageError for a value of another type, or that is none of the choices.
     """
-    if getattr(value, "shape", None) == ():  # a number of NumPy or torch
-        value = value.item()
+    if hasattr(value, "tolist"):  # a number or an array of NumPy, torch or pandas
+        value = value.tolist()
     several, is_text = get_origin(hint) is tuple, str in (hint, *get_args(hint))
     if several:
-        value = [os.fspath(each) for each in ([value] if isinstance(value, str | os.PathLike) else value)]
+        with contextlib.suppress(TypeError):  # which `fits` tells
+            value = [os.fspath(each) for each in ([value] if isinstance(value, str | os.PathLike) else value)]
     elif is_text and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     elif is_text and isinstance(value, os.PathLike | int | float) and not isinstance(value, bool):
         value = str(value)
-    if not fits(tuple(value) if several else value, hint):
+    if not fits(tuple(value) if isinstance(value, list) else value, hint):
         choices = [each for part in (hint, *get_args(hint)) if get_origin(part) is Literal for each in get_args(part)]
         allowed = f"one of {', '.join(map(repr, choices))}" if choices else getattr(hint, "__name__", str(hint))
-        raise UsageError(f"{flag_of(name)} must be {allowed}, got {value!r}")
+        allowed = "a path or several" if several else allowed
+        raise UsageError(f"{flag_of(name)} must be {allowed}, got {reprlib.repr(value):.80}")
     return value
 
 

@@ -41,7 +41,7 @@ SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
 WEIGHTS = "a run's folder, hf://owner/name[@revision] (also timm's), a .safetensors file, imagenet, bundled"
 FROM_HELP = f"Weights: {WEIGHTS} or none. Default: the newest finished pretraining run in ./runs, else bundled."
-PATHS_HELP = "Image files, folders, or - to read paths from stdin."
+PATHS_HELP = "Image files, folders, lists (.txt), or - to read paths from stdin."
 RUN_HELP = "A run's folder, hf://owner/name[@revision], or bundled."
 WEIGHTS_HELP = f"Weights: {WEIGHTS}."
 REPLACE_HELP = "Replace an existing --out."
@@ -172,7 +172,6 @@ class PretrainOptions(TrainingOptions):
     jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
     blur: float | None = from_recipe("Strength of the blur: how often it is applied.", VIEWS, **SHARE)
     solarize: float | None = from_recipe("Fraction of second views that are solarized.", VIEWS, **SHARE)
-    profile: bool = option(False, "Trace five steps with torch's profiler, to trace.json in the run.", RUN)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 

@@ -10,7 +10,6 @@ SelfieError                exit 1: one line that says what to do next
 ├── HubError               a repository on the Hub that cannot be found, reached, read or written
 ├── TrainingError          a training that cannot continue, for lack of memory
 │   └── Diverged           a loss, a gradient or a weight is not finite
-├── NothingLeft            exit 0: everything that was asked for is already done
 └── Stopped                exit 129, 130 or 143: stopped by a signal, with the state saved
 """
 
@@ -47,10 +46,6 @@ class TrainingError(SelfieError): ...
 
 
 class Diverged(TrainingError): ...
-
-
-class NothingLeft(SelfieError):
-    exit_code = 0
 
 
 class Stopped(SelfieError):

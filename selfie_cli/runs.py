@@ -10,12 +10,12 @@ bad_files.jsonl      unreadable images
 
 import contextlib
 import copy
-import fnmatch
 import json
 import os
 import platform
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib import metadata, resources
 from pathlib import Path
 from shlex import quote
@@ -30,13 +30,10 @@ from selfie_cli.talk import Talk, printable
 
 RUNS = Path("runs")
 RUN_FORMAT = 1
-FILES = (
-    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
-    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl"),
-)
-"""Files that a run writes into its folder and reads there."""
 CONTENTS = (
-    *(*FILES, "state", "cells", "report.html", "curve.png", "curve.svg", "tensorboard", "trace.json", "README.md"),
+    *("config.json", "model.safetensors", "seen.safetensors", "metrics.jsonl", "results.json", "bad_files.jsonl"),
+    *("seen_test_images.jsonl", "labels-f*-s*.jsonl", "eval-*.json", "eval-*.jsonl", "state", "cells", "README.md"),
+    *("report.html", "curve.png", "curve.svg", "tensorboard", "trace.json"),
     *(f"{TEMPORARY}*", ".DS_Store", "Thumbs.db"),
 )
 """Names in a run's folder that --overwrite replaces. All other files belong to the user."""
@@ -164,11 +161,10 @@ def begun() -> Run | None:
     return None
 
 
-def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with --resume") -> None:
+def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise RunError if a new run may not be written to `path`.
 
-    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works. `instead`
-    is an alternative to --overwrite, for the error.
+    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works.
     """
     there = nearest(path)
     if not there.is_dir():
@@ -178,22 +174,19 @@ def check_free(path: Path, *, overwrite: bool, instead: str = "continue it with 
     if not path.exists() or all(file.name.startswith(TEMPORARY) for file in path.iterdir()):
         return  # empty, except for temporary files of a killed process
     try:
-        open_run(path)
+        run = open_run(path)
     except RunError:
         why = "holds files but no run that this version reads, so it is not deleted"
         raise RunError(f"{path} {why}: choose another --out") from None
-    others = sorted(name for name in os.listdir(path) if not matches(name, CONTENTS))
+    others = sorted(name for name in os.listdir(path) if not any(fnmatchcase(name, known) for known in CONTENTS))
     if overwrite and others:
         why = "is no part of a run, and --overwrite would delete it"
         raise RunError(f"{path / others[0]} {why}: move it elsewhere first")
     hold(path)
     if not overwrite:
         let_go(path)
-        raise RunError(f"{path} is not empty: replace it with --overwrite, or {instead} {quote(str(path))}")
-
-
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        goes_on = "" if run.finished else f", continue it with selfie {run.verb} --resume {quote(str(path))}"
+        raise RunError(f"{path} is not empty: replace it with --overwrite{goes_on}, or choose another --out")
 
 
 def create(
@@ -247,7 +240,8 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         place = "a folder with a config.json" + " or a .safetensors file" * also_foreign
-        on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if hub.NAME.fullmatch(str(folder)) else ""
+        named = hub.NAME.fullmatch(str(folder)) and not folder.exists()
+        on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if named else ""
         raise RunError(f"no run at {folder}: {place} is expected{on_hub}") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / 'config.json'} cannot be read: {error}") from None

@@ -12,6 +12,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 image', '2,000 images'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 class Talk:
     """Silent, for programs that call commands from Python. `cli.console.Console` writes to stderr."""
 

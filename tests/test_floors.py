@@ -2,8 +2,6 @@
 
 import ast
 import graphlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,19 +82,6 @@ def test_every_module_has_a_floor() -> None:
     assert {part_of(module) for module in graph} <= FLOOR_OF.keys()
 
 
-def test_imports_are_found_wherever_they_stand() -> None:
-    code = """
-import selfie_cli.errors
-from selfie_cli import config, __version__
-from selfie_cli.files import write_json
-def late():
-    from selfie_cli.data import sources
-    import torch
-"""
-    known = {"selfie_cli", *(f"selfie_cli.{name}" for name in ("errors", "config", "files", "data", "data.sources"))}
-    assert set(imported(ast.parse(code), known)) == known - {"selfie_cli.data"}
-
-
 def test_imports_go_down() -> None:
     wrong = [
         f"{importer} imports {target}"
@@ -107,20 +92,5 @@ def test_imports_go_down() -> None:
     assert wrong == []
 
 
-def test_neighbours_on_a_floor_do_not_import_each_other() -> None:
-    assert goes_down("selfie_cli.training.hardware", "selfie_cli.data.pixels")
-    assert goes_down("selfie_cli.runs", "selfie_cli.files")
-    assert not goes_down("selfie_cli.training.loop", "selfie_cli.evaluation.knn")
-    assert not goes_down("selfie_cli.models.resnet", "selfie_cli.data.augment")
-    assert not goes_down("selfie_cli.config", "selfie_cli.data.images")
-
-
 def test_no_import_goes_round_in_a_circle() -> None:
     list(graphlib.TopologicalSorter(import_graph()).static_order())  # raises CycleError, which names the circle
-
-
-def test_the_command_line_is_imported_without_torch() -> None:
-    code = "import sys, selfie_cli.cli.app; print({'torch', 'torchvision'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "set()"

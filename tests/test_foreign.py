@@ -196,10 +196,10 @@ def test_tensors_that_do_not_fit(repository: Path, tmp_path: Path) -> None:
     tensors = load_file(repository / WEIGHTS)
     first = tensors["conv1.weight"]
     spoiled: dict[str, dict[str, torch.Tensor]] = {
-        "another type or shape": {"conv1.weight": first[:, :1].contiguous()},
-        "of another type": {"conv1.weight": first.half()},
+        r"float32 \[64, 1, 7, 7\], not torch.float32 \[64, 3, 7, 7\]": {"conv1.weight": first[:, :1].contiguous()},
+        r"conv1.weight is torch.float16 \[": {"conv1.weight": first.half()},
         "not finite": {"conv1.weight": first * math.nan},
-        "only one of them": {"layer1.9.conv1.weight": first.clone()},
+        "differ in 1 name": {"layer1.9.conv1.weight": first.clone()},
     }
     for said, change in spoiled.items():
         save_file(tensors | change, tmp_path / "spoiled.safetensors")

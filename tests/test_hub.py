@@ -145,7 +145,7 @@ NO_RUNS = [
     ({"config": config_with(backbone="resnetv2_18")}, "does not fit"),
     ({"config": config_with(backbone="__import__('os')")}, "does not describe a network"),
     ({"model": b"cos\nsystem\n(S'true'\ntR."}, "no safetensors file"),
-    ({"model": weights_with(torch.Tensor.half)}, "another type"),
+    ({"model": weights_with(torch.Tensor.half)}, "torch.float16 [128], not torch.float32 [128]"),
 ]
 
 

@@ -9,7 +9,7 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -42,7 +42,9 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
     try:
         with handled(give_up) if is_alone() else contextlib.nullcontext():
             options = build(VERBS[verb], values, typed)
-            streams = {"stdin": lines_on_stdin(), "emit": lambda row: put(as_line(verb, row)), "ask": asker()}
+            ask = functools.partial(typer.confirm, default=None, err=True)  # through stderr, with no default answer
+            streams = {"stdin": lines_on_stdin(), "emit": lambda row: put(as_line(verb, row))}
+            streams["ask"] = ask if sys.stdin.isatty() and sys.stderr.isatty() else None
             result = call(verb, options, console, **streams)
             show(verb, result, options, console)
         with naming(STDOUT):
@@ -59,7 +61,7 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
         debugging = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
         if found is None or debugging:
             raise
-        (console.error if found.exit_code else console.say)(found.message)
+        console.error(found.message)
         raise typer.Exit(found.exit_code) from None
     finally:
         if runs := sys.modules.get("selfie_cli.runs"):
@@ -87,13 +89,6 @@ def show(verb: str, result: Any, options: Any, console: Console) -> None:
     from selfie_cli.cli.render import rendered
 
     console.show(*rendered(verb, result, options))
-
-
-def asker() -> Callable[[str], bool] | None:
-    """Return a function that asks on the terminal, through stderr, with no default answer; None without a terminal."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return None
-    return functools.partial(typer.confirm, default=None, err=True)
 
 
 def lines_on_stdin() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,8 @@ from selfie_cli.cli.plot import as_text
 from selfie_cli.cli.render_doctor import diagnosis
 from selfie_cli.comparison.results import Curve, Finetuned
 from selfie_cli.comparison.summary import Table as ComparisonTable
-from selfie_cli.comparison.summary import curve_tables, explanations, finetuned_table
-from selfie_cli.talk import printable
+from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table, percent
+from selfie_cli.talk import counted, printable
 
 if TYPE_CHECKING:
     from selfie_cli.commands.demo import Demo
@@ -52,14 +53,10 @@ def pretrained(result: Pretrained) -> list[RenderableType]:
     if "pretext_accuracy" in last:
         pretext = f"pretext accuracy {last['pretext_accuracy']:.1%} (chance {last['chance']:.1%}), "
     return [
-        f"{result.run}: {result.step:,} steps, loss {last['loss']:.3f}, {pretext}"
+        f"{result.run}: {counted(result.step, 'step')}, loss {last['loss']:.3f}, {pretext}"
         f"{result.images_per_second:,.0f} images/s, data wait {result.data_wait:.1%}",
         f"next: selfie finetune --from {quote(str(result.run))} {FINETUNE}",
     ]
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value * 100:.1f}"
 
 
 def comparison_table(table: ComparisonTable, **style: Any) -> Table:
@@ -88,12 +85,7 @@ def curve(result: Curve) -> list[RenderableType]:
 
 
 def evaluated(result: Evaluated) -> list[RenderableType]:
-    trained, untrained, classified = result.trained, result.untrained, result.classified
-    knn = f"kNN (k {result.k}, temperature {result.temperature:g})"
-    rows: list[tuple[str, float | None, float | None, float | None]] = [
-        (knn, trained.knn, untrained.knn, result.majority),
-        ("linear probe", trained.linear, untrained.linear, result.majority),
-    ]
+    trained, classified = result.trained, result.classified
     note = f"Features: {result.features}. Guessing is the largest class."
     searched = (
         f"Of the linear probe, the L2 strength ({trained.linear_strength:g}) was chosen on held-out training images; "
@@ -101,20 +93,11 @@ def evaluated(result: Evaluated) -> list[RenderableType]:
     )
     if result.chance is not None:
         note = note.removesuffix(".") + ", and for the pretext task 1 / candidates."
-        as_trained = trained.pretext_accuracy, untrained.pretext_accuracy, result.chance
-        rows.append(("pretext task, cropped as in training", *as_trained))
-        if trained.pretext_accuracy_plain is not None:
-            plain = trained.pretext_accuracy_plain, untrained.pretext_accuracy_plain, result.chance
-            rows.append(("pretext task, plain images", *plain))
-    if classified is not None:
-        rows.append(("top-1", classified.top1, None, result.majority))
-        if len(classified.per_class) > 5:
-            rows.append(("top-5", classified.top5, None, None))
     images = f"{result.num_test:,} test images, {result.num_train:,} for training"
     columns = ["", "this network", "untrained", "guessing"]
     table = titled(f"{result.dataset}: accuracy in % on {images}", columns, left="")
-    for name, *values in rows:
-        table.add_row(name, *map(percent, values))
+    for row in evaluation_rows(dataclasses.asdict(result)):
+        table.add_row(*row)
     return [Group(table, note, searched, *([] if classified is None else [confusion(classified)]))]
 
 
@@ -180,7 +163,7 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
                 table.add_row(str(number), "", "", f"and {len(group) - MEMBERS:,} more")
             table.add_section()
         count, images = len(result.groups), sum(map(len, result.groups))
-        note = f"{images:,} of {result.num_vectors:,} images are in {count:,} groups: cosine of at least "
+        note = f"{images:,} of {result.num_vectors:,} images are in {counted(count, 'group')}: cosine of at least "
         note += f"{result.threshold:g}, or the same contents. Cosines are to the first image of the group."
         if count > top:
             note += f" The {top} largest groups are shown: --top shows more, --json all."
@@ -197,7 +180,9 @@ def predictions(result: Predictions) -> list[RenderableType]:
 
 def as_html(parts: Sequence[RenderableType]) -> str:
     """Return lines and tables for a notebook."""
-    console = Console(file=io.StringIO(), record=True, width=120, highlight=False, markup=False, emoji=False)
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    # In a notebook rich would show what is recorded at once, and the notebook shows it again.
+    console = Console(file=io.StringIO(), force_jupyter=False, record=True, width=120, **plain)
     console.print(*(printable(part) if isinstance(part, str) else part for part in parts), sep="\n", soft_wrap=True)
     return console.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')
 
@@ -205,16 +190,16 @@ def as_html(parts: Sequence[RenderableType]) -> str:
 RENDERERS: dict[str, Callable[[Any], Sequence[RenderableType]]] = {
     "pretrain": pretrained,
     "finetune": finetuned,
-    "embed": lambda result: [f"{result.out}: {result.images:,} vectors"],
+    "embed": lambda result: [f"{result.out}: {counted(result.images, 'vector')}"],
     "eval": evaluated,
     "demo": demo,
-    "predict": lambda result: [f"{result.out}: {result.images:,} predictions"],
+    "predict": lambda result: [f"{result.out}: {counted(result.images, 'prediction')}"],
     "curve": curve,
     "doctor": diagnosis,
     "report": lambda result: [f"{result.out}"],
     "export": lambda result: result.code.rstrip().split("\n"),
     "push": pushed,
     "pull": pulled,
-    "vectors": lambda result: [f"{len(result.paths):,} vectors of {result.vectors.shape[1]:,} features"],
+    "vectors": lambda result: [f"{counted(len(result.paths), 'vector')} of {result.vectors.shape[1]:,} features"],
     "predictions": predictions,
 }

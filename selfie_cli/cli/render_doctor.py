@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.filesize import decimal as amount
 
+from selfie_cli.talk import counted
+
 if TYPE_CHECKING:
     from selfie_cli.commands.doctor import Diagnosis, Plan
     from selfie_cli.data.examination import Finding
@@ -19,7 +21,7 @@ SHOWN = {"problem": 10, "remark": 3}
 def diagnosis(result: Diagnosis) -> list[str]:
     """Return the verdict, the findings, the facts about images and machine, and the time of pretraining."""
     findings = {"problem": result.problems, "remark": result.remarks}
-    counts = [f"{len(each)} {word}{plural(len(each))}" for word, each in findings.items() if each]
+    counts = [counted(len(each), word) for word, each in findings.items() if each]
     verdict = "Healthy" if result.healthy else "Not healthy"
     if result.healthy and any(each.kind == "finetune stops" for each in result.remarks):
         verdict += " for pretraining"
@@ -62,17 +64,16 @@ def facts_of(result: Diagnosis) -> Iterator[tuple[str, str]]:
         few, many = (pick(classes, key=classes.__getitem__) for pick in (min, max))
         sizes = f"from {classes[few]:,} ({few}) to {classes[many]:,} images ({many})"
         if classes[few] == classes[many]:
-            sizes = f"{classes[few]:,} images each"
+            sizes = f"{counted(classes[few], 'image')} each"
         yield f"{part} classes".strip(), f"{len(classes)}, {sizes}"
     machine = result.machine
     gpu = f"{machine.gpu} with {amount(machine.gpu_memory or 0)}" if machine.gpu else "no GPU in use"
-    cores = f"{machine.cores} core{plural(machine.cores)}"
+    cores = counted(machine.cores, "core")
     yield "machine", f"{cores}, {amount(machine.memory)} of memory available, {gpu} ({machine.device})"
     if machine.disk is not None:
         yield "disk", f"{amount(machine.disk)} free in {machine.store}, the cache of decoded images"
     if result.images_per_second:
-        threads = f"{result.workers} thread{plural(result.workers)}"
-        yield "decoding", f"{result.images_per_second:,.0f} images/s with {threads}"
+        yield "decoding", f"{result.images_per_second:,.0f} images/s with {counted(result.workers, 'thread')}"
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -88,7 +89,3 @@ def plan_lines(plan: Plan) -> list[str]:
             text += f", plus {duration(plan.reading)} to read the images"
     where = "in memory" if plan.in_memory else "on disk"
     return [f"{text}; {amount(plan.pixels)} of pixels {where}", f"    {plan.command}"]
-
-
-def plural(count: int) -> str:
-    return "" if count == 1 else "s"

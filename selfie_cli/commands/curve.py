@@ -1,12 +1,10 @@
 """selfie curve: several shares of the labels, several ways to initialize, several seeds, and the gain at each share."""
 
-from pathlib import Path
-
 from selfie_cli.commands.finetune import all_different, numbers, refuse_training_options, train_arms
 from selfie_cli.commands.report import report_at_end
 from selfie_cli.comparison.arms import arms_of, freeze, open_sources
 from selfie_cli.comparison.compare import Design, conclude
-from selfie_cli.comparison.results import Curve, Point
+from selfie_cli.comparison.results import Curve
 from selfie_cli.comparison.summary import curve_sentence, notes_of
 from selfie_cli.config import MOST_SEEDS, CurveOptions
 from selfie_cli.errors import UsageError
@@ -46,8 +44,11 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
         remarks=remarks,
         sentences=[curve_sentence(points, index, remarks.get(arm.name, "")) for index, arm in enumerate(others)],
         notes=notes_of(points),
-        plots=draw(found.run.path, found.data.name, points) if group().first else [],
+        plots=["curve.svg"],
     )
+    if group().first:
+        lines, how = accuracy_lines(points)
+        write_text(found.run.path / "curve.svg", curve_file(f"{found.data.name}: test accuracy", lines, **how))
     conclude(found, result)
     report_at_end(found.run, options, talk, found.data)
     return result
@@ -63,10 +64,3 @@ def seeds_of_fractions(fractions: str, seeds: str) -> dict[float, int]:
         allowed = f"a number from 1 to {MOST_SEEDS:,}, or one for each of {len(shares)} fractions"
         raise UsageError(f"--seeds {seeds[:30]!r}: expected {allowed}")
     return dict(sorted(zip(shares, counts * (len(shares) // len(counts)), strict=True)))
-
-
-def draw(folder: Path, dataset: str, points: list[Point]) -> list[str]:
-    """Write curve.svg; return its name."""
-    lines, how = accuracy_lines(points)
-    write_text(folder / "curve.svg", curve_file(f"{dataset}: test accuracy", lines, **how))
-    return ["curve.svg"]

@@ -218,7 +218,8 @@ def examine(found: Examination, opened: Opened, options: DoctorOptions, image_si
         found.add("no images", str(opened.refusal), data, problem=True)
     elif refusal := opened.refusal or found.unreadable_part():
         found.add("finetune stops", str(refusal), data, problem=not isinstance(refusal, Unlabelled))
-    found.add("finetune warns", "about the way it reads the folders", [(line, "") for line in opened.warned])
+    for line in opened.warned:
+        found.add("finetune warns", line, data)
     found.add("unused part", "cannot be opened; finetune tests on the test part", opened.unopened)
     found.look_for_bad(options.max_bad)
     few = [(f"{num_readable} of {num_train}", "readable")] if num_train and num_readable < 2 else []

@@ -19,6 +19,7 @@ from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.portable import as_onnx, as_whole_network, why_not
 from selfie_cli.models.resnet import PreActivationResNet, ResNet
 from selfie_cli.recipes import called
+from selfie_cli.reporting.page import environment
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.weights import save_weights
@@ -116,13 +117,10 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
     `probabilities`. In torch, `preprocess` gives the pixels that `selfie embed` sees; without torch, Pillow resizes,
     which rounds some of them differently, by 1 of 255.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("selfie_cli", "commands")
-    templates = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
     size, preprocessing = int(run.derived["image_size"]), Preprocessing.of(run.derived)
-    return templates.get_template("loading.py.jinja").render(
+    template = environment("selfie_cli.commands").get_template("loading.py.jinja")
+    code: str = template.render(
         to=to,
         file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
         derived=run.derived,
@@ -138,3 +136,4 @@ def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, 
         whole=encoder.num_stages == 4,
         norm=isinstance(encoder, PreActivationResNet) and encoder.norm is not None,
     )
+    return code

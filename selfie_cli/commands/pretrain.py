@@ -22,13 +22,13 @@ from selfie_cli.data.pixels import Pixels, check_readable, is_small, open_pixels
 from selfie_cli.data.sources import Source, Subset, fingerprint
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
+from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import ResNet, Stages
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.pretraining.task import (
     Watch,
     batches,
-    check_processes,
     divided,
     fit_to_machine,
     make_step,
@@ -40,29 +40,21 @@ from selfie_cli.recipes import called, shown
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import room_for, saved_states
-from selfie_cli.training.distributed import decoded_once, group
+from selfie_cli.training.distributed import check_processes, decoded_once, group
 from selfie_cli.training.hardware import num_cores, prepare, warm_up
 from selfie_cli.training.loop import Plan, Trained, train
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.start import MILDER, choose_out, run_to_resume, start, where_it_began
 from selfie_cli.training.step import Step
-from selfie_cli.weights import save_weights
 
 BAD_FILES = "bad_files.jsonl"
-HEADER = ("method", "recipe", "backbone", "stem", "image_size", "patch_size", "steps")
-"""Settings that the header of the weights file repeats from the run's config."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrained:
+class Pretrained(Trained):
     """The result of `pretrain`. `last` holds the last logged values: loss, pretext_accuracy, chance, ..."""
 
     run: Path
-    step: int
-    seconds: float
-    images_per_second: float
-    data_wait: float
-    last: dict[str, float]
     left_out: dict[str, int]
 
 
@@ -77,7 +69,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     out = None if run is not None else choose_out(options, "pretrain", options.method, origins)
     source, data = open_data(options, run, talk)
     derived = derive(options, source, began) if run is None else derived_again(run, options)
-    check_processes(derived, here.world)
+    check_processes(derived)
     say_settings(derived, len(source), device, options.seed, talk)
 
     with contextlib.ExitStack() as stack:
@@ -247,7 +239,6 @@ def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan
         save_every=options.save_every,
         name="pretraining",
         resume_hint=group().resume_command("pretrain", run.path),
-        trace=run.path / "trace.json" if options.profile else None,
         tensorboard=options.log == "tensorboard",
     )
 
@@ -280,8 +271,7 @@ def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
 
 def finish(run: Run, method: Method, step: Step, trained: Trained, num_bad: int) -> None:
     """Write the weights, and mark the run as finished."""
-    header = {key: run.derived[key] for key in HEADER if key in run.derived}
-    save_weights(run.weights, method.export(), header)
+    networks.save_network(run, method.export(), run.derived)
     run.update(data={"unreadable": num_bad})
     used = {"precision": step.precision, "micro_batch": step.micro_batch, "compiled": step.compiled}
     threads = torch.get_num_threads()

@@ -28,7 +28,7 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
         raise UsageError("name the repository: selfie pull owner/name")
     address = hub.parse(options.repo, options.revision)
     out = Path(options.out) if options.out else runs.RUNS / address.repo.partition("/")[2]
-    runs.check_free(out, overwrite=options.overwrite, instead="choose another --out than")
+    runs.check_free(out, overwrite=options.overwrite)
     run = runs.open_run(str(address), offline=options.offline, talk=talk)
     run.check_finished()
     networks.load_module(run)

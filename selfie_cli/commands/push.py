@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from selfie_cli import hub, runs
-from selfie_cli.commands.eval import Evaluated
-from selfie_cli.comparison.results import read_results
 from selfie_cli.config import PushOptions
-from selfie_cli.errors import RunError, UsageError
+from selfie_cli.errors import UsageError
 from selfie_cli.files import read_json
 from selfie_cli.inference import networks
 from selfie_cli.models.portable import why_not
 from selfie_cli.option import Options, flags
 from selfie_cli.reporting.card import known, model_card
 from selfie_cli.reporting.page import describing
+from selfie_cli.reporting.record import comparison_of
 from selfie_cli.runs import Run
 from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk
@@ -80,33 +79,16 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
 
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
     """The config and the model card that are sent. Raise RunError if a file of the run is damaged."""
-    results = run.path / "results.json"
     with describing(run):
         config = published(run.config)
         return config, model_card(
             address,
             config=config,
             command=command_of(config),
-            results=read_results(results) if run.verb in ("finetune", "curve") and results.is_file() else None,
-            evaluations=[read_evaluation(file) for file in sorted(run.path.glob("eval-*.json"))],
+            results=comparison_of(run),
+            evaluations=[read_json(file) for file in sorted(run.path.glob("eval-*.json"))],
             in_timm=why_not(run.derived, "timm") is None,
         )
-
-
-def read_evaluation(file: Path) -> dict[str, Any]:
-    """Read the results of eval. Raise RunError for anything else."""
-    try:
-        found = read_json(file)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} cannot be read: {error}") from None
-    needed = {
-        field.name
-        for field in dataclasses.fields(Evaluated)
-        if field.default is field.default_factory is dataclasses.MISSING  # the others are younger than some runs
-    }
-    if not isinstance(found, dict) or not needed <= found.keys():
-        raise RunError(f"{file} is damaged or of another version: remove it, or run the command again that wrote it")
-    return found
 
 
 def published(config: dict[str, Any]) -> dict[str, Any]:

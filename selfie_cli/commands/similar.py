@@ -19,7 +19,7 @@ from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import Result, Stream, named_images
 from selfie_cli.inference.vector_files import VectorFile, open_vectors
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.hardware import prepare
 
 SAME = 0.998
@@ -89,7 +89,7 @@ def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], ta
         first = nearest.num_seen
         nearest.add(piece.vectors)
         paths |= {row: piece.names[row - first] for row in nearest.rows.unique().tolist() if row >= first}
-    talk.say(f"{nearest.num_seen:,} vectors searched in {time.perf_counter() - begun:.1f} s")
+    talk.say(f"{counted(nearest.num_seen, 'vector')} searched in {time.perf_counter() - begun:.1f} s")
     answers = []
     for query, rows, cosines in zip(queries, nearest.rows.tolist(), nearest.cosines.tolist(), strict=True):
         ranked = enumerate(zip(rows, cosines, strict=True), 1)

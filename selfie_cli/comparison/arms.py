@@ -99,27 +99,18 @@ def hybrid_arms(sources: list[Run], *, backbone: str | None, image_size: int | N
     weights. Raise UsageError unless that is the paper's Selfie."""
     source = sources[0] if sources else None
     pretrained = None if source is None else load_pretrained(source, backbone=backbone, image_size=image_size)
-    if not isinstance(pretrained, Selfie):
+    if source is None or not isinstance(pretrained, Selfie):
         found = "none" if source is None else f"{source} ({called(source.derived)})"
         raise UsageError(f"--arch hybrid needs a run of Selfie with --recipe paper, not {found}: name one with --from")
     shape = network_shape(source, backbone=backbone, image_size=image_size)
-    hybrid = {**shape, "arch": "hybrid", "hybrid": hybrid_shape(pretrained)}
+    own = ("factorized_positions", "encoder_positions", "final_norm", "apart")
+    cut = {name: source.derived["selfie"][name] for name in own} | {"patch_size": source.derived["patch_size"]}
+    hybrid = {**shape, "arch": "hybrid", "hybrid": cut}
     return [
         Arm(name=SUPERVISED, shape=shape | FRESH, state=None),
         Arm(name="hybrid", shape=hybrid | FRESH, state=None),
         Arm(name="hybrid-selfie", shape=hybrid, state=pretrained.state_dict()),
     ]
-
-
-def hybrid_shape(pretrained: Selfie) -> dict[str, Any]:
-    """Describe a network that cuts and sees patches as in pretraining."""
-    return {
-        "patch_size": pretrained.patch_size,
-        "factorized_positions": pretrained.positions.factorized,
-        "encoder_positions": pretrained.encoder_positions,
-        "final_norm": getattr(pretrained.patch_network, "norm", None) is not None,
-        "apart": pretrained.apart,
-    }
 
 
 def freeze(arms: list[Arm]) -> list[Arm]:

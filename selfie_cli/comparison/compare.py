@@ -5,6 +5,7 @@ Arms are trained, or frozen: then each image goes through a network once, for al
 
 import dataclasses
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch import Tensor
 from selfie_cli import runs
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Data, Share, take
-from selfie_cli.comparison.results import ArmResult, Curve, Finetuned, Point
-from selfie_cli.comparison.statistics import arm_result, point_at
+from selfie_cli.comparison.results import ArmResult, Curve, Finetuned, Gain, Point
 from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training
 from selfie_cli.data.batches import step_seed
 from selfie_cli.errors import RunError
@@ -27,7 +27,7 @@ from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network, vectors_of
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, duration, precisions
 from selfie_cli.training.schedule import budget_seconds, num_steps
@@ -89,13 +89,41 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
         whole += in_all
         also = f" and {halves} of half as many" if checked else ""
         talk.say(
-            f"{share.percent} of the labels: {count} networks of {length:,} steps{also} "
-            f"({length * size / share.num_labels:.0f} epochs) at {size / seconds_a_step:,.0f} images/s: "
+            f"{share.percent} of the labels: {counted(count, 'network')} of {counted(length, 'step')}{also} "
+            f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds_a_step:,.0f} images/s: "
             f"about {duration(each)} each, {duration(in_all)} in all"
         )
     if len(shares) > 1:
         talk.say(f"the whole curve: about {duration(whole)}")
     return found
+
+
+def point_at(
+    share: Share,
+    arms: list[ArmResult],
+    pairs: Iterable[tuple[str, str]],
+    *,
+    steps: int = 0,
+    rates: Sequence[float] = (),
+) -> Point:
+    """The results of `arms` and the paired gains of each (arm, baseline) in `pairs`. Without steps: frozen features."""
+    named = {arm.name: arm for arm in arms}
+    checked = "; ".join(f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None)
+    notes = [f"{arm.name}: {arm.called}." for arm in arms if arm.called]
+    if checked:
+        notes.append(f"Half of the steps and all of them, on held-out labels of the first seed: {checked}.")
+    return Point(
+        fraction=share.fraction,
+        num_labels=share.num_labels,
+        steps=steps,
+        seeds=share.seeds,
+        arms=arms,
+        comparisons=[Gain.of(named[arm], named[baseline]) for arm, baseline in pairs],
+        rates=list(rates),
+        warnings=[arm.warning for arm in arms if arm.warning],
+        notes=notes,
+        frozen=not steps,
+    )
 
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
@@ -127,7 +155,7 @@ def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, ste
             found.append(trainer.train(cell, labelled, data.test))
             trainer.talk.say(f"{share.percent}, seed {seed}, {arm.name}: {found[-1]:.1%}")
     return [
-        arm_result(arm.name, found, lr=lr, called=arm.called, convergence=converged)
+        ArmResult.of(arm.name, found, lr=lr, called=arm.called, convergence=converged)
         for arm, (lr, converged), found in zip(arms, tuned, accuracies, strict=True)
     ]
 
@@ -156,9 +184,12 @@ def compare_frozen(
                 accuracies.append(topk_accuracy(probes[-1].log_probabilities(after), test.labels))
                 talk.say(f"{share.percent}, seed {seed}, {arm.name}: {accuracies[-1]:.1%}")
             strengths = [probe.strength for probe in probes]
-            found.append(arm_result(arm.name, accuracies, lr=None, called=arm.called, strengths=strengths))
+            found.append(ArmResult.of(arm.name, accuracies, lr=None, called=arm.called, strengths=strengths))
         if arm.name == design.kept.name and group().first:
-            save(network, probes[0], run)  # of the last share, which has the most labels
+            module, kept = network.module, probes[0]  # of the last share, which has the most labels
+            assert isinstance(module, AnyClassifier)
+            module.head.load_state_dict({"weight": kept.weight, "bias": kept.bias})
+            networks.save_network(run, module.state_dict(), run.derived)
     for share in shares:
         write_labels(run, data, share)
     points = [point_at(share, arms, design.pairs) for share, arms in zip(shares, results, strict=True)]
@@ -174,14 +205,6 @@ def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device)
     network = Network(module, arm.shape["image_size"], "penultimate", arm.preprocessing)
     networks.estimate_batch_norm(module, network.vectors, pixels)
     return network
-
-
-def save(network: Network, probe: LinearProbe, run: Run) -> None:
-    """Write the network with the probe as its classifier."""
-    module = network.module
-    assert isinstance(module, AnyClassifier)
-    module.head.load_state_dict({"weight": probe.weight, "bias": probe.bias})
-    networks.save_classifier(run, module, run.derived)
 
 
 def write_labels(run: Run, data: Data, share: Share) -> None:

@@ -23,7 +23,7 @@ from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.inference.networks import check_classes
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import decoded_once, group
 from selfie_cli.training.hardware import num_cores
 from selfie_cli.training.start import where_it_began
@@ -263,7 +263,7 @@ def look_for_seen(
             seen = f"were seen when {run} was pretrained" if run else "are like training images"
             talk.warn(
                 f"{near:,} of {len(names):,} test images ({near / len(names):.1%}) {seen}: "
-                f"{copies:,} copies, {near - copies:,} near-duplicates"
+                f"{copies:,} {'copy' if copies == 1 else 'copies'}, {counted(near - copies, 'near-duplicate')}"
                 + (", left out" if exclude else "; --exclude-seen leaves them out")
             )
         for i in np.flatnonzero(found.near):

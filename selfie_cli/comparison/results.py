@@ -1,14 +1,25 @@
-"""The results of finetune and curve, as results.json keeps them. Accuracies, gains and fractions are in 0..1."""
+"""The results of finetune and curve, as results.json keeps them: means, spreads, paired gains, convergence.
 
+Accuracies, gains and fractions are in 0..1.
+"""
+
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
+
+from torch import Tensor
 
 from selfie_cli.errors import RunError
+from selfie_cli.evaluation.metrics import mean_std, paired_interval
 from selfie_cli.files import read_json
 
 RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
 """Verdicts on the convergence of an arm."""
+LEAST_GAIN = 0.005
+"""A smaller gain from twice the steps counts as none."""
+WIDEST_ERROR, FEWEST_HELD = 0.02, 50
+"""With a larger standard error of that gain, or fewer held-out labels, no gain found does not mean flat."""
 Interval = tuple[float, float]
 
 
@@ -29,6 +40,26 @@ class Convergence:
     verdict: str
     words: str
 
+    @classmethod
+    def of(cls, steps: int, half: Tensor, whole: Tensor) -> Self:
+        """half, whole: bool [N], whether each network classifies a held-out image correctly."""
+        count = len(half)
+        known = {"steps": steps, "num_held": count}
+        if count < 2:
+            return cls(**known, half=None, whole=None, error=None, verdict=UNKNOWN, words=UNKNOWN)
+        difference = whole.double() - half.double()
+        gain, error = difference.mean().item(), difference.std().item() / math.sqrt(count)
+        before, after = half.double().mean().item(), whole.double().mean().item()
+        if gain > max(LEAST_GAIN, error) and count >= FEWEST_HELD:
+            verdict = RISING
+        else:
+            verdict = UNKNOWN if error > WIDEST_ERROR or count < FEWEST_HELD else FLAT
+        words = (
+            f"{verdict}: {before:.1%} after {steps // 2:,} steps, {after:.1%} after {steps:,} "
+            f"({gain * 100:+.1f} ± {error * 100:.1f} points on {count:,} held-out labels)"
+        )
+        return cls(**known, half=before, whole=after, error=error, verdict=verdict, words=words)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
@@ -47,6 +78,23 @@ class ArmResult:
     convergence: Convergence | None = None
     strengths: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, name: str, accuracies: list[float], *, lr: float | None, **known: Any) -> Self:
+        mean, std = mean_std(accuracies)
+        return cls(name=name, lr=lr, accuracies=accuracies, mean=mean, std=std, **known)
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence, if it still gained at the end of its training."""
+        found = self.convergence
+        if found is None or found.verdict != RISING:
+            return None
+        gained = ((found.whole or 0) - (found.half or 0)) * 100
+        return (
+            f"not converged: {self.name} still gained {gained:+.1f} points from {found.steps // 2:,} to "
+            f"{found.steps:,} steps; the gain may be one of speed. Train longer: --steps {2 * found.steps}"
+        )
+
     @property
     def tuned(self) -> str:
         """The learning rate, or the strength of the L2 penalty: '0.01', or '0.01 to 1' if seeds differ."""
@@ -64,6 +112,13 @@ class Gain:
     mean: float
     std: float | None
     interval: Interval | None
+
+    @classmethod
+    def of(cls, arm: ArmResult, baseline: ArmResult) -> Self:
+        gains = [after - before for before, after in zip(baseline.accuracies, arm.accuracies, strict=True)]
+        mean, std = mean_std(gains)
+        interval = paired_interval(gains)
+        return cls(arm=arm.name, baseline=baseline.name, gains=gains, mean=mean, std=std, interval=interval)
 
     @property
     def bounds(self) -> str:
@@ -110,6 +165,15 @@ class Finetuned(Point):
     gain_std: float | None
     gain_interval: Interval | None
     sentence: str
+
+    @property
+    def points(self) -> list[Point]:
+        """As those of a curve: itself alone."""
+        return [self]
+
+    @property
+    def sentences(self) -> list[str]:
+        return [self.sentence]
 
 
 @dataclass(frozen=True, kw_only=True)

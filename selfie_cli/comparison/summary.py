@@ -5,6 +5,7 @@ from typing import Any
 
 from selfie_cli.comparison.results import RISING, UNKNOWN, Curve, Finetuned, Gain, Interval, Point
 from selfie_cli.recipes import titled
+from selfie_cli.talk import counted
 
 FROZEN = (
     "Frozen features: no network was trained on the labels. One that is, even without pretraining, may do better than "
@@ -114,7 +115,7 @@ def effect_of(interval: Interval) -> str:
 
 def span(gain: Gain) -> str:
     """'+3.1 points, 95 % interval +2.2 to +4.0, 5 seeds'."""
-    points, seeds = f"{gain.mean * 100:+.1f} points", f"{len(gain.gains)} seed{'s' * (len(gain.gains) > 1)}"
+    points, seeds = f"{gain.mean * 100:+.1f} points", counted(len(gain.gains), "seed")
     if gain.interval is None:
         return f"{points} in {seeds}"
     return f"{points}, 95 % interval {gain.bounds}, {seeds}"
@@ -135,6 +136,29 @@ def spread(mean: float, std: float | None, *, signed: bool = False, single: str 
     """'59.1 ± 0.4', in percent or points; `single` follows a single value."""
     sign = "+" if signed else ""
     return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
+
+
+def percent(value: float | None) -> str:
+    """'59.1', or nothing for None."""
+    return "" if value is None else f"{value * 100:.1f}"
+
+
+def evaluation_rows(found: dict[str, Any]) -> list[list[str]]:
+    """The results of eval: what was measured; this network, the same one untrained and a guess, in percent."""
+    trained, untrained, classified = found["trained"], found["untrained"], found.get("classified")
+    knn = f"kNN (k {found['k']:,}, temperature {found['temperature']:g})"
+    rows = [
+        (knn, trained["knn"], untrained["knn"], found["majority"]),
+        ("linear probe", trained["linear"], untrained["linear"], found["majority"]),
+    ]
+    for key, how in (("pretext_accuracy", "cropped as in training"), ("pretext_accuracy_plain", "plain images")):
+        if trained.get(key) is not None:
+            rows.append((f"pretext task, {how}", trained[key], untrained[key], found["chance"]))
+    if classified:
+        rows.append(("top-1", classified["top1"], None, found["majority"]))
+        if len(classified["per_class"]) > 5:
+            rows.append(("top-5", classified["top5"], None, None))
+    return [[what, *map(percent, values)] for what, *values in rows]
 
 
 def over(point: Point, baseline: str) -> str:
@@ -199,7 +223,7 @@ def explanations(result: Finetuned | Curve) -> list[str]:
     if isinstance(result, Finetuned):
         steps = "" if result.frozen else f", {result.steps:,} steps for every network"
         return [
-            f"{result.num_test:,} test images{steps}.",
+            f"{counted(result.num_test, 'test image')}{steps}.",
             *[FROZEN] * result.frozen,
             *(
                 f"95 % paired t-interval of the gain{over(result, gain.baseline)}: {gain.bounds} points."
@@ -207,7 +231,7 @@ def explanations(result: Finetuned | Curve) -> list[str]:
                 if gain.interval is not None
             ),
         ]
-    note = f"{result.num_test:,} test images; ± is the standard deviation over seeds."
+    note = f"{counted(result.num_test, 'test image')}; ± is the standard deviation over seeds."
     if any(gain.interval for point in result.points for gain in point.comparisons):
         note += " Each interval stands for itself: of twenty such, one misses by chance."
     return [

@@ -17,12 +17,11 @@ from selfie_cli import runs
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take
 from selfie_cli.comparison.results import Convergence
-from selfie_cli.comparison.statistics import convergence
 from selfie_cli.data import splits
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.pixels import SMALL
-from selfie_cli.errors import Diverged, UsageError, WeightsError
+from selfie_cli.errors import Diverged, WeightsError
 from selfie_cli.evaluation.metrics import topk_accuracy
 from selfie_cli.files import write_json
 from selfie_cli.inference import networks
@@ -30,7 +29,7 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import group
+from selfie_cli.training.distributed import check_processes, group
 from selfie_cli.training.hardware import compiles, fit, micro_batch_for, precisions, warm_up
 from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
@@ -83,10 +82,8 @@ class Fitted:
     def of(cls, run: Run) -> "Fitted":
         """Read it from a run's config. Raise UsageError if the run was started with more or fewer processes."""
         derived, names = run.derived, [field.name for field in dataclasses.fields(cls)]
-        found = cls(**{name: derived[name] for name in names if name in derived})
-        if found.processes != group().world:
-            raise UsageError(f"{run.path} was started with {found.processes} processes: resume it with as many")
-        return found
+        check_processes(derived)
+        return cls(**{name: derived[name] for name in names if name in derived})
 
 
 def usual_batch_size(image_size: int, num_labels: int) -> int:
@@ -146,8 +143,7 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
     Also return the seconds that a step takes, their mean over arms.
     """
     size, world, device = training.batch_size, group().world, training.device
-    if size % world:
-        raise UsageError(f"a batch of {size} cannot be divided among {world} processes evenly")
+    check_processes({"batch_size": size})
     micro = training.micro_batch or size // world
     check_pieces(size // world, micro, 2)
     tried = precisions(device, training.precision, deterministic=training.deterministic)
@@ -229,7 +225,7 @@ class Trainer:
             take(labelled, each) for each in splits.hold_out(labelled.labels.numpy(), splits.HELD_OUT_SHARE, seed)
         )
         if not len(held.labels):  # one label per class, for which several rates are refused
-            return rates[0], convergence(steps, held.labels, held.labels)
+            return rates[0], Convergence.of(steps, held.labels, held.labels)
         before = "search" if self.run.verb == "finetune" else f"search-f{share.fraction:g}"
         cells = [Cell(name=f"{before}-{arm.name}-lr{lr:g}", arm=arm, lr=lr, seed=seed, steps=steps) for lr in rates]
         scores = [self.train(cell, kept, held) for cell in cells]
@@ -242,7 +238,7 @@ class Trainer:
             return best.lr, None
         half = dataclasses.replace(best, name=f"{best.name}-half", steps=steps // 2)
         self.train(half, kept, held)
-        found = convergence(steps, self.correct(half, held), self.correct(best, held))
+        found = Convergence.of(steps, self.correct(half, held), self.correct(best, held))
         self.talk.say(f"{about}: {found.words}")
         return best.lr, found
 
@@ -267,11 +263,12 @@ class Trainer:
         here.wait()
         run = runs.open_run(folder)
         module, step = self.trained(cell, labelled)
-        here.share_buffers(module)  # the network that is kept is the one that is judged
+        for buffer in module.buffers():  # the network that is kept is the one that is judged
+            here.copied_from_first(buffer)
         network = networks.Network(module.eval(), self.training.image_size, "penultimate", cell.arm.preprocessing)
         accuracy = here.from_first(topk_accuracy(networks.class_scores(network, test.pixels), test.labels))
         if here.first:
-            networks.save_classifier(run, module, derived)
+            networks.save_network(run, module.state_dict(), derived)
             write_json(folder / "results.json", {**asked, "accuracy": accuracy, "num_test": len(test.labels)})
             run.finish({"accuracy": accuracy, "micro_batch": step.micro_batch})
         here.wait()

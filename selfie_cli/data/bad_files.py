@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfie_cli.errors import DataError
 from selfie_cli.files import write_json_lines
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ def too_many(bad: Sequence[BadFile], num_images: int, max_bad: float) -> DataErr
     """Return the error for more than `max_bad` (0 to 1) of `num_images` images, or all of them."""
     first = "; ".join(f"{each.name}: {each.reason}" for each in bad[:3])
     if len(bad) == num_images:
-        return DataError(f"none of the {num_images} images is readable: {first}")
+        none = "the image is not" if num_images == 1 else f"none of the {num_images} images is"
+        return DataError(f"{none} readable: {first}")
     return DataError(
-        f"{len(bad)} images are unreadable, over {max_bad:.1%} of all {num_images}: {first}. "
+        f"{counted(len(bad), 'unreadable image')}, over {max_bad:.1%} of all {num_images}: {first}. "
         "Repair or remove them, or allow more with --max-bad"
     )
 

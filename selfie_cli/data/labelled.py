@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from selfie_cli.data.folders import Folder, Tree, parted, without_part
-from selfie_cli.data.layout import LeftOut, in_order, part_of
+from selfie_cli.data.layout import NO_CLASSES, LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.packed import by_name, packed_as, packed_set
@@ -91,7 +91,10 @@ def check_folders(source: Tree, where: str, talk: Talk) -> None:
     path = os.path.join(where, os.path.commonpath(source.places) or os.path.commonpath(taken))
     check_classes(below, os.path.join(where, inside), path, talk)
     if train and (whole := [label for part, label in source.places.values() if label and not part]):
-        raise DataError(f"{where}: some classes are split into train and test, others are not, such as {whole[0]}")
+        raise DataError(
+            f"{where}: some classes are split into train and test, others are not, such as {whole[0]}: split all, or "
+            "none"
+        )
 
 
 def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
@@ -106,6 +109,7 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
         inside[top].add(below.partition("/")[0])
     inside.pop("", None)
     deep = [name for name, below in inside.items() if "" not in below]
+    named = [name for name in inside if name.casefold() in NO_CLASSES]
     parts = [name for name in inside if part_of(name, is_folder=True)]
     alike = {name: part for name in deep if (part := part_of(name, is_folder=False))}
     if len(inside) > 1 and (set(parts) & set(deep) or ("train" in alike.values() and len(set(alike.values())) > 1)):
@@ -114,7 +118,12 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
             f"{where}: {suspects} look like parts of a data set, but the parts are not clear: call the folders train/ "
             "and test/ (val/ for validation), or give a folder that holds the classes alone"
         )
-    for name in parts:
+    if len(named) == len(inside) > 1:
+        raise DataError(
+            f"{where}: {some(sorted(named))} are called like parts of a data set, not like classes: give a folder that "
+            "holds the classes alone, and to pretrain the folder of the photos alone"
+        )
+    for name in [*parts, *named] if len(inside) > 1 else ():
         talk.warn(f"{where}: the folder {name}/ is taken for a class, though it is called like a part of a data set")
     shared = set.intersection(*inside.values()) if inside else set()
     if len(inside) > 1 and len(deep) == len(inside) and len(shared) > 1:
@@ -172,7 +181,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
             check_known(classes, train, where)
             classes = train
         elif len(classes) < 2:  # photos in one folder are no data set of one class
-            kind = Unlabelled if part == "all" and isinstance(source, Folder) else DataError
+            kind = Unlabelled if isinstance(source, Folder) or title.endswith("/") else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         position = {text: label for label, text in enumerate(classes)}
         labels = np.array([position[text] for text in texts if text], np.int64)
@@ -187,7 +196,10 @@ def check_known(classes: list[str], train: list[str], where: str) -> None:
         alike = {name.casefold().strip(): name for name in train}
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
         hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
-        raise DataError(f"{where} has classes that the training part lacks: {some(unknown)}{hint}")
+        raise DataError(
+            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename or remove them there, or "
+            "add images of them to the training part"
+        )
 
 
 def some(names: list[str]) -> str:

@@ -23,6 +23,12 @@ PART_OF = {name: part for part, names in PARTS.items() for name in names}
 _BESIDE_PART = "set data dataset image images img imgs photo photos picture pictures part split"
 BESIDE_PART = frozenset(_BESIDE_PART.split())
 """Words that may stand beside a part's name in a folder's name: `train_images`, `test set`, `val2017`."""
+_NO_CLASSES = """
+image images img imgs jpegimages mask masks label labels annotation annotations trimaps segmentation segmentations
+segmentationclass segmentationobject unlabeled unlabelled unsorted
+"""
+NO_CLASSES = frozenset(_NO_CLASSES.split())
+"""Names, in lower case, of folders that lie beside each other in data sets whose classes are not told by folders."""
 _NOT_READ = """
 .heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
 .dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm

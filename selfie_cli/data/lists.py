@@ -10,6 +10,9 @@ from selfie_cli.data.images import EXTENSIONS, what_is
 from selfie_cli.data.layout import LeftOut, kind_of
 from selfie_cli.errors import DataError
 
+LISTS = (".txt", ".lst")
+"""Suffixes of lists of paths."""
+
 
 def read_list(path: str, left_out: LeftOut) -> list[str]:
     """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
@@ -101,5 +104,6 @@ def expanded(patterns: Sequence[str]) -> list[str]:
     if not paths:
         raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")
     if missing := [path for path in paths if not os.path.isfile(path)]:
-        raise DataError(f"{len(missing)} of {len(paths)} shards are missing, the first is {missing[0]}")
+        several = f"{len(missing)} of {len(paths)} files are missing, the first is " if len(paths) > 1 else ""
+        raise DataError(f"{several or 'no such file: '}{missing[0]}")
     return paths

@@ -9,7 +9,7 @@ from selfie_cli.data import hub_sets
 from selfie_cli.data.folders import Folder, Tree, parted, scanned, split_folders
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
-from selfie_cli.data.lists import distinct, expanded, read_list
+from selfie_cli.data.lists import LISTS, distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.packed import LOOKED_FOR, by_name, check_numbers, num_images, pack, packed_as, packed_set
 from selfie_cli.data.sources import DataSet, Files, Joined, Source
@@ -58,7 +58,7 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
     suffix = os.path.splitext(one)[1].lower()
     if suffix in ARCHIVES:
         raise DataError(f"{one} is compressed: unpack it, and give the folder or the tar file inside")
-    if suffix in (".txt", ".lst"):
+    if suffix in LISTS:
         left_out = LeftOut()
         return Files(read_list(one, left_out), left_out)
     if suffix not in EXTENSIONS:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from selfie_cli.errors import TrainingError
-
 # Measured on 8 to 256 photographs. Healthy: untrained encoders have at least 0.054 and rank 3.6 (8 images, fresh batch
 # norms), trained ones 0.12 and 4.3, Selfie's pooled vectors 0.043 and 2.8. BYOL that collapses, without its predictor
 # and slow target: 0.023 and 2.3 after 70 steps, 0.017 and 1.9 after 150.
@@ -21,7 +19,7 @@ ROUNDING = 1e-6  # of the vectors' norm: less variation than this is float32's, 
 
 
 def feature_spread(vectors: Tensor) -> tuple[float, float]:
-    """Spread and effective rank of vectors, float [N, D]; N should be at least 8, better 256.
+    """Spread and effective rank of vectors, float [N, D], finite; N should be at least 8, better 256.
 
     The spread is the standard deviation over images of the vectors at length 1, averaged over features, times sqrt(D):
     0 if all are the same, 1 if they point in all directions equally (Chen and He 2021, "Exploring simple siamese
@@ -30,14 +28,8 @@ def feature_spread(vectors: Tensor) -> tuple[float, float]:
     The effective rank of the centred vectors is 0 (no variation) or 1 to min(N - 1, D): exp of the entropy of the
     singular values divided by their sum (Roy and Vetterli 2007, "The effective rank"; RankMe, Garrido et al. 2023,
     does not centre, but here the mean would outweigh everything else).
-
-    Raises TrainingError if a feature is not finite.
     """
     vectors = vectors.detach().cpu().double()
-    if not vectors.isfinite().all():
-        raise TrainingError(
-            "The features are not finite numbers: this network has diverged; start again with a lower --lr."
-        )
     std = F.normalize(vectors, dim=1).std(dim=0, correction=0).mean() * vectors.shape[1] ** 0.5
     values = torch.linalg.svdvals(vectors - vectors.mean(dim=0))  # [min(N, D)]
     values = values[values > ROUNDING * vectors.norm()]

@@ -7,7 +7,7 @@ instance discrimination", section 3.4).
 from torch import Tensor
 from torch.nn import functional as F
 
-from selfie_cli.errors import DataError, TrainingError, UsageError
+from selfie_cli.errors import DataError
 
 
 def knn_predict(
@@ -26,15 +26,10 @@ def knn_predict(
     exp(similarity / temperature). A row of zero norm has similarity 0 to all, and hears arbitrary neighbours.
 
     `train` [N, D] and `test` [M, D] are floats, `train_labels` [N] int64, all on one device. At most about `chunk`
-    similarities (at least one test row's N) are in memory at a time. Raises DataError without training rows,
-    TrainingError if a feature is not finite, UsageError if k or temperature is not positive.
+    similarities (at least one test row's N) are in memory at a time. Raises DataError without training rows.
     """
-    if k < 1 or temperature <= 0:
-        raise UsageError(f"kNN needs k and temperature above zero, not {k} and {temperature:g}.")
     if len(train) == 0:
         raise DataError("kNN needs at least one labelled training image.")
-    if not (train.isfinite().all() and test.isfinite().all()):
-        raise TrainingError("The features are not finite numbers: this network has diverged; use an earlier run.")
     train, test = F.normalize(train.float(), dim=1), F.normalize(test.float(), dim=1)
     scores = test.new_zeros(len(test), num_classes)
     rows = max(1, chunk // len(train))

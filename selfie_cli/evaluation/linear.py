@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from selfie_cli.data.splits import fold_numbers
-from selfie_cli.errors import DataError, TrainingError
+from selfie_cli.errors import TrainingError
 
 Array = NDArray[Any]
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -71,13 +71,11 @@ def linear_probe(
     nothing held out (one image per class), or one strength, there is no choice: the middle strength is taken. The
     standardisation becomes part of the weights.
 
-    Raises DataError if no rows remain to fit on, TrainingError where a feature is not finite.
+    Raises TrainingError where a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    if any(bool(fold.all()) for fold in held_out):
-        raise DataError("A linear probe needs at least one labelled training image that is not held out.")
     std, mean = torch.std_mean(features.float(), dim=0, correction=0)  # [D]
     if not (std.isfinite().all() and mean.isfinite().all()):
         raise TrainingError("The features are not finite numbers: this network has diverged; use an earlier run.")

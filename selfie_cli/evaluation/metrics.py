@@ -28,9 +28,6 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Counts, int64 [C, C]: rows are the true class, columns the predicted one. Both arguments are int64 [M]."""
-    both = torch.cat([predicted, labels])
-    if ((both < 0) | (both >= num_classes)).any():
-        raise ValueError(f"classes must lie in 0..{num_classes - 1}")
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, num_classes)
 
 
@@ -40,9 +37,7 @@ def per_class_accuracy(confusion: Tensor) -> list[float | None]:
 
 
 def majority_share(labels: Tensor) -> float:
-    """Accuracy of always answering the most frequent class of `labels`, int64 [M]."""
-    if len(labels) == 0:
-        raise DataError("There is nothing to measure: the test part holds no images.")
+    """Accuracy of always answering the most frequent class of `labels`, int64 [M], M at least 1."""
     return int(labels.bincount().max()) / len(labels)
 
 

@@ -19,15 +19,14 @@ from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
-from selfie_cli.models.classifier import Classifier
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Classifier, Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
 from selfie_cli.recipes import METHODS, num_stages
 from selfie_cli.runs import Run
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import group
 from selfie_cli.weights import load_weights, read_tensors, save_weights
 
@@ -186,10 +185,11 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
     if run.is_foreign:
         unlike = f"{run} does not hold {run.derived['backbone']}; selfie reads {', '.join(IMAGENET)}"
     if others := sorted(weights.keys() ^ wanted.keys()):
-        raise WeightsError(f"{unlike}: only one of them has {others[0]} and {len(others) - 1} others")
+        raise WeightsError(f"{unlike}: they differ in {counted(len(others), 'name')}, the first is {others[0]}")
     for name, tensor in weights.items():
-        if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
-            raise WeightsError(f"{unlike}: {name} is of another type or shape")
+        found, expected = (f"{each.dtype} {list(each.shape)}" for each in (tensor, wanted[name]))
+        if found != expected:
+            raise WeightsError(f"{unlike}: {name} is {found}, not {expected}")
         if not tensor.isfinite().all():
             raise WeightsError(f"{run.weights} is damaged: {name} holds values that are not finite")
     module.load_state_dict(weights, assign=True)
@@ -257,10 +257,10 @@ def in_batches(
     return torch.cat(here.gather(torch.cat(parts)) if shared else parts)
 
 
-def save_classifier(run: Run, module: AnyClassifier, shape: dict[str, Any]) -> None:
-    told = ("method", "arch", "backbone", "stem", "image_size", "steps")
-    header = {key: shape[key] for key in told if key in shape}
-    save_weights(run.weights, module.state_dict(), header)
+def save_network(run: Run, weights: dict[str, Tensor], derived: dict[str, Any]) -> None:
+    """Write a run's weights, with some of the settings `derived` in the file's header."""
+    told = ("method", "recipe", "arch", "backbone", "stem", "image_size", "patch_size", "steps")
+    save_weights(run.weights, weights, {key: derived[key] for key in told if key in derived})
 
 
 def check_classes(classes: list[str], known: list[str]) -> None:

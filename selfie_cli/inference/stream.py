@@ -21,7 +21,7 @@ from selfie_cli.data.bad_files import BadFile, too_many
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image, orientation, read_file
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.lists import distinct, listed_paths
+from selfie_cli.data.lists import LISTS, distinct, listed_paths, read_list
 from selfie_cli.data.packed import holds_images
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.data.unlabelled import nothing_in
@@ -77,6 +77,8 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
                     raise nothing_in(path, folder.left_out)
                 left_out.update(folder.left_out)
                 yield from folder.names
+            elif path.lower().endswith(LISTS):
+                yield from read_list(path, left_out)
             else:
                 yield path
 

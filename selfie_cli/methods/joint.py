@@ -66,7 +66,7 @@ class JointEmbedding(Method):
         return projection(self.encoder, self.projector, images)
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder alone, as `models.encoder.Encoder` takes it."""
+        """The encoder alone, as `models.classifier.Encoder` takes it."""
         return {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
 
 

@@ -29,8 +29,6 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
     def __init__(
         self, *, mask_ratio: float, logit_scale: str, flip: bool, min_crop: float = 1.0, **network: Any
     ) -> None:
-        if logit_scale not in ("dot", "sqrt", "cosine"):
-            raise ValueError(f"logit_scale {logit_scale!r}")
         super().__init__(**network)
         self.num_patches = (self.image_size // self.patch_size) ** 2
         self.num_masked = patches.num_masked(self.num_patches, mask_ratio)

@@ -1,8 +1,21 @@
-"""A ResNet with a linear classifier, for finetuning and predict."""
+"""ResNets on whole images: for features, and with a linear classifier for finetuning and predict."""
 
 from torch import Tensor, nn
 
 from selfie_cli.models.resnet import ResNet, Stem, resnet, take_over
+
+
+class Encoder(nn.Module):
+    """Three or four stages on whole images and average pooling: the part that a run on views keeps."""
+
+    def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4, final_norm: bool = True) -> None:
+        super().__init__()
+        self.encoder = resnet(backbone, stem=stem, num_stages=num_stages, final_norm=final_norm)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], float, normalized -> pooled features [B, F]."""
+        maps: Tensor = self.encoder(images)  # [B, F, h, w]
+        return maps.mean(dim=(2, 3))
 
 
 class Classifier(nn.Module):

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfie_cli.models.classifier import Classifier
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Classifier, Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.lean import folded, for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet

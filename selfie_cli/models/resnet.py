@@ -206,11 +206,7 @@ def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -
 
     Convolutions start from He et al.'s normal distribution over the fan-out, batch norms from 1 and 0. `final_norm`
     has no effect on torchvision's networks, which end in a ReLU anyway. Weights are laid out channels-last.
-
-    Raises ValueError for an unknown name or stem.
     """
-    if (name not in TORCHVISION and name not in PREACTIVATION) or stem not in ("3x3", "7x7"):
-        raise ValueError(f"no network {name!r} with stem {stem!r}")
     network: ResNet
     if name in TORCHVISION:
         network = TorchvisionResNet(name, stem=stem, num_stages=num_stages)

@@ -1,6 +1,5 @@
 """Settings of a pretraining that do not depend on the machine: the given options, else the recipe's values."""
 
-import dataclasses
 import statistics
 from typing import Any
 
@@ -9,7 +8,7 @@ from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
-from selfie_cli.option import Options, flag_of, negated
+from selfie_cli.option import flag_of, negated, options_of
 from selfie_cli.recipes import num_stages, recipe_values, trained_by
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
@@ -34,19 +33,17 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
         values["lr"] *= batch_size / 256
     if epochs := values.pop("warmup_epochs", None):
         values["warmup_steps"] = round(epochs * len(source) / batch_size)
-    own = [value for field in dataclasses.fields(options) if isinstance(value := getattr(options, field.name), Options)]
-    for owner in (options, *own):
-        for field in dataclasses.fields(owner):
-            asked = getattr(owner, field.name)
-            if not field.metadata.get("recipe") or asked is None:
-                continue
-            if field.name not in values:
-                given = negated(field) if asked is False else flag_of(field.name)
-                raise UsageError(
-                    f"{given} has no meaning for --method {options.method} with --recipe "
-                    f"{options.recipe} at {image_size} px: leave it out"
-                )
-            values[field.name] = asked
+    for one in options_of(PretrainOptions):
+        asked = getattr(getattr(options, one.method) if one.method else options, one.name)
+        if not one.field.metadata["recipe"] or asked is None:
+            continue
+        if one.name not in values:
+            given = negated(one.field) if asked is False else flag_of(one.name)
+            raise UsageError(
+                f"{given} has no meaning for --method {options.method} with --recipe {options.recipe} "
+                f"at {image_size} px: leave it out"
+            )
+        values[one.name] = asked
     if backbone in TORCHVISION and options.selfie.final_norm is not None:
         raise UsageError(f"--final-norm has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}

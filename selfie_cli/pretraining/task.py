@@ -9,7 +9,6 @@ import torch
 from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import Batch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.pixels import Pixels
-from selfie_cli.errors import UsageError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
@@ -166,16 +165,6 @@ def decoding_pace(
 def divided(batch_size: int, here: Group) -> str:
     """'256', or '256 as 2 x 128' in a job of two processes."""
     return f"{batch_size}" if here.world == 1 else f"{batch_size} as {here.world} x {batch_size // here.world}"
-
-
-def check_processes(derived: dict[str, Any], world: int) -> None:
-    """Raises UsageError if the batch cannot be divided, or a run was started with another number of processes."""
-    if derived.get("processes", world) != world:
-        raise UsageError(
-            f"this run was started with {derived['processes']} processes, not {world}: resume it with as many"
-        )
-    if derived["batch_size"] % world:
-        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
 
 
 def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:

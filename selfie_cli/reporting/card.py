@@ -4,11 +4,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from selfie_cli.comparison.results import RISING, ArmResult, Curve, Finetuned
-from selfie_cli.comparison.summary import spread
+from selfie_cli.comparison.summary import evaluation_rows, percent, spread
 from selfie_cli.data.named import NAMED
 from selfie_cli.recipes import METHODS, THEN, arxiv, called, num_stages
+from selfie_cli.reporting.page import environment
 from selfie_cli.schema import FOREIGN
-from selfie_cli.talk import printable
+from selfie_cli.talk import counted, printable
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -34,19 +35,19 @@ def model_card(
         in_timm: whether timm has the network.
     """
     from huggingface_hub import ModelCard, ModelCardData
-    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     repo = address.removeprefix("hf://").partition("@")[0]
     derived, name = config["derived"], repo.partition("/")[2]
     named = config["asked"].get("dataset") is not None
     tested = results and {"dataset": results.dataset, "num_test": results.num_test, "named": named}
     method = derived.get("pretraining", derived["method"])
-    points = [] if results is None else results.points if isinstance(results, Curve) else [results]
+    points = results.points if results else []
     measured = [score for each in evaluations for score in scores(each)]
     if tested:
         point = points[-1]
         arm = point.arms[min(1, len(point.arms) - 1) if isinstance(results, Curve) else -1]
-        what = f"accuracy, seed {point.seeds[0]}, finetuned on {point.num_labels} labels"
+        how = "a linear classifier" if point.frozen else "finetuned"
+        what = f"accuracy, seed {point.seeds[0]}, {how} on {counted(point.num_labels, 'label')}"
         measured.append(score(tested, what, arm.accuracies[0]))
     bases = [each["path"].removeprefix("hf://").partition("@")[0] for each in config.get("from", []) if each["path"]]
     card_data = ModelCardData(
@@ -58,11 +59,9 @@ def model_card(
         base_model=[each for each in bases if "/" in each] or None,
         eval_results=measured or None,
     )
-    templates = Environment(  # Markdown: text from files goes through `words`, not through HTML's escapes
-        loader=PackageLoader("selfie_cli", "reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    templates = environment("selfie_cli.reporting")  # Markdown: `words` escapes text from files, not HTML's escapes
     templates.filters |= {"words": escaped, "percent": percent}
-    functions = {"credited": credited, "arm_name": arm_name, "told": told, "spread": spread}
+    functions = {each.__name__: each for each in (credited, arm_name, told, spread, evaluation_rows)}
     found = {"tested": tested, "points": points, "evaluations": evaluations, "rising": RISING}
     text = templates.get_template("card.md.jinja").render(
         functions | found,
@@ -107,8 +106,7 @@ def set_of(found: dict[str, Any]) -> str | None:
 
 
 def told(found: dict[str, Any]) -> str:
-    count = f"{found['num_test']:,} test image{'s' * (found['num_test'] != 1)}"
-    return f"{count} of {set_of(found) or 'a set that is not named'}"
+    return f"{counted(found['num_test'], 'test image')} of {set_of(found) or 'a set that is not named'}"
 
 
 def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
@@ -137,7 +135,3 @@ def scores(found: dict[str, Any]) -> list["EvalResult"]:
     if found["classified"]:
         listed.append(score(found, "accuracy", found["classified"]["top1"]))
     return listed
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"

@@ -34,10 +34,17 @@ def percent(value: float, digits: int = 1) -> str:
     return f"{value * 100:.{digits}f} %"
 
 
+def environment(package: str, **options: Any) -> Any:
+    """The Jinja templates in a package's folder, with jinja2's `options`. A name that is not defined is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    options |= {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=PackageLoader(package, ""), **options)
+
+
 @functools.cache
 def templates() -> Any:
     """The templates beside this file. Their output is printable, and escaped unless a macro made it."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     def shown(value: object) -> object:
@@ -45,14 +52,7 @@ def templates() -> Any:
             return ""
         return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    found = Environment(
-        loader=PackageLoader("selfie_cli", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    found = environment("selfie_cli.reporting", autoescape=True, finalize=shown)
     found.filters |= {"percent": percent, "count": "{:,}".format, "jpeg": drawing.jpeg, "sheet": drawing.sheet}
     found.filters |= {"called": called, "duration": duration, "digest": digest}
     found.globals |= {"MAP_WIDTH": MAP_WIDTH, "MAP_HEIGHT": MAP_HEIGHT, "FEW_CLASSES": FEW_CLASSES}

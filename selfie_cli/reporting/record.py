@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
-from selfie_cli.comparison.summary import curve_tables, explanations, finetuned_table
+from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.recipes import called, titled
@@ -46,10 +46,6 @@ def comparison_of(run: Run) -> Finetuned | Curve | None:
     return read_results(file) if run.verb in LABELLED_DATA and file.is_file() else None
 
 
-def points_of(found: Finetuned | Curve) -> list[Point]:
-    return found.points if isinstance(found, Curve) else [found]
-
-
 def heading_of(run: Run) -> str:
     """The heading: verdict, notes, and facts about the network, the data and the run."""
     metrics = read_lines(run.path / "metrics.jsonl")
@@ -65,9 +61,8 @@ def heading_of(run: Run) -> str:
     elif not run.finished:
         notes.append(f"Not finished. When it is: selfie report {run}")
     if found is not None:
-        sentences = found.sentences if isinstance(found, Curve) else [found.sentence]
-        verdict = sentences or ["One arm: no comparison."]
-        notes += [warning for point in points_of(found) for warning in point.warnings]
+        verdict = found.sentences or ["One arm: no comparison."]
+        notes += [warning for point in found.points for warning in point.warnings]
     elif (run.path / "results.json").is_file():
         cell = read_json(run.path / "results.json")
         verdict = [f"{percent(cell['accuracy'])} of {cell['num_test']:,} images are right."]
@@ -107,20 +102,12 @@ def results(run: Run, page: Page) -> None:
         page.add("results", title, "of_parts", parts=comparison(found, page))
     evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
     if evaluated:
-        rows = []
-        for each in evaluated:
-            trained, untrained, guess = each["trained"], each["untrained"], percent(each["majority"])
-            name = f"{each['dataset']} ({each['num_test']:,} test images)"
-            rows.append((f"{name}: kNN, k {each['k']}", percent(trained["knn"]), percent(untrained["knn"]), guess))
-            rows.append((f"{name}: linear probe", percent(trained["linear"]), percent(untrained["linear"]), guess))
-            if each.get("classified"):
-                rows.append((f"{name}: its own classifier", percent(each["classified"]["top1"]), "", guess))
-        page.add(
-            "evaluated",
-            "What its features are worth",
-            "evaluated",
-            rows=rows,
-        )
+        rows = [
+            [f"{each['dataset']} ({each['num_test']:,} test images): {what}", *values]
+            for each in evaluated
+            for what, *values in evaluation_rows(each)
+        ]
+        page.add("evaluated", "What its features are worth", "evaluated", rows=rows)
 
 
 def comparison(found: Finetuned | Curve, page: Page) -> list[str]:
@@ -171,7 +158,7 @@ def training(run: Run, page: Page) -> None:
     logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         if (found := comparison_of(run)) is not None:
-            last = points_of(found)[-1]
+            last = found.points[-1]
             cell = f"f{last.fraction:g}-s{last.seeds[0]}"
             logged = {arm.name: run.path / "cells" / f"{arm.name}-{cell}" for arm in last.arms}
             told = f"Over steps, with {last.share} of the labels, seed {last.seeds[0]}."

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from selfie_cli.data.memory import allocate, shared_memory
@@ -68,7 +68,7 @@ class Group:
         return box[0]
 
     def copied_from_first(self, tensor: Tensor) -> Tensor:
-        """The first process's `tensor`, on the CPU, contiguous; those of the others, of the same shape, are filled."""
+        """The first process's `tensor`, contiguous; those of the others, of the same shape, are filled."""
         if self.world > 1:
             dist.broadcast(tensor, src=0)
         return tensor
@@ -82,29 +82,13 @@ class Group:
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """The mean over processes of each value."""
-        if self.world == 1:
-            return values
-        together = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(together)
-        return dict(zip(values, (together / self.world).tolist(), strict=True))
-
-    def highest(self, *values: int) -> list[int]:
-        """For each value, the highest among the processes."""
-        together = torch.tensor(values)
-        if self.world > 1:
-            dist.all_reduce(together, dist.ReduceOp.MAX)
-        return together.tolist()
+        each = self.gather(values)
+        return {name: sum(one[name] for one in each) / self.world for name in values}
 
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier()
-
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give `module` the first process's statistics, where batch norm was not synchronized."""
-        if self.world > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
 
 
 def environment() -> Group:
@@ -112,15 +96,12 @@ def environment() -> Group:
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return Group()
     try:
-        here = Group(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-        if not (0 <= here.rank < here.world and 0 <= here.local_rank < here.local_world <= here.world):
-            raise ValueError("no such process")
+        return Group(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
     except (KeyError, ValueError):
         raise UsageError(
             "WORLD_SIZE is set and not 1, but RANK, LOCAL_RANK and LOCAL_WORLD_SIZE are missing or invalid: start the "
             "processes with torchrun, or unset WORLD_SIZE"
         ) from None
-    return here
 
 
 _joined: Group | None = None
@@ -138,6 +119,17 @@ def group() -> Group:
     return _joined
 
 
+def check_processes(derived: dict[str, Any]) -> None:
+    """Raises UsageError if a run's batch cannot be divided among the processes, or it was started with other ones."""
+    world = group().world
+    if derived.get("processes", world) != world:
+        raise UsageError(
+            f"this run was started with {derived['processes']} processes, not {world}: resume it with as many"
+        )
+    if derived["batch_size"] % world:
+        raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
+
+
 def join(here: Group) -> Group:
     if here.world == 1:
         return here
@@ -145,12 +137,7 @@ def join(here: Group) -> Group:
         check_shared_memory(here.local_world)
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    try:
-        store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=TIMEOUT))
-    except ValueError:
-        raise UsageError(
-            "MASTER_ADDR and MASTER_PORT are missing or invalid: start the processes with torchrun"
-        ) from None
+    store, _, _ = next(rendezvous("env://", here.rank, here.world, timeout=TIMEOUT))
     # When torchrun restarts a job, its store still holds the addresses of the processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
     store = dist.PrefixStore(f"selfie/{attempt}", store)  # type: ignore[attr-defined]

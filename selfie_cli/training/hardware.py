@@ -14,7 +14,7 @@ import torch
 from selfie_cli.data.batches import Batch
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import TrainingError, UsageError, is_out_of_memory
-from selfie_cli.talk import Talk
+from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import environment, group
 from selfie_cli.training.step import Step, halved, reason_of, undone
 
@@ -78,9 +78,8 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
     gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process one
     gpus = here.gather(str(torch.cuda.get_device_properties(gpu).uuid))
     if len(set(gpus)) < len(gpus):
-        count = len(set(gpus))
         raise UsageError(
-            f"{len(gpus)} processes were started for {count} GPU{'s' * (count > 1)}: give torchrun a smaller "
+            f"{len(gpus)} processes were started for {counted(len(set(gpus)), 'GPU')}: give torchrun a smaller "
             "--nproc-per-node"
         )
     return gpu

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shutil
 import signal
 import time
@@ -15,7 +14,6 @@ import torch
 
 from selfie_cli.data.batches import Batch, step_seed
 from selfie_cli.errors import Diverged, RunError, Stopped
-from selfie_cli.files import replacing
 from selfie_cli.signals import give_up, handled, is_alone, leave
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import Saver, load_state, saved_states
@@ -32,7 +30,7 @@ class Plan:
     """A training of `steps` steps, whose states and metrics lie in `folder`.
 
     The learning rate rises to `lr` over `warmup` steps. `save_every` is in seconds. `name` is shown beside the progress
-    bar, `resume_hint` is the command that resumes. torch's profiler writes to `trace`.
+    bar, `resume_hint` is the command that resumes.
     """
 
     folder: Path
@@ -43,7 +41,6 @@ class Plan:
     save_every: float
     name: str
     resume_hint: str
-    trace: Path | None = None
     tensorboard: bool = False
 
     @property
@@ -88,13 +85,10 @@ def train(
         metrics = stack.enter_context(
             open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.tensorboard)
         )
-        trace = plan.trace if group.first else None
         saver = stack.enter_context(Saver(plan.states))
-        profiled = stack.enter_context(profiler(trace, plan.steps - first_step, step_of.device, talk))
         for step in range(first_step + 1, plan.steps + 1):
             micro_batch = step_of.micro_batch
             take_step(step_of, batch_of, plan, step, metrics)
-            profiled()
             if group.first and (step % max(WATCH_STEPS, plan.steps // 20) == 0 or step == plan.steps):
                 metrics.watched = watch()
             stop, save, log = timetable.due(step, signals, metrics.begun, smaller=step_of.micro_batch < micro_batch)
@@ -162,15 +156,15 @@ class Timetable:
         """
         now, ends = time.perf_counter(), step == self.plan.steps
         stop = max(signals, default=0)
-        save = int(not ends and (smaller or now - self.saved >= self.plan.save_every))
-        log = int(ends or (step % 10 == 0 and now - logged >= 1))
+        save = not ends and (smaller or now - self.saved >= self.plan.save_every)
+        log = ends or (step % 10 == 0 and now - logged >= 1)
         if self.group.world > 1:
             if step % self.agree_every and not ends:
                 return 0, False, False
-            step_microseconds = int(1e6 * (now - self.begun) / (step - self.first_step))
-            stop, save, log, slowest = self.group.highest(stop, save, log, step_microseconds)
-            self.agree_every = 10 if slowest < 100_000 else 1  # a signal is answered within about a second
-        return stop, bool(save or stop), bool(log or save or stop)
+            found = self.group.gather((stop, save, log, (now - self.begun) / (step - self.first_step)))
+            stop, save, log, slowest = map(max, zip(*found, strict=True))
+            self.agree_every = 10 if slowest < 0.1 else 1  # a signal is answered within about a second
+        return stop, save or stop > 0, log or save or stop > 0
 
 
 def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, saver: Saver) -> None:
@@ -226,34 +220,3 @@ def signals_noted() -> Iterator[list[int]]:
 
     with handled(note):
         yield noted
-
-
-@contextlib.contextmanager
-def profiler(trace: Path | None, steps: int, device: torch.device, talk: Talk) -> Iterator[Callable[[], None]]:
-    """Yield a function to call after each step: the fourth to the eighth are traced into a file that browsers show."""
-    if trace is not None and steps < 8:
-        talk.warn(
-            f"--profile traces the fourth to the eighth step, but the run has only {steps} steps: nothing is traced"
-        )
-    if trace is None or steps < 8:
-        yield lambda: None
-        return
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it would tell of GPUs that are not there
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-
-    def write(profile: torch.profiler.profile) -> None:
-        with replacing(trace) as temporary:
-            profile.export_chrome_trace(str(temporary))
-        key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"  # microseconds
-        totals = {event.key: (getattr(event, key), event.count) for event in profile.key_averages()}
-        totals = {name: found for name, found in totals.items() if not name.startswith("ProfilerStep")}
-        whole = sum(time for time, _ in totals.values())
-        for name, (spent, calls) in sorted(totals.items(), key=lambda item: -item[1][0])[:12]:
-            talk.say(f"{spent / whole:6.1%} {spent / 5000:9.2f} ms a step, {calls / 5:6.0f} calls  {name[:80]}")
-        talk.say(f"five steps are traced in {trace}: open it in https://ui.perfetto.dev or chrome://tracing")
-
-    schedule = torch.profiler.schedule(wait=2, warmup=1, active=5, repeat=1)
-    with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profile:
-        yield profile.step

@@ -66,21 +66,18 @@ def open_metrics(
     """
     file = folder / "metrics.jsonl"
     metrics = Metrics(group, cut_metrics(file, step) if group.first else {})
-    metrics.sinks.append(lambda step, values: advance(step, note_of(values)))
-    if not group.first:
-        yield metrics
-        return
     with contextlib.ExitStack() as stack:
-        log = file.open("a")
-        stack.callback(naming(file)(log.close))  # it tries again to write what a full disk refused
+        if group.first:
+            log = file.open("a")
+            stack.callback(naming(file)(log.close))  # it tries again to write what a full disk refused
 
-        @naming(file)
-        def write_line(step: int, values: dict[str, float]) -> None:
-            log.write(json_line({"step": step, **values}) + "\n")
-            log.flush()
+            @naming(file)
+            def write_line(step: int, values: dict[str, float]) -> None:
+                print(json_line({"step": step, **values}), file=log, flush=True)
 
-        metrics.sinks.insert(0, write_line)
-        if tensorboard:
+            metrics.sinks.append(write_line)
+        metrics.sinks.append(lambda step, values: advance(step, note_of(values)))
+        if group.first and tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             writer = stack.enter_context(SummaryWriter(folder / "tensorboard", purge_step=step + 1))

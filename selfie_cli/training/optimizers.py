@@ -58,7 +58,7 @@ def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: flo
     """An optimizer of all parameters that take gradients.
 
     "sgd" has Nesterov momentum 0.9 and decays every parameter; "lars" and "adamw" decay those of two or more
-    dimensions. Raises ValueError for another name.
+    dimensions.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     fused = parameters[0].device.type in ("cpu", "cuda")  # one pass over memory
@@ -66,10 +66,8 @@ def make_optimizer(name: str, module: nn.Module, *, lr: float, weight_decay: flo
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay, fused=fused)
     if name == "lars":
         return LARS(parameters, lr=lr, weight_decay=weight_decay)
-    if name == "adamw":
-        groups = [
-            {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=lr, fused=fused)
-    raise ValueError(f"no optimizer {name!r}")
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.dim() > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)

@@ -1,19 +1,16 @@
 """The beginning of a run: in a new folder, or where a stopped one left off."""
 
 import contextlib
-import dataclasses
 import datetime
 import importlib.util
 import itertools
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli import option, runs
 from selfie_cli.config import TrainingOptions
-from selfie_cli.errors import DataError, NothingLeft, RunError, UsageError
+from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
 from selfie_cli.training.schedule import check_length
@@ -27,9 +24,9 @@ AnyTraining = TypeVar("AnyTraining", bound=TrainingOptions)
 def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTraining]:
     """The stopped run to continue and its options, or None and `options` for a new one.
 
-    Raises UsageError for options that contradict each other, and as `stopped_run` does.
+    Raises UsageError for options that contradict each other, RunError for a run that cannot be continued.
     """
-    run = stopped_run(options, verb)
+    run = runs.open_to_resume(options.resume, verb) if options.resume else None
     if run is not None:
         options = option.resumed(options, run.config["asked"], also=MILDER if run.diverged else ())
     check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
@@ -38,52 +35,15 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
     return run, options
 
 
-def stopped_run(options: TrainingOptions, verb: str) -> Run | None:
-    """The run that --resume names. For a job that torchrun restarts, which runs the same command again: the run in
-    --out that the same options have begun.
-
-    Raises NothingLeft if that run is finished, UsageError without --out.
-    """
-    path = options.resume
-    if environment_count("TORCHELASTIC_MAX_RESTARTS"):
-        if not (path or options.out):
-            raise UsageError("--max-restarts needs --out, by which a restarted job finds its run")
-        here = group()
-        restarted = here.highest(environment_count("TORCHELASTIC_RESTART_COUNT"))[0] > 0  # machines count their own
-        run = here.from_first(begun(options, verb) if restarted and here.first else None)
-        if run is not None and run.finished:
-            raise NothingLeft(f"{run} is finished: nothing is left to do for this restart")
-        path = str(run) if run is not None else path
-    return runs.open_to_resume(path, verb) if path else None
-
-
-def begun(options: TrainingOptions, verb: str) -> Run | None:
-    """The run that an earlier attempt of the same command has begun, if there is one."""
-    with contextlib.suppress(RunError):
-        run = runs.open_run(str(options.resume or options.out))
-        asked = json.loads(json.dumps(dataclasses.asdict(options)))
-        if run.verb == verb and (options.resume or run.config["asked"] == asked):
-            return run
-    return None
-
-
-def environment_count(name: str) -> int:
-    """A number that torchrun gives to its processes; 0 without torchrun."""
-    return int(os.environ.get(name) or 0)
-
-
 def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run]) -> Path:
     """The folder of a new run. Raises RunError or UsageError if it is not free."""
-    out = group().from_first(Path(options.out) if options.out else default_folder(verb, name))
+    default = runs.RUNS / f"{verb}-{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    out = group().from_first(Path(options.out) if options.out else default)
     if any(source.path.resolve().is_relative_to(out.resolve()) for source in sources):
         raise UsageError(f"--out {out} is, or holds, a run that --from names: choose another folder")
     if options.out or not out.exists():  # a default name that is taken gets a number in `start`
         runs.check_free(out, overwrite=options.overwrite)
     return out
-
-
-def default_folder(verb: str, method: str) -> Path:
-    return runs.RUNS / f"{verb}-{method}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def claimed(folder: Path) -> Path:

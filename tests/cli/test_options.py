@@ -1,7 +1,6 @@
 """From an options class to a command's signature, back to an object of that class, and through a resumed run."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from selfie_cli import config
-from selfie_cli.cli.options import command, parameters_of
+from selfie_cli.cli.options import command
 from selfie_cli.commands import VERBS
 from selfie_cli.errors import UsageError
 from selfie_cli.option import Options, build, option, resumed
@@ -55,12 +54,6 @@ def test_every_kind_of_option_comes_through() -> None:
     assert parsed(["--mirror"]).inner.mirror is True
 
 
-@pytest.mark.parametrize("arguments", [["--two-words", "c"], ["--count", "1.5"], ["--share", "x"], ["--no-loud"]])
-def test_values_of_a_wrong_type_are_refused(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit):
-        parsed(arguments)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,15 +67,6 @@ def test_values_of_a_wrong_type_are_refused(arguments: list[str]) -> None:
 def test_values_outside_their_limits_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         parsed(arguments)
-
-
-def test_signature_is_flat_with_panels() -> None:
-    parameters = {each.name: each for each in parameters_of(OuterOptions)}
-    assert list(parameters) == ["names", "from_", "count", "loud", "two_words", "share", "mirror"]
-    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    panels = {name: each.annotation.__metadata__[0].rich_help_panel for name, each in parameters.items()}
-    assert panels["two_words"] == "Panel"
-    assert panels["share"] == panels["mirror"] == "Only with --method inner"
 
 
 @pytest.mark.parametrize("kind", [*VERBS.values(), config.SelfieOptions], ids=lambda kind: kind.__name__)

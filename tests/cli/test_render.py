@@ -20,3 +20,12 @@ def test_columns_of_the_confusion_table_are_told_apart(names: list[str], shown: 
     nothing = [[0] * len(names)] * len(names)
     found = Classified(classes=names, top1=0, top5=0, per_class=[0.0] * len(names), confusion=nothing)
     assert [column.header for column in render.confusion(found).columns][2:] == shown
+
+
+def test_a_notebook_shows_a_result_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def display(*_: object) -> None:
+        raise AssertionError("rich has shown what the notebook will show")
+
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", display)
+    assert "a line" in render.as_html(["a line"])

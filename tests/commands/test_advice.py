@@ -39,11 +39,11 @@ def test_what_comes_next_after_pretraining(images: Path) -> None:
 
 def test_a_folder_that_is_taken_and_a_run_that_is_not_finished(run: str, images: Path) -> None:
     again = ("pretrain", images, *SMALL, *STEPS, "--out", run)
-    assert "--overwrite" in error_of(*again)
+    assert "replace it with --overwrite, or choose another --out" in error_of(*again)
     selfie(*again, "--overwrite")
     config = Path(run, "config.json")
     config.write_text(config.read_text().replace('"finished"', '"running"'))
-    assert f"or continue it with --resume {shlex.quote(run)}" in error_of(*again)
+    assert f", continue it with selfie pretrain --resume {shlex.quote(run)}, or" in error_of(*again)
     for refused in (("embed", images / "test", "--from", run), ("finetune", "--resume", run)):
         said = error_of(*refused)
         assert f"selfie pretrain --resume {shlex.quote(run)}" in said

@@ -62,8 +62,8 @@ def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
     assert len(rows_of(result.stdout)) == 1
     assert "error: 1 of 2 images" in result.stderr
     selfie("embed", some[0], "--from", pretrained, "--strict")
-    assert "none of the 1 images" in error_of("embed", "bad.jpg", "--from", pretrained)
-    assert "none of the 1 images" in error_of("embed", "bad.jpg", "--from", pretrained, "--out", "v.npy")
+    assert "the image is not readable: bad.jpg" in error_of("embed", "bad.jpg", "--from", pretrained)
+    assert "the image is not readable: bad.jpg" in error_of("embed", "bad.jpg", "--from", pretrained, "--out", "v.npy")
     assert not Path("v.npy").exists()
 
 

@@ -70,6 +70,7 @@ def test_every_verb_takes_the_run(frozen: Path, images: Path) -> None:
     card = selfie("push", frozen, "acme/net", "--public", "--dry-run").stdout
     assert "Linear classifiers on frozen features" in card
     assert "| untrained |" in card
+    assert "a linear classifier on 30 labels" in card
     selfie("export", frozen, "--to", "safetensors")
     assert "three stages" in error_of("export", frozen, "--to", "timm", code=2)
     again = selfie("finetune", "--frozen", "--dataset", images, "--from", frozen, "--no-report", "--out", "again")

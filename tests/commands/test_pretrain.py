@@ -1,18 +1,17 @@
 """selfie pretrain, end to end: what is in the run's folder, on stdout, and what it refuses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, config_of, error_of, lines_of, process, same_weights, selfie
+from running import SMALL, config_of, error_of, lines_of, process, same_weights, selfie, stopped
 from safetensors import safe_open
 
 from selfie_cli import __version__
-from selfie_cli.errors import UsageError
 from selfie_cli.methods.many_views import ManyViewSelfie
-from selfie_cli.pretraining.task import check_processes
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
 PAPER = ("--recipe", "paper")
@@ -131,14 +130,6 @@ def test_unreadable_images_are_left_out_counted_and_listed(images: Path) -> None
     assert all(file.read_bytes() == b"no image" for file in bad)
 
 
-def test_an_occupied_folder_is_kept_unless_told_otherwise(images: Path) -> None:
-    Path("photos").mkdir()
-    Path("photos/holiday.jpg").write_bytes(b"dear")
-    again = ("pretrain", images, *SMALL, "--steps", 1, "--overwrite", "--out")
-    assert "is not deleted" in error_of(*again, "photos")
-    assert "is a file" in error_of(*again, "photos/holiday.jpg")
-
-
 def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None:
     asked = ("pretrain", images, *SMALL, "--steps", 20, "--warmup-steps", 10, "--out", "run")
     message = error_of(*asked, "--lr", "1e20", "--optimizer", "adamw")
@@ -150,6 +141,14 @@ def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None
     assert config["progress"] == {"status": "finished", "diverged": False}
     assert config["derived"]["lr"] == config["asked"]["lr"] == 0.001
     assert lines_of("run/metrics.jsonl")[-1]["lr"] < 0.001
+
+
+def test_resumed_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selfie("pretrain", os.path.relpath(images), *SMALL, "--steps", 1, "--out", "whole")
+    run = stopped("whole", "run").absolute()
+    Path("a/b/c/d/e").mkdir(parents=True)
+    monkeypatch.chdir("a/b/c/d/e")
+    assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)
 
 
 @pytest.mark.slow
@@ -209,22 +208,6 @@ def test_data_that_is_not_there() -> None:
     assert "--offline" in error_of("pretrain", "cifar10", "--offline")
 
 
-def test_a_profile_is_a_trace_that_browsers_show(images: Path) -> None:
-    asked = ("pretrain", images, *SMALL, "--steps", 10, "--out")
-    result = selfie(*asked, "run", "--profile")
-    trace = json.loads(Path("run/trace.json").read_text())
-    names = [event.get("name", "") for event in trace["traceEvents"]]
-    assert any("conv" in name for name in names)
-    assert any("Backward" in name for name in names)
-    assert sum(name.startswith("Optimizer.step#") for name in names) == 5
-    assert "run/trace.json" in result.stderr
-    assert "convolution" in result.stderr  # the table of what takes longest
-    assert json.loads(selfie(*asked, "json", "--profile", "--json").stdout)["step"] == 10
-    selfie(*asked, "without")
-    assert not Path("without/trace.json").exists()
-    assert same_weights(Path("run"), Path("without"))
-
-
 @pytest.mark.usefixtures("broken_compiler")
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
 def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) -> None:
@@ -237,12 +220,3 @@ def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) ->
     config = config_of("run")
     assert config["derived"]["compiles"] is False
     assert config["progress"]["status"] == "finished"
-
-
-def test_refusals_of_several_processes() -> None:
-    check_processes({"batch_size": 8}, 2)
-    check_processes({"batch_size": 8, "processes": 2}, 2)
-    with pytest.raises(UsageError, match="batch of 9 cannot be divided among 2 processes"):
-        check_processes({"batch_size": 9}, 2)
-    with pytest.raises(UsageError, match="with 2 processes, not 1: resume it with as many"):
-        check_processes({"batch_size": 8, "processes": 2}, 1)

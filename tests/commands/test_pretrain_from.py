@@ -165,8 +165,3 @@ def test_resumed_from_a_state_it_needs_no_origin(
     selfie("pretrain", "--resume", run)
     assert same_weights(run, extended)
     assert set(load_marks(origin / "seen.safetensors").exact) <= set(load_marks(run / "seen.safetensors").exact)
-
-
-def test_out_may_not_replace_the_origin(origin: Path, images: Path) -> None:
-    asked = ("pretrain", images, "--from", origin, *BRIEF, "--out", origin, "--overwrite")
-    assert "holds, a run that --from names" in error_of(*asked, code=2)

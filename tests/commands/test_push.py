@@ -158,7 +158,7 @@ def test_only_finished_runs_that_can_be_loaded(hub: Hub, token: None, pretrained
     assert "does not fit" in error_of("push", "mine", "acme/net", "--public")
     run.update(derived=runs.open_run(pretrained).derived)
     Path("mine/eval-x.json").write_text('{"knn": 1}')
-    assert "eval-x.json is damaged or of another version" in error_of("push", "mine", "acme/net", "--public")
+    assert "a file in mine is damaged, or of another version" in error_of("push", "mine", "acme/net", "--public")
     assert hub.requests == []
 
 

@@ -122,7 +122,9 @@ def test_evaluations_are_shown(pretrained: Path, images: Path) -> None:
     judged = read(run / "eval-images.json")
     selfie("report", run)
     knn = (judged["trained"]["knn"], judged["untrained"]["knn"], judged["majority"])
-    assert f"kNN, k {judged['k']} {' '.join(f'{each * 100:.1f} %' for each in knn)}" in text_of(run / "report.html")
+    assert f"kNN (k {judged['k']}, temperature 0.07) {' '.join(f'{each * 100:.1f}' for each in knn)}" in text_of(
+        run / "report.html"
+    )
 
 
 def test_hostile_names_end_to_end(browser: Any) -> None:

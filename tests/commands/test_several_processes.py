@@ -2,10 +2,8 @@
 often it was stopped."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -195,11 +193,3 @@ def test_eval(images: Path, pretrained: Path) -> None:
     alone = document(*asked)
     out, _ = succeeded(*asked, "--json")
     assert json.loads(out) == alone
-
-
-def test_nobody_is_started_by_hand_with_half_of_an_environment(images: Path) -> None:
-    argv = [sys.executable, "-m", "selfie_cli", "pretrain", str(images), "--steps", "1"]
-    environment = {**os.environ, **ENVIRONMENT, "WORLD_SIZE": "2", "RANK": "0"}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 2
-    assert "start the processes with torchrun" in done.stderr

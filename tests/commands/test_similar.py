@@ -108,7 +108,7 @@ def test_groups_by_cosine_or_equal_contents() -> None:
         assert [(member["path"], member["copy"]) for member in groups[1]] == [(names[0], True), ("4.jpg", True)]
         assert groups[1][1]["cosine"] < 0.8
     shown = selfie("similar", "--duplicates", "--in", file, "--threshold", -0.9).stdout
-    assert "8 of 8 images are in 1 groups" in shown
+    assert "8 of 8 images are in 1 group:" in shown
     assert "red\\x1b[31m.jpg" in shown
     assert "\x1b" not in shown
 

@@ -73,7 +73,7 @@ def test_epochs_are_of_the_labels_used() -> None:
     talk = Listener()
     steps = plan_steps([share(0.2, 1), share(1.0, 1)], 1, 1.0, dataclasses.replace(ASKED, epochs=10), talk)
     assert steps == [10 * 8 // 4, 10 * 40 // 4]
-    assert talk.lines[0].startswith("20 % of the labels: 1 networks of 20 steps (10 epochs)")
+    assert talk.lines[0].startswith("20 % of the labels: 1 network of 20 steps (10 epochs)")
 
 
 def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:

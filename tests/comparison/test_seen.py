@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance
-from running import SMALL, error_of, selfie
+from running import SMALL, error_of, lines_of, selfie
 
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.talk import Talk
@@ -27,13 +27,9 @@ def leaky(images: Path) -> Path:
     return Path("leaky")
 
 
-def lines_of(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
-
-
 def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
     told = selfie("eval", leaky, "--dataset", images, "--json")
-    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copies, 1 near-duplicates" in told.stderr
+    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copy, 1 near-duplicate;" in told.stderr
     assert "--exclude-seen leaves them out" in told.stderr
     found = json.loads(told.stdout)
     assert (found["num_test"], found["num_seen"]) == (30, 2)

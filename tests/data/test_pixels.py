@@ -101,7 +101,7 @@ def test_rows_in_memory_stay_aligned_with_the_source(source, whole, spilled, tmp
 
 def test_too_many_unreadable_images_stop_the_reading(source, tmp_path):
     spoil(source, *BAD)
-    with pytest.raises(DataError, match=r"3 images are unreadable, over 2\.0% of all 100.*empty file.*--max-bad"):
+    with pytest.raises(DataError, match=r"3 unreadable images, over 2\.0% of all 100.*empty file.*--max-bad"):
         read(Subset(source, np.array([*BAD[:3], *range(1, 40), *range(42, 99), 98])), max_bad=0.02)
     read(source, max_bad=0.04)
     with pytest.raises(DataError, match="none of the 4 images is readable"):
@@ -213,7 +213,7 @@ def test_too_many_unreadable_images_stop_the_training(source, tmp_path):
         pixels.recall(marks=None, bad=known)  # they count from the start
         assert pixels.bad == known[::-1]
         pixels.take(torch.tensor([7, 40]))
-        with pytest.raises(DataError, match=r"3 images are unreadable, over 2\.0%.*--max-bad"):
+        with pytest.raises(DataError, match=r"3 unreadable images, over 2\.0%.*--max-bad"):
             pixels.take(torch.tensor([9]))
     spoil(source, *range(100))
     with on_demand(source, tmp_path / "store", max_bad=1) as pixels, pytest.raises(DataError, match="none of the 100"):

@@ -134,7 +134,7 @@ def test_brace_patterns_and_shards_that_follow_each_other(tmp_path):
     [
         ("docs", r"no images in .*docs \(looked for .*\.jpg"),
         ("absent", "absent: no such file or folder.*cifar10, cifar100, stl10"),
-        ("{0..4}.tar", r"3 of 5 shards are missing, the first is .*2\.tar"),
+        ("{0..4}.tar", r"3 of 5 files are missing, the first is .*2\.tar"),
         ("{2..1}.tar", r"no images in .*\{2\.\.1\}\.tar"),
         ("s.tar.gz", "compressed"),
         ("s.tar", r"cannot read .*s\.tar .an uncompressed tar file is expected.: [^\n]*$"),

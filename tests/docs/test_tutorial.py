@@ -65,8 +65,3 @@ def test_tutorial_does_and_shows_what_it_says(tmp_path: Path, shell: dict[str, s
         assert verb in verbs
     pages = [folder / "runs" / name / "report.html" for name in ("pretrain", "finetune")]
     assert all(page.read_bytes().startswith(b"<!") for page in pages)
-
-
-def test_a_line_that_is_not_shown_is_missed() -> None:
-    assert missing("selfie │ 12.3 ± 0.4\nmap ... images", "┃ selfie ┃ 45.6 ± 1.2 ┃\na map of 7 images") == []
-    assert missing("selfie helped\nother", "selfie hurt\nother") == ["selfie helped"]

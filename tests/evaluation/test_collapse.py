@@ -9,7 +9,6 @@ from torch import nn
 from selfie_cli import runs
 from selfie_cli.data import synthetic
 from selfie_cli.data.augment import plain_view
-from selfie_cli.errors import TrainingError
 from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
 from selfie_cli.models.resnet import resnet
@@ -64,13 +63,6 @@ ROUNDING = 3e-8 * torch.eye(64).repeat(4, 1)  # float32's last digit
 def test_constant_features_have_no_spread(vectors):
     assert feature_spread(vectors) == (pytest.approx(0, abs=1e-6), 0)
     assert "collapse" in warning_of(vectors)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_refused(normal, value):
-    normal[3, 5] = value
-    with pytest.raises(TrainingError, match="diverged"):
-        feature_spread(normal)
 
 
 def test_the_warning_says_what_was_seen_and_what_to_try():

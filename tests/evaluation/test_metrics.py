@@ -7,7 +7,6 @@ import torch
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.evaluation.metrics import (
     confusion_matrix,
-    majority_share,
     mean_std,
     paired_interval,
     per_class_accuracy,
@@ -35,8 +34,6 @@ def test_equal_scores_go_to_the_lower_class_as_in_argmax():
 def test_nothing_to_measure_and_scores_that_are_no_numbers_are_refused():
     with pytest.raises(DataError, match="no images"):
         topk_accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(DataError, match="no images"):
-        majority_share(torch.zeros(0, dtype=torch.int64))
     with pytest.raises(TrainingError, match="diverged"):
         topk_accuracy(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
 

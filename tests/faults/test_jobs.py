@@ -69,16 +69,3 @@ def test_full_disk(undisturbed: Reference, tmp_path: Path, chance: Random, happe
     assert "File too large" in job.said
     go_on(run, whole)
     happened("both ended, each with a line; resumed: identical")
-
-
-@pytest.mark.fault("SIGKILL under torchrun --max-restarts", times=5)
-def test_restart(undisturbed: Reference, tmp_path: Path, chance: Random, happened: Say) -> None:
-    whole, run = undisturbed(chance.choice(("pretrain (selfie)", "finetune")), 2), tmp_path / "run"
-    words = [*whole.words, *OFTEN, "--out", run, *chance.choice(([], ["--overwrite"]))]
-    with Job(*words, folder=tmp_path, options=("--max-restarts", "2")) as job:
-        job.until(lambda: states(run))
-        os.kill(chance.choice([*job.ranks().values()]), signal.SIGKILL)
-        assert job.end() == 0, f"torchrun has given up: {job.said[:2000]}"
-    assert made_by(run) == whole.made
-    assert sum(f"run: {run}" in line for line in job.said.splitlines()) == 1, "it was begun anew"
-    happened("went on by itself: identical")

@@ -1,7 +1,6 @@
 """Processes that are stopped or killed, saved states that were damaged, and two processes in one folder."""
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -10,8 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, made_by, states
-from running import selfie
+from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, states
 
 from selfie_cli.files import TEMPORARY
 from selfie_cli.signals import STOPPING, ignored
@@ -29,10 +27,6 @@ def whole(undisturbed: Reference) -> Undisturbed:
 
 def temporary(folder: Path) -> list[Path]:
     return list(folder.rglob(f"{TEMPORARY}*"))
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("what", [SELFIE, "pretrain (byol)", "finetune", "curve"])
@@ -65,20 +59,6 @@ def test_kill(what: str, undisturbed: Reference, tmp_path: Path, chance: Random,
     elif outcome == "resumed":
         outcome += f" from {'a state' if saved else 'the beginning: no state yet'}"
     happened(outcome)
-
-
-@pytest.mark.fault("SIGKILL in the middle of writing a state", times=20)
-def test_kill_while_writing(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
-    run, after = tmp_path / "run", 5 * chance.randint(0, 4)
-    with Process(*whole.words, "--out", run, log=tmp_path / "log") as process:
-        process.until(lambda: states(run) and int(states(run)[-1].name) > after)
-        process.until(lambda: any((run / "state").glob(f"{TEMPORARY}*")))
-        time.sleep(chance.uniform(0, 0.01))
-        assert process.end(signal.SIGKILL) == -signal.SIGKILL, "it ended before it was killed"
-    half = temporary(run / "state")
-    check_files(run)
-    go_on(run, whole)
-    happened("the half-written state is removed, resumed from the last" if half else "just whole: resumed from it")
 
 
 @pytest.mark.parametrize("name", [number.name for number in STOPPING])
@@ -153,22 +133,3 @@ def test_second_interrupt(whole: Undisturbed, tmp_path: Path, chance: Random, ha
     assert states(run) == []
     go_on(run, whole)
     happened("exit 130 at once, resumed")
-
-
-@pytest.mark.fault("a second run into the folder of one that is running", times=10)
-def test_second_run(whole: Undisturbed, tmp_path: Path, chance: Random, happened: Say) -> None:
-    """The first one stands still meanwhile, wherever it is in its training."""
-    run = tmp_path / "run"
-    again = [*whole.words, "--out", run]
-    with Process(*again, log=tmp_path / "log") as process:
-        process.until((run / "metrics.jsonl").exists)
-        time.sleep(chance.uniform(0, 1))
-        process.popen.send_signal(signal.SIGSTOP)
-        os.waitpid(process.popen.pid, os.WUNTRACED)  # its threads may write for a moment yet
-        before = contents(run)
-        for words in (["pretrain", "--resume", run], [*again, "--overwrite"], again):
-            assert f"another process is working on {run}" in selfie(*words, code=1).stderr.splitlines()[-1]
-        assert before == contents(run), "the second run touches the first"
-        assert process.end(signal.SIGCONT) == 0
-    assert made_by(run) == whole.made
-    happened("refused, with --resume, --overwrite and neither; the first run ends as ever")

@@ -13,7 +13,7 @@ from running import error_of, selfie
 from selfie_cli.inference import stream
 from selfie_cli.inference.networks import Network, estimate_batch_norm
 from selfie_cli.inference.stream import SHORT_JOB, decode, with_precision
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Encoder
 from selfie_cli.models.quantized import has_vnni
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 from selfie_cli.talk import Talk

@@ -5,7 +5,7 @@ import torch
 from joint import MAKERS, SMALL, augmented, stirred, two_views
 
 from selfie_cli.data import synthetic
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Encoder
 
 METHODS = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 

@@ -95,14 +95,6 @@ def test_heads_and_inner_width_follow_the_papers_network_of_width_1024(width, he
     assert sum(parameter.numel() for parameter in pooling.parameters()) == 3 * layer + width
 
 
-def test_dropout_acts_in_training_only():
-    pooling = AttentionPooling(64)
-    vectors = torch.randn(2, 5, 64)
-    assert not pooling(vectors).equal(pooling(vectors))
-    pooling.eval()
-    assert pooling(vectors).equal(pooling(vectors))
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_patches_are_channels_last(layout):
     images = torch.randn(2, 3, 32, 32).contiguous(memory_format=layout)

@@ -9,8 +9,7 @@ from test_resnet import with_statistics
 
 from selfie_cli.inference.networks import Network
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.classifier import Classifier
-from selfie_cli.models.encoder import Encoder
+from selfie_cli.models.classifier import Classifier, Encoder
 from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION

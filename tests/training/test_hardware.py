@@ -16,7 +16,7 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.talk import Talk
 from selfie_cli.training import hardware as machine
 from selfie_cli.training.distributed import Group
-from selfie_cli.training.hardware import compiles, fit, micro_batch_for, num_cores, precisions, prepare, quotas
+from selfie_cli.training.hardware import fit, micro_batch_for, num_cores, precisions, prepare, quotas
 
 ROOM = 2**40
 
@@ -110,23 +110,6 @@ def test_the_faster_precision_is_taken(monkeypatch):
     assert step.precision == "fp32"
 
 
-@pytest.mark.usefixtures("broken_compiler")
-def test_a_broken_compiler_is_gone_on_without():
-    task = make_task("supervised")
-    step = make_step(task, compiled=True)
-    before = state_of(step)
-    listener = Listener()
-    batch = batch_of(task, 0)
-    assert fit(step, batch, ["fp32"], listener) > 0
-    assert_untouched(step, before)
-    assert not step.compiled
-    (warning,) = listener.warned
-    assert warning.startswith("torch.compile does not work here, continuing without it (")
-    assert "\n" not in warning
-    eager = make_task("supervised")
-    assert step(batch, 0.5)["loss"].equal(make_step(eager)(batch, 0.5)["loss"])  # and it works
-
-
 def test_a_compiler_without_memory_is_not_called_broken():
     task = make_task("supervised")
     step = make_step(task)
@@ -140,17 +123,6 @@ def test_a_compiler_without_memory_is_not_called_broken():
         machine.tried_out(step, lambda: no_room(None, 0.5), listener)
     assert not listener.warned
     assert step.compiled
-
-
-def test_what_is_compiled():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert not compiles("auto", cpu, deterministic=False)
-    assert not compiles("off", gpu, deterministic=False)
-    assert compiles("auto", gpu, deterministic=False)
-    assert compiles("on", cpu, deterministic=False)
-    assert not compiles("auto", gpu, deterministic=True)
-    with pytest.raises(UsageError, match="--compile on"):
-        compiles("on", gpu, deterministic=True)
 
 
 def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():

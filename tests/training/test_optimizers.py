@@ -85,16 +85,6 @@ def test_lars_takes_a_plain_step_where_a_norm_is_zero(start, gradient):
     torch.testing.assert_close(parameter.detach(), torch.full((2, 2), start - 0.1 * trust * gradient))
 
 
-def test_sgd_is_nesterov_over_one_group_of_all_parameters():
-    module, other = Small(), Small()
-    optimizer = make_optimizer("sgd", module, lr=0.1, weight_decay=0.01)
-    expected = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
-    advance(module, optimizer, steps=5)
-    advance(other, expected, steps=5)
-    assert_same(module.state_dict(), other.state_dict())
-    assert len(optimizer.param_groups) == 1
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_decays(name):
     """Without a gradient from the loss, what is left of a step is the decay."""

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from selfie_cli.comparison.compare import point_at
 from selfie_cli.comparison.labels import Share
-from selfie_cli.comparison.results import FLAT, RISING, UNKNOWN, ArmResult, Finetuned, Point
-from selfie_cli.comparison.statistics import arm_result, convergence, point_at
+from selfie_cli.comparison.results import FLAT, RISING, UNKNOWN, ArmResult, Convergence, Finetuned, Point
 from selfie_cli.comparison.summary import curve_sentence, explanations, finetuned_table, notes_of, summarize
 
 CONDITIONS = "10 steps per network; learning rate 0.1, not searched; whether more steps would help was not checked."
@@ -26,7 +26,7 @@ def told(found: Point) -> Finetuned:
 
 def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetuned:
     *others, last = (name for name, _ in arms)
-    results = [arm_result(name, values, lr=0.1) for name, values in arms]
+    results = [ArmResult.of(name, values, lr=0.1) for name, values in arms]
     return told(point(fraction, results, [(last, other) for other in reversed(others)], steps=10, rates=[0.1]))
 
 
@@ -100,8 +100,8 @@ def test_the_table_has_a_column_per_seed_where_they_fit():
 
 def test_frozen_features_are_named_and_compared_with_the_untrained_network():
     arms = [
-        arm_result("untrained", [0.50, 0.50, 0.50], lr=None, strengths=[1.0, 1.0, 1.0]),
-        arm_result("selfie", [0.60, 0.61, 0.62], lr=None, strengths=[0.1, 0.001, 0.01]),
+        ArmResult.of("untrained", [0.50, 0.50, 0.50], lr=None, strengths=[1.0, 1.0, 1.0]),
+        ArmResult.of("selfie", [0.60, 0.61, 0.62], lr=None, strengths=[0.1, 0.001, 0.01]),
     ]
     frozen = point(0.05, arms, [("selfie", "untrained")])
     result = told(frozen)
@@ -120,7 +120,7 @@ def test_frozen_features_are_named_and_compared_with_the_untrained_network():
 
 def measured(fraction: float, **arms: list[float]) -> Point:
     pairs = [(name, "supervised") for name in arms if name != "supervised"]
-    return point(fraction, [arm_result(*arm, lr=0.1) for arm in arms.items()], pairs, steps=10, rates=[0.1])
+    return point(fraction, [ArmResult.of(*arm, lr=0.1) for arm in arms.items()], pairs, steps=10, rates=[0.1])
 
 
 def test_a_curves_sentence_says_what_each_interval_says():
@@ -158,7 +158,7 @@ def right(count: int, total: int) -> torch.Tensor:
     ],
 )
 def test_an_arm_converged_if_the_second_half_of_its_steps_brought_nothing(half, whole, total, verdict):
-    found = convergence(2000, right(half, total), right(whole, total))
+    found = Convergence.of(2000, right(half, total), right(whole, total))
     assert found.verdict == verdict
     assert found.words.startswith(verdict)
     if total > 1:
@@ -169,20 +169,20 @@ def test_an_arm_converged_if_the_second_half_of_its_steps_brought_nothing(half, 
 def test_the_error_of_a_gain_is_paired():
     """Answers that come and go cancel in the mean, not in its error."""
     one = torch.arange(100) % 2 == 0
-    assert convergence(100, one, one).error == 0
-    swapped = convergence(100, one, ~one)
+    assert Convergence.of(100, one, one).error == 0
+    swapped = Convergence.of(100, one, ~one)
     assert swapped.error == pytest.approx((100 / 99 / 100) ** 0.5)  # differences of -1 and 1
     assert swapped.verdict == UNKNOWN  # ten points could hide in it
 
 
 def checked(fraction: float, half: int, whole: int) -> Point:
     arms = [
-        arm_result(
+        ArmResult.of(
             name,
             [0.5, 0.51, last],
             lr=0.1,
             called=f"called {name}",
-            convergence=convergence(2000, right(found, 500), right(later, 500)),
+            convergence=Convergence.of(2000, right(found, 500), right(later, 500)),
         )
         for name, last, found, later in (("supervised", 0.5, 300, 300), ("selfie", 0.6, half, whole))
     ]
