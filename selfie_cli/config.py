@@ -234,9 +234,7 @@ class PredictOptions(InferenceOptions):
     """Classify images with a finetuned run."""
 
     run: str = option(
-        "",
-        "A finetuned run: its folder, hf://owner/name[@revision], or a .safetensors file.",
-        argument=True,
+        "", "A finetuned run: its folder, hf://owner/name[@revision], or a .safetensors file.", argument=True
     )
     paths: tuple[str, ...] = option((), PATHS_HELP, argument=True)
     out: str | None = option(None, "Write a .csv or .jsonl file instead of JSON Lines to stdout.")

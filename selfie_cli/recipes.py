@@ -35,10 +35,7 @@ TWO_VIEW_SELFIE = "Selfie over two views (softmax over other images)"
 LABELS = "labels (a finetuned network)"
 THEN, AGAIN = ", then ", "again"
 """Words between the pretrainings of a network, and for one that is the same as that before it."""
-PRETRAININGS = {
-    "finetune": LABELS,
-    "none": "no pretraining",
-}
+PRETRAININGS = {"finetune": LABELS, "none": "no pretraining"}
 
 
 def titled(name: str) -> str:

@@ -5,7 +5,7 @@ import itertools
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from selfie_cli.config import Backbone, DoctorOptions, PretrainOptions
 from selfie_cli.data.augment import OURS
 from selfie_cli.data.cache import MOST, cache_folder
-from selfie_cli.data.examination import Examination, Finding, Inspected, inspect_all
+from selfie_cli.data.examination import Examination, Finding
 from selfie_cli.data.images import FORMATS
-from selfie_cli.data.labelled import assemble, is_named
+from selfie_cli.data.labelled import assemble
 from selfie_cli.data.labelled import open_parts as open_labelled_parts
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.pixels import is_small, read_pixels
-from selfie_cli.data.sources import Files, Joined, Source, Subset
-from selfie_cli.data.unlabelled import open_unlabelled
+from selfie_cli.data.sources import Files, Source, Subset
+from selfie_cli.data.unlabelled import open_unlabelled, place_of
 from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
 from selfie_cli.option import flags
@@ -117,19 +117,15 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
         raise UsageError("doctor checks one machine: start it without torchrun")
     device = prepare(options.device)
     workers = options.workers or num_cores()
-    try:
-        opened = open_parts(options, talk)
-    except DataError as error:
-        opened = Opened(parts={"": Files()}, labels=[], left_out=LeftOut(), refusal=error)
+    opened = open_parts(options, talk)
     train = next(iter(opened.parts.values()))
     image_size = size_for(train)
-    seen = inspect_all(
-        Joined(list(opened.parts.values())), size=OURS.storage_size(image_size), workers=workers, talk=talk
-    )
-    found = examine(opened, seen, options, image_size, workers, talk)
+    size = OURS.storage_size(image_size)
+    found = Examination(opened.parts, opened.labels, size=size, workers=workers, talk=talk)
+    examine(found, opened, options, image_size)
     readable = Subset(train, found.good_of(found.train))
-    speed = len(found.good) / seen.seconds
-    records = seen.records[found.good]
+    speed = len(found.good) / found.seconds
+    records = found.records[found.good]
     formats = Counter(FORMATS[each] if each >= 0 else "pixels" for each in records["format"].tolist())
     return Diagnosis(
         data=list(options.data),
@@ -160,9 +156,9 @@ class Opened:
     cannot be opened, with the reason.
     """
 
-    parts: dict[str, Source]
-    labels: list[str | None]
-    left_out: LeftOut
+    parts: dict[str, Source] = field(default_factory=lambda: {"": Files()})
+    labels: list[str | None] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
     refusal: DataError | None = None
     warned: Sequence[str] = ()
     unopened: Sequence[tuple[str, str]] = ()
@@ -179,15 +175,15 @@ class Warnings(Talk):
 
 
 def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
-    """Open the data as pretrain does and, if it is one set, as finetune does. Raise DataError as pretrain does."""
-    root, one = Path(options.data_root), options.data[0]
-    read = open_unlabelled(options.data, data_root=root, offline=options.offline, talk=talk)
-    opened = Opened(parts={"": read}, labels=[None] * len(read), left_out=read.left_out)
-    if len(options.data) == 1 and not is_named(one, root):
-        try:
+    """Open the data as pretrain does and, if it is one set, as finetune does."""
+    opened, root, one = Opened(), Path(options.data_root), options.data[0]
+    try:
+        read = open_unlabelled(options.data, data_root=root, offline=options.offline, talk=talk)
+        opened.parts, opened.labels, opened.left_out = {"": read}, [None] * len(read), read.left_out
+        if len(options.data) == 1 and place_of(one, root):
             add_labels(opened, one, root, options.offline, talk)
-        except DataError as error:
-            opened.refusal = error
+    except DataError as error:
+        opened.refusal = error
     return opened
 
 
@@ -214,14 +210,11 @@ def add_labels(opened: Opened, name: str, data_root: Path, offline: bool, talk: 
     assemble(found, talk)
 
 
-def examine(
-    opened: Opened, seen: Inspected, options: DoctorOptions, image_size: int, workers: int, talk: Talk
-) -> Examination:
+def examine(found: Examination, opened: Opened, options: DoctorOptions, image_size: int) -> None:
     """Collect the findings about the images."""
-    found = Examination(opened.parts, opened.labels, seen)
     data = [(", ".join(options.data), "")]
-    num_train, num_readable = len(next(iter(opened.parts.values()))), len(found.good_of(found.train))
-    if not any(map(len, opened.parts.values())):
+    num_train, num_readable = len(found.rows[found.train]), len(found.good_of(found.train))
+    if not len(found.names):
         found.add("no images", str(opened.refusal), data, problem=True)
     elif refusal := opened.refusal or found.unreadable_part():
         found.add("finetune stops", str(refusal), data, problem=not isinstance(refusal, Unlabelled))
@@ -232,10 +225,9 @@ def examine(
     few = [(f"{num_readable} of {num_train}", "readable")] if num_train and num_readable < 2 else []
     found.add("too few images", "pretraining needs at least two", few, problem=True)
     found.look_at_classes()
-    found.look_for_copies(workers, talk)
+    found.look_for_copies()
     found.look_for_oddities(patch_size_for(PretrainOptions(), image_size, {}, cut=False))
     found.look_at_left_out(opened.left_out)
-    return found
 
 
 def size_for(source: Source) -> int:
@@ -273,37 +265,32 @@ def plans_for(
     """
     names = ("data", "data_root", "offline", "device", "precision", "workers")
     given = {name: getattr(options, name) for name in names}
+    num_images, size = len(source), OURS.storage_size(image_size)
+    in_memory = is_small(source, size)
     plans: list[Plan] = []
     for backbone in [options.backbone] if options.backbone else BACKBONES:
         asked = PretrainOptions(backbone=backbone, **given)
         derived = derive(dataclasses.replace(asked, image_size=image_size), source)
         pace = measured_pace(asked, derived, source, decoding, device, talk) if options.time else None
-        plans.append(plan_of(asked, derived, source, decoding, pace))
-        if (plans[-1].seconds or 0) <= LONG_TRAINING:
+        steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
+        words = map(shlex.quote, options.data)
+        plan = Plan(
+            command=" ".join(["selfie pretrain", *words, *flags(PretrainOptions(), dataclasses.asdict(asked))]),
+            backbone=derived["backbone"],
+            image_size=image_size,
+            batch_size=derived["batch_size"],
+            micro_batch=derived.get("micro_batch"),
+            precision=derived.get("precision"),
+            steps=steps,
+            seconds=pace.seconds(steps) if pace else None,
+            reading=num_images / decoding if in_memory else 0.0,
+            pixels=num_images * size * size * 3,
+            in_memory=in_memory,
+        )
+        plans.append(plan)
+        if (plan.seconds or 0) <= LONG_TRAINING:
             break
     return plans
-
-
-def plan_of(
-    options: PretrainOptions, derived: dict[str, Any], source: Source, decoding: float, pace: Pace | None
-) -> Plan:
-    num_images, size = len(source), OURS.storage_size(derived["image_size"])
-    steps = num_steps(steps=None, epochs=None, num_images=num_images, batch_size=derived["batch_size"])
-    in_memory = is_small(source, size)
-    words = ["selfie pretrain", *map(shlex.quote, options.data), *flags(PretrainOptions(), dataclasses.asdict(options))]
-    return Plan(
-        command=" ".join(words),
-        backbone=derived["backbone"],
-        image_size=derived["image_size"],
-        batch_size=derived["batch_size"],
-        micro_batch=derived.get("micro_batch"),
-        precision=derived.get("precision"),
-        steps=steps,
-        seconds=pace.seconds(steps) if pace else None,
-        reading=num_images / decoding if in_memory else 0.0,
-        pixels=num_images * size * size * 3,
-        in_memory=in_memory,
-    )
 
 
 def measured_pace(

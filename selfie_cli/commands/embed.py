@@ -14,7 +14,7 @@ from selfie_cli.files import check_room, replacing_folder
 from selfie_cli.inference.networks import Network, load_network, provenance
 from selfie_cli.inference.outputs import BAD_FILES, Written, check_out, check_writable, conclude
 from selfie_cli.inference.stream import Stream, named_images
-from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, Write, vector_writer
+from selfie_cli.inference.vector_files import AT_LEAST, Write, vector_writer
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -55,9 +55,6 @@ def check_place(options: EmbedOptions) -> Path | None:
     out = None if not options.out else Path(options.out)
     if out is None or out.suffix:
         out = check_out(options.out, tuple(AT_LEAST), overwrite=options.overwrite, json=options.json)
-        rows = None if out is None or out.suffix not in HEADERS else Path(f"{out}.rows.jsonl")
-        if rows is not None and rows.exists() and not options.overwrite:
-            raise UsageError(f"{rows} exists: replace it with --overwrite")
     else:
         there = [file.name for file in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
         others = [name for name in there if name != BAD_FILES and not PART.fullmatch(name)]
@@ -65,7 +62,7 @@ def check_place(options: EmbedOptions) -> Path | None:
             raise UsageError(f"--out {out} holds other files ({others[0]}): choose an empty or a new folder")
         if there and not options.overwrite:
             raise UsageError(f"{out} exists: replace it with --overwrite")
-        check_writable(out, out.parent)
+        check_writable(out)
     if out is not None and out.suffix in ("", ".parquet"):
         need_pyarrow()
     return out

@@ -77,12 +77,7 @@ def train_arms(
     image_size = design.kept.shape["image_size"]
     device, rates = prepare(options.device, deterministic=options.deterministic), learning_rates(options.lr)
     data = read_data(
-        pick(Reading, options),
-        image_size,
-        preprocessing=design.kept.preprocessing,
-        run=run,
-        sources=sources,
-        talk=talk,
+        pick(Reading, options), image_size, preprocessing=design.kept.preprocessing, run=run, sources=sources, talk=talk
     )
     design = design.for_classes(data.classes)
     shares = [

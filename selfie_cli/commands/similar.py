@@ -14,7 +14,7 @@ from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import DataError, HubError, RunError, UsageError
 from selfie_cli.hub import is_address
 from selfie_cli.inference import networks
-from selfie_cli.inference.neighbours import Groups, Nearest, join_near, unit
+from selfie_cli.inference.neighbours import Nearest, near_groups, unit
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import Result, Stream, named_images
 from selfie_cli.inference.vector_files import VectorFile, open_vectors
@@ -167,21 +167,14 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
         if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
             raise DataError(f"{file.path} does not fit into memory: search it in parts")
     vectors = np.concatenate(parts)
-    groups = Groups(len(names))
-    first_with: dict[str, int] = {}
-    for row, content_hash in enumerate(hashes):
-        # Another program's rows may have none.
-        if content_hash is not None and (first := first_with.setdefault(content_hash, row)) != row:
-            groups.join(np.array([first, row]))
+    first_with: dict[str | int, int] = {}  # another program's rows may have no hash
+    same = [first_with.setdefault(row if each is None else str(each), row) for row, each in enumerate(hashes)]
     with talk.track("comparing", len(names)) as advance:
-        join_near(groups, vectors, threshold, lambda done: advance(done, ""))
+        groups = near_groups(vectors, np.array(same), threshold, lambda done: advance(done, ""))
     found = []
-    for group in groups.found():
+    for group in groups:
         first = int(group[0])
         cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
-        members = []
-        for row, cosine in zip(group.tolist(), cosines, strict=True):
-            copy = row == first or (hashes[row] is not None and hashes[row] == hashes[first])
-            members.append(Member(path=names[row], cosine=round(cosine, 6), copy=copy))
-        found.append(members)
+        ranked = zip(group.tolist(), cosines, strict=True)
+        found.append([Member(path=names[row], cosine=round(each, 6), copy=same[row] == first) for row, each in ranked])
     return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=found)

@@ -62,6 +62,9 @@ class Marks:
     def __len__(self) -> int:
         return len(self.exact)
 
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "Marks":
+        return Marks(self.exact[rows], self.perceptual[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -180,10 +183,9 @@ def _differing(queries: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray
 
 def joined(parts: Iterable[Marks]) -> Marks:
     """Join the marks of one or more `parts` in order, and keep the first of images with the same pixels."""
-    parts = list(parts)
-    exact = np.concatenate([part.exact for part in parts])
-    first = np.sort(np.unique(exact, return_index=True)[1])
-    return Marks(exact[first], np.concatenate([part.perceptual for part in parts])[first])
+    exact, perceptual = zip(*((part.exact, part.perceptual) for part in parts), strict=True)
+    whole = Marks(np.concatenate(exact), np.concatenate(perceptual))
+    return whole[np.sort(np.unique(whole.exact, return_index=True)[1])]
 
 
 def save_marks(path: Path, marks: Marks) -> None:

@@ -4,6 +4,7 @@ N images    S side of the stored square, in pixels
 """
 
 import enum
+import functools
 import hashlib
 import io
 import itertools
@@ -59,20 +60,6 @@ RECORD = np.dtype([("width", "i4"), ("height", "i4"), ("bytes", "i8"), ("format"
 format in `FORMATS`, -1 for none; oddities."""
 
 
-@dataclass(frozen=True, eq=False)
-class Inspected:
-    """Facts of the N images of a source.
-
-    records: RECORD [N]; marks: of N images; both are zero for unreadable images. bad: the reasons for unreadable
-    images, by position, ascending. seconds: the time that reading, decoding and resizing took.
-    """
-
-    records: NDArray[np.void]
-    marks: Marks
-    bad: dict[int, str]
-    seconds: float
-
-
 ODD = {
     Oddity.BLANK: ("blank", "a single colour: nothing can be learned from them"),
     Oddity.MISNAMED: ("wrong suffix", "read by their contents; other programs may go by the suffix"),
@@ -83,37 +70,6 @@ ODD = {
     Oddity.TURNED: ("turned by EXIF", "rotated upright when read; other programs may not rotate them"),
     Oddity.GREY: ("grey", "read as RGB with equal channels"),
 }
-
-
-def inspect_all(source: Source, *, size: int, workers: int, talk: Talk) -> Inspected:
-    """Decode every image of `source` to S = `size`, as training would; keep 70 bytes of facts per image."""
-    count = len(source)
-    records, bad = np.zeros(count, RECORD), dict[int, str]()
-    marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
-
-    def look_at(chunk: range, _: threading.Event) -> dict[int, str]:
-        pixels = np.empty((len(chunk), size, size, 3), np.uint8)
-        unreadable, read = dict[int, str](), list[int]()
-        for index in chunk:
-            name = source.names[index]
-            try:
-                with source.open(index) as image:
-                    pixels[len(read)], records[index] = inspect(image, size=size, name=name)
-                read.append(index)
-            except UnreadableImage as error:
-                lost = os.path.islink(name) and not os.path.exists(name)
-                unreadable[index] = f"a link to {os.readlink(name)}, which is not there" if lost else str(error)
-        found = marks_of(torch.from_numpy(pixels[: len(read)]))
-        marks.exact[read], marks.perceptual[read] = found.exact, found.perceptual
-        return unreadable
-
-    def note(chunk: range, unreadable: dict[int, str]) -> str:
-        bad.update(unreadable)
-        return f"{len(bad)} unreadable" if bad else ""
-
-    begun = time.perf_counter()
-    in_chunks(count, look_at, note, what="checking images", workers=workers, talk=talk)
-    return Inspected(records, marks, bad, time.perf_counter() - begun)
 
 
 def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
@@ -181,18 +137,21 @@ class Alike(NamedTuple):
 
 
 class Examination:
-    """Images by part, "train" first ("" where there are no parts), and what comes out about them.
+    """The N images of all parts, "train" first ("" where there are no parts), and what comes out about them.
 
     labels: the class of each image, "" beside the folders of classes, None where there are none. rows: those of each
-    part. good: int64 [M], those that can be read.
+    part. records: RECORD [N]; marks: of N images; both are zero for unreadable images. bad: the reasons for unreadable
+    images, by row, ascending. good: int64 [M], the rows of the others. seconds: the time that reading took.
     """
 
-    def __init__(self, parts: dict[str, Source], labels: list[str | None], seen: Inspected) -> None:
+    def __init__(
+        self, parts: dict[str, Source], labels: list[str | None], *, size: int, workers: int, talk: Talk
+    ) -> None:
+        """Decode every image to S = `size`, as training would; keep 70 bytes of facts per image."""
         self.source = Joined(list(parts.values()))
         ends = [0, *itertools.accumulate(map(len, parts.values()))]
-        self.names, self.seen, self.labels = self.source.names, seen, labels
+        self.names, self.labels, self.workers, self.talk = self.source.names, labels, workers, talk
         self.rows = {part: range(*ends[number : number + 2]) for number, part in enumerate(parts)}
-        self.good = np.setdiff1d(np.arange(len(self.source)), list(seen.bad))
         self.train = next(iter(parts))
         self.classes = {part: Counter(filter(None, (labels[row] for row in self.rows[part]))) for part in parts}
         if len(parts) == 1 and len(self.classes[self.train]) < 2:  # one folder of photos is no class
@@ -202,6 +161,35 @@ class Examination:
                 self.classes[part] = Counter()
         self.problems: list[Finding] = []
         self.remarks: list[Finding] = []
+        count = len(self.names)
+        self.records, self.bad = np.zeros(count, RECORD), dict[int, str]()
+        self.marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
+        begun = time.perf_counter()
+        look_at = functools.partial(self._look_at, size)
+        in_chunks(count, look_at, self._note, what="checking images", workers=workers, talk=talk)
+        self.seconds = time.perf_counter() - begun
+        self.good = np.setdiff1d(np.arange(count), list(self.bad))
+
+    def _look_at(self, size: int, chunk: range, _: threading.Event) -> dict[int, str]:
+        """Fill the records and the marks of some images; return the unreadable ones and why."""
+        pixels = np.empty((len(chunk), size, size, 3), np.uint8)
+        unreadable, read = dict[int, str](), list[int]()
+        for index in chunk:
+            name = self.names[index]
+            try:
+                with self.source.open(index) as image:
+                    pixels[len(read)], self.records[index] = inspect(image, size=size, name=name)
+                read.append(index)
+            except UnreadableImage as error:
+                lost = os.path.islink(name) and not os.path.exists(name)
+                unreadable[index] = f"a link to {os.readlink(name)}, which is not there" if lost else str(error)
+        found = marks_of(torch.from_numpy(pixels[: len(read)]))
+        self.marks.exact[read], self.marks.perceptual[read] = found.exact, found.perceptual
+        return unreadable
+
+    def _note(self, chunk: range, unreadable: dict[int, str]) -> str:
+        self.bad |= unreadable
+        return f"{len(self.bad)} unreadable" if self.bad else ""
 
     def add(self, kind: str, text: str, items: Iterable[tuple[str, str]], *, problem: bool = False) -> None:
         """Note a finding; nothing where there are no items."""
@@ -227,7 +215,7 @@ class Examination:
             sum(bad[part] for part in each) / max(1, sum(len(self.rows[part]) for part in each)) for each in read
         )
         text = "repair or convert them" + ("" if share > max_bad else f" (within --max-bad {max_bad:g})")
-        items = ((self.names[row], why) for row, why in sorted(self.seen.bad.items()))
+        items = ((self.names[row], why) for row, why in sorted(self.bad.items()))
         self.add("cannot be read", text, items, problem=share > max_bad)
 
     def look_at_classes(self) -> None:
@@ -247,16 +235,11 @@ class Examination:
         told = ((left_out.described(kind), ", ".join(filter(None, left_out.names[kind]))) for kind in kinds)
         self.add("left out", "not read", told)
 
-    def look_for_copies(self, workers: int, talk: Talk) -> None:
+    def look_for_copies(self) -> None:
         """Within each part, and of what is for testing in what is for training."""
-        marks, train, own = self.seen.marks, self.good_of(self.train), self.own_pixels()
-        copies: list[Alike] = []
-        near: list[Alike] = []
-        leaked: list[Alike] = []
+        marks, train, own = self.marks, self.good_of(self.train), self.own_pixels()
+        copies, near, leaked = list[Alike](), list[Alike](), list[Alike]()
         limits = []
-
-        def of(chosen: NDArray[np.int64]) -> Marks:
-            return Marks(marks.exact[chosen], marks.perceptual[chosen])
 
         def alike(row: np.int64, other: np.int64, bits: np.int64) -> Alike:
             if bits or marks.exact[row] != marks.exact[other]:
@@ -269,7 +252,7 @@ class Examination:
             again = np.flatnonzero(first[inverse] != np.arange(len(mine)))
             copies += [Alike(int(mine[row]), int(mine[first[inverse[row]]]), 0) for row in again]
             single = mine[np.sort(first)]
-            nearest, bits, window = find_earlier(of(single), workers=workers, talk=talk)
+            nearest, bits, window = find_earlier(marks[single], workers=self.workers, talk=self.talk)
             near += [alike(single[row], single[nearest[row]], bits[row]) for row in np.flatnonzero(nearest >= 0)]
             if window < len(single):
                 limits.append((part or "all", f"each image was compared with the {window:,} before it"))
@@ -277,9 +260,8 @@ class Examination:
                 continue
             if len(mine) * len(train) > MOST_PAIRS:
                 limits.append((part, f"compared with {self.train} only for copies"))
-            seen = find_seen(of(mine), of(train), pairs=MOST_PAIRS)
-            found = zip(mine[seen.near], train[seen.nearest[seen.near]], seen.distance[seen.near], strict=True)
-            leaked += [alike(*each) for each in found]
+            seen = find_seen(marks[mine], marks[train], pairs=MOST_PAIRS)
+            leaked += map(alike, mine[seen.near], train[seen.nearest[seen.near]], seen.distance[seen.near])
 
         text = "copies of training images make results too good: --exclude-seen leaves them out"
         self.add("test images seen", text, self._told(each for each in leaked if each.bits == 0), problem=True)
@@ -298,10 +280,10 @@ class Examination:
 
     def own_pixels(self) -> NDArray[np.int64]:
         """Hashes of decoded pixels, int64 [N]; where transparent images are alike, of their pixels with alpha."""
-        hashes = self.seen.marks.exact.copy()
+        hashes = self.marks.exact.copy()
         _, inverse, counts = np.unique(hashes[self.good], return_inverse=True, return_counts=True)
         for row in self.good[counts[inverse] > 1].tolist():
-            if self.seen.records[row]["oddities"] & Oddity.TRANSPARENT:
+            if self.records[row]["oddities"] & Oddity.TRANSPARENT:
                 with self.source.open(row) as image:
                     pixels = image.convert("RGBA").tobytes()
                 hashes[row] = int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little", signed=True)
@@ -316,7 +298,7 @@ class Examination:
             yield one, {0: copy, -1: white}.get(bits, f"similar to {two}, {bits} bits differ")
 
     def look_for_oddities(self, patch_size: int) -> None:
-        records, names = self.seen.records[self.good], self.names
+        records, names = self.records[self.good], self.names
         width, height = records["width"].astype(np.int64), records["height"].astype(np.int64)
         short, long = np.minimum(width, height), np.maximum(width, height)
         for kind, text, rows in (

@@ -4,12 +4,14 @@ import functools
 import itertools
 import os
 from abc import abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import Place, arrange, is_ours, kind_of, part_of, parts_in
-from selfie_cli.data.sources import Files, Source
+from selfie_cli.data.sources import DataSet, Files, Source, chosen
 from selfie_cli.errors import DataError, UnreadableImage
 
 
@@ -30,18 +32,30 @@ class Tree(Source):
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
         return [self.places[folder].label for folder in self.folders()], None
 
-    def rows_of_parts(self) -> dict[str, list[int]]:
-        """The rows of the images of each part; "" for those that are in none, and "apart" for those beside parts."""
-        rows: dict[str, list[int]] = defaultdict(list)
-        for row, folder in enumerate(self.folders()):
-            rows[self.places[folder].part].append(row)
-        return rows
-
     def title(self, part: str) -> str:
         """The names of the folders of a part: 'valid/'."""
         folders = (folder for folder, place in self.places.items() if place.part == part)
         names = {name for folder in folders for name in folder.split("/") if part_of(name, is_folder=True) == part}
         return ", ".join(f"{name}/" for name in sorted(names))
+
+
+def parted(found: DataSet) -> DataSet:
+    """The parts that the folders inside one source tell, without images beside the parts; `found` if they tell none.
+
+    Images in folders that are not parted are for training.
+    """
+    source = found.open("all") if "all" in found.parts else None
+    if not isinstance(source, Tree) or not any(place.part for place in source.places.values()):
+        return found
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, folder in enumerate(source.folders()):
+        rows[source.places[folder].part or "train"].append(row)
+    for folder, count in Counter(source.folders()).items():
+        if source.places[folder].part == "apart":
+            found.left_out.add("apart", folder.split("/")[0], count)
+    parts = {part: source.title(part) for part in rows if part != "apart"}
+    opened = functools.cache(lambda part: chosen(source, np.array(rows[part], np.int64)))
+    return DataSet(found.name, parts, opened, found.left_out)
 
 
 class Folder(Files, Tree):
@@ -74,7 +88,7 @@ class Folder(Files, Tree):
         if not is_root and is_ours(prefix, (entry.name for entry in entries)):
             self.left_out.add("runs", os.path.relpath(prefix, self.root))
             return
-        bare, folder = not is_root, os.path.dirname(prefix[len(self.root) :]).replace(os.sep, "/")
+        bare, folder = not is_root, os.path.dirname(prefix[len(self.root) :])
         for entry in entries:
             linked, is_folder = entry.is_symlink(), leads_to_folder(entry)
             kind = kind_of(entry.name, is_folder=is_folder)
@@ -124,7 +138,7 @@ class Folder(Files, Tree):
     def keys(self) -> list[str]:
         """The path of each image below the root, without its part."""
         places = map(self.places.__getitem__, self.folders())
-        inside = (name[len(self.root) :].replace(os.sep, "/") for name in self.names)
+        inside = (name[len(self.root) :] for name in self.names)
         return [without_part(path, place.part) for path, place in zip(inside, places, strict=True)]
 
 

@@ -3,22 +3,21 @@ sets."""
 
 import functools
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from selfie_cli.data import hub_sets
-from selfie_cli.data.folders import Folder, Tree, without_part
+from selfie_cli.data.folders import Folder, Tree, parted, without_part
 from selfie_cli.data.layout import NO_CLASSES, LeftOut, in_order, part_of
 from selfie_cli.data.lists import expanded
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import packed_as, packed_set
-from selfie_cli.data.sources import DataSet, Labelled, Source, Subset, chosen
+from selfie_cli.data.packed import by_name, packed_as, packed_set
+from selfie_cli.data.sources import DataSet, Labelled, Subset, chosen
 from selfie_cli.data.splits import hash_test_part
-from selfie_cli.data.unlabelled import named_tree, open_folder
+from selfie_cli.data.unlabelled import open_set, place_of
 from selfie_cli.errors import DataError, Unlabelled
 from selfie_cli.talk import Talk
 
@@ -48,12 +47,6 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
             talk.warn(str(found.left_out))
 
 
-def is_named(dataset: str, data_root: Path) -> bool:
-    """Whether it is a named set that does not lie there as a folder. Raises DataError for what is not there at all."""
-    there = os.path.exists(dataset) or hub_sets.is_address(dataset) or packed_as(dataset)
-    return not there and named_tree(dataset, data_root) is None
-
-
 def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> DataSet:
     """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
     parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
@@ -61,65 +54,47 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
     Raises:
         DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
     """
-    if is_named(dataset, data_root):
+    where = place_of(dataset, data_root)
+    if not where:
         read = functools.partial(read_named, dataset, data_root=data_root, offline=offline, talk=talk)
         return DataSet(dataset, dict.fromkeys(NAMED[dataset].parts, "own"), functools.cache(read))
-    where = dataset
-    if hub_sets.is_address(dataset):
-        found = hub_sets.fetch(dataset, offline=offline, talk=talk)
-    elif packed_as(dataset):
-        paths = {os.path.abspath(path): path for path in expanded([dataset])}
-        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-        files = {os.path.relpath(path, folder).replace(os.sep, "/"): given for path, given in paths.items()}
-        found = packed_set(
-            os.path.basename(dataset),
+    if packed_as(where):
+        paths = expanded([where])
+        files = by_name(paths, os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+        found: DataSet | None = packed_set(
+            os.path.basename(where),
             files,
             lambda names: [files[each] for each in names],
-            where=dataset,
+            where=where,
             hint="name files of one of them",
             talk=talk,
         )
-    elif os.path.isfile(dataset):
-        raise Unlabelled(f"{dataset} is a file: labelled images are class folders, tar files or parquet files")
     else:
-        where = dataset if os.path.exists(dataset) else named_tree(dataset, data_root) or dataset
-        found = open_folder(where, talk)
-    whole = found.open("all") if "all" in found.parts else None
-    if isinstance(whole, Folder):
-        for folder in whole.bare:
+        found = open_set(where, offline=offline, talk=talk)
+    if found is None:
+        raise Unlabelled(f"{dataset} is a file: labelled images are class folders, tar files or parquet files")
+    source = found.open("all") if "all" in found.parts else None
+    if isinstance(source, Folder):
+        for folder in source.bare:
             found.left_out.add("empty", folder)
-    return parted_by_folders(found, whole, where, talk) if isinstance(whole, Tree) else found
+    if isinstance(source, Tree) and not source.has_texts:
+        check_folders(source, where, talk)
+    return parted(found)
 
 
-def parted_by_folders(found: DataSet, source: Tree, where: str, talk: Talk) -> DataSet:
-    """The parts that the folders of one source tell; `found` itself where they tell none."""
-    rows = source.rows_of_parts()
-    parted = rows.keys() != {""}
-    if not source.has_texts:
-        taken = {folder: part for folder, (part, _) in source.places.items() if part in ("", "train")}
-        below = {without_part(folder, part) for folder, part in taken.items()}
-        train = source.title("train")
-        inside = train if any(f"{folder}/".startswith(train) for folder in taken) else ""
-        path = os.path.join(where, os.path.commonpath(source.places) or os.path.commonpath(taken))
-        check_classes(below, os.path.join(where, inside), path, talk)
-    if not parted:
-        return found
-    for folder, count in Counter(source.folders()).items():
-        part, label = source.places[folder]
-        if label and not part:
-            raise DataError(
-                f"{where}: some classes are split into train and test, others are not, such as {label}: split all, or "
-                "none"
-            )
-        if part in ("", "apart"):
-            found.left_out.add("apart", folder.split("/")[0], count)
-
-    @functools.cache
-    def opened(part: str) -> Source:
-        return chosen(source, np.array(rows[part], np.int64))
-
-    parts = {part: source.title(part) for part in rows if part not in ("", "apart")}
-    return DataSet(found.name, parts, opened, found.left_out)
+def check_folders(source: Tree, where: str, talk: Talk) -> None:
+    """Check the folders of classes, as `check_classes` does, and that all or none of them are parted."""
+    taken = {folder: part for folder, (part, _) in source.places.items() if part in ("", "train")}
+    below = {without_part(folder, part) for folder, part in taken.items()}
+    train = source.title("train")
+    inside = train if any(f"{folder}/".startswith(train) for folder in taken) else ""
+    path = os.path.join(where, os.path.commonpath(source.places) or os.path.commonpath(taken))
+    check_classes(below, os.path.join(where, inside), path, talk)
+    if train and (whole := [label for part, label in source.places.values() if label and not part]):
+        raise DataError(
+            f"{where}: some classes are split into train and test, others are not, such as {whole[0]}: split all, or "
+            "none"
+        )
 
 
 def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
@@ -222,7 +197,7 @@ def check_known(classes: list[str], train: list[str], where: str) -> None:
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
         hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
         raise DataError(
-            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename or remove them there, or "
+            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename them or move them out, or "
             "add images of them to the training part"
         )
 
@@ -232,7 +207,7 @@ def some(names: list[str]) -> str:
 
 
 def _hash_split(whole: Labelled, found: DataSet, talk: Talk) -> LabelledSplits:
-    test = hash_test_part(whole.source.keys(), whole.labels, same=whole.source.first_of_same(talk))
+    test = hash_test_part(whole.source.keys(), whole.labels, whole.source.first_of_same(talk))
     if not test.any():
         raise DataError(f"{found.name} has one image per class, or copies of one: nothing is left to test on")
     note = f"The test part is {test.sum()} of {len(test)} images, chosen by a hash of their names."

@@ -16,10 +16,7 @@ LISTS = (".txt", ".lst")
 
 def read_list(path: str, left_out: LeftOut) -> list[str]:
     """The paths in a list, each once. Raises DataError as `listed_paths` does, and if there are none."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the list {path}: {error.strerror}") from error
+    data = Path(path).read_bytes()
     if data.startswith(b"version https://git-lfs."):
         raise DataError(f"{path}: {what_is(data)}")
     lines = ("" if line.startswith("#") else line for line in decoded_lines(data))
@@ -63,6 +60,8 @@ def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: st
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if "\0" in line:
+            raise DataError(f"{where} holds NUL bytes: give one path per line, as find prints without -print0")
         if line[line.rfind(".") :].lower() not in EXTENSIONS or re.search(r"[*?\[\\\"]", line):
             check_line(line, f"{where}, line {number}: {line}", folder)
         *folders, name = line.split("/")

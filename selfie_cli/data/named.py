@@ -1,7 +1,6 @@
 """Known data sets by name: a table of them, and torchvision's readers, whose downloads arrive whole or not at all."""
 
 import contextlib
-import errno
 import fcntl
 import functools
 import importlib
@@ -24,9 +23,6 @@ from selfie_cli.data.sources import Array, Files, Source
 from selfie_cli.errors import DataError
 from selfie_cli.files import temporary_beside
 from selfie_cli.talk import Talk
-
-OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-"""A folder does not replace what is there, unless that is an empty folder, nor a file a folder."""
 
 
 @dataclass(frozen=True)
@@ -137,17 +133,12 @@ def _download(reader: Any, place: Path, talk: Talk) -> None:
 
 
 def put(entry: Path, place: Path, talk: Talk) -> None:
-    """Move `entry` to its place. An incomplete set there that cannot be replaced in one step is kept beside it under
-    another name: it may be the user's."""
-    try:
-        os.replace(entry, place)
-    except OSError as error:
-        if error.errno not in OCCUPIED:
-            raise
+    """Move `entry` to its place. A folder there is kept beside it under another name: it may be the user's."""
+    if place.is_dir():
         aside = place.with_name(f"{place.name}-old-{time.strftime('%Y%m%d-%H%M%S')}")
         os.rename(place, aside)
-        os.replace(entry, place)
         talk.warn(f"{place} was damaged or incomplete and has been moved to {aside}: remove that if you do not need it")
+    os.replace(entry, place)
 
 
 @contextlib.contextmanager

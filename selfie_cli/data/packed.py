@@ -73,8 +73,34 @@ def packed_set(
     config: str | None = None,
     pinned: Mapping[str, str] = MappingProxyType({}),
 ) -> DataSet:
-    """The data set in `files`, by part; see `parts_of_files`. `paths_of` gives the paths of those of a part."""
-    parts = parts_of_files(files, where=where, hint=hint, talk=talk, config=config)
+    """The data set in `files`, by the parts that their names tell: train, and validation, test or both; else "all".
+
+    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
+    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `paths_of` gives
+    the paths of the files of a part when it is opened.
+
+    Raises DataError, which ends in `hint`, if there are several configurations.
+    """
+    configs: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        *folders, base = file.split("/")
+        inside = folders[-1].removeprefix("partial-") if folders else ""  # so the Hub calls a part of a large set
+        part_inside = part_of(inside, is_folder=True)
+        part = part_inside or part_of(base, is_folder=False) or ""
+        folders = folders[:-1] if part_inside else folders
+        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
+        configs.setdefault(path, {}).setdefault(part, []).append(file)
+    if config is None and len(configs) == 1:
+        config = next(iter(configs))
+    if config not in configs:
+        wrong = "holds several data sets" if config is None else f"has no {config}, but"
+        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
+    parts = configs[config]
+    unknown = parts.pop("", [])
+    if "train" not in parts or len(parts) == 1:
+        parts = {"all": sorted(itertools.chain(unknown, *parts.values()))}
+    elif unknown:
+        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
     left_out = LeftOut()
 
     @functools.cache
@@ -87,37 +113,9 @@ def packed_set(
     return DataSet(name, {part: part for part in parts}, opened, left_out)
 
 
-def parts_of_files(
-    files: Iterable[str], *, where: str, hint: str, talk: Talk, config: str | None = None
-) -> dict[str, list[str]]:
-    """Files by the part that their names tell: train, and validation, test or both; else "all" of them.
-
-    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/.
-
-    Raises DataError, which ends in `hint`, if there are several configurations.
-    """
-    configs: dict[str, dict[str, list[str]]] = {}
-    for file in files:
-        *folders, name = file.split("/")
-        inside = folders[-1].removeprefix("partial-") if folders else ""  # so the Hub calls a part of a large set
-        part_inside = part_of(inside, is_folder=True)
-        part = part_inside or part_of(name, is_folder=False) or ""
-        folders = folders[:-1] if part_inside else folders
-        path = "/".join(folders[1:] if folders[:1] == ["data"] else folders) or "default"
-        configs.setdefault(path, {}).setdefault(part, []).append(file)
-    if config is None and len(configs) == 1:
-        config = next(iter(configs))
-    if config not in configs:
-        wrong = "holds several data sets" if config is None else f"has no {config}, but"
-        raise DataError(f"{where} {wrong} {', '.join(configs)}: {hint}")
-    parts = configs[config]
-    unknown = parts.pop("", [])
-    if "train" not in parts or len(parts) == 1:
-        return {"all": sorted(itertools.chain(unknown, *parts.values()))}
-    if unknown:
-        talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")
-    return parts
+def by_name(paths: Iterable[str], folder: str) -> dict[str, str]:
+    """The paths of files by their names below `folder`."""
+    return {os.path.relpath(path, folder): path for path in paths}
 
 
 def check_numbers(files: Iterable[str], where: str) -> None:

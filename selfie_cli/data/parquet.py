@@ -96,8 +96,9 @@ class Parquet(Packed):
         found: list[bytes | UnreadableImage] = []
         damage = "a row group ends too soon"
         try:
-            found.extend(image_bytes(cell) for cell in itertools.islice(stream, end - first))
-        except (OSError, UnicodeError, pa.ArrowException) as error:  # a path may be no text
+            for cell in itertools.islice(stream, end - first):
+                found.append(UnreadableImage("the cell holds no bytes") if cell is None else cell)
+        except (OSError, pa.ArrowException) as error:
             damage = one_line(error)
         if missing := end - first - len(found):
             return found + [UnreadableImage(f"{path} is damaged: {damage}")] * missing
@@ -108,13 +109,17 @@ class Parquet(Packed):
         return found
 
     def _cells(self, number: int, group: int, first: int) -> Iterator[Any]:
-        """The cells of a row group from row `first` on; reads some MB at a time."""
+        """The bytes in a row group from row `first` on, None where there are none; reads some MB at a time."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(self.paths[number], metadata=self._metadata[number], buffer_size=2**20) as file:
             columns = [self.columns[number]]
             for batch in file.iter_batches(batch_size=16, row_groups=[group], columns=columns, use_threads=False):
-                yield from batch.column(0)[first:].to_pylist()
+                cells = batch.column(0)[first:]
+                if isinstance(cells.type, pa.StructType):
+                    cells = cells.flatten()[cells.type.get_field_index("bytes")]
+                yield from cells.to_pylist()
                 first = max(0, first - len(batch))
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
@@ -126,19 +131,16 @@ class Parquet(Packed):
         for path in self.paths:
             with opened(path) as file:
                 column, names = label_column(path, file.schema_arrow)
+                named = None if names is None else dict(enumerate(names))
                 try:
                     values = file.read(columns=[column]).column(0).to_pylist()
-                except (OSError, pa.ArrowException) as error:
-                    raise DataError(f"the labels in {path} cannot be read: {one_line(error)}") from None
+                    if named is None:
+                        texts += map(label_of, values)
+                    else:
+                        texts += [named.get(value) if type(value) is int else None for value in values]
+                except (OSError, ValueError, pa.ArrowException) as error:
+                    raise DataError(f"the column {column} of {path} holds no labels: {one_line(error)}") from None
             known.append(names)
-            if names is not None:
-                named = dict(enumerate(names))
-                texts += [named.get(value) if type(value) is int else None for value in values]
-                continue
-            try:
-                texts += map(label_of, values)
-            except ValueError as error:
-                raise DataError(f"the column {column} of {path} holds no labels: {error}") from None
         if any(names != known[0] for names in known):
             raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
         return texts, known[0]
@@ -157,24 +159,13 @@ def opened(path: str) -> Iterator[Any]:
         raise unreadable(path, "a parquet file", error) from None
 
 
-def image_bytes(cell: Any) -> bytes | UnreadableImage:
-    """The contents of a cell of an image column."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    return UnreadableImage("the cell holds no bytes") if data is None else bytes(data)
-
-
 def image_column(path: str, schema: Any) -> str:
     import pyarrow.types as types
 
-    def is_binary(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
     def holds_images(kind: Any) -> bool:
-        return (
-            any(each.name == "bytes" and is_binary(each.type) for each in kind)
-            if types.is_struct(kind)
-            else is_binary(kind)
-        )
+        if types.is_struct(kind) and (index := kind.get_field_index("bytes")) >= 0:
+            kind = kind.field(index).type
+        return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     found = [field.name for field in schema if holds_images(field.type)]
     return only_one(found, ("image", "img"), "images", path, schema)
@@ -184,20 +175,12 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
     """The column of labels, and the names of the classes if it holds their positions."""
     import pyarrow.types as types
 
-    known = [types.is_integer, types.is_floating, types.is_boolean, types.is_null, types.is_string]
-    known += [types.is_large_string, types.is_string_view]
-
-    def holds_labels(kind: Any) -> bool:
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        return any(is_it(kind) for is_it in known)
-
-    found = [field.name for field in schema if holds_labels(field.type)]
-    usual = ("label", "labels", "fine_label")
-    if odd := [field for field in schema if field.name in usual and field.name not in found]:
-        raise DataError(f"the column {odd[0].name} of {path} ({odd[0].type}) is no label: give text or numbers")
-    classes = class_labels(schema)
-    noted = [name for name in found if name in classes]
-    column = only_one(noted or [name for name in found if name in usual], usual, "labels", path, schema)
+    usual, classes = ("label", "labels", "fine_label"), class_labels(schema)
+    kinds = {field.name: field.type for field in schema}
+    found = [name for name in kinds if name in classes] or [name for name in kinds if name in usual]
+    column = only_one(found, usual, "labels", path, schema)
+    if types.is_nested(kinds[column]):
+        raise DataError(f"the column {column} of {path} ({kinds[column]}) is no label: give text or numbers")
     return column, classes.get(column)
 
 

@@ -43,16 +43,7 @@ class Shards(Packed, Tree):
     def _index(self, where: "array[int]") -> Iterator[str]:
         """Yield the names of the images; extend `where` and `texts` on the way."""
         for shard, path in enumerate(self.paths):
-            images: dict[str, tuple[int, int]] = {}
-            texts: dict[str, str] = {}  # of members without their suffix
-            for name, start, size, text in self._members(path):
-                if text is not None:
-                    if texts.setdefault(name, text) != text:
-                        raise DataError(f"{path} has two members {name}.cls, {texts[name]!r} and {text!r}: keep one")
-                    continue
-                if images.pop(name, None):  # as in an extracted tar, the last one counts
-                    self.left_out.add("repeated")
-                images[name] = start, size
+            images, texts = self._members(path)
             self.has_texts |= bool(texts)
             for name, text in self._labelled(path, images, texts):
                 where.extend((shard, *images[name]))
@@ -119,8 +110,10 @@ class Shards(Packed, Tree):
     def sizes(self) -> Labels:
         return self.where[:, 2]
 
-    def _members(self, path: str) -> Iterator[tuple[str, int, int, str | None]]:
-        """Name, first byte and size of each image; of each `.cls` file the name without the suffix, and its text."""
+    def _members(self, path: str) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+        """The first byte and the size of each image; the text of each `.cls` member, by its name without the suffix."""
+        images: dict[str, tuple[int, int]] = {}
+        texts: dict[str, str] = {}
         try:
             with (
                 _Headers(io.FileIO(path)) as file,
@@ -133,14 +126,21 @@ class Shards(Packed, Tree):
                         raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes, and the shard {size}")
                     kind = "" if member.isdir() else self._kind(member)
                     if kind == "image":
-                        yield member.name, member.offset_data, member.size, None
-                    elif kind == "label" and (text := tar.extractfile(member)) is not None:
-                        yield member.name[:-4], 0, 0, text.read(1024).decode("utf-8-sig", "surrogateescape").strip()
+                        if images.pop(member.name, None):  # as in an extracted tar, the last one counts
+                            self.left_out.add("repeated")
+                        images[member.name] = member.offset_data, member.size
+                    elif kind == "label" and (content := tar.extractfile(member)) is not None:
+                        name, text = member.name[:-4], content.read(1024).decode("utf-8-sig", "surrogateescape").strip()
+                        if texts.setdefault(name, text) != text:
+                            raise DataError(
+                                f"{path} has two members {name}.cls, {texts[name]!r} and {text!r}: keep one"
+                            )
         except DAMAGE as error:
             raise unreadable(path, "an uncompressed tar file", error) from error
+        return images, texts
 
     def _kind(self, member: tarfile.TarInfo) -> str:
-        """'image', 'label' or ''; notes what is left out of a folder as well."""
+        """'image', 'label', or another kind; notes what is left out of a folder as well."""
         *folders, name = ["", *(part for part in member.name.split("/") if part not in ("", ".", ".."))]
         kind = kind_of(name, is_folder=False)
         if kind == "image":
@@ -148,11 +148,9 @@ class Shards(Packed, Tree):
             kind = next(reasons, kind)
             if kind == "image" and (not member.isreg() or member.issparse()):
                 kind = "links"
-        if kind in ("", "packed"):
-            return "label" if name.lower().endswith(".cls") and member.isreg() else ""
-        if kind != "image":
+        if kind not in ("", "packed", "image"):
             self.left_out.add(kind, name)
-        return kind if kind == "image" else ""
+        return "label" if not kind and name.lower().endswith(".cls") and member.isreg() else kind
 
 
 def _key(member: str) -> str:

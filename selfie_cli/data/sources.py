@@ -47,9 +47,9 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self.names)
 
-    @abstractmethod
     def open(self, index: int) -> Image.Image:
         """An image whose header is read, to be decoded and closed by the caller. Raises UnreadableImage."""
+        return open_image(io.BytesIO(self.contents(index)))
 
     @abstractmethod
     def contents(self, index: int) -> bytes:
@@ -104,9 +104,6 @@ class Packed(Source):
     def read(self, first: int, end: int) -> Sequence[bytes | UnreadableImage]:
         """The bytes of the images from `first` up to `end`, or why there are none. Raises UnreadableImage."""
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(io.BytesIO(self.contents(index)))
-
     def contents(self, index: int) -> bytes:
         return checked(self.read(index, index + 1)[0])
 
@@ -145,9 +142,6 @@ class Files(Source):
 
     in_files = True
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(self.names[index])
-
     def contents(self, index: int) -> bytes:
         return read_file(self.names[index])
 
@@ -175,23 +169,7 @@ class Array(Source):
         return (hashlib.sha256(self.contents(index)).digest() for index in range(len(self)))
 
 
-class Selection(Source):
-    """Images of other sources."""
-
-    @abstractmethod
-    def _place(self, index: int) -> tuple[Source, int]:
-        """The source of an image, and its row there."""
-
-    def open(self, index: int) -> Image.Image:
-        source, row = self._place(index)
-        return source.open(row)
-
-    def contents(self, index: int) -> bytes:
-        source, row = self._place(index)
-        return source.contents(row)
-
-
-class Joined(Selection):
+class Joined(Source):
     """Several sources, one after another."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -205,14 +183,23 @@ class Joined(Selection):
             self.left_out.update(source.left_out)
 
     def _place(self, index: int) -> tuple[Source, int]:
+        """The source of an image, and its row there."""
         which = bisect.bisect_right(self.ends, index)
         return self.sources[which], index - self.ends[which] + len(self.sources[which])
+
+    def open(self, index: int) -> Image.Image:
+        source, row = self._place(index)
+        return source.open(row)
+
+    def contents(self, index: int) -> bytes:
+        source, row = self._place(index)
+        return source.contents(row)
 
     def versions(self) -> Iterator[bytes]:
         return itertools.chain.from_iterable(source.versions() for source in self.sources)
 
 
-class Subset(Selection):
+class Subset(Source):
     """The images of `source` at `indices`, int64 [M], in that order."""
 
     def __init__(self, source: Source, indices: Labels) -> None:
@@ -222,6 +209,12 @@ class Subset(Selection):
         self.block, self.in_files, self.pinned = source.block, source.in_files, source.pinned
         self.no_labels = source.no_labels
 
+    def open(self, index: int) -> Image.Image:
+        return self.source.open(int(self.indices[index]))
+
+    def contents(self, index: int) -> bytes:
+        return self.source.contents(int(self.indices[index]))
+
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
         texts, known = self.source.labels()
         return [texts[index] for index in self.indices], known
@@ -229,9 +222,6 @@ class Subset(Selection):
     def keys(self) -> list[str]:
         keys = self.source.keys()
         return [keys[index] for index in self.indices]
-
-    def _place(self, index: int) -> tuple[Source, int]:
-        return self.source, int(self.indices[index])
 
     def sizes(self) -> Labels:
         return self.source.sizes()[self.indices]

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.errors import UsageError
-
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
 HELD_OUT_SHARE = 0.2  # of the training labels, wherever something is chosen on them
@@ -41,11 +39,8 @@ def _rounded(share: float, count: int) -> int:
 def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
     """A stratified part of `labels`, int64 [N] and not negative: round(fraction * n) of each class, at least one.
 
-    Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one. Raises
-    UsageError if `fraction` is not in (0, 1].
+    Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one.
     """
-    if not 0 < fraction <= 1:
-        raise UsageError(f"a fraction of {fraction:g} is not possible: give a number above 0, up to 1")
     classes = _shuffled_classes(labels, seed, FRACTION)
     parts = [members[: max(1, _rounded(fraction, len(members)))] for members in classes]
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
@@ -55,10 +50,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
     """Part `labels`, int64 [N] and not negative, into sorted positions (kept, held), which together are 0 .. N-1.
 
     round(share * n) of each class is held; at least one stays on each side, but the only image of a class is kept.
-    Raises UsageError if `share` is not between 0 and 1.
     """
-    if not 0 < share < 1:
-        raise UsageError(f"holding out a share of {share:g} is not possible: give a number between 0 and 1")
     held = np.zeros(len(labels), bool)
     for members in _shuffled_classes(labels, seed, HELD_OUT):
         if len(members) > 1:
@@ -78,10 +70,8 @@ def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
     return numbers
 
 
-def hash_test_part(
-    names: Sequence[str], labels: Labels, share: float = 0.2, *, same: Labels | None = None
-) -> NDArray[np.bool_]:
-    """A test part that depends on names and copies alone: of each class, the round(share * n) of the smallest SHA-256.
+def hash_test_part(names: Sequence[str], labels: Labels, group: Labels) -> NDArray[np.bool_]:
+    """A test part that depends on names and copies alone: of each class, the fifth of the smallest SHA-256.
 
     Copies of one image stay on one side. At least one of a class of two or more different images is in the test part,
     and none of a class of one.
@@ -89,12 +79,11 @@ def hash_test_part(
     Args:
         names: one per image, relative to the data set's folder, with forward slashes.
         labels: int64 [N].
-        same: int64 [N], for each image the first one with the same contents. Unset: all are different.
+        group: int64 [N], for each image the first one with the same contents.
 
     Returns:
         bool [N], True for test.
     """
-    group = np.arange(len(names)) if same is None else same
     lowest: dict[int, bytes] = {}  # of each group
     for each, name in zip(group.tolist(), names, strict=True):
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
@@ -105,7 +94,7 @@ def hash_test_part(
         members = np.flatnonzero(labels == label)
         ordered = np.array(sorted(members.tolist(), key=lambda index: (digests[index], index)))
         sizes = np.diff(np.flatnonzero(np.diff(group[ordered], prepend=-1, append=-1))).tolist()  # of groups of copies
-        left = max(_rounded(share, len(members)), min(sizes)) if len(sizes) > 1 else 0
+        left = max(_rounded(HELD_OUT_SHARE, len(members)), min(sizes)) if len(sizes) > 1 else 0
         taken = []
         for size in sizes:
             taken.append(size <= left)

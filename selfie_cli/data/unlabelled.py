@@ -2,20 +2,17 @@
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from selfie_cli.data import hub_sets
-from selfie_cli.data.folders import Folder, Tree, scanned, split_folders
+from selfie_cli.data.folders import Folder, Tree, parted, scanned, split_folders
 from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
 from selfie_cli.data.lists import LISTS, distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import LOOKED_FOR, check_numbers, num_images, pack, packed_as, packed_set
-from selfie_cli.data.sources import DataSet, Files, Joined, Source, chosen
+from selfie_cli.data.packed import LOOKED_FOR, by_name, check_numbers, num_images, pack, packed_as, packed_set
+from selfie_cli.data.sources import DataSet, Files, Joined, Source
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.hub import is_address
 from selfie_cli.talk import Talk
@@ -36,7 +33,8 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     sources: list[Source] = []
     for packed, group in itertools.groupby(data, packed_as):
         if packed:
-            sources.append(training_part(pack(expanded(list(group))), ", ".join(data), talk))
+            source: Source = pack(expanded(list(group)))
+            sources.append(training_part(whole(source), ", ".join(data), talk))
             continue
         opened = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
         if len(opened) > 1 and all(one.in_files for one in opened):
@@ -52,13 +50,11 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
 
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
-    if hub_sets.is_address(one):
-        return training_of(hub_sets.fetch(one, offline=offline, talk=talk), one, talk)
-    path = one if os.path.exists(one) else named_tree(one, data_root)
-    if path is None:
+    path = place_of(one, data_root)
+    if not path:
         return read_named(one, "unlabelled", data_root=data_root, offline=offline, talk=talk)
-    if os.path.isdir(path):
-        return training_of(open_folder(path, talk), path, talk)
+    if found := open_set(path, offline=offline, talk=talk):
+        return training_part(found, path, talk)
     suffix = os.path.splitext(one)[1].lower()
     if suffix in ARCHIVES:
         raise DataError(f"{one} is compressed: unpack it, and give the folder or the tar file inside")
@@ -73,10 +69,32 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
     return Files([one])
 
 
+def place_of(name: str, data_root: Path) -> str:
+    """The path or address of images; "" for a named set that is not there as `<data_root>/<name>/{train,test}/`.
+
+    Raises DataError if there is nothing of that name.
+    """
+    if os.path.exists(name) or hub_sets.is_address(name) or packed_as(name):
+        return name
+    if is_address(name):
+        raise DataError(f"{name} is a run's address: a data set's is hf://datasets/owner/name")
+    if name not in NAMED:
+        raise DataError(f"{name}: no such file or folder, and none of the named sets ({', '.join(NAMED)})")
+    tree = str(data_root / name)
+    return tree if os.path.isdir(tree) and split_folders(scanned(tree)) else ""
+
+
+def open_set(path: str, *, offline: bool, talk: Talk) -> DataSet | None:
+    """The data set in a folder or at an address on the Hub; None for other paths."""
+    if hub_sets.is_address(path):
+        return hub_sets.fetch(path, offline=offline, talk=talk)
+    return open_folder(path, talk) if os.path.isdir(path) else None
+
+
 def open_folder(folder: str, talk: Talk) -> DataSet:
     """The images below a folder, or its parquet files or its tar files, whichever hold the most images.
 
-    Raises DataError if there are none, or none in its training part, and as `parts_of_files` does.
+    Raises DataError if there are none, or none in its training part, and as `packed_set` does.
     """
     pictures = Folder(folder)
     left_out, name = pictures.left_out, os.path.basename(os.path.abspath(folder))
@@ -93,9 +111,9 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
         train = pictures.split.get("train")
         if train and not any(f"{each}/".startswith(f"{train}/") for each in pictures.folders()):
             raise nothing_in(os.path.join(folder, train), left_out)
-        return DataSet(name, {"all": "all"}, lambda part: pictures, left_out)
+        return whole(pictures, name)
     left_out.add("pictures", count=len(pictures))
-    inside = {os.path.relpath(path, folder).replace(os.sep, "/"): path for path in packed[taken]}
+    inside = by_name(packed[taken], folder)
 
     def paths_of(names: list[str]) -> list[str]:
         check_numbers(names, folder)
@@ -107,52 +125,24 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
     return found
 
 
-def training_of(found: DataSet, where: str, talk: Talk) -> Source:
-    """The images of a data set that are not kept for evaluation; says which those are."""
-    if others := sorted(found.parts.keys() - {"train", "all"}):
-        say_kept(where, "train", others, talk)
-    source = found.open("train" if others else "all")
+def whole(source: Source, name: str = "") -> DataSet:
+    """A data set of one source."""
+    return DataSet(name, {"all": "all"}, lambda part: source, source.left_out)
+
+
+def training_part(found: DataSet, where: str, talk: Talk) -> Source:
+    """The images that a data set does not keep for evaluation; says which parts it keeps."""
+    found = parted(found)
+    others = [found.parts[part] for part in ("test", "validation") if part in found.parts]
+    if others:
+        are = "is" if len(others) == 1 else "are"
+        talk.say(f"{where}: only {found.parts['train']} is read, {' and '.join(others)} {are} kept for evaluation")
+    source = found.open("train" if "train" in found.parts else "all")
     source.left_out = found.left_out
-    return training_part(source, where, talk)
-
-
-def training_part(source: Source, where: str, talk: Talk) -> Source:
-    """The images that folders do not keep for evaluation; says which those are."""
-    if not isinstance(source, Tree):
-        return source
-    rows = source.rows_of_parts()
-    others = [source.title(part) for part in ("validation", "test") if part in rows]
-    if not others:
-        tops = {folder.split("/")[0] for folder in source.places}
-        if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
-            talk.warn(
-                f"{where}: {train[0]}/ is called like a training part, but there is no test/ or val/: all is read"
-            )
-        return source
-    say_kept(where, source.title("train"), others, talk)
-    for folder, count in Counter(source.folders()).items():
-        if source.places[folder].part == "apart":
-            source.left_out.add("apart", folder.split("/")[0], count)
-    return chosen(source, np.sort(np.array(rows.get("", []) + rows.get("train", []), np.int64)))
-
-
-def say_kept(where: str, train: str, others: Sequence[str], talk: Talk) -> None:
-    """Say which parts are not read because they are for evaluation."""
-    are = "is" if len(others) == 1 else "are"
-    talk.say(f"{where}: only {train} is read, {' and '.join(others)} {are} kept for evaluation")
-
-
-def named_tree(name: str, data_root: Path) -> str | None:
-    """An image tree `<data_root>/<name>/{train,test}/<class>/`, if it is there: it serves as the set of that name.
-
-    Raises DataError if no set has that name.
-    """
-    if is_address(name):
-        raise DataError(f"{name} is a run's address: a data set's is hf://datasets/owner/name")
-    if name not in NAMED:
-        raise DataError(f"{name}: no such file or folder, and none of the named sets ({', '.join(NAMED)})")
-    tree = str(data_root / name)
-    return tree if os.path.isdir(tree) and split_folders(scanned(tree)) else None
+    tops = {folder.split("/")[0] for folder in source.places} if isinstance(source, Tree) and not others else ()
+    if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
+        talk.warn(f"{where}: {train[0]}/ is called like a training part, but there is no test/ or val/: all is read")
+    return source
 
 
 def nothing_in(folder: str, left_out: LeftOut) -> DataError:

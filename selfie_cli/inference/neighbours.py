@@ -52,37 +52,33 @@ class Nearest:
         self.cosines, self.rows = (torch.cat(each) for each in zip(*parts, strict=True))  # [M, k]
 
 
-class Groups:
-    """Connected components of N rows, by a forest whose roots are the lowest rows."""
+def near_groups(
+    vectors: NDArray[np.float32], same: NDArray[np.int64], threshold: float, advance: Callable[[int], None]
+) -> list[NDArray[np.int64]]:
+    """Group rows that are joined, directly or through others. N (N - 1) / 2 products.
 
-    def __init__(self, num_rows: int) -> None:
-        self.parent = np.arange(num_rows, dtype=np.int64)
+    Args:
+        vectors: [N, D], of length one; rows are joined where the cosine is `threshold` or more.
+        same: int64 [N], for each row another one that it is joined with in any case, or itself.
 
-    def join(self, rows: NDArray[np.int64]) -> None:
-        """Merge the groups that `rows` are in."""
-        roots = self.parent[rows]
-        while (above := self.parent[roots]).tolist() != roots.tolist():
-            roots = above
-        self.parent[roots] = self.parent[rows] = roots.min()
+    Returns:
+        The rows of each group of two or more, ascending; the largest group first.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def found(self) -> list[NDArray[np.int64]]:
-        """The rows of each group of two or more, ascending; the largest group first."""
-        while not np.array_equal(above := self.parent[self.parent], self.parent):
-            self.parent = above
-        order = np.argsort(self.parent, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(self.parent[order])) + 1)
-        return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))
-
-
-def join_near(groups: Groups, vectors: NDArray[np.float32], threshold: float, advance: Callable[[int], None]) -> None:
-    """Join rows of `vectors`, [N, D] at length one, whose cosine is `threshold` or more. N (N - 1) / 2 products."""
-    every = torch.from_numpy(vectors)
+    every, num_rows = torch.from_numpy(vectors), len(vectors)
     first = 0
-    while first < len(vectors):
-        end = min(len(vectors), first + max(1, BLOCK // (len(vectors) - first)))
+    while first < num_rows:
+        end = min(num_rows, first + max(1, BLOCK // (num_rows - first)))
         near = every[first:end] @ every[first:].T >= threshold  # [n, N - first]
-        near = near.triu(1)
-        for row in near.any(dim=1).nonzero()[:, 0].tolist():
-            groups.join(np.append(near[row].nonzero()[:, 0].numpy() + first, first + row))
+        rows, others = near.triu(1).nonzero().numpy().T + first
+        ends = np.append(np.arange(num_rows), rows), np.append(same, others)
+        graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), (num_rows, num_rows))
+        group = connected_components(graph, directed=False)[1]
+        same = np.unique(group, return_index=True)[1][group]  # the first row of its group
         first = end
         advance(first)
+    order = np.argsort(same, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(same[order])) + 1)
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: (-len(group), group[0]))

@@ -233,35 +233,28 @@ def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk,
     coarse = torch.is_autocast_enabled(device.type)
     lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
     at_once = images_at_once(device, network.image_size) * (torch.get_num_threads() if device.type == "cpu" else 1)
-
-    def work(mine: Tensor) -> Tensor:
-        parts = []
-        done = 0
-        with talk.track(what, len(mine)) as advance:
-            for batch in mine.split(min(batch_size, at_once)):
-                parts.append(lean.vectors(batch.to(device)).cpu())
-                done += len(batch)
-                advance(done, "")
-        return torch.cat(parts)
-
-    return shared_out(pixels, work)
+    return in_batches(lean.vectors, pixels, device, min(batch_size, at_once), talk, what)
 
 
 def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> Tensor:
     """A classifier's probabilities for stored pixels, uint8 [N, S, S, 3]: float32 [N, C]."""
-
-    def work(mine: Tensor) -> Tensor:
-        return torch.cat([network.probabilities(batch.to(network.device)).cpu() for batch in mine.split(batch_size)])
-
-    return shared_out(pixels, work)
+    return in_batches(network.probabilities, pixels, network.device, batch_size, Talk(), "")
 
 
-def shared_out(pixels: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """The result of `work` for all images, [N, ...] on the CPU; each process of a job does a part of it."""
+def in_batches(
+    compute: Callable[[Tensor], Tensor], pixels: Tensor, device: torch.device, batch_size: int, talk: Talk, what: str
+) -> Tensor:
+    """The result of `compute` for all images, [N, ...] on the CPU; each process of a job does a part of it."""
     here = group()
-    if len(pixels) < here.world:
-        return work(pixels)
-    return torch.cat(here.gather(work(pixels.tensor_split(here.world)[here.rank])))
+    shared = len(pixels) >= here.world
+    mine = pixels.tensor_split(here.world)[here.rank] if shared else pixels
+    parts, done = [], 0
+    with talk.track(what, len(mine)) as advance:
+        for batch in mine.split(batch_size):
+            parts.append(compute(batch.to(device)).cpu())
+            done += len(batch)
+            advance(done, "")
+    return torch.cat(here.gather(torch.cat(parts)) if shared else parts)
 
 
 def save_network(run: Run, weights: dict[str, Tensor], derived: dict[str, Any]) -> None:

@@ -68,19 +68,19 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
         raise UsageError(f"--out {out} is a folder: name a file")
     if out.suffix not in suffixes:
         raise UsageError(f"--out {name!r}: the name must end in {' or '.join(suffixes)}")
-    if out.exists() and not overwrite:
-        raise UsageError(f"{out} exists: replace it with --overwrite")
-    check_writable(out, out.parent)
-    for each in (out.name, f"{out.name}.rows.jsonl"):
-        remove_leftovers(out.parent, each)
+    check_writable(out)
+    for each in (out, Path(f"{out}.rows.jsonl")):
+        if each.exists() and not overwrite:
+            raise UsageError(f"{each} exists: replace it with --overwrite")
+        remove_leftovers(each.parent, each.name)
     return out
 
 
-def check_writable(out: Path, folder: Path) -> None:
-    """Make `folder`. Raises UsageError if nothing can be written there."""
+def check_writable(out: Path) -> None:
+    """Make the folder of `out`. Raises UsageError if nothing can be written there."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from None
 

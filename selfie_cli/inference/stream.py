@@ -67,7 +67,7 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
     def found() -> Iterator[str]:
         for path in paths:
             if path == "-":
-                lines = listed_paths(map(path_in, stdin), "stdin", left_out)
+                lines = listed_paths((line.rstrip("\r\n") for line in stdin), "stdin", left_out)
                 yield from group().from_first(list(lines) if group().first else [])
             elif os.path.isdir(path):
                 folder = Folder(path)
@@ -90,12 +90,6 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
     if left_out:
         talk.warn(str(left_out))
     return names, left_out
-
-
-def path_in(line: str) -> str:
-    if "\0" in line:
-        raise UsageError("stdin holds NUL bytes: give one path per line, as find prints without -print0")
-    return line.rstrip("\r\n")
 
 
 class Result(NamedTuple):
@@ -293,31 +287,20 @@ def with_precision(
     """
     if asked in DTYPES:
         return network.lean(DTYPES[asked]), asked
-    if asked == "int8":
-        if not has_vnni(network.device):
-            raise UsageError("--precision int8 needs a CPU with VNNI: leave it out, or take bf16")
-        sample = first(CALIBRATION)
-        lean = network.in_int8(sample)
-        sample = sample[:COMPARED]
-        cosine = lowest_cosine(network, lean, compute, sample)
-        talk.say(f"precision: int8; the cosine to fp32 is at least {cosine:.6f} on the first {len(sample)} images")
-        if cosine < USABLE:
-            talk.warn(f"int8 changes this network's vectors notably (cosine {cosine:.4f}): take bf16 or fp32")
-        return lean, asked
-    if not bf16_pays(network.device) or num_images <= SHORT_JOB:
+    tried = "int8" if asked == "int8" else "bf16"
+    if tried == "int8" and not has_vnni(network.device):
+        raise UsageError("--precision int8 needs a CPU with VNNI: leave it out, or take bf16")
+    if tried == "bf16" and (not bf16_pays(network.device) or num_images <= SHORT_JOB):
         return network.lean(torch.float32), "fp32"
-    sample = first(COMPARED)
-    lean = network.lean(torch.bfloat16)
-    cosine = lowest_cosine(network, lean, compute, sample)
-    same = cosine >= SAME_DIRECTION
+    sample = first(CALIBRATION if tried == "int8" else COMPARED)
+    lean = network.in_int8(sample) if tried == "int8" else network.lean(torch.bfloat16)
+    sample = sample[:COMPARED]
+    cosine = torch.nn.functional.cosine_similarity(compute(network, sample), compute(lean, sample)).min().item()
+    taken = tried if tried == "int8" or cosine >= SAME_DIRECTION else "fp32"
     talk.say(
-        f"precision: {'bf16' if same else 'fp32'}; in bf16 the cosine to fp32 is at least {cosine:.6f} on the first "
-        f"{len(sample)} images{'' if same else f', below {SAME_DIRECTION}'}"
+        f"precision: {taken}; in {tried} the cosine to fp32 is at least {cosine:.6f} on the first {len(sample)} images"
+        + ("" if taken == tried else f", below {SAME_DIRECTION}")
     )
-    return (lean, "bf16") if same else (network.lean(torch.float32), "fp32")
-
-
-def lowest_cosine(network: Network, lean: Network, compute: Compute, sample: Tensor) -> float:
-    """The lowest cosine between two networks' vectors of an image of `sample`, uint8 [N, S, S, 3]."""
-    cosines = torch.nn.functional.cosine_similarity(compute(network, sample), compute(lean, sample))
-    return cosines.min().item()
+    if tried == "int8" and cosine < USABLE:
+        talk.warn(f"int8 changes this network's vectors notably (cosine {cosine:.4f}): take bf16 or fp32")
+    return (lean if taken == tried else network.lean(torch.float32)), taken

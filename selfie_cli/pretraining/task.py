@@ -14,14 +14,7 @@ from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
-from selfie_cli.training.hardware import (
-    Pace,
-    compiles,
-    duration,
-    fit,
-    micro_batch_for,
-    precisions,
-)
+from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step, check_pieces
 
@@ -136,11 +129,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def pace_of(
-    step_seconds: float,
-    pixels: Pixels,
-    batch_of: Callable[[int], Batch],
-    batch_size: int,
-    device: torch.device,
+    step_seconds: float, pixels: Pixels, batch_of: Callable[[int], Batch], batch_size: int, device: torch.device
 ) -> Pace:
     """The pace of steps with the decoding of their images, measured on two batches."""
     if pixels.decoding_epochs == 0:

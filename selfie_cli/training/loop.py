@@ -98,7 +98,9 @@ def train(
                 metrics.write(step, means, step_of.optimizer.param_groups[0]["lr"])
                 saver.check()
             if save or step == plan.steps:
-                check_weights(step_of, step, first_step, saver)
+                largest = torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf)  # in one pass over all
+                if not largest.isfinite():
+                    raise diverged("a weight", step, first_step, saver, group)
             if save:
                 if group.first:
                     saver.save(step, step_of.module, step_of.optimizer, step_of.micro_batch)
@@ -173,12 +175,6 @@ def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: 
     if spoiled or not all(map(math.isfinite, means.values())):
         what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
         raise diverged(what, step - max(0, spoiled - 1), first_step, saver, step_of.group)
-
-
-def check_weights(step_of: Step, step: int, first_step: int, saver: Saver) -> None:
-    """Raise Diverged if a weight is not finite."""
-    if not torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf).isfinite():  # in one pass over all
-        raise diverged("a weight", step, first_step, saver, step_of.group)
 
 
 def diverged(what: str, step: int, first_step: int, saver: Saver, group: Group) -> Diverged:

@@ -89,7 +89,9 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     selfie(*asked, "--out", "v.npy", "--overwrite")
     assert np.load("v.npy").shape == (7, 64)
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
-    assert "--out" in error_of(*asked, "--out", "v.arrow", code=2)
+    Path("folder.csv").mkdir()
+    for out in ("v.arrow", "folder.csv", "v.npy/v.csv", "/proc/v.csv"):
+        assert "--out" in error_of(*asked, "--out", out, "--overwrite", code=2)
     assert "--json needs --out" in error_of(*asked, "--json", code=2)
     written = document(*asked, "--out", "w.csv")
     assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}

@@ -359,29 +359,6 @@ def corpus() -> tuple[Entry, ...]:
     return (*sound(), *strange(), *bombs(), *truncated(), *flipped())
 
 
-NAMES = (
-    b"two\nlines.png",
-    b"tab\tbell\x07.png",
-    b"\x1b[31mred.png",
-    b"latin-\xe9\xff.png",
-    "\N{CAT FACE}\N{ZERO WIDTH JOINER}.png".encode(),
-    b"-rf.png",
-    b"  spaces  .png",
-    b"trailing.png ",  # not an image by its name
-    b"UPPER.PNG",
-    b"<script>alert(1)<script>.png",
-    b"%s {} $(id) `id` '\".png",
-    b"n" * 251 + b".png",
-)
-"""Of files that are sound."""
-
-
-def write_names(folder: Path) -> None:
-    for number, name in enumerate(NAMES):
-        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
-            file.write(saved(np.roll(PICTURE, number, 1), "PNG"))
-
-
 def write_no_files(folder: Path) -> None:
     """What has the name of an image and is none: to be refused, or left out; nobody may wait for it.
 

@@ -19,7 +19,6 @@ from selfie_cli.data.augment import (
     plain_view,
     training_view,
 )
-from selfie_cli.data.batches import step_generator
 
 
 def noise(num_images, side):
@@ -92,39 +91,14 @@ def test_a_box_is_sampled_bilinearly(mirror):
                 torch.testing.assert_close(result[:, row, column], expected, atol=1e-5, rtol=0)
 
 
-def test_small_images_are_shifted_and_large_ones_cropped():
-    shifts = draw_crops(3, 32, seeded(), flip=True, min_crop=0.5)
-    assert shifts.equal(draw_shifts(3, seeded()))
-    small = training_view(noise(3, 32), shifts, 32)
-    assert small.equal(normalize(pad_crop(noise(3, 32), shifts)))
-    boxes = draw_crops(3, 224, seeded(), flip=True, min_crop=0.5)
-    assert boxes.equal(draw_boxes(3, seeded(), min_area=0.5))
-    large = training_view(noise(3, 256), boxes, 224)
-    assert large.equal(crop(normalize(noise(3, 256)), boxes, 224))
-    for view, side in ((small, 32), (large, 224)):
-        assert view.shape == (3, 3, side, side)
-        assert view.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("size", [32, 96])
-def test_crops_are_a_function_of_seed_step_and_row(size):
-    def drawn(seed, step):
-        return draw_crops(64, size, step_generator(seed, step), flip=True, min_crop=0.5)
-
-    torch.manual_seed(1)
-    crops = drawn(0, 7)
-    torch.manual_seed(2)  # the default generator has no part in it
-    assert drawn(0, 7).equal(crops)
-    assert len(crops.unique(dim=0)) > 32
-    for other in (drawn(1, 7), drawn(0, 8)):
-        assert (other != crops).any(dim=1).sum() > 56
-
-
-@pytest.mark.parametrize("size", [32, 96])
-def test_parts_of_a_batch_are_augmented_as_the_whole(size):
+@pytest.mark.parametrize(("size", "numbers"), [(32, 3), (96, 4)])
+def test_parts_of_a_batch_are_augmented_as_the_whole(size, numbers):
+    """Small images are shifted, by 3 numbers each, and large ones cropped, by 4."""
     pixels = noise(10, size + 8 * (size > 64))
     crops = draw_crops(10, size, seeded(), flip=True, min_crop=0.5)
     whole = training_view(pixels, crops, size)
+    assert (crops.shape, whole.shape) == ((10, numbers), (10, 3, size, size))
+    assert whole.is_contiguous(memory_format=torch.channels_last)
     for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
         assert training_view(pixels[part], crops[part], size).equal(whole[part])
 

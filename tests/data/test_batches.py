@@ -55,14 +55,6 @@ def test_the_order_is_a_function_of_seed_and_step(how):
     assert not order(seed=2).batch(0).equal(forwards[0])
 
 
-@pytest.mark.parametrize(("num_images", "block", "world"), [(513, 64, 4), (33, 64, 8), (10_001, 64, 1), (999, 64, 3)])
-def test_processes_see_no_image_twice_in_a_batch(num_images, block, world):
-    size = num_images // (2 * world) * world if num_images > 600 else num_images // world * world
-    orders = [SampleOrder(num_images, size, 5, block=block, rank=rank, world=world) for rank in range(world)]
-    for step in range(30):
-        assert len(torch.cat([order.batch(step) for order in orders]).unique()) == size
-
-
 def epochs_of(order: SampleOrder, num_epochs: int) -> np.ndarray:
     """Images of one process, one row per epoch."""
     batches = order.epoch_length // len(order.batch(0))

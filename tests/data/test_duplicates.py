@@ -24,8 +24,10 @@ def marked(pixels: np.ndarray) -> Marks:
     return marks_of(torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
-def rows_of(marks: Marks, chosen: slice) -> Marks:
-    return Marks(marks.exact[chosen], marks.perceptual[chosen])
+def apart(one: np.ndarray, other: np.ndarray) -> int:
+    """The differing bits of two perceptual hashes, or of one and the mirror image of the other."""
+    bits = np.unpackbits(one ^ other).astype(int)
+    return bits[:128].sum() + min(bits[128:].sum(), 128 - bits[128:].sum())
 
 
 def each(pixels: np.ndarray, change) -> np.ndarray:
@@ -88,14 +90,10 @@ def test_finds_what_a_double_loop_over_bits_finds(monkeypatch, block):
     monkeypatch.setattr(duplicates, "KEYS", block[1])
     noise = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8)
     marks = marked(noise)
-    test, seen = rows_of(marks, slice(23)), rows_of(marks, slice(20, None))  # three are copies
+    test, seen = marks[slice(23)], marks[slice(20, None)]  # three are copies
     found = find_seen(test, seen, near=255)
-    for i, query in enumerate(np.unpackbits(test.perceptual, axis=1).tolist()):
-        mirrored = query[:128] + [1 - bit for bit in query[128:]]
-        distances = []
-        for other in np.unpackbits(seen.perceptual, axis=1).tolist():
-            differing = [sum(a != b for a, b in zip(view, other, strict=True)) for view in (query, mirrored)]
-            distances.append(min(differing))
+    for i, query in enumerate(test.perceptual):
+        distances = [apart(query, other) for other in seen.perceptual]
         assert found.distance[i] == min(distances)
         assert distances[found.nearest[i]] == min(distances)
     assert found.exact.tolist() == find_seen(test, seen).near.tolist() == [i >= 20 for i in range(23)]
@@ -133,7 +131,7 @@ def test_copies_are_told_from_other_images():
     assert found.nearest.tolist() == list(range(20, 40))
     for others in (drawn(1000, seed=2), drawn(50, seed=1)[:, ::-1]):  # upside down is another image
         assert not find_seen(marked(others), marked(images)).near.any()
-    none = rows_of(marked(images), slice(0))
+    none = marked(images)[slice(0)]
     assert find_seen(marked(images), none).nearest.tolist() == [-1] * 1000
     assert len(find_seen(none, marked(images)).near) == len(find_earlier(none, workers=1, talk=Talk())[0]) == 0
 
@@ -148,7 +146,7 @@ def test_pictures_without_structure_match_their_copies_only(size):
     copies = find_seen(marks, marks)
     assert copies.exact.all()
     assert copies.nearest.tolist() == list(range(len(pictures)))
-    assert not find_seen(rows_of(marks, slice(0, None, 2)), rows_of(marks, slice(1, None, 2))).near.any()
+    assert not find_seen(marks[slice(0, None, 2)], marks[slice(1, None, 2)]).near.any()
 
 
 def test_marks_travel_through_a_file(tmp_path):
@@ -158,7 +156,7 @@ def test_marks_travel_through_a_file(tmp_path):
     assert find_seen(loaded, marks).exact.all()
     assert (loaded.perceptual == marks.perceptual).all()
     assert [path.name for path in tmp_path.iterdir()] == ["seen.safetensors"]
-    save_marks(tmp_path / "none", rows_of(marks, slice(0)))
+    save_marks(tmp_path / "none", marks[slice(0)])
     assert len(load_marks(tmp_path / "none")) == 0
 
 
@@ -191,12 +189,8 @@ def test_the_earlier_image_that_is_most_like(monkeypatch):
     originals = drawn(20)
     variants = [each(originals[:12], change) for change in (jpeg(60), ImageOps.mirror, jpeg(30))]
     marks = marked(np.concatenate([originals, *variants, drawn(9, seed=1)]))
-    distance = {row: [] for row in range(len(marks))}
-    for row in distance:
-        for key in range(row):
-            apart = np.unpackbits(marks.perceptual[row] ^ marks.perceptual[key]).astype(int)
-            odd = apart[128:].sum()
-            distance[row].append(apart[:128].sum() + min(odd, 128 - odd))
+    rows = range(len(marks))
+    distance = {row: [apart(marks.perceptual[row], marks.perceptual[key]) for key in range(row)] for row in rows}
     for near, pairs in ((40, 1e9), (70, 1e9), (200, 15 * len(marks)), (40, 15 * len(marks))):
         nearest, bits, window = find_earlier(marks, near=near, pairs=pairs, workers=3, talk=Talk())
         assert window == (15 if pairs < 1e9 else len(marks))

@@ -8,7 +8,7 @@ from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.duplicates import marks_of
-from selfie_cli.data.examination import Examination, Oddity, inspect, inspect_all
+from selfie_cli.data.examination import Examination, Oddity, inspect
 from selfie_cli.data.images import FORMATS, decode_square, open_image
 from selfie_cli.data.sources import Files
 from selfie_cli.talk import Talk
@@ -99,7 +99,7 @@ def test_every_row_is_its_own_file(tmp_path: Path):
     (tmp_path / "41.png").unlink()
     (tmp_path / "41.png").symlink_to(tmp_path / "lost.png")
     files = Files(str(tmp_path / f"{number:02}.png") for number in range(75))
-    seen = inspect_all(files, size=24, workers=3, talk=Talk())
+    seen = Examination({"": files}, [None] * 75, size=24, workers=3, talk=Talk())
     assert list(seen.bad) == [0, 40, 41, 74]
     assert seen.bad[41] == f"a link to {tmp_path / 'lost.png'}, which is not there"
     good = [number for number in range(75) if number not in seen.bad]
@@ -117,9 +117,8 @@ def test_a_test_part_without_classes_leaves_none_untested(tmp_path: Path) -> Non
     for file in files:
         PICTURE.save(file)
     parts = {"train": Files([str(file) for file in files[:2]]), "test": Files([str(files[2])])}
-    seen = inspect_all(Files([str(file) for file in files]), size=8, workers=1, talk=Talk())
     for label, expected in (("images", []), ("cat", ["dog"])):
-        found = Examination(dict(parts), ["cat", "dog", label], seen)
+        found = Examination(dict(parts), ["cat", "dog", label], size=8, workers=1, talk=Talk())
         found.look_at_classes()
         assert [
             item.name for each in found.remarks if each.kind == "untested classes" for item in each.items

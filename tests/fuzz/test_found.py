@@ -22,7 +22,7 @@ from selfie_cli.cli.app import app
 from selfie_cli.config import FinetuneOptions
 from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.errors import RunError, SelfieError, UnreadableImage, UsageError
+from selfie_cli.errors import RunError, SelfieError, UsageError
 from selfie_cli.files import read_json, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, optimizer_tensors, save_state
@@ -80,8 +80,7 @@ def test_text_in_a_table_of_images() -> None:
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": ["a", "b"]}}
     noted = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(pa.table({"image": cells, "label": ["a"]}).replace_schema_metadata(noted), "t.parquet")
-    with pytest.raises(UnreadableImage, match=r"t\.parquet is damaged: 'utf-8' codec"):
-        Parquet(["t.parquet"]).open(0)
+    assert Parquet(["t.parquet"]).open(0).format == "PNG"
     assert Parquet(["t.parquet"]).labels() == ([None], ["a", "b"])
 
 

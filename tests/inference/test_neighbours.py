@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from selfie_cli.inference.neighbours import Groups, Nearest, join_near, unit
+from selfie_cli.inference.neighbours import Nearest, near_groups, unit
 
 
 def test_nearest_are_those_of_all_products() -> None:
@@ -31,6 +31,9 @@ def test_groups_are_connected_components(monkeypatch: pytest.MonkeyPatch) -> Non
     rng = np.random.default_rng(1)
     vectors = unit(rng.normal(size=(300, 4)).astype(np.float32))
     near = vectors @ vectors.T >= 0.99
+    same = np.arange(300)
+    same[250] = 3  # the same contents, but far apart
+    near[250, 3] = near[3, 250] = True
     left, expected = set(range(300)), []
     while left:
         group, todo = set(), [min(left)]
@@ -42,6 +45,5 @@ def test_groups_are_connected_components(monkeypatch: pytest.MonkeyPatch) -> Non
         left -= group
         expected += [sorted(group)] if len(group) > 1 else []
     assert max(map(len, expected)) > 2
-    groups = Groups(300)
-    join_near(groups, vectors, 0.99, lambda done: None)
-    assert [group.tolist() for group in groups.found()] == sorted(expected, key=lambda group: (-len(group), group[0]))
+    groups = near_groups(vectors, same, 0.99, lambda done: None)
+    assert [group.tolist() for group in groups] == sorted(expected, key=lambda group: (-len(group), group[0]))

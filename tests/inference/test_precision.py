@@ -103,7 +103,7 @@ def test_int8_on_request(images: Path) -> None:
     selfie("embed", images, "--from", "bundled", "--out", "exact.npy", "--precision", "fp32")
     asked = ("embed", images, "--from", "bundled", "--precision", "int8")
     result = selfie(*asked, "--out", "v.npy", "--batch-size", 7)
-    assert "precision: int8; the cosine to fp32 is at least 0.99" in result.stderr
+    assert "precision: int8; in int8 the cosine to fp32 is at least 0.99" in result.stderr
     exact, found = torch.from_numpy(np.load("exact.npy")), torch.from_numpy(np.load("v.npy"))
     assert 0.99 < F.cosine_similarity(found, exact).min() < 0.99999
     assert "--compile on" in error_of(*asked, "--compile", "on", code=2)

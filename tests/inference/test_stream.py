@@ -12,7 +12,7 @@ from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
 from test_precision import network
 from torch import nn
 
-from selfie_cli.errors import UsageError
+from selfie_cli.errors import DataError
 from selfie_cli.inference.networks import Network
 from selfie_cli.inference.stream import Compute, Result, Stream, named_images
 from selfie_cli.talk import Talk
@@ -113,5 +113,5 @@ def test_large_pictures_and_small(pretrained: Path) -> None:
 
 
 def test_paths_that_zero_bytes_part_are_no_lines() -> None:
-    with pytest.raises(UsageError, match="one path per line"):
+    with pytest.raises(DataError, match="one path per line"):
         named_images(["-"], ["a.png\0b.png\0"], Talk())
