@@ -240,7 +240,7 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
         config = read_json(folder / "config.json")
     except (FileNotFoundError, NotADirectoryError):
         place = "a folder with a config.json" + " or a .safetensors file" * also_foreign
-        named = hub.NAME.fullmatch(str(folder)) and not folder.exists()
+        named = hub.NAME.fullmatch(str(folder)) and not folder.parent.exists()
         on_hub = f", or {hub.PREFIX}{folder} for one on the Hub" if named else ""
         raise RunError(f"no run at {folder}: {place} is expected{on_hub}") from None
     except (OSError, ValueError) as error:

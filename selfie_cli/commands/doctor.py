@@ -294,12 +294,7 @@ def plans_for(
 
 
 def measured_pace(
-    options: PretrainOptions,
-    derived: dict[str, Any],
-    source: Source,
-    decoding: float,
-    device: torch.device,
-    talk: Talk,
+    options: PretrainOptions, derived: dict[str, Any], source: Source, decoding: float, device: torch.device, talk: Talk
 ) -> Pace:
     """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
     num_images, batch_size, size = len(source), derived["batch_size"], OURS.storage_size(derived["image_size"])

@@ -100,7 +100,8 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     reading, preprocessing = pick(Reading, options), network.preprocessing
     data = read_data(reading, network.image_size, preprocessing=preprocessing, sources=[run], known=known, talk=talk)
     train, test = data.train, data.test
-    twin = networks.untrained_twin(network, run, seed=step_seed(options.seed, 0))
+    torch.manual_seed(step_seed(options.seed, 0))
+    twin = dataclasses.replace(network, module=networks.build(run.derived).to(device).eval())  # before any training
     with context():
         classified = None if known is None else classify(network, known, data, options.batch_size)
     trained, untrained = (

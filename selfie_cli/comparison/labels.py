@@ -142,8 +142,11 @@ def read_data(
     talk.say(found.split_note)
     if known is not None:
         check_classes(found.train.classes, known)
+    labels = hashlib.sha256(repr(found.train.classes).encode())  # names do not tell the labels of shards and tables
+    for part in (found.train, found.test):
+        labels.update(part.labels.tobytes())
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
-    marks["labels"] = hash_of_labels(found)
+    marks["labels"] = labels.hexdigest()[:16]
     if run is not None and {"labels": marks["labels"], **run.config["data"].get("fingerprints", {})} != marks:
         raise RunError(f"the images have changed, or their labels, since {run.path} was started: start a new run")
     size = preprocessing.storage_size(image_size)
@@ -162,14 +165,6 @@ def read_data(
         num_images=len(found.train.source) + len(found.test.source),
         seen=seen,
     )
-
-
-def hash_of_labels(found: LabelledSplits) -> str:
-    """16 hex digits over the classes and every label: names do not tell the labels of tar shards and parquet files."""
-    digest = hashlib.sha256(repr(found.train.classes).encode())
-    for part in (found.train, found.test):
-        digest.update(part.labels.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def read_parts(

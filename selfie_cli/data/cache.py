@@ -59,13 +59,7 @@ def cache_key(source: Source, size: int, interpolation: str = "bicubic") -> str:
 
 
 def open_cache(
-    source: Source,
-    *,
-    size: int,
-    folder: str | None,
-    limit_gb: float | None,
-    interpolation: str = "bicubic",
-    talk: Talk,
+    source: Source, *, size: int, folder: str | None, limit_gb: float | None, interpolation: str = "bicubic", talk: Talk
 ) -> "PixelCache":
     """Open the entry of a source, and say where it is; without one if there may be none, or it cannot be written."""
     num_images, where = len(source), cache_folder(folder)

@@ -197,8 +197,8 @@ def check_known(classes: list[str], train: list[str], where: str) -> None:
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)
         hint = f" ({spelled[0]!r} is {spelled[1]!r} there)" if spelled else ""
         raise DataError(
-            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename them or move them out, or "
-            "add images of them to the training part"
+            f"{where} has classes that the training part lacks: {some(unknown)}{hint}. Rename them or move them out, "
+            "or add images of them to the training part"
         )
 
 

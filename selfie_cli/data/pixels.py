@@ -246,7 +246,8 @@ def open_pixels(
 def is_small(source: Source, size: int) -> bool:
     """Return whether pixels are few, or decoded already: then they are in memory, and pretraining moves them to its
     GPU. The largest named set, STL-10, has 2.9 GB."""
-    return decoded_pixels(source) is not None or len(source) * size * size * 3 <= SMALL
+    whole = source.source if isinstance(source, Subset) else source
+    return isinstance(whole, Array) or len(source) * size * size * 3 <= SMALL
 
 
 def read_pixels(
@@ -261,8 +262,9 @@ def read_pixels(
     Raises:
         DataError: if there are no images, too many are unreadable, or neither memory nor disk has room.
     """
-    ready = decoded_pixels(source)
-    if ready is not None and ready.shape[1:] == (size, size, 3):
+    whole, rows = (source.source, source.indices) if isinstance(source, Subset) else (source, None)
+    if isinstance(whole, Array) and whole.pixels.shape[1:] == (size, size, 3):
+        ready = whole.pixels if rows is None else whole.pixels[rows]
         return InMemory(source, {}, torch.from_numpy(np.require(ready, requirements=["C", "W"])))
 
     def load(images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
@@ -333,12 +335,3 @@ def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -
     """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
     if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
         raise too_many(bad_files(unreadable, source), len(source), max_bad)
-
-
-def decoded_pixels(source: Source) -> NDArray[np.uint8] | None:
-    """Return the pixels of a source that holds them, uint8 [N, H, W, 3]."""
-    if isinstance(source, Array):
-        return source.pixels
-    if isinstance(source, Subset) and isinstance(source.source, Array):
-        return source.source.pixels[source.indices]
-    return None

@@ -203,12 +203,6 @@ def load_network(run: Run, *, features: str | None, device: torch.device) -> Net
     return Network(module, int(run.derived["image_size"]), features, Preprocessing.of(run.derived))
 
 
-def untrained_twin(network: Network, run: Run, *, seed: int) -> Network:
-    """The same network before any training. Its batch norms have no statistics yet: see `estimate_batch_norm`."""
-    torch.manual_seed(seed)
-    return dataclasses.replace(network, module=build(run.derived).to(network.device).eval())
-
-
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
     """Set the statistics of batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
 

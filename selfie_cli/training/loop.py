@@ -43,10 +43,6 @@ class Plan:
     resume_hint: str
     tensorboard: bool = False
 
-    @property
-    def states(self) -> Path:
-        return self.folder / "state"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -85,7 +81,7 @@ def train(
         metrics = stack.enter_context(
             open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.tensorboard)
         )
-        saver = stack.enter_context(Saver(plan.states))
+        saver = stack.enter_context(Saver(plan.folder / "state"))
         for step in range(first_step + 1, plan.steps + 1):
             micro_batch = step_of.micro_batch
             take_step(step_of, batch_of, plan, step, metrics)
@@ -134,11 +130,12 @@ def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step:
 
 def restore(step_of: Step, plan: Plan, talk: Talk) -> int:
     """Load the newest saved state; returns its step, 0 if there is none."""
-    step, micro_batch = load_state(plan.states, step_of.module, step_of.optimizer, talk)
+    states = plan.folder / "state"
+    step, micro_batch = load_state(states, step_of.module, step_of.optimizer, talk)
     if micro_batch:
         step_of.set_micro_batch(micro_batch)
     if len(set(step_of.group.gather(step))) > 1:
-        raise RunError(f"not all processes see the states in {plan.states}: the run's folder must be on a shared disk")
+        raise RunError(f"not all processes see the states in {states}: the run's folder must be on a shared disk")
     return step
 
 

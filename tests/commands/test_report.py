@@ -245,6 +245,8 @@ def test_out_and_misuse(pretrained: Path, images: Path) -> None:
     assert "name a run" in error_of("report", code=2)
     assert "nowhere" in error_of("report", copy(pretrained), "--dataset", "nowhere")
     assert "hf://acme/net for one on the Hub" in error_of("report", "acme/net")
+    Path("runs").mkdir()
+    assert "on the Hub" not in error_of("report", "runs/typo")
 
 
 def test_links_are_followed_if_the_user_has_named_them(pretrained: Path) -> None:

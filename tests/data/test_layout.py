@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, kind_of, label_of, part_of, parts_in
+from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, label_of, part_of, parts_in
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
 
@@ -53,27 +53,8 @@ def test_places() -> None:
     assert arrange(["cat/train", "cat/test"]) == {"cat/train": ("train", "cat"), "cat/test": ("test", "cat")}
 
 
-def test_kinds() -> None:
-    for kind, files in {
-        "image": "a.JPG",
-        "formats": "a.heic",
-        "hidden": ".a.jpg ._a.png",
-        "": ".DS_Store a.txt jpg",
-        "system": "Thumbs.db",
-        "archives": "a.zip",
-        "packed": "a.tar",
-    }.items():
-        assert {kind_of(name, is_folder=False) for name in files.split()} == {kind}
-    folders = {"@eaDir": "system", "$Recycle.Bin": "system", ".git": "", ".venv": "hidden", "cat.jpg": "folder"}
-    assert {name: kind_of(name, is_folder=True) for name in folders} == folders
-
-
 def test_labels() -> None:
-    assert [label_of(value) for value in (None, float("nan"), -1, -1.0, "", " ", "-1")] == [None] * 7
-    known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9"}
+    known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9", -1.0: None, float("nan"): None}
     assert {value: label_of(value) for value in known} == known
-    for value in (0.5, float("inf"), [1], b"cat"):
-        with pytest.raises(ValueError, match=r"is n(ot|either)"):
-            label_of(value)
     assert in_order({"10", "9", "2"}) == ["2", "9", "10"]
     assert in_order({"10", "9", "b"}) == ["10", "9", "b"]

@@ -33,13 +33,6 @@ def test_an_image_depends_on_the_seed_and_its_index_alone(num_images: int) -> No
     assert not np.array_equal(draw(num_images, seed=6)[0], more[:num_images])
 
 
-def test_another_size_shows_the_same_scene() -> None:
-    small, large = (draw(50, seed=1, size=size)[0] for size in (32, 64))
-    halved = large.reshape(50, 32, 2, 32, 2, 3).mean(axis=(2, 4))
-    correlation = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(small, halved, strict=True)]
-    assert np.median(correlation) > 0.9
-
-
 def test_shape_tells_the_class_and_colour_does_not(drawn: Drawn) -> None:
     images, labels = drawn
     first, second = slice(0, 1000), slice(1000, 2000)

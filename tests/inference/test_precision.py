@@ -55,17 +55,14 @@ def test_auto_takes_bf16_where_it_gives_the_same_vectors(degrees: float, chosen:
 
 
 @pytest.mark.usefixtures("_bf16")
-def test_what_is_asked_for_is_not_questioned() -> None:
+def test_what_is_not_questioned(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Listener()
     for asked in ("bf16", "fp32"):
         assert with_precision(network(), turned(90), asked, 1000, first, talk)[1] == asked
     assert with_precision(network(), turned(0), "auto", SHORT_JOB, first, talk)[1] == "fp32"
-    assert talk.lines == []
-
-
-def test_auto_is_fp32_on_hardware_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "bf16_pays", lambda device: False)
-    assert with_precision(network(), turned(0), "auto", 1000, first, Talk())[1] == "fp32"
+    assert with_precision(network(), turned(0), "auto", 1000, first, talk)[1] == "fp32"
+    assert talk.lines == []
 
 
 @pytest.fixture(scope="module")

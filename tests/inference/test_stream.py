@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
 from test_precision import network
 from torch import nn
@@ -104,12 +103,6 @@ def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.Mon
     assert len(calls) == 1  # one shape, compiled once
     for one, other in zip(results(names[:8], batch_size=4), found, strict=True):
         np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-6)
-
-
-def test_large_pictures_and_small(pretrained: Path) -> None:
-    for number, size in enumerate([(8, 8), (3000, 20), (640, 480)]):
-        Image.new("RGB", size, (200, number * 40, 10)).save(f"{number}.png")
-    assert len(selfie("embed", ".", "--from", pretrained, "--workers", 3).stdout.splitlines()) == 3
 
 
 def test_paths_that_zero_bytes_part_are_no_lines() -> None:
