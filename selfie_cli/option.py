@@ -195,8 +195,6 @@ PER_INVOCATION = ("resume", "json", "quiet")
 """Options that belong to an invocation and are never taken from a resumed run's config."""
 CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every", "log", "report")
 """Options that may be changed when a run is resumed. If not given, they are taken from its config, as all others."""
-FORMER = ("profile",)
-"""Options of earlier versions that decided nothing about a run: a resumed one goes on without them."""
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -241,7 +239,8 @@ def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
     unknown or impossible one.
     """
     hints = get_type_hints(kind)
-    values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None and name not in FORMER}
+    values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    values.pop("profile", None)  # an option of earlier versions, which decided nothing about a run
     if unknown := sorted(values.keys() - hints.keys()):
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     for name, value in values.items():
