@@ -70,7 +70,7 @@ def near_groups(
     every, num_rows = torch.from_numpy(vectors), len(vectors)
     first = 0
     while first < num_rows:
-        end = min(num_rows, first + max(1, BLOCK // (num_rows - first)))
+        end = min(num_rows, first + max(1, BLOCK // 8 // (num_rows - first)))  # each pair may be an edge of the graph
         near = every[first:end] @ every[first:].T >= threshold  # [n, N - first]
         near &= torch.from_numpy(same[first:end, None] != same[first:])  # those joined already would take long
         rows, others = near.triu(1).nonzero().numpy().T + first
