@@ -59,7 +59,7 @@ def near_groups(
 
     Args:
         vectors: [N, D], of length one; rows are joined where the cosine is `threshold` or more.
-        same: int64 [N], for each row another one that it is joined with in any case, or itself.
+        same: int64 [N], for each row the first of those that it is joined with in any case, which may be itself.
 
     Returns:
         The rows of each group of two or more, ascending; the largest group first.
@@ -70,13 +70,15 @@ def near_groups(
     every, num_rows = torch.from_numpy(vectors), len(vectors)
     first = 0
     while first < num_rows:
-        end = min(num_rows, first + max(1, BLOCK // (num_rows - first)))
+        end = min(num_rows, first + max(1, BLOCK // 8 // (num_rows - first)))  # each pair may be an edge of the graph
         near = every[first:end] @ every[first:].T >= threshold  # [n, N - first]
+        near &= torch.from_numpy(same[first:end, None] != same[first:])  # those joined already would take long
         rows, others = near.triu(1).nonzero().numpy().T + first
-        ends = np.append(np.arange(num_rows), rows), np.append(same, others)
-        graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), (num_rows, num_rows))
-        group = connected_components(graph, directed=False)[1]
-        same = np.unique(group, return_index=True)[1][group]  # the first row of its group
+        if len(rows):
+            ends = np.append(np.arange(num_rows), rows), np.append(same, others)
+            graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), (num_rows, num_rows))
+            group = connected_components(graph, directed=False)[1]
+            same = np.unique(group, return_index=True)[1][group]  # the first row of its group
         first = end
         advance(first)
     order = np.argsort(same, kind="stable")
