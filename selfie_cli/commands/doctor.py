@@ -181,13 +181,13 @@ def open_parts(options: DoctorOptions, talk: Talk) -> Opened:
         read = open_unlabelled(options.data, data_root=root, offline=options.offline, talk=talk)
         opened.parts, opened.labels, opened.left_out = {"": read}, [None] * len(read), read.left_out
         if len(options.data) == 1 and place_of(one, root):
-            add_labels(opened, one, root, options.offline, talk)
+            add_labels(opened, one, root, options.offline)
     except DataError as error:
         opened.refusal = error
     return opened
 
 
-def add_labels(opened: Opened, name: str, data_root: Path, offline: bool, talk: Talk) -> None:
+def add_labels(opened: Opened, name: str, data_root: Path, offline: bool) -> None:
     """Add the parts and the classes that finetune reads. Raise DataError as finetune does."""
     warnings, made, texts, unopened = Warnings(), dict[str, Source](), dict[str, Sequence[str | None]](), []
     found = open_labelled_parts(name, data_root=data_root, offline=offline, talk=warnings)
@@ -207,7 +207,7 @@ def add_labels(opened: Opened, name: str, data_root: Path, offline: bool, talk: 
     opened.parts = {"train" if made else "": read} | made
     opened.labels = [*labels, *itertools.chain.from_iterable(texts[part] for part in made)]
     opened.left_out, opened.warned, opened.unopened = found.left_out, warnings.lines, unopened
-    assemble(found, talk)
+    assemble(found, warnings)
 
 
 def examine(found: Examination, opened: Opened, options: DoctorOptions, image_size: int) -> None:

@@ -144,6 +144,11 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
 def assemble(found: DataSet, talk: Talk) -> LabelledSplits:
     """Number the classes, leave out what has no label, and choose what to test on."""
     read = parts_with_labels(found)
+    spelled: dict[str, str] = {}
+    for name in next(iter(read.values())).classes:
+        if (other := spelled.setdefault(name.casefold().strip(), name)) != name:
+            two = f"the classes {other!r} and {name!r}"
+            talk.warn(f"{found.name}: {two} are told apart: if they are one, give both the same name")
     if len(read) == 1:
         ((_, whole),) = read.items()
         return _hash_split(whole, found, talk)

@@ -28,3 +28,12 @@ def test_folder_of_classes_is_split_by_hash(tmp_path):
     assert [Path(name).name for name in moved.test.source.names] == [
         Path(name).name for name in found.test.source.names
     ]
+
+
+def test_classes_that_differ_in_case_or_spaces_are_warned_of(tmp_path):
+    names = [f"{name}/{index}.png" for name in ("cat", "Cat ", "dog") for index in range(4)]
+    write(tmp_path, *names)
+    talk = Listener()
+    assert len(labelled(tmp_path, talk=talk).train.classes) == 3
+    assert len(talk.warned) == 1
+    assert "the classes 'Cat ' and 'cat' are told apart" in talk.warned[0]
