@@ -225,7 +225,7 @@ def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> No
     assert {"picks", "map"} <= set(sections(run / "report.html"))
     for file in files[:3]:
         file.write_bytes(b"")
-    assert "are unreadable, over 5.0% of all 33" in error_of("report", run, "--dataset", "mine", "--max-bad", 0.05)
+    assert "4 unreadable images, over 5.0% of all 33" in error_of("report", run, "--dataset", "mine", "--max-bad", 0.05)
     for file in files:
         file.write_bytes(b"")
     message = error_of("report", run, "--dataset", "mine", "--max-bad", 1)
