@@ -221,6 +221,10 @@ CASES = [
          f"{FINETUNE} data", r"annotations, images are called like parts of a data set, not like classes", 1),
     Case("the same, `doctor`", tree("images", "annotations/trimaps"),
          f"{DOCTOR} data", r"annotations, images are called like parts of a data set, not like classes", 1),
+    Case("`test/`, `val/` of photos, no `train/`", tree("test", "val"), f"{FINETUNE} data",
+         r"test, val are called like parts of a data set, not like classes", 1),
+    Case("classes `Cat`, `cat`, `dog`", tree("Cat", "cat", "dog"), f"{FINETUNE} data",
+         r"the classes 'Cat' and 'cat' are told apart"),
     Case("classes that hold folders where others hold images", tree("cat/persian", "cat/siamese", "dog"),
          f"{FINETUNE} data", r"cat is taken for one class, .*\(persian, siamese\): .* give data/cat"),
     Case("`unlabelled/` beside class folders", tree("cat", "dog", "unlabelled"), f"{FINETUNE} data",
@@ -355,7 +359,7 @@ def told(code: int, text: str) -> str:
     """The lines of an outcome that matter: what was left out and warned of, else what was read."""
     lines = [line for line in text.splitlines() if line.strip()]
     for pattern in (
-        r"left out|only .* is read|^error|^Traceback|taken for|classes are|called like|class .* can be read",
+        r"left out|only .* is read|^error|^Traceback|taken for|classes are|called like|told apart|class .* can be read",
         r"The test part|labels of|on \d+ images|vectors$",
     ):
         if found := [line for line in lines if re.search(pattern, line)]:

@@ -118,12 +118,13 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
             f"{where}: {suspects} look like parts of a data set, but the parts are not clear: call the folders train/ "
             "and test/ (val/ for validation), or give a folder that holds the classes alone"
         )
-    if len(named) == len(inside) > 1:
+    no_classes = sorted({*parts, *named})
+    if len(no_classes) == len(inside) > 1:
         raise DataError(
-            f"{where}: {some(sorted(named))} are called like parts of a data set, not like classes: give a folder that "
-            "holds the classes alone, and to pretrain the folder of the photos alone"
+            f"{where}: {some(no_classes)} are called like parts of a data set, not like classes: give a folder that "
+            "holds nothing but classes"
         )
-    for name in [*parts, *named] if len(inside) > 1 else ():
+    for name in no_classes if len(inside) > 1 else ():
         talk.warn(f"{where}: the folder {name}/ is taken for a class, though it is called like a part of a data set")
     shared = set.intersection(*inside.values()) if inside else set()
     if len(inside) > 1 and len(deep) == len(inside) and len(shared) > 1:
