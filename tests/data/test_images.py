@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpus import Entry, corpus, png_file, saved, write_no_files
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from selfie_cli.data import images
@@ -18,7 +19,6 @@ from selfie_cli.data.examination import inspect
 from selfie_cli.data.folders import Folder
 from selfie_cli.data.images import decode_square, open_image
 from selfie_cli.errors import UnreadableImage
-from tests.data.corpus import Entry, corpus, png_file, saved, write_no_files
 
 KINDS = dict.fromkeys(entry.kind for entry in corpus())
 

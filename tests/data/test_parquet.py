@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from listening import Listener
+from pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 from selfie_cli.data import parquet
 from selfie_cli.data.labelled import LabelledSplits
@@ -15,7 +16,6 @@ from selfie_cli.data.pixels import read_pixels
 from selfie_cli.data.sources import Files, Joined, Subset
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
-from tests.data.pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 CLASSES = ["wool", "ash", "oak"]
 SETTINGS = {"size": 8, "workers": 2, "max_bad": 0.5, "talk": Talk()}
