@@ -75,7 +75,7 @@ def write_parquet(
     return str(path)
 
 
-def unlabelled(*data: object, root: str = "/nonexistent", talk: Talk | None = None) -> Source:
+def unlabelled(*data: object, root: Path | str = "/nonexistent", talk: Talk | None = None) -> Source:
     return open_unlabelled([str(one) for one in data], data_root=Path(root), offline=True, talk=talk or Talk())
 
 
