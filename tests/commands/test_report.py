@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -99,16 +100,18 @@ def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
     assert "not converged: selfie still gained +1.8 points" in text_of(run)
 
 
-def test_curves_are_drawn(images: Path, pretrained: Path) -> None:
+def test_curves_are_drawn_and_said(images: Path, pretrained: Path) -> None:
     asked = ("--fractions", "0.5,1", "--seeds", "3,1", "--steps", 2, "--batch-size", 8, "--lr", 0.03)
-    selfie("curve", "--dataset", images, "--from", pretrained, *asked, "--no-check-length", "--out", "run")
+    result = selfie("curve", "--dataset", images, "--from", pretrained, *asked, "--no-check-length", "--out", "run")
+    for words in ("50 %", "100 %", "Gain over supervised", "test accuracy in %: o mean", "Plots: run/curve.svg"):
+        assert words in result.stdout
+    assert "about" in result.stderr  # the estimate of the time
+    assert ElementTree.parse("run/curve.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     found, text = read("run/results.json"), text_of("run")
     assert "selfie: Selfie (patches of one image, Trinh et al. 2019)." in found["notes"]
-    for told in (*found["sentences"], *found["notes"]):
-        assert told in text
-    for point in found["points"]:
-        for arm in point["arms"]:
-            assert f"{arm['mean'] * 100:.1f}" + (" ± " if arm["std"] is not None else "") in text
+    assert all(told in text for told in (*found["sentences"], *found["notes"]))
+    for arm in (arm for point in found["points"] for arm in point["arms"]):
+        assert f"{arm['mean'] * 100:.1f}" + (" ± " if arm["std"] is not None else "") in text
     assert {"results", "classes"} <= {*sections("run")}
     assert source_of("run").count("<polyline") >= 2
 
