@@ -75,6 +75,8 @@ def test_the_package_is_light_until_a_function_is_called() -> None:
 def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         api.pretrain("images", **wrong)
+    with pytest.raises(TypeError, match=r"finetune.. takes 0 positional arguments: give the others by name"):
+        api.finetune("labelled")
 
 
 @pytest.mark.parametrize(
