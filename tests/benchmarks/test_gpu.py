@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import gpu
+import pytest
 from running import ENVIRONMENT, lines_of
 
 STAGES = "limits,smoke,small eager,labels eager,embed compiled,small profile,small command,deterministic,out of memory"
@@ -17,6 +18,7 @@ def run(folder: Path, *more: str) -> list[dict[str, object]]:
     return lines_of(folder / "gpu.jsonl")
 
 
+@pytest.mark.slow
 def test_stages_leave_rows_and_are_not_repeated(tmp_path: Path) -> None:
     lines = run(tmp_path, "--only", STAGES)
     assert [line["note"] for line in lines if line["unit"] == "failed"] == []
