@@ -63,6 +63,8 @@ def test_an_unknown_option_names_the_close_one() -> None:
     for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
         with pytest.raises(TypeError, match=words):
             api.pretrain("images", **{wrong: 1})
+    with pytest.raises(TypeError, match=r"finetune.. takes 0 positional arguments: give the others by name"):
+        api.finetune("labelled")
 
 
 @pytest.mark.parametrize(
