@@ -22,6 +22,7 @@ from selfie_cli.cli.failures import failure
 from selfie_cli.commands import VERBS, call, function_name
 from selfie_cli.errors import SelfieError, Stopped, UsageError
 from selfie_cli.option import Options, build, fits, flag_of, options_of
+from selfie_cli.talk import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +53,9 @@ def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
             close = difflib.get_close_matches(unknown[0], options, n=1)
             instead = f"did you mean {close[0]!r}?" if close else f"help(selfie.{function.__name__}) lists all"
             raise TypeError(f"{function.__name__}() has no option {unknown[0]!r}: {instead}")
+        if len(arguments) > (most := sum(each.kind is Parameter.POSITIONAL_OR_KEYWORD for each in parameters)):
+            named = f"give the others by name, as help(selfie.{function.__name__}) lists them"
+            raise TypeError(f"{function.__name__}() takes {counted(most, 'positional argument')}: {named}")
         given = signature.bind(*arguments, **keywords).arguments
         given = {name: as_given(name, value, options[name].hint) for name, value in given.items() if value is not None}
         values = {"json": False} | {name: one.field.default for name, one in options.items()} | given

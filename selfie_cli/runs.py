@@ -10,6 +10,7 @@ bad_files.jsonl      unreadable images
 
 import contextlib
 import copy
+import fcntl
 import json
 import os
 import platform
@@ -122,12 +123,8 @@ def versions() -> dict[str, str]:
 def hold(folder: Path) -> None:
     """Lock a run's folder until the run is finished or this process ends. Raises RunError if another process has.
 
-    The first process of a job locks it for all. On Windows, and on some network disks, there are no such locks.
+    The first process of a job locks it for all. On some network disks there are no such locks.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return
     if os.path.realpath(folder) in _held:
         return
     descriptor = os.open(folder, os.O_RDONLY)

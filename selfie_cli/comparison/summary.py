@@ -48,7 +48,7 @@ def conditions(points: list[Point], index: int | None = None) -> str:
         converged = f"convergence: {UNKNOWN}"
     else:
         converged = "no arm was found to gain from the last doubling of the steps"
-    return f"{steps} steps per network; {tried}; {converged}."
+    return f"{steps} step{'s' * (lengths[-1] > 1)} per network; {tried}; {converged}."
 
 
 def summarize(point: Point, **facts: Any) -> Finetuned:
@@ -221,7 +221,7 @@ def curve_tables(result: Curve) -> list[Table]:
 def explanations(result: Finetuned | Curve) -> list[str]:
     """Lines below the tables: how many test images there are, what ± and the intervals mean."""
     if isinstance(result, Finetuned):
-        steps = "" if result.frozen else f", {result.steps:,} steps for every network"
+        steps = "" if result.frozen else f", {counted(result.steps, 'step')} for every network"
         return [
             f"{counted(result.num_test, 'test image')}{steps}.",
             *[FROZEN] * result.frozen,

@@ -126,11 +126,12 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
         )
     for name in no_classes if len(inside) > 1 else ():
         talk.warn(f"{where}: the folder {name}/ is taken for a class, though it is called like a part of a data set")
-    shared = set.intersection(*inside.values()) if inside else set()
-    if len(inside) > 1 and len(deep) == len(inside) and len(shared) > 1:
+    if len(inside) > 1 and len(deep) == len(inside) and max(map(len, inside.values())) > 1:
+        shared = set.intersection(*inside.values())
+        instead = "give one of these folders, or call them train/ and test/" if shared else "put them side by side"
         talk.warn(
-            f"{where}: the classes are its folders {some(sorted(inside))}, each of which holds {some(sorted(shared))}: "
-            "if those are the classes, give one of these folders, or call them train/ and test/"
+            f"{where}: the classes are its folders {some(sorted(inside))}, not the folders inside those "
+            f"({some(sorted(set.union(*inside.values())))}): if those are the classes, {instead}"
         )
     for name in deep if len(deep) < len(inside) else ():
         if len(inside[name]) > 1:
