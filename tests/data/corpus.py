@@ -337,31 +337,11 @@ def bombs() -> Iterator[Entry]:
 def truncated() -> Iterator[Entry]:
     """Cut all over the file, and at each of its last bytes: refused, or read in full where only what follows the first
     picture is lost."""
-    photo = np.asarray(Image.fromarray(PICTURE).resize((160, 96), Image.Resampling.BICUBIC))
-    one = {
-        "baseline.jpg": saved(photo, "JPEG", quality=60),
-        "progressive.jpg": saved(photo, "JPEG", quality=60, progressive=True),
-        "restarts.jpg": saved(photo, "JPEG", quality=60, restart_marker_rows=1),
-        "plain.png": saved(photo, "PNG"),
-        "animated.png": saved(PICTURE, "PNG", **two()),
-        "interlaced.png": png(PICTURE, 8, 2, interlaced=True),
-        "animated.gif": saved(palette(), "GIF", save_all=True, append_images=[Image.fromarray(OTHER)]),
-        "lossy.webp": saved(photo, "WEBP"),
-        "lossless.webp": saved(photo, "WEBP", lossless=True),
-        "animated.webp": saved(PICTURE, "WEBP", lossless=True, **two()),
-        "pages.tif": saved(PICTURE, "TIFF", **two()),
-        "strips.tif": tiff(PICTURE, rows=5),
-        "lzw.tif": saved(PICTURE, "TIFF", compression="tiff_lzw"),
-        "plain.bmp": saved(PICTURE, "BMP"),
-        "plain.ppm": saved(PICTURE, "PPM"),
-    }
-    if features.check("avif"):
-        one["plain.avif"] = saved(photo, "AVIF")
-    for name, data in one.items():
+    for name, data in ((entry.name, entry.data) for entry in sound() if entry.pixels is PICTURE):
         with Image.open(io.BytesIO(data)) as image:
             whole = np.asarray(image.convert("RGB"))
         for cut in sorted({*range(1, len(data), len(data) // 40), *range(len(data) - 14, len(data))}):
-            yield Entry(f"cut-{cut:05d}-{name}", data[:cut], whole, sure=False)
+            yield Entry(f"cut-{cut:05d}-{name.removeprefix('format-')}", data[:cut], whole, sure=False)
 
 
 def flipped() -> Iterator[Entry]:
