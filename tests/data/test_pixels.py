@@ -10,10 +10,9 @@ import torch
 from listening import Listener
 from pictures import png, write_tar
 from PIL import Image
-from running import lines_of
 
 from selfie_cli.data import pixels as pixels_module
-from selfie_cli.data.bad_files import BadFile, load_bad, report_bad
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.cache import open_cache
 from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.images import decode_square, open_image
@@ -117,17 +116,6 @@ def test_too_many_unreadable_images_stop_the_reading(source):
     with pytest.raises(DataError, match="unreadable"):
         read(lost, max_bad=0.001)
     assert len(lost.opened) < 5000  # as soon as it is certain
-
-
-def test_bad_files_are_listed_and_told():
-    talk, file = Listener(), Path("bad_files.jsonl")
-    bad = [BadFile("a\nb.jpg", "empty file"), BadFile("c.png", "damaged")]
-    report_bad([], 9, file, talk)
-    assert (file.exists(), load_bad(file)) == (False, [])
-    report_bad(bad, 9, file, talk)
-    assert lines_of(file)[0] == {"path": "a\nb.jpg", "reason": "empty file"}
-    assert talk.lines == [f"2 of 9 images cannot be read and are left out, see {file}"]
-    assert load_bad(file) == bad
 
 
 def test_images_are_decoded_when_they_are_first_asked_for(source, whole):
