@@ -8,13 +8,10 @@ H, W upright height and width in pixels    D bits of a sample
 import functools
 import io
 import itertools
-import os
-import socket
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -358,24 +355,3 @@ def flipped() -> Iterator[Entry]:
 @functools.cache
 def corpus() -> tuple[Entry, ...]:
     return (*sound(), *strange(), *bombs(), *truncated(), *flipped())
-
-
-def write_no_files(folder: Path) -> None:
-    """What has the name of an image and is none: to be refused, or left out; nobody may wait for it.
-
-    A name that begins with "link" is listed and refused, others are not even listed.
-    """
-    os.mkfifo(folder / "pipe.jpg")
-    with socket.socket(socket.AF_UNIX) as bound:
-        here = os.open(folder, os.O_RDONLY)  # a socket's path has room for 108 bytes
-        bound.bind(f"/proc/self/fd/{here}/socket.jpg")
-        os.close(here)
-    (folder / "folder.jpg").mkdir()
-    (folder / "circle").symlink_to(".")
-    (folder / "link-to-pipe.jpg").symlink_to("pipe.jpg")
-    (folder / "link-to-socket.jpg").symlink_to("socket.jpg")
-    (folder / "link-to-zeros.jpg").symlink_to("/dev/zero")
-    (folder / "link-to-itself.jpg").symlink_to("link-to-itself.jpg")
-    (folder / "link-to-nothing.jpg").symlink_to("nothing.jpg")
-    with open(folder / "link-not-but-huge.jpg", "wb") as file:
-        file.truncate(2**40)  # takes no room

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from corpus import saved
 from PIL import Image, ImageOps
 
 from selfie_cli.data import duplicates, synthetic
@@ -34,12 +35,7 @@ def each(pixels: np.ndarray, change) -> np.ndarray:
 
 
 def jpeg(quality: int):
-    def change(image: Image.Image) -> Image.Image:
-        data = io.BytesIO()
-        image.save(data, "JPEG", quality=quality)
-        return Image.open(data)
-
-    return change
+    return lambda image: Image.open(io.BytesIO(saved(image, "JPEG", quality=quality)))
 
 
 def resized(side: int, box: tuple[int, ...] | None = None):
