@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from running import draw_folder, selfie
+from running import draw_folder, rows, selfie
 
 from selfie_cli import runs
 
@@ -21,38 +21,28 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-def photo(side: int, name: str) -> str:
-    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(name)
-    return name
-
-
 def test_it_is_a_finished_run_that_names_its_origin() -> None:
     run = runs.open_run("bundled")
-    assert run.finished
-    assert run.verb == "pretrain"
-    assert run.derived["method"] == "selfie"
+    assert (run.finished, run.verb, run.derived["method"]) == (True, "pretrain", "selfie")
     assert run.config["versions"]["torch"]
     for value in json.dumps(run.config).split('"'):
         assert not Path(value).is_absolute(), value  # nobody's home folder is shipped
 
 
-def test_embed_a_photo_right_after_install() -> None:
-    result = selfie("embed", photo(400, "photo.jpg"))
-    assert "the network bundled with selfie" in result.stderr.splitlines()[0]
-    (line,) = result.stdout.splitlines()
-    row = json.loads(line)
-    assert row["path"] == "photo.jpg"
+def test_it_embeds_right_after_install_and_says_so_when_photos_are_larger() -> None:
+    size = runs.open_run("bundled").derived["image_size"]
+    for name, side in (("large.png", 8 * size), ("small.png", size)):
+        pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(name)
+    assert "the network bundled with selfie" in selfie("embed", "large.png").stderr.splitlines()[0]
+    (row,) = rows("embed", "large.png")
+    assert row["path"] == "large.png"
     assert np.isfinite(row["vector"]).all()
     assert np.std(row["vector"]) > 0
-
-
-def test_it_says_so_when_photos_are_larger() -> None:
-    size = runs.open_run("bundled").derived["image_size"]
-    larger = selfie("embed", photo(8 * size, "large.png"), "--quiet").stderr
+    larger = selfie("embed", "large.png", "--quiet").stderr
     assert larger.startswith("warning: large.png is ")
     assert f"made for {size} px" in larger
-    assert selfie("embed", photo(size, "small.png"), "--quiet").stderr == ""
+    assert selfie("embed", "small.png", "--quiet").stderr == ""
     assert selfie("embed", "large.png", "--from", "bundled", "--quiet").stderr == larger
 
 

@@ -1,3 +1,5 @@
+"""Files and folders are whole or absent, whenever a process ends, and JSON holds what JSON has."""
+
 import contextlib
 import errno
 import json
@@ -13,18 +15,7 @@ import pytest
 from running import ENVIRONMENT, leftover
 
 from selfie_cli import files
-from selfie_cli.files import (
-    check_room,
-    json_line,
-    read_json,
-    remove_leftovers,
-    replacing,
-    replacing_folder,
-    size_of,
-    write_json,
-    write_json_lines,
-    write_text,
-)
+from selfie_cli.files import read_json, remove_leftovers, replacing, replacing_folder, write_json
 
 WRITING = pytest.mark.parametrize("writing", [replacing, replacing_folder])
 
@@ -66,37 +57,33 @@ def test_an_occupied_folder_is_not_replaced(tmp_path, writing):
     assert os.listdir(tmp_path / "folder") == ["old"]
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    folder = tmp_path / leftover("folder")
-    folder.mkdir()
-    for path in (tmp_path / leftover("file"), folder / "inside", tmp_path / "kept"):
-        path.touch()
-    remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == ["kept"]
-    remove_leftovers(tmp_path / "nowhere")
-
-
-def test_what_is_being_written_and_what_is_not_ours_is_no_leftover(tmp_path):
-    dead, elsewhere = leftover("a"), "0badcafe"
+def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
+    """Not what is being written, here or on another machine, and no names that are not ours."""
+    elsewhere = "0badcafe"
     assert elsewhere != files.MACHINE
-    theirs = [f"{files.TEMPORARY}{os.getppid()}-{files.MACHINE}-a", dead.replace(files.MACHINE, elsewhere)]
-    for name in (*theirs, f"{files.TEMPORARY}a", f"{files.TEMPORARY}7-a", "a"):
+    alive, theirs = (
+        f"{files.TEMPORARY}{os.getppid()}-{files.MACHINE}-a",
+        leftover("a").replace(files.MACHINE, elsewhere),
+    )
+    kept = {alive, theirs, f"{files.TEMPORARY}a", f"{files.TEMPORARY}7-a", "a"}
+    (folder := tmp_path / leftover("folder")).mkdir()
+    for name in (*kept, leftover("file"), folder / "inside"):
         (tmp_path / name).touch()
-    there = set(os.listdir(tmp_path))
     remove_leftovers(tmp_path)
-    assert set(os.listdir(tmp_path)) == there
+    assert set(os.listdir(tmp_path)) == kept
     long_ago = time.time() - 2 * files.FORGOTTEN
-    for name in theirs:
+    for name in (alive, theirs):
         os.utime(tmp_path / name, (long_ago, long_ago))
     remove_leftovers(tmp_path)
-    assert there - set(os.listdir(tmp_path)) == {theirs[1]}  # a process of this machine is asked for, however long ago
+    assert kept - set(os.listdir(tmp_path)) == {theirs}  # a process of this machine is asked for, however long ago
+    remove_leftovers(tmp_path / "nowhere")
 
 
 def test_writing_a_file_again_removes_what_a_killed_process_left_of_it(tmp_path):
     other = leftover("another")
     for name in (leftover("file"), other):
         (tmp_path / name).touch()
-    write_text(tmp_path / "file", "text")
+    files.write_text(tmp_path / "file", "text")
     assert set(os.listdir(tmp_path)) == {"file", other}
     with replacing_folder(tmp_path / "another"):
         pass
@@ -114,33 +101,26 @@ def hook(event, args):
     if not left:
         os._exit(9)
 sys.addaudithook(hook)
-with replacing_folder(Path("folder"), overwrite=True) as temporary:
+with replacing_folder(Path("link"), overwrite=True) as temporary:
     (temporary / "new").write_text("new")
 """
 
 
 @pytest.mark.parametrize("kept", [1, 2, 3])
-def test_a_folder_replaced_is_never_gone(tmp_path, kept):
+def test_a_folder_replaced_is_never_gone_and_a_link_to_it_stays(tmp_path, kept):
     """The process ends before the first, second or third renaming: one of the two is whole, under a plain name."""
     (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
     (tmp_path / "folder" / "old").write_text("old")
     argv = [sys.executable, "-c", KILLED, str(kept)]
     assert subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, check=False).returncode == 9
     plain = {path.name.partition("-old")[0]: os.listdir(path) for path in tmp_path.glob("folder*")}
     assert plain["folder"] in (["old"], ["new"])
-    with replacing_folder(tmp_path / "folder", overwrite=True) as temporary:
+    with replacing_folder(tmp_path / "link", overwrite=True) as temporary:
         (temporary / "newer").touch()
     assert os.listdir(tmp_path / "folder") == ["newer"]
-    assert not list(tmp_path.glob(".tmp-*"))
-
-
-def test_a_link_to_a_folder_stays_one(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    with replacing_folder(tmp_path / "link", overwrite=True) as temporary:
-        (temporary / "new").touch()
     assert (tmp_path / "link").is_symlink()
-    assert os.listdir(tmp_path / "real") == ["new"]
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 @WRITING
@@ -159,41 +139,37 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path, writing):
 
 def test_room_is_asked_for_where_the_file_will_lie(tmp_path):
     free = shutil.disk_usage(tmp_path).free
-    check_room(tmp_path / "deep" / "file", free // 2)
+    files.check_room(tmp_path / "deep" / "file", free // 2)
     with pytest.raises(OSError, match="will be written") as raised:
-        check_room(tmp_path / "deep" / "file", 2 * free + 2**40)
+        files.check_room(tmp_path / "deep" / "file", 2 * free + 2**40)
     assert raised.value.errno == errno.ENOSPC
     (tmp_path / "link").symlink_to("/proc/self/nowhere")
     assert files.nearest(tmp_path / "link" / "deep") == Path(os.path.realpath("/proc/self"))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_bytes(b"a" * 10_000)
-    assert 10_000 <= size_of(tmp_path / "folder") < 50_000
+    assert 10_000 <= files.size_of(tmp_path / "folder") < 50_000
 
 
-def test_json_comes_back_and_what_json_does_not_have_is_refused(tmp_path):
-    value = {"name": "Käse", "list": [1, 2.5, None, True]}
-    write_json(tmp_path / "a.json", value)
+def test_json_comes_back_and_what_json_does_not_have_is_refused():
+    """Names that are not UTF-8 come back too."""
+    file, value = Path("a.json"), {"name": "Käse", "list": [1, 2.5, None, True], "\udcff": ["b\ud800", "ü"]}
+    write_json(file, value)
     for number in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="JSON"):
-            write_json(tmp_path / "a.json", {"value": number})
-        with pytest.raises(ValueError, match="JSON"):
-            json_line({"value": number})
-    assert read_json(tmp_path / "a.json") == value
-    assert "Käse" in (tmp_path / "a.json").read_text(encoding="utf-8")
+        for write in (lambda value: write_json(file, value), files.json_line):
+            with pytest.raises(ValueError, match="JSON"):
+                write({"value": number})
+    assert read_json(file) == value
+    assert "Käse" in file.read_text(encoding="utf-8")
 
 
-NO_JSON = (b"", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]")
-
-
-@pytest.mark.parametrize("data", NO_JSON)
-def test_what_is_no_json_is_a_value_error(tmp_path, data):
-    (tmp_path / "a.json").write_bytes(data)
+@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"[NaN]", b"[-Infinity]", b"[1e999]"])
+def test_what_is_no_json_is_a_value_error(data):
+    Path("a.json").write_bytes(data)
     with pytest.raises(ValueError):  # noqa: PT011 - of several kinds
-        read_json(tmp_path / "a.json")
+        read_json(Path("a.json"))
 
 
-def test_a_line_is_one_line_whatever_the_name(tmp_path):
+def test_a_line_is_one_line_whatever_the_name():
     names = ["a\nb", "\u2028", "Käse", os.fsdecode(b"\xff.jpg")]
-    write_json_lines(tmp_path / "a.jsonl", [{"path": name} for name in names])
-    content = (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["path"] for line in content] == names
+    files.write_json_lines(Path("a.jsonl"), [{"path": name} for name in names])
+    assert [json.loads(line)["path"] for line in Path("a.jsonl").read_text("utf-8").splitlines()] == names

@@ -57,47 +57,42 @@ def weights_of(net: Repository) -> bytes:
     return net.commits[net.branches["main"]]["model.safetensors"][0]
 
 
-def cache_folder() -> Path:
+def cache() -> set[Path]:
+    """Everything in the Hub's cache."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE)
+    return {*Path(constants.HF_HUB_CACHE).rglob("*")}
 
 
-def cache() -> set[str]:
-    """Blobs in the Hub's cache."""
-    return {path.name for path in cache_folder().glob("*/blobs/*")}
-
-
-@pytest.mark.parametrize("text", ["acme/net", NET])
-def test_addresses(text: str) -> None:
-    assert on_hub.parse(text) == on_hub.Address("acme/net")
-    assert str(on_hub.parse(f"{text}@feature/x")) == str(on_hub.parse(text, "feature/x")) == f"{NET}@feature/x"
-    with pytest.raises(UsageError, match="two revisions"):
-        on_hub.parse(f"{text}@a", "b")
+def is_cached(content: bytes) -> bool:
+    return sha256(content) in {path.name for path in cache()}
 
 
 NO_ADDRESSES = ("net", "a/b/c", "", "hf://datasets/acme/net", "acme/net@", "a/ne t", "../net", "a\n/b", "a/b@../x")
 
 
-@pytest.mark.parametrize("text", NO_ADDRESSES)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError):
-        on_hub.parse(text)
+def test_addresses() -> None:
+    for text in ("acme/net", NET):
+        assert on_hub.parse(text) == on_hub.Address("acme/net")
+        assert str(on_hub.parse(f"{text}@feature/x")) == str(on_hub.parse(text, "feature/x")) == f"{NET}@feature/x"
+        with pytest.raises(UsageError, match="two revisions"):
+            on_hub.parse(f"{text}@a", "b")
+    for text in NO_ADDRESSES:
+        with pytest.raises(UsageError):
+            on_hub.parse(text)
 
 
-def test_only_the_runs_own_files_are_fetched(hub: Hub, net: Repository) -> None:
+def test_only_the_runs_own_files_are_fetched_and_storage_gets_no_token(
+    hub: Hub, net: Repository, monkeypatch: Patch
+) -> None:
+    net.private = True
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     selfie("pull", "acme/net")
     assert sorted(os.listdir("runs/net")) == ["README.md", "config.json", "model.safetensors"]
     assert same_weights(Path("runs/net"), BUNDLED)
     asked = [path.rpartition("/")[2] for _, path, _ in hub.requests if "/resolve/" in path]
     assert set(asked) == {"README.md", "config.json", "model.safetensors"}
     assert not any("agent" in path or "torch" in headers["user-agent"] for _, path, headers in hub.requests)
-
-
-def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
-    net.private = True
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    selfie("pull", "acme/net")
     sent = [(path.startswith("/storage"), headers.get("authorization")) for _, path, headers in hub.requests]
     assert {token for stored, token in sent if stored} == {None}
     assert {token for stored, token in sent if not stored} == {f"Bearer {TOKEN}"}
@@ -107,7 +102,7 @@ def test_a_download_that_breaks_off_again_and_again_leaves_nothing(hub: Hub, net
     hub.cuts = 1000
     assert "broke off" in error_of("pull", "acme/net")
     assert not Path("runs").exists()
-    assert sha256(weights_of(net)) not in cache()
+    assert not is_cached(weights_of(net))
     hub.cuts = 1
     selfie("pull", "acme/net")
     assert same_weights(Path("runs/net"), BUNDLED)
@@ -119,7 +114,7 @@ def test_damaged_and_truncated_weights_are_refused_and_forgotten(hub: Hub, net: 
     hub.corrupt = good[: 2 * len(good) // 3] + b"\1" * (len(good) - 2 * len(good) // 3 - lost)
     assert ("could not be transferred" if lost else "is damaged") in error_of("pull", "acme/net")
     assert not Path("runs").exists()
-    assert sha256(good) not in cache()
+    assert not is_cached(good)
     hub.corrupt = None
     run = runs.open_run(NET)
     run.weights.resolve().write_bytes(good[:-4] + b"\1\2\3\4")
@@ -140,7 +135,7 @@ def weights_with(change: Callable[[torch.Tensor], torch.Tensor]) -> bytes:
 
 
 NO_RUNS = [
-    ({"config": b"{}"}, "is not the config of a selfie run"),
+    ({"config": b'{"architectures": ["ViT"]}'}, "is not the config of a selfie run"),
     ({"config": b"not JSON"}, "cannot be read"),
     ({"config": config_with(backbone="resnetv2_18")}, "does not fit"),
     ({"config": config_with(backbone="__import__('os')")}, "does not describe a network"),
@@ -150,18 +145,14 @@ NO_RUNS = [
 
 
 @pytest.mark.parametrize(("changed", "words"), NO_RUNS)
-def test_what_is_no_run_or_does_not_fit_is_not_placed(net: Repository, changed: dict[str, bytes], words: str) -> None:
+def test_what_is_no_run_or_does_not_fit_is_not_placed(
+    hub: Hub, net: Repository, changed: dict[str, bytes], words: str
+) -> None:
     commit(net, **changed)
     assert words in error_of("pull", "acme/net")
     assert not Path("runs").exists()
-
-
-def test_another_repository_is_told_before_its_weights_are_fetched(hub: Hub, net: Repository) -> None:
-    commit(net, config=b'{"architectures": ["ViT"]}')
-    error_of("pull", "acme/net")
-    assert not [path for _, path, _ in hub.requests if path.startswith("/storage")]
-    del net.commits[net.branches["main"]]["config.json"]
-    assert "lacks a file" in error_of("pull", "acme/net")
+    fetched = any(path.startswith("/storage") for _, path, _ in hub.requests)
+    assert fetched == ("config" not in changed or words == "does not fit")  # a config that is none is told before
 
 
 NOT_TO_BE_HAD: list[tuple[str, str | None, dict[str, bool], str]] = [
@@ -187,11 +178,19 @@ def test_what_cannot_be_had_is_one_line(
     assert token is None or token not in said
 
 
-def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repository) -> None:
+def test_a_server_in_trouble_is_asked_again_but_not_for_ever(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
+    from huggingface_hub import constants
+
     hub.answers = {"HEAD /acme/net": [500, 503, 429], "GET /storage": [429]}
     selfie("pull", "acme/net")
     hub.answers = {"HEAD /acme/net": [500] * 99}
     assert "answered 500" in error_of("pull", "acme/net", "--out", "again")
+    hub.answers = {}
+    del net.commits[net.branches["main"]]["config.json"]
+    assert "lacks a file" in error_of("pull", "acme/net", "--out", "again")
+    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
+        monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.url, "http://127.0.0.1:9"))
+    assert "127.0.0.1:9 cannot be reached" in error_of("pull", "acme/net", "--out", "again")
 
 
 def test_a_cache_without_room_is_one_line_and_fetches_nothing(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
@@ -200,15 +199,6 @@ def test_a_cache_without_room_is_one_line_and_fetches_nothing(hub: Hub, net: Rep
         warnings.simplefilter("default")  # as a user has it
         assert "MB will be written, and 0.00 MB are free" in error_of("pull", "acme/net")
     assert not any(path.startswith("/storage/") for _, path, _ in hub.requests)
-
-
-def test_without_a_network(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
-    from huggingface_hub import constants
-
-    nowhere = "http://127.0.0.1:9"
-    for name in ("ENDPOINT", "HUGGINGFACE_CO_URL_TEMPLATE"):
-        monkeypatch.setattr(constants, name, getattr(constants, name).replace(hub.url, nowhere))
-    assert "127.0.0.1:9 cannot be reached" in error_of("pull", "acme/net")
 
 
 @pytest.mark.parametrize("token", ["hf_secret\x01", "hf_secrét", "hf_secret"])
@@ -221,9 +211,15 @@ def test_no_token_in_any_error_nor_its_traceback(hub: Hub, net: Repository, monk
         assert "hf_secr" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_offline_the_cache_serves_and_nothing_else_is_asked(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
+def test_it_says_once_what_is_fetched_and_offline_the_cache_serves(
+    hub: Hub, net: Repository, monkeypatch: Patch
+) -> None:
     draw_folder(Path("drawn"), train=1, test=1)
-    online = selfie("embed", "drawn", "--from", NET).stdout
+    said, again = (selfie("embed", "drawn", "--from", NET) for _ in range(2))
+    commit, online = f"{NET}@{net.branches['main']}", again.stdout
+    assert f"fetching {commit} ({len(weights_of(net)) / 1e6:.1f} MB) from {hub.url[7:]}" in said.stderr
+    assert f"weights: {commit} (Selfie over many small views" in said.stderr
+    assert "fetching" not in again.stderr
     hub.requests.clear()
     selfie("pull", "acme/net", "--offline")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -232,15 +228,6 @@ def test_offline_the_cache_serves_and_nothing_else_is_asked(hub: Hub, net: Repos
     assert "HF_HUB_OFFLINE is set" in error_of("push", "bundled", "acme/net")
     assert "--offline" in error_of("pull", "acme/other", "--offline")
     assert hub.requests == []
-
-
-def test_it_says_once_what_is_fetched_from_where_and_how_large(hub: Hub, net: Repository) -> None:
-    draw_folder(Path("drawn"), train=1, test=1)
-    said, again = (selfie("embed", "drawn", "--from", NET).stderr for _ in range(2))
-    commit = f"{NET}@{net.branches['main']}"
-    assert f"fetching {commit} ({len(weights_of(net)) / 1e6:.1f} MB) from {hub.url[7:]}" in said
-    assert f"weights: {commit} (Selfie over many small views" in said
-    assert "fetching" not in again
 
 
 def test_a_commit_stays_what_it_was_and_needs_no_network_again(hub: Hub, net: Repository, monkeypatch: Patch) -> None:
@@ -258,13 +245,13 @@ def test_a_commit_stays_what_it_was_and_needs_no_network_again(hub: Hub, net: Re
 def test_other_verbs_take_it_and_write_nothing_into_the_cache(hub: Hub, net: Repository) -> None:
     photo = next(draw_folder(Path("drawn"), train=40, test=20).rglob("*.png"))
     selfie("embed", "drawn", "--from", NET, "--out", "vectors.npy")
-    files = sorted(cache_folder().rglob("*"))
+    files = cache()
     assert photo.name in selfie("similar", photo, "--in", "vectors.npy", "--from", NET).stdout
     selfie("export", NET, "--to", "safetensors")
     selfie("report", NET, "--dataset", "drawn", "--out", "page.html")
     assert Path("page.html").stat().st_size > 10_000
     assert f"{NET}@{net.branches['main']} is not one of yours" in selfie("eval", NET, "--dataset", "drawn").stderr
-    assert sorted(cache_folder().rglob("*")) == files
+    assert cache() == files
 
 
 def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: Hub, net: Repository) -> None:

@@ -1,10 +1,10 @@
-"""Recipes: complete for every method, shown in the help, overridden by given options."""
+"""Recipes: complete for every method, named in words, overridden by given options."""
 
 import dataclasses
 from pathlib import Path
 
 import pytest
-from running import draw_folder, error_of, selfie
+from running import error_of, selfie
 
 from selfie_cli import config
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -16,16 +16,14 @@ from selfie_cli.recipes import RECIPES, called, recipe_note, recipe_values
 from selfie_cli.talk import Talk
 
 TABLES = [(method, recipe) for method, recipes in RECIPES.items() for recipe in recipes]
+AUTHORS = {"selfie": "Trinh et al. 2019", "byol": "Grill et al. 2020", "simclr": "Chen et al. 2020"}
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_folder(tmp_path_factory.mktemp("drawn") / "images")
-
-
-@pytest.fixture(scope="module")
-def source(images):
-    return open_unlabelled((str(images),), data_root=Path("data"), offline=True, talk=Talk())
+@pytest.fixture
+def derived(images):
+    """A function of options: what follows from them for 60 images."""
+    source = open_unlabelled((str(images / "train"),), data_root=Path("data"), offline=True, talk=Talk())
+    return lambda **options: derive(config.PretrainOptions(**options), source)
 
 
 def test_every_method_has_both_recipes_and_every_option_of_recipes_a_value():
@@ -39,37 +37,33 @@ def test_every_method_has_both_recipes_and_every_option_of_recipes_a_value():
 
 
 @pytest.mark.parametrize(("method", "recipe"), TABLES)
-@pytest.mark.parametrize("image_size", [32, 224])
-def test_every_recipe_builds_its_method_and_what_is_kept_of_it(method, recipe, image_size, source):
-    options = config.PretrainOptions(
-        data=("x",), method=method, recipe=recipe, backbone="resnetv2_18_w16", image_size=image_size, batch_size=8
-    )
-    derived = derive(options, source)
-    built = networks.build_method(derived)
-    networks.build(derived).load_state_dict(built.export())
-    assert derived["recipe"] == recipe
-    assert derived["batch_size"] == 8
-    assert derived["optimizer"] in ("sgd", "lars", "adamw")
+def test_every_recipe_builds_its_method_and_what_is_kept_of_it_and_names_its_authors(method, recipe, derived):
+    for image_size in (32, 224):
+        found = derived(method=method, recipe=recipe, backbone="resnetv2_18_w16", image_size=image_size, batch_size=8)
+        networks.build(found).load_state_dict(networks.build_method(found).export())
+        assert (found["recipe"], found["batch_size"]) == (recipe, 8)
+        assert found["optimizer"] in ("sgd", "lars", "adamw")
+        words = called(found)
+        assert (AUTHORS[method] in words) == ((method, recipe) != ("selfie", "best"))
+    finetuned = {"method": "finetune", "pretraining": method}
+    assert called({**finetuned, "pretrained_by": words}) == words
+    assert called(finetuned).lower().startswith(method)  # a run from before this was noted
 
 
-def test_the_papers_values(source):
-    selfie_ = derive(config.PretrainOptions(recipe="paper"), source)
+def test_the_papers_values_and_given_options_instead(derived):
+    selfie_ = derived(recipe="paper")
     assert (selfie_["batch_size"], selfie_["warmup_steps"], selfie_["weight_decay"]) == (128, 100, 1e-4)
-    large = derive(config.PretrainOptions(recipe="paper", image_size=224), source)
+    large = derived(recipe="paper", image_size=224)
     assert large["batch_size"] == 512
     assert large["selfie"]["factorized_positions"]
-    byol = derive(config.PretrainOptions(recipe="paper", method="byol", batch_size=30), source)
+    byol = derived(recipe="paper", method="byol", batch_size=30)
     assert byol["lr"] == pytest.approx(0.45 * 30 / 256)
     assert byol["warmup_steps"] == 20  # ten epochs of 60 images
-    given = derive(config.PretrainOptions(recipe="paper", method="byol", batch_size=30, lr=0.2, warmup_steps=3), source)
+    given = derived(recipe="paper", method="byol", batch_size=30, lr=0.2, warmup_steps=3)
     assert (given["lr"], given["warmup_steps"]) == (0.2, 3)
-
-
-def test_a_given_option_overrides_the_recipe(source):
-    derived = derive(config.PretrainOptions(method="simclr", temperature=0.3, image_size=32), source)
-    best = recipe_values("simclr", "best", 32)
-    assert derived["simclr"]["temperature"] == 0.3
-    assert (derived["simclr"]["jitter"], derived["lr"]) == (best["jitter"], best["lr"])
+    simclr, best = derived(method="simclr", temperature=0.3, image_size=32), recipe_values("simclr", "best", 32)
+    assert simclr["simclr"]["temperature"] == 0.3
+    assert (simclr["simclr"]["jitter"], simclr["lr"]) == (best["jitter"], best["lr"])
 
 
 WITHOUT_MEANING = [
@@ -80,9 +74,9 @@ WITHOUT_MEANING = [
 
 
 @pytest.mark.parametrize("options", WITHOUT_MEANING, ids=str)
-def test_an_option_of_another_method_is_refused(options, source):
+def test_an_option_of_another_method_is_refused(options, derived):
     with pytest.raises(UsageError, match="has no meaning for --method"):
-        derive(config.PretrainOptions(**options), source)
+        derived(**options)
 
 
 def test_help_shows_each_recipes_values():
@@ -95,23 +89,12 @@ def test_help_shows_each_recipes_values():
 @pytest.mark.parametrize("sizes", [["--batch-size", "1"], ["--batch-size", "9", "--micro-batch", "4"]])
 def test_a_loss_that_compares_images_needs_two_in_each_micro_batch(sizes, images, tmp_path):
     arguments = (images, "--backbone", "resnetv2_18_w16", "--steps", 1, *sizes, "--out", tmp_path / "run")
-    for method in ("selfie", "byol", "simclr"):
+    for method in RECIPES:
         assert "leaves an image by itself" in error_of("pretrain", *arguments, "--method", method, code=2)
     selfie("pretrain", *arguments, "--recipe", "paper")  # the paper's loss looks at one image at a time
 
 
-@pytest.mark.parametrize(("method", "recipe"), TABLES)
-def test_a_recipe_is_named_in_words_with_its_authors(method, recipe, source):
-    derived = derive(config.PretrainOptions(method=method, recipe=recipe, image_size=32), source)
-    words = called(derived)
-    authors = {"selfie": "Trinh et al. 2019", "byol": "Grill et al. 2020", "simclr": "Chen et al. 2020"}[method]
-    assert (authors in words) == ((method, recipe) != ("selfie", "best"))
-    finetuned = {"method": "finetune", "pretraining": method}
-    assert called({**finetuned, "pretrained_by": words}) == words
-    assert called(finetuned).lower().startswith(method)  # a run from before this was noted
-
-
-def test_selfie_is_named_by_its_loss():
+def test_selfie_and_byol_are_named_by_their_views():
     assert called({"method": "selfie", "selfie": {"views": 2}}).startswith("Selfie over two views")
     assert called({"method": "selfie", "selfie": {"num_views": 4}}).startswith("Selfie over many small views")
     assert called({"method": "byol", "byol": {"num_views": 4}}).startswith("BYOL over several small views")

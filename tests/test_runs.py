@@ -32,15 +32,12 @@ def run(tmp_path):
     return make(tmp_path / "run", finished=False)
 
 
-def test_a_run_comes_back(tmp_path):
+def test_a_run_comes_back_updates_merge_and_finishing_removes_states(tmp_path):
     made = make(tmp_path / "deep" / "run", finished=False)
     run = runs.open_run(tmp_path / "deep" / "run")
     assert run.config == made.config == read_json(run.path / "config.json")
     assert (run.verb, run.finished, run.derived["image_size"]) == ("pretrain", False, 32)
     assert {"selfie-cli", "torch"} <= run.config["versions"].keys()
-
-
-def test_updates_merge_and_finishing_removes_states(run):
     run.update(measured={"a": 1}, new={"b": 2})
     (run.path / "state" / "00000003").mkdir(parents=True)
     run.finish({"seconds": 1.0})
@@ -135,8 +132,6 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 from selfie_cli import runs
-from selfie_cli.errors import RunError
-
 path = Path(sys.argv[1])
 for attempt in (
     lambda: runs.check_free(path, overwrite=True),
@@ -145,9 +140,8 @@ for attempt in (
     lambda: runs.open_to_resume(str(path), "pretrain"),
 ):
     try:
-        attempt()
-        print("free")
-    except RunError as error:
+        print(attempt() or "free")
+    except runs.RunError as error:
         print(error)
 """
 
@@ -171,16 +165,13 @@ def test_one_process_works_on_a_run(run):
     assert not [line for line in attempts_elsewhere(run.path) if "another process" in line]
 
 
-def test_a_command_that_fails_lets_go(run, tmp_path):
-    run.update(asked={"data": [str(tmp_path / "nowhere")]})
-    assert "nowhere" in error_of("pretrain", "--resume", run.path)
-    assert attempts_elsewhere(run.path)[0] == "free"
-
-
-def test_the_first_process_of_a_job_holds_a_run_for_all(run):
+def test_the_first_process_of_a_job_holds_a_run_for_all_until_its_command_fails(run, tmp_path):
     assert attempts_elsewhere(run.path, RANK="1", WORLD_SIZE="2")[0] == "free"
     assert "another process" in attempts_elsewhere(run.path, RANK="0", WORLD_SIZE="2")[0]
     assert "another process" in attempts_elsewhere(run.path, RANK="1", WORLD_SIZE="1")[0]  # it is alone
+    run.update(asked={"data": [str(tmp_path / "nowhere")]})
+    assert "nowhere" in error_of("pretrain", "--resume", run.path)
+    assert attempts_elsewhere(run.path)[0] == "free"
 
 
 def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
@@ -204,40 +195,34 @@ def test_the_run_that_was_begun_is_the_one_to_go_on_with(tmp_path, monkeypatch):
     assert runs.begun() is None
 
 
-def test_only_a_stopped_run_of_the_same_verb_is_resumed_and_tidied(run, tmp_path):
+def test_a_resumed_run_is_tidied_and_so_is_one_killed_at_its_very_end(run, tmp_path):
     (run.path / leftover("model.safetensors")).touch()
     (run.path / "state" / "00000003").mkdir(parents=True)
     (run.path / "state" / leftover("00000006")).mkdir()
-    with pytest.raises(RunError, match="selfie pretrain --resume"):
-        runs.open_to_resume(str(run.path), "finetune")
     assert runs.open_to_resume(str(run.path), "pretrain").path == run.path
     assert sorted(os.listdir(run.path)) == ["config.json", "state"]
     assert os.listdir(run.path / "state") == ["00000003"]
-
     finished = make(tmp_path / "finished")
-    (finished.path / "state" / "00000003").mkdir(parents=True)  # it was killed at the very end
+    (finished.path / "state" / "00000003").mkdir(parents=True)
     with pytest.raises(RunError, match="is finished"):
         runs.open_to_resume(str(finished.path), "pretrain")
     assert os.listdir(finished.path) == ["config.json"]
-
-
-@pytest.mark.parametrize("where", ["nowhere", "file", "folder"])
-def test_what_is_no_run(tmp_path, where):
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(RunError, match="no run at"):
-        runs.open_run(tmp_path / where)
 
 
 DAMAGED = [b"", b'{"format": 1', b"\xff\xfe\x00", b"[]", b"{}", b'{"format": 1, "z": 1e999}']
 DAMAGED += [b'{"format": %s}' % value for value in (b'"1"', b"1.0", b"true", b"null")]
 
 
-@pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_config(run, content):
-    (run.path / "config.json").write_bytes(content)
-    with pytest.raises(RunError, match=r"config\.json"):
-        runs.open_run(run.path)
+def test_what_is_no_run_and_a_damaged_config_are_named(run, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for where in ("nowhere", "file", "folder"):
+        with pytest.raises(RunError, match="no run at"):
+            runs.open_run(tmp_path / where)
+    for content in DAMAGED:
+        (run.path / "config.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"config\.json"):
+            runs.open_run(run.path)
 
 
 @pytest.mark.parametrize("format", [0, 2, 10**30, -1])
@@ -249,10 +234,8 @@ def test_another_format_is_refused_whatever_else_it_has(tmp_path, format):
             runs.open_run(tmp_path)
 
 
-def test_where_weights_come_from(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    here = tmp_path / "runs"
-    listener = Listener()
+def test_where_weights_come_from(tmp_path):
+    here, listener = tmp_path / "runs", Listener()
     assert runs.newest_pretraining() is None
     assert runs.resolve_from("none", talk=listener) is None
     make(here / "old", written=100)

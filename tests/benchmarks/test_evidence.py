@@ -1,7 +1,5 @@
 """The whole of the evidence with tiny numbers: every stage leaves its line, none is repeated, and gives a table."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import evidence
 import pytest
 import table
-from running import draw_folder
+from running import ENVIRONMENT, draw_folder, lines_of
 
 TINY = (
     *("--backbone", "resnetv2_18_w16", "--precision", "fp32", "--batch-size", "8", "--pretrain-seconds", "0.01"),
@@ -24,12 +22,9 @@ def test_stage_by_stage_and_never_twice(tmp_path: Path) -> None:
 
     def run(*more: str) -> list[dict[str, object]]:
         where = ("--work", str(tmp_path / "work"), "--results", str(tmp_path))
-        subprocess.run(
-            [sys.executable, evidence.__file__, "tiny", str(images), *TINY, *where, *more],
-            env={**os.environ, "PYTHONPATH": str(Path(evidence.__file__).parents[1])},
-            check=True,
-        )
-        return [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text().splitlines()]
+        argv = [sys.executable, evidence.__file__, "tiny", str(images), *TINY, *where, *more]
+        subprocess.run(argv, env=ENVIRONMENT, check=True)
+        return lines_of(tmp_path / "tiny.jsonl")
 
     assert [line["kind"] for line in run("--only", "selfie-best")] == ["rates", "pretrain", "eval"]
     lines = run()

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import table
 
 LINE = {
@@ -15,21 +16,23 @@ LINE = {
 PAGE = "# Speed\n\n<!-- speed: embed -->\nold\n<!-- /speed -->\n\nEnd.\n"
 
 
-def write(folder: Path, *lines: dict[str, object]) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "embed.jsonl").write_text("".join(json.dumps({**LINE, **line}) + "\n" for line in lines))
-    return folder
+LIMIT = {"limit": 80.0, "bound": "bf16 arithmetic", "share": 0.5}
+PEER = {"peer": "LightlyTrain", "ratio": 4.0, "ratios": [4.0], "target": 2.5}
+LINES = [
+    {"row": "ours", "value": 12.0},
+    {"row": "theirs", "value": 10.0},
+    {"row": "ours", "value": 40.0, **LIMIT, **PEER, "lowest_cosine_to_fp32": 0.99991},
+]
 
 
-def test_a_table_shows_the_newest_line_of_each_row(tmp_path: Path) -> None:
-    limit = {"limit": 80.0, "bound": "bf16 arithmetic", "share": 0.5}
-    peer = {"peer": "LightlyTrain", "ratio": 4.0, "ratios": [4.0], "target": 2.5}
-    folder = write(
-        tmp_path / "raw",
-        {"row": "ours", "value": 12.0},
-        {"row": "theirs", "value": 10.0},
-        {"row": "ours", "value": 40.0, **limit, **peer, "lowest_cosine_to_fp32": 0.99991},
-    )
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "embed.jsonl").write_text("".join(json.dumps({**LINE, **line}) + "\n" for line in LINES))
+    return tmp_path / "raw"
+
+
+def test_a_table_shows_the_newest_line_of_each_row(folder: Path) -> None:
     made = table.render(PAGE, folder)
     shown = "| ours | 40 images/s | 50% | 80 images/s: bf16 arithmetic | 4.00 x LightlyTrain (aim 2.5) | cosine to fp32"
     assert shown in made
@@ -41,8 +44,7 @@ def test_a_table_shows_the_newest_line_of_each_row(tmp_path: Path) -> None:
     assert table.render(made, folder) == made
 
 
-def test_the_command_writes_page_and_plot_and_checks_them(tmp_path: Path) -> None:
-    folder = write(tmp_path / "raw", {"row": "ours", "value": 40.0, "peer": "theirs", "ratio": 4.0, "target": 2.5})
+def test_the_command_writes_page_and_plot_and_checks_them(folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "speed.md"
     page.write_text(PAGE)
     command = [sys.executable, table.__file__, "--results", folder, "--page", page]
@@ -57,5 +59,5 @@ def test_the_command_writes_page_and_plot_and_checks_them(tmp_path: Path) -> Non
 
 
 def test_the_page_is_what_the_raw_lines_give() -> None:
-    page = table.RESULTS / "speed.md"
-    assert table.render(page.read_text(encoding="utf-8"), table.RESULTS / "speed") == page.read_text(encoding="utf-8")
+    page = (table.RESULTS / "speed.md").read_text(encoding="utf-8")
+    assert table.render(page, table.RESULTS / "speed") == page

@@ -45,9 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def chance(
-    number: int, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
-) -> random.Random:
+def chance(number: int, request: pytest.FixtureRequest, record_property: Record) -> random.Random:
     """The source of all random choices of one injection."""
     name = request.node.get_closest_marker("fault").args[0].format(**request.node.callspec.params)
     record_property("fault", name)
@@ -76,9 +74,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     known = dict(report.user_properties)
     if report.when != "call" or report.skipped or "fault" not in known:
         return
-    name = str(known["fault"])
-    new = {"fault": name, "injected": 0, "happened": Counter(), "lost": Counter(), "seconds": 0.0}
-    row = ROWS.setdefault(name, new)
+    new = {"fault": known["fault"], "injected": 0, "happened": Counter(), "lost": Counter(), "seconds": 0.0}
+    row = ROWS.setdefault(str(known["fault"]), new)
     row["injected"] += 1
     row["seconds"] = round(row["seconds"] + report.duration, 1)
     if report.passed:

@@ -43,9 +43,9 @@ class Process:
             self.popen = subprocess.Popen(command, env=ENVIRONMENT, stdout=self.writer.stdin, stderr=subprocess.STDOUT)
             self.writer.stdin.close()
 
-    def until(self, condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    def until(self, condition: Callable[[], object]) -> None:
         """Wait until the condition holds or the process has ended."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while not condition() and self.popen.poll() is None:
             assert time.monotonic() < deadline, "a process got nowhere"
             time.sleep(0.002)
@@ -135,13 +135,13 @@ class Undisturbed:
 
 def run_undisturbed(words: list[object], run: Path, processes: int) -> Undisturbed:
     before, begun = 0.0, time.monotonic()
-    if processes == 1:
+    if processes == 2:
+        run_two(*words, "--out", run)
+    else:
         with Process(*words, "--out", run, log=run.with_name("log")) as process:
             process.until(run.exists)
             before = time.monotonic() - begun
             assert process.end() == 0, f"the undisturbed run fails: {process.said[-300:]}"
-    else:
-        run_two(*words, "--out", run)
     return Undisturbed(words, made_by(run), before, time.monotonic() - begun - before, processes)
 
 
@@ -155,23 +155,21 @@ def made_by(run: Path) -> dict[str, object]:
 
     Of a file of vectors, its hash.
     """
-    if run.is_file():
-        return {"": hashlib.sha256(run.read_bytes()).hexdigest()}
-    found: dict[str, object] = {}
-    for file in run.rglob("*"):
-        content: object = None
-        if file.name == "model.safetensors":
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-        elif file.name == "results.json":
-            content = read_json(file) | {"run": None}
-        elif file.name == "config.json":
-            content = read_json(file)["progress"]["status"]
-        elif file.name == "metrics.jsonl":
-            steps = [line["step"] for line in lines_of(file)]
-            assert steps == sorted(set(steps)), "steps in metrics.jsonl are double or out of order"
-            content = steps[-1:]
-        found[str(file.relative_to(run))] = content
-    return found
+    return {str(file.relative_to(run)): content_of(file) for file in ([run] if run.is_file() else run.rglob("*"))}
+
+
+def content_of(file: Path) -> object:
+    if file.name == "model.safetensors" or file.name.startswith("run."):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    if file.name == "results.json":
+        return read_json(file) | {"run": None}
+    if file.name == "config.json":
+        return read_json(file)["progress"]["status"]
+    if file.name == "metrics.jsonl":
+        steps = [line["step"] for line in lines_of(file)]
+        assert steps == sorted(set(steps)), "steps in metrics.jsonl are double or out of order"
+        return steps[-1:]
+    return None
 
 
 def lines_of(file: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Broken and strange images, and files that go away while they are read."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -12,13 +13,12 @@ from random import Random
 import numpy as np
 import pytest
 from processes import Process, lines_of
-from running import COMMAND, ENVIRONMENT, PATIENCE, SMALL, selfie
+from running import COMMAND, ENVIRONMENT, SMALL, process, selfie
 
 from selfie_cli.data import pixels, synthetic
 from tests.data.corpus import corpus, saved
 from tests.data.pictures import write_parquet, write_tar
 
-PRETRAIN = (*SMALL, "--image-size", 32, "--steps")
 EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
 Say = Callable[[str], None]
 
@@ -33,11 +33,7 @@ def bad_in(out: Path) -> dict[str, str]:
 
 def doctored(data: Path) -> set[str]:
     """The files that `doctor` finds to be unreadable."""
-    ran = subprocess.run(
-        [*COMMAND, "doctor", str(data), "--no-time", "--json", "--max-bad", "1"],
-        env=ENVIRONMENT, capture_output=True, timeout=PATIENCE, check=False,
-    )  # fmt: skip
-    found = json.loads(ran.stdout)
+    found = json.loads(process("doctor", data, "--no-time", "--json", "--max-bad", 1).stdout)
     kinds = {each["kind"]: each["items"] for each in found["problems"] + found["remarks"]}
     return {item["name"] for item in kinds.get("cannot be read", [])}
 
@@ -52,10 +48,10 @@ def embedded(names: Iterable[Path | str], out: Path) -> dict[str, np.ndarray]:
 def peak(*arguments: object) -> float:
     """Peak memory of a command, in MB."""
     argv = [*COMMAND, *map(str, arguments)]
-    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
+    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as command:
+        _, status, usage = os.wait4(command.pid, 0)
+        command.returncode = os.waitstatus_to_exitcode(status)
+    assert command.returncode == 0
     return usage.ru_maxrss / 1000
 
 
@@ -89,7 +85,7 @@ def photos() -> list[bytes]:
 def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder, a shard and a parquet file, through every command that decodes."""
     broken = [entry for entry in corpus() if entry.pixels is None and entry.sure]
-    data, bad = tmp_path / "images", set()
+    data, bad, outs = tmp_path / "images", set(), (tmp_path / f"run{number}" for number in itertools.count())
     images: dict[str, bytes] = {}
     for number, photo in enumerate(chance.sample(photos(), 40)):
         entry = chance.choice(broken) if number % 5 == 4 else None
@@ -100,31 +96,23 @@ def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch:
         if entry:
             bad.add(str(file))
 
-    def found_by(verb: str, what: Path, run: str, *more: object) -> set[str]:
-        """The files that a training of some steps, which see all images, finds bad."""
-        words = ("pretrain", what, *PRETRAIN, 6, "--store", tmp_path / "store")
-        if verb == "finetune":
-            words = (
-                "finetune",
-                "--dataset",
-                what,
-                "--from",
-                tmp_path / "run",
-                "--no-baseline",
-                "--steps",
-                2,
-                *SMALL[2:],
-            )
-        selfie(*words, "--max-bad", 0.5, *more, "--out", tmp_path / run)
-        return {*bad_in(tmp_path / run)}
+    def pretrained(what: Path, *more: object) -> set[str]:
+        """The files that a pretraining of some steps, which see all images, finds bad."""
+        words = ("--image-size", 32, "--steps", 6, "--store", tmp_path / "store", "--max-bad", 0.5, *more)
+        selfie("pretrain", what, *SMALL, *words, "--out", out := next(outs))
+        return {*bad_in(out)}
+
+    def finetuned(what: Path) -> set[str]:
+        words = ("--from", "bundled", "--no-baseline", "--steps", 2, *SMALL[2:], "--max-bad", 0.5)
+        selfie("finetune", "--dataset", what, *words, "--out", out := next(outs))
+        return {*bad_in(out)}
 
     vectors = embedded(images, tmp_path / "all.npy")
     assert [*vectors] == [name for name in images if name not in bad]
     alone = embedded(vectors, tmp_path / "alone.npy")
     assert all(np.allclose(vectors[name], vector, atol=1e-4) for name, vector in alone.items())
-    assert bad_in(tmp_path / "all.npy").keys() == doctored(data) == bad
-    assert found_by("pretrain", data, "run") == found_by("finetune", data, "finetuned") == bad
-    selfie("predict", tmp_path / "finetuned", data, "--out", tmp_path / "labels.jsonl")
+    assert bad_in(tmp_path / "all.npy").keys() == doctored(data) == pretrained(data) == finetuned(data) == bad
+    selfie("predict", tmp_path / "run1", data, "--out", tmp_path / "labels.jsonl")
     assert bad_in(tmp_path / "labels.jsonl").keys() == bad
     members = {}
     for number, (name, content) in enumerate(images.items()):
@@ -132,13 +120,12 @@ def test_one_in_five(tmp_path: Path, chance: Random, happened: Say, monkeypatch:
         members[f"{number:02d}.cls"] = Path(name).parent.name.encode()
     shard = Path(write_tar(tmp_path / "shard.tar", members))
     in_shard = {f"{shard}/{number:02d}{Path(name).suffix}" for number, name in enumerate(images) if name in bad}
-    assert doctored(shard) == found_by("pretrain", shard, "shard") == found_by("finetune", shard, "tuned") == in_shard
+    assert doctored(shard) == pretrained(shard) == finetuned(shard) == in_shard
     table = Path(write_parquet(tmp_path / "rows.parquet", [*images.values()]))
-    in_table = {f"{table}/row-{number:06d}" for number, name in enumerate(images) if name in bad}
-    assert doctored(table) == found_by("pretrain", table, "parquet") == in_table
+    assert doctored(table) == {f"{table}/row-{number:06d}" for number, name in enumerate(images) if name in bad}
+    assert doctored(table) == pretrained(table)
     monkeypatch.setattr(pixels, "SMALL", 0)
-    assert found_by("pretrain", data, "kept") == found_by("pretrain", data, "kept-again") == bad
-    assert found_by("pretrain", data, "streamed", "--store-gb", 0) == bad
+    assert pretrained(data) == pretrained(data) == pretrained(data, "--store-gb", 0) == bad
     happened("all commands find the same files bad; vectors are those of the others alone")
 
 
@@ -159,29 +146,23 @@ def spoil(file: Path, chance: Random) -> None:
             file.write_bytes(chance.randbytes(3000))
 
 
-def write_photos(folder: Path, count: int) -> list[Path]:
-    folder.mkdir()
-    files = [folder / f"{number:04d}.jpg" for number in range(count)]
-    for number, file in enumerate(files):
-        file.write_bytes(photos()[number % len(photos())])
-    return files
-
-
 @pytest.mark.fault("images vanish and change while embed reads them", times=20)
 def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> None:
-    files, out = write_photos(tmp_path / "images", 1000), tmp_path / "vectors.jsonl"
-    spoiled = {*chance.sample(files, 150)}
-    with Process("embed", tmp_path / "images", *EMBED, "--out", out, log=tmp_path / "log") as process:
-        process.until(lambda: any(tmp_path.glob(".*vectors.jsonl*")) or out.exists())
+    folder, out = tmp_path / "images", tmp_path / "vectors.jsonl"
+    folder.mkdir()
+    files = {folder / f"{number:04d}.jpg": number % len(photos()) for number in range(1000)}
+    for file, number in files.items():
+        file.write_bytes(photos()[number])
+    spoiled = {*chance.sample([*files], 150)}
+    with Process("embed", folder, *EMBED, "--out", out, log=tmp_path / "log") as embed:
+        embed.until(lambda: any(tmp_path.glob(".*vectors.jsonl*")) or out.exists())
         for file in spoiled:
             spoil(file, chance)
-        assert process.end() == 0
+        assert embed.end() == 0
     bad, rows = bad_in(out), {row["path"]: row["vector"] for row in lines_of(out)}
     assert [*rows] == [str(file) for file in files if str(file) not in bad]
     assert bad.keys() <= {*map(str, spoiled)}
     first: dict[int, list[float]] = {}
-    for number, file in enumerate(files):
-        if file not in spoiled:
-            vector = rows[str(file)]
-            assert np.allclose(vector, first.setdefault(number % len(photos()), vector), atol=1e-4)
+    for file in files.keys() - spoiled:
+        assert np.allclose(rows[str(file)], first.setdefault(files[file], rows[str(file)]), atol=1e-4)
     happened("listed with reasons; every other row belongs to its file")

@@ -17,7 +17,6 @@ from typing import Any
 import mutations
 import numpy as np
 import torch
-from PIL import Image
 from running import SMALL, selfie
 
 from selfie_cli import config, option, runs
@@ -41,7 +40,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import checksums, load_state, optimizer_tensors, save_state
 from selfie_cli.training.metrics import cut_metrics
 from selfie_cli.weights import load_weights, save_weights
-from tests.data.pictures import write_parquet
+from tests.data.pictures import png, write_parquet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
 
@@ -155,12 +154,6 @@ def read_cache(file: Path, rng: Random) -> None:
         cache.write(np.array([3]), np.zeros((1, 2, 2, 3), np.uint8))
 
 
-def photo(size: int = 8) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (size, size), (200, 100, 50)).save(file, "PNG")
-    return file.getvalue()
-
-
 def write_images(folder: Path) -> None:
     """Shards, a table, a list, and the note of a data set on the Hub."""
     folder.mkdir()
@@ -168,7 +161,7 @@ def write_images(folder: Path) -> None:
         long = "" if name == "ustar" else "long-" * 30
         with tarfile.open(folder / f"{name}.tar", "w", format=form) as tar:
             for number in range(3):
-                for suffix, data in ((".png", photo()), (".cls", b"3")):
+                for suffix, data in ((".png", png(200)), (".cls", b"3")):
                     member = tarfile.TarInfo(f"photos/{long}{number:04}{suffix}")
                     member.size = len(data)
                     if name == "pax":
@@ -178,8 +171,8 @@ def write_images(folder: Path) -> None:
                 member = tarfile.TarInfo("link.png")
                 member.type, member.linkname = kind, "/etc/passwd"
                 tar.addfile(member)
-    write_parquet(folder / "cells.parquet", [photo()] * 4, [0, 1, 1, None], ["a", "b"])
-    (folder / "a.png").write_bytes(photo())
+    write_parquet(folder / "cells.parquet", [png(200)] * 4, [0, 1, 1, None], ["a", "b"])
+    (folder / "a.png").write_bytes(png(200))
     (folder / "list.txt").write_bytes(b"# images\na.png\n\n../images/a.png\n./a.png\r\n\xff.png\n")
     note = folder / "datasets--acme--x" / "selfie" / "main.json"
     names = [f"data/{part}-{number:05}-of-00002.parquet" for part in ("train", "test") for number in range(2)]

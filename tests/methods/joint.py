@@ -11,21 +11,19 @@ SMALL = {"backbone": "resnetv2_18_w16", "image_size": 16, "stem": "3x3", "hidden
 VIEWS = {"min_crop": 0.3, "jitter": 1.0, "blur": 0.0}
 
 
-def make_byol(**options):
-    torch.manual_seed(0)
-    return Byol(**(SMALL | VIEWS | {"tau": TAU, "solarize": 0.0} | options))
+def maker(method, **own):
+    """A function of options that makes a small method, freshly initialized."""
+
+    def make(**options):
+        torch.manual_seed(0)
+        return method(**(SMALL | VIEWS | own | options))
+
+    return make
 
 
-def make_simclr(**options):
-    torch.manual_seed(0)
-    return SimCLR(**(SMALL | VIEWS | {"temperature": 0.5} | options))
-
-
-def make_many_views(**options):
-    torch.manual_seed(0)
-    return ManyViewSelfie(**(SMALL | VIEWS | {"attraction": 20.0, "distortion": 0.2} | options))
-
-
+make_byol = maker(Byol, tau=TAU, solarize=0.0)
+make_simclr = maker(SimCLR, temperature=0.5)
+make_many_views = maker(ManyViewSelfie, attraction=20.0, distortion=0.2)
 MAKERS = {"byol": make_byol, "simclr": make_simclr, "many views": make_many_views}
 
 
@@ -42,6 +40,11 @@ def two_views(num_images=6, dtype=torch.double):
     generator = torch.Generator().manual_seed(2)
     view = torch.randn(num_images, 3, 16, 16, generator=generator, dtype=dtype)
     return view, view.flip(3) + 0.5 * torch.randn(view.shape, generator=generator, dtype=dtype) + 0.3
+
+
+def features(encoder, images):
+    """The mean of the maps of each image, naively."""
+    return torch.stack([maps.sum(dim=(1, 2)) / maps[0].numel() for maps in encoder(images)])
 
 
 def augmented(method, pixels, seed):

@@ -2,27 +2,22 @@
 
 import pytest
 import torch
-from joint import augmented, check_gradients, make_many_views
+from joint import augmented, check_gradients, features, make_many_views
 
 from selfie_cli.data import synthetic
 
 MANY = {"num_stages": 3, "num_views": 4, "view_scale": 0.5, "min_crop": 0.2, "max_crop": 0.7}
 
 
-def some_views(method, num_images=6, dtype=torch.double):
-    generator = torch.Generator().manual_seed(2)
-    side = method.view_size
-    image = torch.randn(1, num_images, 3, side, side, generator=generator, dtype=dtype)
-    noise = torch.randn(method.num_views, num_images, 3, side, side, generator=generator, dtype=dtype)
-    return (image + 0.5 * noise).flatten(0, 1)
-
-
 @pytest.mark.parametrize("num_views", [2, 4])
 def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
+    """Of six images whose views are alike."""
     method = make_many_views(**MANY | {"num_views": num_views}).double()
-    views = some_views(method)
+    generator = torch.Generator().manual_seed(2)
+    image, noise = (torch.randn(count, 6, 3, 8, 8, generator=generator).double() for count in (1, num_views))
+    views = (image + 0.5 * noise).flatten(0, 1)
     loss, logged = method.loss(views)
-    vectors = [z / z.norm() for z in method.projector(method.encoder(views).mean(dim=(2, 3)))]
+    vectors = [z / z.norm() for z in method.projector(features(method.encoder, views))]
     by_view = [vectors[6 * view : 6 * view + 6] for view in range(num_views)]
     rate = 0.0
     for zs in by_view:
@@ -44,13 +39,11 @@ def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
 
 def test_views_are_small_crops_of_the_images():
     method = make_many_views(**MANY)
-    pixels = torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0])
-    generator = torch.Generator().manual_seed(0)
-    boxes = method.draw(500, generator)[0]  # [B, V, 4]
+    boxes = method.draw(500, torch.Generator().manual_seed(0))[0]  # [B, V, 4]
     area = boxes[..., 2].abs() * boxes[..., 3]
     assert boxes.shape == (500, 4, 4)
     assert 0.2 <= area.min().item() < 0.21
     assert 0.69 < area.max().item() <= 0.7001
-    (views,) = augmented(method, pixels, 0)
+    (views,) = augmented(method, torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0]), 0)
     assert views.shape == (32, 3, 8, 8)
     assert make_many_views().view_size == 16

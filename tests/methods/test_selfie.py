@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from joint import augmented, check_gradients
+from joint import augmented, check_gradients, features
 
 from selfie_cli.methods.selfie import Selfie
 
@@ -15,10 +15,6 @@ OPTIONS = [
     for positions, scale, norm in itertools.product((True, False), LOGIT_SCALES, (True, False))
 ]
 GRIDS = [pytest.param(SMALL, id="4x4"), pytest.param(LARGE, id="7x7")]
-
-
-def name_of(options):
-    return " ".join(str(value) for value in options.values())
 
 
 def make(grid, **options):
@@ -92,18 +88,11 @@ def naive_position(positions, place, grid):
 def naive_patch_vectors(method, images):
     """h of every patch, h[image][place]: each by itself, or all at once where batch norm looks at all of them."""
     p, g = method.patch_size, method.image_size // method.patch_size
-    cells = [
-        image[:, row * p : (row + 1) * p, column * p : (column + 1) * p]
-        for image in images
-        for row in range(g)
-        for column in range(g)
-    ]
-    if method.training:
-        maps = method.patch_network(torch.stack(cells))
-    else:
-        maps = torch.cat([method.patch_network(cell[None]) for cell in cells])
-    h = [sum(one[:, y, x] for y in range(one.shape[1]) for x in range(one.shape[2])) / one[0].numel() for one in maps]
-    return [h[i * g * g : (i + 1) * g * g] for i in range(len(images))]
+    places = [(row * p, column * p) for row in range(g) for column in range(g)]
+    cells = [image[None, :, y : y + p, x : x + p] for image in images for y, x in places]
+    batches = [torch.cat(cells)] if method.training else cells
+    h = torch.cat([features(method.patch_network, batch) for batch in batches])
+    return h.view(len(images), g * g, -1)
 
 
 def naive_scores(method, images, masked):
@@ -143,18 +132,14 @@ def naive_loss(table):
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-def masks(method, num_images, seed=7):
-    return method.draw_masks(num_images, torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options.values())))
 @pytest.mark.parametrize("grid", GRIDS)
 def test_loss_logits_and_gradients_agree_with_a_loop_over_images_and_holes(grid, options):
     """In training, batch norm looks at all patches of the batch; in evaluation, each patch is alone."""
     torch.manual_seed(0)
     method = stirred(make(grid, **options)).double().eval()
     images = torch.randn(2, 3, grid["image_size"], grid["image_size"]).double()
-    masked, visible = masks(method, 2)
+    masked, visible = method.draw_masks(2, torch.Generator().manual_seed(7))
     with torch.no_grad():
         loss, logged = method.loss(images, masked, visible)
         table = naive_scores(method, images, masked)

@@ -11,18 +11,9 @@ from selfie_cli.errors import RunError
 from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training import checkpoint
-from selfie_cli.training.checkpoint import (
-    Saver,
-    checksums,
-    load_state,
-    optimizer_tensors,
-    put_optimizer_tensors,
-    read_state,
-    save_state,
-    saved_states,
-)
+from selfie_cli.training.checkpoint import Saver, load_state, optimizer_tensors, read_state, saved_states
 from selfie_cli.training.optimizers import make_optimizer
-from selfie_cli.weights import save_weights
+from selfie_cli.weights import load_weights, save_weights
 
 
 def make(seed):
@@ -30,12 +21,16 @@ def make(seed):
     return module, make_optimizer("sgd", module, lr=0.1, weight_decay=1e-4)
 
 
+def save_state(folder, step, module, optimizer):
+    checkpoint.save_state(folder, step, module.state_dict(), optimizer_tensors(optimizer))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_optimizer_goes_on_the_same_way(name, tmp_path):
     module, other = Small(), Small(seed=1)
     optimizer, loaded = (make_optimizer(name, one, lr=0.1, weight_decay=0.01) for one in (module, other))
     advance(module, optimizer, steps=3)
-    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
+    save_state(tmp_path, 3, module, optimizer)
     assert load_state(tmp_path, other, loaded, Talk()) == (3, None)
     for (key, parameter), same in zip(module.named_parameters(), other.parameters(), strict=True):
         assert optimizer.state[parameter].keys() == loaded.state[same].keys(), key
@@ -54,26 +49,22 @@ def test_the_count_of_steps_stays_on_the_cpu():
     number = nn.Parameter(torch.tensor(0.7, dtype=torch.double, device="meta"))
     optimizer = torch.optim.AdamW([number], lr=0.1)
     averages = {f"0.{name}": torch.tensor(0.1) for name in ("exp_avg", "exp_avg_sq")}
-    put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), **averages})
+    checkpoint.put_optimizer_tensors(optimizer, {"0.step": torch.tensor(3.0), **averages})
     step, average = optimizer.state[number]["step"], optimizer.state[number]["exp_avg"]
     assert (step.device.type, step.dtype, step.item()) == ("cpu", torch.float32, 3.0)
     assert (average.device.type, average.dtype) == ("meta", torch.double)
 
 
-def test_without_a_state_it_starts_at_step_0(tmp_path):
+def test_it_starts_at_step_0_and_the_last_two_states_are_kept(tmp_path):
     module, optimizer = make(0)
     assert load_state(tmp_path / "state", module, optimizer, Talk()) == (0, None)
-    save_state(tmp_path, 0, module.state_dict(), optimizer_tensors(optimizer))  # there is no momentum yet
+    save_state(tmp_path, 0, module, optimizer)  # there is no momentum yet
     other, other_optimizer = make(1)
     assert load_state(tmp_path, other, other_optimizer, Talk()) == (0, None)
     assert_same(other.state_dict(), module.state_dict())
     assert not other_optimizer.state
-
-
-def test_the_last_two_are_kept(tmp_path):
-    module, optimizer = make(0)
     for step in (5, 40, 300, 12_345_678):
-        save_state(tmp_path, step, module.state_dict(), optimizer_tensors(optimizer))
+        save_state(tmp_path, step, module, optimizer)
     assert [path.name for path in saved_states(tmp_path)] == ["00000300", "12345678"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000300", "12345678"]
 
@@ -115,13 +106,13 @@ def test_what_a_disk_refuses_is_raised(tmp_path, monkeypatch, noticed):
 
 @pytest.fixture
 def two_states(tmp_path):
-    """Two states, and the module as it was at the first."""
+    """States of steps 3 and 6, and the weights of the first."""
     module, optimizer = make(0)
     advance(module, optimizer, steps=3)
-    save_state(tmp_path, 3, module.state_dict(), optimizer_tensors(optimizer))
+    save_state(tmp_path, 3, module, optimizer)
     first = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     advance(module, optimizer, steps=3)
-    save_state(tmp_path, 6, module.state_dict(), optimizer_tensors(optimizer))
+    save_state(tmp_path, 6, module, optimizer)
     return tmp_path, first
 
 
@@ -135,16 +126,25 @@ def alter(file):
     file.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        *(("weights.safetensors", damage) for damage in (truncate, alter)),
-        *(("optimizer.safetensors", damage) for damage in (alter, lambda file: file.unlink())),
-        ("checksums.json", lambda file: file.write_bytes(b"")),
-    ],
-)
-def test_a_damaged_newest_state_is_passed_over(two_states, name, damage):
+def replace(file, tensors, header):
+    """Write other tensors in place of a file, with right checksums."""
+    save_weights(file, tensors, header)
+    write_json(file.with_name("checksums.json"), checkpoint.checksums(file.parent))
+
+
+DAMAGED = [
+    *(("weights.safetensors", damage) for damage in (truncate, alter)),
+    *(("optimizer.safetensors", damage) for damage in (alter, lambda file: file.unlink())),
+    ("checksums.json", lambda file: file.write_bytes(b"")),
+    *(("weights.safetensors", lambda file, step=step: replace(file, load_weights(file)[0], step))
+      for step in ({}, {"step": "x"}, {"step": 9})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGED)
+def test_a_damaged_newest_state_is_passed_over_and_replaced_when_its_step_is_reached_again(two_states, name, damage):
     folder, first = two_states
+    shutil.copytree(folder / "00000003", folder / ".tmp-1234-00000012")  # half-written
     damage(folder / "00000006" / name)
     module, optimizer = make(1)
     listener = Listener()
@@ -153,29 +153,14 @@ def test_a_damaged_newest_state_is_passed_over(two_states, name, damage):
     assert len(listener.warned) == 1
     assert "00000006" in listener.warned[0]
 
-
-def test_a_damaged_state_is_replaced_when_its_step_is_reached_again(two_states):
-    folder, _ = two_states
-    truncate(folder / "00000006" / "weights.safetensors")
-    module, optimizer = make(1)
-    load_state(folder, module, optimizer, Talk())
     advance(module, optimizer, steps=3)
-    save_state(folder, 6, module.state_dict(), optimizer_tensors(optimizer))
+    save_state(folder, 6, module, optimizer)
     other, other_optimizer = make(2)
     assert load_state(folder, other, other_optimizer, Talk()) == (6, None)
     assert_same(other.state_dict(), module.state_dict())
-    truncate(folder / "00000006" / "weights.safetensors")  # nor does it take the place of a good one
-    save_state(folder, 4, module.state_dict(), optimizer_tensors(optimizer))
+    damage(folder / "00000006" / name)  # nor does it take the place of a good one
+    save_state(folder, 4, module, optimizer)
     assert [path.name for path in saved_states(folder)] == ["00000003", "00000004"]
-
-
-def test_a_state_under_another_name_is_damaged_and_a_half_written_one_ignored(two_states):
-    folder, first = two_states
-    shutil.copytree(folder / "00000003", folder / ".tmp-1234-00000012")
-    (folder / "00000006").rename(folder / "00000009")
-    module, optimizer = make(1)
-    assert load_state(folder, module, optimizer, Talk()) == (3, None)
-    assert_same(module.state_dict(), first)
 
 
 def test_states_that_cannot_be_read_are_an_error(two_states):
@@ -186,41 +171,30 @@ def test_states_that_cannot_be_read_are_an_error(two_states):
         load_state(folder, *make(1), Talk())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda module: setattr(module, "last", nn.Linear(8, 1)),
-        lambda module: setattr(module, "more", nn.Linear(1, 1)),
-        lambda module: delattr(module, "last"),
-    ],
-)
-def test_a_state_of_another_network_is_an_error(two_states, change):
-    module, _ = make(1)
-    change(module)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    with pytest.raises(RunError, match=r"of another network or optimizer .*--overwrite"):
-        load_state(two_states[0], module, optimizer, Talk())
+NETWORKS = [
+    lambda module: setattr(module, "last", nn.Linear(8, 1)),
+    lambda module: setattr(module, "more", nn.Linear(1, 1)),
+    lambda module: delattr(module, "last"),
+]
+OPTIMIZERS = [
+    {"1.momentum_buffer": torch.zeros(())},  # which copy_ would spread
+    *({"9.momentum_buffer": torch.zeros(1)}, {"momentum_buffer": torch.zeros(1)}),
+    *({"0.exp_avg": torch.zeros(8, 3, 3, 3)}, {"x": torch.zeros(7)}, {"0.9.z": torch.zeros(7)}),
+]
 
 
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"1.momentum_buffer": torch.zeros(())},  # which copy_ would spread
-        {"9.momentum_buffer": torch.zeros(1)},
-        {"0.exp_avg": torch.zeros(8, 3, 3, 3)},
-        {"momentum_buffer": torch.zeros(1)},
-    ],
-)
-def test_a_state_of_another_optimizer_is_an_error(two_states, tensors):
+def test_a_state_of_another_network_or_optimizer_is_an_error(two_states):
     folder, _ = two_states
-    path = folder / "00000006"
-    save_weights(path / "optimizer.safetensors", tensors, {"step": 6})
-    write_json(path / "checksums.json", checksums(path))
-    with pytest.raises(RunError, match="of another network or optimizer"):
-        load_state(folder, *make(1), Talk())
-
-
-def test_momenta_of_sgd_are_not_taken_for_moments_of_adamw(two_states):
+    refused = pytest.raises(RunError, match=r"of another network or optimizer .*--overwrite")
+    for change in NETWORKS:
+        module, _ = make(1)
+        change(module)
+        with refused:
+            load_state(folder, module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), Talk())
     module, _ = make(1)
-    with pytest.raises(RunError, match="momentum_buffer"):
-        load_state(two_states[0], module, torch.optim.AdamW(module.parameters()), Talk())
+    with pytest.raises(RunError, match="momentum_buffer"):  # SGD's momenta are not AdamW's moments
+        load_state(folder, module, torch.optim.AdamW(module.parameters()), Talk())
+    for tensors in OPTIMIZERS:
+        replace(folder / "00000006" / "optimizer.safetensors", tensors, {"step": 6})
+        with refused:
+            load_state(folder, *make(1), Talk())

@@ -44,10 +44,14 @@ def distance(found, expected):
 @pytest.mark.parametrize("micro_batch", [BATCH, PIECE])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_as_one(of_two, name, micro_batch):
-    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after three steps to 1e-5 of theirs."""
-    first, _ = of_two(name, micro_batch)
+    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after three steps to 1e-5 of theirs.
+
+    Both hold the same, bit for bit, gradients as well.
+    """
+    first, second = of_two(name, micro_batch)
     expected = of_one(name, micro_batch)
-    assert first.keys() == expected.keys()
+    assert first.keys() == second.keys() == expected.keys()
+    assert all(tensor.equal(second[key]) for key, tensor in first.items())
     losses, gradients, weights = (part(expected, kind) for kind in ("loss", "gradient", "weight"))
     assert len(gradients) > 30
     assert len({round(loss.item(), 4) for loss in losses.values()}) == STEPS  # it moves
@@ -61,34 +65,18 @@ def test_two_processes_train_as_one(of_two, name, micro_batch):
     assert distance(first, weights) < 1e-5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_both_processes_hold_the_same_weights(of_two, name):
-    """Bit for bit, gradients as well."""
-    for micro_batch in (BATCH, PIECE):
-        first, second = of_two(name, micro_batch)
-        assert first.keys() == second.keys()
-        assert all(tensor.equal(second[key]) for key, tensor in first.items())
+def test_the_environment_says_who_we_are_or_is_refused(monkeypatch):
+    def environment_with(**changed):
+        for name, value in {**LAUNCHED, **changed}.items():
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+        return environment()
 
-
-def launched(monkeypatch, **changed):
-    for name, value in {**LAUNCHED, **changed}.items():
-        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
-
-
-def test_the_environment_says_who_we_are(monkeypatch):
-    launched(monkeypatch)
-    assert environment() == Group(rank=3, world=4, local_rank=1, local_world=2)
-    launched(monkeypatch, WORLD_SIZE="1", RANK="0")  # torchrun with one process
-    assert environment() == Group()
-    launched(monkeypatch, WORLD_SIZE=None)
-    assert environment() == Group()
-
-
-@pytest.mark.parametrize("changed", [*({name: None} for name in LAUNCHED if name != "WORLD_SIZE"), {"WORLD_SIZE": "x"}])
-def test_an_environment_that_cannot_be_is_refused(monkeypatch, changed):
-    launched(monkeypatch, **changed)
-    with pytest.raises(UsageError, match="processes with torchrun, or unset WORLD_SIZE"):
-        environment()
+    assert environment_with() == Group(rank=3, world=4, local_rank=1, local_world=2)
+    assert environment_with(WORLD_SIZE="1", RANK="0") == Group()  # torchrun with one process
+    assert environment_with(WORLD_SIZE=None) == Group()
+    for changed in (*({name: None} for name in LAUNCHED if name != "WORLD_SIZE"), {"WORLD_SIZE": "x"}):
+        with pytest.raises(UsageError, match="processes with torchrun, or unset WORLD_SIZE"):
+            environment_with(**changed)
 
 
 def test_shared_memory_too_small_for_nccl_is_noticed(monkeypatch):

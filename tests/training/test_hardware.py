@@ -21,37 +21,27 @@ from selfie_cli.training.hardware import fit, micro_batch_for, num_cores, precis
 ROOM = 2**40
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"cpu.max": "max 100000"}, []),
-        ({"cpu.max": "250000 100000"}, [2]),
-        ({"cpu.max": "20000 100000"}, [1]),  # a fifth of a core is a core to us
-        ({"cpu.cfs_quota_us": "400000"}, []),
-        ({"cpu.cfs_quota_us": "400000", "cpu.cfs_period_us": "100000"}, [4]),
-    ],
-)
-def test_quotas_of_a_control_group(tmp_path, files, expected):
-    for name, text in files.items():
-        file = tmp_path / ("" if name == "cpu.max" else "cpu") / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f"{text}\n")
-    assert list(quotas(tmp_path)) == expected
+def test_quotas_of_a_control_group(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    for name, text, expected in (
+        ("cpu.max", "max 100000", []),
+        ("cpu.max", "250000 100000", [2]),
+        ("cpu.max", "20000 100000", [1]),  # a fifth of a core is a core to us
+        ("cpu/cpu.cfs_quota_us", "400000", [1]),
+        ("cpu/cpu.cfs_period_us", "100000", [1, 4]),
+    ):
+        (tmp_path / name).write_text(f"{text}\n")
+        assert list(quotas(tmp_path)) == expected
 
 
-@pytest.mark.parametrize(
-    ("cores", "quota", "processes", "threads", "expected"),
-    [
-        (8, None, 1, None, 8),
-        (8, 3, 1, None, 3),
-        (8, None, 1, "1", 1),
-        (8, None, 1, "many", 8),
-        (16, None, 4, None, 4),  # processes on a machine share its cores
-        (2, None, 4, None, 1),
-        (16, None, 4, "1", 4),  # torchrun's own single thread says nothing
-        (16, None, 4, "3", 3),
-    ],
-)
+CORES = [
+    *((8, None, 1, None, 8), (8, 3, 1, None, 3), (8, None, 1, "1", 1), (8, None, 1, "many", 8)),
+    *((16, None, 4, None, 4), (2, None, 4, None, 1)),  # processes on a machine share its cores
+    *((16, None, 4, "1", 4), (16, None, 4, "3", 3)),  # torchrun's own single thread says nothing
+]
+
+
+@pytest.mark.parametrize(("cores", "quota", "processes", "threads", "expected"), CORES)
 def test_cores(monkeypatch, cores, quota, processes, threads, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
     monkeypatch.setattr(machine, "quotas", lambda mount: iter([quota] if quota else []))
@@ -111,16 +101,14 @@ def test_the_faster_precision_is_taken(monkeypatch):
 
 
 def test_a_compiler_without_memory_is_not_called_broken():
-    task = make_task("supervised")
-    step = make_step(task)
+    step, listener = make_step(make_task("supervised")), Listener()
     step.compiled = True
 
-    def no_room(batch, done):
+    def no_room():
         raise RuntimeError("backend='inductor' raised:\nOutOfMemoryError: CUDA out of memory.")
 
-    listener = Listener()
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
-        machine.tried_out(step, lambda: no_room(None, 0.5), listener)
+        machine.tried_out(step, no_room, listener)
     assert not listener.warned
     assert step.compiled
 
@@ -156,6 +144,8 @@ def test_the_micro_batch_goes_by_memory(monkeypatch):
     assert len(set(sizes)) > 3
     assert sizes[-1] == 1
     assert_untouched(step, before)
+    step.smallest = 2
+    assert micro_batch_for(step, sample, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -172,13 +162,6 @@ def test_memory_of_an_image_does_not_count_weights(precision, monkeypatch):
     weights = sum(parameter.numel() * 4 for parameter in wide.parameters())
     monkeypatch.setattr(machine, "available_memory", lambda: 2 * (4 * weights + 40 * numbers * 4))
     assert micro_batch_for(step, tuple(part[:4] for part in batch), 512) in ((64,) if precision == "bf16" else (32,))
-
-
-def test_no_micro_batch_leaves_a_rest_that_is_too_small(monkeypatch):
-    step = make_step(make_task("simclr"), smallest=2)
-    monkeypatch.setattr(machine, "available_memory", lambda: 0)
-    sample = tuple(tensor[:4] for tensor in batch_of(step.task, 0))
-    assert micro_batch_for(step, sample, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
 
 
 @pytest.mark.parametrize(("seen", "fits"), [(["a", "b"], True), (["a", "a"], False)])

@@ -61,14 +61,11 @@ def numpy_lars(w, gradients, rates, *, weight_decay, momentum=0.9, trust=1e-3):
 @pytest.mark.parametrize("shape", [(4, 3), (4, 3, 2, 2), (5,), ()], ids=str)
 def test_lars_agrees_with_numpy(shape):
     rng = np.random.default_rng(0)
-    start = rng.normal(size=shape)
-    gradients = rng.normal(size=(6, *shape))
-    rates = [0.3, 1.0, 4.0, 4.0, 2.0, 0.1]
+    start, gradients, rates = rng.normal(size=shape), rng.normal(size=(6, *shape)), [0.3, 1.0, 4.0, 4.0, 2.0, 0.1]
+    trail = numpy_lars(start, gradients, rates, weight_decay=0.1)
     parameter = nn.Parameter(torch.tensor(start))
     optimizer = LARS([parameter], lr=1.0, weight_decay=0.1)
-    for gradient, rate, expected in zip(
-        gradients, rates, numpy_lars(start, gradients, rates, weight_decay=0.1), strict=True
-    ):
+    for gradient, rate, expected in zip(gradients, rates, trail, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
@@ -86,27 +83,17 @@ def test_lars_takes_a_plain_step_where_a_norm_is_zero(start, gradient):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_decays(name):
+def test_what_decays_and_that_frozen_parameters_are_left_out(name):
     """Without a gradient from the loss, what is left of a step is the decay."""
     module = Small()
     before = {key: tensor.clone() for key, tensor in module.named_parameters()}
     optimizer = make_optimizer(name, module, lr=0.1, weight_decay=0.5)
-    for key, parameter in module.named_parameters():
-        if key != "frozen":
-            parameter.grad = torch.zeros_like(parameter)
+    taken = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    learning = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
+    assert sorted(taken) == sorted(map(id, learning.values()))
+    for parameter in learning.values():
+        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moved = {key for key, tensor in module.named_parameters() if not tensor.equal(before[key])}
-    matrices = {"conv.weight", "last.weight"}
-    not_zero = {key for key, tensor in before.items() if key != "frozen" and bool(tensor.any())}
-    assert moved == (not_zero if name == "sgd" else matrices)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_frozen_parameters_are_left_out(name):
-    module = Small()
-    optimizer = make_optimizer(name, module, lr=0.1, weight_decay=0.1)
-    taken = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-    assert sorted(taken) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
-    before = module.frozen.clone()
-    advance(module, optimizer, steps=2)
-    assert module.frozen.equal(before)
+    not_zero = {key for key in learning if bool(before[key].any())}
+    assert moved == (not_zero if name == "sgd" else {"conv.weight", "last.weight"})

@@ -1,14 +1,14 @@
 """metrics.jsonl and TensorBoard's events hold the same, also after a kill."""
 
-import json
 import shutil
 import struct
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, SMALL, error_of, selfie
+from running import ENVIRONMENT, SMALL, error_of, lines_of, selfie
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 OPTIONS = (*SMALL, "--warmup-steps", 2, "--no-report", "--log", "tensorboard")
@@ -31,21 +31,19 @@ def events_of(folder: Path) -> dict[int, dict[str, float]]:
     """Step -> values, as TensorBoard reads them; no step may come twice."""
     accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
-    found: dict[int, dict[str, float]] = {}
+    found = defaultdict[int, dict[str, float]](dict)
     for name in accumulator.Tags()["scalars"]:
-        scalars = accumulator.Scalars(name)
-        assert len({each.step for each in scalars}) == len(scalars)
-        for each in scalars:
-            found.setdefault(each.step, {})[name] = each.value
+        for each in accumulator.Scalars(name):
+            assert name not in found[each.step]
+            found[each.step][name] = each.value
     return found
 
 
 def logged(folder: Path) -> dict[int, dict[str, float]]:
     """Step -> values of metrics.jsonl, in the 32 bits of an event."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
         each["step"]: {name: struct.unpack("f", struct.pack("f", each[name]))[0] for name in each if name != "step"}
-        for each in lines
+        for each in lines_of(folder / "metrics.jsonl")
     }
 
 
