@@ -1,4 +1,4 @@
-"""From an options class to help, a command's signature, an object of that class and a resumed run; what help imports."""
+"""From options to help, to a command's signature, to an object and through a resumed run; and what help imports."""
 
 import dataclasses
 import json
