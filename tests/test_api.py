@@ -1,7 +1,6 @@
 """The Python interface: the command line's options, checks and results as functions, and networks as torch modules."""
 
 import inspect
-import json
 import os
 import pickle
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import ENVIRONMENT, same_weights, selfie
+from running import ENVIRONMENT, rows, same_weights, selfie
 
 import selfie_cli as api
 from selfie_cli import runs
@@ -59,28 +59,24 @@ def test_the_package_is_light_until_a_function_is_called() -> None:
     assert done.stdout == "\npretrain\nevaluate False\n", done.stderr
 
 
-def test_an_unknown_option_names_the_close_one() -> None:
-    for wrong, words in (("imag_size", "did you mean 'image_size'"), ("zzz", r"'zzz': help\(selfie.pretrain\)")):
-        with pytest.raises(TypeError, match=words):
-            api.pretrain("images", **{wrong: 1})
-    with pytest.raises(TypeError, match=r"finetune.. takes 0 positional arguments: give the others by name"):
-        api.finetune("labelled")
-
-
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("wrong", "error", "words"),
     [
-        ({"device": "tpu"}, "^--device must be one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'$"),
-        ({"image_size": "64"}, r"^--image-size must be int \| None, got '64'$"),
-        ({"steps": True}, "^--steps must be int"),
-        ({"steps": 0}, "^--steps must be at least 1"),
-        ({"out": ""}, "^--out is empty"),
-        ({"budget": "soon"}, "budget"),
+        ({"imag_size": 1}, TypeError, "did you mean 'image_size'"),
+        ({"zzz": 1}, TypeError, r"'zzz': help\(selfie.pretrain\)"),
+        ({"device": "tpu"}, api.SelfieError, "^--device must be one of 'auto', 'cpu', 'cuda', 'mps', got 'tpu'$"),
+        ({"image_size": "64"}, api.SelfieError, r"^--image-size must be int \| None, got '64'$"),
+        ({"steps": True}, api.SelfieError, "^--steps must be int"),
+        ({"steps": 0}, api.SelfieError, "^--steps must be at least 1"),
+        ({"out": ""}, api.SelfieError, "^--out is empty"),
+        ({"budget": "soon"}, api.SelfieError, "budget"),
     ],
 )
-def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(api.SelfieError, match=words):
+def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
         api.pretrain("images", **wrong)
+    with pytest.raises(TypeError, match=r"finetune.. takes 0 positional arguments: give the others by name"):
+        api.finetune("labelled")
 
 
 @pytest.mark.parametrize(
@@ -112,12 +108,11 @@ def test_what_is_no_path_is_told_in_one_line(wrong: Any) -> None:
 def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pretrained: Path) -> None:
     files = sorted((images / "test").rglob("*.png"))[:5]
     Path("bad.png").write_text("no image")
-    lines = selfie("embed", *files, "--from", pretrained).stdout.splitlines()
+    shown = rows("embed", *files, "--from", pretrained)
     found = api.embed([*files, "bad.png"], from_=pretrained, quiet=True)
     assert found.vectors.dtype == np.float32
-    assert found.paths == [str(file) for file in files]
-    assert [json.loads(line)["path"] for line in lines] == found.paths
-    np.testing.assert_allclose(found.vectors, [json.loads(line)["vector"] for line in lines], atol=1e-6)
+    assert found.paths == [row["path"] for row in shown] == [str(file) for file in files]
+    np.testing.assert_allclose(found.vectors, [row["vector"] for row in shown], atol=1e-6)
     assert [(each.name, type(each)) for each in found.bad_files] == [("bad.png", BadFile)]
     assert "5 vectors" in found._repr_html_()
     one = api.embed(str(files[0]), from_=pretrained, quiet=True)
@@ -126,8 +121,7 @@ def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pre
 
 def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pytest.CaptureFixture[str]) -> None:
     written = api.embed(images / "test", from_=str(pretrained), out="v.npy", quiet=True)
-    assert written.images == 30
-    assert len(np.load("v.npy")) == 30
+    assert written.images == len(np.load("v.npy")) == 30
     query = Path(shutil.copy(sorted((images / "test").rglob("*.png"))[3], "<i>&.png"))
     found = api.similar(query, in_="v.npy", from_=pretrained, top=3, quiet=True)
     (answer,) = found.answers
@@ -147,16 +141,12 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     result = api.finetune(seeds=2, out="tuned", **labelled)
     html = result._repr_html_()
     assert html.startswith("<pre")
-    for arm in result.arms:
-        assert f"{arm.mean * 100:.1f} ± {arm.std * 100:.1f}" in html
-    assert result.sentence in html
-    found = api.predict("tuned", images / "test", quiet=True)
-    line = selfie("predict", "tuned", images / "test").stdout.splitlines()[0]
-    assert found.rows[0].keys() == (shown := json.loads(line)).keys()
-    assert found.rows[0]["probability"] == pytest.approx(shown["probability"], abs=1e-4)
-    assert found.rows[0]["path"] == shown["path"]
-    assert found._repr_html_().count(".png") == 20
-    assert "and 10 more" in found._repr_html_()
+    for told in (result.sentence, *(f"{arm.mean * 100:.1f} ± {arm.std * 100:.1f}" for arm in result.arms)):
+        assert told in html
+    found, shown = api.predict("tuned", images / "test", quiet=True), rows("predict", "tuned", images / "test")[0]
+    assert found.rows[0] == {**shown, "probability": pytest.approx(shown["probability"], abs=1e-4)}
+    html = found._repr_html_()
+    assert (html.count(".png"), "and 10 more" in html) == (20, True)
     judged = api.evaluate(trained.run, dataset=images, quiet=True)
     assert 0 <= judged.trained.knn <= 1
     assert "kNN" in judged._repr_html_()
@@ -164,11 +154,10 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
 
 def flags(values: dict[str, Any]) -> list[str]:
     """Return keywords as the command line has them."""
-    switches = {True: "--{}", False: "--no-{}"}
     found: list[str] = []
     for name, value in values.items():
         flag = name.replace("_", "-")
-        found += [switches[value].format(flag)] if isinstance(value, bool) else [f"--{flag}", str(value)]
+        found += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return found
 
 
@@ -178,6 +167,9 @@ def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pr
         api.embed(images, from_="nowhere", quiet=True)
     with pytest.raises(api.SelfieError, match="classes: selfie finetune"):
         api.predict(pretrained, images)
+    for run in ("none", "nowhere"):
+        with pytest.raises(api.SelfieError, match="folder"):
+            api.load(run)
     assert not runs._held
 
 
@@ -196,17 +188,9 @@ def test_torch_is_left_as_it_was(images: Path) -> None:
 
 
 def test_calls_from_threads_wait_for_each_other(images: Path) -> None:
-    found: dict[int, Any] = {}
-
-    def work(number: int) -> None:
-        found[number] = api.pretrain(images / "train", out=f"run{number}", **SMALL)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
-    assert same_weights(found[0].run, found[1].run)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(api.pretrain, images / "train", out=f"run{number}", **SMALL) for number in range(2)]
+    assert same_weights(*(call.result().run for call in calls))
     assert not runs._held
 
 
@@ -252,9 +236,3 @@ def test_loaded_classifier_gives_logits(images: Path, finetuned: Path) -> None:
         probabilities = module(torch.stack([transform(Image.open(file)) for file in files])).softmax(1)
     found = api.predict(finetuned, files, precision="fp32", quiet=True)
     np.testing.assert_allclose(probabilities.max(1).values, [row["probability"] for row in found.rows], atol=1e-4)
-
-
-@pytest.mark.parametrize("run", ["none", "nowhere"])
-def test_load_says_what_it_needs(run: str) -> None:
-    with pytest.raises(api.SelfieError, match="folder"):
-        api.load(run)

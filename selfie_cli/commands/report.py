@@ -76,16 +76,17 @@ def report_at_end(run: Run, asked: TrainingOptions, talk: Talk, data: Data | Non
     if not asked.report or not group().first:
         return
     same = {name: getattr(asked, name) for name in ("data_root", "workers", "device")}
+    again = f"selfie report {quote(str(run.path))}"
     try:
         options = ReportOptions(run=str(run.path), offline=True, max_bad=1.0, **same)
         talk.say(f"page: {report(options, talk, tested_on(run, data) if data else None).out}")
+    except KeyboardInterrupt:
+        talk.warn(f"the run is finished, but not its page: {again}")
+        raise
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
-        talk.warn(
-            f"the run is finished, but its page could not be made ({reason_of(error)}): "
-            f"selfie report {quote(str(run.path))}"
-        )
+        talk.warn(f"the run is finished, but its page could not be made ({reason_of(error)}): {again}")
 
 
 def choose_out(run: Run, options: ReportOptions) -> Path:

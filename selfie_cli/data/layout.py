@@ -25,7 +25,7 @@ BESIDE_PART = frozenset(_BESIDE_PART.split())
 """Words that may stand beside a part's name in a folder's name: `train_images`, `test set`, `val2017`."""
 _NO_CLASSES = """
 image images img imgs jpegimages mask masks label labels annotation annotations trimaps segmentation segmentations
-segmentationclass segmentationobject unlabeled unlabelled unsorted
+segmentationclass segmentationobject thumbnails thumbs unlabeled unlabelled unsorted
 """
 NO_CLASSES = frozenset(_NO_CLASSES.split())
 """Names, in lower case, of folders that lie beside each other in data sets whose classes are not told by folders."""

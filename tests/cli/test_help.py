@@ -91,20 +91,28 @@ def loaded(arguments: list[str], names: tuple[str, ...], **environment: str) -> 
     return last.split(), shown
 
 
-COMPLETION = {"_TYPER_COMPLETE_ARGS": "selfie emb", "COMP_WORDS": "selfie emb", "COMP_CWORD": "1"}
-COMPLETION["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
-
-
 @pytest.mark.parametrize("arguments", [["--help"], ["pretrain", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(arguments, HEAVY)[0] == []
 
 
-@pytest.mark.parametrize("shell", ["bash", "fish"])
-def test_completion_imports_nothing_heavy(shell: str) -> None:
-    found, shown = loaded([], HEAVY, **COMPLETION, _SELFIE_COMPLETE=f"complete_{shell}")
+@pytest.mark.parametrize(
+    ("shell", "words", "offered"),
+    [
+        ("fish", "selfie emb", "embed"),
+        ("bash", "selfie pret", "pretrain"),
+        ("bash", "selfie pretrain --method b", "byol"),
+        ("bash", "selfie finetune --seeds", "--seeds"),
+    ],
+)
+def test_completion_offers_verbs_options_and_values_and_imports_nothing_heavy(
+    shell: str, words: str, offered: str
+) -> None:
+    asked = {"_SELFIE_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    asked |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    found, shown = loaded([], HEAVY, **asked)
     assert found == []
-    assert "embed" in shown
+    assert [line.split("\t")[0] for line in shown.splitlines()] == [offered]
 
 
 def test_embedding_imports_no_more_than_torch(tmp_path: Path) -> None:

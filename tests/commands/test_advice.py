@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import SMALL, error_of, selfie
+from running import SMALL, change, error_of, selfie
 
 STEPS = ("--steps", 1, "--device", "cpu")
 
@@ -27,22 +27,18 @@ def follow(said: str, images: Path, *more: object) -> None:
         selfie(*words[1:], *more)
 
 
-def test_a_finished_pretraining_says_how_to_use_its_weights(run: str, images: Path) -> None:
-    follow(error_of("pretrain", "--resume", run), images, *STEPS, "--batch-size", 8, "--out", "one")
-    follow(error_of("predict", run, images / "test"), images, *STEPS, "--batch-size", 8, "--out", "two")
-
-
-def test_what_comes_next_after_pretraining(images: Path) -> None:
-    done = selfie("pretrain", images, *SMALL, *STEPS, "--out", "of mine/run 1")
-    follow(done.stdout, images, *STEPS, "--batch-size", 8, "--no-report", "--out", "next")
+def test_what_comes_after_pretraining(run: str, images: Path) -> None:
+    done = selfie("pretrain", images, *SMALL, *STEPS, "--out", "of mine/run 1").stdout
+    asked = ("predict", run, images / "test")
+    for number, said in enumerate((done, error_of("pretrain", "--resume", run), error_of(*asked))):
+        follow(said, images, *STEPS, "--batch-size", 8, "--no-report", "--out", number)
 
 
 def test_a_folder_that_is_taken_and_a_run_that_is_not_finished(run: str, images: Path) -> None:
     again = ("pretrain", images, *SMALL, *STEPS, "--out", run)
     assert "replace it with --overwrite, or choose another --out" in error_of(*again)
     selfie(*again, "--overwrite")
-    config = Path(run, "config.json")
-    config.write_text(config.read_text().replace('"finished"', '"running"'))
+    change(run, progress={"status": "running"})
     assert f", continue it with selfie pretrain --resume {shlex.quote(run)}, or" in error_of(*again)
     for refused in (("embed", images / "test", "--from", run), ("finetune", "--resume", run)):
         said = error_of(*refused)

@@ -1,6 +1,5 @@
 """selfie demo, made small: the real verbs one after another, and what is said at the end."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,17 +8,16 @@ from subprocess import PIPE
 
 import pytest
 from PIL import Image
-from running import ENVIRONMENT, error_of, selfie
+from running import ENVIRONMENT, error_of, read, selfie
 
 from selfie_cli.commands import demo
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "NUM_TRAIN", 60)
-    monkeypatch.setattr(demo, "NUM_TEST", 20)
-    monkeypatch.setattr(demo, "PRETRAIN_STEPS", 1)
-    monkeypatch.setattr(demo, "FINETUNE_STEPS", 1)
+    small = {"NUM_TRAIN": 60, "NUM_TEST": 20, "PRETRAIN_STEPS": 1, "FINETUNE_STEPS": 1}
+    for name, value in small.items():
+        monkeypatch.setattr(demo, name, value)
     for module in ("pretraining.task", "comparison.trainer"):  # trial steps of whole batches take most of the time
         monkeypatch.setattr(f"selfie_cli.{module}.fit", lambda *_: 0.5)
 
@@ -31,11 +29,11 @@ def test_the_whole_story() -> None:
     for words in ("kNN", "linear probe", "supervised", "paired gain", "95 % ", "3 seeds", "runs/demo"):
         assert words in result.stdout
     folder = Path("runs/demo")
-    assert len(list((folder / "images" / "train").rglob("*.png"))) == 60
-    assert len(list((folder / "images" / "test").rglob("*.png"))) == 20
-    with Image.open(next((folder / "images" / "test").rglob("*.png"))) as image:
+    files = {part: list((folder / "images" / part).rglob("*.png")) for part in ("train", "test")}
+    assert [len(each) for each in files.values()] == [60, 20]
+    with Image.open(files["test"][0]) as image:
         assert image.size == (32, 32)
-    assert len(json.loads((folder / "finetune" / "results.json").read_text())["arms"]) == 2
+    assert len(read(folder / "finetune" / "results.json")["arms"]) == 2
     assert "--overwrite" in error_of("demo")
     assert selfie("demo", "--seeds", 1, "--overwrite", "--json").stdout.startswith("{\n")
 
@@ -52,9 +50,9 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
     assert Path("real/mine.txt").read_text() == "dear"
     assert sorted(os.listdir("real")) == ["demo.json", "finetune", "images", "mine.txt", "pretrain"]
     assert not Path("real/images/old.png").exists()
-    assert json.loads(Path("real/demo.json").read_text()) == {"images": 80, "seeds": 1}
+    assert read("real/demo.json") == {"images": 80, "seeds": 1}
 
-    before = json.loads(Path("real/finetune/results.json").read_text())
+    before = read("real/finetune/results.json")
     holding = "import sys; from pathlib import Path; from selfie_cli import runs; runs.hold(Path(sys.argv[1])); "
     holding += "print(flush=True); input()"
     for held in ("real", "real/pretrain"):
@@ -64,7 +62,7 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
             process.stdout.readline()
             assert "another process is working on" in error_of(*asked)
             process.communicate(b"\n")
-    assert json.loads(Path("real/finetune/results.json").read_text()) == before
+    assert read("real/finetune/results.json") == before
 
     Path("real/images").rename("photos")
     Path("real/images").symlink_to("../photos")
@@ -81,4 +79,3 @@ def test_a_folder_that_is_no_demo_stays() -> None:
             Path("photos/demo.json").write_text(mark)
         assert "is not a demo" in error_of("demo", "--out", "photos", "--overwrite")
         assert Path("photos/images/holiday.jpg").read_bytes() == b"dear"
-    assert "--seeds" in error_of("demo", "--seeds", 0, code=2)

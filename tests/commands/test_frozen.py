@@ -1,12 +1,11 @@
 """selfie finetune --frozen and curve --frozen, end to end, and every verb that takes their runs."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from running import SMALL, config_of, document, error_of, read, same_weights, selfie, stopped
+from running import SMALL, config_of, document, error_of, read, rows, same_weights, selfie, stopped
 
 from selfie_cli import runs
 from selfie_cli.inference import networks
@@ -42,8 +41,7 @@ def test_results_and_files(frozen: Path) -> None:
 
 def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Path) -> None:
     accuracy = read(frozen / "results.json")["arms"][1]["accuracies"][0]
-    lines = map(json.loads, selfie("predict", frozen, images / "test").stdout.splitlines())
-    right = [Path(line["path"]).parent.name == line["label"] for line in lines]
+    right = [Path(row["path"]).parent.name == row["label"] for row in rows("predict", frozen, images / "test")]
     assert sum(right) / len(right) == pytest.approx(accuracy)
     shutil.copytree(frozen, "mine")
     judged = document("eval", "mine", "--dataset", images)
@@ -60,10 +58,9 @@ def test_with_all_labels_it_is_the_linear_probe_of_eval(images: Path, pretrained
 
 
 def test_every_verb_takes_the_run(frozen: Path, images: Path) -> None:
-    photo = next((images / "test" / "cat").iterdir())
-    vector = json.loads(selfie("embed", photo, "--from", frozen).stdout)["vector"]
+    (row,) = rows("embed", next((images / "test" / "cat").iterdir()), "--from", frozen)
     network = networks.load_network(runs.open_run(frozen), features=None, device=torch.device("cpu"))
-    assert len(vector) == network.width == network.module.encoder.num_features
+    assert len(row["vector"]) == network.width == network.module.encoder.num_features
     page = (frozen / "report.html").read_text()
     assert "L2 strength" in page
     assert "the same command without --frozen compares" in page
@@ -84,37 +81,17 @@ def test_one_label_per_class_takes_the_middle_strength(images: Path, pretrained:
     assert "10 labels" in result.stdout
 
 
-def test_a_stopped_run_ends_the_same(frozen: Path, images: Path) -> None:
+def test_a_stopped_run_ends_the_same(frozen: Path) -> None:
     selfie("finetune", "--resume", stopped(frozen, "part"))
     assert read("part/results.json") | {"run": ""} == read(frozen / "results.json") | {"run": ""}
     assert same_weights(Path("part"), frozen)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        *(("--steps", 5), ("--epochs", 2), ("--budget", "1h"), ("--lr", "0.1"), ("--lr", "0.1,0.3")),
-        *(("--weight-decay", 0), ("--batch-size", 8), ("--no-check-length",), ("--arch", "hybrid")),
-    ],
-)
-def test_options_of_training_are_refused(given: tuple[object, ...], images: Path, pretrained: Path) -> None:
-    for verb in ["finetune"] if "--arch" in given else ["finetune", "curve"]:
-        message = error_of(verb, "--frozen", *given, "--dataset", images, "--from", pretrained, "--out", "r", code=2)
-        assert message == f"{given[0]} has no meaning with --frozen, which trains no network: leave it out"
-    assert not Path("r").exists()
-
-
-def test_there_must_be_something_to_freeze(images: Path) -> None:
-    arguments = ("--frozen", "--dataset", images, "--from", "none", "--out", "r")
-    for verb in ("finetune", "curve"):
-        assert "--frozen needs a pretrained network" in error_of(verb, *arguments, code=2)
-
-
 def test_a_curve_of_networks_with_three_and_four_stages(images: Path, pretrained: Path) -> None:
     byol = ("--method", "byol", "--num-stages", 4, "--steps", 1, "--warmup-steps", 1)
     selfie("pretrain", images, *SMALL, *byol, "--out", "byol")
-    sources = ("--from", pretrained, "--from", "byol")
-    result = selfie("curve", "--frozen", "--dataset", images, *sources, "--fractions", "0.5,1", "--out", "r")
+    asked = ("--frozen", "--dataset", images, "--from", pretrained, "--from", "byol", "--fractions", "0.5,1")
+    result = selfie("curve", *asked, "--out", "r")
     found = read("r/results.json")
     assert [arm["name"] for arm in found["points"][0]["arms"]] == ["untrained", "selfie", "byol"]
     assert "Gain over untrained" in result.stdout
@@ -122,5 +99,5 @@ def test_a_curve_of_networks_with_three_and_four_stages(images: Path, pretrained
     assert found["remarks"].keys() == {"byol"}
     assert [len(point["seeds"]) for point in found["points"]] == [3, 1]  # all labels are the same for each seed
     assert found["sentences"][0].startswith("Selfie (frozen features, over untrained): at 50 %")
-    photo = next((images / "test" / "cat").iterdir())
-    assert json.loads(selfie("predict", "r", photo).stdout)["label"] in config_of("r")["derived"]["classes"]
+    (row,) = rows("predict", "r", next((images / "test" / "cat").iterdir()))
+    assert row["label"] in config_of("r")["derived"]["classes"]

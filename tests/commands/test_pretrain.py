@@ -15,7 +15,6 @@ from selfie_cli.methods.many_views import ManyViewSelfie
 
 METRICS = {"step", "loss", "pretext_accuracy", "chance", "gradient_norm", "lr", "images_per_second", "data_wait"}
 PAPER = ("--recipe", "paper")
-WATCHED = {"feature_std", "effective_rank"}
 
 
 def test_files_of_a_finished_run(pretrained: Path) -> None:
@@ -25,7 +24,7 @@ def test_files_of_a_finished_run(pretrained: Path) -> None:
     assert len({file.stat().st_mode & 0o044 for file in pretrained.glob("*.*")}) == 1  # others may read all, or nothing
     lines = lines_of(pretrained / "metrics.jsonl")
     assert lines[-1]["step"] == 20
-    assert lines[-1].keys() >= WATCHED
+    assert lines[-1].keys() >= {"feature_std", "effective_rank"}
     for line in lines:
         assert line.keys() >= METRICS
         assert line["chance"] == 0.25  # 4 of 16 patches
@@ -39,42 +38,39 @@ def test_files_of_a_finished_run(pretrained: Path) -> None:
 
 def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, images: Path) -> None:
     config = config_of(pretrained)
+    derived = {"recipe": "paper", "optimizer": "sgd", "lr": 0.05, "image_size": 32, "patch_size": 8, "stem": "3x3"}
+    derived |= {"steps": 20, "batch_size": 8, "micro_batch": 8}
+    expected: dict[str, dict[str, object]] = {
+        "asked": {"data": [str(images)], "lr": 0.05, "image_size": None},
+        "derived": derived,
+        "versions": {"selfie-cli": __version__},
+        "data": {"images": 60},  # train/ alone
+        "progress": {"status": "finished"},
+    }
+    assert {name: {key: config[name][key] for key in values} for name, values in expected.items()} == expected
+    assert [config[name]["selfie"]["mask_ratio"] for name in ("asked", "derived")] == [None, 0.25]
     assert config["verb"] == "pretrain"
-    assert config["asked"]["data"] == [str(images)]
-    assert config["asked"]["lr"] == 0.05
-    assert config["asked"]["image_size"] is None
-    assert config["asked"]["selfie"]["mask_ratio"] is None
-    derived = config["derived"]
-    assert derived["selfie"]["mask_ratio"] == 0.25
-    assert (derived["recipe"], derived["optimizer"], derived["lr"]) == ("paper", "sgd", 0.05)
-    assert (derived["image_size"], derived["patch_size"], derived["stem"]) == (32, 8, "3x3")
-    assert (derived["steps"], derived["batch_size"], derived["micro_batch"]) == (20, 8, 8)
-    assert config["versions"]["selfie-cli"] == __version__
     assert {"python", "torch", "torchvision", "numpy", "pillow"} <= config["versions"].keys()
-    assert config["data"]["images"] == 60  # train/ alone
     assert len(config["data"]["fingerprint"]) == 16
-    assert config["progress"]["status"] == "finished"
     assert config["measured"]["images_per_second"] > 0
 
 
 def test_json_is_one_document_and_talk_goes_to_stderr(images: Path) -> None:
     result = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "run", "--json")
     document = json.loads(result.stdout)
-    assert document["run"] == "run"
-    assert document["step"] == 1
+    assert (document["run"], document["step"]) == ("run", 1)
     assert METRICS - {"step"} <= document["last"].keys()
     assert "only train/ is read" in result.stderr
-    quiet = selfie("pretrain", images, *SMALL, "--steps", 1, "--out", "quiet", "--quiet")
-    assert quiet.stderr == ""
-    assert "pretext accuracy" in quiet.stdout
-    assert "next: selfie finetune --from quiet " in quiet.stdout
 
 
-def test_default_folder_is_under_runs(images: Path) -> None:
-    selfie("pretrain", images, *SMALL, "--steps", 1)
+def test_default_folder_is_under_runs_and_quiet_says_what_comes_next(images: Path) -> None:
+    quiet = selfie("pretrain", images, *SMALL, "--steps", 1, "--quiet")
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("pretrain-selfie-")
-    assert selfie("embed", images / "test" / "cat").stderr.startswith(f"weights: runs/{run.name} (")
+    assert quiet.stderr == ""
+    assert "pretext accuracy" in quiet.stdout
+    assert f"next: selfie finetune --from {run} " in quiet.stdout
+    assert selfie("embed", images / "test" / "cat").stderr.startswith(f"weights: {run} (")
 
 
 @pytest.mark.parametrize(
@@ -160,8 +156,6 @@ def test_deterministic_runs_are_the_same_twice(images: Path) -> None:
     assert same_weights(Path("a"), Path("b"))
     derived = config_of("a")["derived"]
     assert (derived["precision"], derived["micro_batch"]) == ("fp32", 8)
-    for wrong in (("--budget", "1m"), ("--compile", "on")):
-        assert wrong[0] in error_of("pretrain", images, *SMALL, "--deterministic", *wrong, "--out", "c", code=2)
 
 
 @pytest.mark.parametrize("when", ["at first", "later"])
@@ -183,40 +177,11 @@ def test_out_of_memory(images: Path, when: str, monkeypatch: pytest.MonkeyPatch)
     assert config["measured"]["micro_batch"] == calls[-1] == 4
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *(("--steps", "0"), ("--epochs", "nan"), ("--budget", "soon"), ("--steps", "1", "--epochs", "1")),
-        *(("--lr", "inf"), ("--mask-ratio", "0.5"), ("--patch-size", "8"), ("--num-views", "1")),
-        *((("--image-size", "33", *PAPER)), ("--image-size", "8", *PAPER), ("--patch-size", "7", *PAPER)),
-        ("--image-size", "1056", "--patch-size", "8", *PAPER),
-    ],
-    ids=" ".join,
-)
-def test_options_that_cannot_be_honoured(images: Path, wrong: tuple[str, ...]) -> None:
-    assert wrong[0] in error_of("pretrain", images, *SMALL, *wrong, "--out", "run", code=2)
-    assert not Path("run").exists()
-
-
-def test_data_that_is_not_there() -> None:
-    assert "name the images" in error_of("pretrain", code=2)
-    assert "no such file" in error_of("pretrain", "nowhere")
-    Path("empty").mkdir()
-    assert "no images in empty" in error_of("pretrain", "empty")
-    Path("list.txt").write_text("\n")
-    assert "list.txt" in error_of("pretrain", "list.txt")
-    assert "--offline" in error_of("pretrain", "cifar10", "--offline")
-
-
 @pytest.mark.usefixtures("broken_compiler")
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
 def test_where_compiling_fails_a_run_goes_on_without(images: Path, verb: str) -> None:
-    asked = {
-        "pretrain": (images, *SMALL, "--recipe", "paper"),
-        "finetune": ("--dataset", images, "--from", "none", *SMALL, "--lr", 0.03, "--seeds", 1),
-    }[verb]
-    result = selfie(verb, *asked, "--steps", 2, "--out", "run", "--compile", "on")
+    data = (images, *PAPER) if verb == "pretrain" else ("--dataset", images, "--from", "none", "--lr", 0.03)
+    result = selfie(verb, *data, *SMALL, "--steps", 2, "--out", "run", "--compile", "on")
     assert result.stderr.count("warning: torch.compile does not work here, continuing without it") == 1
     config = config_of("run")
-    assert config["derived"]["compiles"] is False
-    assert config["progress"]["status"] == "finished"
+    assert (config["derived"]["compiles"], config["progress"]["status"]) == (False, "finished")

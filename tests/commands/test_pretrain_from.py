@@ -16,14 +16,13 @@ from selfie_cli.training import loop
 
 SELFIE = "Selfie over many small views (coding rate, after EMP-SSL and MCR^2)"
 STEPS = 6
-ASKED = (*SMALL, "--steps", STEPS, "--warmup-steps", 1)
 BRIEF = ("--batch-size", 8, "--precision", "fp32", "--no-report", "--steps", 1)
 
 
 @pytest.fixture(scope="module")
 def origin(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("origin") / "photos"
-    selfie("pretrain", images, *ASKED, "--out", run)
+    selfie("pretrain", images, *SMALL, "--steps", STEPS, "--warmup-steps", 1, "--out", run)
     return run
 
 
@@ -59,29 +58,23 @@ def test_the_encoder_starts_from_the_weights_of_a_run(origin: Path, images: Path
     assert len(entry["sha256"]) == 64
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+def test_options_that_conflict_with_the_weights(origin: Path, images: Path) -> None:
+    for wrong, message in (
         (("--backbone", "resnet18"), "--backbone resnet18 conflicts with .*, which has resnetv2_18_w16: leave it out"),
         (("--recipe", "paper", "--image-size", 64, "--patch-size", 32), "--patch-size 32 conflicts with --from"),
-    ],
-)
-def test_options_that_conflict_with_the_weights(wrong: tuple, message: str, origin: Path, images: Path) -> None:
-    found = error_of("pretrain", images, "--from", origin, *BRIEF, *wrong, code=2)
-    assert re.search(message, found), found
+    ):
+        assert re.search(message, error_of("pretrain", images, "--from", origin, *BRIEF, *wrong, code=2))
 
 
 def test_the_image_size_may_differ_and_stages_come_from_the_network(origin: Path, images: Path) -> None:
     """Of four stages none is dropped, where the recipe can train four; of three, a fourth is added where asked for."""
-    four = ("--num-stages", 4, "--image-size", 64, "--out", "four")
-    said = selfie("pretrain", images, "--from", origin, *BRIEF, *four).stderr
-    assert "3 of 3 stages; fresh: fourth stage, projector" in said
-    assert config_of("four")["derived"]["image_size"] == 64
-    said = selfie("pretrain", images, "--from", "four", *BRIEF, "--method", "byol", "--out", "byol").stderr
-    assert "4 of 4 stages; fresh: projector, predictor, target projector" in said
-    assert config_of("byol")["derived"]["image_size"] == 64
-    said = selfie("pretrain", images, "--from", "byol", *BRIEF, "--recipe", "paper", "--out", "paper").stderr
-    assert "3 of 4 stages; fresh: attention pooling, positions" in said
+    for source, run, asked, words in (
+        (origin, "four", ("--num-stages", 4, "--image-size", 64), "3 of 3 stages; fresh: fourth stage, projector"),
+        ("four", "byol", ("--method", "byol"), "4 of 4 stages; fresh: projector, predictor, target projector"),
+        ("byol", "paper", ("--recipe", "paper"), "3 of 4 stages; fresh: attention pooling, positions"),
+    ):
+        assert words in selfie("pretrain", images, "--from", source, *BRIEF, *asked, "--out", run).stderr
+        assert config_of(run)["derived"]["image_size"] == 64
     assert config_of("paper")["derived"]["patch_size"] == 8
     selfie("embed", images / "test" / "cat", "--from", "paper", "--out", "vectors.npy")
 

@@ -38,14 +38,6 @@ def steps_of(run: Path) -> list[int]:
         return []
 
 
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in two processes; it must succeed."""
-    argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, arguments)]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
 def succeeded(*arguments: object) -> tuple[str, str]:
     """stdout and stderr of the first of two processes; the other one must be silent."""
     (code, out, err), (code_of_other, *said_by_other) = two(*arguments)
@@ -63,15 +55,17 @@ def asked(images: Path) -> tuple[object, ...]:
 def whole(asked: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     """A run that nothing interrupted, and all that was said."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = torchrun(*asked, "--out", run, "--save-every", 1e9)
+    argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, asked), "--out", str(run), "--save-every", "1e9"]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
     return run, done.stdout, done.stderr
 
 
 def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
     run, out, err = whole
     config = config_of(run)
-    assert config["derived"]["processes"] == 2
-    assert (config["derived"]["batch_size"], config["derived"]["micro_batch"]) == (8, 4)
+    derived = {"processes": 2, "batch_size": 8, "micro_batch": 4}
+    assert {name: config["derived"][name] for name in derived} == derived
     assert config["progress"]["status"] == "finished"
     files = {path.name for path in run.iterdir()}
     assert files >= {"config.json", "metrics.jsonl", "model.safetensors"}
@@ -80,12 +74,11 @@ def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
     assert steps_of(run)[-1] == STEPS
     for line in lines_of(run / "metrics.jsonl"):
         assert line["chance"] == pytest.approx(1 / 8)  # among the images of both processes
-    assert out.count("next: selfie finetune") == 1
-    assert out.count(f"{run}: {STEPS} steps") == 1
-    assert err.count("batch 8 as 2 x 4") == 1
-    assert err.count(f"run: {run}") == 1
-    assert err.count("batch norm sees the 4 images of its own process") == 1
-    assert err.count(f"{STEPS} steps of 8 images (") == 1
+    for once in ("next: selfie finetune", f"{run}: {STEPS} steps"):
+        assert out.count(once) == 1
+    norm = "batch norm sees the 4 images of its own process"
+    for once in ("batch 8 as 2 x 4", f"run: {run}", norm, f"{STEPS} steps of 8 images ("):
+        assert err.count(once) == 1
     assert "Traceback" not in err
 
 
@@ -119,8 +112,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert not (run / "model.safetensors").exists()
     assert f"stopped after step {step}" in log.read_text()
     assert steps_of(run)[-1] == step
-    message = error_of("pretrain", "--resume", run, code=2)
-    assert "was started with 2 processes, not 1" in message
+    assert "was started with 2 processes, not 1" in error_of("pretrain", "--resume", run, code=2)
     out, _ = succeeded("pretrain", "--resume", run)
     assert out.count("next: selfie finetune") == 1
     assert same_weights(run, whole[0])
@@ -144,9 +136,9 @@ def test_two_processes_start_from_other_weights(whole: tuple[Path, str, str], im
 
 def test_a_batch_that_cannot_be_divided_is_refused(images: Path) -> None:
     ended = two("pretrain", images, *SMALL, "--batch-size", 9, "--steps", 1, "--device", "cpu", "--out", "run")
-    assert [code for code, *_ in ended] == [2, 2]
-    assert all("a batch of 9 cannot be divided among 2 processes evenly" in err for *_, err in ended)
-    assert all(out == "" for _, out, _ in ended)
+    for code, out, err in ended:
+        assert (code, out) == (2, "")
+        assert "a batch of 9 cannot be divided among 2 processes evenly" in err
     assert ended[1][2].startswith("error: process 1: ")
     assert not Path("run").exists()
 
@@ -156,10 +148,8 @@ def test_methods_and_pieces_of_a_default_batch(images: Path, method: str) -> Non
     """The default batch of nine images is one that divides."""
     nine = sorted((images / "train").rglob("*.png"))[:9]
     small = ("--backbone", "resnetv2_18_w16", "--precision", "fp32", "--device", "cpu", "--no-report")
-    out, said = succeeded(
-        *("pretrain", *nine, *small, "--method", method, "--steps", 3, "--micro-batch", 2),
-        *("--out", "run", "--json"),
-    )
+    asked = (*small, "--method", method, "--steps", 3, "--micro-batch", 2, "--out", "run", "--json")
+    out, said = succeeded("pretrain", *nine, *asked)
     assert json.loads(out)["step"] == 3
     assert "batch 8 as 2 x 4" in said
     assert config_of("run")["derived"]["batch_size"] == 8
@@ -174,10 +164,9 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     assert result == read("run/results.json")
     assert len(result["arms"]) == 2
     assert config_of("run")["derived"]["processes"] == 2
-    cells = sorted(path.name for path in Path("run/cells").iterdir())
-    held_out = [f"search-{arm}-lr0.03{half}" for arm in ("selfie", "supervised") for half in ("", "-half")]
-    compared = [f"{arm}-f0.5-s{seed}" for arm in ("selfie", "supervised") for seed in (0, 1)]
-    assert cells == sorted(compared + held_out)
+    kinds = ("{}-f0.5-s0", "{}-f0.5-s1", "search-{}-lr0.03", "search-{}-lr0.03-half")
+    cells = {kind.format(arm) for kind in kinds for arm in ("selfie", "supervised")}
+    assert {path.name for path in Path("run/cells").iterdir()} == cells
     assert err.count("run: run") == 1
     for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
         for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):

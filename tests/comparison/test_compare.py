@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,25 +24,12 @@ from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.step import Forward
 
-SHAPE = {
-    "method": "finetune",
-    "arch": "resnet",
-    "pretraining": "none",
-    "backbone": "resnetv2_18_w16",
-    "stem": "3x3",
-    "image_size": 8,
-    "classes": ["a", "b"],
-}
+SHAPE: dict[str, Any] = {"method": "finetune", "arch": "resnet", "pretraining": "none", "classes": ["a", "b"]}
+SHAPE |= {"backbone": "resnetv2_18_w16", "stem": "3x3", "image_size": 8}
 ARM = Arm(name="supervised", shape=SHAPE, state=None)
-ASKED = pick(
-    Training,
-    CurveOptions(check_length=False, warmup_steps=1),
-    image_size=8,
-    device=torch.device("cpu"),
-    batch_size=4,
-    rates=[0.1],
-    tensorboard=False,
-)
+OPTIONS = CurveOptions(check_length=False, warmup_steps=1)
+MEASURED: dict[str, Any] = {"image_size": 8, "device": torch.device("cpu"), "batch_size": 4, "rates": [0.1]}
+ASKED = pick(Training, OPTIONS, tensorboard=False, **MEASURED)
 FITTED = Fitted(batch_size=4, micro_batch=4, precision="fp32", compiles=False, processes=1, image_order=IMAGE_ORDER)
 
 
@@ -143,13 +131,8 @@ def test_many_cells_are_compiled_once(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("image_size", "num_labels", "expected"),
     [
-        (32, 10, 128),
-        (32, 50_000, 128),
-        (96, 3, 64),
-        (96, 154, 64),
-        (224, 610, 128),
-        (224, 2_047, 256),
-        (224, 10**6, 512),
+        *((32, 10, 128), (32, 50_000, 128), (96, 3, 64), (96, 154, 64)),
+        *((224, 610, 128), (224, 2_047, 256), (224, 10**6, 512)),
     ],
 )
 def test_few_labels_of_large_images_make_small_batches(image_size: int, num_labels: int, expected: int) -> None:

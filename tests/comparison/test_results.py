@@ -31,26 +31,25 @@ def compared(*arms: tuple[str, list[float]], fraction: float = 0.05) -> Finetune
 
 
 # Intervals by hand: mean -+ 4.302653 * std / sqrt(3).
+HELPED = "+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds"
+HURT = "-10.0 points, 95 % interval -12.5 to -7.5, 3 seeds"
+NOTHING = "+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds"
+BASE, BETTER, WORSE, WIDE = [0.5] * 3, [0.60, 0.61, 0.62], [0.40, 0.39, 0.41], [0.60, 0.40, 0.50]
+
+
 @pytest.mark.parametrize(
     ("after", "sentence"),
     [
-        (
-            [0.60, 0.61, 0.62],
-            "Selfie helped with 5 % of the labels: +11.0 points, 95 % interval +8.5 to +13.5, 3 seeds.",
-        ),
-        ([0.40, 0.39, 0.41], "Selfie hurt with 5 % of the labels: -10.0 points, 95 % interval -12.5 to -7.5, 3 seeds."),
-        (
-            [0.60, 0.40, 0.50],
-            "No difference was found between selfie and no pretraining with 5 % of the labels: "
-            "+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds.",
-        ),
+        (BETTER, f"Selfie helped with 5 % of the labels: {HELPED}."),
+        (WORSE, f"Selfie hurt with 5 % of the labels: {HURT}."),
+        (WIDE, f"No difference was found between selfie and no pretraining with 5 % of the labels: {NOTHING}."),
     ],
 )
-def test_the_sentence_follows_the_interval(after, sentence):
-    assert compared(("supervised", [0.50, 0.50, 0.50]), ("selfie", after)).sentence == f"{sentence} {CONDITIONS}"
+def test_the_sentence_follows_the_interval(after: list[float], sentence: str) -> None:
+    assert compared(("supervised", BASE), ("selfie", after)).sentence == f"{sentence} {CONDITIONS}"
 
 
-def test_gains_are_paired_by_seed():
+def test_gains_are_paired_by_seed() -> None:
     result = compared(("supervised", [0.1, 0.5, 0.9]), ("selfie", [0.2, 0.6, 1.0]))
     assert result.gains == pytest.approx([0.1, 0.1, 0.1])
     assert result.gain_std == pytest.approx(0, abs=1e-12)
@@ -58,36 +57,31 @@ def test_gains_are_paired_by_seed():
     assert "helped" in result.sentence
 
 
-def test_one_seed_claims_nothing():
+def test_one_seed_and_one_arm_claim_nothing() -> None:
     result = compared(("supervised", [0.5]), ("selfie", [0.9]), fraction=1.0)
     assert result.gain_interval is None
     assert "in 1 seed;" in result.sentence
     assert "with all labels" in result.sentence
     assert "helped" not in result.sentence
+    alone = compared(("selfie", [0.5, 0.6, 0.7]))
+    assert alone.gains is None
+    assert "nothing to compare" in alone.sentence
 
 
-def test_one_arm_is_compared_with_nothing():
-    result = compared(("selfie", [0.5, 0.6, 0.7]))
-    assert result.gains is None
-    assert "nothing to compare" in result.sentence
-
-
-def test_three_arms_are_two_comparisons_the_most_alike_first():
-    result = compared(("supervised", [0.5] * 3), ("hybrid", [0.4] * 3), ("hybrid-selfie", [0.60, 0.61, 0.62]))
-    assert [(gain.arm, gain.baseline) for gain in result.comparisons] == [
-        ("hybrid-selfie", "hybrid"),
-        ("hybrid-selfie", "supervised"),
-    ]
-    assert result.gains == result.comparisons[0].gains == pytest.approx([0.20, 0.21, 0.22])
-    assert result.gain_interval == result.comparisons[0].interval
+def test_three_arms_are_two_comparisons_the_most_alike_first() -> None:
+    result = compared(("supervised", BASE), ("hybrid", [0.4] * 3), ("hybrid-selfie", BETTER))
+    first, second = result.comparisons
+    assert {first.arm, second.arm} == {"hybrid-selfie"}
+    assert (first.baseline, second.baseline) == ("hybrid", "supervised")
+    assert result.gains == first.gains == pytest.approx([0.20, 0.21, 0.22])
+    assert result.gain_interval == first.interval
     assert result.sentence == (
         "Hybrid-selfie helped with 5 % of the labels over hybrid: +21.0 points, 95 % interval +18.5 to +23.5, 3 seeds. "
-        "Hybrid-selfie helped with 5 % of the labels over supervised: +11.0 points, 95 % interval +8.5 to +13.5, "
-        f"3 seeds. {CONDITIONS}"
+        f"Hybrid-selfie helped with 5 % of the labels over supervised: {HELPED}. {CONDITIONS}"
     )
 
 
-def test_the_table_has_a_column_per_seed_where_they_fit():
+def test_the_table_has_a_column_per_seed_where_they_fit() -> None:
     result = compared(("supervised", [0.5, 0.6]), ("selfie", [0.7, 0.6]))
     table = finetuned_table(result)
     assert table.columns == ["", "mean ± std", "learning rate", "seed 0", "seed 1"]
@@ -98,19 +92,18 @@ def test_the_table_has_a_column_per_seed_where_they_fit():
     assert finetuned_table(result, most_seeds=1).rows[0] == ["supervised", "55.0 ± 7.1", "0.1"]
 
 
-def test_frozen_features_are_named_and_compared_with_the_untrained_network():
+def test_frozen_features_are_named_and_compared_with_the_untrained_network() -> None:
     arms = [
-        ArmResult.of("untrained", [0.50, 0.50, 0.50], lr=None, strengths=[1.0, 1.0, 1.0]),
-        ArmResult.of("selfie", [0.60, 0.61, 0.62], lr=None, strengths=[0.1, 0.001, 0.01]),
+        ArmResult.of("untrained", BASE, lr=None, strengths=[1.0, 1.0, 1.0]),
+        ArmResult.of("selfie", BETTER, lr=None, strengths=[0.1, 0.001, 0.01]),
     ]
     frozen = point(0.05, arms, [("selfie", "untrained")])
     result = told(frozen)
-    gain = "+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds"
     assert result.sentence.startswith(
-        f"Selfie (frozen features) helped with 5 % of the labels over untrained: {gain}. A linear classifier on frozen"
+        f"Selfie (frozen features) helped with 5 % of the labels over untrained: {HELPED}. A linear classifier on"
     )
     assert curve_sentence([frozen], 0).startswith(
-        f"Selfie (frozen features, over untrained): at 5 % it helped ({gain}). A linear classifier on frozen"
+        f"Selfie (frozen features, over untrained): at 5 % it helped ({HELPED}). A linear classifier on frozen"
     )
     table = finetuned_table(result)
     assert table.columns[2] == "L2 strength"
@@ -118,25 +111,23 @@ def test_frozen_features_are_named_and_compared_with_the_untrained_network():
     assert "without --frozen compares" in " ".join(explanations(result))
 
 
-def measured(fraction: float, **arms: list[float]) -> Point:
-    pairs = [(name, "supervised") for name in arms if name != "supervised"]
-    return point(fraction, [ArmResult.of(*arm, lr=0.1) for arm in arms.items()], pairs, steps=10, rates=[0.1])
+def test_a_curves_sentence_says_what_each_interval_says() -> None:
+    def measured(fraction: float, **arms: list[float]) -> Point:
+        pairs = [(name, "supervised") for name in arms if name != "supervised"]
+        return point(fraction, [ArmResult.of(*arm, lr=0.1) for arm in arms.items()], pairs, steps=10, rates=[0.1])
 
-
-def test_a_curves_sentence_says_what_each_interval_says():
     points = [
         measured(0.01, supervised=[0.5], selfie=[0.6], byol=[0.5]),
-        measured(0.05, supervised=[0.50, 0.50, 0.50], selfie=[0.60, 0.61, 0.62], byol=[0.40, 0.39, 0.41]),
-        measured(1.0, supervised=[0.50, 0.50, 0.50], selfie=[0.60, 0.40, 0.50], byol=[0.50, 0.51, 0.52]),
+        measured(0.05, supervised=BASE, selfie=BETTER, byol=WORSE),
+        measured(1.0, supervised=BASE, selfie=WIDE, byol=[0.50, 0.51, 0.52]),
     ]
     assert curve_sentence(points, 0) == (
         "Selfie: at 1 % +10.0 points in 1 seed, too few to say whether that is chance; "
-        "at 5 % it helped (+11.0 points, 95 % interval +8.5 to +13.5, 3 seeds); "
-        f"at 100 % no difference was found (+0.0 points, 95 % interval -24.8 to +24.8, 3 seeds). {CONDITIONS}"
+        f"at 5 % it helped ({HELPED}); at 100 % no difference was found ({NOTHING}). {CONDITIONS}"
     )
     said = curve_sentence(points, 1, "another network")
     assert said.startswith("BYOL (another network): at 1 % +0.0 points")
-    assert "at 5 % it hurt (-10.0 points, 95 % interval -12.5 to -7.5, 3 seeds)" in said
+    assert f"at 5 % it hurt ({HURT})" in said
 
 
 def right(count: int, total: int) -> torch.Tensor:
@@ -150,14 +141,13 @@ def right(count: int, total: int) -> torch.Tensor:
         (300, 309, 500, RISING),  # 1.8 points, standard error 0.6
         (300, 302, 500, FLAT),  # 0.4 points: less than half a point
         (300, 290, 500, FLAT),  # it fell
-        (30, 60, 60, RISING),
-        (20, 20, 60, FLAT),
-        (4, 8, 10, UNKNOWN),  # 40 points, but of ten labels
-        (1, 1, 1, UNKNOWN),
-        (0, 0, 0, UNKNOWN),
+        *((30, 60, 60, RISING), (20, 20, 60, FLAT)),
+        *((4, 8, 10, UNKNOWN), (1, 1, 1, UNKNOWN), (0, 0, 0, UNKNOWN)),  # 40 points, but of ten labels
     ],
 )
-def test_an_arm_converged_if_the_second_half_of_its_steps_brought_nothing(half, whole, total, verdict):
+def test_an_arm_converged_if_the_second_half_of_its_steps_brought_nothing(
+    half: int, whole: int, total: int, verdict: str
+) -> None:
     found = Convergence.of(2000, right(half, total), right(whole, total))
     assert found.verdict == verdict
     assert found.words.startswith(verdict)
@@ -176,15 +166,11 @@ def test_the_error_of_a_gain_is_paired():
 
 
 def checked(fraction: float, half: int, whole: int) -> Point:
+    found = {"supervised": Convergence.of(2000, right(300, 500), right(300, 500))}
+    found["selfie"] = Convergence.of(2000, right(half, 500), right(whole, 500))
     arms = [
-        ArmResult.of(
-            name,
-            [0.5, 0.51, last],
-            lr=0.1,
-            called=f"called {name}",
-            convergence=Convergence.of(2000, right(found, 500), right(later, 500)),
-        )
-        for name, last, found, later in (("supervised", 0.5, 300, 300), ("selfie", 0.6, half, whole))
+        ArmResult.of(name, [0.5, 0.51, 0.6], lr=0.1, called=f"called {name}", convergence=convergence)
+        for name, convergence in found.items()
     ]
     return point(fraction, arms, [("selfie", "supervised")], steps=2000, rates=[0.03, 0.1])
 

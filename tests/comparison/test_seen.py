@@ -1,12 +1,11 @@
 """Test images that a network was pretrained on: told, listed, and left out if asked."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance
-from running import SMALL, error_of, lines_of, selfie
+from running import SMALL, config_of, error_of, lines_of, read, selfie
 
 from selfie_cli.data.labelled import open_labelled
 from selfie_cli.talk import Talk
@@ -28,45 +27,37 @@ def leaky(images: Path) -> Path:
 
 
 def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
-    told = selfie("eval", leaky, "--dataset", images, "--json")
-    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copy, 1 near-duplicate;" in told.stderr
-    assert "--exclude-seen leaves them out" in told.stderr
-    found = json.loads(told.stdout)
+    told = selfie("eval", leaky, "--dataset", images).stderr
+    assert "2 of 30 test images (6.7%) were seen when leaky was pretrained: 1 copy, 1 near-duplicate;" in told
+    assert "--exclude-seen leaves them out" in told
+    found = read(leaky / "eval-images.json")
     assert (found["num_test"], found["num_seen"]) == (30, 2)
     one, other = sorted((images / "test").rglob("*.png"))[:2]
-    listed = lines_of(leaky / "eval-images-seen.jsonl")
-    assert {(Path(line["path"]).name, line["kind"]) for line in listed} == {
-        (one.name, "copy"),
-        (other.name, "near-duplicate"),
-    }
-    left = json.loads(selfie("eval", leaky, "--dataset", images, "--exclude-seen", "--json").stdout)
-    assert (left["num_test"], left["num_seen"]) == (28, 2)
+    listed = {Path(line["path"]).name: line["kind"] for line in lines_of(leaky / "eval-images-seen.jsonl")}
+    assert listed == {one.name: "copy", other.name: "near-duplicate"}
+    selfie("eval", leaky, "--dataset", images, "--exclude-seen")
+    found = read(leaky / "eval-images.json")
+    assert (found["num_test"], found["num_seen"]) == (28, 2)
 
 
 def test_finetune_and_curve_tell_and_leave_out(leaky: Path, images: Path) -> None:
     told = selfie("finetune", "--from", leaky, "--dataset", images, *FEW, "--out", "a")
     assert "2 of 30 test images" in told.stderr
-    assert json.loads(Path("a/results.json").read_text())["num_test"] == 30
-    assert len(lines_of(Path("a/seen_test_images.jsonl"))) == 2
-    assert json.loads(Path("a/config.json").read_text())["data"]["seen_test_images"] == 2
+    assert read("a/results.json")["num_test"] == 30
+    assert len(lines_of("a/seen_test_images.jsonl")) == config_of("a")["data"]["seen_test_images"] == 2
     for verb in (["finetune"], ["curve", "--fractions", "1", "--seeds", "1"]):
         selfie(*verb, "--from", leaky, "--dataset", images, *FEW, "--exclude-seen", "--out", verb[0])
-        assert json.loads(Path(verb[0], "results.json").read_text())["num_test"] == 28
+        assert read(Path(verb[0], "results.json"))["num_test"] == 28
 
 
-def test_nothing_is_told_where_nothing_was_seen(pretrained: Path, images: Path) -> None:
-    result = selfie("finetune", "--from", pretrained, "--dataset", images, *FEW, "--exclude-seen", "--out", "run")
-    assert "seen" not in result.stderr
+def test_nothing_is_told_where_nothing_was_seen_or_no_marks_are(pretrained: Path, images: Path) -> None:
+    asked = ("finetune", "--dataset", images, *FEW)
+    assert "seen" not in selfie(*asked, "--from", pretrained, "--exclude-seen", "--out", "run").stderr
     assert not Path("run/seen_test_images.jsonl").exists()
-    assert json.loads(Path("run/results.json").read_text())["num_test"] == 30
-
-
-def test_a_run_without_marks_says_so(images: Path) -> None:
-    result = selfie("finetune", "--from", "bundled", "--dataset", images, *FEW, "--out", "run")
-    assert "bundled has no record of its pretraining images" in result.stderr
-    arguments = ("--dataset", images, "--exclude-seen")
-    assert "--exclude-seen" in error_of("eval", "bundled", *arguments, code=2)
-    assert "--exclude-seen" in error_of("eval", "run", *arguments, code=2)
+    assert read("run/results.json")["num_test"] == 30
+    said = selfie(*asked, "--from", "bundled", "--out", "unmarked").stderr
+    assert "bundled has no record of its pretraining images" in said
+    assert "--exclude-seen" in error_of("eval", "unmarked", "--dataset", images, "--exclude-seen", code=2)
 
 
 def test_when_every_test_image_was_seen(images: Path) -> None:
@@ -97,8 +88,8 @@ def test_copies_and_near_duplicates_across_the_split(images: Path, tmp_path: Pat
     assert "are like training images: 0 copies" in told
     left = selfie("finetune", *asked, "--exclude-seen", "--out", "left").stderr
     assert "near-duplicates, left out" in left
-    listed = {line["path"] for line in lines_of(Path("left/seen_test_images.jsonl")) if line["run"] is None}
-    counts = [json.loads(Path(run, "results.json").read_text())["num_test"] for run in ("told", "left")]
+    listed = {line["path"] for line in lines_of("left/seen_test_images.jsonl") if line["run"] is None}
+    counts = [read(Path(run, "results.json"))["num_test"] for run in ("told", "left")]
     assert counts[0] - counts[1] == len(listed) > 0
-    data = json.loads(Path("left/config.json").read_text())["data"]
+    data = config_of("left")["data"]
     assert (data["like_training_images"], data["seen_test_images"]) == (len(listed), 0)

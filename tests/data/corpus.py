@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
@@ -74,17 +75,21 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 
 
+def png_file(size: Sequence[int], depth: int, colour: int, lines: bytes, before: bytes = b"", way: int = 0) -> bytes:
+    """A PNG of [H, W] = `size`, of filtered `lines` with chunks `before` them; `way` is 1 for interlaced ones."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", size[1], size[0], depth, colour, 0, 0, way))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
 def png(samples: NDArray[Any], depth: int, colour: int, *, before: bytes = b"", interlaced: bool = False) -> bytes:
     """A PNG of `samples`, [H, W, channels] of D = `depth` bits, of a kind that Pillow may not write."""
-    height, width, _ = samples.shape
     lines = b""
     for top, left, down, right in ADAM7 if interlaced else ((0, 0, 1, 1),):
         for row in samples[top::down, left::right]:
             flat = row.reshape(-1).astype(">u2")
             bits = np.unpackbits(flat.view(np.uint8).reshape(-1, 2), axis=1)[:, 16 - depth :]
             lines += b"\0" + np.packbits(bits).tobytes()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced)))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return png_file(samples.shape[:2], depth, colour, lines, before, int(interlaced))
 
 
 def tiff(
@@ -228,10 +233,9 @@ def strange() -> Iterator[Entry]:
     """What other programs stumble over, and what has no meaning as a picture."""
     for orientation in range(1, 9):
         exif, lies = turned(orientation)
-        for form, more, loss in (("JPEG", {"quality": 95}, LOSSY), ("PNG", {}, EXACT), ("TIFF", {}, EXACT)):
-            name = f"exif-{orientation}.{form.lower()}".replace("tiff", "tif")
-            yield Entry(name, saved(PICTURE, form, exif=exif, **more), lies, loss)
-        yield Entry(f"exif-{orientation}.webp", saved(PICTURE, "WEBP", lossless=True, exif=exif), lies)
+        for form, more in (("JPEG", {"quality": 95}), ("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+            data = saved(PICTURE, form, exif=exif, **more)
+            yield Entry(f"exif-{orientation}.{form.lower()}", data, lies, LOSSY if form == "JPEG" else EXACT)
     exif, _ = turned(1)
     broken = exif.tobytes()[:20] + b"\xff" * 20
     yield Entry("exif-broken.jpg", saved(PICTURE, "JPEG", quality=95, exif=broken), PICTURE, LOSSY)
@@ -247,19 +251,21 @@ def strange() -> Iterator[Entry]:
     yield Entry("name-png-as.jpg", saved(PICTURE, "PNG"), PICTURE)
     yield Entry("name-jpeg-as.tif", saved(PICTURE, "JPEG", quality=95), PICTURE, LOSSY)
 
+    yield from odd_colours()
     bands = np.dstack([PICTURE, GREY, ALPHA])
     four = "4 bands, of which 3 are known to be colours or alpha; save those alone"
-    yield Entry("bands-4.tif", tiff(bands[..., :4], extra=[0]), reason=four)
-    yield Entry("bands-unsaid.tif", tiff(bands[..., :4]), reason="4 bands")
-    yield Entry("bands-16bit.tif", tiff(bands[..., :4] * np.uint16(257), extra=[0]), reason="4 bands")
-    yield Entry("bands-alpha-and-one.tif", tiff(bands, extra=[2, 0]), reason="5 bands")
-    yield Entry("bands-grey-and-one.tif", tiff(bands[..., :2], extra=[0]), reason="2 bands")
-    yield Entry("bands-seven.tif", tiff(np.dstack([bands, GREY, GREY]), extra=[0] * 4), reason="known format")
-    yield Entry("range-float.tif", tiff(np.float32(GREY)[..., None], kind=3), reason="float")
-    yield Entry("range-wide.tif", saved(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), reason="16 bits")
-
-    yield Entry("range-negative.tif", saved(Image.fromarray(GREY.astype(np.int32) - 255), "TIFF"), reason="16 bits")
-
+    for name, data, reason in (
+        ("bands-4", tiff(bands[..., :4], extra=[0]), four),
+        ("bands-unsaid", tiff(bands[..., :4]), "4 bands"),
+        ("bands-16bit", tiff(bands[..., :4] * np.uint16(257), extra=[0]), "4 bands"),
+        ("bands-alpha-and-one", tiff(bands, extra=[2, 0]), "5 bands"),
+        ("bands-grey-and-one", tiff(bands[..., :2], extra=[0]), "2 bands"),
+        ("bands-seven", tiff(np.dstack([bands, GREY, GREY]), extra=[0] * 4), "known format"),
+        ("range-float", tiff(np.float32(GREY)[..., None], kind=3), "float"),
+        ("range-wide", saved(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), "16 bits"),
+        ("range-negative", saved(Image.fromarray(GREY.astype(np.int32) - 255), "TIFF"), "16 bits"),
+    ):
+        yield Entry(f"{name}.tif", data, reason=reason)
     yield Entry("foreign-empty.jpg", b"", reason="empty file")
     page = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head></html>\n"
     yield Entry("foreign-page.jpg", page, reason="known format")
@@ -267,49 +273,64 @@ def strange() -> Iterator[Entry]:
     yield Entry("foreign-zeros.jpg", bytes(5000), reason="known format")
 
 
+def odd_colours() -> Iterator[Entry]:
+    """One colour that is transparent, white that is zero, alpha that is none, and other spaces of colours."""
+    key = PICTURE[0, 0]
+    for depth, factor in ((8, 1), (16, 257)):
+        for kind, colour, values, clear in (("grey", 0, GREY[..., None], key[1:2]), ("rgb", 2, PICTURE, key)):
+            named = chunk(b"tRNS", (clear * np.uint16(factor)).astype(">u2").tobytes())
+            data = png(values * np.int64(factor), depth, colour, before=named)
+            seen = np.where((values - clear).any(2, keepdims=True), values, 255)
+            yield Entry(f"colours-clear-{kind}{depth}.png", data, np.broadcast_to(seen, PICTURE.shape))
+    black, white = (struct.pack("<HHII", 262, 4, 1, zero_is) for zero_is in (1, 0))
+    for depth, values in ((8, GREY), (16, GREY * np.uint16(257))):
+        data = tiff(values[..., None]).replace(black, white)
+        yield Entry(f"colours-white-is-zero{depth}.tif", data, in_colour(255 - GREY))
+    header = struct.pack("<IiiHHIIiiII4I", 108, 40, 24, 1, 32, 3, 3840, 0, 0, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    start = b"BM" + struct.pack("<IHHI", 122 + 3840, 0, 0, 122) + header.ljust(108, b"\0")
+    for kind, alpha, seen in (("no", ALPHA * 0, PICTURE), ("some", ALPHA, on_white(PICTURE, ALPHA))):
+        body = np.dstack([PICTURE[::-1, :, ::-1], alpha[::-1]]).tobytes()
+        yield Entry(f"colours-{kind}-alpha.bmp", start + body, seen, ROUNDED)
+    picture, spaces = Image.fromarray(PICTURE), (ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"))
+    lab = ImageCms.profileToProfile(picture, *spaces, outputMode="LAB")
+    yield Entry("colours-lab.tif", saved(lab, "TIFF"), PICTURE, LOSSY)
+    # Pillow before 13 read four bytes a pixel where there are three.
+    is_read = int(PIL.__version__.partition(".")[0]) >= 13
+    data = saved(picture.convert("YCbCr"), "TIFF")
+    yield Entry("colours-ycbcr.tif", data, PICTURE if is_read else None, LOSSY, reason="truncated")
+
+
 def bombs() -> Iterator[Entry]:
     """A few bytes that say that they are more than 179 million pixels."""
-    large = "million pixels"
-    yield Entry("bomb-large.png", png(np.zeros((1, 1, 3)), 8, 2).replace(
-        struct.pack(">II", 1, 1), struct.pack(">II", 60000, 60000)
-    ).replace(*(chunk(b"IHDR", body)[-4:] for body in (
-        struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0), struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    ))), reason=large)  # fmt: skip
-    small = struct.pack(">HH", *GREY.shape)
+
+    def bomb(name: str, data: bytes, at: int = 0, size: bytes = b"", reason: str = "million pixels") -> Entry:
+        return Entry(f"bomb-{name}", data[:at] + size + data[at + len(size) :], reason=reason)
+
+    yield bomb("large.png", png_file((60000, 60000), 8, 2, b""))
+    large = struct.pack(">HH", 65500, 65500)
     for kind, more in (("baseline", {}), ("progressive", {"progressive": True})):
-        data = saved(PICTURE, "JPEG", **more).replace(small, struct.pack(">HH", 65500, 65500))
-        yield Entry(f"bomb-{kind}.jpg", data, reason=large)
-    small = struct.pack("<HH", *GREY.shape[::-1])
-    data = saved(palette(), "GIF")
-    yield Entry("bomb-screen.gif", data.replace(small, struct.pack("<HH", 65500, 65500), 1), reason=large)
-    yield Entry("bomb-frame.gif", data.replace(small, struct.pack("<HH", 65500, 65500)), reason=large)
+        data = saved(PICTURE, "JPEG", **more)
+        yield bomb(f"{kind}.jpg", data, data.index(struct.pack(">HH", *GREY.shape)), large)
+    data, small, large = saved(palette(), "GIF"), struct.pack("<HH", 40, 24), struct.pack("<HH", 65500, 65500)
+    yield bomb("screen.gif", data.replace(small, large, 1))
+    yield bomb("frame.gif", data.replace(small, large))
     data = saved(np.dstack([PICTURE, ALPHA]), "WEBP", quality=80)  # with a canvas of its own
-    size = data.index(b"VP8X") + 12
-    yield Entry("bomb-canvas.webp", data[:size] + b"\xff" * 6 + data[size + 6 :], reason="")
+    yield bomb("canvas.webp", data, data.index(b"VP8X") + 12, b"\xff" * 6, "")
     data = saved(PICTURE, "WEBP", lossless=True)
-    size = data.index(b"VP8L") + 9
-    most = struct.pack("<I", 0x3FFF | 0x3FFF << 14)
-    yield Entry("bomb-lossless.webp", data[:size] + most + data[size + 4 :], reason="")
-    data = saved(PICTURE, "BMP")
-    yield Entry("bomb-large.bmp", data[:18] + struct.pack("<II", 2**30, 2**30) + data[26:], reason=large)
+    yield bomb("lossless.webp", data, data.index(b"VP8L") + 9, struct.pack("<I", 0x3FFF | 0x3FFF << 14), "")
+    yield bomb("large.bmp", saved(PICTURE, "BMP"), 18, struct.pack("<II", 2**30, 2**30))
     data = tiff(PICTURE)
-    for tag in (256, 257):
-        at = data.index(struct.pack("<HHI", tag, 4, 1)) + 8
-        data = data[:at] + struct.pack("<I", 10**6) + data[at + 4 :]
-    yield Entry("bomb-large.tif", data, reason=large)
-    yield Entry("bomb-large.ppm", b"P6 1000000 1000000 255\n" + bytes(100), reason=large)
+    for tag, side in ((256, 40), (257, 24)):
+        data = data.replace(struct.pack("<HHII", tag, 4, 1, side), struct.pack("<HHII", tag, 4, 1, 10**6))
+    yield bomb("large.tif", data)
+    yield bomb("large.ppm", b"P6 1000000 1000000 255\n" + bytes(100))
     if features.check("avif"):
         data = saved(PICTURE, "AVIF")
-        size = data.index(b"ispe") + 8
-        yield Entry("bomb-large.avif", data[:size] + struct.pack(">II", 65500, 65500) + data[size + 8 :], reason="")
+        yield bomb("large.avif", data, data.index(b"ispe") + 8, struct.pack(">II", 65500, 65500), "")
     # Small pictures, and metadata that grow: the pixels are sound, whatever becomes of the rest.
     zeros = zlib.compress(bytes(6 * 10**7), 1)
-    for kind, body in (
-        (b"iCCP", b"icc\0\0" + zeros),
-        (b"zTXt", b"Comment\0\0" + zeros),
-        (b"iTXt", b"a\0\1\0\0\0" + zeros),
-    ):
-        data = png(PICTURE, 8, 2, before=chunk(kind, body))
+    for kind, start in ((b"iCCP", b"icc\0\0"), (b"zTXt", b"Comment\0\0"), (b"iTXt", b"a\0\1\0\0\0")):
+        data = png(PICTURE, 8, 2, before=chunk(kind, start + zeros))
         yield Entry(f"bomb-{kind.decode().lower()}.png", data, PICTURE, sure=False)
 
 

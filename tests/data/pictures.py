@@ -1,4 +1,4 @@
-"""Small images on disk, and both ways to open them, offline: what the tests of sources share."""
+"""Small images, in memory and on disk, and both ways to open them, offline: what the tests of data share."""
 
 import io
 import json
@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.sources import Source
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.talk import Talk
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(num_images: int, side: int) -> torch.Tensor:
+    """uint8 [B, S, S, 3], without black."""
+    return torch.randint(1, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=seeded())
 
 
 def png(shade: int) -> bytes:
@@ -65,7 +75,7 @@ def write_parquet(
     return str(path)
 
 
-def unlabelled(*data: object, root: str = "/nonexistent", talk: Talk | None = None) -> Source:
+def unlabelled(*data: object, root: Path | str = "/nonexistent", talk: Talk | None = None) -> Source:
     return open_unlabelled([str(one) for one in data], data_root=Path(root), offline=True, talk=talk or Talk())
 
 

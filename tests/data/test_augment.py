@@ -5,37 +5,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pictures import noise, seeded
 
-from selfie_cli.data.augment import (
-    MEAN,
-    STD,
-    centre_crop,
-    crop,
-    draw_boxes,
-    draw_crops,
-    draw_shifts,
-    normalize,
-    pad_crop,
-    plain_view,
-    training_view,
-)
+from selfie_cli.data import augment
+from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes, draw_crops, draw_shifts, pad_crop, training_view
 
 
-def noise(num_images, side):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def test_normalization_is_that_of_imagenet():
-    pixels = noise(2, 8)
-    expected = (pixels.permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-    views = normalize(pixels)
+def test_evaluation_looks_at_the_centre_normalized_as_for_imagenet():
+    pixels = noise(2, 256)
+    centre = pixels[:, 16:240, 16:240].permute(0, 3, 1, 2) / 255
+    views = augment.plain_view(pixels, 224)
+    expected = (centre - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(views, expected, atol=1e-6, rtol=1e-5)
     assert views.is_contiguous(memory_format=torch.channels_last)
+    assert augment.centre_crop(pixels, 256).equal(pixels)
 
 
 def test_pad_crop_is_a_slice_of_the_padded_image_or_its_mirror():
@@ -101,10 +84,3 @@ def test_parts_of_a_batch_are_augmented_as_the_whole(size, numbers):
     assert whole.is_contiguous(memory_format=torch.channels_last)
     for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
         assert training_view(pixels[part], crops[part], size).equal(whole[part])
-
-
-def test_evaluation_looks_at_the_centre():
-    pixels = noise(2, 256)
-    assert centre_crop(pixels, 224).equal(pixels[:, 16:240, 16:240])
-    assert plain_view(pixels, 224).equal(normalize(pixels[:, 16:240, 16:240]))
-    assert centre_crop(pixels, 256).equal(pixels)

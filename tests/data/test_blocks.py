@@ -3,12 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import png, shade, write_tar
 
 from selfie_cli.data import blocks
 from selfie_cli.data.blocks import BlockReader
 from selfie_cli.data.shards import Shards
 from selfie_cli.errors import UnreadableImage
-from tests.data.pictures import png, shade, write_tar
 
 
 class Recorded(Shards):
@@ -26,14 +26,9 @@ class Recorded(Shards):
 @pytest.fixture
 def shards(tmp_path: Path) -> Recorded:
     """250 images in two shards, whose first pixel is their number. One block lies in both."""
-    numbered = {f"{number:03d}.png": png(number) for number in range(250)}
-    names = sorted(numbered)
-    with_text = {name: numbered[name] for name in names[:170]} | {"169.txt": b"between"}
-    paths = [
-        write_tar(tmp_path / "0.tar", with_text),
-        write_tar(tmp_path / "1.tar", {name: numbered[name] for name in names[170:]}),
-    ]
-    return Recorded(paths)
+    numbered = [(f"{number:03d}.png", png(number)) for number in range(250)]
+    parts = dict(numbered[:170]) | {"169.txt": b"between"}, dict(numbered[170:])
+    return Recorded([write_tar(tmp_path / f"{number}.tar", part) for number, part in enumerate(parts)])
 
 
 def shade_of(reader: BlockReader, index: int) -> int:

@@ -1,4 +1,4 @@
-"""The cache of decoded images on disk: what is kept, what makes room, and what survives kills and full disks."""
+"""The cache of decoded images on disk: what is kept, what makes room, and what survives kills."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listening import Listener
+from pictures import png, write_tar
 
 from selfie_cli.data import cache as cache_module
 from selfie_cli.data.cache import PixelCache, cache_key, open_cache
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Array, Files, Joined, Subset
-from tests.data.pictures import png, write_tar
 
 SIZE = 4
 ROW = SIZE * SIZE * 3
@@ -28,18 +28,15 @@ def images(*shades: int) -> np.ndarray:
     return np.stack([np.full((SIZE, SIZE, 3), shade, np.uint8) for shade in shades])
 
 
-def opened(entry: Path | None, num_images: int = 10, rows: float = 1000) -> PixelCache:
+def opened(entry: Path, num_images: int = 10, rows: float = 1000) -> PixelCache:
     return PixelCache(num_images, SIZE, entry, int(rows * ROW))
 
 
 def kept(cache: PixelCache, num_images: int = 10) -> list[int]:
     """The images whose pixels are there, after a look at each."""
     into = np.empty((SIZE, SIZE, 3), np.uint8)
-    found = []
-    for index in range(num_images):
-        if cache.read(index, into):
-            np.testing.assert_array_equal(into, images(index)[0])
-            found.append(index)
+    found = [index for index in range(num_images) if cache.read(index, into)]
+    assert all(cache.read(index, into) and (into == index).all() for index in found)
     return found
 
 
@@ -61,16 +58,6 @@ def test_images_are_there_for_others_at_once_unless_a_part_was_lost(tmp_path):
         file.truncate(8 * ROW + 5)
     with closing(opened(tmp_path / A)) as cache:
         assert kept(cache) == [0]
-
-
-@pytest.mark.parametrize(("entry", "there"), [(None, []), (A, [0, 1, 2, 3])])
-def test_without_room_marks_alone_are_kept(tmp_path, entry, there):
-    with closing(opened(entry and tmp_path / entry, rows=4.5)) as cache:
-        for _ in range(2):
-            cache.write(np.arange(10), images(*range(10)))
-        assert kept(cache) == there
-        assert len(cache.marks()) == 10
-    assert entry is None or (tmp_path / entry / "pixels").stat().st_size == 4 * ROW
 
 
 def test_the_entry_unused_for_longest_makes_room_but_never_one_in_use(tmp_path):
@@ -120,7 +107,7 @@ cache.close()
 
 
 def test_processes_fill_one_entry_and_a_killed_one_leaves_nothing_wrong(tmp_path):
-    command = [sys.executable, "-c", FILL, str(tmp_path / A)]
+    command = [sys.executable, "-c", FILL, tmp_path / A]
     one, other = (subprocess.Popen([*command, seed], stdout=subprocess.PIPE, text=True) for seed in "12")
     for _ in range(9):
         assert one.stdout.readline()
@@ -131,27 +118,6 @@ def test_processes_fill_one_entry_and_a_killed_one_leaves_nothing_wrong(tmp_path
         other.communicate(timeout=60)
         assert other.returncode == 0
         assert kept(cache, 100) == list(range(100))
-
-
-LIMITED = """
-import resource, sys
-import numpy as np
-from pathlib import Path
-from selfie_cli.data.cache import PixelCache
-cache = PixelCache(100, 4, Path(sys.argv[1]), 45 * 48)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 4500))
-cache.write(np.arange(100), np.arange(100, dtype=np.uint8).repeat(48).reshape(100, 4, 4, 3))
-print(cache.capacity, cache.error.strerror)
-"""
-
-
-def test_a_full_disk_stops_the_keeping_and_nothing_else(tmp_path):
-    """As far as a limit on the size of files is like it."""
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / A)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "0 File too large\n", done.stderr
-    with closing(opened(tmp_path / A, 100)) as cache:
-        assert kept(cache, 100) == list(range(20))
 
 
 ANOTHER_USER = """
@@ -173,8 +139,7 @@ def test_entries_of_other_users_are_left_alone():
         store.chmod(0o1777)
         for name in ("lock", f"{A}/records"):
             (store / name).chmod(0o644)
-        command = [sys.executable, "-c", ANOTHER_USER, str(store / B)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", ANOTHER_USER, store / B], capture_output=True, text=True)
         assert done.stdout == "6\n", done.stderr  # 800 bytes less the 480 that root has
         assert (store / A / "pixels").stat().st_size == 480
 
@@ -201,18 +166,18 @@ def test_the_key_depends_on_all_that_pixels_depend_on(tmp_path, monkeypatch):
 def test_where_the_cache_is_and_why_there_is_none(tmp_path, monkeypatch):
     source, talk = Array(np.zeros((2, 4, 4, 3), np.uint8), ["x", "y"]), Listener()
 
-    def said(folder: Path | None, limit_gb: float | None = None) -> str:
+    def said(folder: str | None, limit_gb: float | None = None) -> str:
         talk.lines.clear()
-        open_cache(source, size=SIZE, folder=folder and str(folder), limit_gb=limit_gb, talk=talk).close()
+        open_cache(source, size=SIZE, folder=folder, limit_gb=limit_gb, talk=talk).close()
         return talk.lines[0]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert f"cached in {tmp_path / 'xdg/selfie'}" in said(None)
-    assert "0 of 2 images are there" in said(tmp_path / "asked")
-    assert "not cached" in said(tmp_path / "nothing", 0)
-    assert not (tmp_path / "nothing").exists()
-    (tmp_path / "file").touch()
-    assert f"cannot be cached in {tmp_path / 'file/cache'}" in said(tmp_path / "file/cache")
+    assert "0 of 2 images are there" in said("asked")
+    assert "not cached" in said("nothing", 0)
+    assert not Path("nothing").exists()
+    Path("file").touch()
+    assert "cannot be cached in file/cache" in said("file/cache")
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")

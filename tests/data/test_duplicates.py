@@ -1,5 +1,6 @@
 import hashlib
 import io
+import itertools
 import math
 
 import numpy as np
@@ -13,10 +14,8 @@ from selfie_cli.errors import WeightsError
 from selfie_cli.talk import Talk
 from selfie_cli.weights import save_weights
 
-NUM = 150
 
-
-def drawn(num: int = NUM, seed: int = 0, size: int = 32) -> np.ndarray:
+def drawn(num: int, seed: int = 0, size: int = 32) -> np.ndarray:
     return synthetic.draw(num, seed, size)[0]
 
 
@@ -43,31 +42,19 @@ def jpeg(quality: int):
     return change
 
 
-def smaller(image: Image.Image) -> Image.Image:
-    return image.resize((24, 24), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
-
-
-def cut(image: Image.Image) -> Image.Image:
-    """A pixel less at the left."""
-    return image.resize(image.size, Image.Resampling.BICUBIC, box=(1, 0, image.width, image.height))
+def resized(side: int, box: tuple[int, ...] | None = None):
+    return lambda image: image.resize((side, side), Image.Resampling.BICUBIC, box=box)
 
 
 def naive_bits(image: np.ndarray) -> list[int]:
     """The perceptual hash by its definition, a sum over all pixels for each frequency."""
-    size = len(image)
+    size, grey = len(image), image @ np.array([0.299, 0.587, 0.114])
     tossed = np.unpackbits(np.frombuffer(hashlib.blake2b(image.tobytes(), digest_size=32).digest(), np.uint8))
-    order = [*range(0, 16, 2), *range(1, 16, 2)]
-    bits = []
-    for across in order:
-        for down in order:
-            wave = 0.0
-            for y in range(size):
-                for x in range(size):
-                    red, green, blue = (int(value) for value in image[y, x])
-                    grey = 0.299 * red + 0.587 * green + 0.114 * blue
-                    angles = math.pi * across * (x + 0.5) / size, math.pi * down * (y + 0.5) / size
-                    wave += grey * math.cos(angles[0]) * math.cos(angles[1]) * 2 / size
-            bits.append(int(tossed[len(bits)]) if abs(wave) < FAINT else int(wave > 0))
+    places = math.pi * (np.arange(size) + 0.5) / size
+    order, bits = [*range(0, 16, 2), *range(1, 16, 2)], []
+    for across, down in itertools.product(order, order):
+        wave = (grey * np.cos(across * places) * np.cos(down * places)[:, None]).sum() * 2 / size
+        bits.append(int(tossed[len(bits)]) if abs(wave) < FAINT else int(wave > 0))
     return [0, *bits[1:]]
 
 
@@ -105,35 +92,34 @@ CHANGES = {
     "jpeg50": (jpeg(50), 0.99),
     "brighter": (lambda image: image.point(lambda value: round(value * 1.05)), 1.0),
     "grey": (lambda image: image.convert("L").convert("RGB"), 1.0),
-    "smaller": (smaller, 1.0),
+    "smaller": (lambda image: resized(32)(resized(24)(image)), 1.0),
     "mirrored-jpeg": (lambda image: jpeg(70)(ImageOps.mirror(image)), 1.0),
-    "cut": (cut, 0.8),
-    "enlarged": (lambda image: image.resize((100, 100), Image.Resampling.BICUBIC), 1.0),
+    "a pixel less at the left": (resized(32, (1, 0, 32, 32)), 0.8),
+    "enlarged": (resized(100), 1.0),
     "one bit": (lambda image: np.asarray(image) ^ np.eye(32, dtype=np.uint8)[3, :, None], 1.0),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_near_duplicates_are_found(name):
-    images = drawn()
-    change, share = CHANGES[name]
+    images, (change, share) = drawn(150), CHANGES[name]
     found = find_seen(marked(each(images, change)), marked(images))
-    own = found.near & (found.nearest == np.arange(NUM))
+    own = found.near & (found.nearest == np.arange(150))
     assert own.mean() >= share
     assert not (found.near & ~own).any()
     assert not found.exact.any() or name == "grey"
 
 
 def test_copies_are_told_from_other_images():
-    images = drawn(1000, seed=1)
-    found = find_seen(marked(images[20:40]), marked(images))
+    marks = marked(drawn(1000, seed=1))
+    found = find_seen(marks[slice(20, 40)], marks)
     assert found.exact.all()
     assert found.nearest.tolist() == list(range(20, 40))
     for others in (drawn(1000, seed=2), drawn(50, seed=1)[:, ::-1]):  # upside down is another image
-        assert not find_seen(marked(others), marked(images)).near.any()
-    none = marked(images)[slice(0)]
-    assert find_seen(marked(images), none).nearest.tolist() == [-1] * 1000
-    assert len(find_seen(none, marked(images)).near) == len(find_earlier(none, workers=1, talk=Talk())[0]) == 0
+        assert not find_seen(marked(others), marks).near.any()
+    none = marks[slice(0)]
+    assert find_seen(marks, none).nearest.tolist() == [-1] * 1000
+    assert len(find_seen(none, marks).near) == len(find_earlier(none, workers=1, talk=Talk())[0]) == 0
 
 
 @pytest.mark.parametrize("size", [8, 32, 224])
@@ -149,23 +135,15 @@ def test_pictures_without_structure_match_their_copies_only(size):
     assert not find_seen(marks[slice(0, None, 2)], marks[slice(1, None, 2)]).near.any()
 
 
-def test_marks_travel_through_a_file(tmp_path):
-    marks = marked(drawn(7))
-    save_marks(tmp_path / "seen.safetensors", marks)
-    loaded = load_marks(tmp_path / "seen.safetensors")
-    assert find_seen(loaded, marks).exact.all()
-    assert (loaded.perceptual == marks.perceptual).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["seen.safetensors"]
-    save_marks(tmp_path / "none", marks[slice(0)])
-    assert len(load_marks(tmp_path / "none")) == 0
-
-
-def test_files_that_hold_no_marks_are_refused(tmp_path):
+def test_marks_travel_through_a_file_and_nothing_else_is_taken_for_them(tmp_path):
     file = tmp_path / "seen.safetensors"
-    with pytest.raises(WeightsError, match="no weights at"):
-        load_marks(file)
+    for marks in (marked(drawn(7)), marked(drawn(7))[slice(0)]):
+        save_marks(file, marks)
+        loaded = load_marks(file)
+        assert np.array_equal(loaded.exact, marks.exact)
+        assert np.array_equal(loaded.perceptual, marks.perceptual)
     exact, perceptual = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 32, dtype=torch.uint8)
-    for tensors, version in [
+    for tensors, version in (
         ({"exact": exact}, "1"),
         ({"exact": exact, "perceptual": perceptual[:3]}, "1"),
         ({"exact": exact, "perceptual": perceptual[:, :31]}, "1"),
@@ -173,13 +151,10 @@ def test_files_that_hold_no_marks_are_refused(tmp_path):
         ({"exact": exact[:, None], "perceptual": perceptual}, "1"),
         ({"exact": exact, "perceptual": perceptual, "more": perceptual + 1}, "1"),
         ({"exact": exact, "perceptual": perceptual}, "2"),
-    ]:
+    ):
         save_weights(file, tensors, {"marks_version": version})
         with pytest.raises(WeightsError, match=r"remove it .*, or pretrain again"):
             load_marks(file)
-    file.write_bytes(b"not safetensors")
-    with pytest.raises(WeightsError, match="damaged"):
-        load_marks(file)
 
 
 def test_the_earlier_image_that_is_most_like(monkeypatch):

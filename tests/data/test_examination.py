@@ -4,23 +4,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from corpus import png, saved
+from pictures import write
 from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.examination import Examination, Oddity, inspect
 from selfie_cli.data.images import FORMATS, decode_square, open_image
-from selfie_cli.data.sources import Files
+from selfie_cli.data.sources import Files, Subset
 from selfie_cli.talk import Talk
-from tests.data.corpus import png, saved
 
 PICTURE = Image.fromarray(np.asarray(synthetic.draw(1, seed=5, size=48)[0][0]))
 
 
-def orientation(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
+def exif(orientation: int) -> Image.Exif:
+    found = Image.Exif()
+    found[0x0112] = orientation
+    return found
 
 
 def opaque(value: int) -> Image.Image:
@@ -46,71 +47,67 @@ CASES = {
     "moving.webp": (saved(PICTURE, "WEBP", **TWO), Oddity.ANIMATED),
     "pages.tif": (saved(PICTURE, "TIFF", **TWO), Oddity.ANIMATED),
     "stereo.jpg": (saved(PICTURE, "MPO", **TWO), Oddity(0)),
-    "nonsense.jpg": (saved(PICTURE, "JPEG", exif=orientation(9)), Oddity(0)),
+    "nonsense.jpg": (saved(PICTURE, "JPEG", exif=exif(9)), Oddity(0)),
     "faded.png": (saved(FADED, "PNG"), Oddity.BLANK),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_oddities(name, tmp_path):
+def test_oddities(name):
     data, expected = CASES[name]
     with open_image(io.BytesIO(data)) as image:
-        pixels, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=str(tmp_path / name))
-    assert Oddity(oddities) == expected
-    assert num_bytes == len(data)
+        pixels, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=name)
+    assert (Oddity(oddities), num_bytes) == (expected, len(data))
     with open_image(io.BytesIO(data)) as image:
         assert np.array_equal(pixels, decode_square(image, 32))  # looked at, and still what training sees
+
+
+def record_of(data: bytes, name: str) -> tuple[int, ...]:
+    with open_image(io.BytesIO(data)) as image:
+        return inspect(image, size=16, name=name)[1]
 
 
 @pytest.mark.parametrize(
     ("form", "turn", "size"), [("JPEG", 6, (20, 40)), ("TIFF", 6, (20, 40)), ("TIFF", 3, (40, 20))]
 )
 def test_sizes_are_those_of_the_upright_image(form, turn, size):
-    data = saved(PICTURE.resize((40, 20)), form, exif=orientation(turn))
-    with open_image(io.BytesIO(data)) as image:
-        _, record = inspect(image, size=16, name=f"a.{form}")
-    assert record == (*size, len(data), FORMATS.index(form), int(Oddity.TURNED))
+    data = saved(PICTURE.resize((40, 20)), form, exif=exif(turn))
+    assert record_of(data, f"a.{form}") == (*size, len(data), FORMATS.index(form), int(Oddity.TURNED))
 
 
 def test_damaged_later_frames_are_frames():
     data = saved(PICTURE, "GIF", **TWO)
     for cut in (len(data) * 3 // 4, len(data) - 20):
-        with open_image(io.BytesIO(data[:cut])) as image:
-            _, record = inspect(image, size=16, name="a.gif")
-        assert record[:2] == PICTURE.size
+        assert record_of(data[:cut], "a.gif")[:2] == PICTURE.size
 
 
 def test_every_row_is_its_own_file(tmp_path: Path):
     """Over several tasks of several threads, with some that cannot be read."""
-    pixels = synthetic.draw(75, seed=3, size=24)[0]
-    for number, each in enumerate(pixels):
-        Image.fromarray(np.asarray(each)).resize((24, 24 + number)).save(tmp_path / f"{number:02}.png")
+    paths = [tmp_path / f"{number:02}.png" for number in range(75)]
+    for number, (path, pixels) in enumerate(zip(paths, synthetic.draw(75, seed=3, size=24)[0], strict=True)):
+        Image.fromarray(np.asarray(pixels)).resize((24, 24 + number)).save(path)
     for number in (0, 40, 74):
-        (tmp_path / f"{number:02}.png").write_bytes(b"nothing")
-    (tmp_path / "41.png").unlink()
-    (tmp_path / "41.png").symlink_to(tmp_path / "lost.png")
-    files = Files(str(tmp_path / f"{number:02}.png") for number in range(75))
+        paths[number].write_bytes(b"nothing")
+    paths[41].unlink()
+    paths[41].symlink_to(tmp_path / "lost.png")
+    files = Files(map(str, paths))
     seen = Examination({"": files}, [None] * 75, size=24, workers=3, talk=Talk())
     assert list(seen.bad) == [0, 40, 41, 74]
     assert seen.bad[41] == f"a link to {tmp_path / 'lost.png'}, which is not there"
     good = [number for number in range(75) if number not in seen.bad]
     assert seen.records["height"][good].tolist() == [24 + number for number in good]
-    assert seen.records["bytes"][good].tolist() == [(tmp_path / f"{number:02}.png").stat().st_size for number in good]
-    squares = np.stack([decode_square(files.open(number), 24) for number in good])
-    alone = marks_of(torch.from_numpy(squares))
+    assert seen.records["bytes"][good].tolist() == [paths[number].stat().st_size for number in good]
+    alone = marks_of(torch.from_numpy(np.stack([decode_square(files.open(number), 24) for number in good])))
     assert np.array_equal(seen.marks.exact[good], alone.exact)
     assert np.array_equal(seen.marks.perceptual[good], alone.perceptual)
 
 
-def test_a_test_part_without_classes_leaves_none_untested(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("label", "untested"), [("images", []), ("cat", ["dog"])])
+def test_a_test_part_without_classes_leaves_none_untested(label: str, untested: list[str]) -> None:
     """test/images/ holds no class; test/cat/ alone would."""
-    files = [tmp_path / name for name in ("cat.png", "dog.png", "1.png")]
-    for file in files:
-        PICTURE.save(file)
-    parts = {"train": Files([str(file) for file in files[:2]]), "test": Files([str(files[2])])}
-    for label, expected in (("images", []), ("cat", ["dog"])):
-        found = Examination(dict(parts), ["cat", "dog", label], size=8, workers=1, talk=Talk())
-        found.look_at_classes()
-        assert [
-            item.name for each in found.remarks if each.kind == "untested classes" for item in each.items
-        ] == expected
+    files = Files(write(Path(), "cat.png", "dog.png", "1.png"))
+    parts = {part: Subset(files, np.array(rows)) for part, rows in {"train": [0, 1], "test": [2]}.items()}
+    found = Examination(parts, ["cat", "dog", label], size=8, workers=1, talk=Talk())
+    found.look_at_classes()
+    items = [item for each in found.remarks if each.kind == "untested classes" for item in each.items]
+    assert [item.name for item in items] == untested

@@ -1,47 +1,43 @@
 """Data sets from the Hub: the real client over real HTTP against a server on loopback (tests/hub_server.py)."""
 
-import json
 from pathlib import Path
 
 import pytest
 from hub_server import Hub, Repository
 from listening import Listener
-from running import SMALL, same_weights, selfie
+from pictures import png, write_parquet
+from running import SMALL, config_of, lines_of, read, same_weights, selfie
 
 from selfie_cli.data.hub_sets import fetch
 from selfie_cli.data.sources import DataSet
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, HubError, UsageError
-from selfie_cli.files import read_json, write_json
+from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
-from tests.data.pictures import png, write_parquet
 
 PETS = "hf://datasets/acme/pets"
-CLASSES = ["cat", "dog"]
 
 
-def parquet(folder: Path, first: int, count: int = 10) -> bytes:
-    rows = range(first, first + count)
-    return Path(
-        write_parquet(folder / "made.parquet", [png(row) for row in rows], [row % 2 for row in rows], CLASSES)
-    ).read_bytes()
+def parquet(first: int) -> bytes:
+    rows = range(first, first + 10)
+    made = write_parquet(Path("made"), [png(row) for row in rows], [row % 2 for row in rows], ["cat", "dog"])
+    return Path(made).read_bytes()
+
+
+def commit(repository: Repository, *, first: int = 0, config: str = "data") -> None:
+    """Two files to train on and one to test on, beside files that nobody has asked for."""
+    names = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+    files = {f"{config}/{name}.parquet": (parquet(first + 10 * n), True) for n, name in enumerate(names)}
+    more = {"README.md": (b"# pets\n", False), "pets.py": (b"1/0\n", False), "old.pkl": (b"cos\nsystem\n.", True)}
+    repository.commit("main", {**files, **more})
 
 
 @pytest.fixture
-def pets(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """A set with two files to train on and one to test on, beside files that nobody has asked for."""
-    monkeypatch.chdir(tmp_path)
+def pets(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Repository:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.repositories["datasets/acme/pets"] = repository = Repository()
-    commit(repository, tmp_path)
+    commit(repository)
     return repository
-
-
-def commit(repository: Repository, folder: Path, *, first: int = 0, config: str = "data", branch: str = "main") -> str:
-    names = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
-    files = {f"{config}/{name}.parquet": (parquet(folder, first + 10 * n), True) for n, name in enumerate(names)}
-    more = {"README.md": (b"# pets\n", False), "pets.py": (b"1/0\n", False), "old.pkl": (b"cos\nsystem\n.", True)}
-    return repository.commit(branch, {**files, **more})
 
 
 def get(address: str = PETS, *, offline: bool = False, talk: Talk | None = None) -> DataSet:
@@ -69,11 +65,10 @@ def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) 
     talk = Listener()
     train = open_unlabelled([PETS], data_root=Path(), offline=False, talk=talk)
     sha = pets.branches["main"]
-    assert [Path(path).name for path in train.paths] == [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]
-    assert fetched(hub) == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    names = [f"train-0000{n}-of-00002.parquet" for n in (0, 1)]
+    assert [Path(path).name for path in train.paths] == fetched(hub) == names
     assert train.pinned == {PETS: f"{PETS}@{sha}"}
-    assert talk.lines[0] == f"data: {PETS}@{sha}"
-    assert talk.lines[1] == f"{PETS}: only train is read, test is kept for evaluation"
+    assert talk.lines[:2] == [f"data: {PETS}@{sha}", f"{PETS}: only train is read, test is kept for evaluation"]
     assert talk.lines[2].startswith(f"downloading 2 files (0.0 MB) of {PETS} from 127.0.0.1")
     hub.requests.clear()
     assert (get().name, paths(get(), "train")) == ("pets", train.paths)
@@ -91,30 +86,28 @@ def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) ->
     assert hub.requests == []
 
 
-def test_a_commit_stays_what_it_was(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+def test_a_commit_stays_what_it_was(pets: Repository) -> None:
     before, pinned = paths(get()), pin(get())
-    commit(pets, tmp_path, first=100)
+    commit(pets, first=100)
     assert paths(get()) != before
     assert paths(get(pinned)) == paths(get(pinned, offline=True)) == before
     assert paths(get(f"{PETS}@main")) == paths(get())
 
 
-def test_what_the_hub_has_converted(hub: Hub, pets: Repository, tmp_path: Path) -> None:
+def test_what_the_hub_has_converted(pets: Repository) -> None:
     pets.commits[pets.branches["main"]] = {"pets.zip": (b"PK", True)}
     with pytest.raises(DataError, match="no parquet files, and the Hub has not converted it"):
         get()
-    converted = {
-        f"default/{part}/0000.parquet": (parquet(tmp_path, n), True) for n, part in enumerate(("train", "test"))
-    }
-    pets.commits["c" * 40], pets.branches["refs/convert/parquet"] = converted, "c" * 40
+    pets.commits["c" * 40] = {f"default/{part}/0000.parquet": (parquet(0), True) for part in ("train", "test")}
+    pets.branches["refs/convert/parquet"] = "c" * 40
     assert get().parts.keys() == {"test", "train"}
     found, pinned = paths(get()), pin(get())
     assert pinned == f"{PETS}@{'c' * 40}"
     assert paths(get(offline=True)) == paths(get(pinned, offline=True)) == found
 
 
-def test_configurations(hub: Hub, pets: Repository, tmp_path: Path) -> None:
-    commit(pets, tmp_path, config="grey")
+def test_configurations(pets: Repository) -> None:
+    commit(pets, config="grey")
     with pytest.raises(DataError, match=r"several data sets default, grey: name one as hf://datasets/acme/pets:config"):
         get()
     found = get(f"{PETS}@main:grey")
@@ -134,8 +127,8 @@ def test_what_is_no_address(hub: Hub, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../../train.parquet", "/train.parquet", "data/../../../train-1.parquet"])
-def test_names_that_lead_out_of_the_cache(hub: Hub, pets: Repository, tmp_path: Path, name: str) -> None:
-    pets.commits[pets.commit("main", {})] = {name: (parquet(Path.cwd(), 0), True)}  # and nothing else
+def test_names_that_lead_out_of_the_cache(pets: Repository, tmp_path: Path, name: str) -> None:
+    pets.commits[pets.commit("main", {})] = {name: (parquet(0), True)}  # and nothing else
     with pytest.raises((HubError, DataError), match=r"leads out of the cache|has no parquet files"):
         get()
     assert not [file for file in tmp_path.rglob("train*.parquet") if "hf" not in file.parts]
@@ -143,30 +136,25 @@ def test_names_that_lead_out_of_the_cache(hub: Hub, pets: Repository, tmp_path: 
 
 
 def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
-    whole = parquet(Path.cwd(), 0)
-    hub.corrupt = b"\0" * len(whole)
+    hub.corrupt = bytes(len(parquet(0)))
     with pytest.raises(HubError):
         paths(get(), "train")
     hub.corrupt = None
-    assert Path(paths(get(), "train")[0]).read_bytes() == whole
+    assert Path(paths(get(), "train")[0]).read_bytes() == parquet(0)
 
 
-def test_a_run_records_its_commit_and_resumes_on_it(hub: Hub, pets: Repository, tmp_path: Path) -> None:
-    run, more = tmp_path / "run", (*SMALL, "--steps", 4, "--warmup-steps", 1, "--no-report")
-    selfie("pretrain", PETS, *more, "--out", run)
-    config = read_json(run / "config.json")
-    assert config["asked"]["data"] == [PETS]
-    assert config["data"]["pinned"] == {PETS: f"{PETS}@{pets.branches['main']}"}
-    selfie("finetune", "--from", run, "--dataset", PETS, "--steps", 2, "--no-report", "--out", tmp_path / "tuned")
-    assert read_json(tmp_path / "tuned" / "config.json")["data"]["pinned"] == config["data"]["pinned"]
-    assert read_json(tmp_path / "tuned" / "results.json")["num_test"] == 10
+def test_a_run_records_its_commit_and_resumes_on_it(pets: Repository) -> None:
+    selfie("pretrain", PETS, *SMALL, "--steps", 4, "--warmup-steps", 1, "--out", "run")
+    config, pinned = config_of("run"), {PETS: f"{PETS}@{pets.branches['main']}"}
+    assert (config["asked"]["data"], config["data"]["pinned"]) == ([PETS], pinned)
+    selfie("finetune", "--from", "run", "--dataset", PETS, "--steps", 2, "--no-report", "--out", "tuned")
+    assert config_of("tuned")["data"]["pinned"] == pinned
+    assert read("tuned/results.json")["num_test"] == 10
 
-    commit(pets, tmp_path, first=100)
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    write_json(stopped / "config.json", {**config, "progress": {"status": "running"}})
-    result = selfie("pretrain", "--resume", stopped)
-    assert config["data"]["pinned"][PETS] in result.stderr
-    assert same_weights(run, stopped)
-    losses = [json.loads((each / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for each in (run, stopped)]
+    commit(pets, first=100)
+    Path("stopped").mkdir()
+    write_json(Path("stopped/config.json"), {**config, "progress": {"status": "running"}})
+    assert pinned[PETS] in selfie("pretrain", "--resume", "stopped").stderr
+    assert same_weights(Path("run"), Path("stopped"))
+    losses = [[line["loss"] for line in lines_of(f"{run}/metrics.jsonl")] for run in ("run", "stopped")]
     assert losses[0] == losses[1]

@@ -42,18 +42,12 @@ def test_parts_lie_beside_each_other() -> None:
     assert parts_in(["train", "cat"]) == parts_in(["val", "test"]) == {}
 
 
-def test_places() -> None:
+def test_places_and_labels() -> None:
     assert arrange(["", "cat", "cat/deep"]) == {"": ("", ""), "cat": ("", "cat"), "cat/deep": ("", "cat")}
-    assert arrange(["train/cat", "valid/cafe\u0301", "other/x", ""]) == {
-        "train/cat": ("train", "cat"),
-        "valid/cafe\u0301": ("validation", "caf\u00e9"),
-        "other/x": ("apart", "x"),
-        "": ("apart", ""),
-    }
+    places = {"train/cat": ("train", "cat"), "valid/cafe\u0301": ("validation", "caf\u00e9")}
+    places |= {"other/x": ("apart", "x"), "": ("apart", "")}
+    assert arrange(list(places)) == places
     assert arrange(["cat/train", "cat/test"]) == {"cat/train": ("train", "cat"), "cat/test": ("test", "cat")}
-
-
-def test_labels() -> None:
     known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9", -1.0: None, float("nan"): None}
     assert {value: label_of(value) for value in known} == known
     assert in_order({"10", "9", "2"}) == ["2", "9", "10"]

@@ -3,26 +3,26 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from listening import Listener
 from pictures import labelled, shade, unlabelled, write
 
-from selfie_cli.data.labelled import open_labelled
 from selfie_cli.data.named import NAMED, read_named
+from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError
+from selfie_cli.talk import Talk
 
 
-def test_an_image_tree_serves_as_the_set_of_that_name(tmp_path, monkeypatch):
-    write(tmp_path, "cifar10/train/cat/1.png", "cifar10/train/dog/2.png", "cifar10/test/cat/3.png")
-    assert len(unlabelled("cifar10", root=str(tmp_path))) == 2
-    found = labelled("cifar10", root=tmp_path)
+def test_an_image_tree_serves_as_the_set_of_that_name(tmp_path):
+    root = tmp_path / "root"
+    write(root, "cifar10/train/cat/1.png", "cifar10/train/dog/2.png", "cifar10/test/cat/3.png")
+    assert len(unlabelled("cifar10", root=root)) == 2
+    found = labelled("cifar10", root=root)
     assert (found.name, len(found.test.source)) == ("cifar10", 1)
-    write(tmp_path / "here", "cifar10/x.png")
-    monkeypatch.chdir(tmp_path / "here")
-    assert unlabelled("cifar10", root=str(tmp_path)).names == ["cifar10/x.png"]  # what exists wins
+    write(tmp_path, "cifar10/x.png")
+    assert unlabelled("cifar10", root=root).names == ["cifar10/x.png"]  # what exists wins
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -30,41 +30,39 @@ def test_what_is_not_there_or_of_another_hash_is_not_read_offline(tmp_path, name
     folder = tmp_path / "cifar-10-batches-py"  # pickled files, which torchvision must not open
     folder.mkdir()
     for file in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"]:
-        (folder / file).write_bytes(pickle.dumps(SimpleNamespace()))
+        (folder / file).write_bytes(pickle.dumps(print))
     for verb in (unlabelled, labelled):
         with pytest.raises(DataError, match=f"{name} is not in .* without --offline"):
-            verb(name, root=str(tmp_path))
+            verb(name, root=tmp_path)
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_stl10_through_torchvisions_reader(tmp_path, monkeypatch):
     from torchvision.datasets import STL10
 
+    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
-    counts = {"train": 4, "test": 2, "unlabeled": 3}
-    planes = {part: np.random.default_rng(0).integers(0, 256, (n, 3, 96, 96), np.uint8) for part, n in counts.items()}
-    for part, array in planes.items():
-        array.tofile(folder / f"{part}_X.bin")
-        np.arange(1, len(array) + 1, dtype=np.uint8).tofile(folder / f"{part}_y.bin")
     (folder / "class_names.txt").write_text("a\nb\nc\nd\n")
-    monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
+    for part, count in {"train": 4, "unlabeled": 3, "test": 2}.items():
+        planes = np.random.default_rng(0).integers(0, 256, (count, 3, 96, 96), np.uint8)
+        planes.tofile(folder / f"{part}_X.bin")
+        np.arange(1, count + 1, dtype=np.uint8).tofile(folder / f"{part}_y.bin")
     found = labelled("stl10", root=tmp_path)
     assert (found.train.labels.tolist(), found.train.classes) == ([0, 1, 2, 3], list("abcd"))
     with found.test.source.open(1) as image:
-        np.testing.assert_array_equal(np.asarray(image), planes["test"][1].transpose(2, 1, 0))  # columns come first
-    whole = unlabelled("stl10", root=str(tmp_path))
-    assert len(whole) == 7
-    assert whole.names[0] == "stl10/unlabelled/000000"
+        np.testing.assert_array_equal(np.asarray(image), planes[1].transpose(2, 1, 0))  # columns come first
+    whole = unlabelled("stl10", root=tmp_path)
+    assert (len(whole), whole.names[0]) == (7, "stl10/unlabelled/000000")
 
 
 def test_fashionmnist_through_torchvisions_reader(tmp_path):
     folder = tmp_path / "FashionMNIST/raw"
     folder.mkdir(parents=True)
     for prefix, count in (("train", 3), ("t10k", 2)):
-        pixels = np.arange(count * 784).reshape(count, 28, 28) % 256
+        pixels = (np.arange(count * 784) % 256).astype(np.uint8).tobytes()
         header = b"\0\0\x08\x03" + np.array([count, 28, 28], ">i4").tobytes()
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels.astype(np.uint8).tobytes())
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + pixels)
         labels = b"\0\0\x08\x01" + np.array([count], ">i4").tobytes() + bytes(range(count))
         (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
     found = labelled("fashionmnist", root=tmp_path)
@@ -79,27 +77,22 @@ def test_fashionmnist_through_torchvisions_reader(tmp_path):
 
 
 def test_file_sets_through_torchvisions_readers(tmp_path):
-    tmp_path /= "data"  # a folder dtd/ in the working folder would be meant before the set of that name
-    write(tmp_path / "dtd/dtd/images", *[f"{name}/{index}.jpg" for name in ("dotted", "banded") for index in range(3)])
-    (tmp_path / "dtd/dtd/labels").mkdir()
+    root = tmp_path / "data"  # a folder dtd/ in the working folder would be meant before the set of that name
+    write(root / "dtd/dtd/images", *[f"{name}/{index}.jpg" for name in ("dotted", "banded") for index in range(3)])
+    (root / "dtd/dtd/labels").mkdir()
     for index, part in enumerate(["train", "val", "test"]):
-        lines = f"dotted/{index}.jpg\nbanded/{index}.jpg\n"
-        (tmp_path / f"dtd/dtd/labels/{part}1.txt").write_text(lines)
-    found = labelled("dtd", root=tmp_path)
-    assert found.train.classes == ["banded", "dotted"]
-    assert found.test.labels.tolist() == [1, 0]
+        (root / f"dtd/dtd/labels/{part}1.txt").write_text(f"dotted/{index}.jpg\nbanded/{index}.jpg\n")
+    found = labelled("dtd", root=root)
+    assert (found.train.classes, found.test.labels.tolist()) == (["banded", "dotted"], [1, 0])
     assert shade(found.test.source, 1) == 5
-    write(
-        tmp_path / "eurosat/2750", *[f"{name}/{name}_{index}.jpg" for name in ("River", "Forest") for index in range(5)]
-    )
-    found = labelled("eurosat", root=tmp_path)
+    write(root / "eurosat/2750", *[f"{name}/{name}_{index}.jpg" for name in ("River", "Sea") for index in range(5)])
+    found = labelled("eurosat", root=root)
     assert np.bincount(found.test.labels).tolist() == [1, 1]
     assert "hash" in found.split_note
-    assert len(unlabelled("eurosat", root=str(tmp_path))) == 10
+    assert len(unlabelled("eurosat", root=root)) == 10
     for part in ("train", "val"):
-        write(tmp_path / "imagenette2-320" / part, "n01440764/1.JPEG", "n02102040/2.JPEG")
-    found = labelled("imagenette", root=tmp_path)
-    assert found.train.classes == ["tench", "English springer"]
+        write(root / "imagenette2-320" / part, "n01440764/1.JPEG", "n02102040/2.JPEG")
+    assert labelled("imagenette", root=root).train.classes == ["tench", "English springer"]
 
 
 class Reader:
@@ -133,31 +126,32 @@ def reader(monkeypatch):
     return made
 
 
+def read(root: Path, talk: Talk | None = None) -> Source:
+    return read_named("cifar10", "train", data_root=root, offline=False, talk=talk or Talk())
+
+
 def test_a_download_is_announced_and_whole_or_absent(tmp_path, reader):
     talk, root = Listener(), tmp_path / "root"
     reader.error = ConnectionResetError("connection reset")
     with pytest.raises(DataError, match=r"could not be downloaded from www\.cs\.toronto\.edu: connection reset"):
-        open_labelled("cifar10", data_root=root, offline=False, talk=talk)
+        read(root, talk)
     assert [path.name for path in root.iterdir()] == [".lock"]
     reader.error = None
-    assert open_labelled("cifar10", data_root=root, offline=False, talk=talk).train.labels.tolist() == [0, 1]
-    assert "170 MB" in talk.lines[0]
-    assert "www.cs.toronto.edu" in talk.lines[0]
-    assert len(talk.lines) == 2  # once a try
+    assert read(root, talk).labels() == (["a", "b"], ["a", "b"])
+    assert talk.lines == [f"downloading cifar10 (170 MB) from www.cs.toronto.edu to {root}"] * 2  # once a try
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, reader, kind):
-    root = tmp_path / "root"
-    root.mkdir()
+    talk, root = Listener(), tmp_path / "root"
     there = (tmp_path if kind == "link" else root) / "base"
-    there.mkdir()
+    for folder in {root, there}:
+        folder.mkdir(exist_ok=True, parents=True)
     (there / "cut").write_bytes(b"dear")
     if kind == "link":
         (root / "base").symlink_to(there)
     (root / "archive").write_bytes(b"old")
-    talk = Listener()
-    read_named("cifar10", "train", data_root=root, offline=False, talk=talk)
+    read(root, talk)
     assert [file.name for file in (root / "base").iterdir()] == ["whole"]
     assert (root / "archive").read_bytes() == b"new"
     (aside,) = root.glob("base-old-*")
@@ -167,11 +161,8 @@ def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(tmp_path, read
 
 
 def test_one_process_downloads_and_the_others_find_it_there(tmp_path, reader):
-    def read(_: int) -> object:  # as a process does: each opens the lock for itself
-        return read_named("cifar10", "train", data_root=tmp_path, offline=False, talk=Listener()).labels()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(read, range(4))) == [(["a", "b"], ["a", "b"])] * 4
+    with ThreadPoolExecutor(4) as pool:  # as a process does, each thread opens the lock for itself
+        assert [source.labels() for source in pool.map(read, [tmp_path] * 4)] == [(["a", "b"], ["a", "b"])] * 4
     assert reader.downloads == 1
 
 
@@ -191,7 +182,6 @@ def test_archives_that_lead_elsewhere_write_nothing(tmp_path, reader, monkeypatc
 
     monkeypatch.setattr(reader, "__init__", unpack)
     with pytest.raises(DataError, match=r"could not be downloaded from .* (outside the destination|absolute path)"):
-        read_named("cifar10", "train", data_root=tmp_path / "root", offline=False, talk=Listener())
-    assert {path.name for path in tmp_path.iterdir()} == {"a.tar", "root"}
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [".lock"]
+        read(tmp_path / "root")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "a.tar", "root"]
     assert not hasattr(tarfile.TarFile.extraction_filter, "__name__")

@@ -7,39 +7,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from listening import Listener
+from pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 from selfie_cli.data import parquet
-from selfie_cli.data.labelled import LabelledSplits
 from selfie_cli.data.parquet import Parquet
-from selfie_cli.data.pixels import read_pixels
-from selfie_cli.data.sources import Files, Joined, Subset
+from selfie_cli.data.pixels import InMemory, read_pixels
+from selfie_cli.data.sources import Files, Joined, Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.talk import Talk
-from tests.data.pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
 
 CLASSES = ["wool", "ash", "oak"]
-SETTINGS = {"size": 8, "workers": 2, "max_bad": 0.5, "talk": Talk()}
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """12 images to train on in two files, 3 to validate, 6 to test, whose classes are not in alphabetical order."""
-    for name, first, count in (
-        ("train-00000-of-00002", 0, 6),
-        ("train-00001-of-00002", 6, 6),
-        ("test-00000-of-00001", 20, 6),
-    ):
-        rows = range(first, first + count)
-        write_parquet(
-            tmp_path / "set" / "data" / f"{name}.parquet",
-            [png(row) for row in rows], [row % 3 for row in rows], CLASSES, group=4,
-        )  # fmt: skip
-    write_parquet(tmp_path / "set" / "data" / "validation-00000-of-00001.parquet", [png(9)] * 3, [0, 1, 2], CLASSES)
+    parts = {"train-00000-of-00002": range(6), "train-00001-of-00002": range(6, 12)}
+    parts |= {"test-00000-of-00001": range(20, 26), "validation-00000-of-00001": range(9, 12)}
+    for name, rows in parts.items():
+        file = tmp_path / "set" / "data" / f"{name}.parquet"
+        write_parquet(file, [png(row) for row in rows], [row % 3 for row in rows], CLASSES, group=4)
     return tmp_path / "set"
 
 
-def shades(found: Parquet | Files | Subset | Joined) -> list[int]:
+def shades(found: Source) -> list[int]:
     return [shade(found, index) for index in range(len(found))]
+
+
+def decoded(source: Source) -> InMemory:
+    return read_pixels(source, size=8, workers=2, max_bad=0.9, talk=Talk())
 
 
 def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
@@ -50,10 +46,9 @@ def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
     assert talk.lines == [f"{repository}: only train is read, test and validation are kept for evaluation"]
 
     found = labelled(repository)
-    assert found.train.classes == CLASSES
+    assert (found.name, found.train.classes) == ("set", CLASSES)
     assert (shades(found.train.source), found.train.labels.tolist()) == (list(range(12)), [0, 1, 2] * 4)
     assert (shades(found.test.source), found.test.labels.tolist()) == (list(range(20, 26)), [2, 0, 1, 2, 0, 1])
-    assert found.name == "set"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +90,7 @@ def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
     write_parquet(tmp_path / "validation.parquet", [png(7)], [0], CLASSES)
     write_parquet(tmp_path / "test.parquet", [png(8)], [-1], CLASSES)
     talk = Listener()
-    found: LabelledSplits = labelled(tmp_path, talk=talk)
+    found = labelled(tmp_path, talk=talk)
     assert (shades(found.train.source), found.train.labels.tolist()) == ([0, 2], [1, 0])
     assert found.train.classes == ["wool", "ash"]
     assert (shades(found.test.source), "validation" in found.split_note) == ([7], True)
@@ -105,25 +100,25 @@ def test_rows_and_parts_without_labels_are_left_out(tmp_path: Path) -> None:
 
 def test_which_column(tmp_path: Path) -> None:
     two = [{"bytes": png(5), "path": None}]
-    path = write_parquet(tmp_path / "a.parquet", [png(4)], [1], CLASSES, mask=pa.array(two))
-    assert shades(Parquet([path])) == [4]
+    assert shades(Parquet([write_parquet(tmp_path / "a.parquet", [png(4)], [1], CLASSES, mask=pa.array(two))])) == [4]
     plain = str(tmp_path / "b.parquet")
     pq.write_table(pa.table({"jpg": [png(6)], "kind": [1]}), plain)
     assert shades(Parquet([plain])) == [6]
     with pytest.raises(DataError, match=r"no column of labels, name one of them label: it has jpg \(binary\), kind"):
         labelled(plain)
-    pq.write_table(pa.table({"left": [png(6)], "right": [png(7)]}), plain)
-    with pytest.raises(DataError, match=r"several columns of images.*left \(binary\), right \(binary\)"):
-        Parquet([plain])
-    pq.write_table(pa.table({"vector": [[1.0, 2.0]]}), plain)
-    with pytest.raises(DataError, match="no column of images"):
-        Parquet([plain])
+    for columns, wrong in (
+        ({"left": [png(6)], "right": [png(7)]}, r"several columns of images.*left \(binary\), right \(binary\)"),
+        ({"vector": [[1.0, 2.0]]}, "no column of images"),
+    ):
+        pq.write_table(pa.table(columns), plain)
+        with pytest.raises(DataError, match=wrong):
+            Parquet([plain])
 
 
 def test_cells_without_bytes(tmp_path: Path) -> None:
     (beside,) = write(tmp_path, "0.png")
     cells = [png(9), None, {"bytes": None, "path": None}, {"bytes": None, "path": beside}]
-    store = read_pixels(Parquet([write_parquet(tmp_path / "a.parquet", cells)]), **{**SETTINGS, "max_bad": 0.9})  # type: ignore[arg-type]
+    store = decoded(Parquet([write_parquet(tmp_path / "a.parquet", cells)]))
     assert store.pixels[:, 0, 0, 0].tolist() == [9]
     assert [one.reason for one in store.bad] == ["the cell holds no bytes"] * 3
 
@@ -154,8 +149,10 @@ def test_damage_costs_only_the_images_in_it(tmp_path: Path) -> None:
 class Counted(Parquet):
     """Counts the rows that come out of the files."""
 
+    rows = 0
+
     def _cells(self, number, group, first):
-        self.rows = getattr(self, "rows", 0) + first  # what is passed over is decoded, too
+        self.rows += first  # what is passed over is decoded, too
         for cell in super()._cells(number, group, first):
             self.rows += 1
             yield cell
@@ -164,12 +161,9 @@ class Counted(Parquet):
 @pytest.mark.parametrize("group", [7, 100, 1000])
 def test_in_order_each_row_is_decoded_once(tmp_path: Path, group: int) -> None:
     """However large the row groups are, and with several threads."""
-    paths = [
-        write_parquet(tmp_path / f"{n}.parquet", [png(row) for row in range(n, n + 150)], group=group) for n in (0, 90)
-    ]
-    source = Counted(paths)
-    store = read_pixels(source, **SETTINGS)  # type: ignore[arg-type]
-    assert store.pixels[:, 0, 0, 0].tolist() == [*range(150), *range(90, 240)]
+    images = {n: [png(row) for row in range(n, n + 150)] for n in (0, 90)}
+    source = Counted([write_parquet(tmp_path / f"{n}.parquet", each, group=group) for n, each in images.items()])
+    assert decoded(source).pixels[:, 0, 0, 0].tolist() == [*range(150), *range(90, 240)]
     assert source.rows == 300
 
 
@@ -177,18 +171,20 @@ def test_any_order_and_any_number_of_threads(tmp_path: Path, monkeypatch: pytest
     """In blocks, of which memory holds some: none is read twice while it is there."""
     rows = [png(row) for row in range(250)]
     path = write_parquet(tmp_path / "a.parquet", rows, group=100)
+    order = np.random.default_rng(0).permutation(250).tolist()
+
+    def in_order(source: Counted) -> list[int]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(pool.map(lambda index: shade(source, index), order))
+
     source = Counted([path])
     assert source.block == Joined([Files(), source]).block == 100
-    order = np.random.default_rng(0).permutation(250).tolist()
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda index: shade(source, index), order)) == order
+    assert in_order(source) == order
     assert source.rows == 250
     monkeypatch.setattr(parquet, "MOST", 32 * 64 * len(rows[0]))  # 32 blocks must have room
     monkeypatch.setattr("selfie_cli.data.blocks.MOST", 64 * len(rows[0]))
-    source = Counted([path])
-    assert source.block == 64
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(lambda index: shade(source, index), order)) == order
+    assert Counted([path]).block == 64
+    assert in_order(Counted([path])) == order
 
 
 def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(
@@ -196,15 +192,11 @@ def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(
 ) -> None:
     """Vectors or a table of labels, say; parquet files that are larger than the pictures may be the data set."""
     folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(5):
-        (folder / f"{number}.png").write_bytes(png(number))
-    pictures = sum(file.stat().st_size for file in folder.iterdir())
+    pictures = sum(Path(name).stat().st_size for name in write(folder, *[f"{number}.png" for number in range(5)]))
     (folder / "vectors.parquet").write_bytes(b"x" * (pictures // 2))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     source = unlabelled(folder)
-    assert len(source) == 5
-    assert source.left_out.counts == {"packed": 1}
+    assert (len(source), source.left_out.counts) == (5, {"packed": 1})
     (folder / "vectors.parquet").write_bytes(b"x" * 2 * pictures)
     with pytest.raises(UsageError, match="parquet needs pyarrow"):
         unlabelled(folder)

@@ -6,13 +6,6 @@ from numpy.typing import NDArray
 
 from selfie_cli.data.synthetic import CHUNK, CLASSES, draw
 
-Drawn = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-@pytest.fixture(scope="module")
-def drawn() -> Drawn:
-    return draw(2000, seed=0)
-
 
 def test_ten_classes_take_turns() -> None:
     assert len(set(CLASSES)) == 10
@@ -33,8 +26,8 @@ def test_an_image_depends_on_the_seed_and_its_index_alone(num_images: int) -> No
     assert not np.array_equal(draw(num_images, seed=6)[0], more[:num_images])
 
 
-def test_shape_tells_the_class_and_colour_does_not(drawn: Drawn) -> None:
-    images, labels = drawn
+def test_shape_tells_the_class_and_colour_does_not() -> None:
+    images, labels = draw(2000, seed=0)
     first, second = slice(0, 1000), slice(1000, 2000)
 
     def means(values: NDArray[np.float64], part: slice) -> NDArray[np.float64]:

@@ -5,27 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from pictures import noise, seeded
 
 from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes
-from selfie_cli.data.batches import step_generator
-from selfie_cli.data.views import (
-    RGB_TO_YIQ,
-    View,
-    ViewDraws,
-    gaussian_blur,
-)
+from selfie_cli.data.views import RGB_TO_YIQ, View, gaussian_blur
 
 GREY = (0.299, 0.587, 0.114)
-
-
-def noise(num_images, side, seed=0):
-    """uint8 [B, S, S, 3]"""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8, generator=generator)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def view_and_boxes(pixels, size, *, seed=0, **how):
@@ -146,49 +131,21 @@ def test_the_bright_half_is_inverted():
     assert shade(always).max() < 0.5 + 1e-5
 
 
-EVERYTHING = View(min_crop=0.3, jitter=1.0, blur=0.5, solarize=0.5)
-
-
-def everything(pixels, size=24, seed=5):
-    return EVERYTHING.apply(pixels, EVERYTHING.draw(len(pixels), seeded(seed)), size)
-
-
-def test_draws_are_a_function_of_seed_step_and_row():
-    def drawn(seed, step):
-        return EVERYTHING.draw(64, step_generator(seed, step))
-
-    draws = drawn(0, 7)
-    assert all(len(tensor) == 64 for tensor in draws)
-    assert all(same.equal(tensor) for same, tensor in zip(drawn(0, 7), draws, strict=True))
-    for other in (drawn(1, 7), drawn(0, 8)):
-        assert not any(same.equal(tensor) for same, tensor in zip(other, draws, strict=True))
-    for name in ("boxes", "colours"):  # no two images share theirs, but for colours left as they are
-        assert len(getattr(draws, name).unique(dim=0)) > 64 * 0.7
-
-
-@pytest.mark.parametrize("size", [24, 96])
-def test_parts_of_a_batch_are_augmented_as_the_whole(size):
-    pixels = noise(10, size + 8)
-    draws = EVERYTHING.draw(10, seeded(5))
-    assert 0 < (draws.sigmas[:5] > 0).sum() < 5  # in the parts, too, some are blurred and some are not
-    whole = EVERYTHING.apply(pixels, draws, size)
-    for part in (slice(0, 5), slice(5, 10), slice(3, 4)):
-        rows = ViewDraws(*(each[part] for each in draws))
-        view = EVERYTHING.apply(pixels[part], rows, size)
-        torch.testing.assert_close(view, whole[part], atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("size", [24, 224])
 def test_autocast_leaves_views_precise_and_pixels_and_the_default_generator_alone(size):
     """Places and colours in bf16 would be off by a quarter of a pixel and a shade. That goes for what is drawn, too."""
-    pixels = noise(4, size + 8)
+    everything, pixels = View(min_crop=0.3, jitter=1.0, blur=0.5, solarize=0.5), noise(4, size + 8)
+
+    def augmented():
+        return everything.apply(pixels, everything.draw(4, seeded(5)), size)
+
     before, state = pixels.clone(), torch.get_rng_state()
-    view = everything(pixels, size)
+    view = augmented()
     assert pixels.equal(before)
     assert torch.get_rng_state().equal(state)
     assert view.shape == (4, 3, size, size)
     assert view.is_contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        same = everything(pixels, size)
+        same = augmented()
     assert same.dtype == torch.float32
     assert same.equal(view)

@@ -1,4 +1,4 @@
-"""Figures that their scripts draw, snippets that run, and completion as the docs describe it."""
+"""Figures that their scripts draw, and snippets that run."""
 
 import json
 import re
@@ -15,8 +15,6 @@ from running import ENVIRONMENT, selfie
 from selfie_cli.option import CHANGEABLE, PER_INVOCATION, flag_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-# As the installed program: Typer completes for the name that it was started by.
-PROGRAM = (sys.executable, "-c", "import sys; sys.argv[0] = 'selfie'; from selfie_cli.cli.app import main; main()")
 LINK = re.compile(r"!\[[^]]*\]\(([^)#]+)\)")
 
 
@@ -63,15 +61,10 @@ def test_pictures_of_all_pages_are_there() -> None:
             assert (page.parent / link).is_file(), f"{page}: {link}"
 
 
-def snippets(page: str) -> dict[str, str]:
-    """The Python files that a page shows, by the name in their first line."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return {name: code for code, name in re.findall(r"^```python\n(# (\S+)\n.*?)^```$", text, re.DOTALL | re.MULTILINE)}
-
-
-def test_scans_and_scenes_become_what_selfie_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    code = snippets("howto/medical-and-satellite.md")
+def test_scans_and_scenes_become_what_selfie_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Python files that the page shows, by the name in their first line."""
+    page = (DOCS / "howto/medical-and-satellite.md").read_text(encoding="utf-8")
+    code = {name: code for code, name in re.findall(r"^```python\n(# (\S+)\n.*?)^```$", page, re.DOTALL | re.MULTILINE)}
     assert code.keys() == {"window.py", "tiles.py", "split.py"}
 
     scan = np.full((64, 64), 1000, np.uint16)
@@ -82,9 +75,7 @@ def test_scans_and_scenes_become_what_selfie_reads(tmp_path: Path, monkeypatch: 
     exec(code["window.py"], {})
     windowed = np.asarray(Image.open("images/patient/1.png"))
     assert windowed.dtype == np.uint8
-    assert windowed[0, 0] == 255
-    assert windowed[5, 5] == 0
-    assert windowed[5, 40] == 128  # the middle of the window
+    assert (windowed[0, 0], windowed[5, 5], windowed[5, 40]) == (255, 0, 128)  # above, below and amid the window
 
     Path("scenes").mkdir()
     scene = np.random.default_rng(0).integers(1, 255, (600, 800, 3), np.uint8)
@@ -93,8 +84,8 @@ def test_scans_and_scenes_become_what_selfie_reads(tmp_path: Path, monkeypatch: 
         Image.fromarray(scene).save(f"scenes/{number}.tif")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back what the snippet sets
     exec(code["tiles.py"], {})
-    tiles = sorted(file.name for file in Path("tiles/3").iterdir())
-    assert tiles == ["000000-000000.png", "000000-000256.png", "000256-000000.png", "000256-000256.png"]
+    tiles = {file.name for file in Path("tiles/3").iterdir()}
+    assert tiles == {f"{top}-{left}.png" for top in ("000000", "000256") for left in ("000000", "000256")}
     assert (np.asarray(Image.open("tiles/3/000256-000000.png")) == scene[256:512, :256]).all()
     exec(code["split.py"], {})
     parts = {part: {folder.name for folder in Path("data", part).iterdir()} for part in ("train", "test")}
@@ -103,16 +94,6 @@ def test_scans_and_scenes_become_what_selfie_reads(tmp_path: Path, monkeypatch: 
 
     embedded = selfie("embed", "images", "tiles/3", "--from", "bundled").stdout.splitlines()
     assert len(embedded) == 5
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [("selfie pret", ["pretrain"]), ("selfie pretrain --method b", ["byol"]), ("selfie finetune --seeds", ["--seeds"])],
-)
-def test_bash_completes_verbs_options_and_their_values(words: str, offered: list[str]) -> None:
-    asked = {"_SELFIE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    done = subprocess.run(PROGRAM, env={**ENVIRONMENT, **asked}, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == offered
 
 
 def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:

@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from selfie_cli.errors import DataError, TrainingError
-from selfie_cli.evaluation.metrics import (
-    confusion_matrix,
-    mean_std,
-    paired_interval,
-    per_class_accuracy,
-    topk_accuracy,
-)
+from selfie_cli.evaluation import metrics
+from selfie_cli.evaluation.metrics import mean_std, paired_interval, topk_accuracy
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 6, 10])
@@ -24,27 +19,23 @@ def test_topk_accuracy_counts_labels_among_the_highest(k):
     assert topk_accuracy(scores, labels, k) == pytest.approx(hits / 50)
 
 
-def test_equal_scores_go_to_the_lower_class_as_in_argmax():
-    labels = torch.arange(20) % 4
-    scores = torch.zeros(20, 4)
+def test_equal_scores_go_to_the_lower_class_as_in_argmax_and_no_scores_are_refused():
+    scores, labels = torch.zeros(20, 4), torch.arange(20) % 4
     assert scores.argmax(dim=1).eq(0).all()
     assert [topk_accuracy(scores, labels, k) for k in (1, 2, 4)] == [0.25, 0.5, 1.0]
-
-
-def test_nothing_to_measure_and_scores_that_are_no_numbers_are_refused():
     with pytest.raises(DataError, match="no images"):
-        topk_accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+        topk_accuracy(scores[:0], labels[:0])
     with pytest.raises(TrainingError, match="diverged"):
-        topk_accuracy(torch.tensor([[0.0, torch.nan]]), torch.tensor([0]))
+        topk_accuracy(torch.tensor([[0.0, torch.nan]]), labels[:1])
 
 
 def test_confusion_matrix_counts_true_rows_and_predicted_columns():
     true, predicted = torch.tensor([0, 1, 2, 0, 4]), torch.tensor([0, 0, 2, 3, 4])
-    confusion = confusion_matrix(predicted, true, 6)
+    confusion = metrics.confusion_matrix(predicted, true, 6)
     assert confusion.dtype == torch.int64
     assert confusion.nonzero().tolist() == [[0, 0], [0, 3], [1, 0], [2, 2], [4, 4]]
-    assert per_class_accuracy(confusion) == [0.5, 0.0, 1.0, None, 1.0, None]  # None: no image of that class
-    assert confusion_matrix(true[:0], true[:0], 3).tolist() == [[0] * 3] * 3
+    assert metrics.per_class_accuracy(confusion) == [0.5, 0.0, 1.0, None, 1.0, None]  # None: no image of that class
+    assert metrics.confusion_matrix(true[:0], true[:0], 3).tolist() == [[0] * 3] * 3
 
 
 def test_mean_std_divides_by_n_minus_one():

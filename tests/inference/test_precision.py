@@ -24,7 +24,7 @@ def network(backbone: str = "resnetv2_18_w16", image_size: int = 32) -> Network:
     return Network(Encoder(backbone, stem="3x3" if image_size < 64 else "7x7").eval(), image_size, "whole")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def _bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "bf16_pays", lambda device: True)
 
@@ -44,7 +44,6 @@ def turned(degrees: float):
     return compute
 
 
-@pytest.mark.usefixtures("_bf16")
 @pytest.mark.parametrize(("degrees", "chosen"), [(2.5, "bf16"), (2.6, "fp32")])  # the cosine of 2.56 degrees is 0.999
 def test_auto_takes_bf16_where_it_gives_the_same_vectors(degrees: float, chosen: str) -> None:
     talk = Listener()
@@ -54,7 +53,6 @@ def test_auto_takes_bf16_where_it_gives_the_same_vectors(degrees: float, chosen:
     assert ("below 0.999" in line) == (chosen == "fp32")
 
 
-@pytest.mark.usefixtures("_bf16")
 def test_what_is_not_questioned(monkeypatch: pytest.MonkeyPatch) -> None:
     talk = Listener()
     for asked in ("bf16", "fp32"):
@@ -74,7 +72,6 @@ def photos(real_archives: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return [str(folder / member.name) for member in members]
 
 
-@pytest.mark.usefixtures("_bf16")
 @pytest.mark.parametrize("estimated", [False, True], ids=["as drawn", "with statistics"])
 @pytest.mark.parametrize("backbone", [*PREACTIVATION, *TORCHVISION])
 def test_real_photos_keep_their_direction(photos: list[str], backbone: str, estimated: bool) -> None:

@@ -22,13 +22,13 @@ def names(images: Path) -> list[str]:
     return [str(path) for path in sorted(images.rglob("*.png"))]
 
 
-def streaming(names: list[str], compute: Compute = Network.vectors, *, batch_size: int) -> Stream:
+def streaming(names: list[str], batch_size: int, compute: Compute = Network.vectors) -> Stream:
     how = {"what": "x", "precision": "fp32", "workers": 1, "batch_size": batch_size}
     return Stream(names=names, network=network(), compute=compute, talk=Talk(), **how)
 
 
-def results(names: list[str], *, batch_size: int) -> list[Result]:
-    with streaming(names, batch_size=batch_size) as stream:
+def results(names: list[str], batch_size: int) -> list[Result]:
+    with streaming(names, batch_size) as stream:
         return list(stream)
 
 
@@ -40,12 +40,12 @@ def test_batches_are_padded_to_one_shape(names: list[str]) -> None:
         return network.vectors(pixels)
 
     Path("bad.png").write_bytes(b"no image")
-    with streaming([*names[:5], "bad.png", names[5]], compute, batch_size=4) as stream:
+    with streaming([*names[:5], "bad.png", names[5]], 4, compute) as stream:
         found = list(stream)
     assert seen == [(4, 32, 32, 3)] * 2
     assert [result.name for result in found] == names[:6]
     assert [one.name for one in stream.bad] == ["bad.png"]
-    (alone,) = results(names[4:5], batch_size=1)
+    (alone,) = results(names[4:5], 1)
     np.testing.assert_allclose(found[4].vector, alone.vector, rtol=1e-4, atol=1e-6)
 
 
@@ -53,25 +53,19 @@ def test_batches_are_padded_to_one_shape(names: list[str]) -> None:
 def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> None:
     """Their files, the unreadable ones in their places, and nothing on stdout but what the first one says."""
     Path("bad.png").write_bytes(b"no image")
-    paths = sorted((images / "test").rglob("*.png"))[:9]
-    mixed = [*paths[:3], Path("bad.png"), *paths[3:], Path("nowhere.png")]
-    common = ["embed", *map(str, mixed[:4]), "-", "--from", str(pretrained), "--batch-size", "2"]
-    lines = "".join(f"{path}\n" for path in mixed[4:])
+    paths = list(map(str, sorted((images / "test").rglob("*.png"))[:9]))
+    lines = "".join(f"{path}\n" for path in [*paths[3:], "nowhere.png"])
+    common = ["embed", *paths[:3], "bad.png", "-", "--from", str(pretrained), "--batch-size", "2"]
     selfie(*common, "--out", "one/v.npy", stdin=lines)
-    done = subprocess.run(
-        [*TORCHRUN, "-m", "selfie_cli", *common, "--out", "two/v.npy"],
-        env=ENVIRONMENT,
-        input=lines,
-        capture_output=True,
-        text=True,
-    )
+    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--out", "two/v.npy"]
+    done = subprocess.run(argv, env=ENVIRONMENT, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two/v.npy: 9 vectors\n"
     assert done.stderr.count("left out: bad.png") == 1
+    assert {file.name for file in Path("two").iterdir()} == {"v.npy", "v.npy.rows.jsonl", "v.npy.bad_files.jsonl"}
     for file in ("v.npy.rows.jsonl", "v.npy.bad_files.jsonl"):
         assert Path("two", file).read_text() == Path("one", file).read_text()
     np.testing.assert_allclose(np.load("two/v.npy"), np.load("one/v.npy"), rtol=1e-5, atol=1e-6)
-    assert {file.name for file in Path("two").iterdir()} == {"v.npy", "v.npy.rows.jsonl", "v.npy.bad_files.jsonl"}
 
 
 @pytest.mark.slow
@@ -95,13 +89,13 @@ def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.Mon
 
     real = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, dynamic=how["dynamic"], backend=backend))
-    with streaming(names[:8], batch_size=4) as stream:
+    with streaming(names[:8], 4) as stream:
         plain = stream.lean
         stream.use_compiled()
         found = list(stream)
     assert stream.lean is not plain
     assert len(calls) == 1  # one shape, compiled once
-    for one, other in zip(results(names[:8], batch_size=4), found, strict=True):
+    for one, other in zip(results(names[:8], 4), found, strict=True):
         np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-6)
 
 

@@ -36,24 +36,16 @@ def pretrained(*, encoder_positions=True, factorized=False, final_norm=True):
 
 @pytest.mark.parametrize("encoder_positions", [True, False])
 @pytest.mark.parametrize("factorized", [True, False])
-def test_features_are_selfies_pooled_vectors(encoder_positions, factorized):
+def test_features_are_selfies_pooled_vectors_and_the_head_stays(encoder_positions, factorized):
     state, pooled = pretrained(encoder_positions=encoder_positions, factorized=factorized)
     module = hybrid(encoder_positions=encoder_positions, factorized_positions=factorized).eval()
+    head = module.head.weight.clone()
     module.take_over({**state, "log_temperature": torch.tensor(0.0)})  # which only pretraining needs
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features = module.features(images)
         torch.testing.assert_close(features, pooled(images), atol=1e-6, rtol=0)
-        torch.testing.assert_close(module(images), features @ module.head.weight.T + module.head.bias)
-
-
-def test_the_head_stays_as_it_was_drawn():
-    module, (state, _) = hybrid(), pretrained()
-    head = module.head.weight.clone()
-    module.take_over(state)
-    assert module.head.weight.equal(head)
-    assert all(tensor.equal(state[name]) for name, tensor in module.state_dict().items() if name in state)
-    assert module.encoder is module.patch_network
+        torch.testing.assert_close(module(images), features @ head.T + module.head.bias)
 
 
 def test_what_does_not_fit_is_refused():
@@ -65,22 +57,24 @@ def test_what_does_not_fit_is_refused():
         hybrid(image_size=64).take_over(state)
 
 
-@pytest.mark.parametrize("stem", ["3x3", "7x7"])
-def test_encoding_apart_and_whole(stem):
+@pytest.mark.parametrize(("stem", "p", "size"), [("3x3", 8, 32), ("7x7", 32, 96)])
+def test_encoding_apart_and_whole(stem, p, size):
     """Apart: a patch's vector is that of the patch alone. Whole: it is its cell of the whole image's map."""
-    p, size = (8, 32) if stem == "3x3" else (32, 96)
     network = resnet(SMALL, stem=stem, num_stages=3).eval()
     images = torch.randn(2, 3, size, size)
-    g = size // p  # patches per side
+    for layout in (torch.contiguous_format, torch.channels_last):
+        patches = cut(images.contiguous(memory_format=layout), p)
+        assert patches.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         apart, whole = (encode(network, images, p, apart=each) for each in (True, False))
-        maps = network(images)
-        alone = network(cut(images, p)).mean(dim=(2, 3)).view(2, g * g, -1)
-    assert apart.shape == whole.shape == (2, g * g, 64)
-    torch.testing.assert_close(apart, alone)
-    cell = maps.shape[-1] // g
-    for place in range(g * g):
-        y, x = divmod(place, g)
+        maps, alone = network(images), network(patches).mean(dim=(2, 3))
+    assert apart.shape == whole.shape == (2, (size // p) ** 2, 64)
+    torch.testing.assert_close(apart, alone.view(apart.shape))
+    cell = maps.shape[-1] * p // size
+    for place in range(apart.shape[1]):
+        y, x = divmod(place, size // p)
+        square = slice(y * p, (y + 1) * p), slice(x * p, (x + 1) * p)
+        assert patches.view(2, -1, 3, p, p)[:, place].equal(images[:, :, *square])
         there = maps[:, :, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
         torch.testing.assert_close(whole[:, place], there.mean(dim=(2, 3)))
 
@@ -93,14 +87,6 @@ def test_heads_and_inner_width_follow_the_papers_network_of_width_1024(width, he
     attention, norms = 4 * (width * width + width), 2 * 2 * width
     layer = attention + norms + width * inner + inner + inner * width + width
     assert sum(parameter.numel() for parameter in pooling.parameters()) == 3 * layer + width
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_patches_are_channels_last(layout):
-    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=layout)
-    patches = cut(images, 8)
-    assert patches.shape == (32, 3, 8, 8)
-    assert patches.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_every_image_has_its_own_mask_and_every_place_its_share():

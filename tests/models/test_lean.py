@@ -14,7 +14,6 @@ from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 
-BACKBONES = [*PREACTIVATION, *TORCHVISION]
 SMALL = "resnetv2_18_w16"
 SHAPE = {"image_size": 32, "patch_size": 8, "factorized_positions": False, "encoder_positions": True}
 
@@ -34,7 +33,8 @@ def network(module, features="whole"):
 
 
 KINDS = {
-    **{f"encoder {name}": (lambda name=name: Encoder(name, stem="3x3"), "whole") for name in BACKBONES},
+    **{f"encoder {name}": (lambda name=name: Encoder(name, stem="3x3"), "whole")
+       for name in (*PREACTIVATION, *TORCHVISION)},
     **{f"classifier {name}": (lambda name=name: Classifier(name, stem="3x3", num_classes=3), "penultimate")
        for name in (SMALL, "resnet18")},
     **{f"selfie {features}": (selfie, features) for features in ("whole", "patches", "pooled")},
@@ -43,7 +43,6 @@ KINDS = {
     "hybrid": (hybrid, "penultimate"),
     "hybrid, whole images": (lambda: hybrid(apart=False), "penultimate"),
 }  # fmt: skip
-WITH_KERNELS = pytest.mark.usefixtures("_kernels")
 
 
 @pytest.fixture(params=["oneDNN", "plain"])
@@ -59,40 +58,30 @@ def pixels():
     return torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@WITH_KERNELS
+@pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_vectors_within_rounding(kind):
+def test_the_same_vectors_within_rounding_and_in_bf16_of_the_same_direction(kind):
     make, features = KINDS[kind]
     exact = network(make(), features)
     before, expected = copy.deepcopy(exact.module.state_dict()), exact.vectors(pixels())
-    lean = exact.lean(torch.float32)
+    lean, coarse = exact.lean(torch.float32), exact.lean(torch.bfloat16)
+    assert {tensor.dtype for tensor in coarse.module.state_dict().values() if tensor.dim() == 4} == {torch.bfloat16}
     for some in (pixels(), pixels()[:1]):
-        found = lean.vectors(some)
-        assert found.dtype == torch.float32
-        assert (found - expected[: len(some)]).norm() < 1e-5 * expected[: len(some)].norm()
+        found, rounded, right = lean.vectors(some), coarse.vectors(some), expected[: len(some)]
+        assert found.dtype == rounded.dtype == torch.float32
+        assert (found - right).norm() < 1e-5 * right.norm()
+        assert F.cosine_similarity(rounded, right).min() > 0.999
+        assert not rounded.bfloat16().float().equal(rounded)  # the average over space is no longer bf16
     assert all(tensor.equal(before[name]) for name, tensor in exact.module.state_dict().items())
     assert exact.vectors(pixels()).equal(expected)  # the network it was made from is unchanged
     if features == "penultimate":
         torch.testing.assert_close(lean.probabilities(pixels()), exact.probabilities(pixels()))
 
 
-@WITH_KERNELS
-@pytest.mark.parametrize("kind", KINDS)
-def test_bf16_points_the_same_way(kind):
-    make, features = KINDS[kind]
-    exact = network(make(), features)
-    lean = exact.lean(torch.bfloat16)
-    assert {tensor.dtype for tensor in lean.module.state_dict().values() if tensor.dim() == 4} == {torch.bfloat16}
-    found = lean.vectors(pixels())
-    assert found.dtype == torch.float32
-    assert F.cosine_similarity(found, exact.vectors(pixels())).min() > 0.999
-    assert not found.bfloat16().float().equal(found)  # the average over space is no longer bf16
-
-
-def test_the_input_is_left_alone():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_input_is_left_alone(dtype):
     images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.no_grad():
-            for_inference(network(Encoder(SMALL, stem="3x3")).module, dtype)(images)
-        assert images.equal(before)
+    with torch.no_grad():
+        for_inference(network(Encoder(SMALL, stem="3x3")).module, dtype)(images)
+    assert images.equal(before)

@@ -32,8 +32,7 @@ def test_pooling_is_max_pooling(side: int) -> None:
 def test_int8_points_the_same_way(kind: str) -> None:
     make, features = KINDS[kind]
     exact = network(make(), features)
-    before = copy.deepcopy(exact.module.state_dict())
-    expected = exact.vectors(pixels())
+    before, expected = copy.deepcopy(exact.module.state_dict()), exact.vectors(pixels())
     coarse = exact.in_int8(pixels())
     for some in (pixels(), pixels()[:1]):
         found = coarse.vectors(some)

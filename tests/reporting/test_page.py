@@ -9,17 +9,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from browsing import looking_at
+from running import SMALL, draw_folder, selfie
 
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import Line
-from selfie_cli.reporting.page import Page, Picture, piece, section
-from selfie_cli.runs import Run
+from selfie_cli.reporting.examples import tsne
+from selfie_cli.reporting.page import Page, piece
+from selfie_cli.talk import printable
 
-EVIL = '"><img src=x onerror=alert(1)><script>alert(2)</script>' + "W" * 450
-NAMES = (f"{EVIL}.png", "</script><script>alert(3)</script>.png", "line\nbreak\u2028\udcff\u202e.png", "plain.png")
-CLASSES = (EVIL, "'; alert(4) //", "c" * 300)
-
-
+EVIL = '"><img src=x onerror=alert(1)>' + "W" * 200
+IMAGES, PRETRAINED, FINETUNED = "<img src=x onerror=alert(2)>", "<script>alert(3)<!--", "'; alert(4)"
 PUZZLE = {
     "grid": 4,
     "masked": [3, 5, 10],
@@ -29,123 +28,117 @@ PUZZLE = {
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every piece of a page, with a name that attacks wherever a name can be."""
-    page = Page()
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (40, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    line = [(step, 0.5 + step / 100) for step in range(0, 50, 10)]
-    how: dict[str, Any] = {"show": "{:.2f}".format, "show_x": "{:,.0f}".format, "guide": (0.25, "chance")}
-    charts = [pages.chart(page, EVIL, [Line(EVIL, line), Line("b", line[:3])], **how)]
-    page.add("charts", "Charts", "training", told=EVIL, names=[EVIL, "b"], charts=charts)
-    puzzle = {"name": EVIL, "pixels": pixels[0], **PUZZLE}
-    method = {"num_masked": 3, "num_patches": 16, "chance": 1 / 3}
-    page.add(
-        *("picks", "Picks", "patch_picks"),
-        **{"module": method, "note": EVIL, "grid": 4, "small": True, "right": 2, "total": 3, "puzzles": [puzzle]},
-    )
-    figures = [Picture(each, [EVIL, EVIL], EVIL, right=bool(i % 2)) for i, each in enumerate(pixels[:7])]
-    page.add("rows", EVIL, "view_picks", note=EVIL, rows=[figures], right=3, total=7, small=True)
-    page.add("mistakes", EVIL, "mistakes", pictures=figures, small=False)
-    about = {"which": EVIL, "whole": False, "num_images": 11, "accuracy": 0.5, "num_ranked": 3}
-    counts = [[5, 1, 0], [2, 3, 0], [0, 0, 0]]
-    page.add("classes", EVIL, "by_class", **about, shown=[(EVIL, 0.25, 4)], classes=CLASSES, counts=counts, confused=[])
-    labels, names = [i % 3 for i in range(40)], [NAMES[i % 4] for i in range(40)]
-    points = pages.map_points(page, torch.rand(40, 2, generator=generator), pixels, names, labels, CLASSES)
-    shown = {"points": points, "labels": labels, "classes": CLASSES, "thumbs": pixels, "num_images": 99, "num_bad": 1}
-    page.add("map", "Map", "map_of_images", **shown)
-    table = piece("table", [EVIL, "b"], [[EVIL, 1], ["x" * 400, 2]], caption=EVIL)
-    page.add("table", "Table", "of_parts", parts=[table])
-    config = {"asked": {EVIL: {"a": EVIL, "b": [EVIL, 1]}, "none": None}, "derived": {EVIL: EVIL}, "measured": {}}
-    page.add("details", "Details", "details", config=config, listed=[(EVIL, EVIL, 2, [(EVIL, EVIL)])])
-    config |= {"data": {"unreadable": 3}, "from": [], "verb": "finetune"}
-    run = Run(Path(EVIL.replace("/", "")), {**config, "derived": {"backbone": EVIL, "method": "finetune"}})
-    found = {"dataset": EVIL, "num_classes": 3, "num_test": 9}
-    told: dict[str, Any] = {"origins": EVIL, "last": {}, "found": found, "verdict": [EVIL], "notes": [EVIL]}
-    file = tmp_path_factory.mktemp("page") / "page.html"
-    header = section("heading", run=run, **told)
-    file.write_text(pages.document(page, title=EVIL, header=header, footer=EVIL), encoding="utf-8")
-    return file
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with names that attack wherever a name can be: of classes, files, data set and runs."""
+    folder = tmp_path_factory.mktemp("hostile")
+    images = draw_folder(folder / IMAGES, train=48, test=24)
+    for part in ("train", "test"):
+        first, second, third = sorted((images / part).iterdir())[:3]
+        first.rename(first.with_name(EVIL))
+        second.rename(second.with_name("c" * 200))
+        for number, file in enumerate(sorted(third.iterdir())):
+            file.rename(file.with_name(f"<script>alert({number})<\udcff\n\u2028\u202e.png"))
+    first, second = folder / PRETRAINED, folder / FINETUNED
+    selfie("pretrain", images, *SMALL, "--recipe", "paper", "--steps", 2, "--out", first)
+    with (first / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": step / 100}) + "\n" for step in (10, 20, 30))
+    selfie("report", first)
+    selfie("finetune", "--dataset", images, "--from", first, *SMALL[2:-1], "--steps", 2, "--out", second)
+    return folder
 
 
-def test_what_it_is_given_is_shown_and_not_run(browser: Any, drawn: Path) -> None:
-    with looking_at(browser, drawn) as page:
-        assert page.title() == EVIL
-        assert page.locator("h1").inner_text() == EVIL.replace("/", "")
+def data_of(run: Path) -> dict[str, Any]:
+    """What the script of the page reads."""
+    found = re.search(r'<script id="data"[^>]*>(.*?)</script>', (run / "report.html").read_text("utf-8"))
+    return dict(json.loads(found[1]))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", [PRETRAINED, FINETUNED])
+def test_what_it_is_given_is_shown_and_not_run(browser: Any, hostile: Path, name: str) -> None:
+    with looking_at(browser, hostile / name / "report.html") as page:
+        assert name in page.title()
+        assert page.locator("h1").inner_text() == name
         assert page.locator("script").count() == 2
         assert page.locator("[onerror], [src=x]").count() == 0
-        assert page.locator(".row img").first.get_attribute("alt") == EVIL
-        assert EVIL in page.locator("details").last.inner_text()
-        assert page.locator(".heat tbody th").first.inner_text() == EVIL
+        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        assert IMAGES in page.locator("main").inner_text()
+        assert page.locator("button[data-class]").first.inner_text() == EVIL
+        if name == FINETUNED:
+            assert page.locator(".heat tbody th").first.inner_text() == EVIL
 
 
-def test_the_policy_stops_what_gets_in_all_the_same(browser: Any, drawn: Path, tmp_path: Path) -> None:
+def test_the_policy_stops_what_gets_in_all_the_same(browser: Any, hostile: Path, tmp_path: Path) -> None:
     smuggled = '<img src="http://127.0.0.1:9/x" onerror="document.title=\'run\'"><script>document.title="run"</script>'
-    bad = tmp_path / "bad.html"
-    bad.write_text(drawn.read_text("utf-8").replace("<main>", f"<main>{smuggled}"), encoding="utf-8")
+    good = (hostile / FINETUNED / "report.html").read_text("utf-8")
+    (tmp_path / "bad.html").write_text(good.replace("<main>", f"<main>{smuggled}"), encoding="utf-8")
     page = browser.new_page()
     refused: list[str] = []
     failed: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
     page.on("requestfailed", lambda request: failed.append(request.failure))
-    page.goto(bad.as_uri())
-    assert page.title() == EVIL
+    page.goto((tmp_path / "bad.html").as_uri())
+    assert page.title() != "run"
     assert sum("Content Security Policy" in each for each in refused) >= 2
     assert all(each == "csp" for each in failed)
     page.close()
 
 
-def test_pointing_at_the_map_shows_the_image_and_its_name(browser: Any, drawn: Path) -> None:
-    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', drawn.read_text("utf-8"))[1])["map"]
-    with looking_at(browser, drawn) as page:
-        tip = page.locator(".tip")
+def test_pointing_at_the_map_shows_the_image_and_its_name(browser: Any, hostile: Path) -> None:
+    data = data_of(hostile / FINETUNED)["map"]
+    with looking_at(browser, hostile / FINETUNED / "report.html") as page:
+        tip, circles = page.locator(".tip"), page.locator(".map circle")
         assert not tip.is_visible()
-        for index in (0, 1, 2, 39):
-            page.locator(".map circle").nth(index).hover(force=True)
+        for index in range(circles.count()):
+            circles.nth(index).hover(force=True)
             assert tip.is_visible()
-            assert tip.locator("b").inner_text() == CLASSES[index % 3]
+            assert tip.locator("b").inner_text() == data["classes"][data["labels"][index]]
             assert tip.locator("span").text_content() == data["names"][index]
             window, sheet = tip.locator(".window").bounding_box(), tip.locator("img").bounding_box()
-            column, row = index % data["columns"], index // data["columns"]
-            assert window["x"] - sheet["x"] == pytest.approx(134 * column, abs=1)
-            assert window["y"] - sheet["y"] == pytest.approx(134 * row, abs=1)
-        assert data["names"][2] == r"line\nbreak\u2028\udcff\u202e.png"
+            assert window["x"] - sheet["x"] == pytest.approx(134 * (index % data["columns"]), abs=1)
+            assert window["y"] - sheet["y"] == pytest.approx(134 * (index // data["columns"]), abs=1)
+        assert any(printable("<script>alert(0)<\udcff\n\u2028\u202e.png") in name for name in data["names"])
         page.mouse.move(2, 2)
         assert not tip.is_visible()
 
         page.locator(".map svg").focus()
-        first = tip.locator("span").text_content(), page.locator("circle.here").get_attribute("cx")
-        page.keyboard.press("ArrowRight")
-        assert (tip.locator("span").text_content(), page.locator("circle.here").get_attribute("cx")) != first
+        here = page.locator("circle.here")
+        name, x = tip.locator("span").text_content(), float(here.get_attribute("cx"))
+        page.keyboard.press("ArrowRight" if x < 500 else "ArrowLeft")
+        assert tip.locator("span").text_content() != name
+        assert (float(here.get_attribute("cx")) > x) == (x < 500)
         page.keyboard.press("Escape")
         assert not tip.is_visible()
 
         page.locator("button[data-class='1']").click()
-        assert page.locator(".map circle:not(.off)").count() == 13
-        assert page.locator(".map circle.c1:not(.off)").count() == 13
+        assert page.locator(".map circle:not(.off)").count() == data["labels"].count(1) > 0
+        assert page.locator(".map circle.c1:not(.off)").count() == data["labels"].count(1)
 
 
-def test_charts_read_out_values(browser: Any, drawn: Path) -> None:
-    with looking_at(browser, drawn) as page:
-        page.locator("svg.chart").scroll_into_view_if_needed()
-        box, told = page.locator("svg.chart").bounding_box(), page.locator("output")
-        assert told.text_content() == f"{EVIL} 0.90, b 0.70 at 40"
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
-        assert told.text_content() == f"{EVIL} 0.70, b 0.70 at 20"
-        page.locator("svg.chart").focus()
+def test_charts_read_out_values(browser: Any, hostile: Path) -> None:
+    stops = data_of(hostile / PRETRAINED)["charts"][0]
+    assert len(stops) == 4
+    with looking_at(browser, hostile / PRETRAINED / "report.html") as page:
+        chart, told = page.locator("svg.chart").first, page.locator("output").first
+        chart.scroll_into_view_if_needed()
+        box, (x, text) = chart.bounding_box(), stops[1]
+        assert told.text_content() == stops[-1][1]
+        page.mouse.move(box["x"] + box["width"] * x / float(chart.get_attribute("viewBox").split()[2]), box["y"] + 20)
+        assert told.text_content() == text
+        chart.focus()
         page.keyboard.press("Home")
-        assert told.text_content() == f"{EVIL} 0.50, b 0.50 at 0"
+        assert told.text_content() == stops[0][1]
 
 
 @pytest.mark.parametrize("width", [360, 800])
-def test_nothing_is_wider_than_the_screen(browser: Any, drawn: Path, width: int) -> None:
-    with looking_at(browser, drawn, width=width, touch=True) as page:
-        page.locator(".map circle").nth(3).tap(force=True)
-        box = page.locator(".tip").bounding_box()
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= width
-        page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+def test_nothing_is_wider_than_the_screen(browser: Any, hostile: Path, width: int) -> None:
+    for name in (PRETRAINED, FINETUNED):
+        with looking_at(browser, hostile / name / "report.html", width=width, touch=True) as page:
+            page.locator(".map circle").nth(3).tap(force=True)
+            box = page.locator(".tip").bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_puzzles_say_what_was_picked_where() -> None:
@@ -199,15 +192,15 @@ def test_charts_of_odd_values(values: list[float]) -> None:
 def test_a_curve_is_a_file_of_its_own() -> None:
     lines = [Line(EVIL, [(0.05, 0.3), (1.0, 0.5)], [0.02, 0.01]), Line("b", [(0.05, 0.4), (1.0, 0.52)], [0.05, 0.0])]
     text = pages.curve_file(EVIL, lines, show=pages.percent, show_x="{:g}".format, x_ticks=[0.05, 1.0], log=True)
-    root = ElementTree.fromstring(text)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    texts = [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert texts.count(EVIL) == 2
-    assert {"b", "0.05", "1"} <= set(texts)
-    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
-    style = root.find("{http://www.w3.org/2000/svg}style").text
-    assert {"svg", ".line circle", ".grid"} <= {each.strip() for each in re.findall(r"([^{}]+)\{", style)}
-    assert "script" not in {each.tag.rpartition("}")[2] for each in root.iter()}
+    found: dict[str, list[str]] = {}
+    for each in ElementTree.fromstring(text).iter():
+        found.setdefault(each.tag.removeprefix("{http://www.w3.org/2000/svg}"), []).append(each.text or "")
+    assert next(iter(found)) == "svg"
+    assert "script" not in found
+    assert found["text"].count(EVIL) == 2
+    assert {"b", "0.05", "1"} <= set(found["text"])
+    assert len(found["circle"]) == 4
+    assert {"svg", ".line circle", ".grid"} <= {each.strip() for each in re.findall(r"([^{}]+)\{", found["style"][0])}
 
 
 def test_text_is_escaped() -> None:
@@ -222,3 +215,23 @@ def test_text_is_escaped() -> None:
     assert json.loads(text) == page.data
     with pytest.raises(ValueError, match="JSON compliant"):
         pages.document(Page(data={"a": float("nan")}), title="t", header="", footer="")
+
+
+def test_the_map_depends_on_the_seed_alone_and_leaves_the_number_of_threads() -> None:
+    vectors = torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+    vectors[:20] += 5
+    before, first = torch.get_num_threads(), tsne(vectors)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(tsne(vectors), first)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert not torch.equal(tsne(vectors, seed=1), first)
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(20, 8), torch.zeros(5, 3), torch.randn(3, 64), torch.randn(2, 2)])
+def test_odd_vectors_have_places(vectors: torch.Tensor) -> None:
+    places = tsne(vectors)
+    assert places.shape == (len(vectors), 2)
+    assert places.isfinite().all()

@@ -1,0 +1,106 @@
+"""Commands that are refused: one line says what to do, and nothing is made."""
+
+from pathlib import Path
+
+import pytest
+from running import SMALL, error_of
+
+# Words that stand for what fixtures make.
+FIXTURES = {"RUN": "pretrained", "TUNED": "finetuned", "IMAGES": "images"}
+PAPER = "--recipe paper"
+FINETUNE = "finetune --dataset IMAGES"
+BY_ITSELF = "leaves an image by itself"  # at 8 px the last feature map has one pixel, and batch norm one number
+
+# Options that the error begins with or names, and commands that refuse them.
+OPTIONS = {
+    f"pretrain IMAGES {' '.join(SMALL)}": (
+        *("--steps 0", "--epochs nan", "--budget soon", "--steps 1 --epochs 1", "--lr inf", "--mask-ratio 0.5"),
+        *("--patch-size 8", "--num-views 1", f"--image-size 33 {PAPER}", f"--image-size 8 {PAPER}"),
+        *(f"--patch-size 7 {PAPER}", f"--image-size 1056 --patch-size 8 {PAPER}"),
+        *("--budget 1m --deterministic", "--compile on --deterministic"),
+    ),
+    "embed IMAGES --from RUN": (
+        *("--batch-size 0", "--json", "--out v.arrow", "--out empty.csv", "--out taken.csv/v.csv", "--out /proc/v.csv"),
+    ),
+    "embed IMAGES --from TUNED": ("--features whole",),
+    "predict TUNED IMAGES": ("--out p.npy",),
+    f"{FINETUNE} --from RUN": ("--backbone resnet18", "--image-size 64", "--fraction 1.5"),
+    "eval bundled --dataset IMAGES": ("--exclude-seen",),
+    "demo": ("--seeds 0",),
+}
+FROZEN = ("--steps 5", "--epochs 2", "--budget 1h", "--lr 0.1", "--lr 0.1,0.3", "--weight-decay 0", "--batch-size 8")
+FROZEN += ("--no-check-length",)
+USAGE = [
+    *((f"{command} {given}", given.split()[0]) for command, wrong in OPTIONS.items() for given in wrong),
+    *(
+        (f"{verb} --frozen {given} --dataset IMAGES --from RUN", f"{given.split()[0]} has no meaning with --frozen")
+        for given in FROZEN
+        for verb in ("finetune", "curve")
+    ),
+    (f"{FINETUNE} --frozen --arch hybrid --from RUN", "--arch has no meaning with --frozen, which trains no network"),
+    ("pretrain", "name the images"),
+    ("doctor", "name the images"),
+    ("embed --from RUN", "name the images"),
+    ("embed - --from RUN", "name the images"),
+    ("embed IMAGES --from none", "needs trained weights"),
+    ("predict", "name a finetuned run"),
+    ("predict TUNED", "name the images"),
+    ("predict TUNED IMAGES --out taken.csv", "--overwrite"),
+    ("eval RUN", "--dataset is missing"),
+    ("eval none --dataset IMAGES", "needs trained weights"),
+    ("finetune --from RUN", "--dataset is missing"),
+    (f"{FINETUNE} --from none --no-baseline", "leaves nothing"),
+    (f"{FINETUNE} --from none --image-size 8 --batch-size 33 --micro-batch 8", BY_ITSELF),
+    (f"{FINETUNE} --from none --image-size 8 --batch-size 1", BY_ITSELF),
+    (f"{FINETUNE} --from none --arch hybrid", "--arch hybrid needs a run of Selfie with --recipe paper"),
+    (f"{FINETUNE} --from TUNED --arch hybrid", "--arch hybrid needs a run of Selfie with --recipe paper"),
+    (f"{FINETUNE} --from none --frozen", "--frozen needs a pretrained network"),
+    (f"{FINETUNE} --from imagenet --backbone resnetv2_10_w32", "no ImageNet weights of resnetv2_10_w32: choose --ba"),
+    ("curve --dataset IMAGES --from none --frozen", "--frozen needs a pretrained network"),
+    ("curve --from RUN", "--dataset is missing"),
+    ("curve --dataset IMAGES --from RUN --from RUN", "two runs the name 'pretrained'"),
+    ("curve --dataset IMAGES --from RUN --from none", "--from none must be used alone"),
+    ("curve --dataset IMAGES --from RUN --out RUN --overwrite", "is, or holds, a run that --from names"),
+    ("export", "needs trained weights"),
+    ("export RUN", "--to timm, torchvision, onnx, safetensors"),
+    ("export RUN", "onnx and safetensors fit"),
+    ("export RUN --to onnx --out x.safetensors", ".onnx"),
+    ("report", "name a run"),
+    ("report bundled", "--out"),
+    ("report RUN --out empty", "folder"),
+    (f"push bundled acme/net@{40 * '0'} --public", "is a commit"),
+]
+NOT_THERE = [
+    ("pretrain nowhere", "no such file"),
+    ("pretrain empty", "no images in empty"),
+    ("pretrain blank.txt", "blank.txt"),
+    ("pretrain cifar10 --offline", "--offline"),
+    ("embed IMAGES --from nowhere", "no run at nowhere"),
+    ("embed empty --from RUN", "no images in empty"),
+    ("predict RUN IMAGES", "selfie finetune --from"),
+    ("predict nowhere IMAGES", "no run at nowhere"),
+    ("eval nowhere --dataset IMAGES", "no run at nowhere"),
+    ("eval RUN --dataset nowhere", "no such file"),
+    (f"{FINETUNE} --from nowhere", "no run at nowhere"),
+    (f"{FINETUNE} --from IMAGES", "no run at"),
+    ("finetune --dataset nowhere --from RUN", "no such file"),
+    ("curve --dataset IMAGES --from RUN --from nowhere", "no run at nowhere"),
+    ("similar a.png --in nowhere.npy", "no file nowhere.npy"),
+    ("report RUN --dataset nowhere", "nowhere"),
+    ("report acme/net", "hf://acme/net for one on the Hub"),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "command", "words"), [*((2, *case) for case in USAGE), *((1, *case) for case in NOT_THERE)]
+)
+def test_refused_in_one_line(code: int, command: str, words: str, request: pytest.FixtureRequest) -> None:
+    for folder in ("empty", "empty.csv"):
+        Path(folder).mkdir()
+    Path("blank.txt").write_text("\n")
+    Path("taken.csv").write_text("dear")
+    before = sorted(Path().iterdir())
+    given = [request.getfixturevalue(FIXTURES[word]) if word in FIXTURES else word for word in command.split()]
+    assert words in error_of(*given, code=code)
+    assert sorted(Path().iterdir()) == before
+    assert Path("taken.csv").read_text() == "dear"
