@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 import torch
 from PIL import Image
 from running import ENVIRONMENT, rows, same_weights, selfie
@@ -133,7 +134,8 @@ def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pyte
 
 
 def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
-    selfie("pretrain", images / "train", *flags(SMALL), "--out", "one")
+    asked = (*running.SMALL, "--steps", 4, "--warmup-steps", 2, "--lr", 0.05)
+    selfie("pretrain", images / "train", *asked, "--out", "one")
     trained = api.pretrain(images / "train", out="two", **SMALL)
     assert trained.step == 4
     assert same_weights(Path("one"), trained.run)
@@ -150,15 +152,6 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     judged = api.evaluate(trained.run, dataset=images, quiet=True)
     assert 0 <= judged.trained.knn <= 1
     assert "kNN" in judged._repr_html_()
-
-
-def flags(values: dict[str, Any]) -> list[str]:
-    """Return keywords as the command line has them."""
-    found: list[str] = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        found += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return found
 
 
 def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, rows, selfie
+from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, selfie
 
 
 def table(*files: Path | str) -> pa.Table:
@@ -69,14 +69,6 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
 
 
-def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
-    listed = [row["path"] for row in rows("embed", images / "test", "--from", pretrained)]
-    assert listed == [str(path) for path in sorted((images / "test").rglob("*.png"))]
-    lines = "".join(f"{path}\n" for path in some[:2]) + "\n"
-    found = selfie("embed", some[6], "-", "--from", pretrained, stdin=lines).stdout.splitlines()
-    assert [json.loads(line)["path"] for line in found] == [str(some[6]), str(some[0]), str(some[1])]
-
-
 def test_features_of_four_kinds(pretrained: Path, finetuned: Path, some: list[Path]) -> None:
     found = {}
     for features in ("whole", "patches", "pooled", "penultimate"):
@@ -97,10 +89,11 @@ def test_paths_on_standard_input_may_be_of_any_bytes(
     for name in names:
         shutil.copy(some[0], name)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "utf-8:strict")  # as where the locale is, say, en_GB.UTF-8
-    done = process("embed", "-", "--from", pretrained, stdin=b"".join(os.fsencode(name) + b"\n" for name in names))
+    lines = b"".join(os.fsencode(name) + b"\n" for name in (*names, ""))
+    done = process("embed", some[6], "-", "--from", pretrained, stdin=lines)
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
-    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == names
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == [str(some[6]), *names]
 
 
 @pytest.mark.parametrize("folder", ["test", "test/cat"])

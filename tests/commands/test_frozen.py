@@ -29,14 +29,10 @@ def test_results_and_files(frozen: Path) -> None:
     assert (results["frozen"], results["steps"], results["num_labels"]) == (True, 0, 30)
     for arm in (before, after):
         assert (arm["lr"], len(arm["strengths"]), len(arm["accuracies"])) == (None, 3, 3)
-    gains = [b - a for a, b in zip(before["accuracies"], after["accuracies"], strict=True)]
-    assert results["gains"] == gains
     assert "frozen features" in results["sentence"]
     assert {f"labels-f0.5-s{seed}.jsonl" for seed in SEEDS} <= {file.name for file in frozen.iterdir()}
     assert not (frozen / "cells").exists()
-    config = config_of(frozen)
-    assert config["progress"]["status"] == "finished"
-    assert config["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
+    assert config_of(frozen)["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
 
 
 def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Path) -> None:
