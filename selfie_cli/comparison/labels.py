@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A test image with a copy or near-duplicate among the pretraining images of `run`, or in the training part: None."""
+    """A test image with a copy or near-duplicate in the pretraining images of `run`, or in the training part (None)."""
 
     path: str
     run: str | None
