@@ -43,8 +43,7 @@ def share_of_memory() -> int:
 
 
 def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Allocate uint8 in memory if `share_of_memory` allows, else in an unnamed temporary file. Raise DataError if
-    full."""
+    """Allocate uint8 in memory within `share_of_memory`, else in an unnamed temporary file, or raise DataError."""
     needed, memory = math.prod(shape), share_of_memory()
     if needed <= memory:
         return np.empty(shape, np.uint8)

@@ -145,8 +145,7 @@ def put(entry: Path, place: Path, talk: Talk) -> None:
 def nothing_outside() -> Iterator[None]:
     """Make tarfile raise TarError for archives with members or links outside of their target folder.
 
-    zipfile never writes outside; tarfile needs a filter, which not every torchvision sets. Raises DataError without
-    one.
+    zipfile is safe; tarfile needs a filter, which not every torchvision sets. Raises DataError if Python lacks it.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DataError("this Python cannot unpack archives safely: update it to 3.11.4 or later, or unpack by hand")
