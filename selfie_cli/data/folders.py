@@ -1,4 +1,4 @@
-"""Images in folder trees, whose folder names give parts and classes."""
+"""Images in folder trees: the names of folders give parts and classes."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from selfie_cli.errors import DataError, UnreadableImage
 
 
 class Tree(Source):
-    """Images in folders whose names give parts and classes. has_texts: whether other data give the classes."""
+    """Images in folders whose names give parts and classes. has_texts: whether classes come from elsewhere."""
 
     has_texts = False
 
