@@ -1,7 +1,7 @@
 """Faults injected into real runs, at a moment or place drawn at random; docs/reliability.md shows how they ended.
 
 `pytest -m slow tests/faults` injects each fault once, with `--long` as often as its marker says. A test names its fault
-with the marker `fault`, and passes the outcome to `happened`; `--junitxml FILE` writes both.
+with the marker `fault`.
 """
 
 import functools
@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 from processes import COMMANDS, Undisturbed, run_undisturbed
-
-Record = Callable[[str, object], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,17 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def chance(number: int, request: pytest.FixtureRequest, record_property: Record) -> random.Random:
+def chance(number: int, request: pytest.FixtureRequest) -> random.Random:
     """The source of all random choices of one injection."""
     name = request.node.get_closest_marker("fault").args[0].format(**request.node.callspec.params)
-    record_property("fault", name)
     return random.Random(f"{name} {number}")
-
-
-@pytest.fixture
-def happened(record_property: Record) -> Callable[[str], None]:
-    """Record the outcome."""
-    return functools.partial(record_property, "happened")
 
 
 @pytest.fixture(scope="session")
