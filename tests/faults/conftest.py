@@ -7,11 +7,10 @@ with the marker `fault`.
 import functools
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import COMMANDS, Undisturbed, run_undisturbed
+from processes import COMMANDS, Reference, Undisturbed, run_undisturbed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +42,7 @@ def chance(number: int, request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Undisturbed]:
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Return a function that gives the undisturbed run of a command, made once."""
 
     @functools.cache

@@ -133,6 +133,9 @@ class Undisturbed:
     processes: int
 
 
+Reference = Callable[..., Undisturbed]
+
+
 def run_undisturbed(words: list[object], run: Path, processes: int) -> Undisturbed:
     before, begun = 0.0, time.monotonic()
     if processes == 2:

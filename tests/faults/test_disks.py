@@ -5,12 +5,11 @@ import errno
 import os
 import resource
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
-from processes import Process, Undisturbed, check_files, go_on, made_by
+from processes import Process, Reference, Undisturbed, check_files, go_on, made_by
 from running import COMMAND
 
 from selfie_cli.files import TEMPORARY
@@ -44,7 +43,6 @@ from selfie_cli.__main__ import main
 main()
 """
 NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-Reference = Callable[..., Undisturbed]
 
 
 def conclude(process: Process, whole: Undisturbed, out: Path) -> None:

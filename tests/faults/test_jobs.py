@@ -2,12 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
-from processes import Job, Undisturbed, go_on, has_finished, made_by, states
+from processes import Job, Reference, go_on, has_finished, made_by, states
 
 WITHIN = 60.0  # seconds in which a job has to end that has lost a process
 KINDS = ("pretrain (selfie)", "pretrain (byol)", "finetune")
@@ -17,7 +16,6 @@ import os, resource
 if os.environ["RANK"] == "0":
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 """
-Reference = Callable[..., Undisturbed]
 
 
 def check_told(job: Job, run: Path, verb: object) -> None:

@@ -4,19 +4,17 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 import pytest
-from processes import STEPS, Process, Undisturbed, check_files, go_on, has_finished, lines_of, states
+from processes import STEPS, Process, Reference, Undisturbed, check_files, go_on, has_finished, lines_of, states
 
 from selfie_cli.files import TEMPORARY
 from selfie_cli.signals import STOPPING, ignored
 from selfie_cli.training.checkpoint import WEIGHTS, read_state
 
 SELFIE = "pretrain (selfie)"
-Reference = Callable[..., Undisturbed]
 
 
 @pytest.fixture
