@@ -61,7 +61,7 @@ def parted(found: DataSet) -> DataSet:
 class Folder(Files, Tree):
     """Every image below a folder, depth first, by name within each folder.
 
-    packed: its parquet and tar files. bare: folders that contain neither images nor folders. split: see
+    packed: its parquet and tar files. bare: leaf folders without images. split: see
     `split_folders`.
 
     Links are followed, unless their target is read anyway or contains the link. A broken link is kept: it is reported
