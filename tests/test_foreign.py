@@ -131,6 +131,7 @@ def test_bilinear_and_a_small_crop_are_honoured(tmp_path: Path, photo: Path) -> 
 def test_imagenet_weights_are_fetched_once_and_named(
     hub: Hub, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "no repository timm/resnet50.tv_in1k" in error_of("embed", photo, "--from", "imagenet")
     model = make(tmp_path / "made", "resnet50")
     address = publish(hub, "timm/resnet50.tv_in1k", tmp_path / "made")
     said = selfie("embed", photo, "--from", "imagenet", "--precision", "fp32", "--out", "v.parquet").stderr
@@ -150,10 +151,6 @@ def test_imagenet_weights_are_fetched_once_and_named(
     selfie("export", "imagenet", "--to", "torchvision")
     assert len(hub.requests) == before
     assert load("resnet50.tv_in1k-torchvision.safetensors").preprocessing.crop == 0.95
-
-
-def test_imagenet_weights_that_cannot_be_had(hub: Hub, photo: Path) -> None:
-    assert "no repository timm/resnet50.tv_in1k" in error_of("embed", photo, "--from", "imagenet")
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -202,26 +199,25 @@ def test_repositories_that_cannot_be_used(repository: Path, tmp_path: Path, valu
 def test_tensors_that_do_not_fit(repository: Path, tmp_path: Path) -> None:
     tensors = load_file(repository / WEIGHTS)
     first = tensors["conv1.weight"]
-    spoiled: dict[str, dict[str, torch.Tensor]] = {
-        r"float32 \[64, 1, 7, 7\], not torch.float32 \[64, 3, 7, 7\]": {"conv1.weight": first[:, :1].contiguous()},
-        r"conv1.weight is torch.float16 \[": {"conv1.weight": first.half()},
-        "not finite": {"conv1.weight": first * math.nan},
-        "differ in 1 name": {"layer1.9.conv1.weight": first.clone()},
-    }
-    for said, change in spoiled.items():
-        save_file(tensors | change, tmp_path / "spoiled.safetensors")
-        with pytest.raises(WeightsError, match=said):
+    for found, header, said in (
+        (
+            tensors | {"conv1.weight": first[:, :1].contiguous()},
+            None,
+            r"\[64, 1, 7, 7\], not .* \[64, 3, 7, 7\]",
+        ),
+        (tensors | {"conv1.weight": first.half()}, None, r"conv1.weight is torch.float16 \["),
+        (tensors | {"conv1.weight": first * math.nan}, None, "not finite"),
+        (tensors | {"layer1.9.conv1.weight": first.clone()}, None, "differ in 1 name"),
+        ({"x": first}, None, "holds none of resnet50, resnet18"),
+        (tensors, {"preprocessing": "[1]", "image_size": "x", "backbone": "y"}, "its header is damaged"),
+    ):
+        save_file(found, tmp_path / "spoiled.safetensors", header)
+        with pytest.raises((RunError, WeightsError), match=said):
             load(tmp_path / "spoiled.safetensors")
-    save_file({"x": first}, tmp_path / "none.safetensors")
-    with pytest.raises(RunError, match="holds none of resnet50, resnet18"):
-        load(tmp_path / "none.safetensors")
     for name, said in (("a.safetensors", "no safetensors file"), ("a.pth", "or a .safetensors file is expected")):
         (tmp_path / name).write_bytes(b"cos\nsystem\n.")
         with pytest.raises(RunError, match=said):
             load(tmp_path / name)
-    save_file(tensors, tmp_path / "header.safetensors", {"preprocessing": "[1]", "image_size": "x", "backbone": "y"})
-    with pytest.raises(RunError, match="its header is damaged"):
-        load(tmp_path / "header.safetensors")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -293,12 +289,8 @@ def test_pretraining_goes_on_from_imagenet_weights(hub: Hub, repository: Path, t
     assert "ImageNet's labels (timm/resnet18.tv_in1k), then Selfie" in result.stderr
     assert load("r").storage_size == 82  # of 72 at 0.875
     assert Path("r/report.html").is_file()
-
-
-def test_they_are_no_runs_to_push_pull_or_report(hub: Hub, repository: Path) -> None:
-    publish(hub, "timm/resnet18.mine", repository)
-    for arguments in (("pull", "timm/resnet18.mine"), ("push", repository, "acme/x"), ("report", repository)):
-        error_of(*arguments)
+    for arguments in (("pull", "timm/resnet18.tv_in1k"), ("push", repository, "acme/x"), ("report", repository)):
+        error_of(*arguments)  # it is no run
 
 
 CURVE = ("--fractions", "1", "--seeds", 1, *SMALL, "--out", "r")

@@ -195,7 +195,7 @@ def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: t
                 kind(**{field.name: 10**13})
 
 
-def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
+def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() -> None:
     then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
     now = resumed(config.PretrainOptions(resume="run", workers=3), asked)
@@ -206,9 +206,6 @@ def test_resumed_takes_the_runs_own_options_and_refuses_others() -> None:
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
             resumed(config.PretrainOptions(resume="run"), asked | unknown)
-
-
-def test_what_is_typed_counts_as_given_even_where_it_is_the_default() -> None:
     kind = config.PretrainOptions
     asked = dataclasses.asdict(kind(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}
     assert resumed(parsed(["--resume", "run"], kind), asked).save_every == 600

@@ -35,7 +35,7 @@ ARMS = ("supervised", "pretrained", "second")
 CELLS = {0.5: (4, 5, 6), 1.0: (4, 5)}
 
 
-def test_files_and_nested_subsets(curved: Path) -> None:
+def test_files_nested_subsets_and_results_that_agree_with_the_cells(curved: Path) -> None:
     cells = {f"{arm}-f{fraction:g}-s{seed}" for arm in ARMS for fraction, seeds in CELLS.items() for seed in seeds}
     assert {cell.name for cell in (curved / "cells").iterdir()} == cells
     for cell in cells:
@@ -48,8 +48,6 @@ def test_files_and_nested_subsets(curved: Path) -> None:
         assert small < large
         assert (len(small), len(large)) == (30, 60)
 
-
-def test_results_agree_with_the_cells_and_with_each_other(curved: Path) -> None:
     results = read(curved / "results.json")
     assert [point["fraction"] for point in results["points"]] == [0.5, 1.0]
     for point, (fraction, seeds) in zip(results["points"], CELLS.items(), strict=True):

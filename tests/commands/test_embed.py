@@ -55,7 +55,7 @@ def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
     assert not Path("v.npy").exists()
 
 
-def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
+def test_out_is_guarded(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("embed", *some, "--from", pretrained)
     Path(leftover("v.npy.rows.jsonl")).touch()
     for name in ("v.npy", "w.npy.rows.jsonl"):
@@ -67,6 +67,10 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
     written = document(*asked, "--out", "w.csv")
     assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for out in ("v.parquet", "parts"):
+        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")
 
 
 def test_features_of_four_kinds(pretrained: Path, finetuned: Path, some: list[Path]) -> None:
@@ -170,10 +174,3 @@ def test_a_folder_is_replaced_as_a_whole_or_refused(pretrained: Path, some: list
     Path("parts/notes.txt").touch()
     assert "holds other files (notes.txt)" in error_of(*common, "--overwrite", code=2)
     assert Path("parts/notes.txt").exists()
-
-
-def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for out in ("v.parquet", "parts"):
-        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
-    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")

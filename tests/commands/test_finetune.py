@@ -31,7 +31,7 @@ def asked(images: Path, pretrained: Path) -> Arguments:
     return ("finetune", "--dataset", images, "--from", pretrained)
 
 
-def test_files(finetuned: Path) -> None:
+def test_files_where_arms_share_subsets_and_seeds_differ(finetuned: Path, images: Path) -> None:
     cells = {f"{arm}-f0.5-s{seed}" for arm in ARMS for seed in SEEDS}
     assert {cell.name for cell in (finetuned / "cells").iterdir()} == cells
     for cell in cells:
@@ -48,8 +48,6 @@ def test_files(finetuned: Path) -> None:
     assert source["sha256"] == hashlib.sha256(weights).hexdigest()
     assert same_weights(finetuned, finetuned / "cells" / "selfie-f0.5-s4")  # the first seed of the pretrained arm
 
-
-def test_arms_share_subsets_and_seeds_differ(finetuned: Path, images: Path) -> None:
     subsets = [lines_of(finetuned / f"labels-f0.5-s{seed}.jsonl") for seed in SEEDS]
     for subset in subsets:
         assert len(subset) == 30

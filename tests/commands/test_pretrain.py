@@ -15,7 +15,7 @@ from selfie_cli.methods.many_views import ManyViewSelfie
 PAPER = ("--recipe", "paper")
 
 
-def test_files_of_a_finished_run(pretrained: Path) -> None:
+def test_files_and_config_of_a_finished_run(pretrained: Path, images: Path) -> None:
     assert {file.name for file in pretrained.iterdir()} >= {"config.json", "metrics.jsonl", "model.safetensors"}
     assert not (pretrained / "state").exists()
     assert not list(pretrained.glob(".tmp-*"))
@@ -32,8 +32,6 @@ def test_files_of_a_finished_run(pretrained: Path) -> None:
         header = {"format_version": "1", "method": "selfie", "backbone": "resnetv2_18_w16", "stem": "3x3"}
         assert (header | {"image_size": "32", "patch_size": "8", "steps": "20"}).items() <= file.metadata().items()
 
-
-def test_config_holds_what_was_asked_derived_and_measured(pretrained: Path, images: Path) -> None:
     config = config_of(pretrained)
     derived = {"recipe": "paper", "optimizer": "sgd", "lr": 0.05, "image_size": 32, "patch_size": 8, "stem": "3x3"}
     expected: dict[str, dict[str, object]] = {
