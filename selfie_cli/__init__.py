@@ -14,7 +14,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the Python interface when a name of it is first used, so that importing any module stays light."""
+    """Load the Python interface on first use, so that importing a submodule stays fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = importlib.import_module("selfie_cli.api").PUBLIC[name]

@@ -10,7 +10,7 @@ from selfie_cli.signals import STOPPING, ignored, is_alone, leave
 
 def main() -> None:
     if sys.stderr is not None:
-        faulthandler.enable()  # a decoder that crashes leaves a traceback
+        faulthandler.enable()  # prints a traceback if a decoder crashes
     for number in STOPPING if is_alone() else ():
         if not ignored(number):
             signal.signal(number, leave)
@@ -21,8 +21,8 @@ def main() -> None:
     except SystemExit as ended:
         if is_alone() or isinstance(ended.code, str):
             raise
-        # All is flushed, and the process group is left. One finished process in twenty aborted while the interpreter
-        # shut down, probably by a C++ thread of torch.distributed, so skip the shutdown, as multiprocessing does.
+        # Output is flushed and the process group is destroyed. About one finished process in twenty aborted during
+        # interpreter shutdown, probably in a C++ thread of torch.distributed. Skip shutdown, as multiprocessing does.
         os._exit(ended.code or 0)
 
 

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from selfie_cli.inference.outputs import Predictions, Vectors
 
 _one_at_a_time = threading.Lock()
-"""Calls from several threads wait for each other: each uses all cores, and torch's settings are the process's."""
+"""Runs calls from several threads one after another: each uses all cores, and torch's settings are global."""
 
 
 def function_of(verb: str, kind: type[Options]) -> Callable[..., Any]:
     """Return the function of a verb, with a signature and a docstring made of its options.
 
-    It raises TypeError for an option that does not exist, and otherwise as `perform` does.
+    The function raises TypeError for an unknown option; its other errors are those of `perform`.
     """
     options = {one.name: one for one in options_of(kind) if one.name != "json"}
     parameters = []
@@ -80,15 +80,15 @@ def keyword_of(flag: str) -> str:
 
 
 def as_given(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as the command line would give it: paths as text, several as a list, several numbers as text.
+    """Return a value as the command line would give it: a path as text, several paths as a list, numbers as one text.
 
-    Raise UsageError for a value of another type, or that is none of the choices.
+    Raise UsageError for a value of the wrong type or outside the choices.
     """
     if hasattr(value, "tolist"):  # a number or an array of NumPy, torch or pandas
         value = value.tolist()
     several, is_text = get_origin(hint) is tuple, str in (hint, *get_args(hint))
     if several:
-        with contextlib.suppress(TypeError):  # which `fits` tells
+        with contextlib.suppress(TypeError):  # `fits` refuses it below
             value = [os.fspath(each) for each in ([value] if isinstance(value, str | os.PathLike) else value)]
     elif is_text and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
@@ -113,7 +113,7 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     with _one_at_a_time, torch_as_before():
         try:
             result = call(verb, options, Console(quiet=options.quiet), stdin=(), emit=rows.append, ask=None)
-        except Stopped as error:  # `except SelfieError` would not end a loop over trainings
+        except Stopped as error:  # ends a user's loop over trainings that catches SelfieError
             raise KeyboardInterrupt(str(error)) from None
         except Exception as error:
             found = failure(error)
@@ -125,13 +125,13 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     what = verb
     if verb in ("embed", "predict") and options.out is None:
         what, result = in_memory(verb, rows, result.bad_files)
-    # A notebook shows an object by this method. The class of `result` lies below the modules that show it.
+    # Notebooks call this method. It is set here because the class of `result` cannot import `cli.render`.
     object.__setattr__(result, "_repr_html_", functools.partial(as_html, what, result, options))
     return result
 
 
 def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[str, Vectors | Predictions]":
-    """Return the rows of embed or predict as one result, after its name in `cli.render`."""
+    """Return the result's name in `cli.render`, and all rows of embed or predict as one result."""
     import numpy as np
 
     from selfie_cli.inference.outputs import Predictions, Vectors
@@ -151,10 +151,9 @@ def as_html(what: str, result: Any, options: Any) -> str:
 def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image], Tensor]]":
     """Return a run's network as a torch module in evaluation mode, and the transform for its images.
 
-    `run` takes the values of `from_`. The module takes float images [B, 3, s, s] to features [B, D], as `selfie embed`
-    does, or to logits [B, C] if the run is a classifier. It trains as any other. The transform takes a PIL image to a
-    float tensor [3, s, s]: the same pixels as in `selfie embed`, as long as the image comes from Image.open without
-    further changes.
+    `run` takes the values of `from_`. The module maps float images [B, 3, s, s] to features [B, D], as `selfie embed`
+    does, or to logits [B, C] if the run is a classifier. It can be trained like any other module. The transform maps a
+    PIL image to a float tensor [3, s, s], with the pixels of `selfie embed` if Image.open's result was not changed.
 
     Raise SelfieError if there is no such run, or it is unfinished or damaged.
     """
@@ -166,7 +165,7 @@ def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image
 
     found = runs.weights_for("load", os.fspath(run))
     module: nn.Module = load_module(found)
-    if isinstance(module, Method):  # the paper's Selfie: what trains it is of no use here
+    if isinstance(module, Method):  # the paper's Selfie: keep the encoder only
         module = nn.Sequential(module.encoder, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     size, preprocessing = int(found.derived["image_size"]), Preprocessing.of(found.derived)
     return module.eval(), functools.partial(as_input, size=size, preprocessing=preprocessing)
@@ -185,7 +184,7 @@ def as_input(image: "Image.Image", size: int, preprocessing: "Preprocessing") ->
 
 @contextlib.contextmanager
 def torch_as_before() -> Iterator[None]:
-    """Let gradients be computed; at the end, put torch's threads, modes and random state back."""
+    """Enable gradients in the block; at its end, restore torch's threads, modes and random state."""
     import torch
 
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark

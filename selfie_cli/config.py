@@ -24,7 +24,7 @@ else:
 MOST_PIXELS = 4096
 """Largest supported image side, in pixels."""
 MOST_FEATURES = 2**14
-"""Largest width of a head's layer; the weights of a square one take a gigabyte."""
+"""Largest width of a head's layer. A square layer of this width has one gigabyte of weights."""
 MOST_AT_ONCE = 2**20
 """Largest number of images in a batch."""
 MOST_STEPS = 10**12

@@ -57,7 +57,7 @@ class Stopped(SelfieError):
 
 
 def one_line(error: Exception) -> str:
-    """Return the message of an error of another library in one line."""
+    """Return the message of another library's error as one line."""
     return " ".join(str(getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 
 
@@ -71,6 +71,6 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory has run out. Only CUDA's allocator has an exception type of its own for it."""
+    """Return whether an error means out of memory. In torch, only CUDA's allocator has an exception type for it."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch may not be loaded
     return known or any(words in str(error) for words in OUT_OF_MEMORY)

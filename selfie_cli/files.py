@@ -1,7 +1,7 @@
 """Files that are either whole or absent: written under a temporary name in the same folder, flushed, then renamed.
 
-A temporary name says who writes: .tmp-<process>-<mark of the machine>-<name>. What a killed process has left can so be
-told from what is being written; it is removed when the same file is written again.
+A temporary name tells which process writes the file: .tmp-<process>-<hash of the machine's name>-<name>. Files left by
+a killed process are recognized by it, and removed when the same file is written again.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from typing import Any
 
 TEMPORARY = ".tmp-"
 MACHINE = f"{zlib.crc32(os.fsencode(platform.node())):08x}"
-"""Mark of this machine or container. Others may share the disk, and have processes of the same numbers."""
+"""Hash of the name of this machine or container. Machines that share the disk may use the same process numbers."""
 OWNED = re.compile(re.escape(TEMPORARY) + r"(\d+)-([0-9a-f]{8})-(.*)", re.DOTALL)
 FORGOTTEN = 86_400.0
-"""Seconds without a change after which another machine is not taken to be writing a file any more."""
+"""Seconds without a change after which another machine's temporary file counts as abandoned."""
 
 
 def flush_to_disk(path: Path) -> None:
@@ -38,7 +38,7 @@ def flush_to_disk(path: Path) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make errors of the system name `path` if they name no file, as for a full disk, or a temporary one."""
+    """Add `path` to an OSError in the block that names no file (such as a full disk) or a temporary file."""
     try:
         yield
     except OSError as error:
@@ -48,14 +48,14 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """The temporary name of `path`. Its folder is made, and leftovers of the same file are removed."""
+    """Return the temporary name of `path`. Create its folder, and remove abandoned files of the same name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, path.name)
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{MACHINE}-{path.name}")
 
 
 def followed(path: Path) -> Path:
-    """The file that a link leads to. For paths that the user has named only, as others may be a stranger's."""
+    """Return the file that a link leads to. Only for paths given by the user: others may come from a stranger."""
     return Path(os.path.realpath(path)) if path.is_file() else path
 
 
@@ -77,10 +77,10 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path` in one step, on failure it is removed.
 
-    With `overwrite`, a folder that is there goes only then: killed in between, a process leaves it as `path`-old.
+    With `overwrite`, an existing folder is moved away only then; a process killed in between leaves it as `path`-old-*.
     """
     with naming(path):
-        path = Path(os.path.realpath(path))  # a link stays one
+        path = Path(os.path.realpath(path))  # a link stays a link
         temporary, aside = temporary_beside(path), path.with_name(f"{path.name}-old-{os.getpid()}")
         temporary.mkdir()
         try:
@@ -104,21 +104,21 @@ def replacing_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary files in `folder` whose processes have ended, those of `name` alone if it is given.
+    """Remove temporary files in `folder` whose processes have ended; if `name` is given, only those of that file.
 
-    Temporary files of another machine stay for a day, as nobody here can tell whether its process lives.
+    Temporary files of other machines are kept for a day, because their processes cannot be checked from here.
     """
     for path in folder.glob(f"{TEMPORARY}*"):
         owned = OWNED.fullmatch(path.name)
         if owned is None or name not in (None, owned[3]):
             continue
-        with contextlib.suppress(OSError):  # another process has removed it, or it may not be removed
+        with contextlib.suppress(OSError):  # removed by another process, or not permitted
             if not is_alive(int(owned[1])) if owned[2] == MACHINE else time.time() - path.stat().st_mtime > FORGOTTEN:
                 remove(path)
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine; True where that cannot be said."""
+    """Return whether a process of this number runs on this machine; True if that cannot be determined."""
     try:
         os.kill(process, 0)
     except (OverflowError, OSError) as error:
@@ -135,21 +135,21 @@ def remove(path: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """`path` itself if it exists, else the first of its parents that does."""
+    """Return `path` if it exists, else its nearest existing parent, with links resolved."""
     real = Path(os.path.realpath(path))
     return next(each for each in (real, *real.parents) if each.exists())
 
 
 def check_room(path: Path, num_bytes: int) -> None:
-    """Raise OSError if the disk of `path` has less room than `num_bytes`, the least that will be written."""
+    """Raise OSError if the disk of `path` has less than `num_bytes` free, the minimum that will be written."""
     there = shutil.disk_usage(nearest(path))
-    if there.total and num_bytes > there.free:  # some disks in a network tell nothing
+    if there.total and num_bytes > there.free:  # some network disks report no sizes
         lack = f"at least {num_bytes / 1e6:,.2f} MB will be written, and {there.free / 1e6:,.2f} MB are free"
         raise OSError(errno.ENOSPC, lack, str(path))
 
 
 def size_of(folder: Path) -> int:
-    """Bytes that would be free without it."""
+    """Return the number of bytes on disk that removing `folder` would free."""
     return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
 
 
@@ -159,20 +159,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and infinity, which JSON does not have, raise ValueError."""
+    """Write `value` as indented JSON. Raise ValueError for NaN and infinity, which JSON does not have."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # as JSON escapes half characters of names
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # escape lone surrogates as JSON does
 
 
 def finite(number: str) -> float:
-    """Raise ValueError for NaN, infinity and numbers that are too large for a float."""
+    """Parse a float. Raise ValueError for NaN, infinity and numbers that are too large for a float."""
     if not math.isfinite(value := float(number)):
         raise ValueError(f"{number[:30]} is no finite number")
     return value
 
 
 def read_json(path: Path) -> Any:
-    """Raise OSError, or ValueError if the file is not JSON in UTF-8, or has numbers that `write_json` refuses."""
+    """Read JSON in UTF-8. Raise OSError, or ValueError if it is invalid or has numbers that `write_json` refuses."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=finite)
     except RecursionError:
@@ -180,7 +180,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_line(value: Any) -> str:
-    """One line of JSON Lines. Names that are not valid UTF-8 stay readable: lone surrogates are escaped."""
+    """Return one line of JSON Lines. Lone surrogates, from file names that are not valid UTF-8, are escaped."""
     return json.dumps(value, ensure_ascii=True, allow_nan=False)
 
 

@@ -1,6 +1,6 @@
-"""Networks that selfie has not trained, described as a run's config: timm's repositories and safetensors files.
+"""Networks not trained by selfie, described as a run's config: timm repositories and safetensors files.
 
-Nothing here needs torch. The config is checked as any run's is, and the tensors when they are loaded.
+This module needs no torch. The config is checked like that of any run, and the tensors when they are loaded.
 """
 
 import json
@@ -17,25 +17,25 @@ IMAGENET = {
     "resnetv2_50": "timm/resnetv2_50.a1h_in1k",
     "resnetv2_18": "timm/resnetv2_18.ra4_e3600_r224_in1k",
 }
-"""Networks that timm and selfie have under the same names, and the repositories of their ImageNet weights."""
+"""Networks that have the same name in timm and selfie, and the repositories of their ImageNet weights."""
 TIMM = {
     **{"crop_mode": str, "license": (str, None), "origin_url": (str, None), "global_pool": ("avg", "")},
     **{"num_classes": Within(0, MOST_CLASSES), "input_size": [SIDE], "crop_pct": Within(0.01, 1.0), "*": ANY},
     "model_args": {"in_chans": (3,), "global_pool": ("avg", ""), "num_classes": ANY},
 }
-"""The schema of a timm repository's config.json. Other arguments of a model may change what it computes."""
+"""Schema of a timm repository's config.json. Other model arguments are refused: they may change what it computes."""
 ASSUMED = "preprocessing assumed: ImageNet's mean and standard deviation, the centre 224 px of 256"
 
 
 def imagenet(backbone: str | None) -> str:
-    """The address of ImageNet weights of a network; None for resnet50, which others compare with."""
+    """Return the Hub address of a network's ImageNet weights. None means resnet50, the usual one to compare with."""
     if backbone not in (None, *IMAGENET):
         raise UsageError(f"there are no ImageNet weights of {backbone}: choose --backbone {', '.join(IMAGENET)}")
     return f"{hub.PREFIX}{IMAGENET[backbone or 'resnet50']}"
 
 
 def config_of(derived: dict[str, Any], source: str) -> dict[str, Any]:
-    """The config of a network of four stages and 7x7 stem, or as `derived` has it. source: where it comes from."""
+    """Return the config of a network; a 7x7 stem and 224 px unless `derived` says otherwise. source: its origin."""
     derived = {"stem": "7x7", "image_size": 224, **derived}
     if "classes" in derived:
         if derived.get("weights", {}).get("num_stages") == 3 and "hybrid" not in derived:
@@ -46,7 +46,7 @@ def config_of(derived: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def from_timm(found: dict[str, Any], address: str | None) -> dict[str, Any]:
-    """The config for a timm repository's config.json. Raise ValueError if selfie has no such network."""
+    """Return the config for a timm repository's config.json. Raise ValueError if selfie has no such network."""
     check_value(found, {"pretrained_cfg": {"*": ANY}, "*": ANY})
     known = {**found.get("pretrained_cfg", {}), **found}
     check_complete(known, "architecture")
@@ -75,9 +75,9 @@ def from_timm(found: dict[str, Any], address: str | None) -> dict[str, Any]:
 
 
 def from_file(path: Path) -> dict[str, Any]:
-    """The config for a file that `selfie export` wrote, or of bare tensors under timm's or torchvision's names.
+    """Return the config for a file of `selfie export`, or of tensors with timm's or torchvision's names.
 
-    Raise ValueError for others.
+    Raise ValueError for any other file.
     """
     from safetensors import SafetensorError, safe_open
 

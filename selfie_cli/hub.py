@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face Hub: addresses, checked downloads, uploads, and errors of one line."""
+"""Repositories on the Hugging Face Hub: addresses, verified downloads, uploads, and one-line errors."""
 
 import contextlib
 import hashlib
@@ -15,14 +15,14 @@ from selfie_cli.errors import HubError, SelfieError, UsageError
 from selfie_cli.files import check_room
 from selfie_cli.talk import Talk
 
-# The client reads this when it is imported. Without it, requests tell which torch is installed.
+# huggingface_hub reads this on import. Without it, requests tell which version of torch is installed.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 PREFIX = "hf://"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)[\w./+-]+", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WAITS = (1.0, 2.0, 4.0)
-"""Seconds before each further attempt."""
+"""Seconds to wait before each retry."""
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Address:
-    """owner/name, and a branch, tag or commit of it; None is the main branch."""
+    """A repository owner/name and its branch, tag or commit; None is the main branch."""
 
     repo: str
     revision: str | None = None
@@ -39,7 +39,7 @@ class Address:
         return f"{PREFIX}{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
     def at(self, path: Path) -> "Address":
-        """The same repository at the commit that a file in the Hub's cache belongs to."""
+        """Return the address of the same repository at the commit of a file in the Hub's cache."""
         return Address(self.repo, path.parent.name)
 
 
@@ -58,10 +58,10 @@ def parse(text: str, revision: str | None = None) -> Address:
 
 
 def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
-    """A file of a repository in the Hub's cache, in a folder that is named after the commit: see `Address.at`.
+    """Return a repository's file in the Hub's cache. Its folder is named after the commit: see `Address.at`.
 
-    The Hub is asked which commit that is, unless `offline` or HF_HUB_OFFLINE is set, or the address is a commit and the
-    file is there. The client downloads, resumes and compares sizes; hashes are compared here. Raise HubError.
+    The Hub is asked for the commit, unless `offline` or HF_HUB_OFFLINE is set, or the address is a commit and the file
+    is cached. huggingface_hub downloads, resumes and compares sizes; hashes are compared here. Raise HubError.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, is_offline_mode
     from huggingface_hub import try_to_load_from_cache as cached
@@ -73,7 +73,7 @@ def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
         there = cached(**asked)
         if isinstance(there, str) and (offline_by or COMMIT.fullmatch(address.revision or "")):
             path = Path(there)
-            mark = path.readlink().name if path.is_symlink() else None  # a cache that cannot link keeps no hashes
+            mark = path.readlink().name if path.is_symlink() else None  # a cache without links keeps no hashes
         elif offline_by:
             raise HubError(f"{name} of {address} is not in the Hub's cache here: fetch it once without {offline_by}")
         else:
@@ -85,7 +85,7 @@ def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
             if missing and name.endswith(".safetensors"):
                 talk.say(f"fetching {Address(address.repo, commit)} ({size / 1e6:.1f} MB) from {host()}")
             with progress(name, size if missing else 0, talk) as bar:
-                # By the revision that was asked for: so the cache learns which commit it means, for when it is offline.
+                # Pass the revision, not the commit, so that the cache stores the revision's commit for offline use.
                 path = Path(hf_hub_download(**asked, tqdm_class=bar))
             if path.parent.name != commit:
                 raise HubError(f"{address} has changed while it was fetched, or the Hub did not answer: try again")
@@ -96,7 +96,7 @@ def fetch(address: Address, name: str, *, offline: bool, talk: Talk) -> Path:
 
 @contextlib.contextmanager
 def progress(name: str, size: int, talk: Talk) -> Iterator[Any]:
-    """A progress bar class for the client that shows on `talk`."""
+    """Yield a progress bar class for huggingface_hub that reports to `talk`."""
     from huggingface_hub.utils.tqdm import tqdm
 
     with talk.track(f"fetching {name}", size) as advance:
@@ -107,16 +107,16 @@ def progress(name: str, size: int, talk: Talk) -> Iterator[Any]:
 
             def update(self, n: float | None = 1) -> None:
                 self.n += n or 0
-                if self.total == size:  # Xet has a second bar, of what goes over the wire
+                if self.total == size:  # Xet has a second bar for transferred bytes
                     advance(int(self.n), f"{self.n / 1e6:.1f} MB")
 
         yield Bar
 
 
 def check_cache(kind: str, repo: str, num_bytes: int) -> None:
-    """Raise OSError if the Hub's cache has no room for `num_bytes`, less what earlier downloads have begun.
+    """Raise OSError if the Hub's cache has no room for `num_bytes` minus the size of partial downloads.
 
-    The client itself only warns, file by file.
+    huggingface_hub itself only warns, once per file.
     """
     from huggingface_hub import constants
 
@@ -128,7 +128,7 @@ def check_cache(kind: str, repo: str, num_bytes: int) -> None:
 def check(path: Path, mark: str, address: Address) -> None:
     """Compare a file with its hash on the Hub: sha256 for large files, git's sha1 for others.
 
-    The client itself compares sizes only. Raise HubError if they differ, and takes the file out of the cache.
+    huggingface_hub compares sizes only. If the hashes differ, remove the file from the cache and raise HubError.
     """
     if not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", mark):
         raise HubError(f"{host()} gives no hash of {path.name}, so the file cannot be verified")
@@ -152,10 +152,10 @@ def host() -> str:
 def send(
     address: Address, files: dict[str, Path | bytes], *, private: Callable[[], bool], message: str, talk: Talk
 ) -> tuple[str, str, bool]:
-    """Send files as one commit to a branch. The branch and the repository are made if they are not there.
+    """Send files as one commit to a branch. The branch and the repository are created if they do not exist.
 
-    `private` is asked only if the repository has to be made. The token is the one that `hf` keeps. Return the
-    repository's page, the commit, and whether the repository was made. Raise HubError.
+    `private` is called only if the repository has to be created. The token is the one that `hf` stores. Return the
+    repository's page, the commit, and whether the repository was created. Raise HubError.
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, is_offline_mode
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -181,13 +181,13 @@ def send(
             added = [CommitOperationAdd(name, content) for name, content in files.items()]
             return api.create_commit(address.repo, added, commit_message=message, revision=branch)
 
-        # If only the answer to a first attempt was lost, a second one finds nothing changed and makes no other commit.
+        # If only the response was lost, a second attempt finds no changes and makes no second commit.
         oid = str(retried(commit, talk=talk).oid)
     return f"{constants.ENDPOINT}/{address.repo}", oid, created
 
 
 def retried(call: Callable[[], T], *, talk: Talk) -> T:
-    """Repeat a call that the client does not repeat itself, if the Hub may answer better a little later."""
+    """Call, and retry after transient errors that huggingface_hub does not retry itself."""
     for wait in WAITS:
         try:
             return call()
@@ -203,7 +203,7 @@ def retried(call: Callable[[], T], *, talk: Talk) -> T:
 
 
 def cause(error: Exception) -> Exception:
-    """The error that the client has wrapped, in a RuntimeError by an upload, in another by a download."""
+    """Return the error inside huggingface_hub's RuntimeError (uploads) or LocalEntryNotFoundError (downloads)."""
     wrapped = type(error) is RuntimeError or type(error).__name__ == "LocalEntryNotFoundError"
     return error.__cause__ if wrapped and isinstance(error.__cause__, Exception) else error
 
@@ -213,16 +213,16 @@ def status_of(error: Exception) -> int | None:
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Whether the client's HTTP library has raised this: httpx, or since huggingface_hub 2 its successor."""
+    """Return whether the HTTP library of huggingface_hub raised this: httpx, or httpx2 since huggingface_hub 2."""
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2")
 
 
 @contextlib.contextmanager
 def in_our_words(address: Address) -> Iterator[None]:
-    """Turn errors of the client into HubErrors of one line; errors of the system and bugs pass.
+    """Turn huggingface_hub's errors into one-line HubErrors. Errors of the system and bugs pass unchanged.
 
-    The client's own words are not repeated, chained or logged: addresses of storage are signed, and a faulty header is
-    shown with the token.
+    The original messages are not shown, chained or logged: they may contain signed storage addresses and, for a faulty
+    header, the token.
     """
     from huggingface_hub.utils import logging as client
 
@@ -242,7 +242,7 @@ def in_our_words(address: Address) -> Iterator[None]:
 
 
 def reason(error: Exception, address: Address) -> SelfieError | None:
-    """The error to raise for one of the client; None for those of others."""
+    """Return the error to raise for an error of huggingface_hub; None for any other error."""
     from huggingface_hub import errors, get_token
 
     repo, status = address.repo, status_of(error)

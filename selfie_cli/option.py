@@ -1,4 +1,4 @@
-"""Options: fields of frozen dataclasses with help and limits, and how a resumed run takes them over."""
+"""Options: fields of frozen dataclasses with help and limits, and how a resumed run restores them."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ from selfie_cli.errors import UsageError
 from selfie_cli.recipes import recipe_note
 
 PANELS = ("Training", "Views", "Only with --method", "Data", "Run", "Machine", "Output")
-"""Groups of options, in the order of the help. Options without one come first; METHOD has those of one method."""
+"""Groups of options, in the order of the help. Options without a group come first; METHOD has those of one method."""
 TRAINING, VIEWS, METHOD, DATA, RUN, MACHINE, OUTPUT = PANELS
 
 
@@ -95,7 +95,7 @@ class Options:
 
 
 class Option(NamedTuple):
-    """An option of a verb. hint: its type. method: the one that it is for, if it is for one alone."""
+    """An option of a verb. hint: its type. method: the only method that has it, or None."""
 
     field: "dataclasses.Field[Any]"
     hint: Any
@@ -107,7 +107,7 @@ class Option(NamedTuple):
 
     @property
     def help(self) -> str:
-        """Its help, with the values that the recipes give it."""
+        """Its help, with its default in each recipe."""
         text = str(self.field.metadata["help"])
         return text + recipe_note(self.name, self.method) if self.field.metadata["recipe"] else text
 
@@ -132,9 +132,9 @@ def options_of(kind: type) -> list[Option]:
 
 
 def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
-    """Return the options object for a value of each of `options_of(kind)`; `typed` names the options given.
+    """Build an options object from a value for each of `options_of(kind)`; `typed` names the options given.
 
-    Raise UsageError for a given value that is empty: it comes from an unset shell variable, not from "no value".
+    Raise UsageError for an empty value that was given: it usually comes from an unset shell variable.
     """
     hints = get_type_hints(kind)
     given: dict[str, Any] = {}
@@ -153,14 +153,14 @@ def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
 
 
 def expanded(value: Any) -> Any:
-    """Return a path with `~` replaced by the home folder; shells leave it in --out=~/v."""
+    """Return a path with `~` replaced by the home folder. Shells do not replace it in --out=~/v."""
     return os.path.expanduser(value) if isinstance(value, str) and f"{value}/".startswith("~/") else value
 
 
 def flags(default: Options, asked: dict[str, Any]) -> list[str]:
-    """Return the options in `asked` that differ from `default` as words of a command, without those of OUTPUT and RUN.
+    """Return the options in `asked` that differ from `default` as command-line words, except those of OUTPUT and RUN.
 
-    In a published config, the private values of --dataset and --from are None.
+    Private values of --dataset and --from, which are None in a published config, become FOLDER and RUN.
     """
     found = []
     for field in dataclasses.fields(default):
@@ -185,20 +185,20 @@ Picked = TypeVar("Picked")
 
 
 def pick(kind: type[Picked], options: Options, **others: Any) -> Picked:
-    """Build a dataclass from the options that have the names of its fields, and from `others`."""
+    """Build a dataclass from the options with the same names as its fields, and from `others`."""
     fields: Any = kind
     names = {field.name for field in dataclasses.fields(fields)} - others.keys()
     return kind(**{name: getattr(options, name) for name in names}, **others)
 
 
 PER_INVOCATION = ("resume", "json", "quiet")
-"""Options that belong to an invocation and are never taken from a resumed run's config."""
+"""Options of one invocation, which are never restored from a resumed run's config."""
 CHANGEABLE = ("device", "compile", "workers", "store", "store_gb", "save_every", "log", "report")
-"""Options that may be changed when a run is resumed. If not given, they are taken from its config, as all others."""
+"""Options that may change when a run is resumed. If not given, they are restored from its config like all others."""
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether `value` has the type that an option is declared with."""
+    """Return whether `value` has an option's declared type."""
     allowed = get_args(hint)
     if get_origin(hint) is Literal:
         return value in allowed
@@ -213,12 +213,12 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
 def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] = ()) -> AnyOptions:
-    """Return the options of a stopped run, from its config, with the changes that this invocation may make.
+    """Return the options in a stopped run's config, with the allowed changes of this invocation.
 
-    `asked` has passed `schema.check`. `given` may change the options in CHANGEABLE and `also`: those that it names or
-    that differ from the default.
+    `asked` must have passed `schema.check`. `given` may change options in CHANGEABLE and `also`. An option is changed
+    if it was given on the command line or differs from its default.
 
-    Raise UsageError if `given` changes another option, or if `asked` holds an unknown or impossible one.
+    Raise UsageError if `given` changes any other option, or if `asked` has an unknown or invalid one.
     """
     then, changed = restored(type(given), asked), {}
     for field in dataclasses.fields(given):
@@ -232,15 +232,14 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
 
 
 def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
-    """Return the options that a run's config holds.
+    """Return the options in a run's config. Raise UsageError for an unknown or invalid option.
 
-    An option that it lacks, being younger than the run, gets its default, so a default must mean what was done before
-    the option existed; so does one whose private value was left out of a published config. Raise UsageError for an
-    unknown or impossible one.
+    An option newer than the run gets its default, which must therefore reproduce what was done before the option
+    existed. An option whose private value was left out of a published config gets its default, too.
     """
     hints = get_type_hints(kind)
     values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    values.pop("profile", None)  # an option of earlier versions, which decided nothing about a run
+    values.pop("profile", None)  # an option of earlier versions without effect on a run
     if unknown := sorted(values.keys() - hints.keys()):
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     for name, value in values.items():

@@ -13,7 +13,7 @@ class MethodFacts:
     """A pretraining method.
 
     code: its class, as module:class. title: its name at the beginning of a sentence. num_views: views per image in its
-    paper. words, arxiv: method and paper; more_views_words, more_views_arxiv: the same with more views than that.
+    paper. words, arxiv: method and paper; more_views_words, more_views_arxiv: the same for more than `num_views` views.
     """
 
     code: str
@@ -34,21 +34,21 @@ TWO_VIEW_SELFIE = "Selfie over two views (softmax over other images)"
 """A recipe of version 1. Its runs can be used, but no longer trained."""
 LABELS = "labels (a finetuned network)"
 THEN, AGAIN = ", then ", "again"
-"""Words between the pretrainings of a network, and for one that is the same as that before it."""
+"""Words between the successive pretrainings of a network, and in place of a repeated one."""
 PRETRAININGS = {"finetune": LABELS, "none": "no pretraining"}
 
 
 def titled(name: str) -> str:
-    """Return the name of a method, or of anything else that was trained, as a sentence begins with it."""
+    """Return the name of a method or other pretraining, spelled as at the start of a sentence."""
     if name == "imagenet":
         return "ImageNet"
     return METHODS[name].title if name in METHODS else name[:1].upper() + name[1:]
 
 
 def called(derived: dict[str, Any]) -> str:
-    """Return the methods and recipes that pretrained a network, in words, from the `derived` section of its config.
+    """Return in words the methods and recipes that pretrained a network, from the `derived` section of its config.
 
-    A pretraining that started from other weights is named after theirs: "ImageNet's labels, then Selfie ...".
+    If pretraining started from other weights, those come first: "ImageNet's labels, then Selfie ...".
     """
     name, earlier = str(derived.get("method")), derived.get("pretrained_by")
     if earlier and name not in METHODS:
@@ -71,7 +71,7 @@ def called(derived: dict[str, Any]) -> str:
 
 
 def trained_by(derived: dict[str, Any]) -> str:
-    """Return what trained a network's weights, in words: as `called`, and the labels of a finetuned network."""
+    """Return in words what trained a network's weights: its pretraining as in `called`, then labels if finetuned."""
     words = called(derived)
     if "classes" not in derived or "frozen" in derived:
         return words
@@ -79,7 +79,7 @@ def trained_by(derived: dict[str, Any]) -> str:
 
 
 def arxiv(words: str) -> str | None:
-    """Return the arXiv number of the paper behind a pretraining that `called` has put into these words."""
+    """Return the arXiv number of the paper for a pretraining in the words of `called`; None for other words."""
     for method in METHODS.values():
         if words.startswith(method.more_views_words or method.words):
             return method.more_views_arxiv or method.arxiv
@@ -110,7 +110,7 @@ def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
 
 
 def recipe_note(name: str, method: str | None = None) -> str:
-    """Return an option's value in each recipe, for its help; of one method, or of all methods that have the option."""
+    """Return an option's value in each recipe, for its help: of `method`, or of every method that has the option."""
     notes = []
     for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
         words = {recipe: text for recipe, table in recipes.items() if (text := value_in(table, name))}

@@ -39,17 +39,17 @@ CONTENTS = (
 )
 """Names in a run's folder that --overwrite replaces. All other files belong to the user."""
 MOST_BYTES = 2**26
-"""Largest config.json: the names of 100,000 classes take some MB."""
+"""Largest size of config.json, in bytes. The names of 100,000 classes take a few MB."""
 SILENT = Talk()
 _held: dict[str, tuple[Path, int]] = {}
-"""Folders that this process works on, by their real path, each with the descriptor by which it is locked."""
+"""Run folders locked by this process: real path -> the folder and the descriptor that holds the lock."""
 
 
 class Run:
     """A folder with a config.json; `config` is its content when last read or written.
 
-    `address` names a run to which nothing is written: 'bundled', hf://owner/name@commit for one in the Hub's cache, or
-    the place of foreign weights. Those are runs, too: their config is made on reading, and `path` may be a file.
+    `address` is set for read-only runs: 'bundled', hf://owner/name@commit for a run in the Hub's cache, or the location
+    of foreign weights. The config of foreign weights is made when they are read, and their `path` may be a file.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], address: str | None = None) -> None:
@@ -89,16 +89,16 @@ class Run:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether selfie has not trained it: see `foreign`."""
+        """Whether its weights were not trained by selfie: see `foreign`."""
         return self.verb == "weights"
 
     def check_finished(self) -> None:
-        """Raise RunError, with the command that resumes it, for a stopped run."""
+        """Raise RunError for a stopped run, with the command that resumes it."""
         if not self.finished:
             raise RunError(f"{self} is not finished: selfie {self.verb} --resume {quote(str(self))}")
 
     def finish(self, measured: dict[str, Any]) -> None:
-        """Mark the run as finished, note what was measured, and remove its saved states."""
+        """Mark the run as finished, record `measured`, and remove its saved states."""
         self.update(measured=measured, progress={"status": "finished"})
         shutil.rmtree(self.path / "state", ignore_errors=True)
         let_go(self.path)
@@ -121,9 +121,9 @@ def versions() -> dict[str, str]:
 
 
 def hold(folder: Path) -> None:
-    """Lock a run's folder until the run is finished or this process ends. Raises RunError if another process has.
+    """Lock a run's folder until the run is finished or this process ends. Raise RunError if another process holds it.
 
-    The first process of a job locks it for all. On some network disks there are no such locks.
+    The first process of a job locks it for all. Some network disks do not support locks; nothing is locked there.
     """
     if os.path.realpath(folder) in _held:
         return
@@ -134,7 +134,7 @@ def hold(folder: Path) -> None:
     except BlockingIOError:
         os.close(descriptor)
         raise RunError(f"another process is working on {folder}: wait for it, or stop it first") from None
-    except OSError:  # no such locks here
+    except OSError:  # the disk does not support locks
         pass
     _held[os.path.realpath(folder)] = folder, descriptor
 
@@ -150,8 +150,8 @@ def let_go_of_all() -> None:
 
 
 def begun() -> Run | None:
-    """The unfinished run that this process works on."""
-    for folder, _ in _held.values():  # the first one holds the others
+    """Return the unfinished run that this process works on; None if there is none."""
+    for folder, _ in _held.values():  # the first one contains the others
         with contextlib.suppress(RunError):
             run = read_run(folder)
             return None if run.finished else run
@@ -161,7 +161,7 @@ def begun() -> Run | None:
 def check_free(path: Path, *, overwrite: bool) -> None:
     """Raise RunError if a new run may not be written to `path`.
 
-    Occupied folders need `overwrite`, and must hold a run and nothing else, on which no other process works.
+    A folder that is not empty needs `overwrite`. It must hold only a run, which no other process has locked.
     """
     there = nearest(path)
     if not there.is_dir():
@@ -189,32 +189,32 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 def create(
     path: Path, *, verb: str, asked: dict[str, Any], overwrite: bool = False, room: int = 0, **sections: Any
 ) -> Run:
-    """Begin a run in a new or empty folder, or with `overwrite` in an occupied one; `sections` go into its config.
+    """Create a run in a new or empty folder or, with `overwrite`, replace one. `sections` go into its config.
 
-    Raises OSError, before anything is changed, if the disk has less room than `room` bytes.
+    Raise OSError, before anything is changed, if the disk has less than `room` bytes free.
     """
     check_free(path, overwrite=overwrite)
     config: dict[str, Any] = {"format": RUN_FORMAT, "verb": verb, "asked": asked, "versions": versions()}
     config |= {"derived": {}, "measured": {}, "data": {}, "progress": {"status": "running"}, **sections}
     try:
         schema.check(json.loads(json.dumps(config)))
-    except ValueError as error:  # it could not be read again
+    except ValueError as error:  # such a run could not be opened
         raise RunError(f"this run cannot be created: {error}") from None
     there = Path(os.path.realpath(path))  # a link or a mount point is filled, not replaced
     check_room(path, room - size_of(there))
     there.mkdir(parents=True, exist_ok=True)
     hold(path)
     for old in there.iterdir():
-        if old.name != "config.json":  # if this process is killed here, --overwrite recognizes the run by it
+        if old.name != "config.json":  # --overwrite recognizes the run by it if this process is killed here
             remove(old)
     write_json(path / "config.json", config)
     return Run(path, config)
 
 
 def open_run(path: str | Path, *, offline: bool = False, also_foreign: bool = False, talk: Talk = SILENT) -> Run:
-    """Open a run's folder, 'bundled', or a run on the Hub (hf://owner/name[@revision]); if asked, foreign weights.
+    """Open a run: a folder, 'bundled', hf://owner/name[@revision] on the Hub or, with `also_foreign`, foreign weights.
 
-    Raises RunError if `path` is no run's folder, or its config is damaged or of another format; HubError.
+    Raise RunError if `path` is not a run, or its config is damaged or of another format. Raise HubError.
     """
     if hub.is_address(str(path)):
         asked = hub.parse(str(path))
@@ -259,7 +259,7 @@ def read_run(folder: Path, address: str | None = None, *, also_foreign: bool = F
 
 
 def described(path: Path, address: str | None, describe: Callable[[], dict[str, Any]]) -> Run:
-    """Foreign weights as a run, to which nothing is written. Raise RunError if `describe` cannot describe them."""
+    """Return foreign weights as a read-only run. Raise RunError if `describe` raises ValueError."""
     try:
         config = describe()
         schema.check(config)
@@ -269,19 +269,19 @@ def described(path: Path, address: str | None, describe: Callable[[], dict[str, 
 
 
 def open_to_resume(path: str, verb: str) -> Run:
-    """Open and lock a stopped run of this verb, and remove what a killed process left half-written."""
+    """Open and lock a stopped run of this verb, and remove half-written files. Raise RunError if it cannot resume."""
     run = open_run(path)
     if run.verb != verb:
         own = f"selfie {run.verb}"
         raise RunError(f"{path} is a run of {own}: continue it with {own} --resume {quote(path)}")
     hold(run.path)
-    run = open_run(path)  # again: the process that held it may have finished it
+    run = open_run(path)  # read again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):
         raise RunError(f"{path} is not writable: change its permissions, or resume a copy of it")
     for folder in (run.path, run.path / "state"):
         remove_leftovers(folder)
     if run.finished:
-        shutil.rmtree(run.path / "state", ignore_errors=True)  # it may have been killed at the very end
+        shutil.rmtree(run.path / "state", ignore_errors=True)  # if it was killed before it removed them
         let_go(run.path)
         if verb != "pretrain":
             raise RunError(f"{path} is finished. To see its results: selfie report {quote(path)}")
@@ -296,12 +296,12 @@ def open_to_resume(path: str, verb: str) -> Run:
 
 
 def bundled_folder() -> Path:
-    """The run's folder of the small pretrained network that ships in the package."""
+    """Return the run folder of the small pretrained network that ships with the package."""
     return Path(str(resources.files("selfie_cli"))) / "bundled"
 
 
 def newest_pretraining() -> Run | None:
-    """The finished pretraining run right below ./runs whose config was written last; the demo's lies deeper."""
+    """Return the finished pretraining run directly below ./runs with the newest config. The demo's run is deeper."""
     for file in sorted(RUNS.glob("*/config.json"), key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(RunError):
             run = open_run(file.parent)
@@ -313,7 +313,7 @@ def newest_pretraining() -> Run | None:
 def resolve_from(
     from_: str | None, *, backbone: str | None = None, offline: bool = False, talk: Talk = SILENT
 ) -> Run | None:
-    """Return the run that --from names, None for 'none', and say which it is. backbone: what 'imagenet' stands for."""
+    """Return and report the run that --from names; None for 'none'. backbone: the network that 'imagenet' means."""
     if from_ == "none":
         talk.say("weights: none, a freshly initialized network")
         return None

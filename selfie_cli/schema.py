@@ -106,7 +106,7 @@ SECTIONS: dict[str, Any] = {
     "*": ANY,
 }
 TO_RESUME = ("steps", "batch_size", "micro_batch")
-"""Names in `derived` without which no run can be resumed; the others belong to one verb."""
+"""Names that `derived` must have to resume any run; the two tuples below are for one verb each."""
 TO_PRETRAIN = ("method", "recipe", "backbone", "image_size", "optimizer", "lr", "weight_decay", "warmup_steps")
 TO_FINETUNE = ("precision", "compiles", "processes")
 ASKED: dict[str, type[Options]] = {
@@ -117,7 +117,7 @@ ASKED: dict[str, type[Options]] = {
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raise ValueError for a run's config that no run has."""
+    """Raise ValueError for an invalid config of a run."""
     check_complete(config, "verb", "asked", "derived", "measured", "progress")
     check_value(config, SECTIONS)
     check_complete(config["progress"], "status")
@@ -129,7 +129,7 @@ def check(config: dict[str, Any]) -> None:
 
 
 def check_stopped(config: dict[str, Any]) -> None:
-    """Raise ValueError for a stopped run's config that lacks what is needed to resume it."""
+    """Raise ValueError if a stopped run's config lacks a value that is needed to resume it."""
     derived = config["derived"]
     if config["verb"] == "pretrain":
         check_complete(derived, *TO_RESUME, *TO_PRETRAIN, derived.get("method"))
@@ -145,7 +145,7 @@ def check_complete(table: dict[str, Any], *names: str) -> None:
 
 
 def check_network(derived: dict[str, Any]) -> None:
-    """Raise ValueError for the description of no network, or of one that is too large to be honest."""
+    """Raise ValueError if `derived` does not describe a network, or an implausibly large one."""
     check_value(derived, DERIVED, "derived")
     if not 0 < len(derived.get("classes", "x")) <= MOST_CLASSES:
         raise ValueError(f"derived.classes are {len(derived['classes'])}, not 1 to {MOST_CLASSES:,}")
@@ -162,7 +162,7 @@ def check_network(derived: dict[str, Any]) -> None:
 
 
 def check_value(value: Any, kind: Any, where: str = "") -> None:
-    """Raise ValueError if a value from JSON, or one inside it, is not of its kind."""
+    """Raise ValueError if a JSON value, or a value inside it, does not match its kind."""
     if isinstance(kind, dict):
         expected, fits_kind = "a table", isinstance(value, dict)
     elif isinstance(kind, list):
@@ -191,11 +191,11 @@ def check_value(value: Any, kind: Any, where: str = "") -> None:
 
 
 def check_options(asked: dict[str, Any], kind: type[Options], where: str) -> None:
-    """Raise ValueError if an option is not of its type. A published run has null in place of private values."""
+    """Raise ValueError if an option has the wrong type. None is allowed: a published run has it for private values."""
     hints = get_type_hints(kind)
     for name, value in asked.items():
         inside = f"{where}.{name}"
-        if name not in hints:  # options of another version decide nothing
+        if name not in hints:  # options of other versions are ignored
             continue
         if dataclasses.is_dataclass(hints[name]):
             check_value(value, {"*": ANY}, inside)

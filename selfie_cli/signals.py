@@ -11,21 +11,22 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 
 
 def is_alone() -> bool:
-    """Whether this process is not one of several that torchrun has started.
+    """Return whether this is the only process of a job, not one of several started by torchrun.
 
-    Those keep the default handlers outside of training: they may wait for each other where Python's would not run.
+    Processes of torchrun keep the default handlers outside training: Python handlers do not run while they wait for
+    each other.
     """
     return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Exit at once, while there is nothing to clean up."""
+    """Exit at once. Used before there is anything to clean up."""
     os._exit(128 + number)
 
 
 def give_up(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt(number); within an import, exit at once: libraries take an exception there for a failed
-    import, and go on without it or abort."""
+    """Raise KeyboardInterrupt(number). During an import, exit at once instead: libraries would treat the exception as a
+    failed import, and continue without the module or abort."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             leave(number, frame)
@@ -34,13 +35,13 @@ def give_up(number: int, frame: FrameType | None) -> None:
 
 
 def ignored(number: int) -> bool:
-    """Whether this process was started with nohup or similar."""
+    """Return whether a signal is ignored because this process was started with nohup or similar."""
     return number not in (signal.SIGINT, signal.SIGTERM) and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let SIGINT, SIGTERM and, unless it is ignored, SIGHUP call `handler`. Outside the main thread nothing changes."""
+    """Call `handler` on SIGINT, SIGTERM and, unless it is ignored, SIGHUP. Does nothing outside the main thread."""
     try:
         before = {number: signal.signal(number, handler) for number in STOPPING if not ignored(number)}
     except ValueError:

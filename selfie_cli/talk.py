@@ -1,4 +1,4 @@
-"""Messages and progress of long jobs. Commands call `Talk`, the command line's console shows them."""
+"""Messages and progress of long jobs. Commands call `Talk`; the console of the command line prints them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,17 +8,17 @@ Advance = Callable[[int, str], None]
 
 
 def printable(text: str) -> str:
-    """The text with control characters and unpaired surrogates, which a file's name may hold, escaped."""
+    """Escape control characters and lone surrogates, which may occur in file names."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 image', '2,000 images'."""
+    """Return a count with its noun: '1 image', '2,000 images'."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class Talk:
-    """Silent, for programs that call commands from Python. `cli.console.Console` writes to stderr."""
+    """The messages of a command. This base class is silent; `cli.console.Console` writes to stderr."""
 
     def say(self, line: str) -> None:
         """Show a choice that was made, a default or an estimate."""

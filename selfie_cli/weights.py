@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, with what is needed to rebuild the network in the file's header."""
+"""Tensors in safetensors files, whose header has everything needed to rebuild the network."""
 
 import hashlib
 import json
@@ -17,15 +17,12 @@ FORMAT_VERSION = "1"
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Write tensors and `header` (values become strings, as safetensors wants them), whole or not at all.
-
-    Return the SHA-256 of the file.
-    """
+    """Write tensors and `header`, whose values become strings; return the SHA-256 of the file."""
     metadata = {"format_version": FORMAT_VERSION, **{key: str(value) for key, value in header.items()}}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = with_sorted_header(safetensors.torch.save(contiguous, metadata))
     with replacing(path) as temporary:
-        temporary.write_bytes(data)  # not by save_file, which leaves a file that only its owner can read
+        temporary.write_bytes(data)  # save_file makes a file that only its owner can read
     return hashlib.sha256(data).hexdigest()
 
 
@@ -34,7 +31,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def with_sorted_header(data: bytes) -> bytes:
-    """Equal tensors and metadata give equal files: safetensors writes the metadata in an order that varies."""
+    """Sort the header, so that equal tensors and metadata give equal files; safetensors' order of metadata varies."""
     size = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of eight bytes
@@ -42,7 +39,7 @@ def with_sorted_header(data: bytes) -> bytes:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of any safetensors file. Raises WeightsError if it is missing or damaged."""
+    """Return the tensors and header of any safetensors file. Raise WeightsError if it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -54,9 +51,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a file that `save_weights` wrote.
+    """Return the tensors and header of a file that `save_weights` wrote.
 
-    Raises WeightsError if the file is missing, damaged, or of another format version.
+    Raise WeightsError if the file is missing, damaged, or of another format version.
     """
     tensors, header = read_tensors(path)
     version = header.get("format_version")

@@ -74,6 +74,13 @@ class Hub:
         self.server.server_close()
 
 
+@dataclass
+class Refused(Exception):
+    status: int
+    message: str
+    code: str = ""
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -92,10 +99,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for start, statuses in self.hub.answers.items():
             if request.startswith(start) and statuses:
                 return self.send(statuses.pop(0), b"out of order")
-        for pattern, action in ROUTES:
-            if found := re.fullmatch(pattern, request):
-                return action(self, *found.groups())
-        return self.refuse(404, "", f"no such route: {request}")
+        action, found = next((action, found) for pattern, action in ROUTES if (found := re.fullmatch(pattern, request)))
+        try:
+            action(self, *found.groups())
+        except Refused as refused:
+            named = {"X_Error_Code": refused.code} if refused.code else {}
+            body = json.dumps({"error": refused.message}).encode()
+            self.send(refused.status, body, X_Error_Message=refused.message, **named)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -110,61 +120,45 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def json(self, value: Any, status: int = 200) -> None:
         self.send(status, json.dumps(value).encode(), Content_Type="application/json")
 
-    def refuse(self, status: int, code: str, message: str) -> None:
-        named = {"X_Error_Code": code} if code else {}
-        self.send(status, json.dumps({"error": message}).encode(), X_Error_Message=message, **named)
+    def token(self, *, write: bool = False) -> str | None:
+        """The token. Refuses, as the Hub does, who has one that it does not know or that may not write, or none."""
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        if token not in (TOKEN, READ_ONLY, None):
+            raise Refused(401, "Invalid credentials in Authorization header")
+        if write and token is None:
+            raise Refused(401, "Invalid username or password.")
+        if write and token == READ_ONLY:
+            raise Refused(403, "You don't have the rights to do this")
+        return token
 
-    def token(self) -> str | None:
-        return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-
-    def may(self, *, write: bool = False) -> bool:
-        """Refuses, as the Hub does, who has no token or one that it does not know or that may not write."""
-        if self.token() not in (TOKEN, READ_ONLY, None):
-            self.refuse(401, "", "Invalid credentials in Authorization header")
-        elif write and self.token() is None:
-            self.refuse(401, "", "Invalid username or password.")
-        elif write and self.token() == READ_ONLY:
-            self.refuse(403, "", "You don't have the rights to do this")
-        else:
-            return True
-        return False
-
-    def repository(self, name: str, *, write: bool = False) -> Repository | None:
-        if not self.may(write=write):
-            return None
-        found = self.hub.repositories.get(name)
-        if found is None or (found.private and self.token() != TOKEN):
-            self.refuse(404 if self.token() else 401, "RepoNotFound", "Repository not found")
-            return None
+    def repository(self, name: str, *, write: bool = False) -> Repository:
+        token, found = self.token(write=write), self.hub.repositories.get(name)
+        if found is None or (found.private and token != TOKEN):
+            raise Refused(404 if token else 401, "Repository not found", "RepoNotFound")
         return found
 
-    def at(self, name: str, revision: str | None) -> tuple[Repository, str, Files] | None:
+    def at(self, name: str, revision: str | None) -> tuple[Repository, str, Files]:
         repository = self.repository(name)
-        if repository is None:
-            return None
         found = repository.files(revision or "main")
         if found is None:
-            return self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return repository, *found
 
     def create(self) -> None:
-        if not self.may(write=True):
-            return
+        self.token(write=True)
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
         if not name.startswith("acme/"):
-            return self.refuse(403, "", "You don't have the rights to create a model under this namespace")
+            raise Refused(403, "You don't have the rights to create a model under this namespace")
         if name in self.hub.repositories:
-            return self.refuse(409, "", "You already created this model repo")
+            raise Refused(409, "You already created this model repo")
         private = asked.get("private", asked.get("visibility") == "private")
         self.hub.repositories[name] = repository = Repository(private=private)
         repository.commit("main", {".gitattributes": (b"*.safetensors filter=lfs\n", False)})
         self.json({"url": f"{self.hub.url}/{name}", "name": name})
 
     def info(self, name: str, revision: str | None) -> None:
-        if (found := self.at(name, revision)) is None:
-            return
-        repository, sha, files = found
+        repository, sha, files = self.at(name, revision)
         siblings = [
             {"rfilename": path, "size": len(data), "blobId": git_oid(data)}
             | ({"lfs": {"sha256": sha256(data), "size": len(data), "pointerSize": 134}} if large else {})
@@ -174,17 +168,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.json({**told, "siblings": siblings, "tags": []})
 
     def branch(self, name: str, branch: str) -> None:
-        if (repository := self.repository(name, write=True)) is None:
-            return
+        repository = self.repository(name, write=True)
         if branch in repository.branches:
-            return self.refuse(409, "", "Reference already exists")
+            raise Refused(409, "Reference already exists")
         repository.branches[branch] = repository.branches["main"]
         self.json({}, 201)
 
     def preupload(self, name: str, revision: str) -> None:
-        if (repository := self.repository(name, write=True)) is None:
-            return
-        there = (repository.files(revision) or ("", {}))[1]
+        _, there = self.repository(name, write=True).files(revision) or ("", {})
 
         def mode(file: dict[str, Any]) -> dict[str, Any]:
             large = file["path"].endswith(".safetensors")
@@ -195,8 +186,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.json({"files": [mode(file) for file in json.loads(self.body)["files"]]})
 
     def batch(self, name: str) -> None:
-        if self.repository(name, write=True) is None:
-            return
+        self.repository(name, write=True)
         objects = [
             {"oid": each["oid"], "size": each["size"]}
             if each["oid"] in self.hub.large
@@ -207,13 +197,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def upload(self, oid: str) -> None:
         if sha256(self.body) != oid:
-            return self.refuse(400, "", "checksum")
+            raise Refused(400, "checksum")
         self.hub.large[oid] = self.body
         self.send(200)
 
     def commit(self, name: str, branch: str) -> None:
-        if (repository := self.repository(name, write=True)) is None:
-            return
+        repository = self.repository(name, write=True)
         changed: Files = {}
         for line in map(json.loads, self.body.splitlines()):
             value = line["value"]
@@ -225,11 +214,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.json({"success": True, "commitOid": sha, "commitUrl": f"{self.hub.url}/{name}/commit/{sha}"})
 
     def resolve(self, name: str, revision: str, path: str) -> None:
-        if (found := self.at(name, revision)) is None:
-            return
-        repository, sha, files = found
+        repository, sha, files = self.at(name, revision)
         if repository.gated and self.token() != TOKEN:
-            return self.refuse(403, "GatedRepo", f"Access to model {name} is restricted. Visit it to ask for access.")
+            raise Refused(403, f"Access to model {name} is restricted. Visit it to ask for access.", "GatedRepo")
         if path not in files:
             return self.send(404, X_Repo_Commit=sha, X_Error_Code="EntryNotFound", X_Error_Message="Entry not found")
         data, large = files[path]
@@ -256,18 +243,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 NAME = "([^/]+/[^/]+)"
-DATASET = "(datasets/[^/]+/[^/]+)"
+ANY = "((?:datasets/)?[^/]+/[^/]+)"
 ROUTES = (
     (r"POST /api/repos/create", Handler.create),
     (r"POST /api/validate-yaml", lambda handler: handler.json({"errors": [], "warnings": []})),
-    (rf"GET /api/models/{NAME}(?:/revision/(.+))?", Handler.info),
+    (rf"GET /api/(?:models/)?{ANY}(?:/revision/(.+))?", Handler.info),
     (rf"POST /api/models/{NAME}/branch/(.+)", Handler.branch),
     (rf"POST /api/models/{NAME}/preupload/(.+)", Handler.preupload),
     (rf"POST /api/models/{NAME}/commit/(.+)", Handler.commit),
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /upload/(\w+)", Handler.upload),
-    (rf"(?:HEAD|GET) /{NAME}/resolve/([^/]+)/(.+)", Handler.resolve),
+    (rf"(?:HEAD|GET) /{ANY}/resolve/([^/]+)/(.+)", Handler.resolve),
     (r"GET /storage/(\w+)", Handler.storage),
-    (rf"GET /api/{DATASET}(?:/revision/(.+))?", Handler.info),
-    (rf"(?:HEAD|GET) /{DATASET}/resolve/([^/]+)/(.+)", Handler.resolve),
 )

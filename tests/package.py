@@ -11,15 +11,13 @@ import re
 import subprocess
 import tarfile
 import zipfile
-from email.message import Message
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_IN_SDIST = (".ci/", ".github/")
 WHEEL_ALONE = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
 # In MB. Measurements add to docs/results/ a few kilobytes at a time, which would go unnoticed until PyPI.
-LARGEST_SDIST, LARGEST_WHEEL = 4.0, 3.0
-LARGEST_FILE = 0.25
+LARGEST_SDIST, LARGEST_WHEEL, LARGEST_FILE = 4.0, 3.0, 0.25
 LARGER = {"selfie_cli/bundled/model.safetensors": 2.0, r"tests/golden/format-\d+/.*\.safetensors": 1.1}
 
 
@@ -48,22 +46,19 @@ def read_wheel(file: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def wrong_files(kind: str, found: dict[str, bytes], expected: set[str]) -> list[str]:
-    wrong = [f"{kind} lacks {name}" for name in sorted(expected - found.keys())]
-    wrong += [f"{kind} holds {name}" for name in sorted(found.keys() - expected)]
+def wrong_files(file: Path, most_of_all: float, found: dict[str, bytes], expected: set[str]) -> list[str]:
+    size = file.stat().st_size / 1e6
+    print(f"{file.name}: {len(found)} files, {size:.1f} MB")
+    wrong = [f"{file.name} has more than {most_of_all} MB"] if size > most_of_all else []
+    wrong += [f"{file.name} lacks {name}" for name in sorted(expected - found.keys())]
+    wrong += [f"{file.name} holds {name}" for name in sorted(found.keys() - expected)]
     places = [f"{place}/".encode() for place in (ROOT, Path.home())]
     for name, data in sorted(found.items()):
         most = next((most for larger, most in LARGER.items() if re.fullmatch(larger, name)), LARGEST_FILE)
         if len(data) > most * 1e6:
-            wrong.append(f"{kind}: {name} has {len(data) / 1e6:.2f} MB, more than {most}")
-        wrong += [f"{kind}: {name} holds the path {place.decode()}" for place in places if place in data]
+            wrong.append(f"{file.name}: {name} has {len(data) / 1e6:.2f} MB, more than {most}")
+        wrong += [f"{file.name}: {name} holds the path {place.decode()}" for place in places if place in data]
     return wrong
-
-
-def wrong_links(metadata: Message) -> list[str]:
-    """Return relative links of the description: on PyPI there are no files beside it."""
-    relative = re.findall(r"\]\((?!https://|#)([^)]+)\)", str(metadata.get_payload()))
-    return [f"metadata: the description links to {each}, which is not on PyPI" for each in sorted({*relative})]
 
 
 def main() -> None:
@@ -83,22 +78,17 @@ def main() -> None:
     about = f"selfie_cli-{version[1]}.dist-info/"
     package = {name for name in known if name.startswith("selfie_cli/")}
     source = {name for name in known if not name.startswith(NOT_IN_SDIST)}
-    wrong = wrong_files("wheel", in_wheel, package | {about + name for name in WHEEL_ALONE})
-    wrong += wrong_files("sdist", in_sdist, source | {"PKG-INFO"})
-    for file, most in ((sdist, LARGEST_SDIST), (wheel, LARGEST_WHEEL)):
-        size = file.stat().st_size / 1e6
-        print(f"{file.name}: {len(in_wheel if file == wheel else in_sdist)} files, {size:.1f} MB")
-        if size > most:
-            wrong.append(f"{file.name} has more than {most} MB")
-    for name in sorted(package & in_wheel.keys()):
-        if in_wheel[name] != (ROOT / name).read_bytes():
-            wrong.append(f"wheel: {name} is another than here")
+    wrong = wrong_files(wheel, LARGEST_WHEEL, in_wheel, package | {about + name for name in WHEEL_ALONE})
+    wrong += wrong_files(sdist, LARGEST_SDIST, in_sdist, source | {"PKG-INFO"})
+    others = [name for name in sorted(package & in_wheel.keys()) if in_wheel[name] != (ROOT / name).read_bytes()]
+    wrong += [f"{wheel.name}: {name} is another than here" for name in others]
     metadata = in_wheel.get(about + "METADATA", b"")
     if metadata != in_sdist.get("PKG-INFO"):
         wrong.append("the metadata of sdist and wheel differ")
     if in_wheel.get(about + "entry_points.txt") != b"[console_scripts]\nselfie = selfie_cli.__main__:main\n":
         wrong.append("the wheel does not give the command selfie, or gives more")
-    wrong += wrong_links(email.message_from_bytes(metadata))
+    links = re.findall(r"\]\((?!https://|#)([^)]+)\)", str(email.message_from_bytes(metadata).get_payload()))
+    wrong += [f"metadata: the description links to {each}, which is not on PyPI" for each in sorted({*links})]
     if f"-{version[1]}" not in wheel.name or f"-{version[1]}" not in sdist.name:
         wrong.append(f"the files are not of version {version[1]}")
     if arguments.version not in (None, version[1]):

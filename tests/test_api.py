@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 import torch
 from PIL import Image
 from running import ENVIRONMENT, rows, same_weights, selfie
@@ -75,6 +76,12 @@ def test_the_package_is_light_until_a_function_is_called() -> None:
 def test_values_are_checked_as_on_the_command_line(wrong: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         api.pretrain("images", **wrong)
+
+
+def test_what_is_given_by_place_is_a_path_or_several() -> None:
+    for wrong in (5, [b"a.png"], [["a.png"]], np.zeros((2, 3)), Image.new("RGB", (4, 4))):
+        with pytest.raises(api.SelfieError, match=r"^--paths must be a path or several, got .{,60}$"):
+            api.embed(wrong)
     with pytest.raises(TypeError, match=r"finetune.. takes 0 positional arguments: give the others by name"):
         api.finetune("labelled")
 
@@ -97,12 +104,6 @@ def test_numbers_lists_and_paths_are_taken_as_python_has_them(
     api.finetune(**given)
     api.finetune(**same)
     assert seen[0] == seen[1]
-
-
-@pytest.mark.parametrize("wrong", [5, [b"a.png"], [["a.png"]], np.zeros((2, 3)), Image.new("RGB", (4, 4))])
-def test_what_is_no_path_is_told_in_one_line(wrong: Any) -> None:
-    with pytest.raises(api.SelfieError, match=r"^--paths must be a path or several, got .{,60}$"):
-        api.embed(wrong)
 
 
 def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pretrained: Path) -> None:
@@ -133,7 +134,8 @@ def test_embed_to_a_file_and_similar(images: Path, pretrained: Path, capfd: pyte
 
 
 def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
-    selfie("pretrain", images / "train", *flags(SMALL), "--out", "one")
+    asked = (*running.SMALL, "--steps", 4, "--warmup-steps", 2, "--lr", 0.05)
+    selfie("pretrain", images / "train", *asked, "--out", "one")
     trained = api.pretrain(images / "train", out="two", **SMALL)
     assert trained.step == 4
     assert same_weights(Path("one"), trained.run)
@@ -152,15 +154,6 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
     assert "kNN" in judged._repr_html_()
 
 
-def flags(values: dict[str, Any]) -> list[str]:
-    """Return keywords as the command line has them."""
-    found: list[str] = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        found += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return found
-
-
 def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:
     expected = r"^no run at nowhere: a folder with a config.json or a .safetensors file is expected$"
     with pytest.raises(api.SelfieError, match=expected):
@@ -173,7 +166,7 @@ def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pr
     assert not runs._held
 
 
-def test_torch_is_left_as_it_was(images: Path) -> None:
+def test_torch_is_left_as_it_was_and_calls_from_threads_wait_for_each_other(images: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -185,9 +178,6 @@ def test_torch_is_left_as_it_was(images: Path) -> None:
     assert torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_calls_from_threads_wait_for_each_other(images: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(api.pretrain, images / "train", out=f"run{number}", **SMALL) for number in range(2)]
     assert same_weights(*(call.result().run for call in calls))

@@ -5,6 +5,7 @@ timm itself makes the repositories, with random weights, and says what they have
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torchvision
 from hub_server import Hub, Repository
 from listening import Listener
 from PIL import Image
-from running import config_of, document, draw_folder, error_of, rows, selfie
+from running import config_of, document, draw_folder, error_of, read, rows, same_weights, selfie, stopped
 from safetensors.torch import load_file, save_file
 
 import selfie_cli
@@ -27,8 +28,8 @@ from selfie_cli.errors import RunError, WeightsError
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
+from selfie_cli.weights import load_weights
 
-CPU = torch.device("cpu")
 SMALL = ("--steps", 1, "--batch-size", 4, "--precision", "fp32", "--no-report", "--no-check-length", "--lr", 0.01)
 
 
@@ -53,19 +54,19 @@ def changed(folder: Path, **values: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def publish(hub: Hub, repo: str, folder: Path) -> str:
-    files = {name: ((folder / name).read_bytes(), name.endswith("safetensors")) for name in ("config.json", WEIGHTS)}
-    files["pytorch_model.bin"] = (b"cos\nsystem\n.", True)
-    hub.repositories.setdefault(repo, Repository())
-    return hub.repositories[repo].commit("main", files)
-
-
 WEIGHTS = "model.safetensors"
+
+
+def publish(hub: Hub, repo: str, folder: Path) -> str:
+    """Return the address of the commit."""
+    files = {name: ((folder / name).read_bytes(), name == WEIGHTS) for name in ("config.json", WEIGHTS)}
+    hub.repositories[repo] = Repository()
+    return f"hf://{repo}@{hub.repositories[repo].commit('main', files | {'pytorch_model.bin': (b'cos', True)})}"
 
 
 def load(address: object) -> Network:
     run = runs.weights_for("embed", str(address))
-    return networks.load_network(run, features=None, device=CPU)
+    return networks.load_network(run, features=None, device=torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -84,33 +85,39 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def pixels_of(photo: Path, network: Network) -> torch.Tensor:
+    square = decode_square(open_image(photo), network.storage_size, network.preprocessing.interpolation)
+    return plain_view(torch.from_numpy(square)[None], network.image_size, network.preprocessing)
+
+
+@torch.inference_mode()
+def timms(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The vectors that timm gives."""
+    found: torch.Tensor = model.forward_head(model.forward_features(pixels), pre_logits=True)
+    return found
+
+
 @torch.inference_mode()
 def assert_as_in_timm(network: Network, model: torch.nn.Module, photo: Path) -> None:
     """timm's own transform and forward pass: the same vectors from its pixels, nearly its pixels from the photo."""
     data = timm.data.resolve_model_data_config(model)
-    transform = timm.data.create_transform(**data, is_training=False)
-    theirs = transform(Image.open(photo).convert("RGB"))[None]
+    theirs = timm.data.create_transform(**data, is_training=False)(Image.open(photo).convert("RGB"))[None]
     assert theirs.shape[2] == network.image_size
-    expected = model.forward_head(model.forward_features(theirs), pre_logits=True)
     module = network.module
     found = module.features(theirs) if network.features == "penultimate" else networks.pooled_maps(module, theirs)
-    assert_close(found, expected)
+    assert_close(found, timms(model, theirs))
     assert network.storage_size == math.floor(network.image_size / data["crop_pct"])
-
-    square = decode_square(open_image(photo), network.storage_size, network.preprocessing.interpolation)
-    ours = plain_view(torch.from_numpy(square)[None], network.image_size, network.preprocessing)
-    difference = (ours - theirs).abs() * torch.tensor(data["std"])[:, None, None]  # in units of 0..1
     # timm resizes the whole photo, ours its centre square, so the two may lie a pixel apart, and borders differ.
-    assert difference.mean() < 0.02
+    difference = (pixels_of(photo, network) - theirs).abs() * torch.tensor(data["std"])[:, None, None]
+    assert difference.mean() < 0.02  # in units of 0..1
 
 
 @pytest.mark.parametrize("name", IMAGENET)
 def test_a_repository_gives_what_timm_does(hub: Hub, tmp_path: Path, photo: Path, name: str) -> None:
-    model = make(tmp_path / "made", name)
-    publish(hub, f"timm/{name}.mine", tmp_path / "made")
-    assert_as_in_timm(load(f"hf://timm/{name}.mine"), model, photo)
-    assert_as_in_timm(load(tmp_path / "made"), model, photo)  # and a download of it
-    assert_as_in_timm(load(tmp_path / "made" / WEIGHTS), model, photo)
+    made = tmp_path / "made"
+    model, address = make(made, name), publish(hub, f"timm/{name}.mine", made)
+    for source in (address, made, made / WEIGHTS):  # on the Hub, as a download of it, and the file alone
+        assert_as_in_timm(load(source), model, photo)
 
 
 def test_bilinear_and_a_small_crop_are_honoured(tmp_path: Path, photo: Path) -> None:
@@ -124,20 +131,17 @@ def test_bilinear_and_a_small_crop_are_honoured(tmp_path: Path, photo: Path) -> 
 def test_imagenet_weights_are_fetched_once_and_named(
     hub: Hub, tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "no repository timm/resnet50.tv_in1k" in error_of("embed", photo, "--from", "imagenet")
     model = make(tmp_path / "made", "resnet50")
-    commit = publish(hub, "timm/resnet50.tv_in1k", tmp_path / "made")
-    address = f"hf://timm/resnet50.tv_in1k@{commit}"
-    result = selfie("embed", photo, "--from", "imagenet", "--precision", "fp32", "--out", "v.parquet")
-    assert f"fetching {address}" in result.stderr
+    address = publish(hub, "timm/resnet50.tv_in1k", tmp_path / "made")
+    said = selfie("embed", photo, "--from", "imagenet", "--precision", "fp32", "--out", "v.parquet").stderr
     called = "ImageNet's labels (timm/resnet50.tv_in1k), resnet50, 224 px"
-    said = f"weights: {address} ({called}); license apache-2.0, from https://"
-    assert said in result.stderr
+    for words in (f"fetching {address}", f"weights: {address} ({called}); license apache-2.0, from https://"):
+        assert words in said
     asked = [path.rpartition("/")[2] for _, path, _ in hub.requests if "/resolve/" in path]
     assert set(asked) == {"config.json", WEIGHTS}
-    line = selfie("embed", photo, "--from", address, "--precision", "fp32").stdout
-    square = torch.from_numpy(decode_square(open_image(photo), 235))[None]
-    expected = model.forward_head(model.forward_features(plain_view(square, 224)), pre_logits=True)[0]
-    assert_close(torch.tensor(json.loads(line)["vector"]), expected)
+    (row,) = rows("embed", photo, "--from", address, "--precision", "fp32")
+    assert_close(torch.tensor(row["vector"]), timms(model, pixels_of(photo, load(address)))[0])
 
     before = len(hub.requests)
     assert selfie("similar", photo, "--in", "v.parquet", "--json").stdout.count('"cosine": 1.0') == 1
@@ -147,12 +151,6 @@ def test_imagenet_weights_are_fetched_once_and_named(
     selfie("export", "imagenet", "--to", "torchvision")
     assert len(hub.requests) == before
     assert load("resnet50.tv_in1k-torchvision.safetensors").preprocessing.crop == 0.95
-
-
-def test_imagenet_weights_that_cannot_be_had(hub: Hub, photo: Path) -> None:
-    assert "no repository timm/resnet50.tv_in1k" in error_of("embed", photo, "--from", "imagenet")
-    unknown = ("finetune", "--dataset", "x", "--from", "imagenet", "--backbone", "resnetv2_10_w32")
-    assert "no ImageNet weights of resnetv2_10_w32: choose --backbone resnet50, " in error_of(*unknown, code=2)
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -177,17 +175,23 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("repository") / "resnet18"
-    make(folder, "resnet18")
+    make(folder, "resnet18.tv_in1k")
+    return folder
+
+
+def copy_of(repository: Path, folder: Path, **values: Any) -> Path:
+    """A repository with the same weights and other values."""
+    folder.mkdir(exist_ok=True)
+    (folder / WEIGHTS).symlink_to(repository / WEIGHTS)
+    (folder / "config.json").write_text((repository / "config.json").read_text())
+    changed(folder, **values)
     return folder
 
 
 @pytest.mark.parametrize(("values", "said"), OTHERS.values(), ids=OTHERS)
 def test_repositories_that_cannot_be_used(repository: Path, tmp_path: Path, values: dict[str, Any], said: str) -> None:
-    (tmp_path / "config.json").write_text((repository / "config.json").read_text())
-    (tmp_path / WEIGHTS).symlink_to(repository / WEIGHTS)
-    changed(tmp_path, **values)
     with pytest.raises(RunError) as error:
-        load(tmp_path)
+        load(copy_of(repository, tmp_path, **values))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -195,26 +199,25 @@ def test_repositories_that_cannot_be_used(repository: Path, tmp_path: Path, valu
 def test_tensors_that_do_not_fit(repository: Path, tmp_path: Path) -> None:
     tensors = load_file(repository / WEIGHTS)
     first = tensors["conv1.weight"]
-    spoiled: dict[str, dict[str, torch.Tensor]] = {
-        r"float32 \[64, 1, 7, 7\], not torch.float32 \[64, 3, 7, 7\]": {"conv1.weight": first[:, :1].contiguous()},
-        r"conv1.weight is torch.float16 \[": {"conv1.weight": first.half()},
-        "not finite": {"conv1.weight": first * math.nan},
-        "differ in 1 name": {"layer1.9.conv1.weight": first.clone()},
-    }
-    for said, change in spoiled.items():
-        save_file(tensors | change, tmp_path / "spoiled.safetensors")
-        with pytest.raises(WeightsError, match=said):
+    for found, header, said in (
+        (
+            tensors | {"conv1.weight": first[:, :1].contiguous()},
+            None,
+            r"\[64, 1, 7, 7\], not .* \[64, 3, 7, 7\]",
+        ),
+        (tensors | {"conv1.weight": first.half()}, None, r"conv1.weight is torch.float16 \["),
+        (tensors | {"conv1.weight": first * math.nan}, None, "not finite"),
+        (tensors | {"layer1.9.conv1.weight": first.clone()}, None, "differ in 1 name"),
+        ({"x": first}, None, "holds none of resnet50, resnet18"),
+        (tensors, {"preprocessing": "[1]", "image_size": "x", "backbone": "y"}, "its header is damaged"),
+    ):
+        save_file(found, tmp_path / "spoiled.safetensors", header)
+        with pytest.raises((RunError, WeightsError), match=said):
             load(tmp_path / "spoiled.safetensors")
-    save_file({"x": first}, tmp_path / "none.safetensors")
-    with pytest.raises(RunError, match="holds none of resnet50, resnet18"):
-        load(tmp_path / "none.safetensors")
     for name, said in (("a.safetensors", "no safetensors file"), ("a.pth", "or a .safetensors file is expected")):
         (tmp_path / name).write_bytes(b"cos\nsystem\n.")
         with pytest.raises(RunError, match=said):
             load(tmp_path / name)
-    save_file(tensors, tmp_path / "header.safetensors", {"preprocessing": "[1]", "image_size": "x", "backbone": "y"})
-    with pytest.raises(RunError, match="its header is damaged"):
-        load(tmp_path / "header.safetensors")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -236,9 +239,7 @@ def test_named_classes_make_a_classifier(tmp_path: Path, photo: Path) -> None:
     labels = ["boot", "cap", "coat"]
     model = make(tmp_path / "made", "resnetv2_18", labels, num_classes=3)
     (row,) = rows("predict", tmp_path / "made", photo, "--precision", "fp32")
-    square = torch.from_numpy(decode_square(open_image(photo), 248))[None]
-    network = load(tmp_path / "made")
-    scores = model(plain_view(square, 224, network.preprocessing)).softmax(1)[0]
+    scores = model(pixels_of(photo, load(tmp_path / "made"))).softmax(1)[0]
     assert row["label"] == labels[int(scores.argmax())]
     assert row["probability"] == pytest.approx(scores.max().item(), abs=1e-5)
     assert "has no classes" in error_of("predict", runs.bundled_folder(), photo)
@@ -253,48 +254,85 @@ def test_runs_that_start_from_them_keep_their_preprocessing(tmp_path: Path, phot
     asked = ("--from", tmp_path / "made", "--image-size", 96, *SMALL)
     selfie("finetune", "--dataset", images, *asked, "--out", "r")
     config = config_of("r")
-    assert config["derived"]["preprocessing"] == wanted
-    assert (config["derived"]["pretraining"], config["derived"]["image_size"]) == ("timm", 96)
+    derived = {"preprocessing": wanted, "pretraining": "timm", "image_size": 96}
+    assert {name: config["derived"][name] for name in derived} == derived
     assert config["from"][0]["path"] == str(tmp_path / "made")
     network = load("r")
     assert network.storage_size == 106
-    vector = rows("embed", photo, "--from", "r", "--precision", "fp32")[0]["vector"]
-    square = torch.from_numpy(decode_square(open_image(photo), 106, "bilinear"))[None]
-    expected = network.module.features(plain_view(square, 96, network.preprocessing))[0]  # type: ignore[union-attr]
-    assert_close(torch.tensor(vector), expected)
+    expected_pixels = pixels_of(photo, network)
+    expected = network.module.features(expected_pixels)[0]  # type: ignore[union-attr]
+    (row,) = rows("embed", photo, "--from", "r", "--precision", "fp32")
+    assert_close(torch.tensor(row["vector"]), expected)
 
     names: dict[str, Any] = {}
     exec(compile(document("export", "r", "--to", "timm")["code"], "printed", "exec"), names)
     pixels = names["preprocess"](photo)
-    assert_close(pixels, plain_view(square, 96, network.preprocessing))
+    assert_close(pixels, expected_pixels)
     assert_close(names["features"](pixels)[0], expected)
     assert load("r-timm.safetensors").preprocessing == network.preprocessing
     for run in ("r", "r-timm.safetensors"):
         _, transform = selfie_cli.load(run)
-        assert_close(transform(Image.open(photo)), plain_view(square, 96, network.preprocessing)[0])
+        assert_close(transform(Image.open(photo)), expected_pixels[0])
     assert "knn" in selfie("eval", tmp_path / "made", "--dataset", images, "--json").stdout
     assert sorted(each.name for each in (tmp_path / "made").iterdir()) == ["config.json", WEIGHTS]
 
 
 def test_pretraining_goes_on_from_imagenet_weights(hub: Hub, repository: Path, tmp_path: Path) -> None:
     """With their mean, deviation and interpolation, also on a page of the run and when it is resumed."""
-    changed_copy = tmp_path / "made"
-    changed_copy.mkdir()
-    (changed_copy / WEIGHTS).symlink_to(repository / WEIGHTS)
-    (changed_copy / "config.json").write_text((repository / "config.json").read_text())
-    changed(changed_copy, mean=[0.5] * 3, interpolation="bilinear")
-    publish(hub, "timm/resnet18.tv_in1k", changed_copy)
+    made = copy_of(repository, tmp_path / "made", mean=[0.5] * 3, interpolation="bicubic")
+    publish(hub, "timm/resnet18.tv_in1k", made)
     images = draw_folder(tmp_path / "images", train=12, test=4, size=80)
     asked = ("--from", "imagenet", "--backbone", "resnet18", "--image-size", 72, "--steps", 2, "--batch-size", 4)
     result = selfie("pretrain", images / "train", *asked, "--precision", "fp32", "--out", "r")
     derived = config_of("r")["derived"]
-    assert (derived["preprocessing"]["mean"], derived["preprocessing"]["interpolation"]) == ([0.5] * 3, "bilinear")
+    assert (derived["preprocessing"]["mean"], derived["preprocessing"]["interpolation"]) == ([0.5] * 3, "bicubic")
     assert "ImageNet's labels (timm/resnet18.tv_in1k), then Selfie" in result.stderr
-    assert load("r").storage_size == 75  # of 72 at 0.95
+    assert load("r").storage_size == 82  # of 72 at 0.875
     assert Path("r/report.html").is_file()
+    for arguments in (("pull", "timm/resnet18.tv_in1k"), ("push", repository, "acme/x"), ("report", repository)):
+        error_of(*arguments)  # it is no run
 
 
-def test_they_are_no_runs_to_push_pull_or_report(hub: Hub, repository: Path) -> None:
-    publish(hub, "timm/resnet18.mine", repository)
-    for arguments in (("pull", "timm/resnet18.mine"), ("push", repository, "acme/x"), ("report", repository)):
-        error_of(*arguments)
+CURVE = ("--fractions", "1", "--seeds", 1, *SMALL, "--out", "r")
+
+
+def test_imagenet_weights_are_an_arm_like_any_other(images: Path, pretrained: Path, hub: Hub, repository: Path) -> None:
+    """Another network than the runs', with its own mean, at their size: what it learned stays as far as it fits."""
+    address = publish(hub, "timm/resnet18.tv_in1k", repository)
+    sources = ("--from", pretrained, "--from", "imagenet")
+    arguments = ("curve", "--dataset", images, *sources, *CURVE, "--lr", "1e-30", "--weight-decay", 0)
+    said = selfie(*arguments).stderr
+    assert f"fetching {address} (46.8 MB) from {hub.url.partition('://')[2]}" in said
+    assert "224 px); license bsd-3-clause, from https://github.com/pytorch/vision" in said
+    results = read("r/results.json")
+    assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet"]
+    assert "another network than supervised: resnet18, stem 7x7" in results["sentences"][1]
+    after, header = load_weights(Path("r/cells/imagenet-f1-s0/model.safetensors"))
+    assert (header["backbone"], header["stem"], header["image_size"]) == ("resnet18", "7x7", "32")
+    for name, tensor in load_file(repository / WEIGHTS).items():
+        assert tensor.ndim != 4 or after[f"backbone.{name}"].equal(tensor)  # zeros move by any rate
+    assert same_weights(Path("r"), Path("r/cells/selfie-f1-s0"))
+    config = config_of("r")
+    assert config["derived"]["pretraining"] == "selfie"
+    assert [each["path"] for each in config["from"]] == [str(pretrained), address]
+
+    before = len(hub.requests)
+    stopped("r", "part")
+    shutil.rmtree("part/cells/imagenet-f1-s0")
+    selfie("curve", "--resume", "part", "--no-report")
+    assert read("part/results.json")["points"] == results["points"]
+    assert "fetching" not in selfie(*arguments, "--offline", "--overwrite").stderr
+    assert len(hub.requests) == before
+
+
+def test_the_first_network_decides_how_images_are_decoded(images: Path, hub: Hub, repository: Path) -> None:
+    address = publish(hub, "timm/resnet18.tv_in1k", repository)
+    make(Path("other"), "resnetv2_18")
+    arguments = ("curve", "--dataset", images, "--from", "imagenet", "--backbone", "resnet18", "--from", "other")
+    assert "--backbone resnet18 conflicts with" in error_of(*arguments, code=2)
+    selfie("curve", "--dataset", images, "--from", "other", "--from", address, "--image-size", 80, *CURVE)
+    for name, mean in {"imagenet": 0.485, "timm": 0.5, "supervised": 0.5}.items():
+        derived = config_of(f"r/cells/{name}-f1-s0")["derived"]
+        seen = derived["preprocessing"]
+        found = (derived["image_size"], seen["mean"][0], seen["crop"], seen["interpolation"])
+        assert found == (80, mean, 0.9, "bicubic")

@@ -17,13 +17,12 @@ from typing import Any
 import pytest
 import torch
 from hub_server import READ_ONLY, TOKEN, Hub, Repository, sha256
-from running import draw_folder, error_of, same_weights, selfie
+from running import config_of, draw_folder, error_of, same_weights, selfie
 from safetensors.torch import load_file, save
 
 from selfie_cli import hub as on_hub
 from selfie_cli import runs
 from selfie_cli.errors import HubError, UsageError
-from selfie_cli.files import read_json
 
 BUNDLED = runs.bundled_folder()
 NET = "hf://acme/net"
@@ -46,11 +45,12 @@ def net(hub: Hub) -> Repository:
 
 
 def commit(repository: Repository, **changed: bytes) -> str:
-    names = {"config": ("config.json", False), "model": ("model.safetensors", True)}
-    files = {name: ((BUNDLED / name).read_bytes(), large) for name, large in names.values()}
-    files |= {"README.md": (b"# net\n", False), "weights.pkl": (b"cos\nsystem\n.", True), "run.py": (b"1/0\n", False)}
-    files |= {"../../x": (b"x", False), "a\x1b[2J": (b"x", False)}
-    return repository.commit("main", files | {names[key][0]: (data, names[key][1]) for key, data in changed.items()})
+    names = {"config": "config.json", "model": "model.safetensors"}
+    files = {names[key]: changed.get(key, (BUNDLED / names[key]).read_bytes()) for key in names}
+    files |= {"README.md": b"# net\n", "weights.pkl": b"cos\nsystem\n.", "run.py": b"1/0\n"}
+    files |= {"../../x": b"x", "a\x1b[2J": b"x"}
+    large = (".safetensors", ".pkl")
+    return repository.commit("main", {name: (data, name.endswith(large)) for name, data in files.items()})
 
 
 def weights_of(net: Repository) -> bytes:
@@ -64,8 +64,9 @@ def cache() -> set[Path]:
     return {*Path(constants.HF_HUB_CACHE).rglob("*")}
 
 
-def is_cached(content: bytes) -> bool:
-    return sha256(content) in {path.name for path in cache()}
+def fetched(hub: Hub) -> bool:
+    """Whether weights were asked for."""
+    return any(path.startswith("/storage/") for _, path, _ in hub.requests)
 
 
 NO_ADDRESSES = ("net", "a/b/c", "", "hf://datasets/acme/net", "acme/net@", "a/ne t", "../net", "a\n/b", "a/b@../x")
@@ -98,24 +99,20 @@ def test_only_the_runs_own_files_are_fetched_and_storage_gets_no_token(
     assert {token for stored, token in sent if not stored} == {f"Bearer {TOKEN}"}
 
 
-def test_a_download_that_breaks_off_again_and_again_leaves_nothing(hub: Hub, net: Repository) -> None:
-    hub.cuts = 1000
-    assert "broke off" in error_of("pull", "acme/net")
-    assert not Path("runs").exists()
-    assert not is_cached(weights_of(net))
-    hub.cuts = 1
-    selfie("pull", "acme/net")
-    assert same_weights(Path("runs/net"), BUNDLED)
+LOST = [("cut", 0, "broke off"), ("corrupt", 0, "is damaged"), ("corrupt", 1000, "could not be transferred")]
 
 
-@pytest.mark.parametrize("lost", [0, 1000])
-def test_damaged_and_truncated_weights_are_refused_and_forgotten(hub: Hub, net: Repository, lost: int) -> None:
+@pytest.mark.parametrize(("fault", "lost", "words"), LOST)
+def test_weights_cut_damaged_or_truncated_are_refused_and_forgotten(
+    hub: Hub, net: Repository, fault: str, lost: int, words: str
+) -> None:
     good = weights_of(net)
-    hub.corrupt = good[: 2 * len(good) // 3] + b"\1" * (len(good) - 2 * len(good) // 3 - lost)
-    assert ("could not be transferred" if lost else "is damaged") in error_of("pull", "acme/net")
+    kept = 2 * len(good) // 3
+    hub.cuts, hub.corrupt = (1000, None) if fault == "cut" else (0, good[:kept] + b"\1" * (len(good) - kept - lost))
+    assert words in error_of("pull", "acme/net")
     assert not Path("runs").exists()
-    assert not is_cached(good)
-    hub.corrupt = None
+    assert sha256(good) not in {path.name for path in cache()}
+    hub.cuts, hub.corrupt = 1, None
     run = runs.open_run(NET)
     run.weights.resolve().write_bytes(good[:-4] + b"\1\2\3\4")
     with pytest.raises(HubError, match="is damaged"):
@@ -125,7 +122,7 @@ def test_damaged_and_truncated_weights_are_refused_and_forgotten(hub: Hub, net: 
 
 
 def config_with(**derived: Any) -> bytes:
-    config = read_json(BUNDLED / "config.json")
+    config = config_of(BUNDLED)
     return json.dumps({**config, "derived": {**config["derived"], **derived}}).encode()
 
 
@@ -151,8 +148,7 @@ def test_what_is_no_run_or_does_not_fit_is_not_placed(
     commit(net, **changed)
     assert words in error_of("pull", "acme/net")
     assert not Path("runs").exists()
-    fetched = any(path.startswith("/storage") for _, path, _ in hub.requests)
-    assert fetched == ("config" not in changed or words == "does not fit")  # a config that is none is told before
+    assert fetched(hub) == ("config" not in changed or words == "does not fit")  # a config that is none is told before
 
 
 NOT_TO_BE_HAD: list[tuple[str, str | None, dict[str, bool], str]] = [
@@ -198,7 +194,7 @@ def test_a_cache_without_room_is_one_line_and_fetches_nothing(hub: Hub, net: Rep
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as a user has it
         assert "MB will be written, and 0.00 MB are free" in error_of("pull", "acme/net")
-    assert not any(path.startswith("/storage/") for _, path, _ in hub.requests)
+    assert not fetched(hub)
 
 
 @pytest.mark.parametrize("token", ["hf_secret\x01", "hf_secrét", "hf_secret"])
@@ -258,7 +254,7 @@ def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: 
     shown, address = selfie("pull", NET).stdout, f"{NET}@{net.branches['main']}"
     assert address in shown
     assert "next: selfie embed photo.jpg --from runs/net" in shown
-    assert read_json(Path("runs/net/config.json"))["hub"] == {"address": address}
+    assert config_of("runs/net")["hub"] == {"address": address}
     assert "--overwrite, or choose another --out" in error_of("pull", "acme/net")
     selfie("pull", "acme/net", "--overwrite")
     shutil.rmtree("runs/net")

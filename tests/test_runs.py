@@ -18,12 +18,10 @@ DERIVED |= {"backbone": "resnet18", "recipe": "best", "optimizer": "sgd", "lr": 
 DERIVED |= {"warmup_steps": 1}
 
 
-def make(path, *, verb="pretrain", finished=True, written=None, overwrite=False):
+def make(path, *, verb="pretrain", finished=True, overwrite=False):
     run = runs.create(path, verb=verb, asked={"seed": 0}, derived=DERIVED, overwrite=overwrite)
     if finished:
         run.finish({"seconds": 1.0})
-    if written is not None:
-        os.utime(path / "config.json", (written, written))
     return run
 
 
@@ -65,23 +63,16 @@ def test_an_occupied_folder_is_replaced_only_when_asked(tmp_path):
     assert os.listdir(run.path) == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["images/a.png", "inner/config.json", "model.safetensors.old"])
+@pytest.mark.parametrize("name", ["images/a.png", "inner/config.json", "model.safetensors.old", "config.json"])
 def test_overwrite_deletes_no_file_that_is_no_part_of_a_run(tmp_path, name):
-    run = make(tmp_path / "run")
+    run, part = make(tmp_path / "run"), name.partition("/")[0]
     (run.path / name).parent.mkdir(exist_ok=True)
     (run.path / name).write_text("mine")
     for attempt in (runs.check_free, make):
-        with pytest.raises(RunError, match=f"run/{name.partition('/')[0]} is no part of a run"):
+        said = "no run that this version reads" if name == "config.json" else f"run/{part} is no part of a run"
+        with pytest.raises(RunError, match=said):
             attempt(run.path, overwrite=True)
     assert (run.path / name).read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["holiday.jpg", "config.json"])
-def test_overwrite_deletes_nothing_in_a_folder_that_is_no_run(tmp_path, name):
-    (tmp_path / name).write_text("{}")
-    with pytest.raises(RunError, match="no run that this version reads"):
-        make(tmp_path, overwrite=True)
-    assert os.listdir(tmp_path) == [name]
 
 
 def test_overwriting_keeps_the_config_until_the_new_one_is_there(run, tmp_path, monkeypatch):
@@ -96,20 +87,16 @@ def test_overwriting_keeps_the_config_until_the_new_one_is_there(run, tmp_path, 
     make(run.path, overwrite=True)
 
 
-def test_which_folders_are_free(tmp_path):
+def test_which_folders_are_free_and_have_room(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(RunError, match="is a file"):
             runs.check_free(path, overwrite=True)
     runs.check_free(tmp_path / "new", overwrite=False)
     (tmp_path / "file").rename(tmp_path / f"{TEMPORARY}12-config.json")  # left by a kill
-    make(tmp_path)
+    old = make(tmp_path)
     assert os.listdir(tmp_path) == ["config.json"]
-
-
-def test_without_room_nothing_is_begun_and_nothing_replaced(tmp_path):
-    old = make(tmp_path / "run")
-    for path in (tmp_path / "new", old.path):
+    for path in (tmp_path / "new", old.path):  # on a disk without room
         with pytest.raises(OSError, match="will be written") as raised:
             runs.create(path, verb="pretrain", asked={}, overwrite=True, room=2**60)
         assert raised.value.filename == str(path)
@@ -174,22 +161,18 @@ def test_the_first_process_of_a_job_holds_a_run_for_all_until_its_command_fails(
     assert attempts_elsewhere(run.path)[0] == "free"
 
 
-def test_a_folder_is_held_only_where_that_can_be_done(tmp_path, monkeypatch):
+@pytest.mark.parametrize("locks", [True, False])
+def test_the_run_that_was_begun_is_the_one_to_go_on_with_also_where_there_are_no_locks(tmp_path, monkeypatch, locks):
     def unsupported(descriptor, operation):
         raise OSError(errno.EOPNOTSUPP, "no locks here")
 
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    run = make(tmp_path / "run", finished=False)
-    runs.open_to_resume(str(run.path), "pretrain")
-    run.finish({})
-
-
-def test_the_run_that_was_begun_is_the_one_to_go_on_with(tmp_path, monkeypatch):
+    if not locks:
+        monkeypatch.setattr(fcntl, "flock", unsupported)
     monkeypatch.setattr(runs, "_held", {})
     assert runs.begun() is None
     run = make(tmp_path / "run", finished=False)
     cell = make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
-    assert runs.begun().path == run.path
+    assert runs.begun().path == runs.open_to_resume(str(run.path), "pretrain").path == run.path
     cell.finish({})
     run.finish({})
     assert runs.begun() is None
@@ -238,17 +221,15 @@ def test_where_weights_come_from(tmp_path):
     here, listener = tmp_path / "runs", Listener()
     assert runs.newest_pretraining() is None
     assert runs.resolve_from("none", talk=listener) is None
-    make(here / "old", written=100)
-    make(here / "new", written=300)
-    make(here / "unfinished", finished=False, written=400)
-    make(here / "finetuned", verb="finetune", written=500)
-    make(here / "demo" / "pretrain", written=600)
-    make(here / "damaged", written=700)
+    made = [make(here / "old"), make(here / "new"), make(here / "unfinished", finished=False)]
+    made += [make(here / "finetuned", verb="finetune"), make(here / "demo" / "pretrain"), make(here / "damaged")]
     (here / "damaged" / "config.json").write_text("{")
+    for time, run in enumerate(made):
+        os.utime(run.path / "config.json", (time, time))
     assert runs.resolve_from(None, talk=listener).path.name == "new"
     assert runs.resolve_from("runs/old", talk=listener).path.name == "old"
-    told = ("none, a freshly initialized", "new (", "runs/old (")
-    assert [line.startswith(f"weights: {words}") for words, line in zip(told, listener.said, strict=True)]
+    told = ("none, a freshly initialized", "runs/new (", "runs/old (")
+    assert all(line.startswith(f"weights: {words}") for words, line in zip(told, listener.said, strict=True))
     assert "the newest finished pretraining" in listener.said[1]
     with pytest.raises(RunError, match="not finished: selfie pretrain --resume runs/unfinished"):
         runs.resolve_from("runs/unfinished")

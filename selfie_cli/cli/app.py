@@ -33,16 +33,16 @@ app = typer.Typer(
 
 
 def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
-    """Run a verb with values from the command line; `typed` names those that were given.
+    """Run a verb with values from the command line; `typed` names the options that were given.
 
-    A SelfieError ends as one line and its exit code; SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
+    A SelfieError prints one line and sets the exit code. SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
     """
     first = is_alone() or os.environ.get("RANK", "0") == "0"
     console = Console(quiet=values["quiet"]) if first else Silent(quiet=True)
     try:
         with handled(give_up) if is_alone() else contextlib.nullcontext():
             options = build(VERBS[verb], values, typed)
-            ask = functools.partial(typer.confirm, default=None, err=True)  # through stderr, with no default answer
+            ask = functools.partial(typer.confirm, default=None, err=True)  # on stderr, without a default answer
             streams = {"stdin": lines_on_stdin(), "emit": lambda row: put(as_line(verb, row))}
             streams["ask"] = ask if sys.stdin.isatty() and sys.stderr.isatty() else None
             result = call(verb, options, console, **streams)
@@ -53,7 +53,7 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
             from selfie_cli.training.distributed import leave
 
             leave()
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         discard(sys.stdout)
         raise typer.Exit(0) from None
     except (Exception, KeyboardInterrupt) as error:
@@ -80,7 +80,7 @@ def as_line(verb: str, row: Any) -> str:
 
 
 def show(verb: str, result: Any, options: Any, console: Console) -> None:
-    """Print a result to stdout: with --json the document of its fields, else lines and tables."""
+    """Print a result to stdout: its fields as one document with --json, else lines and tables."""
     if verb in ("embed", "predict") and result.out is None:
         return  # the rows have been printed
     if options.json:
@@ -92,7 +92,7 @@ def show(verb: str, result: Any, options: Any, console: Console) -> None:
 
 
 def lines_on_stdin() -> Iterator[str]:
-    """Yield paths of any bytes from stdin, which is read when the first one is asked for."""
+    """Yield the paths on stdin, which may have any encoding. stdin is read when the first path is requested."""
     from selfie_cli.data.lists import decoded_lines
 
     yield from decoded_lines(sys.stdin.buffer.read())
@@ -123,7 +123,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the locale may lack our characters
+            stream.reconfigure(errors="backslashreplace")  # the locale may be unable to encode our characters
     try:
         try:
             app()

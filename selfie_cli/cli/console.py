@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 PLAIN_SECONDS = 15.0
-"""Time between two lines of progress if stderr is no terminal."""
+"""Seconds between two lines of progress if stderr is not a terminal."""
 STDOUT = Path("standard output")
 
 
 def put(line: str) -> None:
-    """Print one line of results as it is."""
+    """Print one line of results unchanged."""
     with naming(STDOUT):
         print(line)
 
 
 def discard(stream: IO[str]) -> None:
-    """Send a stream that nobody reads to /dev/null, so that its buffer is not tried, and reported, again."""
-    with contextlib.suppress(OSError, ValueError):  # it may be no file
+    """Redirect a stream without a reader to /dev/null, so that flushing its buffer does not raise again."""
+    with contextlib.suppress(OSError, ValueError):  # it may not be a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -40,7 +40,7 @@ class Console(Talk):
 
         class Stderr(RichConsole):
             def on_broken_pipe(self) -> None:
-                """Continue the work if the reader has left, such as `less`; rich would end the process."""
+                """Continue if the reader (such as `less`) has ended; rich would end the process."""
                 discard(sys.stderr)
 
         class Stdout(RichConsole):
@@ -105,7 +105,7 @@ class Console(Talk):
             yield lambda done, note: bar.update(task, completed=done, note=note)
 
     def _lines(self, what: str, total: int) -> Advance:
-        """Return a function that prints a line of progress every PLAIN_SECONDS and, of long work, at the end."""
+        """Return a function that prints a line of progress every PLAIN_SECONDS and, for long work, at the end."""
         begun = shown = time.monotonic()
         first: int | None = None
 
@@ -127,7 +127,7 @@ class Console(Talk):
 
 
 class Silent(Console):
-    """The console of all processes of a job but the first: prints nothing except errors."""
+    """The console of every process of a job except the first: it prints only errors."""
 
     def warn(self, line: str) -> None:
         pass

@@ -38,15 +38,15 @@ def of_files(error: OSError) -> str:
         sys.stdout.flush()
     except OSError:
         discard(sys.stdout)
-    where = error.filename2 or error.filename  # of two files, the one that is written to
+    where = error.filename2 or error.filename  # with two files, the one being written
     line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
     resume = how_to_resume()
     return line + (f". Nothing saved is lost{resume}" if resume else "")
 
 
 def how_to_resume() -> str:
-    """Return the command that resumes this process's run, for the end of a message; '' if there is no run."""
-    runs = sys.modules.get("selfie_cli.runs")  # there may be no memory left to load it
+    """Return the end of a message, with the command that resumes this process's run; '' if there is no run."""
+    runs = sys.modules.get("selfie_cli.runs")  # not imported here: memory may have run out
     if runs is None or (run := runs.begun()) is None:
         return ""
     if is_alone():

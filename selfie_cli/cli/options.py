@@ -1,4 +1,4 @@
-"""From an options class to the signature that typer reads."""
+"""Signatures for typer, made from options classes."""
 
 import inspect
 import re
@@ -49,7 +49,7 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
 
 
 def command(kind: type, run: Callable[[dict[str, Any], list[str]], None]) -> Callable[..., None]:
-    """Return a function with the signature and docstring that typer reads; it calls `run` with what `build` takes."""
+    """Return a function with the signature and docstring that typer reads; it calls `run(values, typed)`."""
 
     def invoke(context: typer.Context, **values: Any) -> None:
         sources = {name: context.get_parameter_source(name) for name in values}

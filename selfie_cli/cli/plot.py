@@ -1,4 +1,4 @@
-"""Accuracy over the share of the labels, as characters for a terminal."""
+"""A text plot of accuracy over the share of the labels."""
 
 from selfie_cli.comparison.results import Point
 from selfie_cli.talk import printable
@@ -7,7 +7,7 @@ LEGEND = "test accuracy in %: o mean, |--| one standard deviation"
 
 
 def as_text(points: list[Point], *, width: int = 80) -> str:
-    """Draw a line per point and arm: o at the mean, a bar one standard deviation to either side."""
+    """Draw a line per point and arm: o at the mean, with a bar of one standard deviation to each side."""
     arms = [arm for point in points for arm in point.arms]
     ends = [100 * (arm.mean + sign * (arm.std or 0)) for arm in arms for sign in (-1, 1)]
     high = min(100, 5 * (max(ends) // 5 + 1))

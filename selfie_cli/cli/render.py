@@ -35,7 +35,7 @@ MEMBERS = 20
 
 
 def rendered(verb: str, result: Any, options: Any) -> Sequence[RenderableType]:
-    """Return what to print of a verb's result."""
+    """Return the lines and tables to print for a verb's result."""
     return similar(result, options.top) if verb == "similar" else RENDERERS[verb](result)
 
 
@@ -68,7 +68,7 @@ def comparison_table(table: ComparisonTable, **style: Any) -> Table:
 
 
 def finetuned(result: Finetuned) -> list[RenderableType]:
-    table = comparison_table(finetuned_table(result, most_seeds=5))  # more are wider than a terminal
+    table = comparison_table(finetuned_table(result, most_seeds=5))  # more do not fit into a terminal
     for column in table.columns:
         column.no_wrap = column.header != "learning rate"
     lines = [*explanations(result), *result.warnings, *result.notes, result.sentence]
@@ -76,7 +76,7 @@ def finetuned(result: Finetuned) -> list[RenderableType]:
 
 
 def curve(result: Curve) -> list[RenderableType]:
-    """Return means, paired gains, a plot of characters, and the findings."""
+    """Return means, paired gains, a text plot, and the findings."""
     tables = [comparison_table(table, overflow="fold") for table in curve_tables(result)]
     plot = Text(f"\n{as_text(result.points)}\n", no_wrap=True)
     plots = [f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"] if result.plots else []
@@ -113,7 +113,7 @@ def confusion(found: Classified) -> Table:
 
 
 def short(names: list[str]) -> list[str]:
-    """Return distinct short names: six characters, from the start or after the common prefix, or numbers."""
+    """Return distinct short names: six characters from the start or after the common prefix, else numbered names."""
     for start in (0, len(os.path.commonprefix(names))):  # noqa: RUF071 - characters, not folders
         cut = [name[start : start + 6] for name in names]
         if all(cut) and len({*cut}) == len(names):
@@ -126,7 +126,7 @@ def demo(result: Demo) -> list[RenderableType]:
 
 
 def pushed(result: Pushed) -> list[RenderableType]:
-    """Return the files that were uploaded or, after a dry run, that would be, with the model card."""
+    """Return the uploaded files; after a dry run, the files that would be uploaded and the model card."""
     files = [f"{size:>13,} bytes  {name}" for name, size in result.files.items()]
     if result.url is None:
         return [f"would be uploaded to {result.address}:", *files, "", *result.card.splitlines()]
@@ -145,7 +145,7 @@ def pulled(result: Pulled) -> list[RenderableType]:
 
 
 def similar(result: Similar, top: int) -> list[RenderableType]:
-    """Return a table per query, or one of the `top` largest groups of near-duplicates."""
+    """Return a table per query, or one table of the `top` largest groups of near-duplicates."""
     parts: list[RenderableType] = []
     for answer in result.answers or ():
         table = titled(f"Most similar to {answer.query}", ["rank", "cosine", "path"], left="path", overflow="fold")
@@ -181,7 +181,7 @@ def predictions(result: Predictions) -> list[RenderableType]:
 def as_html(parts: Sequence[RenderableType]) -> str:
     """Return lines and tables for a notebook."""
     plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-    # In a notebook rich would show what is recorded at once, and the notebook shows it again.
+    # Without force_jupyter=False, rich would show the text in a notebook, which would then show it a second time.
     console = Console(file=io.StringIO(), force_jupyter=False, record=True, width=120, **plain)
     console.print(*(printable(part) if isinstance(part, str) else part for part in parts), sep="\n", soft_wrap=True)
     return console.export_html(inline_styles=True, code_format='<pre style="line-height: normal">{code}</pre>')

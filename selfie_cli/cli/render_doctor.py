@@ -36,7 +36,7 @@ def diagnosis(result: Diagnosis) -> list[str]:
 
 
 def lines_of(finding: Finding, shown: int, *, folder: str | None) -> list[str]:
-    """Return the finding and the first of its files, named relative to `folder`."""
+    """Return the finding and its first `shown` files, named relative to `folder`."""
     names = [f"{item.name}: {item.note}" if item.note else item.name for item in finding.items[:shown]]
     if folder is not None:
         names = [name.replace(os.path.join(folder, ""), "") for name in names]

@@ -1,4 +1,4 @@
-"""selfie curve: several shares of the labels, several ways to initialize, several seeds, and the gain at each share."""
+"""selfie curve: finetune each arm on several shares of the labels with several seeds, and measure the gains."""
 
 from selfie_cli.commands.finetune import all_different, numbers, refuse_training_options, train_arms
 from selfie_cli.commands.report import report_at_end
@@ -17,7 +17,7 @@ from selfie_cli.training.start import choose_out, run_to_resume
 
 
 def curve(options: CurveOptions, talk: Talk) -> Curve:
-    """Train all cells as `options` say, or continue `options.resume` without repeating what is finished."""
+    """Train all cells as `options` say, or resume `options.resume` without repeating finished cells."""
     run, options = run_to_resume(options, "curve")
     refuse_training_options(options)
     num_seeds = seeds_of_fractions(options.fractions, options.seeds)

@@ -1,4 +1,4 @@
-"""selfie demo: the whole story on images that this program draws itself."""
+"""selfie demo: the whole workflow on generated images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment
 
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
-# Fixed steps rather than a time budget, so that everyone's table is comparable; sized for two laptop cores. With so few
-# labels, both arms stop to gain within these steps of finetuning.
+# Fixed steps instead of a time budget, so that results are comparable between machines; sized for two laptop cores.
+# With so few labels, both arms stop improving within these finetuning steps.
 PRETRAIN_STEPS, FINETUNE_STEPS, FINETUNE_BATCH = 300, 200, 64
 FRACTION = 0.02
 BACKBONE: Backbone = "resnetv2_10_w32"
-MARK = "demo.json"  # by which --overwrite knows a demo
+MARK = "demo.json"  # the file by which --overwrite recognizes a demo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Demo:
 
 
 def demo(options: DemoOptions, talk: Talk) -> Demo:
-    """Draw, pretrain, evaluate, finetune with and without pretraining: the real verbs, one after another."""
+    """Draw images, then run the real verbs: pretrain, eval, and finetune with and without pretraining."""
     if environment().world > 1:
         raise UsageError("the demo is for one process: start it without torchrun")
     folder = Path(options.out)
@@ -77,7 +77,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
 
 
 def draw_tree(images: Path, talk: Talk) -> None:
-    """train/<class>/ and test/<class>/ of PNG files."""
+    """Write generated images as PNG files into train/<class>/ and test/<class>/ of `images`."""
     pixels, labels = synthetic.draw(NUM_TRAIN + NUM_TEST, seed=0)
     with talk.track("writing images", len(pixels)) as advance, replacing_folder(images, overwrite=True) as temporary:
         for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):

@@ -51,7 +51,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """This machine. `gpu_memory`, `memory` and `disk`, free where images are cached, are in bytes."""
+    """This machine. `gpu_memory`, `memory` and `disk` are in bytes; `disk` is free space where images are cached."""
 
     cores: int
     device: str
@@ -110,7 +110,7 @@ class Diagnosis:
 
 
 def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
-    """Look at every image of `options.data` once, and at this machine. Write nothing."""
+    """Read every image of `options.data` once, and measure this machine. Nothing is written."""
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     if group().world > 1:
@@ -149,11 +149,11 @@ def doctor(options: DoctorOptions, talk: Talk) -> Diagnosis:
 
 @dataclass(kw_only=True)
 class Opened:
-    """The images that pretraining reads, as the first part, and the parts kept for evaluation.
+    """The part that pretraining reads, then the parts kept for evaluation.
 
-    labels: the class of each image, "" outside the class folders, None without classes. refusal: the error with which
-    finetune would stop. warned: the warnings that finetune would print. unopened: parts that it does not read and that
-    cannot be opened, with the reason.
+    labels: the class of each image, "" outside the class folders, None without classes. refusal: the error that would
+    stop finetune. warned: the warnings that finetune would print. unopened: parts that cannot be opened but that
+    finetune does not read, with the reason.
     """
 
     parts: dict[str, Source] = field(default_factory=lambda: {"": Files()})
@@ -201,7 +201,7 @@ def add_labels(opened: Opened, name: str, data_root: Path, offline: bool) -> Non
             unopened.append((part, str(error)))
     read, first = opened.parts[""], "train" if "train" in made else "all"
     labels, names = list(texts.pop(first)), made.pop(first).names
-    if len(labels) != len(read):  # finetune reads other images, such as only the labelled ones
+    if len(labels) != len(read):  # finetune reads different images, such as only the labelled ones
         known = dict(zip(names, labels, strict=True))
         labels = [known.get(name) for name in read.names]
     opened.parts = {"train" if made else "": read} | made
@@ -231,7 +231,7 @@ def examine(found: Examination, opened: Opened, options: DoctorOptions, image_si
 
 
 def size_for(source: Source) -> int:
-    """Return the image size that pretrain would choose; the smallest if no image can be read."""
+    """Return the image size that pretrain would choose; 32 if no image can be read."""
     try:
         return suggested_size(source) if len(source) else 32
     except DataError:
@@ -259,7 +259,7 @@ def machine(device: torch.device) -> Machine:
 def plans_for(
     options: DoctorOptions, source: Source, image_size: int, decoding: float, device: torch.device, talk: Talk
 ) -> list[Plan]:
-    """Return the plan of pretraining by default and, if that takes long, one with the small network.
+    """Return the plan of default pretraining and, if that takes long, a plan with the small network.
 
     decoding: images per second.
     """
@@ -296,11 +296,11 @@ def plans_for(
 def measured_pace(
     options: PretrainOptions, derived: dict[str, Any], source: Source, decoding: float, device: torch.device, talk: Talk
 ) -> Pace:
-    """Time a few steps on some of the images, as pretrain does; note micro-batch and precision in `derived`."""
+    """Time a few steps on some of the images, as pretrain does; store micro-batch and precision in `derived`."""
     num_images, batch_size, size = len(source), derived["batch_size"], OURS.storage_size(derived["image_size"])
     talk.say(f"timing a few steps: {options.backbone} at {derived['image_size']} px, batch {batch_size}")
     count = min(batch_size, num_images)
-    # Neighbours if images are read in blocks, else images from all over.
+    # Adjacent images if they are read in blocks, else evenly spaced images.
     rows = np.arange(count) if source.block > 1 else np.linspace(0, num_images - 1, count).astype(np.int64)
     workers = options.workers or num_cores()
     sample = read_pixels(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())

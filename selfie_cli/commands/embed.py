@@ -24,7 +24,7 @@ PART = re.compile(r"part-\d{5,}\.parquet")
 
 
 def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Talk) -> Written:
-    """Vectors of all readable images, in input order, to `options.out` or, as they come, to `emit`."""
+    """Compute vectors of all readable images, in input order. Write them to `options.out`, or pass each to `emit`."""
     if options.compile == "on" and options.precision == "int8":
         raise UsageError("--compile on does not work with --precision int8: leave one of them out")
     out = check_place(options)
@@ -51,7 +51,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
 
 
 def check_place(options: EmbedOptions) -> Path | None:
-    """--out, tried before the work begins: a file, or a folder if the name has no suffix. Raises UsageError."""
+    """Return --out, a file or, without a suffix, a folder. Raise UsageError if it cannot be written."""
     out = None if not options.out else Path(options.out)
     if out is None or out.suffix:
         out = check_out(options.out, tuple(AT_LEAST), overwrite=options.overwrite, json=options.json)
@@ -70,7 +70,7 @@ def check_place(options: EmbedOptions) -> Path | None:
 
 @contextlib.contextmanager
 def part_of(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """This process's file in a temporary folder of all processes, which becomes `out` when all files are whole."""
+    """Yield this process's file in a temporary folder of all processes, which becomes `out` when all are done."""
     here = group()
     with replacing_folder(out, overwrite=overwrite) if here.first else contextlib.nullcontext() as made:
         folder = here.from_first(made)
@@ -80,7 +80,7 @@ def part_of(out: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def warn_of_size(names: Sequence[str], image_size: int, talk: Talk) -> None:
-    """Warn if the first readable image is far larger than those that the small bundled network was made for."""
+    """Warn if the first readable image is far larger than the small bundled network's images."""
     for name in names:
         with contextlib.suppress(UnreadableImage), open_image(name) as image:
             if min(image.size) > 2 * image_size:

@@ -1,4 +1,4 @@
-"""selfie eval: a run's network judged on labelled images, beside the same network untrained."""
+"""selfie eval: evaluate a run's network on labelled images, and compare it with the untrained network."""
 
 import dataclasses
 import itertools
@@ -39,19 +39,19 @@ class Judged:
     linear: float
     linear_strength: float
     pretext_accuracy: float | None
-    """With images cut as in training, that is after its random crop."""
+    """On images with the random crop of training."""
     pretext_accuracy_plain: float | None
-    """With images cut as they are. At up to 64 px the padding's black border gives places away; here it cannot."""
+    """On uncropped images. Up to 64 px, the padding of the crop has a black border, which reveals positions."""
     chance: float | None
-    """Pretext accuracy of a guess."""
+    """Pretext accuracy of guessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classified:
     """Accuracies of a finetuned network's own classifier, 0..1, and counts of confusions.
 
-    `classes` are the network's, which may be more than the data set has; they name the rows (true) and columns
-    (predicted) of `confusion`.
+    `classes` are the network's; the data set may have fewer. They name the rows (true) and columns (predicted) of
+    `confusion`.
     """
 
     classes: list[str]
@@ -68,14 +68,14 @@ class Evaluated:
     run: Path
     dataset: str
     named: bool
-    """Whether `dataset` is a known set's name, and not a folder's."""
+    """Whether `dataset` is the name of a known set, not of a folder."""
     split: str
     num_train: int
     num_test: int
     num_seen: int
-    """Test images that the run was pretrained on, or nearly so; with --exclude-seen they are not among `num_test`."""
+    """Number of test images with a copy or near-duplicate in pretraining; --exclude-seen removes them from the test."""
     num_like_train: int
-    """As `num_seen`, test images that are copies or near-duplicates of training images."""
+    """Number of test images with a copy or near-duplicate in the training part; --exclude-seen removes them, too."""
     classes: list[str]
     features: str
     k: int
@@ -89,7 +89,7 @@ class Evaluated:
 
 
 def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
-    """Weighted kNN, linear probe and pretext accuracy; top-1, top-5, per class and confusion for finetuned runs."""
+    """Measure kNN, linear probe and pretext accuracy; for finetuned runs, also the classifier's accuracies."""
     run = runs.weights_for("eval", options.run, offline=options.offline, talk=talk)
     device = prepare(options.device)
     context = autocast(device, precisions(device, options.precision)[0])
@@ -101,7 +101,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     data = read_data(reading, network.image_size, preprocessing=preprocessing, sources=[run], known=known, talk=talk)
     train, test = data.train, data.test
     torch.manual_seed(step_seed(options.seed, 0))
-    twin = dataclasses.replace(network, module=networks.build(run.derived).to(device).eval())  # before any training
+    twin = dataclasses.replace(network, module=networks.build(run.derived).to(device).eval())  # untrained
     with context():
         classified = None if known is None else classify(network, known, data, options.batch_size)
     trained, untrained = (
@@ -135,7 +135,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
 def keep(result: Evaluated, data: Data, run: runs.Run, dataset: str, talk: Talk) -> None:
     """Write the result, and lists of unreadable and seen images, into the run's folder.
 
-    If that is not possible, say so and name the unreadable images: the result is shown all the same.
+    If the folder cannot be written, report that and name the unreadable images; the command still succeeds.
     """
     say, why = talk.say, f"results go into a run's folder, and {run.address} is not one of yours"
     try:
@@ -145,7 +145,7 @@ def keep(result: Evaluated, data: Data, run: runs.Run, dataset: str, talk: Talk)
             write_json(file, {**dataclasses.asdict(result), "run": str(run.path), "where": where})
             bad_list, seen_list = (file.with_name(f"{file.stem}-{what}.jsonl") for what in ("bad_files", "seen"))
             for listed in (bad_list, seen_list):
-                listed.unlink(missing_ok=True)  # an earlier eval may have found some
+                listed.unlink(missing_ok=True)  # it may be left from an earlier eval
             data.report(bad_list, seen_list, talk)
             talk.say(f"written to {file}")
             return
@@ -157,7 +157,7 @@ def keep(result: Evaluated, data: Data, run: runs.Run, dataset: str, talk: Talk)
 
 
 def place_for(run: Path, name: str, where: str) -> Path:
-    """eval-<name>.json in `run`, with a number if that file is of another data set of the same name."""
+    """Return eval-<name>.json in `run`, numbered if that file belongs to another data set of the same name."""
     for number in itertools.count(1):
         file = run / f"eval-{name}{f'-{number}' if number > 1 else ''}.json"
         try:
@@ -169,10 +169,10 @@ def place_for(run: Path, name: str, where: str) -> Path:
 
 
 def judge(network: Network, name: str, data: Data, options: EvalOptions, context: Autocast, talk: Talk) -> Judged:
-    """Compute features once, then kNN and a linear probe whose strength is chosen on held-out training images.
+    """Compute features once, then measure kNN and a linear probe, whose strength is chosen on held-out training images.
 
-    Batch-norm statistics are estimated on the training images first, for the features and again for the pretext task:
-    an untrained network has none, and the paper's Selfie has those of patches. So all networks are judged alike.
+    Batch-norm statistics are first estimated on the training images, and again for the pretext task, so that networks
+    are comparable: an untrained network has no statistics, and the paper's Selfie has statistics of patches.
     """
     module, train, test, num_classes = network.module, data.train, data.test, len(data.classes)
     networks.estimate_batch_norm(module, network.vectors, train.pixels)
@@ -203,9 +203,9 @@ def judge(network: Network, name: str, data: Data, options: EvalOptions, context
 
 @torch.no_grad()
 def pretext_accuracy(module: Selfie, data: Data, options: EvalOptions, *, crop: bool) -> float:
-    """Share of the network's right picks, 0..1, one draw per test image, cropped as in training or plain.
+    """Return the share of patches that the network picks correctly, 0..1, with one draw of masks per test image.
 
-    Batch-norm statistics are those of this task on the training images.
+    crop: whether to crop as in training. Batch-norm statistics are estimated on the training images for this task.
     """
     device, pixels = next(module.parameters()).device, data.test.pixels
 
@@ -227,7 +227,7 @@ def pretext_accuracy(module: Selfie, data: Data, options: EvalOptions, *, crop: 
 
 
 def classify(network: Network, known: list[str], data: Data, batch_size: int) -> Classified:
-    """The classifier's own answers; `known` names its classes."""
+    """Measure the accuracies of the network's own classifier; `known` names its classes."""
     labels = torch.tensor([known.index(name) for name in data.classes])[data.test.labels]
     scores = networks.class_scores(network, data.test.pixels, batch_size)
     confusion = confusion_matrix(scores.argmax(dim=1), labels, len(known))

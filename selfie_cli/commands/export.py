@@ -1,4 +1,4 @@
-"""selfie export: a run's network in a file for another library, and code that loads it there."""
+"""selfie export: write a run's network to a file for another library, with code that loads it there."""
 
 import json
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Exported:
 
 
 def export(options: ExportOptions, talk: Talk) -> Exported:
-    """Write the network that `selfie embed` and `predict` use for `options.to`, whole or not at all."""
+    """Write the network that `selfie embed` and `predict` use, in the format of `options.to`."""
     run = runs.weights_for("export", options.run or "none", talk=talk)
     to = target_of(options, run)
     suffix = ".onnx" if to == "onnx" else ".safetensors"
@@ -49,7 +49,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     network = networks.load_network(run, features=None, device=torch.device("cpu"))
     classifier = network.module if isinstance(network.module, AnyClassifier) else None
     encoder: ResNet = network.module.encoder
-    kept = classifier or encoder  # a pretraining run's features need nothing else
+    kept = classifier or encoder  # features of a pretraining run need only the encoder
     header = description(run, features=network.features, width=network.width)
     missing: list[str] = []
     if to == "onnx":
@@ -77,7 +77,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
 
 
 def target_of(options: ExportOptions, run: Run) -> Target:
-    """Raises UsageError if --to is not given, does not fit the run, or needs packages that are not installed."""
+    """Return --to. Raise UsageError if it is missing, does not fit the run, or needs packages that are missing."""
     reasons = {target: why_not(run.derived, target) for target in get_args(Target)}
     fitting = [target for target, reason in reasons.items() if reason is None]
     if options.to is None:
@@ -90,7 +90,7 @@ def target_of(options: ExportOptions, run: Run) -> Target:
 
 
 def description(run: Run, *, features: str, width: int) -> dict[str, str]:
-    """The file's header: how to rebuild the network, and how to prepare its input. Lists and tables are JSON."""
+    """Return the file's header: how to rebuild the network and prepare its input. Lists and tables are JSON."""
     derived, size, kept = run.derived, int(run.derived["image_size"]), Preprocessing.of(run.derived)
     preprocessing = {
         "colours": "RGB, upright by the EXIF orientation, what is transparent shows white",
@@ -113,16 +113,16 @@ def description(run: Run, *, features: str, width: int) -> dict[str, str]:
 
 
 def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, *, width: int, partial: bool) -> str:
-    """Python that loads the file and defines `preprocess`, `features` and, for a classifier, `classes` and
-    `probabilities`. In torch, `preprocess` gives the pixels that `selfie embed` sees; without torch, Pillow resizes,
-    which rounds some of them differently, by 1 of 255.
+    """Return Python code that loads the file and defines `preprocess`, `features` and, for a classifier, `classes` and
+    `probabilities`. With torch, `preprocess` gives the pixels that `selfie embed` sees. Without torch, Pillow resizes
+    images, and some pixels differ by 1 of 255 because of rounding.
     """
     classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
     size, preprocessing = int(run.derived["image_size"]), Preprocessing.of(run.derived)
     template = environment("selfie_cli.commands").get_template("loading.py.jinja")
     code: str = template.render(
         to=to,
-        file=json.dumps(file, ensure_ascii=False),  # a string in Python, too
+        file=json.dumps(file, ensure_ascii=False),  # a JSON string is a valid Python string, too
         derived=run.derived,
         size=size,
         stored=preprocessing.storage_size(size),

@@ -29,13 +29,13 @@ ONLY_TRAINING = (
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
-    """Finetune as `options` say, or continue `options.resume` without repeating what is finished."""
+    """Finetune as `options` say, or resume `options.resume` without repeating finished cells."""
     run, options = run_to_resume(options, "finetune")
     refuse_training_options(options)
     sources = open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
     arms = chosen_arms(options, sources[0] if sources else None)
     *others, last = arms
-    pairs = [(last.name, other.name) for other in reversed(others)]  # the most alike first
+    pairs = [(last.name, other.name) for other in reversed(others)]  # the most similar pair first
     design = Design(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
     out = None if run is not None else choose_out(options, "finetune", last.name, sources)
     found = train_arms(options, "finetune", design, run=run, out=out, sources=sources, talk=talk)
@@ -46,7 +46,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
 
 
 def chosen_arms(options: FinetuneOptions, source: Run | None) -> list[Arm]:
-    """Return the arms to train; the last one is what a user would take."""
+    """Return the arms to train; the last one gives the network to use."""
     if source is None and not options.baseline:
         raise UsageError("--from none --no-baseline leaves nothing to train")
     make = hybrid_arms if options.arch == "hybrid" else arms_of
@@ -148,7 +148,7 @@ def learning_rates(text: str) -> list[float]:
 
 
 def numbers(text: str, kind: type[Number]) -> list[Number]:
-    """Return the numbers of a list such as '0.05,0.2,1'; none if it is no such list."""
+    """Parse a list of numbers such as '0.05,0.2,1'; return an empty list for any other text."""
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
@@ -156,5 +156,5 @@ def numbers(text: str, kind: type[Number]) -> list[Number]:
 
 
 def all_different(values: list[float]) -> bool:
-    """Return whether no two are written alike in the names of cells."""
+    """Return whether all values differ as they are written in the names of cells."""
     return len({f"{each:g}" for each in values}) == len(values)

@@ -20,7 +20,7 @@ from selfie_cli.training.hardware import prepare
 def predict(
     options: PredictOptions, *, stdin: Iterable[str], emit: Callable[[dict[str, Any]], Any], talk: Talk
 ) -> Written:
-    """The likeliest class of every readable image and its probability, in input order."""
+    """Predict the likeliest class of every readable image, with its probability, in input order."""
     out = check_out(options.out, (".csv", ".jsonl"), overwrite=options.overwrite, json=options.json)
     if not options.run:
         raise UsageError("name a finetuned run's folder, then the images")

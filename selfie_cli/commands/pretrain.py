@@ -1,4 +1,4 @@
-"""selfie pretrain: unlabelled images in, a pretrained network out."""
+"""selfie pretrain: pretrain a network on unlabelled images."""
 
 import contextlib
 import dataclasses
@@ -59,7 +59,7 @@ class Pretrained(Trained):
 
 
 def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
-    """Pretrain as `options` say, or continue `options.resume`."""
+    """Pretrain as `options` say, or resume `options.resume`."""
     run, options = run_to_resume(options, "pretrain")
     device = prepare(options.device, deterministic=options.deterministic)
     here = group()
@@ -75,7 +75,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
     with contextlib.ExitStack() as stack:
         pixels = open_images(source, derived, options, talk)
         stack.callback(pixels.close)
-        if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # as some are unreadable
+        if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # some are unreadable
             readable = Subset(source, pixels.in_memory().kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable, began)
             talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
@@ -86,7 +86,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         for found, encoder in zip(origins, encoders, strict=True):
             start_from(found, encoder, method, talk)
             data["unmarked"] = unmarked(found)
-        watch = Watch(step, method, pixels, talk) if here.first else dict  # before the prefetching thread takes pixels
+        watch = Watch(step, method, pixels, talk) if here.first else dict  # reads pixels before the prefetch thread
         batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
             take_up(run, pixels, derived, options)
@@ -100,7 +100,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         batch_of.end = derived["steps"]
         num_bad = len(pixels.bad)
         if here.first:
-            for marks in itertools.chain.from_iterable(map(marks_in, origins)):  # seen by an origin is seen by the run
+            for marks in itertools.chain.from_iterable(map(marks_in, origins)):  # the origins' images count as seen
                 save_marks(run.path / FILE_NAME, marks)
             report_bad(pixels.bad, len(source), run.path / BAD_FILES, talk)
         try:
@@ -121,14 +121,14 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
 
 
 def open_origins(run: Run | None, options: PretrainOptions, talk: Talk) -> list[Run]:
-    """Open the run that --from names; none from scratch, or where a stopped `run` has saved states with all weights."""
+    """Open the run that --from names. Return [] for 'none', or if a stopped `run` has saved states with all weights."""
     if options.from_ == "none" or (run is not None and saved_states(run.path / "state")):
         return []
     return open_sources(run, [options.from_], backbone=options.backbone, offline=options.offline, talk=talk)
 
 
 def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None:
-    """Give the method the encoder of the run `source`, and say what was taken and what not."""
+    """Load the encoder of the run `source` into the method, and report which parts were taken."""
     method.start_from(encoder.state_dict())
     there, here = encoder.num_stages, method.encoder.num_stages
     heads = [name.replace("_", " ") for name, part in method.named_children() if not isinstance(part, Stages)]
@@ -137,13 +137,13 @@ def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None
 
 
 def marks_in(run: Run) -> list[Marks]:
-    """Return the marks of the images that a run has seen, as a list of one; none if it keeps no marks."""
+    """Return a list with the marks of the images that a run has seen; an empty list if it has none."""
     file = run.path / FILE_NAME
     return [load_marks(file)] if file.is_file() else []
 
 
 def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[Source, dict[str, Any]]:
-    """The images, and what the run's config notes of them. Raises RunError if `run` was started with other ones."""
+    """Return the images and the `data` section of a config. Raise RunError if `run` was started with other images."""
     if not options.data:
         raise UsageError("name the images: folders, files, lists, tar shards or a named set such as cifar10")
     pinned = run.config["data"].get("pinned", {}) if run is not None else {}
@@ -158,8 +158,8 @@ def open_data(options: PretrainOptions, run: Run | None, talk: Talk) -> tuple[So
 
 
 def open_images(source: Source, derived: dict[str, Any], options: PretrainOptions, talk: Talk) -> Pixels:
-    """Open the pixels to train on. The first of several processes decodes a small set for all, with all cores of its
-    machine."""
+    """Open the pixels to train on. If there are several processes, the first one decodes a small set for all of them,
+    with all cores of its machine."""
     preprocessing, here = Preprocessing.of(derived), group()
     size = preprocessing.storage_size(derived["image_size"])
     once = here.world > 1 and is_small(source, size)
@@ -193,7 +193,7 @@ def say_settings(derived: dict[str, Any], num_images: int, device: torch.device,
 
 
 def take_up(run: Run, pixels: Pixels, derived: dict[str, Any], options: PretrainOptions) -> None:
-    """Go on with a stopped run: note its new options, and load what is known of its images."""
+    """Prepare to resume a run: record milder options if it diverged, and load its marks and its list of bad files."""
     if group().first and run.diverged:
         asked = {name: getattr(options, name) for name in MILDER}
         run.update(asked=asked, derived=derived, progress={"diverged": False})
@@ -209,7 +209,7 @@ def fit_to_machine_and_length(
     derived: dict[str, Any],
     talk: Talk,
 ) -> int:
-    """Note in `derived` how a new run trains here, and for how many steps; returns the bytes that it needs."""
+    """Store a new run's number of steps and settings for this machine in `derived`; return the bytes that it needs."""
     asked: Any = {name: getattr(options, name) for name in ("micro_batch", "precision", "deterministic")}
     step_seconds = fit_to_machine(step, method, on_device(batch_of(0), step.device), derived, **asked, talk=talk)
     pace = pace_of(step_seconds, pixels, batch_of, derived["batch_size"], step.device)
@@ -224,7 +224,7 @@ def fit_to_machine_and_length(
 
 
 def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
-    """The settings that were derived when the run was started, with MILDER options as they are now."""
+    """Return the settings derived when the run was started, with the MILDER options of this invocation."""
     now = {name: getattr(options, name) for name in MILDER}
     return run.derived | {name: value for name, value in now.items() if value not in (None, "auto")}
 
@@ -246,7 +246,7 @@ def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan
 def with_advice(
     error: Diverged, run: Run, derived: dict[str, Any], options: PretrainOptions, source: Source
 ) -> Diverged:
-    """The error with the command that resumes the run at a lower learning rate."""
+    """Mark the run as diverged; return the error with the command that resumes it at a lower learning rate."""
     if group().first:
         run.update(progress={"diverged": True})
     usual = derive(dataclasses.replace(options, lr=None, image_size=derived["image_size"]), source, derived)["lr"]
@@ -255,13 +255,13 @@ def with_advice(
 
 
 def keep_what_was_seen(run: Run, pixels: Pixels) -> list[BadFile]:
-    """Write the marks of all images that any process has decoded; returns, and lists, those that cannot be read."""
+    """Write the marks of all decoded images and the list of unreadable ones, from all processes; return that list."""
     here = group()
     bad = sorted({one for found in here.gather(pixels.bad) for one in found}, key=lambda one: one.name)
     marks = here.gather(pixels.marks())
     if here.first:
         if run.config.get("from"):
-            marks = [*marks_in(run), *marks]  # those of the origin
+            marks = [*marks_in(run), *marks]  # with those of the origins
         save_marks(run.path / FILE_NAME, marks[0] if len(marks) == 1 else joined(marks))
         if bad:
             save_bad(run.path / BAD_FILES, bad)

@@ -1,4 +1,4 @@
-"""selfie pull: a run from the Hugging Face Hub into a folder, checked."""
+"""selfie pull: download a run from the Hugging Face Hub into a folder, and verify it."""
 
 import contextlib
 import shutil
@@ -23,7 +23,7 @@ class Pulled:
 
 
 def pull(options: PullOptions, talk: Talk) -> Pulled:
-    """Fetch a run through the Hub's cache. The folder appears once the network is built and the weights fit."""
+    """Download a run through the Hub's cache. The folder is created only after the network has loaded the weights."""
     if not options.repo:
         raise UsageError("name the repository: selfie pull owner/name")
     address = hub.parse(options.repo, options.revision)
@@ -32,7 +32,7 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
     run = runs.open_run(str(address), offline=options.offline, talk=talk)
     run.check_finished()
     networks.load_module(run)
-    with contextlib.suppress(HubError):  # its card, if there is one
+    with contextlib.suppress(HubError):  # it may have no model card
         hub.fetch(hub.parse(str(run)), "README.md", offline=options.offline, talk=talk)
     with replacing_folder(out, overwrite=True) as temporary:
         for name in ("model.safetensors", "README.md"):

@@ -1,4 +1,4 @@
-"""selfie push: a run's weights and config, and a card of what was measured, to a repository on the Hugging Face Hub."""
+"""selfie push: upload a run's weights, config and a model card to a repository on the Hugging Face Hub."""
 
 import dataclasses
 import json
@@ -24,13 +24,13 @@ from selfie_cli.talk import Talk
 
 NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
 HARMLESS = ("lr", "fractions", "seeds", "budget")
-"""Options whose text is numbers; any other text may be a path or a name."""
+"""Text options that contain only numbers. Any other text may be a private path or name."""
 NAMES_DATA = ("data", "dataset")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
-    """Names and sizes in bytes of the files that were sent. The last three are None after a dry run."""
+    """The result of `push`. files: name -> size in bytes. url, commit, created: None after a dry run."""
 
     address: str
     files: dict[str, int]
@@ -41,7 +41,7 @@ class Pushed:
 
 
 def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None) -> Pushed:
-    """Send a finished run as one commit. `ask` puts a question to the user; None if nobody can answer."""
+    """Upload a finished run as one commit. `ask` asks the user a yes-or-no question; None if nobody can answer."""
     if not options.run or not options.repo:
         raise UsageError("name the run and the repository: selfie push RUN owner/name")
     address = hub.parse(options.repo, options.revision)
@@ -49,7 +49,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         raise UsageError(f"{address.revision} is a commit: push to a branch, by its name")
     run = runs.open_run(options.run, talk=talk)
     run.check_finished()
-    networks.load_module(run)  # it must load
+    networks.load_module(run)  # raises if the weights do not fit
     config, card = published_with_card(run, str(address))
     files: dict[str, Path | bytes] = {
         "model.safetensors": run.weights,
@@ -67,7 +67,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
             raise UsageError(f"{address.repo} does not exist yet: choose its visibility, --private or --public")
         return ask(f"{address.repo} will be created on {hub.host()}. Make it private?")
 
-    if options.quiet or not sys.stderr.isatty():  # the client has no parameter for uploads
+    if options.quiet or not sys.stderr.isatty():  # huggingface_hub has no parameter for this
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
@@ -78,7 +78,7 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
 
 
 def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
-    """The config and the model card that are sent. Raise RunError if a file of the run is damaged."""
+    """Return the config and the model card to upload. Raise RunError if a file of the run is damaged."""
     with describing(run):
         config = published(run.config)
         return config, model_card(
@@ -92,9 +92,9 @@ def published_with_card(run: Run, address: str) -> tuple[dict[str, Any], str]:
 
 
 def published(config: dict[str, Any]) -> dict[str, Any]:
-    """The published part of a run's config: whatever rebuilds the network, and numbers; no path, no name of a file.
+    """Return the public part of a run's config: what rebuilds the network, and numbers, but no paths or file names.
 
-    Only what is named here is kept, so that nothing is published by oversight. The classes are in `derived`.
+    Only names listed here are kept, so that nothing is published by oversight. `derived` includes the class names.
     """
     numbers = {key: value for key, value in config.get("data", {}).items() if key in NUMBERS_OF_DATA}
     kept = {key: config[key] for key in ("format", "verb", "derived", "versions")}
@@ -113,7 +113,7 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_options(kind: type[Options], asked: dict[str, Any]) -> dict[str, Any]:
-    """Options of `kind` without free text: paths and names become null, except for those of public data sets."""
+    """Return the options of `kind` without private text: paths and names become None unless they are public."""
     kept: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         if name not in asked:
@@ -133,7 +133,7 @@ def public(address: Any) -> bool:
 
 
 def command_of(config: dict[str, Any]) -> str:
-    """The command that makes such a run: published options that differ from their defaults."""
+    """Return the command that makes such a run, from the published options that differ from their defaults."""
     kind = ASKED.get(config["verb"])
     if kind is None:
         return f"selfie {config['verb'].partition('-')[0]}"

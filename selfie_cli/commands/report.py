@@ -1,4 +1,4 @@
-"""selfie report: a run as one page, with what was learned drawn on real images."""
+"""selfie report: write one HTML page about a run, which shows on real images what the network learned."""
 
 import datetime
 import os
@@ -37,7 +37,7 @@ SUFFIXES = (".html", ".htm")
 
 @dataclass(frozen=True, kw_only=True)
 class Reported:
-    """The page, its size in bytes, and how many images the network was shown for it (0: it was made without any)."""
+    """The page, its size in bytes, and the number of images that the network was run on for it."""
 
     run: Path
     out: Path
@@ -46,7 +46,7 @@ class Reported:
 
 
 def report(options: ReportOptions, talk: Talk, images: Images | None = None) -> Reported:
-    """Write the page of a run: of one that is not finished, as far as it has come. images: those to show, if known."""
+    """Write the page of a run, finished or not. images: the images to show, if they are open already."""
     if not options.run:
         raise UsageError("name a run: its folder, hf://owner/name, or bundled")
     run = runs.open_run(options.run, offline=options.offline, talk=talk)
@@ -69,27 +69,28 @@ def report(options: ReportOptions, talk: Talk, images: Images | None = None) -> 
 
 
 def report_at_end(run: Run, asked: TrainingOptions, talk: Talk, data: Data | None = None) -> None:
-    """Write the page of a run that has just finished. Whatever goes wrong is a warning: the run is good without it.
+    """Write the page of a run that has just finished. Errors become warnings: the run is complete without its page.
 
-    data: the labelled images, if the run was made with such.
+    data: the labelled images of the run, if it has any.
     """
     if not asked.report or not group().first:
         return
     same = {name: getattr(asked, name) for name in ("data_root", "workers", "device")}
+    again = f"selfie report {quote(str(run.path))}"
     try:
         options = ReportOptions(run=str(run.path), offline=True, max_bad=1.0, **same)
         talk.say(f"page: {report(options, talk, tested_on(run, data) if data else None).out}")
+    except KeyboardInterrupt:
+        talk.warn(f"the run is finished, but not its page: {again}")
+        raise
     except Exception as error:
         if os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, SelfieError | OSError):
             raise
-        talk.warn(
-            f"the run is finished, but its page could not be made ({reason_of(error)}): "
-            f"selfie report {quote(str(run.path))}"
-        )
+        talk.warn(f"the run is finished, but its page could not be made ({reason_of(error)}): {again}")
 
 
 def choose_out(run: Run, options: ReportOptions) -> Path:
-    """The page's file. Raise UsageError if it exists already, or cannot be written."""
+    """Return the page's file. Raise UsageError if --out exists without --overwrite, or if it cannot be written."""
     if options.out is None:
         if run.address is not None:  # in the package, or the Hub's cache
             raise UsageError(f"nothing can be written into {run}: name the page with --out PAGE.html")
@@ -98,7 +99,7 @@ def choose_out(run: Run, options: ReportOptions) -> Path:
 
 
 def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
-    """The run's network; for a pretraining under way, with the weights saved last. None if there are none yet."""
+    """Return the run's network, with the last saved weights if pretraining is not finished; None if there are none."""
     if run.weights.is_file():
         return networks.load_network(run, features=None, device=device)
     states = saved_states(run.path / "state") if run.verb == "pretrain" else []
@@ -113,7 +114,7 @@ def load(run: Run, device: torch.device, talk: Talk) -> Network | None:
 
 
 def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images: Images | None) -> int:
-    """Add every section that needs images; return how many of them the network was shown."""
+    """Add every section that needs images; return the number of images that the network was run on."""
     network = load(run, prepare(options.device), talk)
     if network is None:
         return 0
@@ -133,7 +134,7 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images:
     except DataError as error:
         if options.dataset:
             raise
-        # The run's own data are never downloaded for a page, whatever the options.
+        # The run's own data are never downloaded for a page, so remove the advice to run without --offline.
         reason = re.sub(": (run|fetch it) once without --offline.*", "", str(error))
         talk.say(f"without images: {reason}")
         page.add("images", "Images", "images_missing", run=run, reason=reason)

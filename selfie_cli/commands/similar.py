@@ -1,4 +1,4 @@
-"""selfie similar: the images most like a photo, or groups of near-duplicates, among those that were embedded."""
+"""selfie similar: search embedded images for those most similar to a photo, or for groups of near-duplicates."""
 
 import time
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from selfie_cli.talk import Talk, counted
 from selfie_cli.training.hardware import prepare
 
 SAME = 0.998
-"""The cosine from which images count as near-duplicates: see docs/guide/vectors.md."""
+"""Smallest cosine of near-duplicates: see docs/guide/vectors.md."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """cosine: to the group's first. copy: whether its file has the same bytes as the first's."""
+    """cosine: to the group's first member. copy: whether its file has the same bytes as that of the first member."""
 
     path: str
     cosine: float
@@ -61,7 +61,7 @@ class Similar:
 
 
 def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Similar:
-    """Search the vectors in `options.in_`. Raises UsageError, DataError."""
+    """Search the vectors in `options.in_`. Raise UsageError, DataError."""
     if options.in_ is None:
         raise UsageError("--in is missing: give the file or folder that selfie embed --out has written")
     if options.duplicates == bool(options.query):
@@ -75,7 +75,7 @@ def similar(options: SimilarOptions, *, stdin: Iterable[str], talk: Talk) -> Sim
 
 
 def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk) -> Similar:
-    """The vectors of highest cosine to each query. A query that is in the file is found like any other."""
+    """Find the vectors with the highest cosine to each query. A query that is in the file is found like any other."""
     queries, left_out = embedded(file, options, stdin, talk)
     width = len(queries[0].vector)
     begun = time.perf_counter()
@@ -101,9 +101,9 @@ def answered(file: VectorFile, options: SimilarOptions, stdin: Iterable[str], ta
 def embedded(
     file: VectorFile, options: SimilarOptions, stdin: Iterable[str], talk: Talk
 ) -> tuple[list[Result], LeftOut]:
-    """The queries' vectors, by the network that made the file, and a record of inputs that are left out.
+    """Return the queries' vectors, computed by the network that made the file, and a record of skipped inputs.
 
-    Raises UsageError if that is not the network asked for, DataError for a query that cannot be read.
+    Raise UsageError if the run has other weights than that network, DataError for a query that cannot be read.
     """
     run = network_of(file, options.from_, talk)
     features = file.network.get("features") if networks.keeps_patches(run.derived) else None
@@ -128,10 +128,10 @@ def embedded(
 
 
 def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
-    """The run whose network made the file, or the one asked for if the file does not say.
+    """Return the run whose network made the file, or the run that --from names if the file does not say.
 
-    A file may come from a stranger: a network on the Hub is fetched only if the user names it. Raises RunError if the
-    run is not there, UsageError if its weights are not those that made the file.
+    A file may come from a stranger, so a network on the Hub is downloaded only if the user names it. Raise RunError if
+    the run does not exist, UsageError if its weights are not those that made the file.
     """
     made_by = file.network
     if not made_by and from_ is None:
@@ -155,7 +155,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
 
 
 def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar:
-    """Groups of images that are joined by a cosine of the threshold or more, or by equal contents."""
+    """Return groups of images that are linked by a cosine of at least the threshold or by equal contents."""
     threshold = SAME if options.threshold is None else options.threshold
     names: list[str] = []
     hashes: list[str | None] = []
@@ -167,7 +167,7 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
         if 2 * len(names) * parts[0].shape[1] * 4 > available_memory():
             raise DataError(f"{file.path} does not fit into memory: search it in parts")
     vectors = np.concatenate(parts)
-    first_with: dict[str | int, int] = {}  # another program's rows may have no hash
+    first_with: dict[str | int, int] = {}  # rows of other programs may have no hash
     same = [first_with.setdefault(row if each is None else str(each), row) for row, each in enumerate(hashes)]
     with talk.track("comparing", len(names)) as advance:
         groups = near_groups(vectors, np.array(same), threshold, lambda done: advance(done, ""))

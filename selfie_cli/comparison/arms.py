@@ -1,4 +1,4 @@
-"""Arms of a comparison, each a way to initialize a network, and the runs that their weights come from."""
+"""Arms of a comparison: ways to initialize a network, and the runs that the weights come from."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ FRESH = {"pretraining": "none", "pretrained_by": PRETRAININGS["none"]}
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """`shape` describes the network as a run's config does; `state` is what it starts from, None for from scratch."""
+    """A way to initialize a network. shape: its description, as in a run's config. state: its weights; None: random."""
 
     name: str
     shape: dict[str, Any]
@@ -39,7 +39,7 @@ class Arm:
         return Preprocessing.of(self.shape)
 
     def decoding_as(self, first: "Arm") -> "Arm":
-        """The arm with another's crop and interpolation; its mean and standard deviation stay."""
+        """Return the arm with the crop and interpolation of `first`, but its own mean and standard deviation."""
         common = first.preprocessing
         wanted = dataclasses.replace(self.preprocessing, crop=common.crop, interpolation=common.interpolation)
         if wanted == self.preprocessing:
@@ -53,7 +53,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """Arms of one kind are equally fast."""
+        """A key for the network's architecture: arms of one kind are equally fast."""
         return repr({**self.shape, "pretraining": None, "pretrained_by": None})
 
     def make(self) -> AnyClassifier:
@@ -66,9 +66,10 @@ class Arm:
 
 
 def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
-    """Return the supervised arm, and one per run: named after its method, or its folder if two share a method.
+    """Return the supervised arm and one arm per run, named after its method, or after its folder if two share a method.
 
-    Images are decoded once: foreign weights see them in the size of the others, and all as the first network does.
+    Images are decoded once for all arms, with the first network's crop and interpolation. Foreign weights take the
+    image size of the other runs.
     """
     sized = next((source for source in sources if not source.is_foreign), None)
     first = sources[0] if sources else None
@@ -95,8 +96,8 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
 
 
 def hybrid_arms(sources: list[Run], *, backbone: str | None, image_size: int | None) -> list[Arm]:
-    """Return the supervised arm, and the network that the first run pretrained, as a hybrid, without and with its
-    weights. Raise UsageError unless that is the paper's Selfie."""
+    """Return three arms: supervised, and the first run's network as a hybrid without and with its weights. Raise
+    UsageError unless that run is the paper's Selfie."""
     source = sources[0] if sources else None
     pretrained = None if source is None else load_pretrained(source, backbone=backbone, image_size=image_size)
     if source is None or not isinstance(pretrained, Selfie):
@@ -114,10 +115,10 @@ def hybrid_arms(sources: list[Run], *, backbone: str | None, image_size: int | N
 
 
 def freeze(arms: list[Arm]) -> list[Arm]:
-    """Return arms for linear classifiers on frozen features, of networks with the stages that were pretrained.
+    """Return arms for linear classifiers on frozen features. Their networks have only the pretrained stages.
 
-    The supervised arm becomes the first pretrained one's network with random weights. Raise UsageError if no arm is
-    pretrained.
+    The supervised arm becomes the network of the first pretrained arm with random weights. Raise UsageError if no arm
+    is pretrained.
     """
     states = [arm.state for arm in arms if arm.state is not None]
     if not states:
@@ -133,7 +134,7 @@ def freeze(arms: list[Arm]) -> list[Arm]:
 
 
 def room_for(arms: list[Arm], num_cells: int) -> int:
-    """Bytes of the weights that a run keeps: those of `num_cells` networks of each arm, and a copy of one."""
+    """Return the bytes of the weights that a run keeps: `num_cells` networks per arm, and a copy of one network."""
     sizes = [num_bytes(arm.make().state_dict().values()) for arm in arms]
     return num_cells * sum(sizes) + min(sizes)
 
@@ -141,11 +142,11 @@ def room_for(arms: list[Arm], num_cells: int) -> int:
 def open_sources(
     run: Run | None, asked: Sequence[str | None], *, backbone: str | None, offline: bool, talk: Talk
 ) -> list[Run]:
-    """Open the runs that --from names, or those that the stopped `run` started from; 'none' is left out.
+    """Open the runs that --from names, or those that the stopped `run` started from. 'none' is skipped.
 
-    'imagenet' stands for weights of `backbone`, else of the first run's network, or of resnet18 if there are none.
+    'imagenet' means ImageNet weights of `backbone`, else of the first run's network, or of resnet18 if it has none.
 
-    Raise RunError if the stopped run's config does not name them, or their weights have changed.
+    Raise RunError if the stopped run's config does not name those runs, or if their weights have changed.
     """
     found: list[Run] = []
     with where_it_began(run):
@@ -168,7 +169,7 @@ def open_sources(
 
 
 def origin(source: Run) -> dict[str, str]:
-    """Return the value of --from that means this run, and the hash of its weights."""
+    """Return the --from value of a run and the hash of its weights, for another run's config."""
     return {"path": source.address or str(source.path.resolve()), "sha256": networks.digest_of(source)}
 
 
@@ -188,7 +189,7 @@ def origins(run: Run, *, offline: bool, talk: Talk) -> list[str]:
 def load_pretrained(
     source: Run, *, backbone: str | None, image_size: int | None
 ) -> networks.Pretrained | AnyClassifier:
-    """Load the network of a run. Raise UsageError for a backbone or image size that it cannot take."""
+    """Load the network of a run. Raise UsageError if it does not fit the given backbone or image size."""
     for flag, asked, found in (
         ("--backbone", backbone, source.derived.get("backbone")),
         ("--image-size", image_size, source.derived.get("image_size")),
@@ -199,7 +200,7 @@ def load_pretrained(
 
 
 def network_shape(source: Run | None, *, backbone: str | None = None, image_size: int | None = None) -> dict[str, Any]:
-    """Describe the networks to train, except their classes: as the pretrained run's, or as asked."""
+    """Return the description of the networks to train, without classes: that of the run `source`, or as given."""
     found = source.derived if source is not None else {}
     if source is None or not source.is_foreign:
         image_size = found.get("image_size") or image_size

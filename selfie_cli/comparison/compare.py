@@ -1,6 +1,6 @@
-"""The comparison itself: each arm on each share of the labels, with each seed of that share.
+"""The comparison: each arm is trained on each share of the labels, with each seed of that share.
 
-Arms are trained, or frozen: then each image goes through a network once, for all shares and seeds.
+With frozen arms, each image goes through each network only once, for all shares and seeds.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from selfie_cli.training.step import autocast
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """The arms to train, the pairs of an arm and its baseline to compare, and the number of seeds for each fraction.
+    """The arms to train, the (arm, baseline) pairs to compare, and the number of seeds for each fraction.
 
-    `kept` is one of the arms: its first network with the most labels becomes the run's own.
+    `kept` is one of the arms. Its network of the first seed with the most labels becomes the run's own.
     """
 
     arms: list[Arm]
@@ -53,7 +53,7 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The results of all arms on all shares. `kept` names the cell whose network becomes the run's own, if not None."""
+    """The results of all arms on all shares. kept: the cell whose network is to become the run's own, or None."""
 
     run: Run
     data: Data
@@ -62,7 +62,7 @@ class Comparison:
     device: torch.device
 
     def facts(self) -> dict[str, Any]:
-        """Return what results.json says of the run and its data."""
+        """Return the facts about the run and its data for results.json."""
         return {
             "run": self.run.path,
             "dataset": self.data.name,
@@ -73,10 +73,10 @@ class Comparison:
 
 
 def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, training: Training, talk: Talk) -> list[int]:
-    """Return the number of steps for each share, and tell how long they take. A budget is for all networks together."""
+    """Return the number of steps for each share, and report how long they take. A budget covers all networks."""
     size, checked, steps, whole = training.batch_size, int(training.check_length), training.steps, 0.0
     networks = [num_arms * (len(share.seeds) + training.num_held_out) for share in shares]
-    halves = num_arms * checked  # of each share
+    halves = num_arms * checked  # per share
     if training.budget:
         lengths = sum(networks) + len(shares) * halves / 2
         steps = Pace(seconds_a_step * lengths).steps(budget_seconds(training.budget))
@@ -106,7 +106,7 @@ def point_at(
     steps: int = 0,
     rates: Sequence[float] = (),
 ) -> Point:
-    """The results of `arms` and the paired gains of each (arm, baseline) in `pairs`. Without steps: frozen features."""
+    """Return the results of `arms` and the paired gain of each (arm, baseline) in `pairs`. 0 steps: frozen features."""
     named = {arm.name: arm for arm in arms}
     checked = "; ".join(f"{arm.name} {arm.convergence.words}" for arm in arms if arm.convergence is not None)
     notes = [f"{arm.name}: {arm.called}." for arm in arms if arm.called]
@@ -127,9 +127,9 @@ def point_at(
 
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
-    """Train all cells of `run` that are not finished."""
+    """Train the unfinished cells of `run`, and return the results of all cells."""
     trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
-    lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # finetune did not always note them
+    lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # older finetune runs lack them
     if len(lengths) != len(shares):
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
@@ -144,7 +144,7 @@ def compare(design: Design, data: Data, shares: list[Share], training: Training,
 
 
 def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, steps: int) -> list[ArmResult]:
-    """Train all cells of a share."""
+    """Choose each arm's learning rate, and train all cells of a share."""
     first = take(data.train, share.subsets[share.seeds[0]])
     tuned = [trainer.tune(arm, share, steps, first) for arm in arms]
     accuracies: list[list[float]] = [[] for _ in arms]
@@ -163,7 +163,7 @@ def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, ste
 def compare_frozen(
     design: Design, data: Data, shares: list[Share], *, device: torch.device, precision: str, run: Run, talk: Talk
 ) -> Comparison:
-    """Fit a linear probe for each arm, share and seed. The kept one and its network become the run's own."""
+    """Fit a linear probe for each arm, share and seed. The kept arm's network and probe become the run's own."""
     results: list[list[ArmResult]] = [[] for _ in shares]
     rows = np.unique(np.concatenate([subset for share in shares for subset in share.subsets.values()]))
     labelled, test = take(data.train, rows), data.test
@@ -186,7 +186,7 @@ def compare_frozen(
             strengths = [probe.strength for probe in probes]
             found.append(ArmResult.of(arm.name, accuracies, lr=None, called=arm.called, strengths=strengths))
         if arm.name == design.kept.name and group().first:
-            module, kept = network.module, probes[0]  # of the last share, which has the most labels
+            module, kept = network.module, probes[0]  # first seed of the last share, which has the most labels
             assert isinstance(module, AnyClassifier)
             module.head.load_state_dict({"weight": kept.weight, "bias": kept.bias})
             networks.save_network(run, module.state_dict(), run.derived)
@@ -197,7 +197,7 @@ def compare_frozen(
 
 
 def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device) -> Network:
-    """An arm's network, untrained without a state. `pixels`, uint8 [N, S, S, 3], set its batch-norm statistics."""
+    """Return an arm's network, random without a state. `pixels`, uint8 [N, S, S, 3], set its batch-norm statistics."""
     torch.manual_seed(step_seed(seed, 0))
     module = arm.make().to(device).eval()
     if arm.state is not None:
@@ -208,7 +208,7 @@ def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device)
 
 
 def write_labels(run: Run, data: Data, share: Share) -> None:
-    """Write which images and labels each seed of a share has."""
+    """Write the paths and classes of the images that each seed of a share trains on."""
     train = data.train
     for seed, subset in share.subsets.items() if group().first else ():
         names = [{"path": train.names[i], "class": data.classes[train.labels[i]]} for i in subset]

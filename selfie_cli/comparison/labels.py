@@ -1,4 +1,4 @@
-"""The labelled images that finetune, curve and eval read, decoded; those seen before; shares of the labels."""
+"""Labelled images for finetune, curve and eval: decoding, test images seen before, and shares of the labels."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,7 @@ from selfie_cli.training.start import where_it_began
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Options for reading labelled images. The fields are the options of these names."""
+    """Options for reading labelled images. Each field has the name of its option."""
 
     dataset: str | None
     data_root: str
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A test image, and the run that was pretrained on it, or on nearly the same; None for a training image."""
+    """A test image with a copy or near-duplicate in the pretraining images of `run`, or in the training part (None)."""
 
     path: str
     run: str | None
@@ -66,8 +66,8 @@ class SeenImage:
 class Data:
     """A labelled data set, decoded.
 
-    `fingerprints` are hashes by which a changed data set is noticed. `seen` names the test images that a pretraining
-    or the training part has seen; with --exclude-seen they are not in `test`.
+    `fingerprints` are hashes that detect a changed data set. `seen` lists test images with a copy or near-duplicate in
+    a run's pretraining images or in the training part; with --exclude-seen, `test` does not include them.
     """
 
     name: str
@@ -84,16 +84,16 @@ class Data:
 
     @property
     def num_seen(self) -> int:
-        """Number of test images that were seen in pretraining."""
+        """Number of test images with a copy or near-duplicate in pretraining."""
         return len({each.path for each in self.seen if each.run is not None})
 
     @property
     def num_like_train(self) -> int:
-        """Number of test images that are like training images."""
+        """Number of test images with a copy or near-duplicate in the training part."""
         return len({each.path for each in self.seen if each.run is None})
 
     def record(self) -> dict[str, Any]:
-        """Return what a run's config keeps of it."""
+        """Return the `data` section of a run's config."""
         return {
             "fingerprints": self.fingerprints,
             "pinned": self.pinned,
@@ -105,7 +105,7 @@ class Data:
         }
 
     def report(self, bad: Path, seen: Path, talk: Talk) -> None:
-        """Write lists of unreadable and of seen images, unless they are empty."""
+        """Report unreadable images, and write the lists of unreadable and seen images unless they are empty."""
         report_bad(self.bad, self.num_images, bad, talk)
         if self.seen:
             write_json_lines(seen, [dataclasses.asdict(each) for each in self.seen])
@@ -124,11 +124,11 @@ def read_data(
     """Decode the training and the test part of a labelled data set.
 
     Args:
-        run: the stopped run that used them before. sources: runs whose pretraining may have seen the test images.
-        known: the only classes that it may have, if not None.
+        run: the stopped run to resume, if any. sources: runs whose pretraining may have seen the test images.
+        known: the only classes that the data set may have, if not None.
 
-    Raise RunError if they are not what `run` was started with, DataError if too many are unreadable or no test image
-    is left.
+    Raise RunError if `run` was started with other images or labels, DataError if too many images are unreadable or no
+    test image is left.
     """
     dataset = reading.dataset
     if dataset is None:
@@ -142,7 +142,7 @@ def read_data(
     talk.say(found.split_note)
     if known is not None:
         check_classes(found.train.classes, known)
-    labels = hashlib.sha256(repr(found.train.classes).encode())  # names do not tell the labels of shards and tables
+    labels = hashlib.sha256(repr(found.train.classes).encode())  # names in shards and tables do not include labels
     for part in (found.train, found.test):
         labels.update(part.labels.tobytes())
     marks = {"train": fingerprint(found.train.source), "test": fingerprint(found.test.source)}
@@ -170,7 +170,7 @@ def read_data(
 def read_parts(
     found: LabelledSplits, size: int, interpolation: str, *, reading: Reading, talk: Talk
 ) -> tuple[list[Part], list[BadFile]]:
-    """Decode both parts; name the classes of which no image can be read."""
+    """Decode both parts, warn about classes without a readable image. Raise DataError if too many are unreadable."""
     parts: list[Part] = []
     bad: list[BadFile] = []
     for kind, labelled in (("training", found.train), ("test", found.test)):
@@ -189,14 +189,14 @@ def read_parts(
 def read_part(
     part: Labelled, size: int, interpolation: str, *, reading: Reading, talk: Talk
 ) -> tuple[Part, list[BadFile]]:
-    """Decode a part; of several processes, the first one does so with all cores of its machine."""
+    """Decode a part. If there are several processes, the first one decodes, with all cores of its machine."""
     store = decoded_once(
         part.source,
         lambda: open_pixels(
             part.source,
             size=size,
             workers=reading.workers or num_cores() * group().local_world,
-            max_bad=1,  # of both parts together, see `read_parts`
+            max_bad=1,  # `read_parts` checks both parts together
             talk=talk,
             folder=reading.store,
             limit_gb=reading.store_gb,
@@ -208,7 +208,7 @@ def read_part(
 
 
 def take(part: Part, indices: Labels) -> Part:
-    """Return the images at `indices`, int64 [M], ascending; `part` itself, if that is all of them."""
+    """Return the images at `indices`, int64 [M], ascending; `part` itself if these are all images."""
     if len(indices) == len(part.labels):
         return part
     rows = torch.from_numpy(indices)
@@ -218,7 +218,7 @@ def take(part: Part, indices: Labels) -> Part:
 
 
 def unmarked(run: Run) -> str | None:
-    """Return the name of the network, this run or the first that it goes back to, whose images nothing is known of."""
+    """Return the name of `run`, or of a run it started from, that has no record of its pretraining images, or None."""
     if not (run.path / FILE_NAME).is_file():
         return run.name
     unknown: str | None = run.config.get("data", {}).get("unmarked")
@@ -228,14 +228,14 @@ def unmarked(run: Run) -> str | None:
 def look_for_seen(
     sources: Iterable[Run], train: Part, test: Part, *, exclude: bool, talk: Talk
 ) -> tuple[Labels, list[SeenImage]]:
-    """Compare test images with training images, and with those that the runs `sources` were pretrained on.
+    """Compare test images with training images, and with the pretraining images of the runs `sources`.
 
-    Nothing is known of a run without marks (the bundled network, a finetuned one).
+    The pretraining images of a run without marks (the bundled network, a finetuned one) are unknown.
 
-    Return the rows of the test images to keep, int64 [M], ascending: all, or with `exclude` those that nothing has
-    seen; and a record for each image and run that has seen it.
+    Return the rows of the test images to keep, int64 [M], ascending: all or, with `exclude`, those not seen before.
+    Also return a record for each seen image and each run that has seen it.
 
-    Raise UsageError if `exclude` cannot be honoured, DataError if it leaves nothing.
+    Raise UsageError if `exclude` needs marks that a run does not have, DataError if it leaves no test image.
     """
     names, marks = test.names, marks_of(test.pixels)
     if len(train.names) * len(names) > MOST_PAIRS:
@@ -277,7 +277,7 @@ def look_for_seen(
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """A share of the labels: for each seed, which images of the training part, int64 [M], sorted."""
+    """A share of the labels. subsets: seed -> rows of the training part, int64 [M], sorted."""
 
     fraction: float
     subsets: dict[int, Labels]
@@ -295,12 +295,12 @@ class Share:
         return f"{self.fraction * 100:.3g} %"
 
     def cell(self, arm: str, seed: int) -> str:
-        """Return the name of the cell of an arm."""
+        """Return the name of the cell of an arm with a seed."""
         return f"{arm}-f{self.fraction:g}-s{seed}"
 
 
 def take_share(part: Part, fraction: float, seeds: range, num_rates: int) -> Share:
-    """Draw a subset for each seed. Raise UsageError if it is too small to choose among `num_rates` with."""
+    """Draw a subset for each seed. Raise UsageError if it is too small to choose among `num_rates` learning rates."""
     labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
     if num_rates > 1 and share.num_labels <= len(np.unique(labels)):

@@ -17,9 +17,9 @@ from selfie_cli.files import read_json
 RISING, FLAT, UNKNOWN = "still rising", "flat", "too few held-out labels to tell"
 """Verdicts on the convergence of an arm."""
 LEAST_GAIN = 0.005
-"""A smaller gain from twice the steps counts as none."""
+"""Smallest gain in accuracy from twice the steps that counts as rising."""
 WIDEST_ERROR, FEWEST_HELD = 0.02, 50
-"""With a larger standard error of that gain, or fewer held-out labels, no gain found does not mean flat."""
+"""Largest standard error of that gain, and fewest held-out labels, for the verdict `FLAT`."""
 Interval = tuple[float, float]
 
 
@@ -27,9 +27,9 @@ Interval = tuple[float, float]
 class Convergence:
     """Whether an arm still gains at the end of its training.
 
-    Two networks of the first seed are trained on four fifths of its labels, one for half of the `steps`, one for all,
-    and judged on the `num_held` labels that were held out. `half` and `whole` are their accuracies, `error` is the
-    paired standard error of the difference. `words` say the same in one clause.
+    Two networks of the first seed are trained on four fifths of its labels, one for half of `steps` and one for all,
+    and evaluated on the `num_held` held-out labels. `half` and `whole` are their accuracies, `error` is the paired
+    standard error of the difference. `words` summarizes this in one clause.
     """
 
     steps: int
@@ -65,8 +65,8 @@ class Convergence:
 class ArmResult:
     """Accuracies of one arm, one per seed; `std` is None for a single seed.
 
-    `lr` is the learning rate, None with frozen features; `strengths` are then those of the linear probes' L2 penalties,
-    one per seed. `called` is its pretraining in words. `convergence` is None where it was not checked.
+    `lr` is the learning rate. With frozen features it is None, and `strengths` has the L2 strength of each seed's
+    linear probe. `called` is the pretraining in words. `convergence` is None if it was not checked.
     """
 
     name: str
@@ -85,7 +85,7 @@ class ArmResult:
 
     @property
     def warning(self) -> str | None:
-        """A sentence, if it still gained at the end of its training."""
+        """A sentence if the arm still gained at the end of its training, else None."""
         found = self.convergence
         if found is None or found.verdict != RISING:
             return None
@@ -122,7 +122,7 @@ class Gain:
 
     @property
     def bounds(self) -> str:
-        """'+2.2 to +4.0', in points; '' without an interval."""
+        """The interval in points, such as '+2.2 to +4.0'; '' if there is none."""
         return "" if self.interval is None else " to ".join(f"{end * 100:+.1f}" for end in self.interval)
 
 
@@ -131,8 +131,8 @@ class Point:
     """The results with one share of the labels.
 
     `rates` are the learning rates that each arm chose from. `warnings` name the arms that have not converged. `notes`
-    say how each arm was pretrained, and how it did with half of the steps. `frozen` says that no network was trained,
-    only linear classifiers on frozen features; `steps` is then 0 and `rates` are empty.
+    say how each arm was pretrained, and how accurate it was after half of the steps. `frozen`: only linear classifiers
+    on frozen features were trained; `steps` is then 0 and `rates` is empty.
     """
 
     fraction: float
@@ -153,7 +153,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Finetuned(Point):
-    """The results of `finetune`. `gains` are those of the first comparison."""
+    """The results of `finetune`. The gains are those of the first comparison."""
 
     run: Path
     dataset: str
@@ -168,7 +168,7 @@ class Finetuned(Point):
 
     @property
     def points(self) -> list[Point]:
-        """As those of a curve: itself alone."""
+        """Itself as the only point, as in `Curve.points`."""
         return [self]
 
     @property
@@ -180,7 +180,7 @@ class Finetuned(Point):
 class Curve:
     """The results of `curve`: one point per share of the labels, all with the same arms, and one sentence per arm.
 
-    `remarks` name the arms whose network is another one than the supervised. `notes` are those of all points.
+    `remarks` name the arms whose network differs from that of the supervised arm. `notes` are those of all points.
     """
 
     run: Path
@@ -221,6 +221,6 @@ def point_of(kind: type[AnyResult], values: dict[str, Any]) -> AnyResult:
 
 
 def known_fields(kind: type[AnyResult], values: dict[str, Any]) -> AnyResult:
-    """Build a dataclass; fields that only another version knows are left out."""
+    """Build a dataclass, ignoring fields of other versions."""
     names = kind.__dataclass_fields__  # type: ignore[attr-defined]
     return kind(**{name: value for name, value in values.items() if name in names})

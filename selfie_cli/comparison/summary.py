@@ -1,4 +1,4 @@
-"""A comparison in words: sentences and tables, the same on the terminal, on the page and on the model card."""
+"""Sentences and tables about a comparison, shared by the terminal, the page and the model card."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ FROZEN = (
 
 
 def notes_of(points: list[Point]) -> list[str]:
-    """The warnings and notes of all shares, each once, with the shares that it is about."""
+    """Return the warnings and notes of all shares, each only once, with the shares that it applies to."""
     shares: dict[str, list[str]] = {}
     for point in points:
         for note in [*point.warnings, *point.notes]:
@@ -23,9 +23,9 @@ def notes_of(points: list[Point]) -> list[str]:
 
 
 def conditions(points: list[Point], index: int | None = None) -> str:
-    """The number of steps, the search of rates and convergence in one sentence, because results are quoted alone.
+    """Return a sentence on steps, learning rates and convergence, so that a quoted result includes its conditions.
 
-    It is about all arms, or about those of comparison `index`.
+    It covers all arms, or only those of comparison `index`.
     """
     if points[0].frozen:
         chosen = "the strength of its L2 penalty chosen on held-out labels where a class has two or more"
@@ -52,7 +52,7 @@ def conditions(points: list[Point], index: int | None = None) -> str:
 
 
 def summarize(point: Point, **facts: Any) -> Finetuned:
-    """The results of finetune, with a sentence for each comparison. facts: of the run and its data."""
+    """Return the results of finetune, with a sentence for each comparison. facts: about the run and its data."""
     first = point.comparisons[0] if point.comparisons else None
     return Finetuned(
         **vars(point),
@@ -66,7 +66,7 @@ def summarize(point: Point, **facts: Any) -> Finetuned:
 
 
 def verdict(point: Point) -> str:
-    """A sentence for each comparison, for people who read nothing else."""
+    """Return a sentence for each comparison, for people who read nothing else."""
     share = f"{point.share} of the labels" if point.fraction < 1 else "all labels"
     arm = point.arms[-1]
     name = titled(arm.name) + " (frozen features)" * point.frozen
@@ -92,7 +92,7 @@ def verdict(point: Point) -> str:
 
 
 def curve_sentence(points: list[Point], index: int, remark: str = "") -> str:
-    """Comparison `index` at each point, in one sentence."""
+    """Return one sentence on comparison `index` at all points."""
     clauses = []
     for point in points:
         gain = point.comparisons[index]
@@ -109,12 +109,12 @@ def curve_sentence(points: list[Point], index: int, remark: str = "") -> str:
 
 
 def effect_of(interval: Interval) -> str:
-    """'helped' or 'hurt'; '' where the interval holds zero."""
+    """Return 'helped' or 'hurt'; '' if the interval contains zero."""
     return "helped" if interval[0] > 0 else "hurt" if interval[1] < 0 else ""
 
 
 def span(gain: Gain) -> str:
-    """'+3.1 points, 95 % interval +2.2 to +4.0, 5 seeds'."""
+    """Return a gain as in '+3.1 points, 95 % interval +2.2 to +4.0, 5 seeds'."""
     points, seeds = f"{gain.mean * 100:+.1f} points", counted(len(gain.gains), "seed")
     if gain.interval is None:
         return f"{points} in {seeds}"
@@ -123,7 +123,7 @@ def span(gain: Gain) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Text of a table. Below the first `num_arms` rows there is a line. The column `left` is aligned to the left."""
+    """Text of a table. A line follows the first `num_arms` rows. The column `left` is aligned to the left."""
 
     title: str
     columns: list[str]
@@ -133,18 +133,18 @@ class Table:
 
 
 def spread(mean: float, std: float | None, *, signed: bool = False, single: str = "") -> str:
-    """'59.1 ± 0.4', in percent or points; `single` follows a single value."""
+    """Return '59.1 ± 0.4', in percent or points. `single` is appended to a value without a standard deviation."""
     sign = "+" if signed else ""
     return f"{mean * 100:{sign}.1f}" + (single if std is None else f" ± {std * 100:.1f}")
 
 
 def percent(value: float | None) -> str:
-    """'59.1', or nothing for None."""
+    """Return '59.1' for 0.591; '' for None."""
     return "" if value is None else f"{value * 100:.1f}"
 
 
 def evaluation_rows(found: dict[str, Any]) -> list[list[str]]:
-    """The results of eval: what was measured; this network, the same one untrained and a guess, in percent."""
+    """Return a row per measure of eval: its name, then this network, the untrained one and guessing, in percent."""
     trained, untrained, classified = found["trained"], found["untrained"], found.get("classified")
     knn = f"kNN (k {found['k']:,}, temperature {found['temperature']:g})"
     rows = [
@@ -162,12 +162,12 @@ def evaluation_rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def over(point: Point, baseline: str) -> str:
-    """' over supervised', if there is more than one comparison."""
+    """Return ' over supervised' if there is more than one comparison, else ''."""
     return f" over {baseline}" if len(point.comparisons) > 1 else ""
 
 
 def finetuned_table(result: Finetuned, *, most_seeds: int | None = None) -> Table:
-    """Arms and their paired gains; each seed by itself, unless there are more than `most_seeds`."""
+    """Return the table of arms and paired gains, with a column per seed unless there are more than `most_seeds`."""
     count = len(result.seeds) if most_seeds is None or len(result.seeds) <= most_seeds else 0
     single = " (no spread)"
     rows = []
@@ -192,7 +192,7 @@ def finetuned_table(result: Finetuned, *, most_seeds: int | None = None) -> Tabl
 
 
 def curve_tables(result: Curve) -> list[Table]:
-    """The accuracies of all arms and, if there are several, their gains over the first."""
+    """Return the table of accuracies and, if there are several arms, the table of gains over the first arm."""
     accuracies, gains = [], []
     first = result.points[0]
     frozen = first.frozen
@@ -219,7 +219,7 @@ def curve_tables(result: Curve) -> list[Table]:
 
 
 def explanations(result: Finetuned | Curve) -> list[str]:
-    """Lines below the tables: how many test images there are, what ± and the intervals mean."""
+    """Return the lines below the tables: the number of test images, and the meaning of ± and of the intervals."""
     if isinstance(result, Finetuned):
         steps = "" if result.frozen else f", {counted(result.steps, 'step')} for every network"
         return [

@@ -1,6 +1,6 @@
-"""Training settings of a comparison, fitted to this machine, and one network after another trained with them.
+"""Training of the networks of a comparison, one after another, with settings that fit this machine.
 
-A cell is one network of the grid of arms, shares and seeds, with its own run.
+A cell is one network of the grid of arms, shares and seeds. Each cell has its own run.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ from selfie_cli.training.step import Step, check_pieces
 class Training:
     """Training options of a comparison: all networks get the same batch, schedule and augmentation.
 
-    `rates` are the learning rates to choose from. `check_length` asks whether more steps would help.
+    `rates` are the learning rates to choose from. `check_length`: whether to check if more steps would help.
     """
 
     image_size: int
@@ -63,7 +63,7 @@ class Training:
 
     @property
     def num_held_out(self) -> int:
-        """Number of networks per arm and share that take all steps and are judged on held-out labels."""
+        """Number of networks per arm and share that are trained for all steps and evaluated on held-out labels."""
         return len(self.rates) if len(self.rates) > 1 else int(self.check_length)
 
 
@@ -76,21 +76,21 @@ class Fitted:
     precision: str
     compiles: bool
     processes: int
-    image_order: int = 1  # of runs that do not say
+    image_order: int = 1  # that of older runs, whose config lacks it
 
     @classmethod
     def of(cls, run: Run) -> "Fitted":
-        """Read it from a run's config. Raise UsageError if the run was started with more or fewer processes."""
+        """Read the settings from a run's config. Raise UsageError if the number of processes has changed."""
         derived, names = run.derived, [field.name for field in dataclasses.fields(cls)]
         check_processes(derived)
         return cls(**{name: derived[name] for name in names if name in derived})
 
 
 def usual_batch_size(image_size: int, num_labels: int) -> int:
-    """The default batch size, a multiple of the number of processes.
+    """Return the default batch size, a multiple of the number of processes.
 
-    128 up to 64 px. Above, the largest power of two that is at most a quarter of the labels, within 64 and 512: with
-    few labels, larger batches only repeat them.
+    It is 128 up to 64 px. Above, it is the largest power of two up to a quarter of the labels, but at least 64 and at
+    most 512. With few labels, larger batches only repeat them.
     """
     quarter = 2 ** (num_labels.bit_length() - 3) if num_labels >= 4 else 1
     size = 128 if image_size <= 64 else min(512, max(64, quarter))
@@ -100,7 +100,7 @@ def usual_batch_size(image_size: int, num_labels: int) -> int:
 def make_step(
     module: AnyClassifier, arm: Arm, training: Training, fitted: Fitted, talk: Talk
 ) -> tuple[Supervised, Step]:
-    """Return a task to train an arm's `module` on, and its training step. The training loop sets the learning rate."""
+    """Return the task and the training step for an arm's `module`. The training loop sets the learning rate."""
     here, device, small = group(), training.device, training.image_size <= 64
     compiled = compiles(training.compile, device, deterministic=training.deterministic)
     if here.world > 1 and device.type == "cuda":
@@ -124,7 +124,7 @@ def make_step(
 
 
 def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable[[int], Batch]:
-    """Return a function that gives this process's part of the batch of a step."""
+    """Return a function that makes this process's part of a step's batch from the number of the step."""
     here = group()
     order = SampleOrder(
         len(part.labels), fitted.batch_size, seed, rank=here.rank, world=here.world, version=fitted.image_order
@@ -138,9 +138,9 @@ def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable
 
 
 def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[Fitted, float]:
-    """Choose a micro-batch and a precision for all arms, by a trial on a batch of `part`.
+    """Choose a micro-batch and a precision for all arms, by trial steps on a batch of `part`.
 
-    Also return the seconds that a step takes, their mean over arms.
+    Return the settings, and the seconds per step averaged over arms.
     """
     size, world, device = training.batch_size, group().world, training.device
     check_processes({"batch_size": size})
@@ -168,19 +168,19 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
         times[kind] = fit(step, batch, tried, talk)
         tried, micro = [step.precision], step.micro_batch
     if wanted:
-        torch.compiler.reset()  # gives back the memory of CUDA graphs
+        torch.compiler.reset()  # frees the memory of CUDA graphs
     compiling = all(step.compiled for step in wanted)
     fitted = dataclasses.replace(fitted, micro_batch=micro, precision=tried[0], compiles=compiling)
     return fitted, sum(times[arm.kind] for arm in arms) / len(arms)
 
 
 def known_accuracy(folder: Path) -> float | None:
-    """Return the accuracy of a finished cell, 0..1; None for any other. Raise RunError if its config is damaged."""
+    """Return the accuracy of a finished cell, 0..1, else None. Raise RunError if its config is damaged."""
     if not (folder / "config.json").is_file():
         return None
     run = runs.open_run(folder)
     if run.finished:
-        shutil.rmtree(folder / "state", ignore_errors=True)  # it may have been killed at the very end
+        shutil.rmtree(folder / "state", ignore_errors=True)  # if it was killed before it removed them
     return run.config["measured"].get("accuracy") if run.finished else None
 
 
@@ -199,8 +199,8 @@ class Cell:
 class Trainer:
     """Trains the cells of a run, and looks up those that are finished.
 
-    `steps` holds a network of each kind of arm, and its training step: cells take turns on it, so that it is compiled
-    once, and memory of CUDA graphs, which is never given back, is taken once.
+    `steps` has a network and its training step for each kind of arm. Cells use it one after another, so that it is
+    compiled only once, and takes memory for CUDA graphs, which is never freed, only once.
     """
 
     run: Run
@@ -213,7 +213,7 @@ class Trainer:
         return self.run.path / "cells" / cell.name
 
     def tune(self, arm: Arm, share: Share, steps: int, labelled: Part) -> tuple[float, Convergence | None]:
-        """Choose an arm's learning rate, and find whether it has converged after `steps`.
+        """Choose an arm's learning rate, and check whether the arm has converged after `steps`.
 
         Both use held-out labels of `labelled`, the images of the share's first seed, and never test images.
         """
@@ -224,7 +224,7 @@ class Trainer:
         kept, held = (
             take(labelled, each) for each in splits.hold_out(labelled.labels.numpy(), splits.HELD_OUT_SHARE, seed)
         )
-        if not len(held.labels):  # one label per class, for which several rates are refused
+        if not len(held.labels):  # one label per class: `take_share` has refused several rates
             return rates[0], Convergence.of(steps, held.labels, held.labels)
         before = "search" if self.run.verb == "finetune" else f"search-f{share.fraction:g}"
         cells = [Cell(name=f"{before}-{arm.name}-lr{lr:g}", arm=arm, lr=lr, seed=seed, steps=steps) for lr in rates]
@@ -249,7 +249,7 @@ class Trainer:
         return networks.class_scores(network, part.pixels).argmax(dim=1) == part.labels
 
     def train(self, cell: Cell, labelled: Part, test: Part) -> float:
-        """Train a network, continue an earlier attempt or look it up; return its accuracy on `test`, 0..1."""
+        """Train or resume a cell, unless it is finished. Return its accuracy on `test`, 0..1."""
         here, folder = group(), self.folder(cell)
         known = here.from_first(known_accuracy(folder) if here.first else None)
         if known is not None:
@@ -263,7 +263,7 @@ class Trainer:
         here.wait()
         run = runs.open_run(folder)
         module, step = self.trained(cell, labelled)
-        for buffer in module.buffers():  # the network that is kept is the one that is judged
+        for buffer in module.buffers():  # evaluate the network that is saved
             here.copied_from_first(buffer)
         network = networks.Network(module.eval(), self.training.image_size, "penultimate", cell.arm.preprocessing)
         accuracy = here.from_first(topk_accuracy(networks.class_scores(network, test.pixels), test.labels))
@@ -285,7 +285,7 @@ class Trainer:
         return module, task, step
 
     def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
-        """Return a cell's network at the end of its training, and its training step."""
+        """Train a cell's network, and return it with its training step."""
         training, run, preprocessing = self.training, self.run, cell.arm.preprocessing
         torch.manual_seed(step_seed(cell.seed, 0))
         is_new = cell.arm.kind not in self.steps
@@ -317,9 +317,9 @@ class Trainer:
             )
             try:
                 train(step, batch_of, plan, talk=self.talk)
-            except Diverged as error:  # resuming does not help: the rate stays, so that networks can be compared
+            except Diverged as error:  # resuming cannot lower the rate, as networks would no longer be comparable
                 again = f"selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
                 raise Diverged(f"{error}. Start again: {again}") from None
-        if step.micro_batch < self.fitted.micro_batch:  # memory ran out: the next cell tries anew
+        if step.micro_batch < self.fitted.micro_batch:  # memory ran out: the next cell tries the full micro-batch
             del self.steps[cell.arm.kind]
         return module, step

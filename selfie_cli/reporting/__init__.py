@@ -1,5 +1,5 @@
-"""A run as one HTML page and as a model card.
+"""The HTML page and the model card of a run.
 
-It reads the files of a run and, where images are at hand, shows what the network makes of them. Templates are Jinja
-files beside the code: `record` has the sections made of files, `examples` those that show images.
+They are made from the run's files. If images are available, the page shows the network's output on them. Templates are
+Jinja files beside the code: `record` has the sections made from files, `examples` those that show images.
 """

@@ -1,4 +1,4 @@
-"""The model card of a run, README.md on the Hub: what was measured, how it was made and is used, what is not known."""
+"""The model card of a run, README.md on the Hub: results, how the run was made and is used, and what is not known."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,12 @@ def model_card(
     evaluations: list[dict[str, Any]],
     in_timm: bool,
 ) -> str:
-    """The whole file, by card.md.jinja.
+    """Return the text of the model card, made with card.md.jinja.
 
     Args:
         address: hf://owner/name[@revision].
-        config: the run's, as it is published; command: what made it.
-        results: its results.json; evaluations: its eval-*.json. Names in them are shown if everybody knows them.
+        config: the run's config as published; command: the command that made the run.
+        results: its results.json; evaluations: its eval-*.json. Only public names in them are shown.
         in_timm: whether timm has the network.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -59,7 +59,7 @@ def model_card(
         base_model=[each for each in bases if "/" in each] or None,
         eval_results=measured or None,
     )
-    templates = environment("selfie_cli.reporting")  # Markdown: `words` escapes text from files, not HTML's escapes
+    templates = environment("selfie_cli.reporting")  # not HTML: `words` escapes text from files for Markdown
     templates.filters |= {"words": escaped, "percent": percent}
     functions = {each.__name__: each for each in (credited, arm_name, told, spread, evaluation_rows)}
     found = {"tested": tested, "points": points, "evaluations": evaluations, "rising": RISING}
@@ -77,31 +77,31 @@ def model_card(
 
 
 def arm_name(index: int, arm: ArmResult) -> str:
-    """A name that everybody knows; that of a folder is private."""
+    """Return the arm's name if it is public, else a number: the name of a folder is private."""
     name = arm.name
     return name if name in ARMS or name.startswith("imagenet-resnet") else f"network {index}"
 
 
 def credited(derived: dict[str, Any]) -> str:
-    """The methods and recipes that pretrained the network, in words, each with its paper."""
+    """Return in words the methods and recipes that pretrained the network, each with its paper."""
     each = called(derived).split(THEN)
     return THEN.join(escaped(words) + (f", arXiv:{paper}" if (paper := arxiv(words)) else "") for words in each)
 
 
 def escaped(text: str) -> str:
-    """Text from a file as plain words in Markdown: nothing in it is a link, code or HTML, or ends a line or a cell."""
+    """Escape text from a file for Markdown, so that it cannot make links, code or HTML, or end a line or a cell."""
     plain = printable(text)
     html = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
     return re.sub(r"[!-/:-@\[-`{-~]", lambda found: html.get(found[0], f"\\{found[0]}"), plain)
 
 
 def known(name: Any) -> str | None:
-    """The name of a public data set; None for others, which may be private."""
+    """Return the name of a public data set; None for other names, which may be private."""
     return name if name in NAMED else None
 
 
 def set_of(found: dict[str, Any]) -> str | None:
-    """The name of the data set of results, if it was asked for by a name that everybody knows."""
+    """Return the name of the data set of results if --dataset was that public name, else None."""
     return known(found["dataset"]) if found.get("named") else None
 
 
@@ -117,7 +117,7 @@ def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
         task_type="image-classification",
         dataset_type=name or "imagefolder",
         dataset_name=name or told(found),
-        dataset_config=None if name else told(found),  # results of two sets without a name stay apart
+        dataset_config=None if name else told(found),  # keeps results of different unnamed sets apart
         dataset_split="test",
         metric_type="accuracy",
         metric_name=metric,
@@ -126,7 +126,7 @@ def score(found: dict[str, Any], metric: str, value: float) -> "EvalResult":
 
 
 def scores(found: dict[str, Any]) -> list["EvalResult"]:
-    """The results of an evaluation that belong to this network, without those of others beside it."""
+    """Return an evaluation's results for this network, without those of the untrained network."""
     kind = f"k {found['k']}, temperature {found['temperature']:g}"
     listed = [
         score(found, f"accuracy of kNN ({kind})", found["trained"]["knn"]),

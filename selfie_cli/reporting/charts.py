@@ -1,4 +1,4 @@
-"""Drawings for the page: charts in the units of their SVG, and images as JPEG data URIs."""
+"""Drawings for the page: charts in SVG units, and images as JPEG data URIs."""
 
 import base64
 import io
@@ -21,7 +21,7 @@ FRAME = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT,
 
 
 def jpeg(pixels: Tensor, quality: int = 82) -> str:
-    """uint8 [H, W, 3] -> a data URI. Small pictures keep their colours at full resolution."""
+    """Return an image, uint8 [H, W, 3], as a data URI. Small images keep their colours at full resolution."""
     file = io.BytesIO()
     subsampling = 0 if min(pixels.shape[:2]) <= 64 else 2
     Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality, subsampling=subsampling, optimize=True)
@@ -29,7 +29,7 @@ def jpeg(pixels: Tensor, quality: int = 82) -> str:
 
 
 def scaled(pixels: Tensor, side: int) -> Tensor:
-    """uint8 [B, S, S, 3] -> uint8 [B, side, side, 3]."""
+    """Resize images, uint8 [B, S, S, 3] -> uint8 [B, side, side, 3]."""
     x = F.interpolate(pixels.permute(0, 3, 1, 2), (side, side), mode="bicubic", antialias=True)
     return x.permute(0, 2, 3, 1).contiguous()
 
@@ -40,7 +40,7 @@ def columns_of(num_pictures: int) -> int:
 
 
 def sheet(pictures: Tensor) -> str:
-    """Pictures, uint8 [N, s, s, 3], row by row as one data URI."""
+    """Return a grid of pictures, uint8 [N, s, s, 3], as one data URI."""
     from torchvision.utils import make_grid
 
     grid = make_grid(pictures.permute(0, 3, 1, 2), nrow=columns_of(len(pictures)), padding=0)
@@ -49,20 +49,20 @@ def sheet(pictures: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) from left to right; `spread` is a length to either side of each y."""
+    """Points (x, y) from left to right. `spread` is the length of each y's error bar to either side."""
 
     name: str
     points: list[tuple[float, float]]
     spread: list[float] | None = None
 
     def told(self, x: float, show: Callable[[float], str]) -> str:
-        """The value at the point nearest to x, in words."""
+        """Return the value at the point nearest to x as text."""
         at = min(range(len(self.points)), key=lambda index: abs(self.points[index][0] - x))
         return show(self.points[at][1]) + (f" ± {show(self.spread[at])}" if self.spread and self.spread[at] else "")
 
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round numbers within low..high, at most `most` + 1 of them."""
+    """Return at most `most` + 1 round numbers within low..high."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -80,11 +80,11 @@ def chart(
     log: bool = False,
     at: str = "at",
 ) -> tuple[dict[str, Any], list[tuple[float, str]]]:
-    """Scale lines to the units of the drawing, for the macro `chart_parts`, and tell the values at each x of the
-    longest line: its place in the drawing, and a text.
+    """Return the lines in drawing units for the macro `chart_parts`, and the position and text of the values at each x
+    of the longest line.
 
-    `guide` is a level to compare with, and its name. x is drawn from 0, or if `log`, on a logarithmic axis; `at` stands
-    before an x in words.
+    `guide` is a level to compare with, and its name. The x axis starts at 0 or, with `log`, is logarithmic. `at`
+    precedes an x in the texts.
     """
     xs = [x for line in lines for x, _ in line.points]
     ends = [guide[0]] if guide else []
@@ -129,6 +129,6 @@ def chart(
 
 
 def to_pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalized images, float [B, 3, s, s] -> uint8 [B, s, s, 3]."""
+    """Undo the normalization of images, float [B, 3, s, s] -> uint8 [B, s, s, 3]."""
     x = views.float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
     return torch.from_numpy((x.clamp(0, 1) * 255).round().numpy().astype(np.uint8))

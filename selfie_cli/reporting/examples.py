@@ -28,7 +28,7 @@ VIEWS, LARGE_VIEWS = 64, 32
 
 @torch.no_grad()
 def patch_picks(module: Selfie, images: Images, embedded: Embedded, page: Page) -> None:
-    """For each hidden patch of some images, the patch that the network takes for it."""
+    """Add a section that shows, for each hidden patch of some images, the patch that the network picks."""
     rows = embedded.rows[:PUZZLES]
     pixels = images.pixels(rows)
     masked, visible = module.draw_masks(len(rows), step_generator(0, 1))
@@ -52,7 +52,7 @@ def patch_picks(module: Selfie, images: Images, embedded: Embedded, page: Page) 
 
 @torch.no_grad()
 def view_picks(method: Method, network: Network, images: Images, embedded: Embedded, page: Page) -> None:
-    """For some first views, the second views whose features are most similar, of a batch augmented as in training."""
+    """Add a section that shows, for some first views, the most similar second views of a batch as in training."""
     rows = embedded.rows[: VIEWS if images.image_size <= 64 else LARGE_VIEWS]
     if len(rows) < 2:
         return
@@ -85,7 +85,7 @@ def view_picks(method: Method, network: Network, images: Images, embedded: Embed
 
 
 def classified(which: str, labels: Labels, images: Images, embedded: Embedded, page: Page) -> None:
-    """Accuracy per class, the confusion matrix, and the most confident mistakes. `labels` are those of `images`."""
+    """Add accuracy per class, confusion matrix and the most confident mistakes. `labels` are those of `images`."""
     true, predicted, classes = torch.from_numpy(labels[embedded.rows]), embedded.predicted, images.classes
     counts = confusion_matrix(predicted, true, len(classes))
     ranked = sorted((share, c) for c, share in enumerate(per_class_accuracy(counts)) if share is not None)
@@ -110,7 +110,7 @@ def classified(which: str, labels: Labels, images: Images, embedded: Embedded, p
 
 
 def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
-    """The nearest images of one query per class, or of some; and how often neighbours share a label."""
+    """Add the nearest images of one query per class, or of some images, and how often neighbours share a label."""
     vectors = F.normalize(embedded.vectors, dim=1)
     count = len(vectors)
     similarity = (vectors @ vectors.T).fill_diagonal_(-torch.inf)
@@ -141,7 +141,7 @@ def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
 
 
 def mapped(images: Images, embedded: Embedded, page: Page) -> None:
-    """A map in the plane (t-SNE) of the images that have vectors."""
+    """Add a two-dimensional map (t-SNE) of the images that have vectors."""
     rows = embedded.rows[: len(embedded.vectors)]
     labels = None if images.labels is None else images.labels[rows].tolist()
     points = pages.map_points(page, tsne(embedded.vectors), embedded.thumbs, images.names(rows), labels, images.classes)
@@ -151,12 +151,11 @@ def mapped(images: Images, embedded: Embedded, page: Page) -> None:
 
 
 def tsne(vectors: Tensor, *, seed: int = 0) -> Tensor:
-    """Places of vectors, float [N, D], N and D at least 2: float32 [N, 2] on the CPU, by the cosine distances of the
-    vectors.
+    """Return places, float32 [N, 2] on the CPU, from the cosine distances of vectors, float [N, D]. N and D >= 2.
 
-    It starts from the two first principal components (Kobak and Berens 2019, "The art of using t-SNE"), with a little
-    noise from `seed` that separates equal vectors. It runs in one thread: otherwise the order of sums, and so the
-    places, would depend on the number of threads.
+    t-SNE starts from the first two principal components (Kobak and Berens 2019, "The art of using t-SNE"). A little
+    noise from `seed` separates equal vectors. It runs in one thread; otherwise the order of sums, and so the places,
+    would depend on the number of threads.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits

@@ -27,11 +27,11 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 
 IMAGES = 1000
-"""Number of images that are embedded at most, if --images does not say."""
+"""Largest number of images whose vectors are kept, without --images."""
 SECONDS = 10.0
-"""Time after which embedding ends, if --images does not say how many images to embed."""
+"""Seconds after which embedding ends, without --images."""
 FIRST = 32
-"""Number of images that are embedded however long it takes."""
+"""Number of images that are embedded even if it takes longer than SECONDS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +48,26 @@ class Images:
 
     @property
     def small(self) -> bool:
-        """Whether single pixels are to be seen on the page."""
+        """Whether images are so small that the page shows single pixels."""
         return self.image_size <= 64
 
     def pixels(self, rows: Labels) -> Tensor:
-        """Pixels as they are stored for the network, uint8 [B, S, S, 3], of images that have been read before."""
+        """Return pixels as stored for the network, uint8 [B, S, S, 3], of images that are known to be readable."""
         return self.read(rows).pixels
 
     def read(self, rows: Labels) -> InMemory:
-        """Read the images of `rows`, without those that cannot be read."""
+        """Read the images of `rows`; skip unreadable ones."""
         how = {"size": self.preprocessing.storage_size(self.image_size), "workers": self.workers}
         interpolation = self.preprocessing.interpolation
         return read_pixels(Subset(self.source, rows), **how, max_bad=None, interpolation=interpolation, talk=Talk())
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
-        """Pixels as the network sees them, at most `side` large: uint8 [B, s, s, 3]."""
+        """Return pixels as the network sees them, scaled to at most `side` px: uint8 [B, s, s, 3]."""
         seen = centre_crop(self.pixels(rows), self.image_size)
         return scaled(seen, side) if self.image_size > side else seen
 
     def names(self, rows: Labels) -> list[str]:
-        """Names below the folder that all of `rows` share."""
+        """Return names relative to the folder that all of `rows` share."""
         return list(below_shared_folder(Subset(self.source, rows).names))
 
     def label(self, row: int) -> str | None:
@@ -80,7 +80,7 @@ class Embedded:
 
     rows: int64 [N], indices of the images; vectors: float32 [M, D]; thumbs: uint8 [M, t, t, 3]; predicted: int64 [N]
     and confidence: float32 [N], empty if the network is no classifier. bad: the images that cannot be read. whole:
-    there are no other images.
+    whether the network has seen all images.
     """
 
     rows: Labels
@@ -93,9 +93,9 @@ class Embedded:
 
 
 def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool, workers: int, talk: Talk) -> Images:
-    """Images of `dataset`, or those the run was made with: their test or validation part, where there is one.
+    """Return images of `dataset` or of the run's own data: the test or validation part, if there is one.
 
-    The run's own data are never downloaded. Raise DataError if they are not there, or if they have classes that a
+    The run's own data are never downloaded. Raise DataError if images are missing, or if they have classes that a
     finetuned network does not know.
     """
     asked, offline = run.config["asked"], offline or not dataset
@@ -128,7 +128,7 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
 
 
 def tested_on(run: Run, data: Data) -> Images:
-    """The images on which the networks of a run were tested, which are decoded already."""
+    """Return the images on which the networks of a run were tested. They are decoded already."""
     return Images(
         source=Array(data.test.pixels.numpy(), data.test.names),
         labels=data.test.labels.numpy(),
@@ -141,7 +141,7 @@ def tested_on(run: Run, data: Data) -> Images:
 
 
 def check_own(run: Run) -> None:
-    """Raise DataError if a run from the Hub names other images than a known set: a stranger's config must not choose
+    """Raise DataError if a run from the Hub names images that are not a known set. A stranger's config must not choose
     which files of this machine a page shows."""
     asked, pinned = run.config["asked"], run.config["data"].get("pinned", {})
     named = [asked.get("dataset")] if "classes" in run.derived else asked.get("data", [])
@@ -153,15 +153,15 @@ def check_own(run: Run) -> None:
 def choose(
     asked: list[str], root: Path, *, offline: bool, own: bool, talk: Talk
 ) -> tuple[Source, Labels | None, list[str], str]:
-    """Images, their labels and classes if the layout has any, and a sentence on them. `own`: the run was pretrained on
-    them."""
+    """Return images, labels and classes if the layout has any, and a sentence on the images. `own`: whether the run was
+    pretrained on them."""
     trained = "These are images that the network was pretrained on: the data have no test part."
     if len(asked) == 1:
         held = None
-        with contextlib.suppress(DataError):  # no classes there; whether there are images at all is found out below
+        with contextlib.suppress(DataError):  # no classes; missing images raise below
             found = open_parts(asked[0], data_root=root, offline=offline, talk=Talk())
             held = next((part for part in ("test", "validation") if part in found.parts), None)
-            if own and not held:  # all of them: to choose some for testing, all would be read
+            if own and not held:  # use all: to split off a test part would read all of them
                 (whole,) = parts_with_labels(found).values()
                 return whole.source, whole.labels, whole.classes, trained
             split = assemble(found, Talk())
@@ -178,8 +178,8 @@ def embed(
 ) -> Embedded:
     """Run the network on a random part of the images, the same each time, without those that `exclude` names.
 
-    A classifier sees all images, and `limit` of them are kept. Without `limit`, embedding ends after some SECONDS.
-    Raise DataError if more than the share `max_bad` of them cannot be read, or none is left.
+    A classifier sees all images, but only `limit` vectors are kept. Without `limit`, embedding ends after SECONDS.
+    Raise DataError if more than the share `max_bad` of the images cannot be read, or if none is left.
     """
     order = np.random.default_rng(0).permutation(len(images.source))
     if exclude:

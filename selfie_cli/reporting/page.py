@@ -1,7 +1,7 @@
-"""The page of a run: one HTML file that holds everything it shows and loads nothing from any network.
+"""The page of a run: one HTML file that contains everything it shows and loads nothing over the network.
 
-Sections are macros of sections.html.jinja, made of those in pieces.html.jinja. `document` puts them together under a
-content security policy that lets nothing else load or run. Names of files, classes and runs are escaped.
+Sections are macros of sections.html.jinja, which use those of pieces.html.jinja. `document` joins them, with a content
+security policy that lets nothing else load or run. Names of files, classes and runs are escaped.
 """
 
 import base64
@@ -27,7 +27,7 @@ from selfie_cli.training.hardware import duration
 COLOURS = ("#3b78d8", "#e07b10", "#2e9e63", "#d5445c", "#8f63d2", "#94713f", "#d764b4", "#7a828c", "#98a11a", "#139bb0")
 MAP_WIDTH, MAP_HEIGHT = 1000, 860
 FEW_CLASSES = 30
-"""The largest number of classes whose confusion matrix is shown as a table."""
+"""Largest number of classes for which the confusion matrix is shown as a table."""
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -35,7 +35,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def environment(package: str, **options: Any) -> Any:
-    """The Jinja templates in a package's folder, with jinja2's `options`. A name that is not defined is an error."""
+    """Return an environment of the Jinja templates in a package's folder. Undefined names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     options |= {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
@@ -44,7 +44,7 @@ def environment(package: str, **options: Any) -> Any:
 
 @functools.cache
 def templates() -> Any:
-    """The templates beside this file. Their output is printable, and escaped unless a macro made it."""
+    """Return the templates beside this file. Their output is printable, and escaped unless a macro made it."""
     from markupsafe import Markup
 
     def shown(value: object) -> object:
@@ -61,20 +61,20 @@ def templates() -> Any:
 
 
 def piece(name: str, *arguments: object, **named: object) -> str:
-    """Markup, by a macro of pieces.html.jinja."""
+    """Return the markup that a macro of pieces.html.jinja makes."""
     made: str = getattr(templates().get_template("pieces.html.jinja").module, name)(*arguments, **named).strip()
     return made
 
 
 def section(name: str, **values: object) -> str:
-    """Markup, by a macro of sections.html.jinja."""
+    """Return the markup that a macro of sections.html.jinja makes."""
     made: str = getattr(templates().get_template("sections.html.jinja").module, name)(**values)
     return made
 
 
 @contextlib.contextmanager
 def describing(run: Run) -> Iterator[None]:
-    """Raise RunError for whatever is missing or of another type in here, as that is the fault of the run's files."""
+    """Turn errors from missing or wrongly typed values in the block into RunError: the run's files are at fault."""
     from jinja2 import UndefinedError
 
     try:
@@ -84,7 +84,7 @@ def describing(run: Run) -> Iterator[None]:
 
 
 class Picture(NamedTuple):
-    """uint8 [S, S, 3] with lines of text below. `right` frames it and marks the first line as right or wrong."""
+    """An image, uint8 [S, S, 3], and lines of text below. `right` frames it and marks the first line right or wrong."""
 
     pixels: Tensor
     lines: Sequence[str]
@@ -94,19 +94,19 @@ class Picture(NamedTuple):
 
 @dataclass
 class Page:
-    """Sections (id, title, markup) in their order, and the data that the page's script reads."""
+    """Sections (id, title, markup) in order, and the data that the page's script reads."""
 
     sections: list[tuple[str, str, str]] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=lambda: {"charts": []})
     num_colours: int = len(COLOURS)
 
     def add(self, name: str, title: str, macro: str, **values: object) -> None:
-        """Append the section that a macro of sections.html.jinja makes of `values`."""
+        """Append the section that a macro of sections.html.jinja makes from `values`."""
         self.sections.append((name, title, section(macro, **values)))
 
 
 def document(page: Page, *, title: str, header: str, footer: str) -> str:
-    """The whole page."""
+    """Return the whole page as HTML."""
     template = templates().get_template("page.html.jinja")
     style, script = colours(page.num_colours) + resource("page.css"), resource("page.js")
     made: str = template.render(page=page, title=title, header=header, footer=footer, style=style, script=script)
@@ -118,25 +118,25 @@ def resource(name: str) -> str:
 
 
 def digest(text: str) -> str:
-    """The hash by which a content security policy allows an inline style or script."""
+    """Return the hash with which a content security policy allows an inline style or script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def colours(count: int) -> str:
-    """A colour per class; beyond those chosen by hand they are a golden angle apart."""
+    """Return CSS with a colour per class. After the hand-picked colours, hues are a golden angle apart."""
     more = (f"hsl({137.508 * number % 360:.0f} 60% 52%)" for number in range(len(COLOURS), count))
     return "".join(f".c{number}{{--c:{colour}}}" for number, colour in enumerate((*COLOURS, *more))) + "\n"
 
 
 def chart(page: Page, title: str, lines: Sequence[Line], **how: Any) -> str:
-    """A chart with its title and a line that says what is pointed at; at first, where it ended."""
+    """Return a chart with its title, and a line of text with the values under the pointer, at first the last ones."""
     drawn, stops = drawing.chart(lines, **how)
     page.data["charts"].append(stops)
     return piece("chart", drawn, title, stops[-1][1])
 
 
 def curve_file(title: str, lines: Sequence[Line], **how: Any) -> str:
-    """The text of an SVG file with the same chart, and a legend."""
+    """Return the text of an SVG file with the same chart and a legend."""
     drawn, _ = drawing.chart(lines, **how)
     return (
         piece("chart_file", drawn, title, [line.name for line in lines], colours(len(lines)) + resource("curve.css"))
@@ -152,7 +152,7 @@ def map_points(
     labels: Sequence[int] | None,
     classes: Sequence[str],
 ) -> list[tuple[float, float]]:
-    """Scale points, float [N, 2], to the size of the map, and tell the script what each of them shows."""
+    """Scale points, float [N, 2], to the size of the map, and store for the script what each point shows."""
     page.data["map"] = {
         "names": [printable(name) for name in names],
         "labels": labels,
@@ -169,7 +169,7 @@ def map_points(
 
 
 def most_confused(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, str]]:
-    """The 20 most frequent confusions: true class, class taken for it, images, and their share of the true class."""
+    """Return the 20 most frequent confusions: true class, predicted class, images, and share of the true class."""
     pairs = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row) if i != j and count]
     pairs.sort(key=lambda pair: (-pair[0], pair[1:]))
     return [(classes[i], classes[j], count, f"{count / sum(counts[i]):.0%}") for count, i, j in pairs[:20]]

@@ -1,4 +1,4 @@
-"""Sections on what a run has recorded in its files: verdict, data, results, training charts, details."""
+"""Sections made from the files of a run: verdict, data, results, training charts, details."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ from selfie_cli.reporting.charts import Line
 from selfie_cli.reporting.page import Page, percent, piece, section
 from selfie_cli.runs import Run
 
-POINTS = 300  # of a line, at most: more are averaged
-LISTED = 10  # of the files that are listed
-LABELLED_DATA = ("finetune", "curve")  # what compares networks, each a cell
+POINTS = 300  # most points per line; more are averaged
+LISTED = 10  # most files in a list
+LABELLED_DATA = ("finetune", "curve")  # verbs that compare networks, each in a cell
 
 Values = dict[str, float]
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """JSON Lines up to the first that is none, as a kill may leave; nothing where there is no file."""
+    """Read JSON Lines up to the first damaged line, which a killed process may leave; [] if there is no file."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -41,13 +41,13 @@ def share(value: float) -> str:
 
 
 def comparison_of(run: Run) -> Finetuned | Curve | None:
-    """The results of a finetune or a curve, once they are there."""
+    """Return the results of a finetune or curve run; None if there are none yet."""
     file = run.path / "results.json"
     return read_results(file) if run.verb in LABELLED_DATA and file.is_file() else None
 
 
 def heading_of(run: Run) -> str:
-    """The heading: verdict, notes, and facts about the network, the data and the run."""
+    """Return the heading: verdict, notes, and facts about the network, the data and the run."""
     metrics = read_lines(run.path / "metrics.jsonl")
     last: Values = {key: value for row in metrics for key, value in row.items()}
     verdict, notes = list[str](), list[str]()
@@ -74,7 +74,7 @@ def heading_of(run: Run) -> str:
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Sentences on the last logged values, and remarks on them."""
+    """Return sentences on the last logged values, and remarks on them."""
     sentences, notes = [], []
     method = str(derived.get("method"))
     if "pretext_accuracy" in last:
@@ -96,7 +96,7 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
 
 
 def results(run: Run, page: Page) -> None:
-    """The results of finetune or curve, and of every selfie eval of this run."""
+    """Add the results of finetune or curve, and of every selfie eval of this run."""
     if (found := comparison_of(run)) is not None:
         title = "Accuracy over the share of the labels" if isinstance(found, Curve) else "With pretraining and without"
         page.add("results", title, "of_parts", parts=comparison(found, page))
@@ -111,7 +111,7 @@ def results(run: Run, page: Page) -> None:
 
 
 def comparison(found: Finetuned | Curve, page: Page) -> list[str]:
-    """The chart of a curve, then the tables and notes that the terminal shows, too."""
+    """Return the chart of a curve, then the tables and notes that the terminal also shows."""
     parts = []
     if isinstance(found, Curve):
         title = "Test accuracy over the share of the training labels (mean ± standard deviation)"
@@ -125,7 +125,7 @@ def comparison(found: Finetuned | Curve, page: Page) -> list[str]:
 
 
 def accuracy_lines(points: list[Point]) -> tuple[list[Line], dict[str, Any]]:
-    """A line per arm over the share of the labels, and how `chart` draws them."""
+    """Return a line per arm over the share of the labels, and the arguments with which `chart` draws them."""
     lines = []
     for i, arm in enumerate(points[0].arms):
         means = [(point.fraction, point.arms[i].mean) for point in points]
@@ -147,14 +147,14 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: neighbours are averaged."""
+    """Return at most POINTS points, by averaging neighbours."""
     width = -(-len(rows) // POINTS)
     parts = [rows[start : start + width] for start in range(0, len(rows), width)]
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def training(run: Run, page: Page) -> None:
-    """Charts of logged values over steps; for finetune and curve, of each arm's first seed with the most labels."""
+    """Add charts of logged values over steps; for finetune and curve, of each arm's first seed with the most labels."""
     logged, told = {called(run.derived): run.path}, "Over steps."
     if run.verb in LABELLED_DATA:
         if (found := comparison_of(run)) is not None:
@@ -182,7 +182,7 @@ def training(run: Run, page: Page) -> None:
 
 
 def details(run: Run, page: Page) -> None:
-    """Everything that was asked, derived and recorded; images that cannot be read, or were seen in pretraining."""
+    """Add all that was asked, derived and recorded, and images that are unreadable or were seen in pretraining."""
     listed = []
     for file, title in (
         ("bad_files.jsonl", "Unreadable images"),

@@ -39,7 +39,7 @@ def test_names_are_shown_as_they_are_without_control_characters(name: str, shown
     assert captured.out == f"{shown}\n"
 
 
-def test_markup_in_tables_is_text_and_json_is_one_document_without_nan(capsys: Captured) -> None:
+def test_tables_are_text_json_is_one_document_without_nan_and_quiet_leaves_warnings(capsys: Captured) -> None:
     console, table = Console(quiet=False), Table("[b]c", title="[red]t")
     table.add_row("[/x] :smile:")
     console.show(table)
@@ -49,9 +49,6 @@ def test_markup_in_tables_is_text_and_json_is_one_document_without_nan(capsys: C
     assert json.loads(capsys.readouterr().out) == {"a": [1, None]}
     with pytest.raises(ValueError, match="JSON"):
         console.json({"a": float("nan")})
-
-
-def test_quiet_leaves_warnings_and_errors(capsys: Captured) -> None:
     console = Console(quiet=True)
     for tell in (console.say, console.warn, console.error):
         tell("something")

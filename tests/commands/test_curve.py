@@ -4,14 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import timm
-import torch
-from hub_server import Hub, Repository
 from running import SMALL, change, config_of, document, error_of, lines_of, read, rows, same_weights, selfie, stopped
 
 from selfie_cli.commands.curve import seeds_of_fractions
 from selfie_cli.errors import UsageError
-from selfie_cli.weights import load_weights
 
 SHORT = ("--steps", 2, "--batch-size", 8, "--no-report", "--no-check-length")
 
@@ -39,7 +35,7 @@ ARMS = ("supervised", "pretrained", "second")
 CELLS = {0.5: (4, 5, 6), 1.0: (4, 5)}
 
 
-def test_files_and_nested_subsets(curved: Path) -> None:
+def test_files_nested_subsets_and_results_that_agree_with_the_cells(curved: Path) -> None:
     cells = {f"{arm}-f{fraction:g}-s{seed}" for arm in ARMS for fraction, seeds in CELLS.items() for seed in seeds}
     assert {cell.name for cell in (curved / "cells").iterdir()} == cells
     for cell in cells:
@@ -52,8 +48,6 @@ def test_files_and_nested_subsets(curved: Path) -> None:
         assert small < large
         assert (len(small), len(large)) == (30, 60)
 
-
-def test_results_agree_with_the_cells_and_with_each_other(curved: Path) -> None:
     results = read(curved / "results.json")
     assert [point["fraction"] for point in results["points"]] == [0.5, 1.0]
     for point, (fraction, seeds) in zip(results["points"], CELLS.items(), strict=True):
@@ -123,65 +117,3 @@ def test_runs_of_other_sizes_cannot_be_compared(images: Path, pretrained: Path) 
     selfie("pretrain", images, *SMALL, "--image-size", 64, "--steps", 1, "--out", "larger")
     arguments = ("curve", "--dataset", images, "--from", pretrained, "--from", "larger", "--out", "r")
     assert "image_size 64" in error_of(*arguments, code=2)
-
-
-IMAGENET = "timm/resnet18.tv_in1k"
-
-
-@pytest.fixture
-def imagenet(hub: Hub) -> dict[str, torch.Tensor]:
-    """On the Hub, as timm has it, with random weights."""
-    torch.manual_seed(3)
-    network = timm.create_model("resnet18.tv_in1k", pretrained=False)
-    timm.models.save_for_hf(network, "timm", safe_serialization=True)
-    hub.repositories[IMAGENET] = Repository()
-    files = {name: (Path("timm", name).read_bytes(), "model" in name) for name in ("config.json", "model.safetensors")}
-    hub.repositories[IMAGENET].commit("main", files)
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def test_imagenet_weights_are_an_arm_like_any_other(
-    images: Path, pretrained: Path, hub: Hub, imagenet: dict[str, torch.Tensor]
-) -> None:
-    """Another network than the runs', with its own mean, at their size: what it learned stays as far as it fits."""
-    fixed = ("--fractions", "1", "--seeds", 1, "--out", "r", "--lr", "1e-30", "--weight-decay", 0)
-    arguments = ("curve", "--dataset", images, "--from", pretrained, "--from", "imagenet", *SHORT, *fixed)
-    result = selfie(*arguments)
-    commit = hub.repositories[IMAGENET].branches["main"]
-    assert f"fetching hf://{IMAGENET}@{commit} (46.8 MB) from {hub.url.partition('://')[2]}" in result.stderr
-    assert "224 px); license bsd-3-clause, from https://github.com/pytorch/vision" in result.stderr
-    results = read("r/results.json")
-    assert [arm["name"] for arm in results["points"][0]["arms"]] == ["supervised", "selfie", "imagenet"]
-    assert "another network than supervised: resnet18, stem 7x7" in results["sentences"][1]
-    after, header = load_weights(Path("r/cells/imagenet-f1-s0/model.safetensors"))
-    assert (header["backbone"], header["stem"], header["image_size"]) == ("resnet18", "7x7", "32")
-    learned = [name for name, tensor in imagenet.items() if tensor.ndim == 4]  # zeros move by any rate
-    assert all(after[f"backbone.{name}"].equal(imagenet[name]) for name in learned)
-    assert same_weights(Path("r"), Path("r/cells/selfie-f1-s0"))
-    config = config_of("r")
-    assert config["derived"]["pretraining"] == "selfie"
-    assert [each["path"] for each in config["from"]] == [str(pretrained), f"hf://{IMAGENET}@{commit}"]
-
-    before = len(hub.requests)
-    stopped("r", "part")
-    shutil.rmtree("part/cells/imagenet-f1-s0")
-    selfie("curve", "--resume", "part", "--no-report")
-    assert read("part/results.json")["points"] == results["points"]
-    result = selfie(*arguments, "--offline", "--overwrite")
-    assert len(hub.requests) == before
-    assert "fetching" not in result.stderr
-
-
-@pytest.mark.usefixtures("imagenet")
-def test_the_first_network_decides_how_images_are_decoded(images: Path) -> None:
-    network = timm.create_model("resnetv2_18", pretrained=False)
-    timm.models.save_for_hf(network, "other", safe_serialization=True)
-    arguments = ("curve", "--dataset", images, "--from", "imagenet", "--backbone", "resnet18", "--from", "other")
-    assert "--backbone resnet18 conflicts with" in error_of(*arguments, code=2)
-    arguments = ("curve", "--dataset", images, "--from", "other", "--from", f"hf://{IMAGENET}", "--image-size", 80)
-    selfie(*arguments, *SHORT, "--fractions", "1", "--seeds", 1, "--lr", 0.03, "--out", "r")
-    for name, mean in {"imagenet": 0.485, "timm": 0.5, "supervised": 0.5}.items():
-        derived = config_of(f"r/cells/{name}-f1-s0")["derived"]
-        seen = derived["preprocessing"]
-        found = (derived["image_size"], seen["mean"][0], seen["crop"], seen["interpolation"])
-        assert found == (80, mean, 0.9, "bicubic")

@@ -1,14 +1,12 @@
 """selfie demo, made small: the real verbs one after another, and what is said at the end."""
 
+import fcntl
 import os
-import subprocess
-import sys
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 from PIL import Image
-from running import ENVIRONMENT, error_of, read, selfie
+from running import error_of, read, selfie
 
 from selfie_cli.commands import demo
 
@@ -53,15 +51,11 @@ def test_only_what_a_demo_makes_is_replaced() -> None:
     assert read("real/demo.json") == {"images": 80, "seeds": 1}
 
     before = read("real/finetune/results.json")
-    holding = "import sys; from pathlib import Path; from selfie_cli import runs; runs.hold(Path(sys.argv[1])); "
-    holding += "print(flush=True); input()"
     for held in ("real", "real/pretrain"):
-        argv = [sys.executable, "-c", holding, held]
-        with subprocess.Popen(argv, env=ENVIRONMENT, stdin=PIPE, stdout=PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            assert "another process is working on" in error_of(*asked)
-            process.communicate(b"\n")
+        descriptor = os.open(held, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # as another process would
+        assert "another process is working on" in error_of(*asked)
+        os.close(descriptor)
     assert read("real/finetune/results.json") == before
 
     Path("real/images").rename("photos")

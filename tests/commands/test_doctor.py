@@ -164,18 +164,14 @@ def test_sets_that_do_not_fit_into_memory_are_timed_with_their_decoding(images, 
     assert not (tmp_path / "cache").exists()
 
 
-def test_bad_files_up_to_max_bad_are_a_remark(images, tmp_path):
-    shutil.copytree(images / "train", tmp_path / "all")
-    (tmp_path / "all/broken.png").write_bytes(b"")
-    allowed = look("all", max_bad=0.02)
+def test_bad_files_up_to_max_bad_are_a_remark_and_nothing_to_train_on_is_a_problem():
+    draw_folder(Path("all"), train=60, test=0)
+    Path("all/train/broken.png").write_bytes(b"")
+    allowed = look("all/train", max_bad=0.02)
     assert allowed.healthy
-    assert items_of(allowed)["cannot be read"] == {"all/broken.png": "empty file"}
-    assert problems_of(look("all")) == ["cannot be read"]
-
-
-def test_nothing_to_train_on_is_a_problem(tmp_path):
+    assert items_of(allowed)["cannot be read"] == {"all/train/broken.png": "empty file"}
+    assert problems_of(look("all/train")) == ["cannot be read"]
     Path("one").mkdir()
-    Path("notes.md").write_text("x")
     assert problems_of(look("one")) == ["no images"]
     Image.new("RGB", (40, 40), "red").save("one/a.png")
     assert problems_of(look("one")) == ["too few images"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, rows, selfie
+from running import COMMAND, ENVIRONMENT, TORCHRUN, document, error_of, leftover, lines_of, process, selfie
 
 
 def table(*files: Path | str) -> pa.Table:
@@ -55,7 +55,7 @@ def test_strict_and_none_readable(pretrained: Path, some: list[Path]) -> None:
     assert not Path("v.npy").exists()
 
 
-def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
+def test_out_is_guarded(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("embed", *some, "--from", pretrained)
     Path(leftover("v.npy.rows.jsonl")).touch()
     for name in ("v.npy", "w.npy.rows.jsonl"):
@@ -67,14 +67,10 @@ def test_out_is_guarded(pretrained: Path, some: list[Path]) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["v.npy", "v.npy.rows.jsonl", "w.npy.rows.jsonl"]
     written = document(*asked, "--out", "w.csv")
     assert written == {"out": "w.csv", "images": 7, "unreadable": 0, "left_out": {}, "bad_files": []}
-
-
-def test_folders_and_standard_input(pretrained: Path, images: Path, some: list[Path]) -> None:
-    listed = [row["path"] for row in rows("embed", images / "test", "--from", pretrained)]
-    assert listed == [str(path) for path in sorted((images / "test").rglob("*.png"))]
-    lines = "".join(f"{path}\n" for path in some[:2]) + "\n"
-    found = selfie("embed", some[6], "-", "--from", pretrained, stdin=lines).stdout.splitlines()
-    assert [json.loads(line)["path"] for line in found] == [str(some[6]), str(some[0]), str(some[1])]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for out in ("v.parquet", "parts"):
+        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
+    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")
 
 
 def test_features_of_four_kinds(pretrained: Path, finetuned: Path, some: list[Path]) -> None:
@@ -97,10 +93,11 @@ def test_paths_on_standard_input_may_be_of_any_bytes(
     for name in names:
         shutil.copy(some[0], name)
     monkeypatch.setitem(ENVIRONMENT, "PYTHONIOENCODING", "utf-8:strict")  # as where the locale is, say, en_GB.UTF-8
-    done = process("embed", "-", "--from", pretrained, stdin=b"".join(os.fsencode(name) + b"\n" for name in names))
+    lines = b"".join(os.fsencode(name) + b"\n" for name in (*names, ""))
+    done = process("embed", some[6], "-", "--from", pretrained, stdin=lines)
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
-    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == names
+    assert [json.loads(line)["path"] for line in done.stdout.splitlines()] == [str(some[6]), *names]
 
 
 @pytest.mark.parametrize("folder", ["test", "test/cat"])
@@ -177,10 +174,3 @@ def test_a_folder_is_replaced_as_a_whole_or_refused(pretrained: Path, some: list
     Path("parts/notes.txt").touch()
     assert "holds other files (notes.txt)" in error_of(*common, "--overwrite", code=2)
     assert Path("parts/notes.txt").exists()
-
-
-def test_without_pyarrow(pretrained: Path, some: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    for out in ("v.parquet", "parts"):
-        assert "selfie-cli[parquet]" in error_of("embed", *some, "--from", pretrained, "--out", out, code=2)
-    selfie("embed", *some, "--from", pretrained, "--out", "v.csv")

@@ -22,24 +22,17 @@ def frozen(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
     return run
 
 
-def test_results_and_files(frozen: Path) -> None:
+def test_results_and_the_classifier_that_is_kept(frozen: Path, images: Path) -> None:
     results = read(frozen / "results.json")
     before, after = results["arms"]
     assert (before["name"], after["name"]) == ("untrained", "selfie")
     assert (results["frozen"], results["steps"], results["num_labels"]) == (True, 0, 30)
     for arm in (before, after):
         assert (arm["lr"], len(arm["strengths"]), len(arm["accuracies"])) == (None, 3, 3)
-    gains = [b - a for a, b in zip(before["accuracies"], after["accuracies"], strict=True)]
-    assert results["gains"] == gains
     assert "frozen features" in results["sentence"]
     assert {f"labels-f0.5-s{seed}.jsonl" for seed in SEEDS} <= {file.name for file in frozen.iterdir()}
     assert not (frozen / "cells").exists()
-    config = config_of(frozen)
-    assert config["progress"]["status"] == "finished"
-    assert config["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
-
-
-def test_the_kept_classifier_is_the_one_that_was_judged(frozen: Path, images: Path) -> None:
+    assert config_of(frozen)["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
     accuracy = read(frozen / "results.json")["arms"][1]["accuracies"][0]
     right = [Path(row["path"]).parent.name == row["label"] for row in rows("predict", frozen, images / "test")]
     assert sum(right) / len(right) == pytest.approx(accuracy)

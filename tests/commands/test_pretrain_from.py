@@ -43,7 +43,7 @@ def extended(origin: Path, more_images: Path, tmp_path_factory: pytest.TempPathF
     return run
 
 
-def test_the_encoder_starts_from_the_weights_of_a_run(origin: Path, images: Path) -> None:
+def test_the_encoder_starts_from_the_weights_of_a_run_and_no_option_conflicts(origin: Path, images: Path) -> None:
     said = selfie("pretrain", images, "--from", origin, *BRIEF, "--lr", 1e-12, "--out", "run").stderr
     assert f"from {origin}: 3 of 3 stages; fresh: projector" in said
     before, after = (load_file(run / "model.safetensors") for run in (origin, Path("run")))
@@ -56,9 +56,6 @@ def test_the_encoder_starts_from_the_weights_of_a_run(origin: Path, images: Path
     (entry,) = config["from"]
     assert entry["path"] == str(origin)
     assert len(entry["sha256"]) == 64
-
-
-def test_options_that_conflict_with_the_weights(origin: Path, images: Path) -> None:
     for wrong, message in (
         (("--backbone", "resnet18"), "--backbone resnet18 conflicts with .*, which has resnetv2_18_w16: leave it out"),
         (("--recipe", "paper", "--image-size", 64, "--patch-size", 32), "--patch-size 32 conflicts with --from"),
@@ -79,7 +76,7 @@ def test_the_image_size_may_differ_and_stages_come_from_the_network(origin: Path
     selfie("embed", images / "test" / "cat", "--from", "paper", "--out", "vectors.npy")
 
 
-def test_the_chain_is_named_wherever_the_method_is(extended: Path, images: Path, finetuned: Path) -> None:
+def test_the_chain_is_named_wherever_the_method_is(origin: Path, extended: Path, images: Path, finetuned: Path) -> None:
     selfie("pretrain", images, "--from", extended, *BRIEF, "--method", "byol", "--out", "chain")
     words = f"{SELFIE}, then again, then BYOL over several small views (after Grill et al. 2020)"
     said = selfie("finetune", "--dataset", images, "--from", "chain", *BRIEF, "--no-check-length", "--out", "tuned")
@@ -97,9 +94,6 @@ def test_the_chain_is_named_wherever_the_method_is(extended: Path, images: Path,
     said = selfie("finetune", "--dataset", images, "--from", "labelled", *BRIEF, "--no-check-length").stderr
     assert f", then labels (a finetuned network), then {SELFIE}" in said
     assert "labelled was finetuned on labels" in said
-
-
-def test_a_run_from_scratch_publishes_no_origin(origin: Path) -> None:
     config = published(config_of(origin))
     assert config["from"] == []
     assert "--from" not in command_of(config)
@@ -107,7 +101,9 @@ def test_a_run_from_scratch_publishes_no_origin(origin: Path) -> None:
     assert "--from" not in command_of(config)
 
 
-def test_what_the_origin_has_seen_counts_as_seen(origin: Path, extended: Path, images: Path, more_images: Path) -> None:
+def test_what_the_origin_has_seen_counts_as_seen_or_is_not_known(
+    origin: Path, extended: Path, images: Path, more_images: Path
+) -> None:
     seen = {run: set(load_marks(run / "seen.safetensors").exact.tolist()) for run in (origin, extended)}
     assert seen[origin] < seen[extended]
     labelled = Path("labelled")
@@ -115,9 +111,6 @@ def test_what_the_origin_has_seen_counts_as_seen(origin: Path, extended: Path, i
     shutil.copytree(images / "train", labelled / "test")  # seen by the origin alone
     said = selfie("eval", extended, "--dataset", labelled).stderr
     assert f"60 of 60 test images (100.0%) were seen when {extended.name} was pretrained" in said
-
-
-def test_an_origin_that_kept_no_record_is_named(images: Path) -> None:
     selfie("pretrain", images, "--from", "bundled", *BRIEF, "--out", "one")
     selfie("pretrain", images, "--from", "one", *BRIEF, "--out", "two")
     said = selfie("eval", "two", "--dataset", images, "--exclude-seen").stderr

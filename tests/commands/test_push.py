@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_server import READ_ONLY, TOKEN, Hub, Repository
 from markdown_it import MarkdownIt
-from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, selfie
+from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, rows, selfie
 
 from selfie_cli import runs
 
@@ -60,10 +60,8 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
         said += done.stdout + done.stderr
     assert TOKEN not in said
     assert sorted(sent(hub)) == sorted(os.listdir("runs/net")) == FILES
-    assert hub.repositories["acme/net"].private
     assert sent(hub)["model.safetensors"] == (pretrained / "model.safetensors").read_bytes()
-    vectors = [selfie("embed", photo, "--from", run).stdout for run in (pretrained, "runs/net")]
-    assert vectors[0] == vectors[1]
+    assert rows("embed", photo, "--from", pretrained) == rows("embed", photo, "--from", "runs/net")
 
 
 def test_who_may_read_is_said_or_nothing_is_made(hub: Hub, token: None) -> None:
@@ -98,13 +96,12 @@ def test_on_a_terminal_one_is_asked(hub: Hub) -> None:
 
 
 def test_a_dry_run_needs_nobody_and_shows_all(hub: Hub) -> None:
-    shown = selfie("push", "bundled", "acme/net", "--dry-run").stdout
+    asked = ("push", "bundled", "acme/net", "--dry-run")
+    shown, told = selfie(*asked).stdout, document(*asked)
     size = (runs.bundled_folder() / "model.safetensors").stat().st_size
     assert f"{size:,} bytes  model.safetensors" in shown
     assert "# net" in shown
-    told = document("push", "bundled", "acme/net", "--dry-run")
-    assert (sorted(told["files"]), told["url"]) == (FILES, None)
-    assert hub.requests == []
+    assert (sorted(told["files"]), told["url"], hub.requests) == (FILES, None, [])
 
 
 def test_a_branch_is_made_and_what_lay_there_stays(hub: Hub, token: None, pretrained: Path) -> None:
@@ -125,8 +122,7 @@ def test_all_goes_in_one_commit_and_transient_errors_pass(hub: Hub, token: None)
     repository.commit("main", {})
     hub.answers = {"PUT /upload": [500], "POST /api/models/acme/net/commit": [503], "GET /api/models": [502]}
     selfie("push", "bundled", "acme/net")
-    assert len(repository.commits) == 2
-    assert sorted(sent(hub)) == FILES
+    assert (len(repository.commits), sorted(sent(hub))) == (2, FILES)
 
 
 NOT_WRITTEN = [
@@ -175,17 +171,16 @@ def test_no_path_and_no_private_name_leaves(hub: Hub, token: None, images: Path)
     selfie("curve", *tuning, *paths, "--fractions", 1, "--seeds", 1, "--from", "bundled", "--out", f"{SECRET}-curve")
     for run in (f"{SECRET}-run", f"{SECRET}-tuned", f"{SECRET}-curve"):
         selfie("eval", run, "--dataset", SECRET)
-        asked = config_of(run)["asked"]
-        text = {key: SECRET for key, value in asked.items() if isinstance(value, str) and "/" in value}
-        change(run, asked=asked | text, notes=SECRET)
+        known = config_of(run)
+        text = {key: SECRET for key, value in known["asked"].items() if isinstance(value, str) and "/" in value}
+        change(run, asked=known["asked"] | text, notes=SECRET)
         selfie("push", run, "acme/net", "--public")
         files = sent(hub)
         for word in (SECRET, *Path.cwd().parts[-2:]):
             assert word.encode() not in b"".join(files.values()), word
         assert not re.search(r"""["' (]/\w+/\w""", files["README.md"].decode())
         config = json.loads(files["config.json"])
-        assert config["derived"] == runs.open_run(run).derived
-        assert config["asked"]["seed"] == runs.open_run(run).config["asked"]["seed"]
+        assert (config["derived"], config["asked"]["seed"]) == (known["derived"], known["asked"]["seed"])
         assert config["asked"].get("dataset") is None
     assert [each["path"] for each in config["from"]] == [None, "bundled"]
     assert "FOLDER" in files["README.md"].decode()
@@ -196,24 +191,21 @@ def test_the_card_of_a_pretrained_run_holds_what_was_measured(pretrained: Path, 
     selfie("eval", "mine", "--dataset", images, "--k", 7, "--temperature", 0.1)
     found = read("mine/eval-images.json")
     text = document("push", "mine", "acme/net", "--dry-run")["card"]
-    card = card_of(text)
-    listed = {each.metric_name: each.metric_value for each in card.data.eval_results}
-    assert listed == {
+    data = card_of(text).data
+    assert {each.metric_name: each.metric_value for each in data.eval_results} == {
         "accuracy of kNN (k 7, temperature 0.1)": round(found["trained"]["knn"], 4),
         "accuracy of a linear probe": round(found["trained"]["linear"], 4),
     }
-    assert (card.data.library_name, card.data.pipeline_tag) == ("selfie-cli", "image-feature-extraction")
-    assert card.data.license is None
-    for value in (found["trained"]["knn"], found["untrained"]["knn"], found["majority"], found["chance"]):
-        assert f"{100 * value:.1f}" in text
+    assert (data.library_name, data.pipeline_tag, data.license) == ("selfie-cli", "image-feature-extraction", None)
+    values = (found["trained"]["knn"], found["untrained"]["knn"], found["majority"], found["chance"])
     fingerprint = runs.open_run("mine").config["data"]["fingerprint"]
-    for words in (fingerprint, "| steps | 20 |", "| seed | 0 |", "hf://acme/net", "licence"):
+    told = (*(f"{100 * value:.1f}" for value in values), fingerprint, "| steps | 20 |", "| seed | 0 |", "hf://acme/net")
+    for words in (*told, "licence", "timm and torchvision have no such network"):  # a 3x3 stem, 16 wide
         assert words in text
     [line] = [line for line in text.splitlines() if line.startswith("selfie pretrain FOLDER ")]
     for asked in ("--steps 20", "--batch-size 8", "--lr 0.05", "--recipe paper", "--backbone resnetv2_18_w16"):
         assert asked in line
     assert "--out" not in line
-    assert "timm and torchvision have no such network" in text  # a 3x3 stem, 16 wide
 
 
 def test_the_card_of_a_finetuned_run_holds_its_comparison(finetuned: Path) -> None:
@@ -224,13 +216,12 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(finetuned: Path) -> No
     results["arms"][1]["convergence"] = {**found, "verdict": "still rising", "words": words}
     Path("mine/results.json").write_text(json.dumps(results))
     text = document("push", "mine", "acme/net", "--dry-run")["card"]
-    card = card_of(text)
-    assert card.data.pipeline_tag == "image-classification"
-    assert [each.metric_value for each in card.data.eval_results] == [round(results["arms"][1]["accuracies"][0], 4)]
-    for arm in results["arms"]:
-        assert f"| {arm['name']} | {100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} |" in text
+    data = card_of(text).data
+    assert data.pipeline_tag == "image-classification"
+    assert [each.metric_value for each in data.eval_results] == [round(results["arms"][1]["accuracies"][0], 4)]
     low, high = results["gain_interval"]
     for told in (
+        *(f"| {arm['name']} | {100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} |" for arm in results["arms"]),
         "supervised: no pretraining; selfie: Selfie (patches of one image, Trinh et al. 2019).",
         *("| not checked |", f"| {words} |", "**Not converged**", "| 4, 5, 6 |"),
         f"{100 * results['gain_mean']:+.1f} over supervised",

@@ -116,7 +116,7 @@ def test_curves_are_drawn_and_said(images: Path, pretrained: Path) -> None:
     assert source_of("run").count("<polyline") >= 2
 
 
-def test_evaluations_are_shown(pretrained: Path, images: Path) -> None:
+def test_evaluations_are_shown_and_runs_that_are_not_finished(pretrained: Path, images: Path) -> None:
     run = copy(pretrained)
     selfie("eval", run, "--dataset", images)
     judged = read(run / "eval-images.json")
@@ -124,6 +124,18 @@ def test_evaluations_are_shown(pretrained: Path, images: Path) -> None:
     knn = (judged["trained"]["knn"], judged["untrained"]["knn"], judged["majority"])
     shown = " ".join(f"{each * 100:.1f}" for each in knn)
     assert f"kNN (k {judged['k']}, temperature 0.07) {shown}" in text_of(run)
+    run, state = copy(pretrained, "early"), Path("early/state/00000010")
+    change(run, progress={"status": "running"})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25, "loss": 1.5}\n{"step": 30, "lo')  # cut short by a kill
+    state.mkdir(parents=True)
+    (run / "model.safetensors").rename(state / "weights.safetensors")
+    selfie("report", run)
+    assert "Not finished: step 25 of 20" in text_of(run)
+    assert "picks" in sections(run)
+    shutil.rmtree(run / "state")
+    selfie("report", run)
+    assert sections(run) == ["training", "details"]
 
 
 @pytest.mark.parametrize("kind", ["pretrained", "finetuned"])
@@ -170,21 +182,6 @@ def test_the_page_of_a_pretraining_chooses_no_test_part_of_its_own(tmp_path: Pat
     assert "pretrained on" in note
 
 
-def test_runs_that_are_not_finished(pretrained: Path) -> None:
-    run, state = copy(pretrained, "early"), Path("early/state/00000010")
-    change(run, progress={"status": "running"})
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 25, "loss": 1.5}\n{"step": 30, "lo')  # cut short by a kill
-    state.mkdir(parents=True)
-    (run / "model.safetensors").rename(state / "weights.safetensors")
-    selfie("report", run)
-    assert "Not finished: step 25 of 20" in text_of(run)
-    assert "picks" in sections(run)
-    shutil.rmtree(run / "state")
-    selfie("report", run)
-    assert sections(run) == ["training", "details"]
-
-
 def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> None:
     """The last one that is drawn is looked at by itself."""
     draw_folder(Path("mine"), train=20, test=33)
@@ -206,7 +203,7 @@ def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> No
     assert message.startswith("none of the 33 images is readable: mine/test/")
 
 
-def test_out_is_guarded(pretrained: Path, images: Path) -> None:
+def test_out_is_guarded_and_links_are_followed_if_the_user_has_named_them(pretrained: Path, images: Path) -> None:
     selfie("report", pretrained, "--out", "deep/page.html")
     before = Path("deep/page.html").stat().st_size
     assert "--overwrite" in error_of("report", pretrained, "--out", "deep/page.html", code=2)
@@ -216,9 +213,6 @@ def test_out_is_guarded(pretrained: Path, images: Path) -> None:
     assert '<section id="map">' in Path("bundled.html").read_text("utf-8")
     Path("runs").mkdir()
     assert "on the Hub" not in error_of("report", "runs/typo")
-
-
-def test_links_are_followed_if_the_user_has_named_them(pretrained: Path) -> None:
     """A run may be a stranger's, and a link in it lead anywhere."""
     run, dear = copy(pretrained), Path("dear")
     dear.write_text("dear")

@@ -1,11 +1,6 @@
 """selfie similar: what it finds is what comparing everything with everything finds, in every format."""
 
-import itertools
-import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,19 +106,9 @@ def test_groups_by_cosine_or_equal_contents() -> None:
     assert "\x1b" not in shown
 
 
-def test_misuse(embedded: Path) -> None:
-    file = embedded / "v.npy"
-    for wrong in (["--in", file], ["a.png"], ["a.png", "--duplicates", "--in", file]):
-        error_of("similar", *wrong, code=2)
-    assert "--threshold" in error_of("similar", "x.png", "--in", file, "--threshold", 0.5, code=2)
-    for more in (["--from", "bundled"], ["--precision", "fp32"]):
-        assert "leave" in error_of("similar", "--duplicates", "--in", file, *more, code=2)
-
-
 def test_planted_copies_are_found(images: Path) -> None:
     """Re-encoded and mirrored ones, with the bundled network, and nothing else at the default threshold."""
-    picked = sorted((images / "train").rglob("*.png"))[:10]
-    for number, file in enumerate(picked):
+    for number, file in enumerate(sorted((images / "train").rglob("*.png"))[:10]):
         shutil.copy(file, f"{number}.png")
     Image.open("3.png").convert("RGB").save("3-again.webp", lossless=True)
     Image.open("5.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("5-mirrored.png")
@@ -133,24 +118,3 @@ def test_planted_copies_are_found(images: Path) -> None:
     as_sets = [{Path(member["path"]).name for member in group} for group in groups]
     for pair in ({"3.png", "3-again.webp"}, {"5.png", "5-mirrored.png"}, {"7.png", "copy-of-7.png"}):
         assert any(pair <= group for group in as_sets)
-
-
-@pytest.mark.slow
-def test_the_page_on_vectors(images: Path) -> None:
-    """Its code runs in order, on vectors that its commands make; in another process, as libraries may warn."""
-    page = (Path(__file__).parents[2] / "docs" / "guide" / "vectors.md").read_text()
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert {"pandas", "polars", "duckdb", "faiss", "pyarrow"} <= {*re.findall(r"^import (\w+)", page, re.MULTILINE)}
-    Path("photos").mkdir()
-    for number, file in enumerate(sorted((images / "test").rglob("*.png"))):
-        shutil.copy(file, f"photos/{number:04d}.png")
-    for language, group in itertools.groupby(blocks, key=lambda block: block[0]):
-        code = "\n".join(block[1] for block in group)
-        if language == "python":
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            assert "(30, 30)" in done.stdout  # rows and contents in the parts
-            continue
-        assert language == "sh"
-        for line in filter(None, code.splitlines()):
-            selfie(*shlex.split(line)[1:])

@@ -19,7 +19,6 @@ from selfie_cli.comparison.labels import Part, Share, take_share
 from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER
-from selfie_cli.errors import UsageError
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.step import Forward
@@ -39,8 +38,8 @@ def part(num_images: int = 40) -> Part:
     return Part(pixels=pixels, labels=labels, names=[f"{i}.png" for i in range(num_images)])
 
 
-def share(fraction: float, num_seeds: int, num_rates: int = 1) -> Share:
-    return take_share(part(), fraction, range(num_seeds), num_rates)
+def share(fraction: float, num_seeds: int) -> Share:
+    return take_share(part(), fraction, range(num_seeds), 1)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +71,6 @@ def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> N
     fitted, seconds = fit_to_machine([ARM, ARM, wider], part(), asked, Talk())
     assert fitted == dataclasses.replace(FITTED, micro_batch=2, compiles=True)
     assert seconds == pytest.approx(5 / 3)
-
-
-def test_a_share_too_small_to_choose_a_rate_with() -> None:
-    assert share(0.05, 1).num_labels == 2
-    with pytest.raises(UsageError, match="one label per class"):
-        share(0.05, 1, num_rates=2)
 
 
 def weights_of(found: Trainer, cells: list[Cell], data: Part) -> list[dict[str, torch.Tensor]]:

@@ -49,15 +49,12 @@ def test_the_sentence_follows_the_interval(after: list[float], sentence: str) ->
     assert compared(("supervised", BASE), ("selfie", after)).sentence == f"{sentence} {CONDITIONS}"
 
 
-def test_gains_are_paired_by_seed() -> None:
+def test_gains_are_paired_by_seed_and_one_seed_or_arm_claims_nothing() -> None:
     result = compared(("supervised", [0.1, 0.5, 0.9]), ("selfie", [0.2, 0.6, 1.0]))
     assert result.gains == pytest.approx([0.1, 0.1, 0.1])
     assert result.gain_std == pytest.approx(0, abs=1e-12)
     assert result.arms[0].std == pytest.approx(0.4)
     assert "helped" in result.sentence
-
-
-def test_one_seed_and_one_arm_claim_nothing() -> None:
     result = compared(("supervised", [0.5]), ("selfie", [0.9]), fraction=1.0)
     assert result.gain_interval is None
     assert "in 1 seed;" in result.sentence

@@ -1,20 +1,29 @@
-"""Figures that their scripts draw, and snippets that run."""
+"""Figures that their scripts draw, snippets that run, and the tutorial, done as its reader would: every command in its
+order, every line that it shows is really shown."""
 
+import itertools
 import json
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from running import ENVIRONMENT, selfie
+from running import ENVIRONMENT, draw_folder, selfie
 
+from selfie_cli.data import synthetic
 from selfie_cli.option import CHANGEABLE, PER_INVOCATION, flag_of
 
 DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"[+-]?\d[\d,.]*")
+NAME = re.compile(rf"\b({'|'.join(synthetic.CLASSES)})\b")
 LINK = re.compile(r"!\[[^]]*\]\(([^)#]+)\)")
 
 
@@ -43,7 +52,9 @@ def test_figures_of_the_methods_are_those_that_the_script_draws(
         assert (DOCS / "figures" / name).stat().st_size < 150_000
 
 
-def test_terminal_picture_is_that_of_the_result_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_are_there_and_that_of_a_terminal_shows_the_result_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script("terminal.py", DOCS / "figures" / "terminal.json", tmp_path / "terminal.svg", monkeypatch=monkeypatch)
     drawn = (tmp_path / "terminal.svg").read_text(encoding="utf-8")
     assert drawn == (DOCS / "figures" / "terminal.svg").read_text(encoding="utf-8")
@@ -53,9 +64,6 @@ def test_terminal_picture_is_that_of_the_result_beside_it(tmp_path: Path, monkey
     for arm in result["arms"]:
         assert f"{arm['mean'] * 100:.1f}±{arm['std'] * 100:.1f}" in words
     assert not re.search(r"url\((?!#)|https?://(?!www\.w3\.org|www\.textualize\.io)|/tmp|/root|/home", drawn)
-
-
-def test_pictures_of_all_pages_are_there() -> None:
     for page in DOCS.rglob("*.md"):
         for link in LINK.findall(page.read_text(encoding="utf-8")):
             assert (page.parent / link).is_file(), f"{page}: {link}"
@@ -96,12 +104,76 @@ def test_scans_and_scenes_become_what_selfie_reads(monkeypatch: pytest.MonkeyPat
     assert len(embedded) == 5
 
 
-def test_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+@pytest.fixture
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Run a script, in which `selfie` and `python` are those that run the tests. It must not fail.
+
+    Return what it says, results and remarks together.
+    """
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "selfie").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m selfie_cli "$@"\n')
+    (folder / "selfie").chmod(0o755)
+    path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**ENVIRONMENT, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+
+    def run(script: str) -> str:
+        argv = ["bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    return run
+
+
+def as_script(code: str) -> str:
+    return f"python - <<'END'\n{code}\nEND\n"
+
+
+def test_notebook_runs_from_top_to_bottom(shell: Callable[[str], str]) -> None:
     text = (DOCS / "notebooks" / "python.ipynb").read_text(encoding="utf-8")
     assert not re.search(r"/root|/home|/tmp|/work|image/png", text)
     cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     ends = "assert found.vectors.shape == (200, 128)\nassert len(finetuned.arms) == 2\nassert accuracy > 0.2\n"
-    argv = [sys.executable, "-W", "error", "-c", "\n".join([*cells, ends])]
-    done = subprocess.run(argv, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    script = as_script("\n".join([*cells, ends]))
+    assert shell(f"export PYTHONWARNINGS=error\n({script}) 2>&1 >/dev/null") == ""
+
+
+@pytest.mark.slow
+def test_the_page_on_vectors(shell: Callable[[str], str]) -> None:
+    """Its code runs in order, on vectors that its commands make."""
+    page = (DOCS / "guide" / "vectors.md").read_text(encoding="utf-8")
+    assert {"pandas", "polars", "duckdb", "faiss", "pyarrow"} <= {*re.findall(r"^import (\w+)", page, re.MULTILINE)}
+    Path("photos").mkdir()
+    for file in draw_folder(Path("drawn"), train=30, test=0).rglob("*.png"):
+        shutil.copy(file, "photos")
+    for language, group in itertools.groupby(BLOCK.findall(page), key=lambda block: block[0]):
+        code = "\n".join(text for _, text in group)
+        said = shell(code if language == "sh" else as_script(code))
+        assert language == "sh" or "(30, 30)" in said  # rows and contents in the parts
+
+
+def plain(text: str) -> str:
+    """Without what differs from machine to machine: numbers, the class that was guessed, how wide a table is."""
+    text = NAME.sub("CLASS", NUMBER.sub("0", text))
+    return " ".join(re.sub(r"[━─┏┓┗┛┡┩┃│┳╇┼┴├┤└┘]+", " ", text).split())
+
+
+def missing(shown: str, said: str) -> list[str]:
+    """Lines of `shown` that no line of `said` has. '...' stands for anything, a line of it for any lines."""
+    lines = [plain(line) for line in said.splitlines()]
+    patterns = {line: ".*".join(re.escape(plain(part)) for part in line.split("...")) for line in shown.splitlines()}
+    return [line for line, like in patterns.items() if not any(re.search(like, each) for each in lines)]
+
+
+@pytest.mark.slow
+def test_tutorial_does_and_shows_what_it_says(shell: Callable[[str], str]) -> None:
+    said, verbs = "", []
+    for language, text in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+        if language == "sh":
+            said = shell(text)
+            verbs += re.findall(r"^selfie (\w+)", text, re.MULTILINE)
+        elif language == "text":
+            assert missing(text, said) == [], said
+    assert {"doctor", "pretrain", "eval", "finetune", "predict", "embed", "similar", "export", "push"} <= set(verbs)
+    for name in ("pretrain", "finetune"):
+        assert Path("runs", name, "report.html").read_bytes().startswith(b"<!")

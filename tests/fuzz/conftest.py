@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from targets import write_files
+import targets
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -14,5 +14,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def valid_files(images: Path, pretrained: Path, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("valid")
-    write_files(folder, images, pretrained, finetuned)
+    targets.write_runs(folder / "runs", images, pretrained, finetuned)
+    targets.write_tensors(folder / "tensors")
+    targets.write_images(folder / "images")
+    targets.write_vectors(folder / "vectors")
     return folder

@@ -66,11 +66,11 @@ def spoil_json(data: bytes, rng: random.Random) -> bytes:
     """Change a few parts of a JSON document, or rarely its bytes."""
     if rng.random() < 0.002:
         return rng.choice((b"[", b'{"a":')) * 100_000
-    if rng.random() < 0.1:
-        return spoil(data, rng)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):  # spoiled before
+        return spoil(data, rng)
+    if rng.random() < 0.1:
         return spoil(data, rng)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         value = spoil_value(value, rng)
@@ -78,21 +78,14 @@ def spoil_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def spoil_lines(data: bytes, rng: random.Random) -> bytes:
-    """Change, leave out, double or replace one or two lines of JSON Lines."""
+    """Change, leave out, double or replace a line of JSON Lines, or rarely any bytes."""
     if rng.random() < 0.1:
         return spoil(data, rng)
-    lines = data.splitlines()
-    for _ in range(rng.choice((1, 1, 2))):
-        at = rng.randrange(len(lines)) if lines else 0
-        match rng.randrange(8):
-            case 0:
-                del lines[at:][:1]
-            case 1:
-                lines[at:at] = lines[at : at + 1] * rng.choice((1, 2, 50))
-            case 2:
-                lines[at:at] = [rng.choice((b"", b"null", b"[]", b"0", b"{}", b"\xff", b"nan"))]
-            case _ if lines:
-                lines[at] = spoil_json(lines[at], rng) if lines[at].startswith(b"{") else spoil(lines[at], rng)
+    lines = data.splitlines() or [b""]
+    at = rng.randrange(len(lines))
+    others = ([], lines[at : at + 1] * rng.choice((2, 50)), [rng.choice((b"", b"null", b"[]", b"0", b"\xff", b"nan"))])
+    spoiled = [spoil_json(lines[at], rng)]
+    lines[at : at + 1] = rng.choice((*others, *[spoiled] * 5))
     return b"\n".join(lines) + b"\n" * rng.randrange(2)
 
 
@@ -106,10 +99,14 @@ def spoil_safetensors(data: bytes, rng: random.Random) -> bytes:
     return length.to_bytes(8, "little") + header + data[8 + size :]
 
 
-TAR_FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1)}
-TAR_FIELDS |= {"link": (157, 100), "magic": (257, 8), "prefix": (345, 155), "sparse": (386, 97)}
 TAR_NAMES = (b"../../x.png", b"/etc/x.png", b"a\x1b[2J\n.png", b"\xff.png", b".png", b"", b"a/../../b.png", b"x.cls")
 TAR_NUMBERS = (b"77777777777", b"-1", b"", b"8", b"00000000001", b"\x80" + b"\xff" * 11, b"\x80" + bytes(10) + b"\1")
+TAR_TYPES = tuple(bytes([kind]) for kind in (*b"0123456789LKVMNSXxgA", 0, 255))
+# First byte, width and values of name, mode, size, time, type, name of a link, magic, prefix, and sparse parts.
+TAR_FIELDS = (
+    *((0, 100, TAR_NAMES), (100, 8, TAR_NUMBERS), (124, 12, TAR_NUMBERS), (136, 12, TAR_NUMBERS), (156, 1, TAR_TYPES)),
+    *((157, 100, TAR_NAMES), (257, 8, TAR_NUMBERS), (345, 155, TAR_NAMES), (386, 97, TAR_NUMBERS)),
+)
 
 
 def spoil_tar(data: bytes, rng: random.Random) -> bytes:
@@ -119,16 +116,8 @@ def spoil_tar(data: bytes, rng: random.Random) -> bytes:
     spoiled = bytearray(data)
     headers = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]
     for at in rng.choices(headers, k=rng.choice((1, 1, 2, 3))):
-        field = rng.choice(list(TAR_FIELDS))
-        first, width = TAR_FIELDS[field]
-        if field == "type":
-            value = rng.choice((*b"0123456789LKVMNSXxgA", 0, 255)).to_bytes(1, "little")
-        elif field in ("name", "link", "prefix"):
-            value = rng.choice(TAR_NAMES)
-        elif rng.random() < 0.2:
-            value = rng.randbytes(width)
-        else:
-            value = rng.choice(TAR_NUMBERS)
+        first, width, values = rng.choice(TAR_FIELDS)
+        value = rng.choice((*values, rng.randbytes(width)))
         spoiled[at + first : at + first + width] = value[:width].ljust(width, b"\0")
         block = spoiled[at : at + 148] + b" " * 8 + spoiled[at + 156 : at + 512]
         spoiled[at + 148 : at + 156] = b"%06o\0 " % sum(block)

@@ -9,19 +9,19 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import mutations
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from running import SMALL, selfie
 
 from selfie_cli import config, option, runs
 from selfie_cli.commands.push import published_with_card
-from selfie_cli.data import hub_sets
 from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.cache import PixelCache
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
@@ -31,7 +31,7 @@ from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import Source
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import UnreadableImage
-from selfie_cli.files import write_json
+from selfie_cli.files import write_json, write_json_lines
 from selfie_cli.inference import networks, vector_files
 from selfie_cli.inference.stream import Result
 from selfie_cli.reporting.page import Page, describing
@@ -43,23 +43,6 @@ from selfie_cli.weights import load_weights, save_weights
 from tests.data.pictures import png, write_parquet
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
-
-
-@dataclass(frozen=True)
-class Target:
-    """`files` is a pattern of the valid files below the folder that `write_files` fills."""
-
-    files: str
-    spoil: Callable[[bytes, Random], bytes]
-    read: Callable[[Path, Random], object]
-
-
-def write_files(folder: Path, images: Path, pretrained: Path, finetuned: Path) -> None:
-    """Write valid files for all targets."""
-    write_runs(folder / "runs", images, pretrained, finetuned)
-    write_tensors(folder / "tensors")
-    write_images(folder / "images")
-    write_vectors(folder / "vectors")
 
 
 def write_runs(folder: Path, images: Path, pretrained: Path, finetuned: Path) -> None:
@@ -76,8 +59,8 @@ def write_runs(folder: Path, images: Path, pretrained: Path, finetuned: Path) ->
     for name, run in made.items():
         shutil.copytree(run, folder / name, ignore=shutil.ignore_patterns("model.safetensors", "*.html", "*.svg"))
         for kind, about in {"bad_files": {"reason": "cut"}, "seen_test_images": {"kind": "copy", "run": "r"}}.items():
-            lines = [json.dumps({"path": f"{path}.jpg", "seen": "b.jpg", **about}) for path in "abc\udcff"]
-            (folder / name / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+            lines = [{"path": f"{path}.jpg", "seen": "b.jpg", **about} for path in "abc\udcff"]
+            write_json_lines(folder / name / f"{kind}.jsonl", lines)
     selfie("eval", finetuned, "--dataset", images, "--device", "cpu")
     shutil.copy(next(finetuned.glob("eval-*.json")), folder / "hybrid")
 
@@ -109,13 +92,10 @@ def read_run(file: Path, rng: Random) -> None:
                 networks.build_method(run.derived)
 
 
-def read_metrics(file: Path, rng: Random) -> None:
+def read_lines(file: Path, rng: Random) -> None:
     read_run(file, rng)
-    cut_metrics(file, rng.choice((0, 3, 9)))
-
-
-def read_bad_files(file: Path, rng: Random) -> None:
-    read_run(file, rng)
+    if file.name == "metrics.jsonl":
+        cut_metrics(file, rng.choice((0, 3, 9)))
     if file.name == "bad_files.jsonl":
         assert all(isinstance(each.name, str) and isinstance(each.reason, str) for each in load_bad(file))
 
@@ -155,7 +135,7 @@ def read_cache(file: Path, rng: Random) -> None:
 
 
 def write_images(folder: Path) -> None:
-    """Shards, a table, a list, and the note of a data set on the Hub."""
+    """Shards, a table, and a list."""
     folder.mkdir()
     for name, form in (("ustar", tarfile.USTAR_FORMAT), ("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
         long = "" if name == "ustar" else "long-" * 30
@@ -174,25 +154,6 @@ def write_images(folder: Path) -> None:
     write_parquet(folder / "cells.parquet", [png(200)] * 4, [0, 1, 1, None], ["a", "b"])
     (folder / "a.png").write_bytes(png(200))
     (folder / "list.txt").write_bytes(b"# images\na.png\n\n../images/a.png\n./a.png\r\n\xff.png\n")
-    note = folder / "datasets--acme--x" / "selfie" / "main.json"
-    names = [f"data/{part}-{number:05}-of-00002.parquet" for part in ("train", "test") for number in range(2)]
-    write_json(note, {"commit": "0" * 40, "files": {name: [9, "0" * 64] for name in names}})
-    for name in names:
-        there = note.parents[1] / "snapshots" / ("0" * 40) / name
-        there.parent.mkdir(parents=True, exist_ok=True)
-        there.touch()
-
-
-def read_note(file: Path, rng: Random) -> None:
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, str(file.parents[2])
-    try:
-        found = hub_sets.fetch("hf://datasets/acme/x", offline=True, talk=Talk())
-        for part in found.parts:
-            found.open(part)
-    finally:
-        constants.HF_HUB_CACHE = before
 
 
 def read_images(source: Source) -> None:
@@ -239,27 +200,20 @@ def read_vectors(file: Path, rng: Random) -> None:
         pass
 
 
-def columns(number: int) -> list[Any]:
+def columns(number: int) -> list[pa.Array]:
     """Columns of `number` rows, of many types."""
-    import pyarrow as pa
-
     values: list[Any] = ["x", b"\xff\x00", 2**62, True, 1.5, [[["x"]]], {"bytes": "x"}, {"bytes": b"x", "path": 3}]
     values += [{"bytes": None, "path": "../../x"}, [1.0] * 6, [None] * 6]
-    made = [pa.nulls(number), *(pa.array([value] * number) for value in values)]
-    made += [pa.array([[]] * number, pa.list_(pa.float32())), pa.array(["a"] * number).dictionary_encode()]
-    made += [pa.array([[float("nan")] * 6] * number, pa.list_(pa.float32(), 6))]
-    made += [pa.array([[2.5] * 6] * number, pa.list_(pa.float16(), 6))]
-    made += [pa.array([[0.5] * (1 + row) for row in range(number)])]
-    return made
+    typed = [([], pa.list_(pa.float32())), ([float("nan")] * 6, pa.list_(pa.float32(), 6))]
+    typed += [([2.5] * 6, pa.list_(pa.float16(), 6)), (None, pa.null())]
+    made = [pa.array([value] * number, kind) for value, kind in (*((value, None) for value in values), *typed)]
+    return [*made, pa.array(["a"] * number).dictionary_encode(), pa.array([[0.5] * (1 + row) for row in range(number)])]
 
 
 def spoil_table(data: bytes, rng: Random) -> bytes:
     """Return spoiled bytes, or a valid parquet file with other columns or metadata."""
     if rng.random() < 0.5:
         return mutations.spoil(data, rng)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     # Without threads: one that lets go of these bytes, which are Python's, while Python is ending aborts the process.
     table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     metadata = dict(table.schema.metadata or {})
@@ -280,22 +234,21 @@ def spoil_table(data: bytes, rng: Random) -> bytes:
 
 
 JSON, LINES, TENSORS = mutations.spoil_json, mutations.spoil_lines, mutations.spoil_safetensors
-TARGETS = {
-    "config": Target("runs/*/config.json", JSON, read_run),
-    "metrics": Target("runs/*/metrics.jsonl", LINES, read_metrics),
-    "bad-files": Target("runs/*/*_*.jsonl", LINES, read_bad_files),
-    "results": Target("runs/*/results.json", JSON, read_run),
-    "evaluation": Target("runs/*/eval-*.json", JSON, read_run),
-    "weights": Target("tensors/model.safetensors", TENSORS, lambda file, rng: load_weights(file)),
-    "seen": Target("tensors/seen.safetensors", TENSORS, lambda file, rng: load_marks(file)),
-    "state": Target("tensors/state/*/*", spoil_state, read_state),
-    "cache": Target("tensors/cache/*/*", mutations.spoil, read_cache),
-    "shard": Target("images/*.tar", mutations.spoil_tar, read_shard),
-    "table": Target("images/*.parquet", spoil_table, read_table),
-    "list": Target("images/list.txt", mutations.spoil, read_list),
-    "hub-note": Target("images/*/selfie/main.json", JSON, read_note),
-    "vectors-jsonl": Target("vectors/vectors.jsonl", LINES, read_vectors),
-    "vectors-npy": Target("vectors/vectors.npy", mutations.spoil, read_vectors),
-    "vectors-rows": Target("vectors/vectors.npy.rows.jsonl", LINES, read_vectors),
-    "vectors-parquet": Target("vectors/vectors.parquet", spoil_table, read_vectors),
+# Pattern of the valid files, a way to spoil one, and the parser.
+TARGETS: dict[str, tuple[str, Callable[[bytes, Random], bytes], Callable[[Path, Random], object]]] = {
+    "config": ("runs/*/config.json", JSON, read_run),
+    "lines": ("runs/*/*.jsonl", LINES, read_lines),
+    "results": ("runs/*/results.json", JSON, read_run),
+    "evaluation": ("runs/*/eval-*.json", JSON, read_run),
+    "weights": ("tensors/model.safetensors", TENSORS, lambda file, rng: load_weights(file)),
+    "seen": ("tensors/seen.safetensors", TENSORS, lambda file, rng: load_marks(file)),
+    "state": ("tensors/state/*/*", spoil_state, read_state),
+    "cache": ("tensors/cache/*/*", mutations.spoil, read_cache),
+    "shard": ("images/*.tar", mutations.spoil_tar, read_shard),
+    "table": ("images/*.parquet", spoil_table, read_table),
+    "list": ("images/list.txt", mutations.spoil, read_list),
+    "vectors-jsonl": ("vectors/vectors.jsonl", LINES, read_vectors),
+    "vectors-npy": ("vectors/vectors.npy", mutations.spoil, read_vectors),
+    "vectors-rows": ("vectors/vectors.npy.rows.jsonl", LINES, read_vectors),
+    "vectors-parquet": ("vectors/vectors.parquet", spoil_table, read_vectors),
 }

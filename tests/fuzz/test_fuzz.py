@@ -10,6 +10,7 @@ import signal
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,29 +43,26 @@ def copies(valid_files: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("name", TARGETS)
 def test_spoiled_files_are_read_or_refused(name: str, copies: Path, request: pytest.FixtureRequest) -> None:
     first, count = (request.config.getoption(option, default) for option, default in (("first", 0), ("cases", 100)))
-    target, failed = TARGETS[name], dict[tuple[object, ...], str]()
-    whole = {file: file.read_bytes() for file in sorted(copies.glob(target.files)) if file.is_file()}
-    files = list(whole)
-    outcomes = {"read": 0, "refused": 0}
+    pattern, spoil, read = TARGETS[name]
+    whole = {file: file.read_bytes() for file in sorted(copies.glob(pattern)) if file.is_file()}
+    outcomes, failed = Counter[str](), dict[str, str]()
     for number in range(first, first + count):
         rng = random.Random(f"{name} {number}")
-        file = files[number % len(files)]
-        file.write_bytes(target.spoil(whole[file], rng))
+        file = [*whole][number % len(whole)]
+        file.write_bytes(spoil(whole[file], rng))
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            target.read(file, rng)
+            read(file, rng)
             outcomes["read"] += 1
         except SelfieError:
             outcomes["refused"] += 1
         except Exception as error:
             at = traceback.extract_tb(error.__traceback__)[-1]
-            failed.setdefault(
-                (type(error).__name__, at.filename, at.lineno), f"case {number}: {traceback.format_exc()}"
-            )
+            failed.setdefault(f"{type(error)} {at.filename} {at.lineno}", f"case {number}: {traceback.format_exc()}")
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for each, content in whole.items():
             if each == file or not each.exists():
                 each.write_bytes(content)
-    print(f"{name}: {outcomes}")
+    print(f"{name}: {dict(outcomes)}")
     assert not failed, "\n".join(failed.values())

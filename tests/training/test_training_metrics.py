@@ -2,34 +2,21 @@
 
 import shutil
 import struct
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, SMALL, error_of, lines_of, selfie
+from running import SMALL, error_of, lines_of, selfie
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_loop import Toy
 
-OPTIONS = (*SMALL, "--warmup-steps", 2, "--no-report", "--log", "tensorboard")
-KILL = """
-import sys, os, signal
-from selfie_cli.training.checkpoint import Saver
-save = Saver.save
-def once(saver, step, *rest):
-    if step >= 30:
-        saver.check(wait=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    save(saver, step, *rest)
-Saver.save = once
-from selfie_cli.cli.app import main
-main()
-"""
+OPTIONS = (*SMALL, "--log", "tensorboard")
 
 
 def events_of(folder: Path) -> dict[int, dict[str, float]]:
     """Step -> values, as TensorBoard reads them; no step may come twice."""
-    accumulator = EventAccumulator(str(folder))
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
     accumulator.Reload()
     found = defaultdict[int, dict[str, float]](dict)
     for name in accumulator.Tags()["scalars"]:
@@ -40,31 +27,41 @@ def events_of(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def logged(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> values of metrics.jsonl, in the 32 bits of an event."""
+    """Step -> values of metrics.jsonl, in the 32 bits of an event; no step may come twice."""
+    lines = lines_of(folder / "metrics.jsonl")
+    found = {line.pop("step"): line for line in lines}
+    assert len(found) == len(lines)
     return {
-        each["step"]: {name: struct.unpack("f", struct.pack("f", each[name]))[0] for name in each if name != "step"}
-        for each in lines_of(folder / "metrics.jsonl")
+        step: {name: struct.unpack("f", struct.pack("f", value))[0] for name, value in line.items()}
+        for step, line in found.items()
     }
 
 
-@pytest.mark.slow
-def test_events_are_the_metrics_also_after_a_kill(images: Path, tmp_path: Path) -> None:
-    """Killed some steps after a saved state, in a process of its own: TensorBoard and torch like to talk on stderr."""
+def test_events_are_the_metrics_also_after_a_kill(tmp_path: Path) -> None:
+    """The folder as a kill in step 31 leaves it: the state of step 30, which is logged, was still being written."""
     run, killed = tmp_path / "run", tmp_path / "killed"
-    asked = ("pretrain", images, *OPTIONS, "--steps", 40, "--save-every", 0, "--quiet", "--out", run)
-    argv = [sys.executable, "-c", KILL, *map(str, asked)]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (-9, "")
-    shutil.copytree(run, killed)
-    assert max(logged(killed)) == 30  # logged, and the state of that step was not saved
-    assert events_of(killed / "tensorboard") == logged(killed)
-    selfie("pretrain", "--resume", run)
-    assert events_of(run / "tensorboard") == logged(run)
-    assert {"loss", "pretext_accuracy", "images_per_second", "feature_std"} <= events_of(run / "tensorboard")[40].keys()
+
+    class Killed(Toy):
+        def loss(self, *batch):
+            if self.steps_seen[-1] == 30:
+                shutil.copytree(run, killed, ignore=shutil.ignore_patterns("*00000028", "*00000030"))
+            return super().loss(*batch)
+
+    Killed(run).train(save_every=0, tensorboard=True)
+    assert max(logged(killed)) == 30
+    assert events_of(killed) == logged(killed)
+    resumed = Toy(killed)
+    resumed.train(tensorboard=True)
+    assert resumed.steps_seen[0] == 29
+    assert events_of(killed) == logged(killed)
+    assert max(logged(killed)) == 60
 
 
-def test_it_is_asked_for_by_name_before_any_work(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_events_and_asks_for_tensorboard_by_name_before_any_work(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selfie("pretrain", images, *OPTIONS, "--steps", 2, "--out", "run")
+    assert {"loss", "pretext_accuracy", "images_per_second", "feature_std"} <= events_of(Path("run"))[2].keys()
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    said = error_of("pretrain", images, "--log", "tensorboard", "--out", "run", code=2)
-    assert "pip install 'selfie-cli[tensorboard]'" in said
-    assert not Path("run").exists()
+    assert "pip install 'selfie-cli[tensorboard]'" in error_of("pretrain", images, *OPTIONS, "--out", "other", code=2)
+    assert not Path("other").exists()

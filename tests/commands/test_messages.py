@@ -1,9 +1,12 @@
-"""Commands that are refused: one line says what to do, and nothing is made."""
+"""What commands say: refusals of one line, after which nothing is made, and advice that can be followed as printed."""
 
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-from running import SMALL, error_of
+from running import SMALL, change, error_of, selfie
 
 # Words that stand for what fixtures make.
 FIXTURES = {"RUN": "pretrained", "TUNED": "finetuned", "IMAGES": "images"}
@@ -61,6 +64,12 @@ USAGE = [
     ("curve --dataset IMAGES --from RUN --from RUN", "two runs the name 'pretrained'"),
     ("curve --dataset IMAGES --from RUN --from none", "--from none must be used alone"),
     ("curve --dataset IMAGES --from RUN --out RUN --overwrite", "is, or holds, a run that --from names"),
+    ("similar --in v.npy", "name query images"),
+    ("similar a.png", "--in is missing"),
+    ("similar a.png --in v.npy --duplicates", "name query images, or give --duplicates without"),
+    ("similar a.png --in v.npy --threshold 0.5", "--threshold"),
+    ("similar --in v.npy --duplicates --from bundled", "leave --from"),
+    ("similar --in v.npy --duplicates --precision fp32", "leave --from"),
     ("export", "needs trained weights"),
     ("export RUN", "--to timm, torchvision, onnx, safetensors"),
     ("export RUN", "onnx and safetensors fit"),
@@ -104,3 +113,53 @@ def test_refused_in_one_line(code: int, command: str, words: str, request: pytes
     assert words in error_of(*given, code=code)
     assert sorted(Path().iterdir()) == before
     assert Path("taken.csv").read_text() == "dear"
+
+
+STEPS = ("--steps", 1, "--device", "cpu")
+
+
+@pytest.fixture
+def run(pretrained: Path) -> str:
+    shutil.copytree(pretrained, "my runs/it's")
+    return "my runs/it's"
+
+
+def follow(said: str, images: Path, *more: object) -> None:
+    """Run each command in `said`, with images in place of the word that stands for them."""
+    commands = re.findall(r"(?:: +|with )(selfie [^\n]*)", said)
+    assert commands, said
+    for command in commands:
+        words = shlex.split(command.replace("FOLDER_WITH_A_SUBFOLDER_PER_CLASS", "FOLDER"))
+        words = [str(images) if word == "FOLDER" else word for word in words]
+        selfie(*words[1:], *more)
+
+
+def test_what_comes_after_pretraining(run: str, images: Path) -> None:
+    done = selfie("pretrain", images, *SMALL, *STEPS, "--out", "of mine/run 1").stdout
+    asked = ("predict", run, images / "test")
+    for number, said in enumerate((done, error_of("pretrain", "--resume", run), error_of(*asked))):
+        follow(said, images, *STEPS, "--batch-size", 8, "--no-report", "--out", number)
+
+
+def test_a_folder_that_is_taken_and_a_run_that_is_not_finished(run: str, images: Path) -> None:
+    again = ("pretrain", images, *SMALL, *STEPS, "--out", run)
+    assert "replace it with --overwrite, or choose another --out" in error_of(*again)
+    selfie(*again, "--overwrite")
+    change(run, progress={"status": "running"})
+    assert f", continue it with selfie pretrain --resume {shlex.quote(run)}, or" in error_of(*again)
+    for refused in (("embed", images / "test", "--from", run), ("finetune", "--resume", run)):
+        said = error_of(*refused)
+        assert f"selfie pretrain --resume {shlex.quote(run)}" in said
+    follow(said, images)
+
+
+def test_the_home_folder_is_meant_by_a_tilde(run: str, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Path.cwd() / "home"
+    shutil.copytree(run, home / "run")
+    shutil.copytree(images, home / "images")
+    monkeypatch.setenv("HOME", str(home))
+    selfie("embed", "~/images/test/cat", "--from=~/run", "--out=~/v.npy")
+    assert (home / "v.npy").is_file()
+    selfie("eval", "~/run", "--dataset=~/images")
+    assert (home / "run/eval-images.json").is_file()
+    assert not Path("~").exists()
