@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data.pictures import write_parquet
 from PIL import Image
+from typer.testing import CliRunner
+
+from selfie_cli.cli.app import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -94,22 +100,11 @@ def labelled_members(stem: str = "{:03}") -> list[tuple[str, bytes | str]]:
 
 def table(*labels: Any, name: str = "data.parquet", images: int = 0, start: int = 0) -> Build:
     """Build a parquet file of pictures with a column of labels."""
-
-    def build(folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        rows = [{"bytes": picture(start + row), "path": None} for row in range(images or len(labels))]
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"image": rows} | ({"label": list(labels)} if labels else {})), folder / name)
-
-    return build
+    rows = [picture(start + row) for row in range(images or len(labels))]
+    return lambda folder: write_parquet(folder / name, rows, labels or None)
 
 
 def vectors(folder: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"path": ["a"], "vector": [[0.0, 1.0]]}), folder / "data" / "v.parquet")
 
 
@@ -342,10 +337,6 @@ CASES = [
 
 def outcome(case: Case, folder: Path) -> tuple[int, str]:
     """Build the case in `folder` and run it there, in this process: its exit code and all that it said."""
-    from typer.testing import CliRunner
-
-    from selfie_cli.cli.app import app
-
     case.build(folder)
     with contextlib.chdir(folder):
         result = CliRunner().invoke(app, case.command.split(), input=case.stdin)

@@ -12,7 +12,7 @@ from selfie_cli.errors import UsageError
 from selfie_cli.inference import networks
 from selfie_cli.option import Options
 from selfie_cli.pretraining.settings import derive
-from selfie_cli.recipes import RECIPES, called, recipe_note, recipe_values
+from selfie_cli.recipes import RECIPES, called, recipe_values
 from selfie_cli.talk import Talk
 
 TABLES = [(method, recipe) for method, recipes in RECIPES.items() for recipe in recipes]
@@ -77,13 +77,6 @@ WITHOUT_MEANING = [
 def test_an_option_of_another_method_is_refused(options, derived):
     with pytest.raises(UsageError, match="has no meaning for --method"):
         derived(**options)
-
-
-def test_help_shows_each_recipes_values():
-    assert recipe_note("tau", "byol") == " Default: paper 0.99, best 0.97."
-    assert "byol paper 0.45 per 256 images" in recipe_note("lr")
-    assert "byol paper 10 epochs" in recipe_note("warmup_steps")
-    assert "place up to 64 px, row-column above 64 px" in recipe_note("positions", "selfie")
 
 
 @pytest.mark.parametrize("sizes", [["--batch-size", "1"], ["--batch-size", "9", "--micro-batch", "4"]])

@@ -2,8 +2,8 @@
 
     B  images      S  stored side, s  network's side, both in pixels
 
-Functions named draw_... draw the random numbers, apart from the work: small tensors on the CPU, one row per image, from
-the generator of a step (`batches.step_generator`). So an image is augmented the same way on every device, and however a
+Separate functions, named draw_..., draw the random numbers: small tensors on the CPU, one row per image, from the
+generator of a step (`batches.step_generator`). So an image is augmented the same way on every device, and however a
 batch is divided among processes or micro-batches.
 """
 
@@ -24,10 +24,10 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preparation of a network's images. The default is that of networks that are pretrained here.
+    """How images are prepared for a network. The defaults are those of networks pretrained here.
 
-    mean, std: of the channels, in units of 0..1. crop: side of the centre that the network sees, as a share of the
-    stored side; None for 7/8. interpolation: bicubic or bilinear, from the image to the stored side.
+    mean, std: per channel, in units of 0..1. crop: side of the centre crop, as a share of the stored side; None means
+    7/8. interpolation: bicubic or bilinear, used to resize an image to the stored side.
     """
 
     mean: tuple[float, ...] = MEAN
@@ -37,17 +37,17 @@ class Preprocessing:
 
     @classmethod
     def of(cls, derived: dict[str, Any]) -> "Preprocessing":
-        """Read it from a run's config, which names it if it is not the default."""
+        """Return the preprocessing that a run's config names, or the default if it names none."""
         found: dict[str, Any] = derived.get("preprocessing", {})
         return cls(**found | {name: tuple(found[name]) for name in ("mean", "std") if name in found})
 
     def record(self) -> dict[str, Any]:
-        """Return what a run's config keeps of it."""
+        """Return it as a run's config stores it."""
         found = {"mean": list(self.mean), "std": list(self.std), "crop": self.crop, "interpolation": self.interpolation}
         return {name: value for name, value in found.items() if value is not None}
 
     def storage_size(self, image_size: int) -> int:
-        """The side S to store for a network that sees `image_size`: above 64 px, some is left for cropping."""
+        """Return the stored side S for a network that sees `image_size`: above 64 px, it leaves room for cropping."""
         if image_size <= 64:
             return image_size
         return round(image_size * 8 / 7) if self.crop is None else int(image_size / self.crop)  # as timm rounds
@@ -60,7 +60,7 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing = OURS) -> Tensor:
     """uint8 [B, s, s, 3] -> float32 [B, 3, s, s] with about zero mean and unit variance, channels-last."""
     b, s = pixels.shape[:2]
     mean, scale = constants(pixels.device, preprocessing)
-    # Over rows of 3 s values rather than over 3: loops of three are slow.
+    # Work on rows of 3 s values: inner loops over 3 channels are slow.
     rows = pixels.reshape(b, s, 3 * s).float()
     torch.addcmul((-mean * scale).repeat(s), rows, scale.repeat(s), out=rows)
     return rows.view(b, s, s, 3).permute(0, 3, 1, 2)
@@ -73,13 +73,13 @@ def constants(device: torch.device, preprocessing: Preprocessing = OURS) -> tupl
 
 
 def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Make them on the device: a copy to a GPU would wait for it, and could not be part of a CUDA graph."""
+    """Make them on the device: a copy would wait for the GPU, and could not be part of a CUDA graph."""
     both = (preprocessing.mean, preprocessing.std)
     mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in both)
     return mean * 255, 1 / (std * 255)
 
 
-kept_constants = functools.cache(make_constants)  # torch.compile warns of functions that have a cache
+kept_constants = functools.cache(make_constants)  # torch.compile warns of cached functions
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
@@ -89,14 +89,14 @@ def centre_crop(pixels: Tensor, size: int) -> Tensor:
 
 
 def draw_shifts(num_images: int, generator: Generator, *, flip: bool = True) -> Tensor:
-    """Draw the crops of `pad_crop`: int64 [B, 3], down and right in 0..2 PADDING, and 1 for mirrored images (half)."""
+    """Draw shifts for `pad_crop`, int64 [B, 3]: down and right in 0..2 PADDING, then 1 for mirrored images (half)."""
     offsets = torch.randint(0, 2 * PADDING + 1, (num_images, 2), generator=generator)
     mirrored = torch.rand(num_images, 1, generator=generator) < (0.5 if flip else 0.0)
     return torch.cat([offsets, mirrored.long()], dim=1)
 
 
 def pad_crop(pixels: Tensor, shifts: Tensor) -> Tensor:
-    """Pad with black, and crop back as `shifts` [B, 3] say: uint8 [B, S, S, 3] -> the same."""
+    """Pad with black, then crop at the `shifts` [B, 3] of `draw_shifts`: uint8 [B, S, S, 3] -> the same shape."""
     b, s = pixels.shape[:2]
     w = s + 2 * PADDING
     padded = F.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING))  # [B, w, w, 3]
@@ -121,7 +121,7 @@ def draw_boxes(
         return torch.rand(num_images, generator=generator)
 
     area = min_area + (max_area - min_area) * uniform()
-    widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # what still fits into the square at this area
+    widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # the largest that fits into the square at this area
     aspect = widest ** (2 * uniform() - 1)
     width = (area * aspect).sqrt()
     height = (area / aspect).sqrt()
@@ -134,13 +134,13 @@ def draw_boxes(
 def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut the boxes [B, 4] out of images, float [B, 3, S, S], and resize them: [B, 3, s, s].
 
-    Bilinear without antialiasing: stored images are at most 8/7 of the network's side and crops are smaller still, so
-    little is scaled down; most for the small views of the default recipe, by 1.9 at the widest crop.
+    Bilinear without antialiasing. Stored images are at most 8/7 of the network's side, and crops are smaller, so images
+    shrink little: by up to 1.9, for the widest crop of the default recipe's small views.
     """
     x, y, width, height = boxes.unbind(dim=1)
     zero = torch.zeros_like(x)
     affine = torch.stack([width, zero, x, zero, height, y], dim=1).view(-1, 2, 3)
-    with torch.autocast(images.device.type, enabled=False):  # places in bf16 would be off by half a pixel
+    with torch.autocast(images.device.type, enabled=False):  # bf16 coordinates would be off by half a pixel
         grid = F.affine_grid(affine, [len(boxes), 3, size, size], align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
@@ -153,7 +153,7 @@ def draw_crops(num_images: int, size: int, generator: Generator, *, flip: bool, 
 
 
 def training_view(pixels: Tensor, crops: Tensor, size: int, preprocessing: Preprocessing = OURS) -> Tensor:
-    """Pad and crop up to 64 px, random resized crop above; mirrored half of the time.
+    """Augment by pad and crop up to 64 px, by a random resized crop above; half of the images are mirrored.
 
     uint8 [B, S, S, 3] and the result of `draw_crops` -> float32 [B, 3, s, s], normalized, channels-last.
     """

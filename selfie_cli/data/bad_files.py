@@ -1,4 +1,4 @@
-"""Images that cannot be read: the list of them, and the error where they are too many."""
+"""Unreadable images: the file that lists them, and the error if there are too many."""
 
 import json
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ def save_bad(file: Path, bad: Sequence[BadFile]) -> None:
 
 
 def load_bad(file: Path) -> list[BadFile]:
-    """Read what `save_bad` wrote; nothing where there is no such file. Raise DataError if it is damaged."""
+    """Read the file that `save_bad` wrote; [] if it does not exist. Raise DataError if it is damaged."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()  # JSON escapes what else would end a line
+        lines = file.read_text(encoding="utf-8").splitlines()  # JSON escapes all other line ends
         found = [BadFile(one["path"], one["reason"]) for one in map(json.loads, lines)]
         if not all(isinstance(one.name, str) and isinstance(one.reason, str) for one in found):
             raise ValueError("a path or a reason is no text")
@@ -50,7 +50,7 @@ def load_bad(file: Path) -> list[BadFile]:
 
 
 def report_bad(bad: Sequence[BadFile], num_images: int, file: Path, talk: Talk) -> None:
-    """Write the list and warn about it, if there is anything to report."""
+    """Write the list and warn, if there are unreadable images."""
     if bad:
         save_bad(file, bad)
         talk.warn(f"{len(bad)} of {num_images} images cannot be read and are left out, see {file}")

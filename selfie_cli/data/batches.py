@@ -17,11 +17,11 @@ from selfie_cli.data.threads import thread_pool
 Batch = tuple[Tensor, ...]
 
 WINDOW = 32
-"""Blocks whose images are shuffled together."""
+"""Number of blocks whose images are shuffled together."""
 IMAGE_ORDER = 2
-"""Version of `SampleOrder`, kept in a run's config: a run is resumed in the order in which it was started."""
+"""Version of `SampleOrder`, stored in a run's config: a resumed run keeps the order it was started with."""
 AHEAD = 2
-"""Batches that wait besides the one in hand."""
+"""Number of prefetched batches, besides the one in use."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -35,20 +35,20 @@ def step_generator(seed: int, step: int) -> Generator:
 
 
 class SampleOrder:
-    """Which images each step uses: in each epoch a new shuffle of all images, cut into whole batches.
+    """The images of each step: each epoch shuffles all images anew and cuts them into whole batches.
 
-    No image is in a batch twice: the images left over at the end of an epoch, fewer than a batch, wait for the next
-    one. A set smaller than a batch is repeated in it, every image equally often.
+    No image is in a batch twice: the images left over at the end of an epoch, fewer than a batch, are skipped in that
+    epoch. A set smaller than a batch is repeated within it, each image equally often.
 
-    With `block` > 1, for images that are read from a stream, an epoch shuffles blocks of neighbours, deals them out to
-    the processes, and shuffles the images of 32 blocks of a process at a time. Within an epoch no image comes twice in
-    any process, and all processes have the same number of images, so that their epochs end at the same step. With more
-    than one process, fewer than 2 x (`world` - 1) blocks are left out, different ones in each epoch. Blocks are smaller
-    where a process would have fewer than 32 of them, or less than a batch.
+    With `block` > 1, for images that are read from a stream, an epoch shuffles blocks of consecutive images, deals them
+    out to the processes, and shuffles the images of 32 blocks of a process at a time. Within an epoch no image is used
+    twice, and all processes have the same number of images, so their epochs end at the same step. With several
+    processes, fewer than 2 x (`world` - 1) blocks are left out, different ones in each epoch. Blocks are smaller if a
+    process would otherwise have fewer than 32 of them, or less than a batch.
 
-    Version 1, in which older runs are resumed, leaves the shuffle to numpy and cuts batches across epochs.
+    Version 1, kept to resume older runs, uses numpy's shuffle and cuts batches across epochs.
 
-    batch_size: of all processes together. part: the rows of that batch which belong to this process.
+    batch_size: images per batch, over all processes. part: this process's rows of a batch.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SampleOrder:
         self.epoch_length = self._num_blocks // self._world * block - (self._num_blocks * block - self.num_images)
 
     def batch(self, step: int) -> Tensor:
-        """Indices of this process's images of a step: int64 [batch_size / world]."""
+        """Return the indices of this process's images in a step: int64 [batch_size / world]."""
         position = step * self._num_ordered
         if self.version > 1 and (batches := self.epoch_length // self._num_ordered):
             position += step // batches * (self.epoch_length % self._num_ordered)
@@ -99,7 +99,7 @@ class SampleOrder:
         return indices if self.streamed else indices[self.part]
 
     def _window(self, epoch: int, number: int) -> np.ndarray:
-        """Images of one window of an epoch, shuffled."""
+        """Return the images of one window of an epoch, shuffled."""
         if epoch != self._epoch:
             self._order = self._permutation(self._num_blocks, self.seed, epoch, 0x0DE5)
             self._epoch, self._number = epoch, -1
@@ -112,7 +112,7 @@ class SampleOrder:
     def _window_of_blocks(self, number: int) -> np.ndarray:
         mine = self._order[self._rank :: self._world]
         is_last = mine == self._num_blocks - 1
-        mine = np.concatenate([mine[~is_last], mine[is_last]])  # cut short, it would shift all windows after it
+        mine = np.concatenate([mine[~is_last], mine[is_last]])  # if short, it would shift later windows
         blocks = mine[number * WINDOW : (number + 1) * WINDOW]
         images = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
         images = images[images < self.num_images]
@@ -133,9 +133,9 @@ def make_batches(
     """Return a function that makes this process's part of the batch of a step.
 
     Args:
-        take: gives the images at indices, int64 [B], and what belongs to them.
-        draw: gives the random numbers for a number of images, as tensors with one row per image. They are drawn for
-            the whole batch, so that they do not depend on the number of processes.
+        take: returns the images at indices, int64 [B], and tensors that go with them, such as labels.
+        draw: returns the random numbers for a given number of images, as tensors with one row per image. It is called
+            for the whole batch, so that the numbers do not depend on the number of processes.
     """
 
     def batch_of(step: int) -> Batch:
@@ -148,26 +148,26 @@ def make_batches(
 class Prefetch:
     """Make the next batches in a background thread. Use it as a context manager, and call it as `batch_of`.
 
-    What `batch_of` raises is raised for the step for which it was called.
+    An error of `batch_of` is raised when the batch of that step is requested.
 
-    end: steps from here on are made only when asked for; None where it is not known yet. It may be set at any time.
+    end: batches from this step on are not prefetched; None if it is not known yet. It may be set at any time.
     """
 
     def __init__(
         self, batch_of: Callable[[int], Batch], *, device: torch.device | None = None, end: int | None = None
     ) -> None:
-        """device: a GPU to which batches are copied while it computes, in a queue of its own."""
+        """device: a GPU to which batches are copied on a stream of its own, while it computes."""
         self.end = end
         self._batch_of = batch_of
         self._stream: torch.cuda.Stream | None = None
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # pixels may be on their way there
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # pixels may still be on the way
         self._futures: dict[int, Future[Batch]] = {}
         self._pool = thread_pool(1, "prefetch")
 
     def __call__(self, step: int) -> Batch:
-        """Return the batch of `step`; fast if the call before was for `step` - 1."""
+        """Return the batch of `step`; fast if the previous call was for `step` - 1."""
         last = step + AHEAD if self.end is None else min(step + AHEAD, self.end - 1)
         wanted = range(step, max(step, last) + 1)
         for other in self._futures.keys() - set(wanted):
@@ -177,7 +177,7 @@ class Prefetch:
                 self._futures[each] = self._pool.submit(self._make, each)
         batch = self._futures.pop(step).result()
         if self._stream is not None:
-            for tensor in batch:  # its memory is not for the next batch before the work queued on it is done
+            for tensor in batch:  # keep its memory until the work queued on it is done
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return batch
 
@@ -186,12 +186,12 @@ class Prefetch:
             return self._batch_of(step)
         with torch.cuda.stream(self._stream):
             batch = tuple(tensor.to(self._stream.device, non_blocking=True) for tensor in self._batch_of(step))
-        self._stream.synchronize()  # this thread waits, so that no other has to
+        self._stream.synchronize()  # this thread waits, so that no other must
         return batch
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Drop the batches that wait, and wait for the one in the making."""
+        """Cancel pending batches, and wait for the one being made."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Images of tar shards and parquet files, opened from blocks of neighbours that are read from the disk together."""
+"""Images of tar shards and parquet files, read from the disk in blocks of consecutive images."""
 
 import io
 import threading
@@ -13,19 +13,19 @@ from selfie_cli.data.sources import Packed, checked
 from selfie_cli.errors import UnreadableImage
 
 BLOCK = 64
-"""Neighbours read together: some 7 MB of photos, which takes a disk longer to read than to find."""
+"""Images per block: about 7 MB of photos, which takes a disk longer to read than to find."""
 MOST = 10**9
-"""Bytes of blocks in memory: a window of 32 blocks (`batches.SampleOrder`), if a photo has under 500 KB."""
+"""Largest number of bytes of blocks in memory: 32 blocks (`batches.SampleOrder`) of photos under 500 KB fit."""
 
 Data = Sequence[bytes | UnreadableImage]
 
 
 class BlockReader:
-    """Opens packed images. Fast where images of a block of neighbours are asked for within a short time. Thread-safe.
+    """Reader of packed images, fast if the images of a block are requested close together in time. Thread-safe.
 
-    The first image of a block is read alone if that is `cheap`, for those who look at a few of a million images. With
-    the second the whole block is read. It stays in memory until each of its images has been asked for, or other blocks
-    need the room.
+    If `cheap`, the first image requested from a block is read alone, which suits reading a few of a million images. The
+    second request reads the whole block. It stays in memory until each of its images has been requested, or other
+    blocks need the room.
     """
 
     def __init__(self, source: Packed, block: int = BLOCK, *, cheap: bool = True) -> None:
@@ -36,7 +36,7 @@ class BlockReader:
         self._num_bytes = 0
 
     def open(self, index: int) -> Image.Image:
-        """Raise UnreadableImage."""
+        """Open an image. Raise UnreadableImage if that fails."""
         return open_image(io.BytesIO(self.contents(index)))
 
     def contents(self, index: int) -> bytes:
@@ -52,10 +52,10 @@ class BlockReader:
         if block is None:
             return checked(self.source.read(index, index + 1)[0])
         if reading:
-            self._read(block, number, first, end)  # for all threads that wait for it
+            self._read(block, number, first, end)  # for all threads that wait for this block
         try:
             data = block.result()[offset]
-        except UnreadableImage:  # perhaps not this image, if the block lies in two shards
+        except UnreadableImage:  # of another image, perhaps, if the block spans two shards
             return checked(self.source.read(index, index + 1)[0])
         with self._lock:
             if self._asked[number] >= end - first:

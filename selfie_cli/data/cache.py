@@ -1,14 +1,14 @@
-"""A cache of decoded images on disk, which later runs and other processes at the same time use as well.
+"""A cache of decoded images on disk, shared by later runs and by processes that run at the same time.
 
 A cache folder holds one entry per set of images, named <key>-<side>px:
 
     pixels    uint8 [capacity, S, S, 3]; sparse: rows that have not been written take no room
     records   RECORD [N]; locked (shared) by each process that uses the entry
 
-The folder of an entry is modified when the entry is opened. A record has a checksum of the row in `pixels`. So neither
-`kill -9`, a power cut nor a file that was cut can make a row that was not written to its end count as an image: it is
-decoded again. Pixels are written with `pwrite` and read with `pread`, which is as fast as a mapping, and a full disk
-raises an error instead of killing the process. Two processes that decode the same image write the same bytes.
+Opening an entry updates the modification time of its folder. Each record has a checksum of its row in `pixels`: a row
+that is incomplete after `kill -9`, a power cut or a truncation does not match, and its image is decoded again. Pixels
+are written with `pwrite` and read with `pread`, which is as fast as a memory mapping, and a full disk raises an error
+instead of killing the process. Two processes that decode the same image write the same bytes.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from selfie_cli.talk import Talk
 ENTRY = re.compile(r"[0-9a-f]{16}-\d+px")
 """Name of an entry. Nothing else is ever removed from a folder that a user may have named by mistake."""
 RECORD = np.dtype([("exact", "<i8"), ("perceptual", "u1", NUM_BYTES), ("checksum", "<u8")])
-"""The marks of an image, and the checksum of its pixels, 0 if they are not there."""
+"""An image's marks (see `duplicates`), and the checksum of its pixels, 0 if they are not cached."""
 LAYOUT = "2"
-"""Version of the files of an entry."""
+"""Version of the format of an entry's files."""
 MOST = 10**11
-"""Default limit of all entries of a folder together, in bytes; at most half of the disk's room."""
+"""Default limit for all entries of a folder together, in bytes; at most half of the disk space they could take."""
 
 
 def cache_folder(asked: str | None) -> Path | None:
@@ -50,7 +50,7 @@ def cache_folder(asked: str | None) -> Path | None:
 
 
 def cache_key(source: Source, size: int, interpolation: str = "bicubic") -> str:
-    """16 hex digits over all that decoded images depend on: names, files' sizes and times, S, and how we decode."""
+    """Hash all that decoded images depend on (names, sizes and times of files, S, decoding) to 16 hex digits."""
     how = (LAYOUT, DECODING, VERSION, interpolation)
     digest = hashlib.sha256(f"{fingerprint(source)} {size} {' '.join(how)}".encode())
     for version in source.versions():
@@ -61,7 +61,7 @@ def cache_key(source: Source, size: int, interpolation: str = "bicubic") -> str:
 def open_cache(
     source: Source, *, size: int, folder: str | None, limit_gb: float | None, interpolation: str = "bicubic", talk: Talk
 ) -> "PixelCache":
-    """Open the entry of a source, and say where it is; without one if there may be none, or it cannot be written."""
+    """Open the entry of a source and report where it is. Without an entry, only marks are kept, in memory."""
     num_images, where = len(source), cache_folder(folder)
     whole = num_images * size * size * 3 / 1e9
     if limit_gb != 0 and where is None:
@@ -85,16 +85,16 @@ def open_cache(
 class PixelCache:
     """Decoded images of one set: marks of all N, pixels of the first `capacity`. Thread-safe.
 
-    error: the error that stopped the writing, as a rule a full disk.
+    error: the error that stopped writing, usually a full disk.
     """
 
     def __init__(self, num_images: int, size: int, entry: Path | None, limit: int | None) -> None:
-        """Open or create an entry. Raise OSError.
+        """Open or create an entry. Raise OSError if that fails.
 
         Args:
             size: side S of the images, in pixels.
-            entry: the entry's folder. None keeps marks alone, in memory.
-            limit: bytes that all entries of the cache may take; see MOST if None.
+            entry: the entry's folder. None keeps only marks, in memory.
+            limit: bytes that all entries of the cache may take together; None for the default, see MOST.
         """
         self.row_bytes = size * size * 3
         self.capacity = 0
@@ -106,7 +106,7 @@ class PixelCache:
         self._exact, self._perceptual, self._checksums = (self._records[name] for name in RECORD.names or ())
 
     def _open(self, entry: Path, num_images: int, limit: int | None) -> None:
-        """Lock `entry`, created if need be. Entries that no process uses make room, the least recently used first."""
+        """Create `entry` if needed, and lock it. Unused entries make room, the least recently used first."""
         entry.parent.mkdir(parents=True, exist_ok=True)
         with _locked(entry.parent / "lock", fcntl.LOCK_EX):  # one process at a time creates, locks or removes entries
             known = {other: (other / "pixels").stat() for other in _entries(entry.parent)}
@@ -117,7 +117,7 @@ class PixelCache:
             room = limit - sum(stat.st_size for stat in known.values())
             for other in sorted(known, key=lambda path: path.stat().st_mtime_ns):
                 if room < num_images * self.row_bytes:
-                    # Fails where it is in use, or another user's.
+                    # Fails if the entry is in use, or another user's.
                     with contextlib.suppress(OSError), _locked(other / "records", fcntl.LOCK_EX | fcntl.LOCK_NB):
                         shutil.rmtree(other)
                         room += known[other].st_size
@@ -130,7 +130,7 @@ class PixelCache:
                     os.truncate(entry / "pixels", self.capacity * self.row_bytes)
             self._files.enter_context(_locked(entry / "records", fcntl.LOCK_SH))
         self._pixels = self._files.enter_context((entry / "pixels").open("r+b"))
-        if os.fstat(self._pixels.fileno()).st_size < self.capacity * self.row_bytes:  # its room is spoken for
+        if os.fstat(self._pixels.fileno()).st_size < self.capacity * self.row_bytes:  # others count the size as taken
             os.truncate(self._pixels.fileno(), self.capacity * self.row_bytes)
         with (entry / "records").open("r+b") as records:
             if hasattr(os, "posix_fallocate"):  # a hole in a mapped file kills the process when the disk is full
@@ -139,11 +139,11 @@ class PixelCache:
         self._records["checksum"][os.fstat(self._pixels.fileno()).st_size // self.row_bytes :] = 0
 
     def num_kept(self) -> int:
-        """Return the number of images whose pixels are there."""
+        """Return the number of images whose pixels are cached."""
         return int(np.count_nonzero(self._checksums))
 
     def read(self, index: int, into: NDArray[np.uint8]) -> bool:
-        """Fill `into`, uint8 [S, S, 3] and contiguous, with an image. Return False if it is not there."""
+        """Fill `into`, uint8 [S, S, 3] and contiguous, with an image. Return False if it is not cached."""
         expected = self._checksums[index]
         return bool(
             expected
@@ -152,9 +152,9 @@ class PixelCache:
         )
 
     def write(self, indices: NDArray[np.int64], pixels: NDArray[np.uint8]) -> None:
-        """Keep decoded images, uint8 [B, S, S, 3], as far as there is room, and their marks."""
+        """Store decoded images, uint8 [B, S, S, 3], as far as there is room, and their marks."""
         new = (indices < self.capacity) | (self._exact[indices] == 0)
-        if not new.all():  # decoded once more because there is no room
+        if not new.all():  # decoded again for lack of room: marks are stored already
             indices, pixels = indices[new], pixels[new]
         marks = marks_of(torch.from_numpy(pixels))
         self._exact[indices], self._perceptual[indices] = marks.exact, marks.perceptual
@@ -163,7 +163,7 @@ class PixelCache:
                 try:
                     _write(self._pixels.fileno(), row.data, index * self.row_bytes)
                     self._checksums[index] = checksum(row)
-                except OSError as error:  # what is there can still be read
+                except OSError as error:  # cached rows can still be read
                     self.capacity, self.error = 0, error
 
     def marks(self) -> Marks:
@@ -172,12 +172,12 @@ class PixelCache:
         return Marks(self._exact[seen].astype(np.int64), np.ascontiguousarray(self._perceptual[seen]))
 
     def close(self) -> None:
-        """Let other processes remove the entry."""
+        """Unlock the entry, so that other processes may remove it."""
         self._files.close()
 
 
 def checksum(pixels: NDArray[np.uint8]) -> int:
-    """Return 1 + the sum of all words, which a missing part of the pixels changes, modulo 2^64."""
+    """Return 1 + the sum of all 64-bit words, and of the bytes after them, modulo 2^64: missing pixels change it."""
     row = pixels.reshape(-1)
     whole = len(row) // 8 * 8
     return (1 + int(row[:whole].view(np.uint64).sum()) + int(row[whole:].sum())) % 2**64
@@ -185,14 +185,14 @@ def checksum(pixels: NDArray[np.uint8]) -> int:
 
 def _write(file: int, data: memoryview, offset: int) -> None:
     left = data.cast("B")
-    while left:  # the last piece that fits is written before a full disk is an error
+    while left:  # a nearly full disk writes a part first, and fails at the next call
         written = os.pwrite(file, left, offset)
         left, offset = left[written:], offset + written
 
 
 @contextlib.contextmanager
 def _locked(path: Path, kind: int) -> Iterator[None]:
-    """Hold a lock file. Raise BlockingIOError if another process does, and `kind` says not to wait."""
+    """Hold a lock on a file. Raise BlockingIOError if `kind` has LOCK_NB and another process holds it."""
     if not path.exists():
         path.touch()
     with path.open("rb") as file:  # it may belong to another user, who shares the folder; closing it unlocks
@@ -201,5 +201,5 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Entries of a cache folder, those of other layouts as well."""
+    """Return the entries of a cache folder, including those of other versions."""
     return [path for path in folder.iterdir() if ENTRY.fullmatch(path.name) and os.path.isfile(path / "pixels")]

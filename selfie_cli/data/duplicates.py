@@ -1,6 +1,6 @@
-"""Copies and near-duplicates, within a set or between images for testing and images seen in pretraining.
+"""Copies and near-duplicates, within a set or between test images and images seen in pretraining.
 
-    N images seen    M images to test    S side in pixels
+    N images seen    M test images    S side in pixels
 
 Each image has two marks: a hash of its pixels, and a perceptual hash, which survives re-encoding, resizing, other
 brightness or colour, and mirroring. The perceptual hash is the signs of the lowest 16 x 16 cosine coefficients in grey
@@ -27,12 +27,12 @@ from selfie_cli.weights import load_weights, save_weights
 
 FILE_NAME = "seen.safetensors"
 VERSION = "1"
-"""Version of the meaning of the bits: marks of different versions cannot be compared."""
+"""Version of the marks: those of different versions cannot be compared."""
 
 SIDE = 16  # frequencies each way
 NUM_BYTES = SIDE * SIDE // 8
 NEAR = 48
-"""Bits of 255 in which near-duplicates may differ.
+"""Largest number of differing bits, of 255, between near-duplicates.
 
 JPEG at quality 50, half the size and back, or 20 % more brightness change up to 40 bits. At 48, 172 of CIFAR-10's
 10,000 test images are near one of the 50,000 for training, and 168 of them show the same photograph, by eye and by the
@@ -40,21 +40,21 @@ list of Barz and Denzler 2020, "Do we train on test data?". Different clothes di
 pictures of one kind of object in 47 and more.
 """
 ALIKE = 40
-"""NEAR for images within one set, which may hold many pictures of one kind.
+"""The limit within one set, which may hold many pictures of one kind.
 
-Of 3,781 photos of clothes, two pairs differ in 40 bits or less, both of the same piece; from 48 on, pieces differ. All
+Of 3,781 photos of clothes, two pairs differ in 40 bits or less, each of one garment; from 48 on, garments differ. All
 large photos that were saved again, halved, mirrored or made 20 % brighter are found, and 99 % of 32 px images.
 """
-FAINT = 1.0  # grey levels; a smaller coefficient may come from rounding, which makes some 0.2 whatever S is
-CHUNK = 2**22  # values of pixels marked together
+FAINT = 1.0  # grey levels; smaller coefficients may come from rounding, which causes about 0.2 for every S
+CHUNK = 2**22  # pixel values hashed together
 MOST_PAIRS = 2e10  # a minute on one core; all pairs of 200,000 images
-ROWS, KEYS = 64, 2048  # compared together; they fit into the processor's cache
+ROWS, KEYS = 64, 2048  # number compared together; they fit into the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """exact: int64 [N], hashes of the pixels. perceptual: uint8 [N, 32], 128 bits of even horizontal frequencies, of
-    which the first, the mean, is always 0, then 128 of odd ones."""
+    """Marks of N images. exact: int64 [N], hashes of the pixels. perceptual: uint8 [N, 32], 128 bits of even horizontal
+    frequencies (the first, the mean, is always 0), then 128 bits of odd ones."""
 
     exact: NDArray[np.int64]
     perceptual: NDArray[np.uint8]
@@ -68,7 +68,7 @@ class Marks:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """For each of M test images, whether it was seen; every array is [M].
+    """Which of M test images were seen; every array is [M].
 
     exact: bool, True for a copy. near: bool, True for a copy or a near-duplicate. nearest: int64, row of the closest
     image seen; distance: int64, differing bits of 255; both -1 if none is near.
@@ -98,7 +98,7 @@ def marks_of(pixels: Tensor) -> Marks:
         rows_done = cosines @ images.flatten(2).float()  # [n, 16, S * 3]
         grey = rows_done.unflatten(2, (size, 3)) @ luma  # [n, 16, S]
         waves = (grey @ cosines.T).mT.flatten(1).numpy()  # [n, 256], vertical frequencies run fastest
-        # The pixels' hash decides the signs of faint coefficients, so that pictures without structure are not alike.
+        # The pixels' hash decides the signs of faint coefficients, so that pictures without structure differ.
         bits = np.where(abs(waves) < FAINT, np.unpackbits(digests[part], axis=1), waves > 0)
         bits[:, 0] = 0
         perceptual[part] = np.packbits(bits.astype(np.uint8), axis=1)
@@ -161,7 +161,7 @@ def _closest(
     for first in range(0 if window is None else max(0, start - window), end, KEYS):
         part = np.ascontiguousarray(words[first : min(first + KEYS, end)].T)  # [4, n]
         even = _differing(block[:, :2], part[:2])  # [m, n]
-        some = np.flatnonzero(even.min(axis=1) <= near)  # few, as a rule; odd frequencies are compared for these only
+        some = np.flatnonzero(even.min(axis=1) <= near)  # usually few; only these compare odd frequencies
         odd = _differing(block[some, 2:], part[2:])
         bits = even[some] + np.minimum(odd, SIDE * SIDE // 2 - odd)
         if window is not None:
@@ -194,7 +194,7 @@ def save_marks(path: Path, marks: Marks) -> None:
 
 
 def load_marks(path: Path) -> Marks:
-    """Raise WeightsError if there is no such file, it is damaged, or it holds no marks that can be compared here."""
+    """Read what `save_marks` wrote. Raise WeightsError if the file is missing, damaged or of another version."""
     tensors, header = load_weights(path)
     num_images = tensors["exact"].numel() if "exact" in tensors else 0
     expected = {"exact": (torch.int64, (num_images,)), "perceptual": (torch.uint8, (num_images, NUM_BYTES))}

@@ -1,4 +1,4 @@
-"""What `selfie doctor` finds: facts of each image, and unreadable, duplicate and unusual images and classes.
+"""Checks of `selfie doctor`: facts of each image; unreadable, duplicate and unusual images; unusual classes.
 
 N images    S side of the stored square, in pixels
 """
@@ -37,9 +37,9 @@ from selfie_cli.data.threads import in_chunks
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.talk import Talk
 
-RARE = 5  # images of a class: fewer are hardly a class to learn, or to test on
+RARE = 5  # images per class: fewer are hardly enough to learn from, or to test on
 LONG = 4  # times as long as wide: the centre square is less than a quarter of the image
-BLANK = 4  # largest range of levels, of 255, of an image that shows nothing
+BLANK = 4  # largest range of levels, of 255, in a blank image
 
 
 class Oddity(enum.IntFlag):
@@ -73,13 +73,13 @@ ODD = {
 
 
 def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
-    """Return what `decode_square` makes of an image, uint8 [S, S, 3], and its RECORD. Raise UnreadableImage."""
+    """Return an image decoded by `decode_square`, uint8 [S, S, 3], and its RECORD. Raise UnreadableImage."""
     width, height = image.size
     kind = "JPEG" if image.format == "MPO" else image.format or ""
     file = getattr(image, "fp", None)
     num_bytes = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else 0
     odd = Oddity(0)
-    # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data tells.
+    # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data shows it.
     if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         odd |= Oddity.DEEP
     if image.mode == "CMYK":
@@ -89,7 +89,7 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
     suffix = os.path.splitext(name)[1].lower()
     if kind and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]:
         odd |= Oddity.MISNAMED
-    turned = orientation(image) if image.format == "TIFF" else 1  # others are asked once they are decoded
+    turned = orientation(image) if image.format == "TIFF" else 1  # for others, only after decoding
     pixels = decode_square(image, size)
     if image.format != "TIFF" and (turned := orientation(image)) in range(5, 9):
         width, height = height, width
@@ -128,8 +128,8 @@ class Finding:
 
 
 class Alike(NamedTuple):
-    """The row of an image, that of another which it is like, and in how many bits their marks differ: 0 for a copy, -1
-    for other pixels that are alike once transparent parts are white."""
+    """A pair of similar images: their rows, and the number of differing bits of their marks. 0 is a copy; -1 are
+    different pixels that are alike once transparent parts are white."""
 
     row: int
     other: int
@@ -137,11 +137,11 @@ class Alike(NamedTuple):
 
 
 class Examination:
-    """The N images of all parts, "train" first ("" where there are no parts), and what comes out about them.
+    """The N images of all parts, "train" first ("" if there are no parts), and the findings about them.
 
-    labels: the class of each image, "" beside the folders of classes, None where there are none. rows: those of each
-    part. records: RECORD [N]; marks: of N images; both are zero for unreadable images. bad: the reasons for unreadable
-    images, by row, ascending. good: int64 [M], the rows of the others. seconds: the time that reading took.
+    labels: the class of each image, "" outside the class folders, None without a label. rows: the rows of each part.
+    records: RECORD [N], and marks of N images, both zero for unreadable images. bad: why images are unreadable, by row,
+    ascending. good: int64 [M], the rows of readable images. seconds: the time that reading took.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class Examination:
         self.rows = {part: range(*ends[number : number + 2]) for number, part in enumerate(parts)}
         self.train = next(iter(parts))
         self.classes = {part: Counter(filter(None, (labels[row] for row in self.rows[part]))) for part in parts}
-        if len(parts) == 1 and len(self.classes[self.train]) < 2:  # one folder of photos is no class
+        if len(parts) == 1 and len(self.classes[self.train]) < 2:  # a single folder is no class
             self.classes = {self.train: Counter()}
-        for part, counts in self.classes.items():  # nor is test/images/
+        for part, counts in self.classes.items():  # test/images/ is no class
             if len(counts) == 1 and counts.keys().isdisjoint(self.classes[self.train]):
                 self.classes[part] = Counter()
         self.problems: list[Finding] = []
@@ -192,7 +192,7 @@ class Examination:
         return f"{len(self.bad)} unreadable" if self.bad else ""
 
     def add(self, kind: str, text: str, items: Iterable[tuple[str, str]], *, problem: bool = False) -> None:
-        """Note a finding; nothing where there are no items."""
+        """Add a finding, unless it has no items."""
         if found := [Item(*item) for item in items]:
             (self.problems if problem else self.remarks).append(Finding(kind, text, found))
 
@@ -201,14 +201,15 @@ class Examination:
         return self.good[(self.good >= rows.start) & (self.good < rows.stop)]
 
     def unreadable_part(self) -> DataError | None:
-        """The error of finetune where all images of a part are broken."""
+        """Return the error that finetune raises if all images of a part are unreadable, else None."""
         for part, rows in self.rows.items():
             if rows and not len(self.good_of(part)):
                 return DataError(f"none of the {len(rows)} images is readable{f' in {part}' if part else ''}")
         return None
 
     def look_for_bad(self, max_bad: float) -> None:
-        """`max_bad` is a share of all images that a verb reads: pretrain the training part, finetune a second one."""
+        """Report unreadable images: a problem if they exceed the share `max_bad` of the parts that a verb reads."""
+        # pretrain reads the training part, finetune a second one as well.
         read = [{self.train}, set(self.rows), *({self.train, part} for part in self.rows)]
         bad = {part: len(rows) - len(self.good_of(part)) for part, rows in self.rows.items()}
         share = max(
@@ -231,19 +232,19 @@ class Examination:
             self.add("untested classes", f"only in {train}", missing)
 
     def look_at_left_out(self, left_out: LeftOut) -> None:
-        kinds = sorted(left_out.counts.keys() - {"outside"})  # these have no class
+        kinds = sorted(left_out.counts.keys() - {"outside"})  # `look_at_classes` reports these
         told = ((left_out.described(kind), ", ".join(filter(None, left_out.names[kind]))) for kind in kinds)
         self.add("left out", "not read", told)
 
     def look_for_copies(self) -> None:
-        """Within each part, and of what is for testing in what is for training."""
+        """Report copies and near-duplicates within each part, and those of training images in other parts."""
         marks, train, own = self.marks, self.good_of(self.train), self.own_pixels()
         copies, near, leaked = list[Alike](), list[Alike](), list[Alike]()
         limits = []
 
         def alike(row: np.int64, other: np.int64, bits: np.int64) -> Alike:
             if bits or marks.exact[row] != marks.exact[other]:
-                return Alike(int(row), int(other), max(1, int(bits)))  # other pixels can leave the same bits
+                return Alike(int(row), int(other), max(1, int(bits)))  # different pixels may give the same bits
             return Alike(int(row), int(other), 0 if own[row] == own[other] else -1)
 
         for part in self.rows:
@@ -279,7 +280,7 @@ class Examination:
         self.add("not all compared", "too many images to find all near-duplicates; all copies were found", limits)
 
     def own_pixels(self) -> NDArray[np.int64]:
-        """Hashes of decoded pixels, int64 [N]; where transparent images are alike, of their pixels with alpha."""
+        """Return hashes of decoded pixels, int64 [N]; those of transparent images with equal pixels include alpha."""
         hashes = self.marks.exact.copy()
         _, inverse, counts = np.unique(hashes[self.good], return_inverse=True, return_counts=True)
         for row in self.good[counts[inverse] > 1].tolist():

@@ -1,4 +1,4 @@
-"""Images in trees of folders, whose names tell parts and classes."""
+"""Images in folder trees: the names of folders give parts and classes."""
 
 import functools
 import itertools
@@ -16,13 +16,13 @@ from selfie_cli.errors import DataError, UnreadableImage
 
 
 class Tree(Source):
-    """Images in folders, whose names tell parts and classes. has_texts: whether classes are told otherwise."""
+    """Images in folders whose names give parts and classes. has_texts: whether classes come from elsewhere."""
 
     has_texts = False
 
     @abstractmethod
     def folders(self) -> Iterator[str]:
-        """The folder of each image below the root, with forward slashes."""
+        """The folder of each image, relative to the root, with forward slashes."""
 
     @functools.cached_property
     def places(self) -> dict[str, Place]:
@@ -33,16 +33,16 @@ class Tree(Source):
         return [self.places[folder].label for folder in self.folders()], None
 
     def title(self, part: str) -> str:
-        """The names of the folders of a part: 'valid/'."""
+        """The folder names of a part, such as 'valid/'."""
         folders = (folder for folder, place in self.places.items() if place.part == part)
         names = {name for folder in folders for name in folder.split("/") if part_of(name, is_folder=True) == part}
         return ", ".join(f"{name}/" for name in sorted(names))
 
 
 def parted(found: DataSet) -> DataSet:
-    """The parts that the folders inside one source tell, without images beside the parts; `found` if they tell none.
+    """Split one source into the parts that its folder names give, or return `found` if they give none.
 
-    Images in folders that are not parted are for training.
+    Images beside the folders of parts are left out; other images outside parts are for training.
     """
     source = found.open("all") if "all" in found.parts else None
     if not isinstance(source, Tree) or not any(place.part for place in source.places.values()):
@@ -61,11 +61,11 @@ def parted(found: DataSet) -> DataSet:
 class Folder(Files, Tree):
     """Every image below a folder, depth first, by name within each folder.
 
-    packed: its parquet and tar files. bare: the folders at the ends of its branches that hold no images. split: see
+    packed: its parquet and tar files. bare: leaf folders without images. split: see
     `split_folders`.
 
-    Links are followed, unless they lead to what is read anyway or to a folder that they lie in. A link that leads
-    nowhere is kept: it is reported as an unreadable image. Raises DataError for a folder that cannot be read.
+    Links are followed, unless their target is read anyway or contains the link. A broken link is kept: it is reported
+    as an unreadable image. Raises DataError for a folder that cannot be read.
     """
 
     no_labels = "has images but no subfolders: put the images of each class in a folder of its name"
@@ -76,7 +76,7 @@ class Folder(Files, Tree):
         self.packed: list[str] = []
         self.bare: list[str] = []
         self.split: dict[str, str] = {}
-        self._runs: list[tuple[str, int]] = []  # folders, and how many images in a row lie in each
+        self._runs: list[tuple[str, int]] = []  # folders, and the number of consecutive images in each
         self._roots = [os.path.realpath(folder)]
         self.names = list(self._walk(self.root))
 
@@ -113,7 +113,7 @@ class Folder(Files, Tree):
             self.bare.append(os.path.relpath(prefix, self.root))
 
     def _leads_out(self, link: str, is_folder: bool) -> bool:
-        """Whether a link leads to what the walk does not reach otherwise."""
+        """Whether the walk reaches the target of a link by no other path."""
         real = os.path.realpath(link)
         if not is_folder and not os.path.isfile(real):
             return True
@@ -143,13 +143,13 @@ class Folder(Files, Tree):
 
 
 def split_folders(entries: Iterable[os.DirEntry[str]]) -> dict[str, str]:
-    """The names of the folders among `entries` that part a data set, by part; {} where there are none."""
+    """The folders among `entries` that are parts of a data set: names by part, {} if there are none."""
     inside = [entry.name for entry in entries if leads_to_folder(entry)]
     return {part: name for name, part in parts_in(inside).items()}
 
 
 def scanned(folder: str) -> list[os.DirEntry[str]]:
-    """The entries of a folder by name, of which the folder itself says what each is: no stat per file."""
+    """The entries of a folder, sorted by name. Their types need no stat per file."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -158,7 +158,7 @@ def scanned(folder: str) -> list[os.DirEntry[str]]:
 
 
 def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a circle of links is none."""
+    """Whether an entry is a folder or a link to one, but not a circular link."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 

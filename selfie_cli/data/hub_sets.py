@@ -30,7 +30,7 @@ class Listing:
 
 
 class NoRevision(HubError):
-    """The repository is there, but not this branch, tag or commit."""
+    """The repository exists, but not this branch, tag or commit."""
 
 
 def is_address(text: str) -> bool:
@@ -40,12 +40,12 @@ def is_address(text: str) -> bool:
 def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
     """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`.
 
-    Those of a part are downloaded when it is opened, if they are not there. Where the repository has none, those that
-    the Hub has converted are taken.
+    The files of a part are downloaded when it is opened, unless they are cached. If the repository has none, the files
+    that the Hub has converted are used.
 
     Raises:
-        UsageError: if this is no such address.
-        HubError: if it cannot be found or reached, or is not in the cache and `offline`.
+        UsageError: if the address is malformed.
+        HubError: if the data set cannot be found or reached, or if it is not cached and `offline`.
         DataError: if it has no parquet files, or several configurations.
     """
     from huggingface_hub import is_offline_mode
@@ -66,7 +66,7 @@ def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
         raise DataError(
             f"{where} has no parquet files, and the Hub has not converted it: download it and arrange it in folders"
         )
-    for name in listing.files:  # not every version of the client sees to this
+    for name in listing.files:  # not every version of the client checks this
         if name.startswith("/") or ".." in name.split("/"):
             raise HubError(f"{where} has a file {name!r}, whose path leads out of the cache: nothing is downloaded")
     at = hub.Address(where.repo, listing.commit)
@@ -86,7 +86,7 @@ def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
 def download(
     repo: str, listing: Listing, where: hub.Address, wanted: list[str], *, offline: bool, talk: Talk
 ) -> list[str]:
-    """The paths of files in the Hub's cache; those that are not there are downloaded and checked."""
+    """Return the paths of files in the Hub's cache; missing files are downloaded and checked."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
     check_numbers(wanted, str(where))
@@ -121,9 +121,9 @@ def download(
 
 
 def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: bool, talk: Talk) -> Listing:
-    """The parquet files of a revision; the list is noted in the Hub's cache, and taken from there if `offline`.
+    """List the parquet files of a revision. The list is stored in the Hub's cache, and read from there if `offline`.
 
-    Raises HubError, of which NoRevision is one.
+    Raises HubError, or its subclass NoRevision.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RevisionNotFoundError
@@ -157,7 +157,7 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
         for each in info.siblings or []
         if each.rfilename.endswith(".parquet") and not each.rfilename.startswith(".")
     }
-    with contextlib.suppress(OSError):  # a cache that is read only serves, too
+    with contextlib.suppress(OSError):  # a read-only cache works, too
         for each in (note, note.with_name(f"{info.sha}.json")):
             write_json(each, {"commit": info.sha, "files": files})
     return Listing(info.sha, files)

@@ -1,4 +1,4 @@
-"""From a path or bytes to pixels: a closed list of formats, one meaning for every kind of pixel, one error."""
+"""Decoding of images, from a path or bytes to pixels: a fixed list of formats, one RGB result, one error."""
 
 import contextlib
 import io
@@ -33,9 +33,9 @@ from PIL import (
 
 from selfie_cli.errors import UnreadableImage, one_line
 
-# Importing a plugin is what registers it: done here once, so that decoding threads never race to import one.
+# Importing a plugin registers it. All are imported here, so that decoding threads never race to import one.
 PLUGINS = [
-    (JpegImagePlugin.JpegImageFile, ".jpg .jpeg .jpe .jfif .mpo"),  # this plugin also opens MPO, what phones write
+    (JpegImagePlugin.JpegImageFile, ".jpg .jpeg .jpe .jfif .mpo"),  # this plugin also opens MPO, which phones write
     (PngImagePlugin.PngImageFile, ".png .apng"),
     (WebPImagePlugin.WebPImageFile, ".webp"),
     (GifImagePlugin.GifImageFile, ".gif"),
@@ -56,9 +56,9 @@ SUFFIXES = {str(plugin.format): frozenset(suffixes.split()) for plugin, suffixes
 """Suffixes of each format."""
 
 DECODING = "4"
-"""Version of what `decode_square` makes of a file: kept pixels of other versions are not used."""
+"""Version of `decode_square`: cached pixels of other versions are not used."""
 
-# Errors that Pillow's decoders are known to raise on files that are damaged or made to hurt.
+# Errors that Pillow's decoders are known to raise on damaged or malicious files.
 DECODER_ERRORS: tuple[type[Exception], ...] = (
     *(OSError, SyntaxError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError),
     *(EOFError, MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, ImageCms.PyCMSError),
@@ -67,7 +67,7 @@ MOST_BYTES = 2**30
 """Largest file that is read, in bytes: 179 Mpx of 16-bit colours, uncompressed."""
 ORIENTATION = 0x0112  # the EXIF tag
 LARGE = 2**25
-"""Pixels from which images are decoded one at a time: the largest take 2 GB on the way, and there may be 64 threads."""
+"""Pixels above which images are decoded one at a time: the largest take 2 GB each, and there may be 64 threads."""
 _one_large = threading.Lock()
 BANDS, EXTRA_SAMPLES, PHOTOMETRIC = 0x0115, 0x0152, 0x0106  # TIFF tags
 UPRIGHT = {
@@ -80,7 +80,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow's remarks about large images and odd metadata name no file: nothing that a user of a million can act on.
+# Pillow's warnings about large images and odd metadata name no file, so a user with a million images cannot act.
 warnings.filterwarnings("ignore", module=r"PIL[.]")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -96,11 +96,11 @@ CONTENTS = (
     (rb".{4}(ftyp|moov)|\x1a\x45\xdf\xa3", "a film, not an image in a known format"),
     (rb"[\t\n\r\x20-\x7e]+\Z", "text, not an image in a known format (a list of paths is given as .txt or on stdin)"),
 )
-"""First bytes of files that are taken for images by mistake, each with the words that name them."""
+"""First bytes of files that are mistaken for images, each with a description of the file."""
 
 
 def what_is(head: bytes) -> str:
-    """Words for contents that begin with `head` and are no image of a known format."""
+    """Describe contents that begin with `head` and are no image in a known format."""
     known = (text for pattern, text in CONTENTS if re.match(pattern, head, re.DOTALL | re.IGNORECASE))
     return next(known, f"not an image in a known format ({', '.join(FORMATS)})")
 
@@ -118,9 +118,9 @@ def _readable() -> Iterator[None]:
 
 
 def read_file(file: str | os.PathLike[str]) -> bytes:
-    """All bytes of a file: faster for small files than reading on demand, and no handle stays open.
+    """Read all bytes of a file: faster for small files than reading on demand, and no handle stays open.
 
-    Raises UnreadableImage if there is no such file, or it is a pipe or a device, which could make us wait for ever.
+    Raises UnreadableImage if the file is missing, too large, or a pipe or device (opening one could block for ever).
     """
     with _readable(), open(file, "rb", buffering=0, opener=_without_waiting) as opened:
         known = os.fstat(opened.fileno())
@@ -132,11 +132,11 @@ def read_file(file: str | os.PathLike[str]) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # for someone to write to a pipe; means nothing to files
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for a writer; no effect on files
 
 
 def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """Read the header of an image; its pixels are decoded when asked for.
+    """Read the header of an image; its pixels are decoded on demand.
 
     Raises UnreadableImage as `read_file` does, and if it is empty, damaged, of no known format, or over 179 Mpx.
     """
@@ -146,7 +146,7 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         if not file.seek(0, os.SEEK_END):
             raise UnreadableImage("empty file")
         try:
-            return Image.open(file, formats=FORMATS)  # which goes back to the start first
+            return Image.open(file, formats=FORMATS)  # it goes back to the start first
         except UnidentifiedImageError:
             file.seek(0)
             raise UnreadableImage(what_is(file.read(512))) from None
@@ -161,9 +161,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with _readable():
         tags = getattr(image, "tag_v2", {})
         bands, known = tags.get(BANDS, 1), len(image.getbands())
-        if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow would take the last band for alpha
+        if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow takes the last band for alpha
             known -= 1
-        if bands > known:  # and leave out others that a TIFF does not say to be alpha
+        if bands > known:  # Pillow drops others that a TIFF does not declare as alpha
             raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
         image.load()
         rgb = _flat(image)
@@ -172,9 +172,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a decoded image: 1 is upright, see `UPRIGHT`; Pillow has turned a TIFF already.
+    """The EXIF orientation of a decoded image: 1 is upright, see `UPRIGHT`. Pillow has already turned a TIFF.
 
-    Pillow would decode a PNG to answer, and take what cannot be decoded for black afterwards.
+    Before decoding, this call would make Pillow decode a PNG and turn its damaged parts black.
     """
     try:
         return int(image.getexif().get(ORIENTATION, 1))
@@ -204,12 +204,12 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits (modes I;16*, or I within their range) to L, or to LA where one value is transparent."""
+    """Convert 16-bit grey (modes I;16*, or I within their range) to L, or to LA if one value is transparent."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise UnreadableImage("integer pixels beyond 16 bits have no defined range; save it with 8 or 16 bits")
     whiteness = values
-    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow sees to at 8 bits alone
+    if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0:  # white is zero, which Pillow handles only at 8 bits
         whiteness = 65535 - values
     grey = Image.fromarray(((whiteness + 128) // 257).astype(np.uint8))
     if "transparency" in image.info:
@@ -218,17 +218,16 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic") -> NDArray[np.uint8]:
-    """The centre square of an opened image as a new uint8 array `[size, size, 3]`, resized with antialiasing.
+    """Return the centre square of an opened image as a new uint8 array `[size, size, 3]`, resized with antialiasing.
 
-    Pillow decodes. It could resize as well, and with the same integers (Pillow's and torch's bicubic weights are one),
-    but takes 4 to 5 times as long as torch. A JPEG is decoded at the smallest DCT scale that keeps the short side at
-    twice `size` or more: to stop at once `size` would be a tenth to a fifth faster, and some 10 dB further from what
-    the full decode gives.
+    torch resizes, 4 to 5 times as fast as Pillow and to the same integers, since their bicubic weights are equal. A
+    JPEG is decoded at the smallest DCT scale that keeps the short side at twice `size` or more. Once `size` would be a
+    tenth to a fifth faster, but about 10 dB further from the result of the full decode.
 
     Raises UnreadableImage as `to_rgb` does.
     """
     with _readable(), contextlib.ExitStack() as stack:
-        if min(image.size) >= 4 * size:  # below that there is no coarser scale
+        if min(image.size) >= 4 * size:  # else, half would be less than twice `size`
             image.draft(None, (2 * size, 2 * size))
         if math.prod(image.size) > LARGE:
             stack.enter_context(_one_large)
@@ -236,12 +235,12 @@ def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic")
         height, width, _ = pixels.shape
         side = min(width, height)
         top, left = (height - side) // 2, (width - side) // 2
-        square = pixels[top : top + side, left : left + side].copy()  # the filter must not see what lies outside
+        square = pixels[top : top + side, left : left + side].copy()  # the filter must not see pixels outside
         return square if side == size else _resized(square, size, interpolation)
 
 
 def _resized(square: NDArray[np.uint8], size: int, interpolation: str) -> NDArray[np.uint8]:
-    """`[H, H, 3]` to `[size, size, 3]`: in integers, and in place of a copy, as long as channels come last."""
+    """Resize `[H, H, 3]` to `[size, size, 3]`, in integers; channels-last input needs no copy."""
     image = torch.from_numpy(square).permute(2, 0, 1)[None]  # [1, 3, H, H]
     resized = torch.nn.functional.interpolate(image, (size, size), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()

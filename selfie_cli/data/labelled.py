@@ -1,5 +1,4 @@
-"""Labelled images, in a part to train on and a part to test on: folders of classes, tar shards, parquet files, named
-sets."""
+"""Labelled images with a training and a test part: class folders, tar shards, parquet files, named sets."""
 
 import functools
 import os
@@ -36,8 +35,8 @@ class LabelledSplits:
 def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> LabelledSplits:
     """Open the labelled images that `finetune`, `curve` and `eval` train and test on; see `open_parts`.
 
-    Where nothing says what the test part is, a hash of the names chooses it (`splits.hash_test_part`). One line says
-    what is left out. Raises DataError as `open_parts` does, and if there is one class only.
+    If the data name no test part, a hash of the names chooses one (`splits.hash_test_part`). One line reports what is
+    left out. Raises DataError as `open_parts` does, and if there is only one class.
     """
     found = open_parts(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
@@ -48,11 +47,12 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
 
 
 def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> DataSet:
-    """A folder with a subfolder a class (or train/ and test/ of such), tar shards with `.cls` members or such folders,
-    parquet files with a column of labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
+    """Open a folder with a subfolder per class (or with train/ and test/ of such), tar shards with `.cls` members or
+    such folders, parquet files with labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
+
 
     Raises:
-        DataError: if it is missing, empty, not laid out like this, or cannot be downloaded.
+        DataError: if it is missing, empty, in another layout, or cannot be downloaded.
     """
     where = place_of(dataset, data_root)
     if not where:
@@ -83,7 +83,7 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
 
 
 def check_folders(source: Tree, where: str, talk: Talk) -> None:
-    """Check the folders of classes, as `check_classes` does, and that all or none of them are parted."""
+    """Check the class folders with `check_classes`, and that all or none of them are split into parts."""
     taken = {folder: part for folder, (part, _) in source.places.items() if part in ("", "train")}
     below = {without_part(folder, part) for folder, part in taken.items()}
     train = source.title("train")
@@ -98,10 +98,9 @@ def check_folders(source: Tree, where: str, talk: Talk) -> None:
 
 
 def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -> None:
-    """Refuse folders that look like parts and not like classes, and a folder that holds the classes in its only folder.
+    """Raise DataError if folders look like parts and not like classes, or if the classes lie one folder deeper.
 
-    `folders` hold images; none of them is in a part. All of them lie in `path`. Warns where folders may be meant
-    otherwise.
+    `folders` hold images; none of them is in a part. All of them lie in `path`. Warns if folders are ambiguous.
     """
     inside: dict[str, set[str]] = defaultdict(set)
     for folder in folders:
@@ -144,7 +143,7 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
 
 
 def assemble(found: DataSet, talk: Talk) -> LabelledSplits:
-    """Number the classes, leave out what has no label, and choose what to test on."""
+    """Number the classes, leave out images without a label, and choose the test part."""
     read = parts_with_labels(found)
     spelled: dict[str, str] = {}
     for name in next(iter(read.values())).classes:
@@ -163,8 +162,8 @@ def assemble(found: DataSet, talk: Talk) -> LabelledSplits:
 
 
 def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
-    """The parts to train and test on, or all images if there are no parts, with numbered classes; notes what is left
-    out. Raises DataError if the first part has no labels or one class only, or another part has classes of its own."""
+    """Return the parts to train and test on, or all images if there are no parts, with numbered classes; note what is
+    left out. Raise DataError if the first part has no labels or one class only, or another part has other classes."""
     left_out = found.left_out
     read: dict[str, Labelled] = {}
     for part in [part for part in ("all", "train", "test", "validation") if part in found.parts]:
@@ -187,7 +186,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
             train = next(iter(read.values())).classes
             check_known(classes, train, where)
             classes = train
-        elif len(classes) < 2:  # photos in one folder are no data set of one class
+        elif len(classes) < 2:  # photos in a single folder are unlabelled
             kind = Unlabelled if isinstance(source, Folder) or title.endswith("/") else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         position = {text: label for label, text in enumerate(classes)}
@@ -198,7 +197,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
 
 
 def check_known(classes: list[str], train: list[str], where: str) -> None:
-    """Raise DataError if there is a class that is not among those of the training part."""
+    """Raise DataError for a class that the training part lacks."""
     if unknown := [name for name in classes if name not in train]:
         alike = {name.casefold().strip(): name for name in train}
         spelled = next(((name, alike[key]) for name in unknown if (key := name.casefold().strip()) in alike), None)

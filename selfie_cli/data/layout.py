@@ -18,7 +18,7 @@ PARTS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-"""The names of each part, in any case; of two folders for one part, the one that stands first here is taken."""
+"""Folder names of each part, in any case. If two folders match one part, the name listed first is taken."""
 PART_OF = {name: part for part, names in PARTS.items() for name in names}
 _BESIDE_PART = "set data dataset image images img imgs photo photos picture pictures part split"
 BESIDE_PART = frozenset(_BESIDE_PART.split())
@@ -28,7 +28,7 @@ image images img imgs jpegimages mask masks label labels annotation annotations 
 segmentationclass segmentationobject thumbnails thumbs unlabeled unlabelled unsorted
 """
 NO_CLASSES = frozenset(_NO_CLASSES.split())
-"""Names, in lower case, of folders that lie beside each other in data sets whose classes are not told by folders."""
+"""Names, in lower case, of folders that are not classes, in data sets whose classes are not given by folders."""
 _NOT_READ = """
 .heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
 .dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm
@@ -45,7 +45,7 @@ KIND_OF_SUFFIX = {
     **dict.fromkeys(EXTENSIONS, "image"),
 }
 VERSIONS = (".git", ".hg", ".svn", ".dvc")
-"""Folders of version control, whose files are copies of what is checked out, or lie behind links."""
+"""Folders of version control, whose files are copies of checked-out files, or targets of links."""
 _SYSTEM = """
 @eadir,@tmp,@recycle,@recently-snapshot,#recycle,#snapshot,$recycle.bin,recycler,recycled,found.000,lost+found,
 system volume information,network trash folder,temporary items,__macosx,__pycache__,node_modules,site-packages,
@@ -71,19 +71,19 @@ KINDS = {
     "unlabelled_parts": ("part without labels", "parts without labels"),
     "lost_classes": ("class without a readable image", "classes without a readable image"),
 }
-"""Kinds of what is left out, and their words in the line that says so."""
+"""Kinds of left-out files and images, and their singular and plural in messages."""
 SHOWN = 3  # names of each kind, at most
 
 
 class LeftOut:
-    """Images and files that are not taken: a count of each kind, and some names."""
+    """Images and files that are left out: a count of each kind, and some names."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
         self.names: dict[str, dict[str, None]] = defaultdict(dict)
 
     def add(self, kind: str, name: str = "", count: int = 1) -> None:
-        """`name` stands for the files of one suffix or folder, where there are many."""
+        """Count left-out files of a kind; `name` may stand for many files of one suffix or folder."""
         if count:
             self.counts[kind] = self.counts.get(kind, 0) + count
             name = os.path.splitext(name)[1].lower() or name if kind == "formats" else name
@@ -99,12 +99,12 @@ class LeftOut:
         return bool(self.counts)
 
     def described(self, kind: str) -> str:
-        """'30 files of formats that are not read'."""
+        """Describe a kind: '30 files of formats that are not read'."""
         count = self.counts[kind]
         return f"{count:,} {KINDS[kind][count > 1]}"
 
     def __str__(self) -> str:
-        """'left out: 30 files of formats that are not read (.heic), 2 system folders (@eaDir)'."""
+        """Describe all: 'left out: 30 files of formats that are not read (.heic), 2 system folders (@eaDir)'."""
         told = []
         for kind in filter(self.counts.get, KINDS):
             names = ", ".join([*list(self.names[kind])[:SHOWN], *["..."] * (len(self.names[kind]) > SHOWN)])
@@ -113,11 +113,11 @@ class LeftOut:
 
 
 MARKS = {"config.json": {"format", "verb", "progress"}, "demo.json": {"images", "seeds"}}
-"""Files that a run and a demo keep in their folders, and keys of their JSON."""
+"""Files that identify the folder of a run or a demo, and keys of their JSON."""
 
 
 def is_ours(folder: str, names: Iterable[str]) -> bool:
-    """Whether a run or a demo has written `folder`, which holds `names`."""
+    """Whether `folder`, with entries called `names`, was written by a run or a demo."""
     for name in MARKS.keys() & names:
         try:
             with open(os.path.join(folder, name), encoding="utf-8") as file:
@@ -130,7 +130,7 @@ def is_ours(folder: str, names: Iterable[str]) -> bool:
 
 
 def kind_of(name: str, *, is_folder: bool) -> str:
-    """'folder', 'image', 'packed', '' for what holds no images of its own, or the kind of LeftOut."""
+    """'folder', 'image', 'packed', a kind of LeftOut, or '' for what holds no images of its own."""
     kind = "folder" if is_folder else KIND_OF_SUFFIX.get(name[name.rfind(".") :].lower(), "")
     if name.startswith("."):
         if is_folder and name in VERSIONS:
@@ -140,10 +140,10 @@ def kind_of(name: str, *, is_folder: bool) -> str:
 
 
 def part_of(name: str, *, is_folder: bool) -> str | None:
-    """The part that a folder or a file is called after.
+    """The part that the name of a folder or a file stands for, or None.
 
-    A file may have other words in its name (`birds-train-00000.tar`). A folder may be a class (`train station`), so
-    only BESIDE_PART may stand beside the part's name.
+    A file may have other words in its name (`birds-train-00000.tar`). A folder with other words may be a class (`train
+    station`), so only words in BESIDE_PART are allowed beside the part's name.
     """
     words = re.findall(r"[^\W\d_]+", name.casefold())
     parts = [PART_OF.get(word) or PART_OF.get(word.removesuffix("set")) for word in words]
@@ -154,9 +154,9 @@ def part_of(name: str, *, is_folder: bool) -> str | None:
 
 
 def parts_in(folders: Iterable[str]) -> dict[str, str]:
-    """Names of folders that lie beside each other, each with its part: train and another, or train by itself.
+    """The part folders among sibling `folders`, by name: train and another part, or train alone; else {}.
 
-    {} where there are none. A second folder for the same part is not among them.
+    If two folders match one part, the second is left out.
     """
     preference = {name: place for place, name in enumerate(PART_OF)}
     names = sorted(folders, key=lambda name: (preference.get(name.casefold(), 99), name))
@@ -169,16 +169,16 @@ def parts_in(folders: Iterable[str]) -> dict[str, str]:
 
 
 class Place(NamedTuple):
-    """The part that images belong to, "" where none is told and "apart" beside folders of parts; and their class."""
+    """Part and class of images. The part is "" if folders give none, and "apart" for images beside the parts."""
 
     part: str
     label: str
 
 
 def arrange(folders: Iterable[str]) -> dict[str, Place]:
-    """The place of the images in each folder, given as a path below the data set's with slashes.
+    """The place of the images in each folder, given as a path relative to the data set, with slashes.
 
-    The class is the first folder that is no part, "" for images outside such folders.
+    The class is the first folder that is not a part, "" for images outside such folders.
     """
     paths = {folder: folder.split("/") if folder else [] for folder in folders}
     inside: dict[str, set[str]] = defaultdict(set)
@@ -201,14 +201,14 @@ def arrange(folders: Iterable[str]) -> dict[str, Place]:
 
 
 def class_name(text: str) -> str:
-    """One spelling for names that look the same: Unicode's composed form (NFC)."""
+    """Normalize names that look the same to one spelling: Unicode's composed form (NFC)."""
     return unicodedata.normalize("NFC", text)
 
 
 def label_of(value: Any) -> str | None:
-    """The class that a label means; None for no label: None, NaN, -1 and empty text.
+    """The class that a label stands for; None for no label, which is None, NaN, -1 or empty text.
 
-    Raises ValueError for what is neither text, a whole number nor a boolean.
+    Raises ValueError for anything but text, a whole number or a boolean.
     """
     if isinstance(value, float):
         if value != value:
@@ -223,7 +223,7 @@ def label_of(value: Any) -> str | None:
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
-    """Sorted; by value if all of them are whole numbers."""
+    """Sort class names, by value if all of them are whole numbers."""
     classes = set(classes)
     numeric = all(text.isascii() and text.isdigit() for text in classes)
     return sorted(classes, key=lambda text: (int(text) if numeric else 0, text))

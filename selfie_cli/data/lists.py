@@ -1,4 +1,4 @@
-"""Lists of paths: the lines of files and of stdin, brace patterns, paths that are named twice."""
+"""Lists of paths: from files, stdin and brace patterns, without repeated paths."""
 
 import glob
 import os
@@ -27,9 +27,9 @@ def read_list(path: str, left_out: LeftOut) -> list[str]:
 
 
 def decoded_lines(data: bytes) -> list[str]:
-    """The lines of a text in UTF-8 or UTF-16, with or without a byte order mark. Paths keep bytes that are no text.
+    """The lines of a text in UTF-8 or UTF-16, with or without a byte order mark. Undecodable bytes of paths are kept.
 
-    Only "\\n" ends a line: names may hold the other characters that str.splitlines would cut at.
+    Only "\\n" ends a line: names may contain the other line ends of str.splitlines.
     """
     head = data[:64]
     encoding, errors = "utf-8-sig", "surrogateescape"
@@ -39,12 +39,12 @@ def decoded_lines(data: bytes) -> list[str]:
         for start, each in ((0, "utf-16-le"), (1, "utf-16-be")):
             if all(head[start::2]) and not any(head[1 - start :: 2]):
                 encoding, errors = each, "replace"
-    text = os.fsdecode(data.decode(encoding, errors).encode("utf-8", "surrogateescape"))  # as the file system has names
+    text = os.fsdecode(data.decode(encoding, errors).encode("utf-8", "surrogateescape"))  # as for file names
     return [line.rstrip("\r") for line in text.split("\n")]
 
 
 def distinct(names: list[str], left_out: LeftOut) -> list[str]:
-    """Each path once; notes how many were named again."""
+    """Remove repeated paths, and note how many there were."""
     first: dict[str, str] = {}
     for name in names:
         first.setdefault(os.path.abspath(name), name)
@@ -53,7 +53,7 @@ def distinct(names: list[str], left_out: LeftOut) -> list[str]:
 
 
 def listed_paths(lines: Iterable[str], where: str, left_out: LeftOut, folder: str = "") -> Iterator[str]:
-    """The paths that the lines of a list name, relative to `folder`, without what systems leave among photos.
+    """The paths in the lines of a list, relative to `folder`, without files that operating systems add.
 
     Raises DataError for a line that is a folder, a pattern, or more than a path.
     """
@@ -86,7 +86,7 @@ def check_line(line: str, place: str, folder: str) -> None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names that a shell makes of `a-{08..10}.tar` or `{a,b}.tar`; zeros in front are kept."""
+    """Expand braces as a shell does: `a-{08..10}.tar` or `{a,b}.tar`; leading zeros are kept."""
     if not (match := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
         return [pattern]
     first, last, listed = match.groups()
@@ -99,7 +99,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def expanded(patterns: Sequence[str]) -> list[str]:
-    """Files by their paths or brace patterns; a file of that very name wins. Raises DataError."""
+    """Expand brace patterns to paths, unless a file of that very name exists. Raises DataError for missing files."""
     paths = [path for one in patterns for path in ([one] if os.path.exists(one) else expand_braces(one))]
     if not paths:
         raise DataError(f"no images in {', '.join(patterns)}: the pattern stands for no file")

@@ -1,4 +1,4 @@
-"""Memory that this process may take, and arrays for pixels."""
+"""Memory that this process may use, and arrays for pixels."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from selfie_cli.errors import DataError
 
 
 def available_memory() -> int:
-    """Return the bytes this process may still take: free on this machine, within the limits of its control groups."""
+    """Return the bytes this process may still use: free on this machine, within the limits of its control groups."""
     found = list(_control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
@@ -43,7 +43,7 @@ def share_of_memory() -> int:
 
 
 def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    """Allocate uint8 in memory as far as `share_of_memory` allows, else in a temporary file without a name."""
+    """Allocate uint8 in memory within `share_of_memory`, else in an unnamed temporary file, or raise DataError."""
     needed, memory = math.prod(shape), share_of_memory()
     if needed <= memory:
         return np.empty(shape, np.uint8)
@@ -61,7 +61,7 @@ def allocate(shape: tuple[int, int, int, int]) -> NDArray[np.uint8]:
 
 
 def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
-    """Yield what is left of each memory limit, of control groups version 1 or 2. Page cache counts as free."""
+    """Yield the free bytes within each memory limit of control groups, version 1 or 2. Page cache counts as free."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -73,7 +73,7 @@ def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         root = mount / controllers
         group = root / name.lstrip("/")
-        # A container sees its own group as the root, whatever the name says: the root is read as well.
+        # A container sees its own group as the root, under any name: so the root is read as well.
         for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(root))]:
             try:
                 limit, used = ((folder / file).read_text().strip() for file in files)

@@ -1,4 +1,4 @@
-"""Known data sets by name: a table of them, and torchvision's readers, whose downloads arrive whole or not at all."""
+"""Named data sets: a table of them, and torchvision's readers, whose downloads are made complete or not at all."""
 
 import contextlib
 import fcntl
@@ -61,10 +61,10 @@ NAMED = {
 
 
 def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:
-    """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is not there.
+    """The part `part` of a named set (`train` if it has none of that name), downloaded first if it is missing.
 
     Raises:
-        DataError: if it is not there and `offline`, or cannot be downloaded.
+        DataError: if it is missing and `offline`, or cannot be downloaded.
     """
     part = part if part in NAMED[name].parts else "train"
     dataset = _reader(name, part, data_root, offline, talk)
@@ -72,8 +72,8 @@ def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Ta
     def first(*attributes: str) -> Any:
         return next((value for each in attributes if (value := getattr(dataset, each, None)) is not None), None)
 
-    # Its items are not asked for: reading the files ourselves is parallel, decodes JPEGs at reduced scale and keeps to
-    # our list of formats.
+    # The reader's own items are not used: our own reading is parallel, decodes JPEGs at reduced scale and keeps to our
+    # list of formats.
     if samples := first("samples", "_samples"):
         paths, labels = zip(*samples, strict=True)
     else:
@@ -88,7 +88,7 @@ def read_named(name: str, part: str, *, data_root: Path, offline: bool, talk: Ta
 
 
 def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) -> Any:
-    """torchvision's data set of that part, downloaded if it is not there."""
+    """torchvision's data set of that part, downloaded if it is missing."""
     known = NAMED[name]
     reader = getattr(importlib.import_module("torchvision.datasets"), known.reader)
     legacy = data_root / known.reader / "processed"
@@ -96,7 +96,7 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
         raise DataError(f"{legacy} holds pickled files of an old torchvision: remove it")
 
     def there() -> Any:
-        with contextlib.suppress(RuntimeError, OSError):  # torchvision's way to say that it is not there
+        with contextlib.suppress(RuntimeError, OSError):  # torchvision raises these if it is missing
             return reader(str(data_root), download=False, **known.parts[part])
 
     if (dataset := there()) is not None:
@@ -109,7 +109,7 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
     talk.say(f"downloading {name} ({known.size}) from {known.host} to {data_root}")
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        with (data_root / ".lock").open("ab") as lock:  # closing it lets go
+        with (data_root / ".lock").open("ab") as lock:  # closing it unlocks
             with contextlib.suppress(OSError):  # a disk without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if there() is None:  # else another process has downloaded it
@@ -120,7 +120,7 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
 
 
 def _download(reader: Any, place: Path, talk: Talk) -> None:
-    """Download into a folder of its own first: torchvision takes a half-extracted one for the whole."""
+    """Download into a temporary folder first: torchvision takes a half-extracted data set for a complete one."""
     folder = temporary_beside(place)
     folder.mkdir()
     try:
@@ -133,7 +133,7 @@ def _download(reader: Any, place: Path, talk: Talk) -> None:
 
 
 def put(entry: Path, place: Path, talk: Talk) -> None:
-    """Move `entry` to its place. A folder there is kept beside it under another name: it may be the user's."""
+    """Move `entry` to `place`. A folder at `place` is renamed, not removed: it may be the user's."""
     if place.is_dir():
         aside = place.with_name(f"{place.name}-old-{time.strftime('%Y%m%d-%H%M%S')}")
         os.rename(place, aside)
@@ -143,9 +143,9 @@ def put(entry: Path, place: Path, talk: Talk) -> None:
 
 @contextlib.contextmanager
 def nothing_outside() -> Iterator[None]:
-    """Within, an archive whose members or links lead out of the folder that it is unpacked to raises tarfile.TarError.
+    """Make tarfile raise TarError for archives with members or links outside of their target folder.
 
-    zipfile always keeps inside, tarfile if it is told to, and not every torchvision tells it. Raises DataError.
+    zipfile is safe; tarfile needs a filter, which not every torchvision sets. Raises DataError if Python lacks it.
     """
     if not hasattr(tarfile, "data_filter"):
         raise DataError("this Python cannot unpack archives safely: update it to 3.11.4 or later, or unpack by hand")
@@ -156,7 +156,7 @@ def nothing_outside() -> Iterator[None]:
 
 
 def _channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[N, H, W] grey, [N, 3, H, W] or [N, H, W, 3] as [N, H, W, 3]; a view."""
+    """View [N, H, W] grey, [N, 3, H, W] or [N, H, W, 3] as [N, H, W, 3]."""
     if pixels.ndim == 3:
         return np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
     return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels

@@ -1,4 +1,4 @@
-"""Files of many images, tar shards and parquet files: opened, counted, and told apart by the parts in their names."""
+"""Tar shards and parquet files of many images: opened, counted, and grouped by the parts in their names."""
 
 import contextlib
 import functools
@@ -27,7 +27,7 @@ NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
 
 
 def packed_as(one: str) -> str:
-    """'.tar', '.parquet', or '' for what is no file of many images."""
+    """'.tar' or '.parquet', or '' for anything else."""
     suffix = os.path.splitext(one)[1].lower()
     return suffix if suffix in PACKED and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
 
@@ -44,7 +44,7 @@ def pack(paths: Sequence[str]) -> PackedSource:
 def num_images(paths: Sequence[str], pictures: Source) -> int:
     """Number of images in parquet files or tar shards, to compare with that of the pictures beside them.
 
-    Without pyarrow, parquet files that are smaller than the pictures count as one image: vectors, say, or labels.
+    Without pyarrow, parquet files smaller than the pictures count as one image: they may hold vectors or labels.
 
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
@@ -73,18 +73,18 @@ def packed_set(
     config: str | None = None,
     pinned: Mapping[str, str] = MappingProxyType({}),
 ) -> DataSet:
-    """The data set in `files`, by the parts that their names tell: train, and validation, test or both; else "all".
+    """Group `files` into a data set by the parts in their names: train, and validation, test or both; else "all".
 
-    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. What lies above is a configuration, a data
-    set of its own: `config` names one, as the path of its folder, "default" for the top and for data/. `paths_of` gives
-    the paths of the files of a part when it is opened.
+    `train-00000-of-00002.parquet` and `train/0000.parquet` belong to train. The folder above is a configuration, a data
+    set of its own. `config` names one by the path of its folder; "default" is the top folder and data/. `paths_of`
+    returns the paths of a part's files when the part is opened.
 
     Raises DataError, which ends in `hint`, if there are several configurations.
     """
     configs: dict[str, dict[str, list[str]]] = {}
     for file in files:
         *folders, base = file.split("/")
-        inside = folders[-1].removeprefix("partial-") if folders else ""  # so the Hub calls a part of a large set
+        inside = folders[-1].removeprefix("partial-") if folders else ""  # the Hub's name if only a part is converted
         part_inside = part_of(inside, is_folder=True)
         part = part_inside or part_of(base, is_folder=False) or ""
         folders = folders[:-1] if part_inside else folders
@@ -114,12 +114,12 @@ def packed_set(
 
 
 def by_name(paths: Iterable[str], folder: str) -> dict[str, str]:
-    """The paths of files by their names below `folder`."""
+    """Paths by their names relative to `folder`."""
     return {os.path.relpath(path, folder): path for path in paths}
 
 
 def check_numbers(files: Iterable[str], where: str) -> None:
-    """Raise DataError if of `train-00000-of-00002.parquet` and the like not all are there."""
+    """Raise DataError if numbered files such as `train-00000-of-00002.parquet` are incomplete."""
     numbered = map(NUMBERED.fullmatch, files)
     for (head, count, suffix), there in Counter(match.groups() for match in numbered if match).items():
         if there != int(count):

@@ -17,28 +17,28 @@ from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError, one_line
 
 STREAMS = 16
-"""Largest number of row groups that are read at a time: each holds an open file."""
+"""Largest number of row groups that are read at the same time: each holds an open file."""
 COPIES = 8
-"""Largest number of copies of a row group's contents in memory while it is read: some 1 GB took 8."""
+"""Largest number of copies of a row group's contents in memory while it is read: one of about 1 GB took 8."""
 
 
 class Parquet(Packed):
     """The rows of parquet files, named `file.parquet/row-000123`.
 
-    An image column holds bytes, or a structure of bytes and path. Only the files' footers are read at once.
+    An image column holds bytes, or a structure of bytes and path. At first, only the files' footers are read.
 
-    A row group is read from its beginning, as its pages say nowhere how many rows they hold. So images are read in
-    blocks, as large as 32 of them may be in memory (`blocks.MOST`), and reading goes on where a block follows another.
+    A row group must be read from its beginning, as its pages do not say how many rows they hold. So images are read in
+    blocks, as large as `blocks.MOST` allows for 32 of them, and a block continues the stream of the one before it.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        """Raise DataError if a file is no parquet file, or has not one column of images; UsageError without pyarrow."""
+        """Raise DataError unless each file is parquet with one column of images; UsageError without pyarrow."""
         need_pyarrow()
         super().__init__()
         self.paths = list(paths)
         self.columns: list[str] = []
         self._metadata: list[Any] = []
-        self._groups: list[tuple[int, int]] = []  # of all files: which file, and which in it
+        self._groups: list[tuple[int, int]] = []  # of all files: numbers of file and group
         sizes: list[int] = []
         num_bytes, largest = 0, 1
         for number, path in enumerate(self.paths):
@@ -49,7 +49,7 @@ class Parquet(Packed):
                     group = file.metadata.row_group(each)
                     self._groups.append((number, each))
                     sizes.append(group.num_rows)
-                    # Of all columns: asked about one of them, pyarrow aborts the process where a file is spoiled.
+                    # Of all columns: for one column of a damaged file, pyarrow would abort the process.
                     there = max(0, group.total_byte_size)
                     num_bytes, largest = num_bytes + there, max(largest, there)
             if sum(sizes) != sum(one.num_rows for one in self._metadata):
@@ -109,7 +109,7 @@ class Parquet(Packed):
         return found
 
     def _cells(self, number: int, group: int, first: int) -> Iterator[Any]:
-        """The bytes in a row group from row `first` on, None where there are none; reads some MB at a time."""
+        """Yield the images' bytes in a row group from row `first` on, None for empty cells; reads some MB at a time."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -123,7 +123,7 @@ class Parquet(Packed):
                 first = max(0, first - len(batch))
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
-        """Raises DataError if the files have not one column of labels, or name different classes."""
+        """Raises DataError if a file has not one column of labels, or files name different classes."""
         import pyarrow as pa
 
         texts: list[str | None] = []
@@ -155,7 +155,7 @@ def opened(path: str) -> Iterator[Any]:
         file = pq.ParquetFile(path)
         with file:
             yield file
-    except (OSError, UnicodeError, pa.ArrowException) as error:  # names in it may be no text
+    except (OSError, UnicodeError, pa.ArrowException) as error:  # its names may be invalid text
         raise unreadable(path, "a parquet file", error) from None
 
 
@@ -185,7 +185,7 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
 
 
 def class_labels(schema: Any) -> dict[str, list[str] | None]:
-    """The columns that the library `datasets` has noted as ClassLabel, and the names of their classes."""
+    """The columns that the library `datasets` marks as ClassLabel, with the names of their classes."""
     try:
         noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         kinds = {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
@@ -199,7 +199,7 @@ def class_labels(schema: Any) -> dict[str, list[str] | None]:
 
 
 def only_one(found: list[str], usual: Sequence[str], what: str, path: str, schema: Any) -> str:
-    """The first usual name among those found, else the only one. Raises DataError if there is no telling."""
+    """The first usual name among those found, else the only one. Raises DataError if there is neither."""
     named = [each for each in usual if each in found]
     if named or len(found) == 1:
         return (named or found)[0]
@@ -226,6 +226,6 @@ def has_pyarrow() -> bool:
 
 
 def need_pyarrow() -> None:
-    """Raise UsageError if there is none."""
+    """Raise UsageError if pyarrow is not installed."""
     if not has_pyarrow():
         raise UsageError("parquet needs pyarrow: pip install 'selfie-cli[parquet]'")

@@ -35,9 +35,9 @@ SMALL = 10**9
 class Pixels(ABC):
     """Decoded images of a source.
 
-    block: how many neighbours should be asked for together (see `batches.SampleOrder`), 1 if it does not matter; it
-    depends on the source alone. decoding_epochs: in how many epochs `take` decodes images. unreadable: positions in the
-    source of images that cannot be read, and why.
+    block: number of consecutive images that are best requested together (see `batches.SampleOrder`), 1 if it does not
+    matter; it depends only on the source. decoding_epochs: number of epochs in which `take` decodes images. unreadable:
+    positions in the source of images that cannot be read, and why.
     """
 
     block: int = 1
@@ -56,8 +56,8 @@ class Pixels(ABC):
 
     @abstractmethod
     def take(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices`, int64 [B], as a new uint8 tensor [B, S, S, 3]. Raise DataError if more
-        images turn out to be unreadable than may be."""
+        """Return the images at `indices`, int64 [B], as a new uint8 tensor [B, S, S, 3]. Raise DataError if too many
+        images turn out to be unreadable."""
 
     @abstractmethod
     def marks(self) -> Marks:
@@ -65,18 +65,18 @@ class Pixels(ABC):
 
     @abstractmethod
     def in_memory(self) -> "InMemory":
-        """Return all readable images at once, and close these pixels."""
+        """Decode all readable images into memory, and close these pixels."""
 
     def to(self, device: torch.device) -> "Pixels":
-        """Move pixels that are in memory to `device`, where `take` then runs; decode others into page-locked memory if
-        it is a GPU, which copies from there while it computes."""
+        """Move in-memory pixels to `device`, where `take` then runs. For a GPU, decode others into page-locked memory,
+        so that it can compute while they are copied."""
         return self
 
     def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:  # noqa: B027
-        """Restore what `marks()` and `bad` were when an earlier part of this run ended."""
+        """Restore `marks()` and `bad` as they were when an earlier part of this run ended."""
 
     def close(self) -> None:  # noqa: B027
-        """Stop the threads, and let go of the cache."""
+        """Stop the threads, and unlock the cache."""
 
 
 class InMemory(Pixels):
@@ -107,10 +107,10 @@ class InMemory(Pixels):
 
 
 class OnDemand(Pixels):
-    """All images of a source, decoded when they are first asked for and kept in a cache as far as there is room.
+    """All images of a source, decoded on first use and cached as far as there is room.
 
-    An unreadable image is replaced by the next readable one that is not in the batch, so that there are as many rows as
-    images. `take` may be called by one thread at a time.
+    An unreadable image is replaced by the next readable one that is not in the batch, so that batches stay complete.
+    Only one thread at a time may call `take`.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class OnDemand(Pixels):
     def recall(self, *, marks: Marks | None, bad: Iterable[BadFile]) -> None:
         self._earlier = [] if marks is None else [marks]
         reasons = {one.name: one.reason for one in bad}
-        if reasons:  # looks at every name
+        if reasons:  # this reads every name
             self._found({index: reasons[name] for index, name in enumerate(self.source.names) if name in reasons})
 
     def in_memory(self) -> InMemory:
@@ -226,15 +226,15 @@ def open_pixels(
     limit_gb: float | None = None,
     interpolation: str = "bicubic",
 ) -> Pixels:
-    """Open the images of `source`: decoded now if they are few (see SMALL), else when they are asked for.
+    """Open the images of `source`: decoded now if they are few (see SMALL), else on demand.
 
     Args:
         size, workers, max_bad, interpolation: see `read_pixels`.
         folder: the cache of decoded images; see `cache.cache_folder`.
-        limit_gb: how much all sets in `folder` may take; 0 keeps nothing; see `cache.MOST` if None.
+        limit_gb: how much all entries in `folder` may take; 0 disables the cache; None for the default, `cache.MOST`.
 
     Raises:
-        DataError: if there are no images; as `read_pixels` does if they are few, else `take` raises it.
+        DataError: if there are no images. If too many are unreadable, it is raised here for few images, else by `take`.
     """
     how: dict[str, Any] = {"size": size, "interpolation": interpolation, "talk": talk}
     if is_small(source, size):
@@ -244,8 +244,8 @@ def open_pixels(
 
 
 def is_small(source: Source, size: int) -> bool:
-    """Return whether pixels are few, or decoded already: then they are in memory, and pretraining moves them to its
-    GPU. The largest named set, STL-10, has 2.9 GB."""
+    """Return whether pixels are few, or decoded already. They are then kept in memory, and pretraining moves them to
+    its GPU. The largest named set, STL-10, has 2.9 GB."""
     whole = source.source if isinstance(source, Subset) else source
     return isinstance(whole, Array) or len(source) * size * size * 3 <= SMALL
 
@@ -282,7 +282,7 @@ def load_all(
     max_bad: float | None,
     talk: Talk,
 ) -> InMemory:
-    """Load every image of `source` into memory. `load` fills rows of pixels, and gives the unreadable images."""
+    """Load every image of `source` into memory. `load` fills rows of pixels, and returns the unreadable images."""
     if not len(source):
         raise DataError("no images to read")
     pixels = allocate((len(source), size, size, 3))

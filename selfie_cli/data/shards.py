@@ -16,7 +16,7 @@ from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, UnreadableImage
 
 GAP = 2**22
-"""Bytes between two images of a shard that are read over rather than skipped: a disk finds a place as fast."""
+"""Largest gap between two images of a shard, in bytes, that is read over: a seek takes a disk as long."""
 DAMAGE = (OSError, tarfile.TarError, ValueError, LookupError, ArithmeticError, MemoryError, RecursionError)
 """Errors that tarfile raises on damaged files and files of other kinds."""
 MOST_OF_HEADER = 2**20
@@ -41,7 +41,7 @@ class Shards(Packed, Tree):
         self.where = np.frombuffer(where, np.int64).reshape(-1, 3)  # [N, 3]: shard, first byte, bytes
 
     def _index(self, where: "array[int]") -> Iterator[str]:
-        """Yield the names of the images; extend `where` and `texts` on the way."""
+        """Yield the names of the images, and extend `where` and `texts`."""
         for shard, path in enumerate(self.paths):
             images, texts = self._members(path)
             self.has_texts |= bool(texts)
@@ -51,10 +51,10 @@ class Shards(Packed, Tree):
                 yield f"{path}/{name}"
 
     def _labelled(self, path: str, images: Iterable[str], texts: dict[str, str]) -> Iterator[tuple[str, str | None]]:
-        """Each image with the label of its own stem, else of its key, the name up to the first dot.
+        """Yield each image with the label of its own stem, or else of its key, the name up to the first dot.
 
-        An image without a `.cls` of its own, beside one of the same key that has one, is left out: a mask, say. Raises
-        DataError where a key has two labels.
+        An image without its own `.cls` is left out if another one of the same key has one: it may be a mask. Raises
+        DataError if a key has two labels.
         """
         of_key: dict[str, set[str]] = defaultdict(set)
         for stem, text in texts.items():
@@ -73,7 +73,7 @@ class Shards(Packed, Tree):
                 yield name, label_of(found[0]) if found else None
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
-        """The class of each image by `.cls` members or else by folders, as of `Tree`."""
+        """The class of each image, by `.cls` members if there are any, else by folders as in `Tree`."""
         return Source.labels(self) if self.has_texts else super().labels()
 
     def keys(self) -> list[str]:
@@ -81,8 +81,8 @@ class Shards(Packed, Tree):
         return [f"{os.path.basename(path)}/{_key(member)}" for path, member in self._by_path()]
 
     def folders(self) -> Iterator[str]:
-        """The folder of each image in its shard, below the one that all images share."""
-        # As if unpacked at the root: a name that leads out with .. is no class.
+        """The folder of each image in its shard, relative to the folder that all images share."""
+        # Resolve paths as if unpacked at the root, so that .. in a name does not become a class.
         folders = [os.path.normpath("/" + os.path.dirname(member)).lstrip("/") for _, member in self._by_path()]
         start = len(os.path.join(os.path.commonpath(set(folders)), "")) if folders and "" not in folders else 0
         return (folder[start:] for folder in folders)
@@ -92,14 +92,14 @@ class Shards(Packed, Tree):
             yield self.paths[shard], name[len(self.paths[shard]) + 1 :]
 
     def read(self, first: int, end: int) -> list[bytes]:
-        """The bytes of images, by one sequential read of each shard they lie in, and one more after each GAP."""
+        """Read the bytes of images: one sequential read per shard, and another one after each gap of more than GAP."""
         found: list[bytes] = []
         shards, starts, sizes = self.where[first:end].T
         apart = (np.diff(shards) != 0) | (starts[1:] - (starts + sizes)[:-1] > GAP)
         for members in np.split(self.where[first:end], np.flatnonzero(apart) + 1):
             path, start, end_of_last = self.paths[members[0, 0]], int(members[0, 1]), int(members[-1, 1:].sum())
             try:
-                with open(path, "rb") as file:  # buffered: it reads on where the system has read less than asked for
+                with open(path, "rb") as file:  # buffered: it continues after a short read
                     file.seek(start)
                     data = memoryview(file.read(end_of_last - start))
             except OSError as error:
@@ -121,12 +121,12 @@ class Shards(Packed, Tree):
             ):
                 size = os.fstat(file.fileno()).st_size
                 while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep every header it has read
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                     if member.size < 0 or (member.isreg() and member.offset_data + member.size > size):
                         raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes, and the shard {size}")
                     kind = "" if member.isdir() else self._kind(member)
                     if kind == "image":
-                        if images.pop(member.name, None):  # as in an extracted tar, the last one counts
+                        if images.pop(member.name, None):  # the last one counts, as when extracting
                             self.left_out.add("repeated")
                         images[member.name] = member.offset_data, member.size
                     elif kind == "label" and (content := tar.extractfile(member)) is not None:
@@ -140,7 +140,7 @@ class Shards(Packed, Tree):
         return images, texts
 
     def _kind(self, member: tarfile.TarInfo) -> str:
-        """'image', 'label', or another kind; notes what is left out of a folder as well."""
+        """'image', 'label', or a kind as in `kind_of`; notes members that are left out."""
         *folders, name = ["", *(part for part in member.name.split("/") if part not in ("", ".", ".."))]
         kind = kind_of(name, is_folder=False)
         if kind == "image":
@@ -159,7 +159,7 @@ def _key(member: str) -> str:
 
 
 class _Headers(io.BufferedReader):
-    """A shard for tarfile, which trusts a header on the number of bytes of its extension."""
+    """A shard file that limits the size of headers: tarfile itself believes any size that a header states."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MOST_OF_HEADER:

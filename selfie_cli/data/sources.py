@@ -1,4 +1,4 @@
-"""Sources of images: files, pixels in memory, files of many images; joined and chosen from. Folders: `folders`."""
+"""Sources of images: files, arrays, files of many images; joined sources and subsets. Folders are in `folders`."""
 
 import bisect
 import contextlib
@@ -23,14 +23,11 @@ from selfie_cli.talk import Talk
 
 
 class Source(ABC):
-    """Images in a fixed order, each with the name by which its user knows it.
+    """Images in a fixed order, each with a name that users know it by. Methods may be called from several threads.
 
-    Its methods may be called from several threads.
-
-    block: number of neighbours that are best read together, 1 if it does not matter. in_files: whether each image is a
-    file. pinned: for names whose meaning may change, a name that always means these images. left_out: what lies among
-    the images and is not taken. no_labels: what to say where labels are needed and there are none. texts, classes: see
-    `labels`.
+    block: number of consecutive images that are best read together, 1 if it does not matter. in_files: whether each
+    image is a file. pinned: for names whose meaning may change, names that always mean these images. left_out: files
+    and images that are not read. no_labels: the message if labels are needed and missing. texts, classes: see `labels`.
     """
 
     block: int = 1
@@ -48,20 +45,20 @@ class Source(ABC):
         return len(self.names)
 
     def open(self, index: int) -> Image.Image:
-        """An image whose header is read, to be decoded and closed by the caller. Raises UnreadableImage."""
+        """Open an image: its header is read, and the caller decodes and closes it. Raises UnreadableImage."""
         return open_image(io.BytesIO(self.contents(index)))
 
     @abstractmethod
     def contents(self, index: int) -> bytes:
-        """The bytes that an image is decoded from. Raises UnreadableImage."""
+        """The bytes of an encoded image. Raises UnreadableImage."""
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
-        """The class of each image, "" outside the folders of classes, None where there is none; and all classes in
-        their order, if the data name them."""
+        """The class of each image ("" outside the class folders, None without a label), and all classes in order, if
+        the data name them."""
         return self.texts or [None] * len(self), self.classes
 
     def keys(self) -> list[str]:
-        """The names by which the hash split knows the images, wherever the data set lies: file or row, and folder."""
+        """Names for the hash split that do not depend on where the data set is: folder, and file or row."""
         return ["/".join(name.split("/")[-2:]) for name in self.names]
 
     def sizes(self) -> Labels:
@@ -83,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def versions(self) -> Iterator[bytes]:
-        """For each file that holds images, bytes that change when the file does. May take a while."""
+        """Yield, for each file that holds images, bytes that change when the file does. May take a while."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +93,13 @@ class Labelled:
 
 
 class Packed(Source):
-    """Many images in each of some files."""
+    """Images in packed files: tar shards or parquet files of many images."""
 
     paths: Sequence[str]
 
     @abstractmethod
     def read(self, first: int, end: int) -> Sequence[bytes | UnreadableImage]:
-        """The bytes of the images from `first` up to `end`, or why there are none. Raises UnreadableImage."""
+        """The bytes of images `first` .. `end` - 1, or the error of each. Raises UnreadableImage if a file fails."""
 
     def contents(self, index: int) -> bytes:
         return checked(self.read(index, index + 1)[0])
@@ -112,14 +109,14 @@ class Packed(Source):
 
 
 def checked(data: bytes | UnreadableImage) -> bytes:
-    """Raise UnreadableImage in place of returning one."""
+    """Return the bytes, or raise the UnreadableImage."""
     if isinstance(data, UnreadableImage):
         raise UnreadableImage(str(data))
     return data
 
 
 def file_version(path: str) -> bytes:
-    """A file's size and time of change."""
+    """Size and modification time of a file."""
     try:
         known = os.stat(path)
     except (OSError, ValueError):  # it will turn out to be unreadable
@@ -231,15 +228,15 @@ class Subset(Source):
 
 
 def chosen(source: Source, indices: Labels) -> Source:
-    """The images at `indices`, ascending; `source` itself if these are all of it."""
+    """The images at `indices`, ascending; `source` itself if these are all images."""
     return source if len(indices) == len(source) else Subset(source, indices)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set by parts: "all", or "train" and "validation", "test" or both.
+    """A data set in parts: "all", or "train" and "validation", "test" or both.
 
-    parts: what each is called there, such as "valid/" for a folder. open: gives the images of a part.
+    parts: the name of each part in the data set, such as "valid/" for a folder. open: returns the images of a part.
     """
 
     name: str
@@ -249,7 +246,7 @@ class DataSet:
 
 
 def fingerprint(source: Source) -> str:
-    """16 hex digits over the number of images and their names below the folder that they share."""
+    """Hash the number of images and their names, relative to their common folder, to 16 hex digits."""
     digest = hashlib.sha256(f"{len(source)}\n".encode())
     for name in below_shared_folder(source.names):
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
@@ -257,7 +254,7 @@ def fingerprint(source: Source) -> str:
 
 
 def below_shared_folder(names: Sequence[str]) -> Iterator[str]:
-    """Yield the names from below the folder that all share."""
+    """Yield the names relative to their common folder."""
     folder = names[0][: names[0].rfind("/") + 1] if names else ""
     while not all(name.startswith(folder) for name in names):
         folder = folder[: folder.rfind("/", 0, -1) + 1]

@@ -1,4 +1,4 @@
-"""Fractions of the labels, and parts held out: the same on every machine and with every numpy."""
+"""Fractions of the labels, and held-out parts: the same on every machine and with every version of numpy."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
-HELD_OUT_SHARE = 0.2  # of the training labels, wherever something is chosen on them
+HELD_OUT_SHARE = 0.2  # of the training labels, to choose settings on
 
 
 def permutation(count: int, *key: int) -> Labels:
@@ -37,7 +37,7 @@ def _rounded(share: float, count: int) -> int:
 
 
 def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
-    """A stratified part of `labels`, int64 [N] and not negative: round(fraction * n) of each class, at least one.
+    """Choose a stratified part of `labels`, int64 [N], none negative: round(fraction * n) of each class, at least one.
 
     Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one.
     """
@@ -47,7 +47,7 @@ def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
-    """Part `labels`, int64 [N] and not negative, into sorted positions (kept, held), which together are 0 .. N-1.
+    """Split `labels`, int64 [N] and not negative, into sorted positions (kept, held), which together are 0 .. N-1.
 
     round(share * n) of each class is held; at least one stays on each side, but the only image of a class is kept.
     """
@@ -61,7 +61,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
 def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
     """The fold of each of `labels`, int64 [N] and not negative: 0 .. `num_folds` - 1, stratified.
 
-    The only image of a class is in no fold: -1.
+    The only image of a class has no fold and gets -1.
     """
     numbers = np.full(len(labels), -1)
     for members in _shuffled_classes(labels, seed, HELD_OUT):
@@ -71,10 +71,10 @@ def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
 
 
 def hash_test_part(names: Sequence[str], labels: Labels, group: Labels) -> NDArray[np.bool_]:
-    """A test part that depends on names and copies alone: of each class, the fifth of the smallest SHA-256.
+    """Choose a test part that depends only on names and copies: of each class, the fifth with the smallest SHA-256.
 
-    Copies of one image stay on one side. At least one of a class of two or more different images is in the test part,
-    and none of a class of one.
+    Copies of one image stay on one side. A class of two or more different images has at least one in the test part, a
+    class of one has none.
 
     Args:
         names: one per image, relative to the data set's folder, with forward slashes.

@@ -1,12 +1,12 @@
-"""A small labelled image set drawn from nothing: ten kinds of object, posed, textured and lit, among clutter.
+"""A small synthetic labelled image set: ten kinds of object, posed, textured and lit, among clutter.
 
-What makes the class is shape: how three parts, each a signed distance, stand to one another. Colour, texture, light,
-place, size, tilt, clutter and what stands in front are drawn independently of it, so that a network has to learn
-structure, and pictures without labels have much of it to teach.
+Only shape defines the class: how an object's three parts, each a signed distance, are arranged. Colour, texture, light,
+place, size, tilt, clutter and occlusion are drawn independently of the class. So a network has to learn structure, and
+unlabelled pictures have much of it to teach.
 
-Legend: n images a chunk, S pixels a side. The frame of a picture runs from -1 to 1, x to the right and
-y up; an object's own frame does the same and is turned, sheared and scaled into it. Distances are negative inside,
-and float32 like every field here. A field is `[n, S, S]`, a number for each image `[n, 1, 1]`.
+Legend: n images per chunk, S pixels per side. The frame of a picture runs from -1 to 1, x to the right and y up. An
+object's own frame does the same, and is turned, sheared and scaled into the picture's. Distances are negative inside. A
+field is float32 `[n, S, S]`, a number per image `[n, 1, 1]`.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ CHUNK = 100  # always drawn whole, so that an image depends on the seed and its 
 NUM_BEHIND = 4  # boxes, discs and bars behind the object; one more may stand in front
 
 
-# Signed distances, not all of them exact beyond a corner: an edge a pixel wide does not show it.
+# Signed distances. Some are inexact beyond corners, which does not show in edges one pixel wide.
 
 
 def _disc(x: Field, y: Field, radius: Number) -> Field:
@@ -30,14 +30,14 @@ def _disc(x: Field, y: Field, radius: Number) -> Field:
 
 
 def _box(x: Field, y: Field, width: Number, height: Number, corner: Number = 0.05) -> Field:
-    """A rectangle of half `width` and half `height` about the origin, rounded by `corner` (all of it: a disc)."""
+    """A rectangle of half sides `width` and `height` around the origin, with corners of radius `corner`."""
     across, along = abs(x) - (width - corner), abs(y) - (height - corner)
     outside: Field = np.sqrt(np.maximum(across, 0) ** 2 + np.maximum(along, 0) ** 2)
     return outside + np.minimum(np.maximum(across, along), 0) - corner
 
 
 def _trapezoid(x: Field, y: Field, low: Number, high: Number, bottom: Number, top: Number) -> Field:
-    """Between the heights `low` and `high`, of half width `bottom` there and `top` here; a zero makes a triangle."""
+    """A trapezoid from height `low`, with half width `bottom`, to `high`, with `top`; a zero makes a triangle."""
     slope = (top - bottom) / (high - low)
     side = (abs(x) - bottom - slope * (y - low)) / np.sqrt(1 + slope * slope)
     distance: Field = np.maximum(np.maximum(low - y, y - high), side)
@@ -50,8 +50,8 @@ def _cut(kept: Field, *removed: Field) -> Field:
     return kept
 
 
-# The objects. Each gives three parts, painted in this order, from coordinates in its own frame and four numbers an
-# image, uniform in -1..1, by which its proportions vary.
+# The objects. Each returns three parts, in the order of painting, from coordinates in its own frame and four numbers
+# per image, uniform in -1..1, that vary its proportions.
 
 
 def _boat(x: Field, y: Field, v: Field) -> Parts:
@@ -134,7 +134,7 @@ CLASSES: tuple[str, ...] = tuple(shape.__name__.removeprefix("_") for shape in _
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> Field:
-    """Numbers for every image, each ready to meet a field: `[*shape, n, 1, 1]`."""
+    """Random numbers for each image, in a shape that broadcasts to fields: `[*shape, n, 1, 1]`."""
     return rng.uniform(low, high, (*shape, CHUNK, 1, 1)).astype(np.float32)
 
 
@@ -150,7 +150,7 @@ def _cover(distance: Field, softness: Number) -> Field:
 
 
 def _noise(rng: np.random.Generator, size: int) -> Field:
-    """Value noise in about -1..1 `[n, S, S]`: random lattices of more and more cells a side, the finer the fainter."""
+    """Value noise in about -1..1 `[n, S, S]`: random lattices of 2 to 16 cells per side, the finer the fainter."""
     total = np.zeros((CHUNK, size, size), np.float32)
     for cells in (2, 4, 8, 16):
         lattice = rng.uniform(-1, 1, (CHUNK, cells + 1, cells + 1)).astype(np.float32)
@@ -171,14 +171,14 @@ def _pattern(rng: np.random.Generator, x: Field, y: Field, noise: Field) -> Fiel
 
 
 def _paint(picture: Field, colours: Field, pattern: Field, cover: Number) -> None:
-    """Lay two `colours` [2, 3, n, 1, 1], blended by `pattern`, over `picture` [3, n, S, S] where `cover` says."""
+    """Paint two `colours` [2, 3, n, 1, 1], blended by `pattern`, on `picture` [3, n, S, S] with opacity `cover`."""
     first, second = colours
     for channel, start, step in zip(picture, first, second - first, strict=True):
         channel += cover * (start + step * pattern - channel)
 
 
 def _clutter(rng: np.random.Generator, x: Field, y: Field, share: float) -> Field:
-    """The cover of a box, a disc or a bar anywhere, in this `share` of the images."""
+    """The cover of a box, a disc or a bar at a random place, in this `share` of the images."""
     x, y = _turned(x - _uniform(rng, -0.8, 0.8), y - _uniform(rng, -0.8, 0.8), _uniform(rng, 0, np.pi))
     width, height = _uniform(rng, 0.1, 0.45), _uniform(rng, 0.08, 0.3)
     corner = np.where(_uniform(rng, 0, 1) < 0.4, np.minimum(width, height), np.float32(0.03))
@@ -186,11 +186,11 @@ def _clutter(rng: np.random.Generator, x: Field, y: Field, share: float) -> Fiel
 
 
 def _draw_chunk(seed: int, chunk: int, size: int) -> NDArray[np.uint8]:
-    """The images chunk * CHUNK onward, `[n, S, S, 3]`; row i shows class i % 10. The order of the draws is the set."""
+    """Draw images chunk * CHUNK and on, `[n, S, S, 3]`; row i has class i % 10. The order of draws defines the set."""
     rng = np.random.default_rng([seed, chunk])
     pixel = 2 / size
     x: Field = (np.arange(size, dtype=np.float32) + 0.5) * pixel - 1
-    y: Field = -x[:, None]  # a row and a column: they become fields where they meet
+    y: Field = -x[:, None]  # a row and a column, which broadcast to fields
 
     picture: Field = np.zeros((3, CHUNK, size, size), np.float32)
     noise = _noise(rng, size)
@@ -203,9 +203,9 @@ def _draw_chunk(seed: int, chunk: int, size: int) -> NDArray[np.uint8]:
     # The object: from the picture's frame into its own, a little bent, sheared and squeezed; three distances.
     scale, squeeze = _uniform(rng, 0.55, 0.9), _uniform(rng, 0.85, 1.15)
     right, up = _uniform(rng, -0.25, 0.25, 2)
-    ox, oy = _turned(x - right, y - up, _uniform(rng, -0.7, 0.7), 1 / scale)  # 40 degrees: objects have an upright
+    ox, oy = _turned(x - right, y - up, _uniform(rng, -0.7, 0.7), 1 / scale)  # 40 degrees: objects stay upright
     ox, oy = squeeze * (ox + _uniform(rng, -0.2, 0.2) * oy), oy / squeeze
-    ox *= np.sign(_uniform(rng, -1, 1))  # left and right are the same to a class
+    ox *= np.sign(_uniform(rng, -1, 1))  # a mirrored object has the same class
     ox += 0.05 * np.sin(3 * oy + _uniform(rng, 0, 2 * np.pi))
     proportions = _uniform(rng, -1, 1, 4)
     parts = np.empty((3, CHUNK, size, size), np.float32)
@@ -215,8 +215,8 @@ def _draw_chunk(seed: int, chunk: int, size: int) -> NDArray[np.uint8]:
     parts *= scale
     whole = parts.min(axis=0)
 
-    # Light: the distance's slope stands in for the surface's normal, flat in the middle and steep at the rim. A step
-    # down the slope, away from the light, stands in for the distance seen from where the shadow falls.
+    # Light: the distance's slope approximates the surface's normal, flat in the middle and steep at the rim. A step
+    # down the slope, away from the light, approximates the distance as seen from the shadow.
     angle = _uniform(rng, 0, 2 * np.pi)
     downward, rightward = np.gradient(whole, pixel, axis=(1, 2))
     away = rightward * np.cos(angle) - downward * np.sin(angle)
@@ -228,20 +228,20 @@ def _draw_chunk(seed: int, chunk: int, size: int) -> NDArray[np.uint8]:
         _paint(picture, colours, _pattern(rng, ox, oy, noise), _cover(part, pixel))
     picture *= 1 - _uniform(rng, 0.15, 0.5) * shade
 
-    # In front, and the camera.
+    # Clutter in front, then the camera's contrast, brightness and noise.
     colours = ground + _uniform(rng, -0.25, 0.25, 2, 3)
     _paint(picture, colours, _pattern(rng, x, y, noise), _clutter(rng, x, y, 0.4))
     picture = (picture - 0.5) * _uniform(rng, 0.6, 1.1) + (0.5 + _uniform(rng, -0.1, 0.1))
-    picture += _uniform(rng, 0.0001, 0.0008) * rng.integers(-128, 128, picture.shape, np.int8)  # flat: cheap to draw
+    picture += _uniform(rng, 0.0001, 0.0008) * rng.integers(-128, 128, picture.shape, np.int8)  # uniform: cheap to draw
     return np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
 def draw(num_images: int, seed: int, size: int = 32) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images uint8 `[num_images, size, size, 3]` and labels int64 `[num_images]`, indices into CLASSES, in turn.
+    """Draw images, uint8 `[num_images, size, size, 3]`, and labels, int64 `[num_images]`, which cycle through CLASSES.
 
     Image i depends on `seed` and i only, and is the same scene at every `size`. A negative seed raises ValueError.
     """
-    np.empty(2**24, np.uint8)  # let go at once: from here on glibc keeps freed blocks of this size, twice as fast
+    np.empty(2**24, np.uint8)  # freed at once: from now on glibc keeps freed blocks of this size, twice as fast
     images = np.empty((num_images, size, size, 3), np.uint8)
     for start in range(0, num_images, CHUNK):
         images[start : start + CHUNK] = _draw_chunk(seed, start // CHUNK, size)[: num_images - start]

@@ -1,4 +1,4 @@
-"""Thread pools for decoding, beside threads that compute, and work on many images in chunks."""
+"""Thread pools that decode while other threads compute, and work on many images in chunks."""
 
 import contextlib
 import threading
@@ -21,15 +21,15 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
 
     Otherwise each would start one OpenMP thread per core, and they would wait for each other. `torch.set_num_threads`
     sets the number for the calling thread, and also the number that other threads take over at their first operation.
-    So all threads are started here, each takes over first and then sets its own, and the caller's is set again.
+    So all threads are started here: each takes over first and then sets its own, and the caller's is set again.
 
-    Raise UsageError where the system does not let so many threads be started.
+    Raise UsageError if the system does not allow so many threads.
     """
     num_caller = torch.get_num_threads()
     all_set = threading.Barrier(num_threads + 1)
 
     def set_up() -> None:
-        torch.get_num_threads()  # takes over the caller's number now, and not after it has been set
+        torch.get_num_threads()  # takes over the caller's number now, not later
         torch.set_num_threads(1)
         with contextlib.suppress(threading.BrokenBarrierError):
             all_set.wait()
@@ -63,8 +63,8 @@ def in_chunks(
 ) -> None:
     """Call `work` on each chunk of range(count) in `workers` threads, and `done` on its result in this one, in order.
 
-    `done` returns a note for the progress bar, which is called `what`. After an error or Ctrl-C, chunks that wait are
-    dropped, and the event that `work` is given tells those under way to end.
+    `done` returns a note for the progress bar, whose title is `what`. After an error or Ctrl-C, pending chunks are
+    cancelled, and the event that is passed to `work` tells running ones to end.
     """
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     pool, stop = thread_pool(workers, what), threading.Event()

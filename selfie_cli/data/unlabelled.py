@@ -19,13 +19,13 @@ from selfie_cli.talk import Talk
 
 
 def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk: Talk) -> Source:
-    """Every image of `data`, each of which is one of:
+    """Open every image of `data`, whose items are each one of:
 
-    a folder (its training part alone where it is parted), an image, a list (.txt, .lst: a path a line, relative to the
+    a folder (only its training part if it has parts), an image, a list (.txt, .lst: one path per line, relative to the
     list), a tar shard, a parquet file or a brace pattern of them (`train-{0000..0099}.tar`), the name of a known data
     set, or `hf://datasets/owner/name`.
 
-    Shards and parquet files that follow each other are one source. One line says what is left out.
+    Consecutive shards and parquet files form one source. One line reports what is left out.
 
     Raises:
         DataError: if one of them is missing, empty or cannot be downloaded; the message says what to do.
@@ -70,7 +70,7 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
 
 
 def place_of(name: str, data_root: Path) -> str:
-    """The path or address of images; "" for a named set that is not there as `<data_root>/<name>/{train,test}/`.
+    """The path or address of images; "" for a named set without a folder `<data_root>/<name>/{train,test}/`.
 
     Raises DataError if there is nothing of that name.
     """
@@ -102,7 +102,7 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
     counts = {suffix: num_images(paths, pictures) if pictures else len(paths) for suffix, paths in packed.items()}
     counts = {"": len(pictures)} | counts
-    taken = max(counts, key=lambda suffix: counts[suffix])  # pictures, if as many
+    taken = max(counts, key=lambda suffix: counts[suffix])  # if equal, the pictures
     for suffix in packed.keys() - {taken}:
         left_out.add("packed", f"*{suffix}", count=len(packed[suffix]) * (counts[suffix] > 0))
     if not counts[taken]:
@@ -131,7 +131,7 @@ def whole(source: Source, name: str = "") -> DataSet:
 
 
 def training_part(found: DataSet, where: str, talk: Talk) -> Source:
-    """The images that a data set does not keep for evaluation; says which parts it keeps."""
+    """The training images of a data set; reports which parts are kept for evaluation."""
     found = parted(found)
     others = [found.parts[part] for part in ("test", "validation") if part in found.parts]
     if others:

@@ -1,4 +1,4 @@
-"""Strongly augmented views for all methods on views, of a whole batch at once on its device.
+"""Strongly augmented views, for methods that compare views: of a whole batch at once on its device.
 
     B  images      S  stored side, s  network's side, both in pixels
 
@@ -88,7 +88,7 @@ class View:
 def draw_colours(num_images: int, generator: Generator, *, jitter: float, grayscale: float) -> tuple[Tensor, Tensor]:
     """Draw the colour jitter of each image: `colours` and `contrast` of `ViewDraws`, float32 [B, 3, 3] each.
 
-    Contrast is relative to the brightness that the image has when its turn comes. That is linear in the image's mean
+    Contrast is relative to the image's brightness at that point of the sequence. This is linear in the image's mean
     colour, which is not known here, so its contribution is kept as a matrix that is applied to the mean.
     """
     b = num_images
@@ -129,7 +129,7 @@ def draw_colours(num_images: int, generator: Generator, *, jitter: float, graysc
 def gaussian_blur(x: Tensor, sigmas: Tensor) -> Tensor:
     """Blur images [B, 3, s, s] by their own sigmas [B], in pixels; 0 leaves an image alone. Borders are reflected."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return blur_all(x, sigmas)  # to count those to blur, the CPU would wait for the GPU, and shapes would vary
+        return blur_all(x, sigmas)  # to count images to blur, the CPU would wait for the GPU, and shapes would vary
     rows = sigmas.nonzero().squeeze(1)
     return x.index_copy(0, rows, blur_all(x[rows], sigmas[rows])) if len(rows) else x
 
@@ -140,7 +140,7 @@ def blur_all(x: Tensor, sigmas: Tensor) -> Tensor:
     taps = torch.arange(-reach, reach + 1, device=x.device)
     weights = torch.exp(-(taps**2) / (2 * sigmas[:, None] ** 2).clamp(min=1e-6))
     weights = weights / weights.sum(dim=1, keepdim=True)  # [B, taps]
-    if torch.compiler.is_compiling():  # a sum of shifted images is fused with what stands around it
+    if torch.compiler.is_compiling():  # a sum of shifted images is fused with other operations
         for axis, padding in ((2, (0, 0, reach, reach)), (3, (reach, reach, 0, 0))):
             padded = F.pad(x, padding, mode="reflect")
             parts = (weights[:, tap, None, None, None] * padded.narrow(axis, tap, side) for tap in range(len(taps)))

@@ -23,7 +23,7 @@ def knn_predict(
     """Class scores of the test rows, float32 [M, C], each row summing to one.
 
     The k training rows of highest cosine similarity, all if there are fewer, vote for their class, each with the weight
-    exp(similarity / temperature). A row of zero norm has similarity 0 to all, and hears arbitrary neighbours.
+    exp(similarity / temperature). A row of zero norm has similarity 0 to all, and gets arbitrary neighbours.
 
     `train` [N, D] and `test` [M, D] are floats, `train_labels` [N] int64, all on one device. At most about `chunk`
     similarities (at least one test row's N) are in memory at a time. Raises DataError without training rows.
@@ -36,6 +36,6 @@ def knn_predict(
     for first in range(0, len(test), rows):
         part = slice(first, first + rows)
         similarity, neighbour = (test[part] @ train.T).topk(min(k, len(train)), dim=1)  # [m, N] -> [m, k]
-        # Softmax is exp(similarity / temperature) already divided by its sum, and overflows at no temperature.
+        # Softmax is exp(similarity / temperature) divided by its sum, and never overflows.
         scores[part].scatter_add_(1, train_labels[neighbour], (similarity / temperature).softmax(dim=1))  # [m, C]
     return scores

@@ -21,9 +21,9 @@ Array = NDArray[Any]
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 NUM_FOLDS = 5
 ENOUGH = 500
-"""Number of held-out rows that decide on a strength by themselves. With fewer, chance does."""
+"""Number of held-out rows that suffice to choose a strength. With fewer, chance would decide."""
 SMALL = 2**22
-"""Number of features below which one thread is as fast: several that share cores with others wait for each other."""
+"""Number of values in the features below which one thread is as fast: several on shared cores wait for each other."""
 ITERATIONS = 100
 NEVER = -1e4
 """The log probability of a class without training rows."""
@@ -45,7 +45,7 @@ class LinearProbe:
 def held_out_folds(labels: Tensor, seed: int) -> list[Tensor]:
     """Stratified fifths of `labels`, int64 [N], on which to choose a strength, as bool masks [N].
 
-    They are all five, for cross-validation, or the first alone where that has enough rows.
+    All five are returned, for cross-validation, or only the first if it has enough rows.
     """
     numbers = torch.from_numpy(fold_numbers(labels.numpy(), NUM_FOLDS, seed))
     folds = [numbers == each for each in range(NUM_FOLDS)]
@@ -63,15 +63,15 @@ def linear_probe(
     """Fit a probe to `features`, float [N, D], and `labels`, int64 [N], and choose the strength of its L2 penalty.
 
     The probe minimises the mean cross-entropy + strength / 2 * |weight|^2 on standardised features; the bias is not
-    penalised. A feature that is constant in training counts for nothing.
+    penalised. A feature that is constant in training is ignored.
 
-    True in a bool mask of `held_out` [N] marks rows that are held out at once, to choose the strength on them (see
-    `held_out_folds`): highest accuracy over all masks, then lowest cross-entropy. From the strongest penalty to the
-    weakest, until two in a row are no better than the best so far; the chosen strength is then fitted on all rows. With
-    nothing held out (one image per class), or one strength, there is no choice: the middle strength is taken. The
-    standardisation becomes part of the weights.
+    Each bool mask [N] of `held_out` has True for rows that are held out together, to choose the strength on them (see
+    `held_out_folds`): highest accuracy over all masks, then lowest cross-entropy. Strengths are tried in descending
+    order, until two in a row are no better than the best so far; the best is then fitted on all rows. With nothing held
+    out (one image per class), or only one strength, the middle strength is taken. The standardisation becomes part of
+    the weights.
 
-    Raises TrainingError where a feature is not finite.
+    Raises TrainingError if a feature is not finite.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
@@ -79,7 +79,7 @@ def linear_probe(
     std, mean = torch.std_mean(features.float(), dim=0, correction=0)  # [D]
     if not (std.isfinite().all() and mean.isfinite().all()):
         raise TrainingError("The features are not finite numbers: this network has diverged; use an earlier run.")
-    # Constant but for the last digit (1e-7 in float32; the batch's shape decides it): dividing would make it a feature.
+    # Dividing would blow up features that are constant up to rounding (1e-7 in float32; the batch's shape decides it).
     std = std.masked_fill(std <= 1e-6 * mean.abs(), torch.inf)
     x, y = ((features.float() - mean) / std).cpu().numpy(), labels.cpu().numpy()
     present = np.unique(y)

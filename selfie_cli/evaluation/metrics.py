@@ -14,7 +14,7 @@ from selfie_cli.errors import DataError, TrainingError
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
-    """The share of rows of `scores` [M, C] whose label, int64 [M], is among the k highest; 1 where k reaches C.
+    """The share of rows of `scores` [M, C] whose label, int64 [M], is among the k highest; 1 if k is C or more.
 
     Of equal scores the lower class comes first, as in argmax. Raises DataError without rows, TrainingError on NaN.
     """

@@ -14,17 +14,17 @@ BLOCK = 2**24
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors [N, D] scaled to length one, first by their largest number, as squares may overflow; none may be zero."""
+    """Scale vectors [N, D], none zero, to length one; first by their largest number, as squares may overflow."""
     scaled: NDArray[np.float32] = vectors / np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
     return scaled
 
 
 class Nearest:
-    """The k vectors of highest cosine to each query among all that were added, or all of them if they are fewer.
+    """The k added vectors of highest cosine to each query, or all if fewer were added.
 
-    cosines: float32 [M, k], descending. rows: int64 [M, k], counted over all that was added; of equal cosines the lower
-    row comes first.
+    cosines: float32 [M, k], descending. rows: int64 [M, k], positions among all added vectors; of equal cosines the
+    lower row comes first.
     """
 
     def __init__(self, queries: NDArray[np.float32], k: int) -> None:
@@ -35,7 +35,7 @@ class Nearest:
         self.num_seen = 0
 
     def add(self, vectors: NDArray[np.float32]) -> None:
-        """Search vectors [n, D] of any length but zero."""
+        """Add vectors [n, D] to the search; none may be zero."""
         keys = torch.from_numpy(unit(vectors)).T
         rows = torch.arange(self.num_seen, self.num_seen + len(vectors))
         self.num_seen += len(vectors)
@@ -55,11 +55,11 @@ class Nearest:
 def near_groups(
     vectors: NDArray[np.float32], same: NDArray[np.int64], threshold: float, advance: Callable[[int], None]
 ) -> list[NDArray[np.int64]]:
-    """Group rows that are joined, directly or through others. N (N - 1) / 2 products.
+    """Group rows that are joined, directly or through other rows. Takes N (N - 1) / 2 products.
 
     Args:
-        vectors: [N, D], of length one; rows are joined where the cosine is `threshold` or more.
-        same: int64 [N], for each row the first of those that it is joined with in any case, which may be itself.
+        vectors: [N, D], of length one; rows are joined if their cosine is `threshold` or more.
+        same: int64 [N], the first of the rows that each row is joined with in any case; it may be the row itself.
 
     Returns:
         The rows of each group of two or more, ascending; the largest group first.
@@ -72,13 +72,13 @@ def near_groups(
     while first < num_rows:
         end = min(num_rows, first + max(1, BLOCK // 8 // (num_rows - first)))  # each pair may be an edge of the graph
         near = every[first:end] @ every[first:].T >= threshold  # [n, N - first]
-        near &= torch.from_numpy(same[first:end, None] != same[first:])  # those joined already would take long
+        near &= torch.from_numpy(same[first:end, None] != same[first:])  # pairs joined already would take long
         rows, others = near.triu(1).nonzero().numpy().T + first
         if len(rows):
             ends = np.append(np.arange(num_rows), rows), np.append(same, others)
             graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), (num_rows, num_rows))
             group = connected_components(graph, directed=False)[1]
-            same = np.unique(group, return_index=True)[1][group]  # the first row of its group
+            same = np.unique(group, return_index=True)[1][group]  # the first row of each group
         first = end
         advance(first)
     order = np.argsort(same, kind="stable")

@@ -1,4 +1,4 @@
-"""Networks of runs, rebuilt from config and weights, and passes over pixels that are in memory."""
+"""Networks of runs, rebuilt from config and weights, and their results for pixels in memory."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ BATCH_NORM_IMAGES = 2048
 
 @dataclass(frozen=True)
 class Network:
-    """A network in evaluation mode. `features` names the vectors it gives: whole, patches, pooled or penultimate."""
+    """A network in evaluation mode. `features` names the vectors it returns: whole, patches, pooled or penultimate."""
 
     module: Pretrained | AnyClassifier
     image_size: int
@@ -51,7 +51,7 @@ class Network:
 
     @property
     def storage_size(self) -> int:
-        """S, the side of the pixels that it is given."""
+        """S, the side of the stored pixels that it takes."""
         return self.preprocessing.storage_size(self.image_size)
 
     @property
@@ -140,7 +140,7 @@ def build_method(derived: dict[str, Any]) -> Method:
 def describing(derived: dict[str, Any]) -> Iterator[None]:
     """Raise RunError if `derived` describes no network, or one of implausible size, or if building it fails.
 
-    Any error within is taken for the config's fault, unless memory runs out.
+    Any error in the context counts as an error in the config, unless memory runs out.
     """
     try:
         schema.check_network(derived)
@@ -152,7 +152,7 @@ def describing(derived: dict[str, Any]) -> Iterator[None]:
 
 
 def choose_features(derived: dict[str, Any], features: str | None) -> str:
-    """Raises UsageError if the network has no such features."""
+    """Return the features to compute. Raises UsageError if the network has no such features."""
     if features is not None and features not in get_args(config.Features):
         raise UsageError(f"no network has features {features!r}")
     if features is not None and not keeps_patches(derived):
@@ -176,7 +176,7 @@ def load_module(run: Run) -> Pretrained | AnyClassifier:
         # Only the patch network of two-view runs of version 1 is used.
         renamed = {name.replace("patch_network.", "encoder.", 1): tensor for name, tensor in weights.items()}
         weights = {name: tensor for name, tensor in renamed.items() if name.startswith("encoder.")}
-    with torch.device("meta"), WithoutInitialization():  # a hostile config cannot ask for memory
+    with torch.device("meta"), WithoutInitialization():  # a malicious config cannot allocate memory
         module = build(run.derived)
     if run.is_foreign and not isinstance(module, Method):
         weights = from_whole_network(weights, module)
@@ -206,7 +206,7 @@ def load_network(run: Run, *, features: str | None, device: torch.device) -> Net
 def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
     """Set the statistics of batch norms to their average over `forward` on some of `pixels`, uint8 [N, S, S, 3].
 
-    Batches are drawn from all images, which are often sorted by class. The mode, training or evaluation, stays.
+    Batches are drawn from all images, because these are often sorted by class. The module stays in its mode.
     """
     some = torch.from_numpy(permutation(len(pixels), 0)[:BATCH_NORM_IMAGES])
     device = next(module.parameters()).device
@@ -222,7 +222,7 @@ def images_at_once(device: torch.device, image_size: int) -> int:
 
 
 def vectors_of(network: Network, pixels: Tensor, *, batch_size: int, talk: Talk, what: str) -> Tensor:
-    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. Under autocast to bf16, in bf16."""
+    """Vectors of stored pixels, uint8 [N, S, S, 3]: float32 [N, D], on the CPU. Autocast to bf16 applies."""
     device = network.device
     coarse = torch.is_autocast_enabled(device.type)
     lean = network.lean(torch.get_autocast_dtype(device.type) if coarse else torch.float32)
@@ -238,7 +238,7 @@ def class_scores(network: Network, pixels: Tensor, batch_size: int = BATCH) -> T
 def in_batches(
     compute: Callable[[Tensor], Tensor], pixels: Tensor, device: torch.device, batch_size: int, talk: Talk, what: str
 ) -> Tensor:
-    """The result of `compute` for all images, [N, ...] on the CPU; each process of a job does a part of it."""
+    """The result of `compute` for all images, [N, ...] on the CPU; each process of a job computes a part of it."""
     here = group()
     shared = len(pixels) >= here.world
     mine = pixels.tensor_split(here.world)[here.rank] if shared else pixels
@@ -258,7 +258,7 @@ def save_network(run: Run, weights: dict[str, Tensor], derived: dict[str, Any]) 
 
 
 def check_classes(classes: list[str], known: list[str]) -> None:
-    """Raises DataError if the data set has classes that the network was not taught."""
+    """Raises DataError if the data set has classes that the network was not trained on."""
     if unknown := [name for name in classes if name not in known]:
         raise DataError(
             f"the network does not know {', '.join(unknown[:5])}: it was taught {', '.join(known[:5])}"

@@ -50,7 +50,7 @@ class Predictions:
 
 
 def check_out(name: str | None, suffixes: Sequence[str], *, overwrite: bool, json: bool) -> Path | None:
-    """--out as `check_file` has it; None where results go to stdout. Raises UsageError."""
+    """Check --out with `check_file`; None if results go to stdout. Raises UsageError."""
     if name is not None:
         return check_file(name, suffixes, overwrite=overwrite)
     if json:
@@ -59,9 +59,9 @@ def check_out(name: str | None, suffixes: Sequence[str], *, overwrite: bool, jso
 
 
 def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
-    """--out as a path, tried before the work begins.
+    """Check --out before the work begins, and return it as a path.
 
-    Raises UsageError for a name that no writer fits, a file that would be lost, or a folder that cannot be written to.
+    Raises UsageError for an unknown suffix, a file that would be overwritten, or a folder that cannot be written to.
     """
     out = Path(name)
     if out.is_dir():
@@ -77,7 +77,7 @@ def check_file(name: str, suffixes: Sequence[str], *, overwrite: bool) -> Path:
 
 
 def check_writable(out: Path) -> None:
-    """Make the folder of `out`. Raises UsageError if nothing can be written there."""
+    """Create the folder of `out`. Raises UsageError if nothing can be written there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
@@ -90,7 +90,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """A writer of rows with the same keys, as .csv or .jsonl. The file appears whole, at the end, or not at all."""
     with (
         replacing(followed(out)) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # names of any bytes
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # for names of any bytes
     ):
         table = csv.writer(file)
         begun = False

@@ -1,4 +1,4 @@
-"""Images through a network: named files in, one result per readable image out, in input order and a fit precision."""
+"""Images through a network: one result per readable file, in input order and at a suitable precision."""
 
 import contextlib
 import hashlib
@@ -48,11 +48,11 @@ SAME_DIRECTION = 0.999
 USABLE = 0.99
 """Cosine to the float32 vectors below which int8 gives a warning."""
 COMPILE_AFTER = 30.0
-"""Seconds of work on a CPU from which the time left is estimated."""
+"""Seconds of work on a CPU after which the remaining time is estimated."""
 LONG_JOB = 600.0
-"""Seconds left from which compiling pays: it takes 5 to 20 seconds and makes the rest 5 to 15 % shorter."""
+"""Remaining seconds from which compiling pays: it takes 5 to 20 seconds and makes the rest 5 to 15 % shorter."""
 MANY_IMAGES = 4096
-"""Number of images from which compiling is taken to pay on a GPU: an estimate, not yet measured."""
+"""Number of images from which compiling should pay on a GPU: an estimate, not measured yet."""
 
 
 def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tuple[list[str], LeftOut]:
@@ -93,7 +93,7 @@ def named_images(paths: Sequence[str], stdin: Iterable[str], talk: Talk) -> tupl
 
 
 class Result(NamedTuple):
-    """A readable image. vector: float32 [D]. width, height: of the upright image, in full, in pixels."""
+    """A readable image. vector: float32 [D]. width, height: of the upright image before resizing, in pixels."""
 
     name: str
     vector: NDArray[np.float32]
@@ -103,7 +103,7 @@ class Result(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Results of `num_images` consecutive images, in input order, and those of them that cannot be read."""
+    """Results of `num_images` consecutive images, in input order, and the unreadable ones among them."""
 
     num_images: int
     results: list[Result]
@@ -125,12 +125,12 @@ class Decoded(NamedTuple):
 class Stream:
     """Images through a network, as results in input order: enter it, iterate over it once, and leave it.
 
-    Each thread decodes a batch and takes it through the network by itself, so that no core waits for another, nor
-    computing for decoding. Several processes take batches in turn.
+    Each thread decodes a batch and runs the network on it, so that cores neither wait for each other nor for decoding.
+    Several processes take batches in turn.
 
-    what: the name of the job on the progress bar. precision: "auto" becomes the one that is chosen. workers,
-    batch_size: None for what suits the machine. in_parts: each of several processes gets the results of its own range
-    of the images, instead of all results. bad: after iteration, the images that cannot be read.
+    what: the title of the progress bar. precision: "auto" is replaced by the chosen one. workers, batch_size: None for
+    what suits the machine. in_parts: each of several processes gets only the results of its own range of images. bad:
+    after iteration, the images that cannot be read.
     """
 
     names: list[str]
@@ -148,7 +148,7 @@ class Stream:
         self.bad: list[BadFile] = []
         here, network = group(), self.network
         self.on_gpu = network.device.type == "cuda"
-        self.turn = threading.Lock() if self.on_gpu else contextlib.nullcontext()  # one batch after another to a GPU
+        self.turn = threading.Lock() if self.on_gpu else contextlib.nullcontext()  # a GPU takes one batch at a time
         images, num_threads = range(len(self.names)), self.workers or num_cores()
         most = -(-len(images) // (num_threads * here.world))
         self.at_once = min(self.batch_size or images_at_once(network.device, network.image_size), most)
@@ -165,13 +165,13 @@ class Stream:
         num_images = len(self.names)
 
         def first(count: int) -> Tensor:
-            """The first readable images on the network's device; a black one if there is none."""
+            """The readable images among the first `count`, on the network's device; a black one if there is none."""
             pixels, facts, _ = decode(self.names, range(min(count, num_images)), self.network, count)
             return pixels[: len(facts) or 1].to(self.network.device)
 
         with contextlib.ExitStack() as stack:
-            # A thread alone has all cores for its operations; threads side by side have one each. The network is
-            # prepared in one of them, too: how oneDNN lays out 8-bit weights depends on the number of cores.
+            # A single thread uses all cores for its operations, several threads use one core each. One of them also
+            # prepares the network, because oneDNN's layout of 8-bit weights depends on the number of cores.
             alone = self.num_threads == 1
             self.pool = ThreadPoolExecutor(1, self.what) if alone else thread_pool(self.num_threads, self.what)
             stack.callback(self.pool.shutdown, wait=True, cancel_futures=True)
@@ -213,7 +213,7 @@ class Stream:
             raise too_many(self.bad, num_images, 1)
 
     def parts(self) -> Iterator[Part]:
-        """Each batch's results, in order. At most two batches per thread are under way or wait: memory stays flat."""
+        """The results of each batch, in order. At most two batches per thread are pending: memory use stays flat."""
         waiting: deque[Future[Part]] = deque()
         for indices in self.batches:
             waiting.append(self.pool.submit(self.take, indices))
@@ -224,7 +224,7 @@ class Stream:
 
     @torch.inference_mode()
     def take(self, indices: range) -> Part:
-        """Decode the images at `indices` and take them through the network, padded to the shape of a full batch."""
+        """Decode the images at `indices` and run the network on them, padded to the shape of a full batch."""
         pixels, facts, bad = decode(self.names, indices, self.network, self.at_once)
         if not facts:
             return Part(len(indices), [], bad)
@@ -242,7 +242,7 @@ class Stream:
 
     @torch.inference_mode()
     def use_compiled(self) -> None:
-        """Go on with a compiled network; if torch.compile fails, with this one, and say why."""
+        """Switch to a compiled network; if torch.compile fails, keep this one and warn."""
         lean = self.network.lean(DTYPES[self.precision], compiled=True)
         side = self.network.storage_size
         try:
@@ -256,7 +256,7 @@ class Stream:
 
 
 def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch: int) -> Decoded:
-    """The images at `indices`, at most `batch`, as the network's stored pixels."""
+    """Decode the images at `indices`, at most `batch`, to the network's stored pixels."""
     side, interpolation = network.storage_size, network.preprocessing.interpolation
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
     decoded = Decoded(pixels, [], [])
@@ -267,7 +267,7 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
             with open_image(io.BytesIO(data)) as image:
                 stored = image.size
                 pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side, interpolation))
-                width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already
+                width, height = stored[::-1] if orientation(image) > 4 else stored  # a TIFF's size is upright already
                 content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
                 decoded.facts.append((index, width, height, content_hash))
         except UnreadableImage as error:
@@ -281,7 +281,7 @@ def with_precision(
     """The network prepared for inference, and the name of the precision it computes in.
 
     `asked` "auto" is bf16 if the hardware has it, the job is long enough, and the first images' vectors stay the same.
-    `first` gives the first readable images, as many as asked for at most, uint8 [N, S, S, 3].
+    `first(count)` returns at most `count` readable images, uint8 [N, S, S, 3].
 
     Raises UsageError for int8 on hardware that lacks it.
     """

@@ -29,14 +29,14 @@ Write = Callable[[Result], Any]
 FORMAT = 1
 KEY = "selfie"
 NETWORK = ("run", "from", "sha256", "features", "precision")
-"""Texts by which a parquet file describes the network that made it."""
+"""Text fields with which a parquet file describes the network that made it."""
 AT_LEAST = {".parquet": 1, ".npy": 4, ".jsonl": 4, ".csv": 2, ".safetensors": 4}
 """Suffixes of files of vectors, and the fewest bytes per number in each; parquet compresses them."""
 PARTS = "part-*.parquet"
 """Files in a folder of vectors, one per process that wrote them."""
 VALUES = 2**22
 ROWS = 2**13
-"""At most so many numbers (16 MB) and rows are written and read together; a row group of parquet has as many."""
+"""Largest number of values (16 MB) and of rows that are written or read together, and of a row group in parquet."""
 
 
 def as_row(result: Result) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def as_name(text: str) -> str:
 def vector_writer(out: Path, *, width: int, network: dict[str, Any]) -> Iterator[Write]:
     """A writer of results with vectors of `width` numbers. The file appears whole, at the end, or not at all.
 
-    Rows are written as they come: memory use does not grow with their number. Beside .npy and .safetensors, which hold
-    float32 [N, D], lies <out>.rows.jsonl with the path of each row. Only .parquet keeps the description of `network`.
+    Rows are written as they come: memory use does not grow with their number. A .npy or .safetensors file holds float32
+    [N, D], and <out>.rows.jsonl beside it the path of each row. Only .parquet keeps the description of `network`.
     """
     if out.suffix == ".parquet":
         with table_writer(out, width, network) as write:
@@ -82,7 +82,7 @@ def vector_writer(out: Path, *, width: int, network: dict[str, Any]) -> Iterator
 
 @contextlib.contextmanager
 def matrix_writer(out: Path, width: int) -> Iterator[Write]:
-    """Vectors behind a header of fixed length, which is written again when the number of rows is known."""
+    """A writer of vectors after a header of fixed length, which is rewritten when the number of rows is known."""
     height = 0
     header = HEADERS[out.suffix]
     with (
@@ -112,7 +112,7 @@ def npy_header(height: int, width: int) -> bytes:
 
 
 def safetensors_header(height: int, width: int) -> bytes:
-    """The length of the rest, then JSON, which may end in spaces: 128 bytes."""
+    """The header of a .safetensors file, 128 bytes: the length of the rest, then JSON padded with spaces."""
     vectors = {"dtype": "F32", "shape": [height, width], "data_offsets": [0, 4 * height * width]}
     return (120).to_bytes(8, "little") + json.dumps({"vectors": vectors}).ljust(120).encode("ascii")
 
@@ -152,8 +152,8 @@ def table_writer(out: Path, width: int, network: dict[str, Any]) -> Iterator[Wri
         if len(waiting) == rows:
             write_group()
 
-    # Splitting the bytes saves a quarter to a third of float32 numbers, zstd alone a tenth to a fifth; nothing repeats
-    # that a dictionary would help.
+    # Splitting the bytes saves a quarter to a third of float32 numbers, zstd alone a tenth to a fifth. A dictionary
+    # would not help, as values hardly repeat.
     packing: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "use_dictionary": False}
     split = {"use_byte_stream_split": ["vector.list.element"]}
     with replacing(followed(out)) as temporary, pq.ParquetWriter(temporary, schema, **packing, **split) as writer:
@@ -164,7 +164,7 @@ def table_writer(out: Path, width: int, network: dict[str, Any]) -> Iterator[Wri
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Raise DataError for errors of a reader on a damaged file, which are of many types."""
+    """Raise DataError for any error of a reader: a damaged file causes errors of many types."""
     try:
         yield
     except (SelfieError, MemoryError):
@@ -188,7 +188,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file that `selfie embed` wrote, or the parts in a folder, in order. network: {} where the files do not say."""
+    """A file that `selfie embed` wrote, or the parts in a folder, in order. network: {} if the files have none."""
 
     path: Path
     files: list[Path]
@@ -220,7 +220,7 @@ class VectorFile:
 
 
 def open_vectors(name: str) -> VectorFile:
-    """Raises DataError if there is nothing that `selfie embed` writes, UsageError if its reader is not installed."""
+    """Open what `selfie embed` wrote. Raises DataError for anything else, UsageError if its reader is not installed."""
     path = Path(name)
     files = sorted(path.glob(PARTS)) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -236,7 +236,7 @@ def open_vectors(name: str) -> VectorFile:
 
 
 def network_of(file: Path) -> dict[str, str]:
-    """The description of the network that made a file; {} where there is none. Raises DataError."""
+    """The description of the network that made a file; {} if there is none. Raises DataError for a damaged file."""
     if file.suffix != ".parquet":
         return {}
     need_pyarrow()
@@ -255,7 +255,7 @@ def network_of(file: Path) -> dict[str, str]:
 
 
 def table_pieces(file: Path) -> Iterator[Piece]:
-    """Vectors in .parquet, be they lists of fixed length, as `table_writer` writes them, or of any."""
+    """Read vectors from .parquet: lists of fixed length, as `table_writer` writes them, or of any length."""
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(file)
@@ -278,7 +278,7 @@ def table_pieces(file: Path) -> Iterator[Piece]:
 
 
 def matrix_pieces(file: Path) -> Iterator[Piece]:
-    """Vectors in .npy, mapped and not read whole, with their names in .rows.jsonl."""
+    """Read vectors from .npy, memory-mapped, and their names from .rows.jsonl."""
     matrix = np.load(file, mmap_mode="r", allow_pickle=False)
     if matrix.ndim != 2 or not matrix.shape[1]:
         raise ValueError(f"an array of shape {matrix.shape}, not [N, D]")
@@ -292,7 +292,7 @@ def matrix_pieces(file: Path) -> Iterator[Piece]:
 
 
 def line_pieces(file: Path) -> Iterator[Piece]:
-    """Vectors in .jsonl."""
+    """Read vectors and names from .jsonl."""
     with file.open(encoding="utf-8") as lines:
         rows = 1
         while batch := [json.loads(line) for line in itertools.islice(lines, rows)]:

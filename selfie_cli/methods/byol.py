@@ -21,10 +21,9 @@ from selfie_cli.methods.joint import JointEmbedding, mlp, projection
 class Byol(JointEmbedding):
     """The online encoder, projector and predictor, and the target's own encoder and projector.
 
-    The views are those of the paper's appendix B if there are two, `jitter` and `blur` are 1 and `solarize` is 0.2:
-    `blur` is the share of the odd views that are blurred (a tenth of it of the even ones), `solarize` that of the even
-    views that are solarized. `tau` is where the target's decay starts. With micro-batches, batch norm sees a piece at a
-    time.
+    `blur` is the share of odd views that are blurred (of even views, a tenth of it), `solarize` the share of even views
+    that are solarized. Two views with `jitter` and `blur` 1 and `solarize` 0.2 are those of the paper's appendix B.
+    `tau` is the target's decay at the start. Batch norm sees one micro-batch at a time.
     """
 
     def __init__(self, *, tau: float, blur: float, solarize: float, hidden: int, width: int, **network: Any) -> None:
@@ -39,28 +38,28 @@ class Byol(JointEmbedding):
 
         With two views this is the paper's loss, summed over both directions. Logs the mean `cosine`.
         """
-        # One pass for each view, as the authors do it: batch norm's statistics are of one kind of view at a time.
+        # One pass for each view, as in the authors' code, so that batch norm's statistics are of one kind of view.
         each = views[0].chunk(self.num_views)  # V of [B, 3, s, s]
         predictions = torch.stack([self.predictor(projection(self.encoder, self.projector, view)) for view in each])
         with torch.no_grad():
             targets = torch.stack([projection(self.target_encoder, self.target_projector, view) for view in each])
-            # In float32 under autocast, too: near 1, where it ends up, a cosine has no more than three digits in bf16.
+            # float32 even under autocast: near 1, where the cosine ends up, bf16 has no more than three digits.
             targets = F.normalize(targets.float(), dim=2)
             others = targets.sum(dim=0) - targets  # [V, B, D], in proportion to the mean of the other views'
         cosine = F.cosine_similarity(predictions.float(), others, dim=2).mean()
         return 4 - 4 * cosine, {"cosine": cosine.detach()}
 
     def start_from(self, encoder: dict[str, Tensor]) -> None:
-        """As for every method; the target starts equal to the online network."""
+        """Start the encoder as in every method, and the target's encoder as a copy of it."""
         super().start_from(encoder)
         self.target_encoder.load_state_dict(self.encoder.state_dict())
 
     @torch.no_grad()
     def after_step(self, done: float) -> None:
-        """Move the target towards the online network by 1 - tau, which falls from its base to 0 on a cosine.
+        """Move the target towards the online network by a share that falls from 1 - `tau` to 0 on a cosine.
 
-        Parameters only. The target normalizes by its batch, as in the authors' code, so the statistics that its batch
-        norms gather on the way are used nowhere; they stay its own, since an average of weights would not have them.
+        Only parameters are averaged. The target normalizes by its batch, as in the authors' code, so the running
+        statistics of its batch norms are never used; averages of them would not fit averaged weights.
         """
         share = (1 - self.tau) * (math.cos(math.pi * done) + 1) / 2
         online = chain(self.encoder.parameters(), self.projector.parameters())

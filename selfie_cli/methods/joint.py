@@ -49,7 +49,7 @@ class JointEmbedding(Method):
         return len(self.views)
 
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """The fields of `ViewDraws`, each [B, V, ...]."""
+        """Draw the fields of `ViewDraws`, each [B, V, ...]."""
         drawn = [view.draw(num_images, generator) for view in self.views]
         return tuple(torch.stack(field, dim=1) for field in zip(*drawn, strict=True))
 
@@ -66,7 +66,7 @@ class JointEmbedding(Method):
         return projection(self.encoder, self.projector, images)
 
     def export(self) -> dict[str, Tensor]:
-        """The encoder alone, as `models.classifier.Encoder` takes it."""
+        """The encoder only, as `models.classifier.Encoder` takes it."""
         return {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
 
 

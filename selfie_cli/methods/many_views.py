@@ -1,10 +1,10 @@
-"""Selfie over many small views: Selfie's economy (Trinh, Luong, Le 2019) with patches of any place and scale.
+"""Selfie over many small views: Selfie's low cost (Trinh, Luong, Le 2019), with patches of any place and scale.
 
     B  images      V  views per image      E  width of the projection
 
 The patch network sees each patch by itself, as in Selfie. Patches are small random crops instead of cells of a grid.
-All patches of an image are drawn to their mean, the context, and a coding rate keeps the images of a batch apart, so
-there are no distractors to choose from. The loss is that of EMP-SSL (Tong, Chen, Ma, LeCun 2023, "EMP-SSL: towards
+The loss pulls all patches of an image to their mean, the context. It needs no distractors, because a coding rate keeps
+the images of a batch apart. It is the loss of EMP-SSL (Tong, Chen, Ma, LeCun 2023, "EMP-SSL: towards
 self-supervised learning in one training epoch", arXiv 2304.03977), after MCR^2 (Yu et al. 2020, "Learning diverse and
 discriminative representations via the principle of maximal coding rate reduction", arXiv 2006.08558).
 """
@@ -22,8 +22,8 @@ from selfie_cli.training.distributed import of_all_processes
 class ManyViewSelfie(JointEmbedding):
     """The patch network, the projector, and the loss that trains them.
 
-    `attraction` weighs the similarity of an image's views against the coding rate of the batch, whose allowed
-    distortion is `distortion`. The coding rate is of the whole batch; with micro-batches, of the piece.
+    `attraction` weighs the similarity of an image's views against the coding rate of the batch, `distortion` is the
+    distortion that the rate allows. With micro-batches, the coding rate is that of one micro-batch.
     """
 
     def __init__(self, *, attraction: float, distortion: float, blur: float, **network: Any) -> None:
@@ -34,8 +34,8 @@ class ManyViewSelfie(JointEmbedding):
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """attraction * (1 - mean cosine of views and their image's mean) - coding rate.
 
-        Logs both terms, the share of the first views whose most similar second view is of the same image, and that of
-        a guess.
+        Logs both terms, the share of the first views whose most similar second view is of the same image, and the
+        share that a guess would have.
         """
         z = self.embeddings(*views)  # [V * B, E]
         with torch.autocast(z.device.type, enabled=False):  # sums over the batch are too coarse in bf16
@@ -59,7 +59,7 @@ def coding_rate(z: Tensor, distortion: float) -> Tensor:
     b, e = z.shape[1:]
     identity = torch.eye(e, device=z.device, dtype=z.dtype)
     covariance = identity + e / (b * distortion) * (z.mT @ z)  # [V, E, E]
-    # log det = 2 sum log diag L; without its check of the argument, a GPU need not be waited for.
+    # log det = 2 sum log diag L. `cholesky_ex` skips the check of its argument, which would wait for the GPU.
     factor, _ = torch.linalg.cholesky_ex(covariance)
     diagonal = (factor * identity).sum(dim=2)  # [V, E]; the compiler has no diagonal() without a warning
     rates: Tensor = diagonal.log().sum(dim=1)  # [V]

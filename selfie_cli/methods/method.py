@@ -1,4 +1,4 @@
-"""The interface of a pretraining method, and all that the training loop and the commands know of it."""
+"""The interface of a pretraining method. The training loop and the commands use nothing else of a method."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -33,7 +33,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """The random numbers of a step: tensors on the CPU, one row per image."""
+        """Draw the random numbers of a step: tensors on the CPU, one row per image."""
 
     @abstractmethod
     def augment(self, pixels: Tensor, *draws: Tensor) -> tuple[Tensor, ...]:
@@ -43,15 +43,15 @@ class Method(nn.Module, ABC):
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss, and detached scalars to log. It draws no random numbers but dropout's, so it can be compiled.
 
-        If the method has a pretext accuracy, it is logged as `pretext_accuracy` (0..1), and a guess's as `chance`.
+        If the method has a pretext accuracy, it is logged as `pretext_accuracy` (0..1), that of a guess as `chance`.
         """
 
     @abstractmethod
     def embeddings(self, images: Tensor) -> Tensor:
-        """The vectors that the loss compares, for images float [B, 3, s, s]: [B, D]. If all are alike, it collapsed."""
+        """The vectors that the loss compares, for images float [B, 3, s, s]: [B, D]. A collapse makes all alike."""
 
     def start_from(self, encoder: dict[str, Tensor]) -> None:
-        """Start the encoder from a pretrained one's state: see `models.resnet.take_over`, which raises RuntimeError."""
+        """Load a pretrained encoder's state: see `models.resnet.take_over`, which raises RuntimeError."""
         take_over(self.encoder, encoder)
 
     def after_step(self, done: float) -> None:

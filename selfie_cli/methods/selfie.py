@@ -1,6 +1,6 @@
 """Selfie (Trinh, Luong, Le 2019, "Selfie: Self-supervised Pretraining for Image Embedding", arXiv 1906.02940).
 
-    B  images      N  patches an image      K  masked ones      D  width      S, s  stored and network's side
+    B  images      N  patches per image      K  masked ones      D  width      S, s  stored and network's side
 
 Cut the image into patches; hide some; for every hidden place, pick the right patch among all the hidden patches of the
 same image. One pass of the patch network serves both sides: visible patches as context, hidden ones as candidates.
@@ -22,7 +22,7 @@ from selfie_cli.models.hybrid import PatchEncoder
 
 
 class Selfie(PatchEncoder, Method):  # type: ignore[override]
-    """A `PatchEncoder` that is shown some of the patches, and must tell the masked ones apart."""
+    """A `PatchEncoder` that sees the visible patches and must tell the masked ones apart."""
 
     compares_images = False
 
@@ -56,7 +56,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return cls(**{name: derived[name] for name in ("backbone", "image_size", "patch_size")}, **values)
 
     def context(self, h: Tensor, visible: Tensor) -> Tensor:
-        """u, the output of A for the visible ones of the patch vectors h [B, N, D], int64 [B, N - K]: [B, D]."""
+        """The context u [B, D]: the output of A for the patch vectors h [B, N, D] at `visible`, int64 [B, N - K]."""
         seen = patches.gather_places(h, visible)  # [B, N - K, D]
         if self.encoder_positions:
             seen = seen + patches.gather_places(self.places(h), visible)
@@ -68,7 +68,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return self.positions().expand(h.shape[0], -1, -1)  # type: ignore[no-any-return]
 
     def draw_masks(self, num_masks: int, generator: Generator) -> tuple[Tensor, Tensor]:
-        """Random places to hide and to see: int64 [M, K] and [M, N - K]."""
+        """Draw random places to hide and to see: int64 [M, K] and [M, N - K]."""
         return patches.random_masks(torch.rand(num_masks, self.num_patches, generator=generator), self.num_masked)
 
     @property
@@ -77,7 +77,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return 1 / self.num_masked
 
     def draw(self, num_images: int, generator: Generator) -> tuple[Tensor, ...]:
-        """See `draw_crops` and `draw_masks`."""
+        """Draw the crops of `draw_crops` and the places of `draw_masks`."""
         crops = draw_crops(num_images, self.image_size, generator, flip=self.flip, min_crop=self.min_crop)
         return crops, *self.draw_masks(num_images, generator)
 
@@ -105,7 +105,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         return products * scale
 
     def embeddings(self, images: Tensor) -> Tensor:
-        """Candidates, their mean over patches: images float [B, 3, s, s] -> [B, D]."""
+        """The candidates, averaged over all patches: images float [B, 3, s, s] -> [B, D]."""
         return self.patch_vectors(images).mean(dim=1)
 
     def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from selfie_cli.training.distributed import Group, of_all_processes
 class SimCLR(JointEmbedding):
     """The encoder, the projector, and the contrastive loss NT-Xent that trains them.
 
-    The batch is part of the task: with micro-batches, a view's negatives are those of its own piece. If `blur` is 1,
+    The batch is part of the task: with micro-batches, a view's negatives are those of its micro-batch. If `blur` is 1,
     half of the views are blurred. `jitter` is BYOL's: 1 stands for the paper's at strength 0.5, except that the
     saturation then varies by .2, not .4.
     """

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, then two fully connected layers with GELU between them, as in BERT: dropout on the attention
-    weights and on what is added to each residual connection, layer norm after it (post-norm)."""
+    """Self-attention, then two fully connected layers with GELU between them, as in BERT. Dropout acts on the attention
+    weights and on each residual branch, layer norm on each sum (post-norm)."""
 
     def __init__(self, width: int, *, intermediate: int, num_heads: int, dropout: float) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, num_queries: int) -> Tensor:
-        """Tokens [B, T, D] -> the first `num_queries` of them after this layer, each having looked at all T."""
+        """Tokens [B, T, D] -> the first `num_queries` of them after this layer, each attending to all T."""
         b, t, d = x.shape
         qkv = self.qkv(x).view(b, t, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x [B, H, T, D / H]
@@ -38,10 +38,10 @@ class TransformerLayer(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Put a learned u0 before the patch vectors, run Transformer layers, keep the output at u0.
+    """Attention pooling: put a learned u0 before the patch vectors, run Transformer layers, keep the output at u0.
 
-    For D = 1024 these are the paper's numbers: 3 layers, intermediate 640, 32 heads. Other widths keep the ratio of
-    the intermediate width (5 / 8) and the width of a head (32).
+    For D = 1024 these are the paper's numbers: 3 layers, intermediate 640, 32 heads. Other widths keep the ratio of the
+    intermediate width (5 / 8) and the width of a head (32).
     """
 
     def __init__(self, width: int, *, num_layers: int = 3, dropout: float = 0.1) -> None:
@@ -79,7 +79,7 @@ class Positions(nn.Module):
         nn.init.normal_(self.vectors, std=0.02)
 
     def forward(self) -> Tensor:
-        """The table of all places, row by row: [N, D]."""
+        """The embeddings of all places, row by row: [N, D]."""
         if not self.factorized:
             return self.vectors
         rows, columns = self.vectors.split(self.grid)

@@ -1,7 +1,7 @@
-"""Convolution below, attention above: the network that Selfie pretrains, and the paper's way to finetune
-it (Trinh, Luong, Le 2019, section 3.2).
+"""Convolution, then attention: the network that Selfie pretrains, and the paper's way to finetune it (Trinh, Luong, Le
+2019, section 3.2).
 
-B  images      N  patches an image      D  width of the third stage      C  classes      S  image side in pixels
+B  images      N  patches per image      D  width of the third stage      C  classes      S  image side in pixels
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from selfie_cli.models.resnet import ResNet, resnet, stem_for
 class PatchEncoder(nn.Module):
     """The patch network P, the attention pooling A and the position embeddings.
 
-    `apart` shows P each patch by itself, as in the paper; otherwise P sees the whole image, and its feature map is
+    If `apart`, P sees each patch by itself, as in the paper; otherwise P sees the whole image, and its feature map is
     averaged within each patch's cell.
     """
 
@@ -58,11 +58,11 @@ class PatchEncoder(nn.Module):
 
 
 class Hybrid(PatchEncoder):
-    """A in place of a fourth stage, and one linear layer. Its features are Selfie's pooled vectors."""
+    """P, with A in place of a fourth stage, and one linear layer. Its features are Selfie's pooled vectors."""
 
     def __init__(self, backbone: str, *, num_classes: int, **network: Any) -> None:
         super().__init__(backbone, **network)
-        self.positions.requires_grad_(self.encoder_positions)  # or they take no part
+        self.positions.requires_grad_(self.encoder_positions)  # unused otherwise
         self.head = nn.Linear(self.width, num_classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ class Hybrid(PatchEncoder):
         return logits
 
     def take_over(self, pretrained: dict[str, Tensor]) -> None:
-        """Start P, A and the positions from a Selfie's state; the rest keeps its random weights, and what only
-        pretraining needs is left out.
+        """Load P, A and the positions from a Selfie's state. The head keeps its random weights; tensors that only
+        pretraining needs are left out.
 
         Raises RuntimeError if a tensor is missing or of another shape.
         """

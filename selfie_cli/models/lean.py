@@ -1,8 +1,8 @@
-"""A network for inference alone: batch norms are folded into convolutions, sums and ReLUs are fused with them.
+"""Networks for inference only: batch norms are folded into convolutions, sums and ReLUs are fused with them.
 
 On a CPU, oneDNN computes a convolution, the sum with the shortcut and the ReLU in one pass over memory. torch has no
-public name for that, so the operators here are those that its own compiler calls. Elsewhere `torch.compile` finds the
-same fusions.
+public name for that, so this file calls the operators that torch's own compiler uses. Elsewhere `torch.compile` finds
+the same fusions.
 """
 
 import copy
@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FusedConvolution(nn.Module):
-    """oneDNN's convolution, with a sum with `shortcut`, which is overwritten, and a ReLU behind it if asked for."""
+    """oneDNN's convolution, optionally followed by a sum with `shortcut`, which is overwritten, and by a ReLU."""
 
     def __init__(self, conv: nn.Conv2d, *, relu: bool) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def onednn_has(dtype: torch.dtype) -> bool:
 
 
 def folded(network: nn.Module) -> fx.GraphModule:
-    """A copy in which a batch norm is part of the convolution before it; where there is none, it stays."""
+    """Return a copy with each batch norm folded into the convolution before it; without one, a norm stays."""
     made = fuse(network)
     assert isinstance(made, fx.GraphModule)
     return made
@@ -77,7 +77,7 @@ def layer_of(network: nn.Module, node: fx.Node) -> nn.Module | None:
 
 
 def fuse_what_follows(network: fx.GraphModule) -> None:
-    """Let each convolution compute the sum and the ReLU behind it, where its output has no other use."""
+    """Fuse each convolution with the sum and the ReLU that follow it, if its output has no other use."""
     graph = network.graph
     for node in list(graph.nodes):
         conv = layer_of(network, node)
@@ -87,7 +87,7 @@ def fuse_what_follows(network: fx.GraphModule) -> None:
         total = only_user(node)
         if total is not None and total.target in (operator.add, operator.iadd):
             (shortcut,) = (each for each in total.all_input_nodes if each is not node)
-            if all(user <= total for user in shortcut.users):  # it is overwritten, so nobody may want it later
+            if all(user <= total for user in shortcut.users):  # it is overwritten, so it may have no later use
                 last, inputs = total, [*inputs, shortcut]
         relu = only_user(last)
         if relu is not None and relu.target is F.relu:
@@ -107,11 +107,11 @@ def only_user(node: fx.Node) -> fx.Node | None:
 def for_inference(
     module: Module, dtype: torch.dtype = torch.float32, *, compiled: bool = False, fused: bool = True
 ) -> Module:
-    """A network in evaluation mode, with its ResNet folded and computing in `dtype`; the rest is shared with `module`.
+    """A network in evaluation mode whose ResNet is folded and computes in `dtype`; the rest is shared with `module`.
 
-    It gives what `module` gives, within rounding, and can no longer be trained or saved. If `compiled`, torch.compile
-    compiles it at the first batch, for that batch's shape, and raises what goes wrong. Without `fused` it has only
-    plain operators.
+    Its results are those of `module`, within rounding, and it can no longer be trained or saved. If `compiled`,
+    torch.compile compiles it at the first batch, for that batch's shape, and raises errors then. Without `fused` it has
+    only plain operators.
     """
     lean, names = copy_around_resnets(module)
     for name in names:
@@ -120,7 +120,7 @@ def for_inference(
 
 
 def copy_around_resnets(module: Module) -> tuple[Module, list[str]]:
-    """A copy of the module with the same children, which can be replaced, and the names of the ResNets among them."""
+    """Return a copy of the module whose children can be replaced, and the names of the ResNets among them."""
     made = copy.copy(module)
     made._modules = dict(module._modules)
     return made, [name for name, child in module.named_children() if isinstance(child, ResNet)]

@@ -1,6 +1,6 @@
 """Cutting images into patches, and choosing the ones to hide.
 
-B  images      N  patches an image (g x g, row by row)      K  masked ones
+B  images      N  patches per image (g x g, row by row)     K  masked ones
 S  image side, p  patch side, both in pixels                D  width
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def cut(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images [B, 3, S, S] into patches [B * N, 3, p, p], an image's patches together, laid out channels-last."""
+    """Cut images [B, 3, S, S] into patches [B * N, 3, p, p], grouped by image, laid out channels-last."""
     b, c, s, _ = images.shape
     p, g = patch_size, s // patch_size
     x = images.permute(0, 2, 3, 1).reshape(b, g, p, g, p, c)  # [B, g, p, g, p, 3]
@@ -19,10 +19,10 @@ def cut(images: Tensor, patch_size: int) -> Tensor:
 
 
 def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) -> Tensor:
-    """A vector per patch of images [B, 3, S, S], by a `network` that gives feature maps [..., D, h, w]: [B, N, D].
+    """Encode images [B, 3, S, S] to a vector per patch, [B, N, D]. `network` returns feature maps [..., D, h, w].
 
-    `apart` cuts first, shows the network each patch by itself and averages over space, as in the paper. Otherwise it
-    sees whole images, and its maps are averaged within each patch's cell.
+    If `apart`, the network sees each patch by itself, and its maps are averaged over space, as in the paper. Otherwise
+    it sees whole images, and its maps are averaged within each patch's cell.
     """
     b, g = images.shape[0], images.shape[-1] // patch_size
     if apart:
@@ -30,7 +30,7 @@ def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) 
         return h.view(b, g * g, -1)  # [B, N, D]
     maps = network(images)  # [B, D, h, h]
     whole, rest = divmod(maps.shape[-1], g)
-    # What is adaptive has no deterministic backward pass on CUDA.
+    # Adaptive pooling has no deterministic backward pass on CUDA.
     cells = F.adaptive_avg_pool2d(maps, g) if rest or not whole else F.avg_pool2d(maps, whole)  # [B, D, g, g]
     return cells.flatten(2).transpose(1, 2)  # [B, N, D]
 

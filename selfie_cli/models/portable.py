@@ -1,4 +1,4 @@
-"""Networks for other libraries: under the names of timm and torchvision, and as an ONNX graph."""
+"""Networks for other libraries: with the tensor names of timm and torchvision, and as an ONNX graph."""
 
 import warnings
 from typing import Any
@@ -13,11 +13,11 @@ from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried
 
 # Our networks that each library has under the same name and with the same tensors, given a 7x7 stem.
 KNOWN_TO = {"timm": ("resnetv2_50", "resnetv2_18", *TORCHVISION), "torchvision": tuple(TORCHVISION)}
-OPSET = 18  # what torch writes without converting
+OPSET = 18  # torch writes this version without conversion
 
 
 def why_not(derived: dict[str, Any], library: str) -> str | None:
-    """The reason why a library has no network like a run's, by the run's config; None if it has one."""
+    """The reason why a library has no network like that of a run's config; None if it has one."""
     backbone, stem = derived.get("backbone"), derived.get("stem")
     if library not in KNOWN_TO:
         return None
@@ -33,15 +33,15 @@ def why_not(derived: dict[str, Any], library: str) -> str | None:
 
 
 def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state of an encoder of three or four stages, with its classifier, under the names that timm and torchvision
-    give to the whole network; and, sorted, which tensors of that network `load_state_dict` will report as missing.
+    """Return the state of an encoder of three or four stages, with its classifier, under the names of timm's and
+    torchvision's whole network; and, sorted, the tensors of that network that `load_state_dict` will report as missing.
 
     timm's classifier of pre-activation networks is a 1x1 convolution: its weight is [C, F, 1, 1], elsewhere [C, F].
     """
     state = carried_over(encoder.state_dict())
-    with torch.device("meta"):  # for the names alone
+    with torch.device("meta"):  # only the names are needed
         whole = resnet(name, stem="7x7", num_stages=4).state_dict()
-    # Where a plain dict lacks a batch norm's count of batches, torch starts it at 0 and does not report it.
+    # If a plain dict lacks a batch norm's count of batches, torch starts it at 0 and does not report it.
     missing = sorted(name for name in whole.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     if head is not None:
         layer = "head.fc" if name in PREACTIVATION else "fc"
@@ -51,9 +51,9 @@ def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tupl
 
 
 def from_whole_network(state: dict[str, Tensor], module: Encoder | AnyClassifier) -> dict[str, Tensor]:
-    """The inverse of `as_whole_network`: a whole network's tensors under the names that `module` gives them.
+    """The inverse of `as_whole_network`: rename a whole network's tensors as `module` names them.
 
-    The classifier is left out if `module` has none. A state that has our names already is returned as it is.
+    The classifier is left out if `module` has none. A state with our names is returned as it is.
     """
     if isinstance(module, Hybrid) or any(name.startswith("backbone.") for name in state):
         return state
@@ -92,16 +92,16 @@ class FeaturesAndProbabilities(nn.Module):
 
 
 def as_onnx(network: ResNet | AnyClassifier, *, image_size: int, metadata: dict[str, str], producer: str) -> bytes:
-    """An ONNX file, float32: `images` [batch, 3, s, s] to what `FeaturesAndProbabilities` gives, for any batch.
+    """An ONNX file, float32: `images` [batch, 3, s, s] -> the outputs of `FeaturesAndProbabilities`, for any batch.
 
     torch adds the source file of every operator; that is removed. Needs the packages onnx and onnxscript.
     """
     import onnx
 
     module = FeaturesAndProbabilities(network.eval()).eval()
-    example = torch.zeros(2, 3, image_size, image_size)  # of one image, a batch would be taken for fixed
+    example = torch.zeros(2, 3, image_size, image_size)  # with one image, the batch size would be fixed
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's are about its own future
+        warnings.simplefilter("ignore")  # the exporter warns about its own future
         program = torch.onnx.export(
             module,
             (example,),

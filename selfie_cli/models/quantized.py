@@ -1,9 +1,9 @@
-"""A ResNet that computes in 8-bit integers, for CPUs that multiply those (AVX-512 VNNI, AVX-VNNI).
+"""A ResNet that computes in 8-bit integers, for CPUs with instructions for them (AVX-512 VNNI, AVX-VNNI).
 
 Post-training quantization (Jacob et al. 2018, "Quantization and training of neural networks for efficient
-integer-arithmetic-only inference"): what passes between two layers is uint8 on a scale and zero point of its own, which
-cover the range seen on some images; weights are int8 on a scale for each output channel. oneDNN's operators compute the
-convolution, the sum and the ReLU at once; torch has no public name for them either.
+integer-arithmetic-only inference"): activations are uint8, with a scale and zero point per layer that cover the range
+seen on some images; weights are int8, with a scale per output channel. oneDNN's operators compute the convolution, the
+sum and the ReLU at once; torch has no public name for them either.
 
     B  images (or patches folded into the batch)      C  channels      H, W and h, w  height and width
 """
@@ -46,7 +46,7 @@ class Grid:
 
     @classmethod
     def over(cls, seen: Seen) -> "Grid":
-        """The grid of 256 values from the lowest to the highest; 0, which convolutions pad with, is one of them."""
+        """The grid of 256 values from the lowest to the highest; one of them is 0, which convolutions pad with."""
         scale = max(seen.highest - seen.lowest, 1e-6) / 255
         return cls(scale, round(-seen.lowest / scale))
 
@@ -60,7 +60,7 @@ class Grid:
 
 
 class QuantizedConvolution(nn.Module):
-    """`FusedConvolution` on uint8, between the grids of what comes in, of the shortcut, and of what goes out."""
+    """`FusedConvolution` on uint8, with one grid each for the input, the shortcut and the output."""
 
     def __init__(self, conv: FusedConvolution, inputs: list[Grid], output: Grid, shape: torch.Size) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class QuantizedConvolution(nn.Module):
 
 
 class QuantizedPooling(nn.Module):
-    """The stem's max-pooling, 3x3 with stride 2, on uint8, for which torch has none that is fast."""
+    """The stem's max-pooling, 3x3 with stride 2, on uint8: torch has no fast one."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> uint8 [B, C, H / 2, W / 2]. The border of zeros is lower than all values, or equal."""
+        """uint8 [B, C, H, W] -> uint8 [B, C, H / 2, W / 2]. Zero padding is safe, as no value is lower."""
         x = F.pad(x, (1, 1, 1, 1))
         x = torch.maximum(torch.maximum(x[:, :, 0:-2:2], x[:, :, 1:-1:2]), x[:, :, 2::2])
         return torch.maximum(torch.maximum(x[..., 0:-2:2], x[..., 1:-1:2]), x[..., 2::2])
@@ -125,9 +125,9 @@ class QuantizedResNet(nn.Module):
 
 
 def quantized(module: Module, run: Callable[[Module], object]) -> Module:
-    """A network in evaluation mode, on a CPU, with its ResNet in 8 bits; the rest is shared with `module`.
+    """Return a network in evaluation mode, on a CPU, with its ResNet in 8 bits; the rest is shared with `module`.
 
-    `run` uses the network it is given on some images as `module` will be used; they set the ranges.
+    `run` calls the network it is given on some images, in the way `module` will be called; they set the ranges.
     """
     made, names = copy_around_resnets(module)
     for name in names:
@@ -138,7 +138,7 @@ def quantized(module: Module, run: Callable[[Module], object]) -> Module:
 
 
 def only_convolutions(network: nn.Module) -> fx.GraphModule:
-    """A folded copy, float32. A norm that follows no convolution becomes one: 1x1, each channel by itself."""
+    """Return a folded copy, float32. A norm without a convolution before it becomes one: 1x1, depthwise."""
     made = folded(network)
     for node in made.graph.nodes:
         norm = layer_of(made, node)
@@ -151,7 +151,7 @@ def only_convolutions(network: nn.Module) -> fx.GraphModule:
 
 
 def watched(network: fx.GraphModule, run: Callable[[], object]) -> dict[str, Seen]:
-    """The ranges of each convolution of `network` while `run` runs, by name, and under "" those of the images."""
+    """Record the ranges of each convolution of `network` during `run`, by name, and under "" those of the images."""
     seen: dict[str, Seen] = {}
 
     def watch(name: str, layer: nn.Module) -> RemovableHandle:

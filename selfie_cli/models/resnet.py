@@ -37,7 +37,7 @@ def stem_for(patch_size: int) -> Stem:
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with a quarter of the channels inside; each behind its norm and ReLU."""
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with a quarter of the channels inside; each after its norm and ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Stages(nn.Module):
         """Maps [B, C, H, W] -> [B, C', h, w]."""
         if not (self.checkpointed and torch.is_grad_enabled()):
             return stage(x)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():  # compiled, the second pass leaves statistics alone
+        if torch.compiler.is_compiling():  # a compiled second pass does not change statistics
             return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         again = functools.partial(statistics_kept, stage)
         return checkpoint(  # type: ignore[no-any-return]
@@ -89,7 +89,7 @@ class Stages(nn.Module):
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Within, batch norms leave their running statistics as they are: they have seen this batch already."""
+    """Context in which batch norms keep their running statistics, as they have seen this batch already."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in norms]
     for layer in norms:
@@ -104,7 +104,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 class PreActivationResNet(Stages):
-    """The first `num_stages` stages of a pre-activation ResNet; `norm` (batch norm, then ReLU) closes them if asked."""
+    """The first `num_stages` stages of a pre-activation ResNet; `final_norm` adds `norm` (batch norm, then ReLU)."""
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int, final_norm: bool) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class PreActivationResNet(Stages):
 
 
 class TorchvisionBlock(nn.Module):
-    """As a `PreActivationBlock`, but each convolution before its norm, and a ReLU after the sum."""
+    """Like `PreActivationBlock`, but with each convolution before its norm, and a ReLU after the sum."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -221,8 +221,7 @@ def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -
 def carried_over(state: dict[str, Tensor], num_stages: int = 4) -> dict[str, Tensor]:
     """Rename the state of a network of three or four stages for one of `num_stages`, and leave out what it lacks.
 
-    A pre-activation network's closing norm is where the fourth stage begins, so it becomes that stage's first norm, and
-    the other way round.
+    A pre-activation network's closing norm is at the place of the fourth stage's first norm, so one becomes the other.
     """
     if any(name.startswith(FOURTH_STAGE) for name in state) == (num_stages == 4):
         return state
@@ -232,12 +231,12 @@ def carried_over(state: dict[str, Tensor], num_stages: int = 4) -> dict[str, Ten
 
 
 def take_over(network: ResNet, pretrained: dict[str, Tensor]) -> None:
-    """Start from the state of a pretrained network of three or four stages; other stages keep their random weights.
+    """Load the state of a pretrained network of three or four stages; other stages keep their random weights.
 
-    Raises RuntimeError if `pretrained` holds a tensor that has no place here or is of another shape, or lacks one.
+    Raises RuntimeError if `pretrained` lacks a tensor, or holds one that is unknown here or of another shape.
     """
     missing, unexpected = network.load_state_dict(carried_over(pretrained, network.num_stages), strict=False)
     missing = [name for name in missing if not name.startswith(("norm.", *FOURTH_STAGE))]
-    unexpected = [name for name in unexpected if not name.startswith("norm.")]  # the paper's Selfie may go without
+    unexpected = [name for name in unexpected if not name.startswith("norm.")]  # the paper's Selfie may have none
     if unexpected or missing:
         raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {missing[:3]}")

@@ -1,4 +1,4 @@
-"""Settings, batches, steps and pace of a pretraining on this machine.
+"""Settings, batches, steps and pace of pretraining on this machine.
 
-`settings` decides without the machine, `task` measures on it. `pretrain` and `doctor` use both.
+`settings` chooses what does not depend on the machine, `task` measures on it. `pretrain` and `doctor` use both.
 """

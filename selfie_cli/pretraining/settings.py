@@ -15,10 +15,10 @@ from selfie_cli.training.distributed import group
 
 
 def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that rebuilds the network, and how it is trained: what was asked, else what the recipe says.
+    """Return the settings that rebuild the network and train it: what was asked, else what the recipe says.
 
-    `origin` is this section of the config of the run whose weights the encoder starts from: its network is kept, with
-    all of its stages. The image size may differ, as nothing in the encoder depends on it.
+    `origin` is the `derived` section in the config of the run whose weights the encoder starts from: its network is
+    kept, with all of its stages. The image size may differ, as nothing in the encoder depends on it.
 
     Raises UsageError if sizes do not fit each other, or an option has no meaning for the method.
     """
@@ -67,11 +67,11 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
 
 
 def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images: int) -> int:
-    """The batch as asked, or the recipe's, of which all processes get equal parts.
+    """The batch size asked for, or the recipe's, rounded down to equal parts for all processes.
 
-    Where images are told from each other, no image may be in it twice.
+    If the method compares images, no image may be in a batch twice.
 
-    Raises UsageError if what was asked for is more than there are, or there is nothing to tell from each other.
+    Raises UsageError if the size asked for exceeds the number of images, or there are too few images to compare.
     """
     world = group().world
     usual = int(values["batch_size"])
@@ -89,10 +89,10 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
 
 
 def patch_size_for(options: PretrainOptions, image_size: int, origin: dict[str, Any], *, cut: bool) -> int:
-    """The patch size; where images are not `cut` into patches, the one whose stem suits them.
+    """The patch size; if images are not `cut` into patches, the one whose stem suits them.
 
-    Raises UsageError if it cuts the image unevenly or too finely, is asked for where there are no patches, or has
-    another stem than the origin.
+    Raises UsageError if it cuts the image unevenly or too finely, is asked for although there are no patches, or needs
+    another stem than the origin's.
     """
     stem = origin.get("stem") or stem_for(8 if image_size <= 64 else 32)
     patch_size = options.patch_size or origin.get("patch_size") or (8 if stem == "3x3" else 32)

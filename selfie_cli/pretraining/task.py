@@ -19,7 +19,7 @@ from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step, check_pieces
 
 WATCHED = 256  # images whose features are checked for collapse
-FEWEST_WATCHED = 8  # fewer images tell nothing
+FEWEST_WATCHED = 8  # fewer images are not conclusive
 
 
 def make_step(
@@ -52,14 +52,14 @@ def make_step(
 
 
 def batches(pixels: Pixels, method: Method, derived: dict[str, Any], seed: int) -> Callable[[int], Batch]:
-    """This process's part of the batch of each step: pixels, and what is drawn for them."""
+    """Return a function that makes this process's part of each batch: pixels, and the random numbers drawn for them."""
     here, size, version = group(), derived["batch_size"], derived.get("image_order", 1)
     order = SampleOrder(len(pixels), size, seed, block=pixels.block, rank=here.rank, world=here.world, version=version)
     return make_batches(order, lambda rows: (pixels.take(rows),), method.draw)
 
 
 class Watch:
-    """Call it for the spread of the features of some images, to log; warns when they have collapsed."""
+    """Computes the spread of the features of some images, to log; warns if they have collapsed."""
 
     def __init__(self, step: Step, method: Method, pixels: Pixels, talk: Talk) -> None:
         self.step, self.method, self.talk = step, method, talk
@@ -96,7 +96,7 @@ def fit_to_machine(
 ) -> float:
     """Set the micro-batch and the precision of `step`, and note them in `derived`; returns the seconds of a step.
 
-    Where the loss compares images, activations are computed twice before the batch is cut.
+    If the loss compares images, recomputing activations is tried before the batch is split.
     """
     size = len(batch[0])
     check_pieces(size, micro_batch or size, step.smallest)
@@ -131,7 +131,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 def pace_of(
     step_seconds: float, pixels: Pixels, batch_of: Callable[[int], Batch], batch_size: int, device: torch.device
 ) -> Pace:
-    """The pace of steps with the decoding of their images, measured on two batches."""
+    """The pace of steps including the decoding of their images, measured on two batches."""
     if pixels.decoding_epochs == 0:
         return Pace(step_seconds)
     begun = time.perf_counter()
@@ -145,7 +145,7 @@ def pace_of(
 def decoding_pace(
     step_seconds: float, decoding: float, keeps_all: bool, steps_an_epoch: int, device: torch.device
 ) -> Pace:
-    """The pace where decoding a batch takes `decoding` seconds, in each epoch or, if all is kept, in the first one."""
+    """The pace if a batch takes `decoding` seconds to decode: in the first epoch if `keeps_all`, else in each."""
     # On a CPU, decoding and training share the cores.
     slower = step_seconds + decoding if device.type == "cpu" else max(step_seconds, decoding)
     return Pace(step_seconds if keeps_all else slower, slower, steps_an_epoch)

@@ -1,4 +1,4 @@
-"""Saved states, from which --resume continues: weights, optimizer and step.
+"""Checkpoints, called states here, from which --resume continues: weights, optimizer and step.
 
 Random draws are functions of the seed and the step, and need no saving.
 """
@@ -36,13 +36,13 @@ class Saver:
     def save(
         self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, micro_batch: int | None = None
     ) -> None:
-        """Begin to write a state, see `save_state`; raise what the writing before raised."""
+        """Begin to write a state, see `save_state`. Raise the error of the write before, if it had one."""
         self.check(wait=True)
         weights, tensors = copied(module.state_dict()), copied(optimizer_tensors(optimizer))
         self._writing = self._pool.submit(save_state, self.folder, step, weights, tensors, micro_batch)
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what the last writing raised if it has ended, and with `wait` after its end."""
+        """Raise the error of the last write if it has ended. If `wait`, wait for its end first."""
         if self._writing is not None and (wait or self._writing.done()):
             writing, self._writing = self._writing, None
             writing.result()
@@ -63,13 +63,13 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def save_state(
     folder: Path, step: int, weights: dict[str, Tensor], tensors: dict[str, Tensor], micro_batch: int | None = None
 ) -> None:
-    """Write `folder`/<step>/ whole or not at all, then remove all but the last two.
+    """Write `folder`/<step>/ whole or not at all, then remove all but the last two states.
 
-    `tensors` are the optimizer's. `micro_batch` is kept with them: memory may have run out, and a resumed run has to
-    go on with the same one.
+    `tensors` are the optimizer's. `micro_batch` is stored because it may have been halved when memory ran out, and a
+    resumed run must use the same one.
     """
     target = folder / f"{step:08d}"
-    if target.exists():  # damaged, and passed over by `load_state`
+    if target.exists():  # damaged, and skipped by `load_state`
         shutil.rmtree(target)
     with replacing_folder(target) as temporary:
         header = {"step": step} if micro_batch is None else {"step": step, "micro_batch": micro_batch}
@@ -79,15 +79,15 @@ def save_state(
         }
         write_json(temporary / CHECKSUMS, sums)
     states = saved_states(folder)
-    newest = states.index(target)  # later ones are damaged, and were passed over by `load_state`
+    newest = states.index(target)  # later ones are damaged, and were skipped by `load_state`
     for other in states[: max(0, newest + 1 - KEPT)] + states[newest + 1 :]:
         shutil.rmtree(other)
     flush_to_disk(folder)
 
 
 def room_for(module: nn.Module, weights: dict[str, Tensor], seconds: float, save_every: float) -> int:
-    """Bytes that a run of so many seconds needs at least: for states, one more than are kept while the newest is
-    written, and for the `weights` at its end. All optimizers here keep one tensor per parameter, or two."""
+    """Disk space, in bytes, that a run of `seconds` needs at least: for states (one more than are kept, while the
+    newest is written), and for the `weights` at its end. All optimizers here keep one tensor per parameter, or two."""
     state = num_bytes([*module.state_dict().values(), *module.parameters()])
     count = sum(seconds > times * save_every for times in range(1, KEPT + 2))
     return max(count * state, min(KEPT, count) * state + num_bytes(weights.values()))
@@ -117,11 +117,11 @@ def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str
 
 
 def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, talk: Talk) -> tuple[int, int | None]:
-    """Load the newest readable state into `module` and `optimizer`; returns its step, 0 if there is none, and the
-    micro-batch that was kept with it.
+    """Load the newest readable state into `module` and `optimizer`; returns its step, 0 if there is none, and its
+    micro-batch.
 
-    A damaged newest state is passed over with a warning. Raises RunError if there are states but none can be read, or
-    the newest readable one does not fit.
+    Damaged newer states are skipped with a warning. Raises RunError if there are states but none can be read, or the
+    newest readable one does not fit.
     """
     states = saved_states(folder)
     for path in reversed(states):
@@ -156,7 +156,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Make `tensors` the optimizer's state. Raises ValueError or LookupError if they are another optimizer's."""
+    """Load `tensors` into the optimizer's state. Raises ValueError or LookupError if they are another optimizer's."""
     names = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
     parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
@@ -165,9 +165,9 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
         parameter = parameters[int(index)]
         if name not in names or value.shape != (() if name == "step" else parameter.shape):
             raise ValueError(f"{key} is {tuple(value.shape)}")
-        if name == "step":  # a float32 scalar, on the CPU but for CUDA's fused kernel
+        if name == "step":  # a float32 scalar, on the CPU except for CUDA's fused kernel
             value = value.to(parameter.device) if parameter.device.type == "cuda" else value
-        else:  # in the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
+        else:  # in the parameter's memory layout, so that a resumed run uses the same kernels
             value = torch.empty_like(parameter).copy_(value)
         states.setdefault(int(index), {})[name] = value
     for number, state in states.items():

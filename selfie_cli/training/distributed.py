@@ -3,8 +3,8 @@
 Each process sees the same order of images, the same random numbers and the same decisions, works on its own part of
 each batch, and averages gradients with the others. The first process alone writes and talks.
 
-Where one process ends, the others end, too: gloo notices at once, and torchrun ends the rest. The process group's
-time-out ends those that wait for a process that hangs.
+If one process ends, the others end, too: gloo notices at once, and torchrun ends the rest. If one hangs, the process
+group's time-out ends those that wait for it.
 """
 
 import atexit
@@ -30,14 +30,14 @@ from selfie_cli.errors import UsageError
 T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
-"""Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB by default."""
+"""Bytes of /dev/shm that NCCL may need for the processes of a node; Docker gives 64 MB by default."""
 TIMEOUT = datetime.timedelta(hours=1)
-"""Time-out of the process group: the first process may be writing to a slow disk."""
+"""Time-out of the process group, long enough for the first process to write to a slow disk."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """This process among `world`; `local_rank` and `local_world` count those on this machine."""
+    """This process's rank among `world` processes; `local_rank` and `local_world` count those on this machine."""
 
     rank: int = 0
     world: int = 1
@@ -61,20 +61,20 @@ class Group:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def from_first(self, value: T) -> T:
-        """The first process's `value`, in all of them."""
+        """Return the first process's `value` in all processes."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def copied_from_first(self, tensor: Tensor) -> Tensor:
-        """The first process's `tensor`, contiguous; those of the others, of the same shape, are filled."""
+        """Copy the first process's `tensor`, contiguous, into those of the others, which have the same shape."""
         if self.world > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in all of them, by rank."""
+        """Return the values of all processes in each of them, by rank."""
         values: list[Any] = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
@@ -92,7 +92,7 @@ class Group:
 
 
 def environment() -> Group:
-    """The group that torchrun describes, which is not joined yet. Raises UsageError if it is incomplete."""
+    """The group that torchrun's environment variables describe, not joined yet. Raises UsageError if one is missing."""
     if os.environ.get("WORLD_SIZE", "1") in ("", "1"):
         return Group()
     try:
@@ -110,8 +110,8 @@ _joined: Group | None = None
 def group() -> Group:
     """This process's group, joined at the first call: gloo between CPUs, NCCL between GPUs.
 
-    Raises UsageError if the environment is incomplete, or shared memory is too small for NCCL, DistError if other
-    processes do not come.
+    Raises UsageError if the environment is incomplete or shared memory is too small for NCCL, DistError if other
+    processes do not join.
     """
     global _joined
     if _joined is None:
@@ -120,7 +120,7 @@ def group() -> Group:
 
 
 def check_processes(derived: dict[str, Any]) -> None:
-    """Raises UsageError if a run's batch cannot be divided among the processes, or it was started with other ones."""
+    """Raises UsageError if a run was started with other processes, or its batch cannot be divided among them."""
     world = group().world
     if derived.get("processes", world) != world:
         raise UsageError(
@@ -148,7 +148,7 @@ def join(here: Group) -> Group:
 
 
 def decoded_once(source: Source, opened: Callable[[], Pixels]) -> InMemory:
-    """The pixels of `source` in all processes: the first one decodes what `opened` gives, and sends it on."""
+    """Give all processes the pixels of `source`: the first one decodes what `opened` returns, and sends it on."""
     here = group()
     first = opened().in_memory() if here.first else None
     shape, unreadable = here.from_first((first.pixels.numpy().shape, first.unreadable) if first else ((0, 0, 0, 0), {}))

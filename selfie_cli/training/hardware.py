@@ -20,7 +20,7 @@ from selfie_cli.training.step import Step, halved, reason_of, undone
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-FEW = 8  # images of the first trial step, whose time decides how many more are taken
+FEW = 8  # images of the first trial step, whose time decides how many images are timed
 WARM_UP = 3
 """Steps of a compiled network that are not timed: they compile it, and with CUDA graphs warm up and record them."""
 
@@ -28,8 +28,8 @@ WARM_UP = 3
 def num_cores() -> int:
     """Cores for this process: OMP_NUM_THREADS if it is set, else its affinity within its control group's quota.
 
-    Processes that torchrun started on one machine share the cores evenly. torchrun sets OMP_NUM_THREADS to 1 where it
-    is not set, so there a 1 is ignored.
+    Processes that torchrun started on one machine share the cores evenly. A 1 is ignored for them, because torchrun
+    sets OMP_NUM_THREADS to 1 if it is unset.
     """
     processes = environment().local_world
     asked = os.environ.get("OMP_NUM_THREADS", "")
@@ -56,10 +56,10 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def prepare(device: str, *, deterministic: bool = False) -> torch.device:
-    """The device to work on, with torch's threads set to the cores.
+    """Return the device to work on, and set torch's threads to the cores.
 
     `deterministic` forbids kernels that differ from run to run. On GPUs, joins the other processes of the job. Raises
-    UsageError for a device that is not there.
+    UsageError for a device that is missing.
     """
     if deterministic != torch.are_deterministic_algorithms_enabled():  # to set it, torch imports its compiler
         torch.use_deterministic_algorithms(deterministic)
@@ -75,7 +75,7 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
         return torch.device(name)
     torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
     here = group()
-    gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process one
+    gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process only one
     gpus = here.gather(str(torch.cuda.get_device_properties(gpu).uuid))
     if len(set(gpus)) < len(gpus):
         raise UsageError(
@@ -102,8 +102,8 @@ def compiles(asked: str, device: torch.device, *, deterministic: bool) -> bool:
 
 
 def precisions(device: torch.device, asked: str, *, deterministic: bool = False) -> list[str]:
-    """Precisions to try: the one asked for, else bf16 on CUDA, else fp32, and bf16 as well on a CPU that has it, unless
-    the choice may not depend on speed."""
+    """Precisions to try: the one asked for, else bf16 on CUDA, else fp32. On a CPU with bf16, both are tried, unless
+    the choice must not depend on speed."""
     if asked != "auto":
         return [asked]
     if device.type == "cuda":
@@ -112,12 +112,12 @@ def precisions(device: torch.device, asked: str, *, deterministic: bool = False)
 
 
 def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
-    """Images that go through at once: `batch_size`, halved until what backward needs fits half of the memory.
+    """The micro-batch: `batch_size`, halved until the memory of the backward pass fits into half of the free memory.
 
-    Measured on `sample`, a small batch on the device; the module is left as it was.
+    Measured on `sample`, a small batch on the device; the module does not change.
     """
-    # The bytes of weights are the same for half of the images: the difference is what images take.
-    # Batch norm behind a projector needs two images.
+    # Weights take the same bytes for half of the images, so the difference comes from the images.
+    # Batch norm in a projector needs two images.
     count = len(sample[0])
     fewer = max(min(2, count), count // 2)
     half = tuple(tensor[:fewer] for tensor in sample)
@@ -134,7 +134,7 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
 
 def bytes_for_backward(step: Step, batch: Batch) -> int:
-    """Bytes that the forward pass of `batch` keeps for the backward pass, weights included; leaves no trace."""
+    """Bytes that the forward pass of `batch` keeps for the backward pass, weights included; nothing else changes."""
     bytes_of: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -149,9 +149,9 @@ def bytes_for_backward(step: Step, batch: Batch) -> int:
 
 
 def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:
-    """Set `step` to the fastest of the precisions `tried`, and to uncompiled where compiling fails. Weights stay.
+    """Set `step` to the fastest of the precisions `tried`, and to eager mode if compiling fails. The weights stay.
 
-    Returns the seconds of a step of `batch`, which is on the device: the longest among processes.
+    Returns the seconds per step of `batch`, which is on the device: the longest among processes.
     """
     seconds = {}
     for precision in tried:
@@ -167,7 +167,7 @@ def fit(step: Step, batch: Batch, tried: list[str], talk: Talk) -> float:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds a step: `first` for the first `count` steps, which decode their images, `later` for the rest."""
+    """Seconds per step: `first` for the first `count` steps, which decode their images, `later` for the rest."""
 
     later: float
     first: float = 0.0
@@ -177,15 +177,15 @@ class Pace:
         return min(steps, self.count) * self.first + max(0, steps - self.count) * self.later
 
     def steps(self, seconds: float) -> int:
-        """Steps that fit into a time, at least one."""
+        """Number of steps that fit into `seconds`, at least one."""
         early = self.count * self.first
         return max(1, int(seconds / self.first if seconds < early else self.count + (seconds - early) / self.later))
 
 
 def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
-    """Take a few steps that leave no trace, before a run is resumed.
+    """Take a few steps before a run is resumed, and undo them.
 
-    The step is compiled then, if it can be; and DistributedDataParallel orders its buckets as in a run that was never
+    They compile the step, if it can be; and DistributedDataParallel orders its buckets as in a run that was never
     stopped, so that sums have the same order.
     """
     if step.compiled or step.group.world > 1:
@@ -193,7 +193,7 @@ def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
 
 
 def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
-    """Return `trial()` and undo its steps; where compiling fails, try again without."""
+    """Return `trial()` and undo its steps. If compiling fails, call it again without."""
     with undone(step):
         step.module.train()
         try:
@@ -211,12 +211,12 @@ def tried_out(step: Step, trial: Callable[[], T], talk: Talk) -> T:
 
 
 def seconds_a_step(step: Step, batch: Batch) -> float:
-    """Mean time of two to ten steps, about five seconds if possible, after those that warm up.
+    """Mean time of two to ten steps, about five seconds in total if possible, after warm-up steps.
 
-    On a CPU, where time grows with the images, a part of a large batch is timed.
+    On a CPU, where time grows with the number of images, a part of a large batch is timed.
     """
     part = batch
-    alone = step.group.world == 1  # in a job of several, all must take as many steps
+    alone = step.group.world == 1  # all processes of a job must take as many steps
     if alone and step.device.type == "cpu" and not step.compiled:
         few = first_rows(batch, FEW, step.micro_batch)
         timed(step, few)

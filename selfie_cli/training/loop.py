@@ -1,4 +1,4 @@
-"""The training loop of pretraining and finetuning. It knows no method: it is given batches and a step."""
+"""The training loop of pretraining and finetuning. It knows no methods: it takes batches and a step."""
 
 import contextlib
 import math
@@ -27,7 +27,7 @@ WATCH_STEPS = 50  # steps between two calls of `watch`, at least: each costs abo
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A training of `steps` steps, whose states and metrics lie in `folder`.
+    """A training of `steps` steps, whose states and metrics are in `folder`.
 
     The learning rate rises to `lr` over `warmup` steps. `save_every` is in seconds. `name` is shown beside the progress
     bar, `resume_hint` is the command that resumes.
@@ -65,8 +65,8 @@ def train(
 ) -> Trained:
     """Train as planned, continuing from the newest saved state if there is one.
 
-    `batch_of(step)` gives this process's part of a batch, a tuple of tensors of equal length. `watch()` looks at the
-    network some twenty times in a long run, and at its end, and gives values for the next line of metrics.jsonl.
+    `batch_of(step)` returns this process's part of a batch, a tuple of tensors of equal length. `watch()` is called
+    about twenty times in a long run, and at its end; it returns values for the next line of metrics.jsonl.
 
     Raises Diverged if the loss or the gradient is not finite, Stopped after SIGINT, SIGTERM or SIGHUP; in both cases
     the last good state is on disk. Raises TrainingError as `step_of` does.
@@ -94,7 +94,7 @@ def train(
                 metrics.write(step, means, step_of.optimizer.param_groups[0]["lr"])
                 saver.check()
             if save or step == plan.steps:
-                largest = torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf)  # in one pass over all
+                largest = torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf)  # one pass over weights
                 if not largest.isfinite():
                     raise diverged("a weight", step, first_step, saver, group)
             if save:
@@ -119,7 +119,7 @@ def train(
 def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step: int, metrics: Metrics) -> None:
     for each in step_of.optimizer.param_groups:
         each["lr"] = plan.lr * cosine_with_warmup(step - 1, total=plan.steps, warmup=plan.warmup)
-    # Dropout draws on the device while computing; processes must not draw the same.
+    # Dropout draws on the device while computing; processes must not draw the same numbers.
     torch.manual_seed(step_seed(plan.seed, step - 1, step_of.group.rank + 1))
     begun = time.perf_counter()
     batch = batch_of(step - 1)
@@ -140,7 +140,7 @@ def restore(step_of: Step, plan: Plan, talk: Talk) -> int:
 
 
 class Timetable:
-    """Decides when to stop, save and log, alike in all processes: their clocks and signals differ."""
+    """Decides when to stop, save and log: alike in all processes, although their clocks and signals differ."""
 
     def __init__(self, plan: Plan, group: Group, first_step: int) -> None:
         self.plan, self.group, self.first_step = plan, group, first_step
@@ -148,10 +148,10 @@ class Timetable:
         self.agree_every = 1
 
     def due(self, step: int, signals: list[int], logged: float, *, smaller: bool) -> tuple[int, bool, bool]:
-        """The signal to stop for, or 0, whether to save a state, and whether to log.
+        """The signal to stop for (or 0), whether to save a state, and whether to log.
 
-        `logged` is when that was done last. `smaller` says that memory ran out: a resumed run has to go on in smaller
-        micro-batches from the same step on. The caller keeps the weights of the last step, so it needs no state.
+        `logged` is the time of the last log. `smaller` says that memory ran out: a state is saved, so that a resumed
+        run uses smaller micro-batches from there on. No state follows the last step: the caller keeps its weights.
         """
         now, ends = time.perf_counter(), step == self.plan.steps
         stop = max(signals, default=0)
@@ -167,7 +167,7 @@ class Timetable:
 
 
 def check_finite(step_of: Step, step: int, means: dict[str, float], first_step: int, saver: Saver) -> None:
-    """Raise Diverged if a loss or a gradient since the last line was not finite."""
+    """Raise Diverged if a loss or a gradient since the last line of metrics was not finite."""
     spoiled = int(step_of.num_spoiled)
     if spoiled or not all(map(math.isfinite, means.values())):
         what = "the gradient" if math.isfinite(means["loss"]) else "the loss"
@@ -194,8 +194,8 @@ def diverged(what: str, step: int, first_step: int, saver: Saver, group: Group) 
 def signals_noted() -> Iterator[list[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP in a list; a second one ends the process at once.
 
-    In a process that is not the command line's, such as a notebook's, the second one raises KeyboardInterrupt instead.
-    One that follows within a second is the same one: a terminal signals a whole job, and torchrun its processes.
+    In other processes than the command line's, such as a notebook's, the second one raises KeyboardInterrupt instead. A
+    repetition within a second is ignored: a terminal signals a whole job, and torchrun signals its processes again.
     """
     noted: list[int] = []
     first_at = 0.0

@@ -14,7 +14,7 @@ from selfie_cli.training.distributed import Group
 
 
 class Metrics:
-    """Sums what steps log, without waiting for the device, until `write` makes a line of it."""
+    """Sums the values that steps log, without waiting for the device, until `write` makes a line of them."""
 
     def __init__(self, group: Group, last: dict[str, float]) -> None:
         """`last` holds the values of the last line, `images` the images of all steps."""
@@ -59,7 +59,7 @@ class Metrics:
 def open_metrics(
     folder: Path, step: int, *, group: Group, advance: Callable[[int, str], None], tensorboard: bool
 ) -> Iterator[Metrics]:
-    """Metrics that go on after `step`: lines of later steps, which no saved state holds, are removed.
+    """Metrics that continue after `step`: lines of later steps, which are in no saved state, are removed.
 
     The first process writes metrics.jsonl in `folder`, with `tensorboard` also event files in `folder`/tensorboard.
     `advance` gets the step and a short note.
@@ -69,7 +69,7 @@ def open_metrics(
     with contextlib.ExitStack() as stack:
         if group.first:
             log = file.open("a")
-            stack.callback(naming(file)(log.close))  # it tries again to write what a full disk refused
+            stack.callback(naming(file)(log.close))  # closing tries again to write what a full disk refused
 
             @naming(file)
             def write_line(step: int, values: dict[str, float]) -> None:
@@ -86,7 +86,7 @@ def open_metrics(
             def write_events(step: int, values: dict[str, float]) -> None:
                 for name, value in values.items():
                     writer.add_scalar(name, value, step)
-                writer.flush()  # otherwise a kill could lose what a saved state has seen
+                writer.flush()  # otherwise a kill could lose steps of a saved state
 
             metrics.sinks.append(write_events)
         yield metrics
@@ -107,7 +107,7 @@ def cut_metrics(file: Path, step: int) -> dict[str, float]:
 
 
 def note_of(values: dict[str, float]) -> str:
-    """The numbers that a user watches, on one line."""
+    """The most important values, on one line."""
     parts = [f"loss {values['loss']:.3f}"]
     if "pretext_accuracy" in values:
         parts.append(f"pretext {values['pretext_accuracy']:.1%} (chance {values['chance']:.1%})")

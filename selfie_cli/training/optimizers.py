@@ -9,14 +9,14 @@ from torch import Tensor, nn
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888), as BYOL's authors use them.
 
-    Each weight's step is as long as `trust` times the weight itself, whatever the gradient's size; weight decay counts
-    as part of the gradient. Parameters of one dimension or none (biases, norms) get neither adaptation nor decay. The
-    learning rate multiplies the momentum, so a change of it acts at once. Like torch's fused optimizers it changes
-    nothing while its attribute `found_inf`, a float32 scalar on the device, is 1.
+    The update of each weight is scaled to `trust` times the norm of the weight, whatever the gradient's size; weight
+    decay counts as part of the gradient. Parameters of one dimension or none (biases, norms) get neither scaling nor
+    decay. The learning rate multiplies the momentum, so a change of it acts at once. Like torch's fused optimizers it
+    changes nothing while its attribute `found_inf`, a float32 scalar on the device, is 1.
     """
 
     found_inf: Tensor | None = None
-    _step_supports_amp_scaling = True  # torch's name for it
+    _step_supports_amp_scaling = True  # the name that torch looks for
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody here re-evaluates the loss
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is used here
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             for parameter in parameters:
@@ -38,7 +38,7 @@ class LARS(torch.optim.Optimizer):
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             wide = [parameter for parameter in parameters if parameter.dim() > 1]
             gradients = {parameter: parameter.grad for parameter in parameters}
-            if wide:  # for all of them at once: a GPU would spend its time on starting small kernels
+            if wide:  # all at once: otherwise a GPU would spend its time on launching small kernels
                 updates = torch._foreach_add([gradients[each] for each in wide], wide, alpha=group["weight_decay"])
                 lengths, update_lengths = torch._foreach_norm(wide), torch._foreach_norm(updates)
                 length, update_length = torch.stack(lengths), torch.stack(update_lengths)

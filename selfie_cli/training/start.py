@@ -1,4 +1,4 @@
-"""The beginning of a run: in a new folder, or where a stopped one left off."""
+"""The start of a run: in a new folder, or where a stopped run left off."""
 
 import contextlib
 import datetime
@@ -47,7 +47,7 @@ def choose_out(options: TrainingOptions, verb: str, name: str, sources: list[Run
 
 
 def claimed(folder: Path) -> Path:
-    """Make `folder`, or one with a number added: another process may have made it in the same second."""
+    """Create `folder`, or one with a number added if another process has created it in the same second."""
     for number in itertools.count(1):
         path = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         with contextlib.suppress(FileExistsError):
@@ -57,7 +57,7 @@ def claimed(folder: Path) -> Path:
 
 
 def start(out: Path | None, **config: Any) -> Run:
-    """A new run in `out`, made by the first process. A default name that is taken gets a number."""
+    """Create a run in `out`, in the first process. A default name that is taken gets a number."""
     assert out is not None
     here = group()
     if here.first:
@@ -71,7 +71,7 @@ def start(out: Path | None, **config: Any) -> Run:
 
 @contextlib.contextmanager
 def where_it_began(run: Run | None) -> Iterator[None]:
-    """Add to the error for a missing path of a resumed run: paths count from the folder in which it was started."""
+    """Add a hint to errors for missing paths of a resumed run: paths are relative to the folder of its start."""
     try:
         yield
     except (DataError, RunError) as error:

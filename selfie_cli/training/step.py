@@ -1,4 +1,4 @@
-"""One training step: a batch in, weights changed; and what makes it fast or lets several processes share it."""
+"""One training step, with micro-batches, mixed precision, torch.compile and several processes."""
 
 import contextlib
 import functools
@@ -28,8 +28,8 @@ class Task(Protocol):
 
 
 class Forward(nn.Module):
-    """A task as the forward pass of `module`, from a batch to its loss: what DistributedDataParallel wraps and
-    torch.compile compiles."""
+    """The forward pass of a task, from a batch to its loss, as a module: DistributedDataParallel wraps it, and
+    torch.compile compiles it."""
 
     def __init__(self, module: nn.Module, task: Task) -> None:
         super().__init__()
@@ -44,18 +44,18 @@ class Forward(nn.Module):
 class Step:
     """A training step: called with a batch of this process's images, it trains `module` on them.
 
-    A batch is a tuple of tensors of equal length, the arguments of `task.augment`. A batch larger than `micro_batch`
-    goes through in pieces whose gradients are averaged; none of them may have fewer than `smallest` images. `precision`
-    is fp32 or bf16. `compiled` runs augmentation and loss, forward and backward, through torch.compile, `graphs` with
-    CUDA graphs: they spare the launches of small kernels, at the price of memory that is never given back. `after` is
-    called behind the optimizer's step, with the share of the training that is done.
+    A batch is a tuple of tensors of equal length, the arguments of `task.augment`. A batch larger than `micro_batch` is
+    split into micro-batches of at least `smallest` images, whose gradients are averaged. `precision` is fp32 or bf16.
+    `compiled` runs augmentation and loss, forward and backward, through torch.compile. `graphs` adds CUDA graphs, which
+    save the launches of small kernels but never give their memory back. `after` is called after the optimizer's step,
+    with the share of the training that is done.
 
-    From the first loss or gradient that is not finite the optimizer does nothing more, and `num_spoiled` counts the
-    steps: the training loop reads it now and then. Where memory runs out, the micro-batch is halved and the same batch
-    tried again, as often as it takes, with a warning. Images that had gone through before count twice in the running
+    From the first loss or gradient that is not finite, the optimizer does nothing more, and `num_spoiled` counts the
+    steps; the training loop reads it now and then. If memory runs out, the micro-batch is halved, with a warning, and
+    the batch is tried again, as often as needed. Images that had been processed before count twice in the running
     statistics of batch norm.
 
-    Raises TrainingError where even the smallest piece does not fit, or other processes would wait for one that tries.
+    Raises TrainingError if even the smallest micro-batch does not fit, or if other processes would wait for the retry.
     """
 
     module: nn.Module
@@ -78,7 +78,7 @@ class Step:
         self.forward: nn.Module = Forward(self.module, self.task)
         self.no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if self.group.world > 1:
-            # Batch norm's running statistics stay each process's own: they take no part in training.
+            # Each process keeps its own running statistics of batch norm, as training does not use them.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.15
             buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, **buffers)
@@ -87,19 +87,19 @@ class Step:
             self.forward.compile(dynamic=False, mode="reduce-overhead" if self.graphs else None)
 
     def set_micro_batch(self, micro_batch: int) -> None:
-        """A smaller one leaves CUDA graphs: gradients that are summed over pieces would lie in memory they reuse."""
+        """Set the micro-batch. A smaller one disables CUDA graphs, which would reuse the memory of summed gradients."""
         if micro_batch < self.micro_batch and self.compiled and self.graphs:
             self.graphs = False
             self.forward.compile(dynamic=False)
         self.micro_batch = micro_batch
 
     def stop_compiling(self) -> None:
-        """Go on with the same maths, step by step."""
+        """Switch to eager mode, with the same mathematics."""
         self.compiled = False
         self.forward._compiled_call_impl = None
 
     def forget(self) -> None:
-        """Forget the steps taken, as far as the optimizer knows of them; the weights stay."""
+        """Reset the optimizer, the gradients and `num_spoiled`; the weights do not change."""
         self.optimizer.state.clear()
         self.optimizer.zero_grad(set_to_none=True)
         self.num_spoiled = torch.zeros_like(self.num_spoiled)
@@ -109,16 +109,16 @@ class Step:
         return autocast(self.device, self.precision)
 
     def __call__(self, batch: Batch, done: float) -> dict[str, Tensor]:
-        """Take a step; returns the loss, the gradient's norm and what else is logged, still on the device."""
+        """Take a step; returns the loss, the gradient's norm and other values to log, still on the device."""
         while (means := self._backward(batch)) is None:
             self._halve(len(batch[0]))
         gradients = [parameter.grad for parameter in self.learning if parameter.grad is not None]
         means["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
-        # Of several processes, each has a loss of its own, and all the same gradient.
+        # With several processes, losses differ, but all have the same gradient.
         seen = means["gradient_norm"] + means["loss"] if self.group.world == 1 else means["gradient_norm"]
         finite = seen.isfinite() & (self.num_spoiled == 0)
         self.num_spoiled = self.num_spoiled + ~finite
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # it looks by itself: nobody waits
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # it checks on the device: no wait
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif finite:
@@ -127,7 +127,7 @@ class Step:
         return means
 
     def _backward(self, batch: Batch) -> dict[str, Tensor] | None:
-        """Gradients of the mean loss over the batch; returns what is logged, or None where memory has run out."""
+        """Compute gradients of the batch's mean loss; returns values to log, or None if memory has run out."""
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         pieces = list(zip(*(tensor.split(self.micro_batch) for tensor in batch), strict=True))
@@ -147,7 +147,7 @@ class Step:
         return sums
 
     def _halve(self, batch_size: int) -> None:
-        """Let half as many images go through at once."""
+        """Halve the micro-batch, or raise TrainingError."""
         tried = min(self.micro_batch, batch_size)
         half = halved(tried, batch_size, self.smallest)
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,7 +158,7 @@ class Step:
             )
         self.set_micro_batch(half)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # its blocks suit the larger pieces
+            torch.cuda.empty_cache()  # cached blocks have the larger size
         self.talk.warn(
             f"out of memory: continuing with --micro-batch {half}; batch norm, and losses that compare images, see "
             "the images of one micro-batch"
@@ -166,7 +166,7 @@ class Step:
 
 
 def halved(micro_batch: int, batch_size: int, smallest: int) -> int | None:
-    """About half as many images at once; None if a piece of the batch would have fewer than `smallest`."""
+    """About half of the micro-batch; None if every smaller one leaves a piece of fewer than `smallest` images."""
     sizes = range(-(-micro_batch // 2), 0, -1) if micro_batch > 1 else ()
     return next((micro for micro in sizes if smallest_piece(batch_size, micro) >= smallest), None)
 
@@ -195,7 +195,7 @@ def autocast(device: torch.device, precision: str) -> Autocast:
 
 @contextlib.contextmanager
 def undone(step: Step) -> Iterator[None]:
-    """Undo the steps taken within: weights, statistics and optimizer are restored, the micro-batch is kept."""
+    """Undo the steps taken in this context: weights, statistics and optimizer are restored, the micro-batch is kept."""
     before = {name: tensor.clone() for name, tensor in step.module.state_dict().items()}
     training = step.module.training
     try:

@@ -47,10 +47,3 @@ def test_a_steps_work_is_that_of_the_model(image_size: int, gflop: float) -> Non
     """Operations as counted on paper, for the paper's recipe."""
     found = work.pretraining(recipe="paper", image_size=image_size, batch_size=4).gflop()
     assert found == pytest.approx(gflop, rel=0.05)
-
-
-def test_every_benchmark_says_how_it_is_used() -> None:
-    scripts = {path.name: path.read_text() for path in Path(measure.__file__).parent.glob("*.py")}
-    assert len(scripts) > 10
-    for name, text in scripts.items():
-        assert "def main()" not in text or f"python benchmarks/{name}" in text, name

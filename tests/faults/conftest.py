@@ -1,19 +1,16 @@
 """Faults injected into real runs, at a moment or place drawn at random; docs/reliability.md shows how they ended.
 
 `pytest -m slow tests/faults` injects each fault once, with `--long` as often as its marker says. A test names its fault
-with the marker `fault`, and passes the outcome to `happened`; `--junitxml FILE` writes both.
+with the marker `fault`.
 """
 
 import functools
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import COMMANDS, Undisturbed, run_undisturbed
-
-Record = Callable[[str, object], None]
+from processes import COMMANDS, Reference, Undisturbed, run_undisturbed
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,21 +35,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def chance(number: int, request: pytest.FixtureRequest, record_property: Record) -> random.Random:
+def chance(number: int, request: pytest.FixtureRequest) -> random.Random:
     """The source of all random choices of one injection."""
     name = request.node.get_closest_marker("fault").args[0].format(**request.node.callspec.params)
-    record_property("fault", name)
     return random.Random(f"{name} {number}")
 
 
-@pytest.fixture
-def happened(record_property: Record) -> Callable[[str], None]:
-    """Record the outcome."""
-    return functools.partial(record_property, "happened")
-
-
 @pytest.fixture(scope="session")
-def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Undisturbed]:
+def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     """Return a function that gives the undisturbed run of a command, made once."""
 
     @functools.cache

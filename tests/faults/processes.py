@@ -133,6 +133,9 @@ class Undisturbed:
     processes: int
 
 
+Reference = Callable[..., Undisturbed]
+
+
 def run_undisturbed(words: list[object], run: Path, processes: int) -> Undisturbed:
     before, begun = 0.0, time.monotonic()
     if processes == 2:
@@ -200,7 +203,7 @@ def check_files(run: Path, completed: Iterable[Path] = ()) -> None:
                 read_state(state)
 
 
-def go_on(run: Path, reference: Undisturbed, *more: object) -> str:
+def go_on(run: Path, reference: Undisturbed, *more: object) -> None:
     """Resume the run, or repeat the command if there is none; it must end like the undisturbed one."""
     finished, there = has_finished(run), (run / "config.json").is_file()
     words = (reference.words[0], "--resume", run) if there else (*reference.words, "--out", run, *more)
@@ -211,4 +214,3 @@ def go_on(run: Path, reference: Undisturbed, *more: object) -> str:
         assert not finished or f"{run} is finished" in said, "a finished run is not told from a stopped one"
         assert "warning" not in said, f"resuming warns: {said[-300:]}"
     assert made_by(run) == reference.made, "the run ends otherwise than the undisturbed one"
-    return "it had finished" if finished else "resumed" if there else "no run was there yet: the same command ran"

@@ -4,7 +4,6 @@ import itertools
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -17,7 +16,6 @@ from selfie_cli.data import synthetic
 from tests.data.corpus import corpus, saved
 
 EMBED = ("--batch-size", 8, "--precision", "fp32", "--workers", 2)
-Say = Callable[[str], None]
 
 
 def bad_in(out: Path) -> dict[str, str]:
@@ -39,7 +37,7 @@ def peak(*arguments: object) -> float:
 
 
 @pytest.mark.fault("decompression bombs")
-def test_bombs(tmp_path: Path, chance: Random, happened: Say) -> None:
+def test_bombs(tmp_path: Path, chance: Random) -> None:
     """Compare the peak memory of embed on a picture, and on the same picture among bombs."""
     images, out = tmp_path / "images", tmp_path / "all.npy"
     images.mkdir()
@@ -50,7 +48,6 @@ def test_bombs(tmp_path: Path, chance: Random, happened: Say) -> None:
             (images / entry.name).write_bytes(entry.data)
     assert peak("embed", images, "--out", out) - alone < 100
     assert len(bad_in(out)) + len(np.load(out)) == len([*images.iterdir()])
-    happened("refused with a reason, in less than 100 MB")
 
 
 def photos() -> list[bytes]:
@@ -81,7 +78,7 @@ def spoil(file: Path, chance: Random) -> None:
 
 
 @pytest.mark.fault("images vanish and change while embed reads them", times=20)
-def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> None:
+def test_vanishing_from_embed(tmp_path: Path, chance: Random) -> None:
     folder, out = tmp_path / "images", tmp_path / "vectors.jsonl"
     folder.mkdir()
     files = dict(zip((folder / f"{number:04d}.jpg" for number in range(1000)), itertools.cycle(photos())))
@@ -99,4 +96,3 @@ def test_vanishing_from_embed(tmp_path: Path, chance: Random, happened: Say) -> 
     first: dict[bytes, list[float]] = {}
     for file in files.keys() - spoiled:
         assert np.allclose(rows[str(file)], first.setdefault(files[file], rows[str(file)]), atol=1e-4)
-    happened("listed with reasons; every other row belongs to its file")

@@ -22,7 +22,6 @@ from running import SMALL, selfie
 
 from selfie_cli import config, option, runs
 from selfie_cli.commands.push import published_with_card
-from selfie_cli.data import hub_sets
 from selfie_cli.data.bad_files import load_bad
 from selfie_cli.data.cache import PixelCache
 from selfie_cli.data.duplicates import Marks, load_marks, save_marks
@@ -136,7 +135,7 @@ def read_cache(file: Path, rng: Random) -> None:
 
 
 def write_images(folder: Path) -> None:
-    """Shards, a table, a list, and the note of a data set on the Hub."""
+    """Shards, a table, and a list."""
     folder.mkdir()
     for name, form in (("ustar", tarfile.USTAR_FORMAT), ("gnu", tarfile.GNU_FORMAT), ("pax", tarfile.PAX_FORMAT)):
         long = "" if name == "ustar" else "long-" * 30
@@ -155,23 +154,6 @@ def write_images(folder: Path) -> None:
     write_parquet(folder / "cells.parquet", [png(200)] * 4, [0, 1, 1, None], ["a", "b"])
     (folder / "a.png").write_bytes(png(200))
     (folder / "list.txt").write_bytes(b"# images\na.png\n\n../images/a.png\n./a.png\r\n\xff.png\n")
-    note = folder / "datasets--acme--x" / "selfie" / "main.json"
-    names = [f"data/{part}-{number:05}-of-00002.parquet" for part in ("train", "test") for number in range(2)]
-    write_json(note, {"commit": "0" * 40, "files": {name: [9, "0" * 64] for name in names}})
-    for name in names:
-        write_parquet(note.parents[1] / "snapshots" / ("0" * 40) / name, [png(200)])
-
-
-def read_note(file: Path, rng: Random) -> None:
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_CACHE = constants.HF_HUB_CACHE, str(file.parents[2])
-    try:
-        found = hub_sets.fetch("hf://datasets/acme/x", offline=True, talk=Talk())
-        for part in found.parts:
-            found.open(part)
-    finally:
-        constants.HF_HUB_CACHE = before
 
 
 def read_images(source: Source) -> None:
@@ -265,7 +247,6 @@ TARGETS: dict[str, tuple[str, Callable[[bytes, Random], bytes], Callable[[Path, 
     "shard": ("images/*.tar", mutations.spoil_tar, read_shard),
     "table": ("images/*.parquet", spoil_table, read_table),
     "list": ("images/list.txt", mutations.spoil, read_list),
-    "hub-note": ("images/*/selfie/main.json", JSON, read_note),
     "vectors-jsonl": ("vectors/vectors.jsonl", LINES, read_vectors),
     "vectors-npy": ("vectors/vectors.npy", mutations.spoil, read_vectors),
     "vectors-rows": ("vectors/vectors.npy.rows.jsonl", LINES, read_vectors),

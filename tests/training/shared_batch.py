@@ -77,7 +77,8 @@ def module_of(task: Any) -> torch.nn.Module:
 
 
 def make_step(task: Any, *, lr: float = 0.01, micro_batch: int = BATCH, **options: Any) -> Step:
-    """A step of SGD, with what the method does behind it."""
+    """A step of SGD, with what the method does behind it; of a task or of the name of one."""
+    task = make_task(task) if isinstance(task, str) else task
     module = module_of(task)
     after = getattr(task, "after_step", id)
     optimizer = make_optimizer("sgd", module, lr=lr, weight_decay=1e-4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from listening import Listener
-from shared_batch import batch_of, make_step, make_task, module_of
+from shared_batch import batch_of, make_step, make_task
 from torch import nn
 
 from selfie_cli.data.batches import step_generator
@@ -78,19 +78,16 @@ def assert_untouched(step, before):
 @pytest.mark.parametrize("name", ["byol", "supervised"])
 def test_fitting_leaves_no_trace(name):
     """Not in weights, statistics, BYOL's target, optimizer and mode: bit for bit."""
-    task = make_task(name)
-    module_of(task).eval()
-    step = make_step(task, lr=0.1)
+    step = make_step(name, lr=0.1)
+    step.module.eval()
     before = state_of(step)
-    assert fit(step, batch_of(task, 0), ["fp32"], Talk()) > 0
+    assert fit(step, batch_of(step.task, 0), ["fp32"], Talk()) > 0
     assert_untouched(step, before)
 
 
 def test_the_faster_precision_is_taken(monkeypatch):
-    step = make_step(make_task("supervised"))
-    times = {"fp32": 2.0, "bf16": 0.5}
+    step, listener, times = make_step("supervised"), Listener(), {"fp32": 2.0, "bf16": 0.5}
     monkeypatch.setattr(machine, "seconds_a_step", lambda step, batch: times[step.precision])
-    listener = Listener()
     batch = batch_of(step.task, 0)
     assert fit(step, batch, ["fp32", "bf16"], listener) == 0.5
     assert step.precision == "bf16"
@@ -101,7 +98,7 @@ def test_the_faster_precision_is_taken(monkeypatch):
 
 
 def test_a_compiler_without_memory_is_not_called_broken():
-    step, listener = make_step(make_task("supervised")), Listener()
+    step, listener = make_step("supervised"), Listener()
     step.compiled = True
 
     def no_room():
@@ -127,18 +124,16 @@ def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():
 
 
 def test_the_micro_batch_goes_by_memory(monkeypatch):
-    task = make_task("many-view selfie")
-    module = module_of(task)
-    step = make_step(task)
+    step = make_step("many-view selfie")
     before = state_of(step)
-    sample = tuple(tensor[:4] for tensor in batch_of(task, 0))
+    sample = tuple(tensor[:4] for tensor in batch_of(step.task, 0))
 
     def with_room(room):
         monkeypatch.setattr(machine, "available_memory", lambda: room)
         return micro_batch_for(step, sample, 64)
 
     assert with_room(ROOM) == 64
-    weights = sum(parameter.numel() * 4 for parameter in module.parameters() if parameter.requires_grad)
+    weights = sum(parameter.numel() * 4 for parameter in step.learning)
     sizes = [with_room(2 * (4 * weights + room)) for room in (2**28, 2**26, 2**24, 2**22, 0)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) > 3
@@ -167,9 +162,8 @@ def test_memory_of_an_image_does_not_count_weights(precision, monkeypatch):
 @pytest.mark.parametrize(("seen", "fits"), [(["a", "b"], True), (["a", "a"], False)])
 def test_each_process_has_a_gpu_of_its_own(seen, fits, monkeypatch):
     """Slurm may show each process one GPU, which both call the first."""
-    here = Group(1, 2, 1, 2)
     monkeypatch.setattr(Group, "gather", lambda self, mine: seen)
-    monkeypatch.setattr(machine, "group", lambda: here)
+    monkeypatch.setattr(machine, "group", lambda: Group(1, 2, 1, 2))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=seen[1]))

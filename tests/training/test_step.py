@@ -1,6 +1,7 @@
 """One step of training: the same maths however it is computed, and no waiting for the device on the way."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -162,11 +163,10 @@ def test_a_step_waits_for_nothing(request, name, size, monkeypatch):
 
 
 def test_after_an_error_steps_are_undone_too():
-    task = make_task("supervised")
-    step = make_step(task, lr=0.1)
+    step = make_step("supervised", lr=0.1)
     before = {key: tensor.clone() for key, tensor in step.module.state_dict().items()}
     with pytest.raises(AttributeError), undone(step):
-        step(batch_of(task, 0), 0.1).nothing  # noqa: B018
+        step(batch_of(step.task, 0), 0.1).nothing  # noqa: B018
     assert all(tensor.equal(before[key]) for key, tensor in step.module.state_dict().items())
     assert not step.optimizer.state
 
@@ -177,16 +177,17 @@ def tensors_of(step):
     return [each.clone() for each in (*step.learning, *state)]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw", "not fused"])
+OPTIMIZERS = {
+    name: functools.partial(make_optimizer, name, lr=0.1, weight_decay=1e-4) for name in ("sgd", "lars", "adamw")
+} | {"not fused": lambda module: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing_nor_does_what_follows(optimizer, value):
     task = make_task("supervised")
     step = make_step(task)
-    step.optimizer = (
-        torch.optim.SGD(step.learning, lr=0.1, momentum=0.9)
-        if optimizer == "not fused"
-        else make_optimizer(optimizer, step.module, lr=0.1, weight_decay=1e-4)
-    )
+    step.optimizer = OPTIMIZERS[optimizer](step.module)
     first = tensors_of(step)
     assert step(batch_of(task, 0), 0.1)["gradient_norm"].isfinite()
     good = tensors_of(step)
