@@ -49,7 +49,7 @@ def test_at_the_minimum_the_gradient_is_zero(strength, num_classes):
 
 @pytest.mark.parametrize("num_folds", [1, 3])
 def test_the_strength_is_the_best_on_all_held_out_rows_and_then_refitted_on_all(num_folds):
-    features, labels = blobs(90, num_features=40, spread=1.5)
+    features, labels = blobs(90, num_features=40, spread=1.5, seed=1)  # of which the folds alone choose others
     folds = [(torch.arange(90) // 3) % 5 == each for each in range(num_folds)]
     x, y = standardised(features), labels.numpy()
     merits = {}
