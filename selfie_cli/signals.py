@@ -41,7 +41,7 @@ def ignored(number: int) -> bool:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Call `handler` on SIGINT, SIGTERM and, unless it is ignored, SIGHUP. Does nothing outside the main thread."""
+    """Call `handler` on SIGINT, SIGTERM and, unless it is ignored, SIGHUP. Do nothing outside the main thread."""
     try:
         before = {number: signal.signal(number, handler) for number in STOPPING if not ignored(number)}
     except ValueError:

@@ -203,26 +203,20 @@ def test_ctrl_c_ends_a_training_that_can_be_resumed(images: Path) -> None:
         api.pretrain(resume="run", steps=5, quiet=True)
 
 
-@pytest.mark.parametrize("kind", ["bundled", "pretrained"])
-def test_loaded_encoder_gives_the_features_of_embed_and_trains(
+@pytest.mark.parametrize("kind", ["bundled", "pretrained", "finetuned"])
+def test_loaded_networks_give_what_embed_and_predict_do_and_train(
     kind: str, images: Path, request: pytest.FixtureRequest
 ) -> None:
     run = kind if kind == "bundled" else request.getfixturevalue(kind)
     files = sorted((images / "test").rglob("*.png"))[:6]
     module, transform = api.load(run)
     assert not module.training
-    batch = torch.stack([pickle.loads(pickle.dumps(transform))(Image.open(file)) for file in files])
-    features = module(batch)
-    expected = api.embed(files, from_=run, precision="fp32", quiet=True).vectors
-    np.testing.assert_allclose(features.detach().numpy(), expected, atol=2e-5)
-    features.square().mean().backward()
+    found = module(torch.stack([pickle.loads(pickle.dumps(transform))(Image.open(file)) for file in files]))
+    if kind == "finetuned":  # logits
+        shown = [row["probability"] for row in api.predict(run, files, precision="fp32", quiet=True).rows]
+        np.testing.assert_allclose(found.softmax(1).max(1).values.detach(), shown, atol=1e-4)
+    else:
+        vectors = api.embed(files, from_=run, precision="fp32", quiet=True).vectors
+        np.testing.assert_allclose(found.detach(), vectors, atol=2e-5)
+    found.square().mean().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
-
-
-def test_loaded_classifier_gives_logits(images: Path, finetuned: Path) -> None:
-    files = sorted((images / "test").rglob("*.png"))[:6]
-    module, transform = api.load(finetuned)
-    with torch.inference_mode():
-        probabilities = module(torch.stack([transform(Image.open(file)) for file in files])).softmax(1)
-    found = api.predict(finetuned, files, precision="fp32", quiet=True)
-    np.testing.assert_allclose(probabilities.max(1).values, [row["probability"] for row in found.rows], atol=1e-4)

@@ -41,7 +41,7 @@ class Judged:
     pretext_accuracy: float | None
     """On images with the random crop of training."""
     pretext_accuracy_plain: float | None
-    """On uncropped images. Up to 64 px, the padding of the crop has a black border, which reveals positions."""
+    """On uncropped images. Up to 64 px, cropped images have a black border, which reveals positions; these do not."""
     chance: float | None
     """Pretext accuracy of guessing."""
 

@@ -79,7 +79,7 @@ def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[
     return mean * 255, 1 / (std * 255)
 
 
-kept_constants = functools.cache(make_constants)  # torch.compile warns of functions that have a cache
+kept_constants = functools.cache(make_constants)  # torch.compile warns of cached functions
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:

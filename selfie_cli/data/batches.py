@@ -112,7 +112,7 @@ class SampleOrder:
     def _window_of_blocks(self, number: int) -> np.ndarray:
         mine = self._order[self._rank :: self._world]
         is_last = mine == self._num_blocks - 1
-        mine = np.concatenate([mine[~is_last], mine[is_last]])  # it may be short: it would shift all later windows
+        mine = np.concatenate([mine[~is_last], mine[is_last]])  # if short, it would shift later windows
         blocks = mine[number * WINDOW : (number + 1) * WINDOW]
         images = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
         images = images[images < self.num_images]
@@ -162,7 +162,7 @@ class Prefetch:
         self._stream: torch.cuda.Stream | None = None
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.Stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # pixels may still be being copied to it
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # pixels may still be on the way
         self._futures: dict[int, Future[Batch]] = {}
         self._pool = thread_pool(1, "prefetch")
 
@@ -186,7 +186,7 @@ class Prefetch:
             return self._batch_of(step)
         with torch.cuda.stream(self._stream):
             batch = tuple(tensor.to(self._stream.device, non_blocking=True) for tensor in self._batch_of(step))
-        self._stream.synchronize()  # this thread waits, so that no other has to
+        self._stream.synchronize()  # this thread waits, so that no other must
         return batch
 
     def __enter__(self) -> Self:

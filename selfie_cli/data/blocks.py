@@ -52,10 +52,10 @@ class BlockReader:
         if block is None:
             return checked(self.source.read(index, index + 1)[0])
         if reading:
-            self._read(block, number, first, end)  # for all threads that wait for it
+            self._read(block, number, first, end)  # for all threads that wait for this block
         try:
             data = block.result()[offset]
-        except UnreadableImage:  # perhaps of another shard, if the block spans two
+        except UnreadableImage:  # of another image, perhaps, if the block spans two shards
             return checked(self.source.read(index, index + 1)[0])
         with self._lock:
             if self._asked[number] >= end - first:

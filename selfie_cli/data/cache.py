@@ -130,7 +130,7 @@ class PixelCache:
                     os.truncate(entry / "pixels", self.capacity * self.row_bytes)
             self._files.enter_context(_locked(entry / "records", fcntl.LOCK_SH))
         self._pixels = self._files.enter_context((entry / "pixels").open("r+b"))
-        if os.fstat(self._pixels.fileno()).st_size < self.capacity * self.row_bytes:  # others count it as taken
+        if os.fstat(self._pixels.fileno()).st_size < self.capacity * self.row_bytes:  # others count the size as taken
             os.truncate(self._pixels.fileno(), self.capacity * self.row_bytes)
         with (entry / "records").open("r+b") as records:
             if hasattr(os, "posix_fallocate"):  # a hole in a mapped file kills the process when the disk is full
@@ -163,7 +163,7 @@ class PixelCache:
                 try:
                     _write(self._pixels.fileno(), row.data, index * self.row_bytes)
                     self._checksums[index] = checksum(row)
-                except OSError as error:  # what is there can still be read
+                except OSError as error:  # cached rows can still be read
                     self.capacity, self.error = 0, error
 
     def marks(self) -> Marks:

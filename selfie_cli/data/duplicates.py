@@ -48,7 +48,7 @@ large photos that were saved again, halved, mirrored or made 20 % brighter are f
 FAINT = 1.0  # grey levels; smaller coefficients may come from rounding, which causes about 0.2 for every S
 CHUNK = 2**22  # pixel values hashed together
 MOST_PAIRS = 2e10  # a minute on one core; all pairs of 200,000 images
-ROWS, KEYS = 64, 2048  # compared together; they fit into the processor's cache
+ROWS, KEYS = 64, 2048  # number compared together; they fit into the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ def marks_of(pixels: Tensor) -> Marks:
         rows_done = cosines @ images.flatten(2).float()  # [n, 16, S * 3]
         grey = rows_done.unflatten(2, (size, 3)) @ luma  # [n, 16, S]
         waves = (grey @ cosines.T).mT.flatten(1).numpy()  # [n, 256], vertical frequencies run fastest
-        # The pixels' hash decides the signs of faint coefficients, so that pictures without structure are not alike.
+        # The pixels' hash decides the signs of faint coefficients, so that pictures without structure differ.
         bits = np.where(abs(waves) < FAINT, np.unpackbits(digests[part], axis=1), waves > 0)
         bits[:, 0] = 0
         perceptual[part] = np.packbits(bits.astype(np.uint8), axis=1)

@@ -79,7 +79,7 @@ def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uin
     file = getattr(image, "fp", None)
     num_bytes = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else 0
     odd = Oddity(0)
-    # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data tells.
+    # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data shows it.
     if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
         odd |= Oddity.DEEP
     if image.mode == "CMYK":
@@ -154,9 +154,9 @@ class Examination:
         self.rows = {part: range(*ends[number : number + 2]) for number, part in enumerate(parts)}
         self.train = next(iter(parts))
         self.classes = {part: Counter(filter(None, (labels[row] for row in self.rows[part]))) for part in parts}
-        if len(parts) == 1 and len(self.classes[self.train]) < 2:  # one folder of photos is no class
+        if len(parts) == 1 and len(self.classes[self.train]) < 2:  # a single folder is no class
             self.classes = {self.train: Counter()}
-        for part, counts in self.classes.items():  # nor is test/images/
+        for part, counts in self.classes.items():  # test/images/ is no class
             if len(counts) == 1 and counts.keys().isdisjoint(self.classes[self.train]):
                 self.classes[part] = Counter()
         self.problems: list[Finding] = []
@@ -232,7 +232,7 @@ class Examination:
             self.add("untested classes", f"only in {train}", missing)
 
     def look_at_left_out(self, left_out: LeftOut) -> None:
-        kinds = sorted(left_out.counts.keys() - {"outside"})  # these have no class
+        kinds = sorted(left_out.counts.keys() - {"outside"})  # `look_at_classes` reports these
         told = ((left_out.described(kind), ", ".join(filter(None, left_out.names[kind]))) for kind in kinds)
         self.add("left out", "not read", told)
 

@@ -1,4 +1,4 @@
-"""Images in folder trees, whose folder names give parts and classes."""
+"""Images in folder trees: the names of folders give parts and classes."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from selfie_cli.errors import DataError, UnreadableImage
 
 
 class Tree(Source):
-    """Images in folders whose names give parts and classes. has_texts: whether other data give the classes."""
+    """Images in folders whose names give parts and classes. has_texts: whether classes come from elsewhere."""
 
     has_texts = False
 
@@ -61,7 +61,7 @@ def parted(found: DataSet) -> DataSet:
 class Folder(Files, Tree):
     """Every image below a folder, depth first, by name within each folder.
 
-    packed: its parquet and tar files. bare: folders that contain neither images nor folders. split: see
+    packed: its parquet and tar files. bare: leaf folders without images. split: see
     `split_folders`.
 
     Links are followed, unless their target is read anyway or contains the link. A broken link is kept: it is reported

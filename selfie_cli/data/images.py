@@ -35,7 +35,7 @@ from selfie_cli.errors import UnreadableImage, one_line
 
 # Importing a plugin registers it. All are imported here, so that decoding threads never race to import one.
 PLUGINS = [
-    (JpegImagePlugin.JpegImageFile, ".jpg .jpeg .jpe .jfif .mpo"),  # this plugin also opens MPO, what phones write
+    (JpegImagePlugin.JpegImageFile, ".jpg .jpeg .jpe .jfif .mpo"),  # this plugin also opens MPO, which phones write
     (PngImagePlugin.PngImageFile, ".png .apng"),
     (WebPImagePlugin.WebPImageFile, ".webp"),
     (GifImagePlugin.GifImageFile, ".gif"),
@@ -146,7 +146,7 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         if not file.seek(0, os.SEEK_END):
             raise UnreadableImage("empty file")
         try:
-            return Image.open(file, formats=FORMATS)  # which goes back to the start first
+            return Image.open(file, formats=FORMATS)  # it goes back to the start first
         except UnidentifiedImageError:
             file.seek(0)
             raise UnreadableImage(what_is(file.read(512))) from None
@@ -161,9 +161,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with _readable():
         tags = getattr(image, "tag_v2", {})
         bands, known = tags.get(BANDS, 1), len(image.getbands())
-        if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow would take the last band for alpha
+        if image.mode == "RGBA" and tags and EXTRA_SAMPLES not in tags:  # Pillow takes the last band for alpha
             known -= 1
-        if bands > known:  # and drop others that a TIFF does not declare as alpha
+        if bands > known:  # Pillow drops others that a TIFF does not declare as alpha
             raise UnreadableImage(f"{bands} bands, of which {known} are known to be colours or alpha; save those alone")
         image.load()
         rgb = _flat(image)
@@ -227,7 +227,7 @@ def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic")
     Raises UnreadableImage as `to_rgb` does.
     """
     with _readable(), contextlib.ExitStack() as stack:
-        if min(image.size) >= 4 * size:  # below that there is no coarser scale
+        if min(image.size) >= 4 * size:  # else, half would be less than twice `size`
             image.draft(None, (2 * size, 2 * size))
         if math.prod(image.size) > LARGE:
             stack.enter_context(_one_large)
@@ -235,7 +235,7 @@ def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic")
         height, width, _ = pixels.shape
         side = min(width, height)
         top, left = (height - side) // 2, (width - side) // 2
-        square = pixels[top : top + side, left : left + side].copy()  # the filter must not see what lies outside
+        square = pixels[top : top + side, left : left + side].copy()  # the filter must not see pixels outside
         return square if side == size else _resized(square, size, interpolation)
 
 

@@ -186,7 +186,7 @@ def parts_with_labels(found: DataSet) -> dict[str, Labelled]:
             train = next(iter(read.values())).classes
             check_known(classes, train, where)
             classes = train
-        elif len(classes) < 2:  # photos in one folder are no data set of one class
+        elif len(classes) < 2:  # photos in a single folder are unlabelled
             kind = Unlabelled if isinstance(source, Folder) or title.endswith("/") else DataError
             raise kind(f"only one class ({classes[0]}) in {where}: a classifier needs two or more")
         position = {text: label for label, text in enumerate(classes)}

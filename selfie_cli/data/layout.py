@@ -140,7 +140,11 @@ def kind_of(name: str, *, is_folder: bool) -> str:
 
 
 def part_of(name: str, *, is_folder: bool) -> str | None:
-    """The part that the name of a folder or a file stands for, or None."""
+    """The part that the name of a folder or a file stands for, or None.
+
+    A file may have other words in its name (`birds-train-00000.tar`). A folder with other words may be a class (`train
+    station`), so only words in BESIDE_PART are allowed beside the part's name.
+    """
     words = re.findall(r"[^\W\d_]+", name.casefold())
     parts = [PART_OF.get(word) or PART_OF.get(word.removesuffix("set")) for word in words]
     if is_folder and any(part is None and word not in BESIDE_PART for part, word in zip(parts, words, strict=True)):
@@ -202,7 +206,10 @@ def class_name(text: str) -> str:
 
 
 def label_of(value: Any) -> str | None:
-    """The class that a label stands for; None for no label, which is None, NaN, -1 or empty text."""
+    """The class that a label stands for; None for no label, which is None, NaN, -1 or empty text.
+
+    Raises ValueError for anything but text, a whole number or a boolean.
+    """
     if isinstance(value, float):
         if value != value:
             return None

@@ -73,7 +73,7 @@ def _control_group_room(membership: Path, mount: Path) -> Iterator[int]:
         files = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
         root = mount / controllers
         group = root / name.lstrip("/")
-        # A container sees its own group as the root, whatever the name says: the root is read as well.
+        # A container sees its own group as the root, under any name: so the root is read as well.
         for folder in [group, *(parent for parent in group.parents if parent.is_relative_to(root))]:
             try:
                 limit, used = ((folder / file).read_text().strip() for file in files)

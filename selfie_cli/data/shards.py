@@ -126,7 +126,7 @@ class Shards(Packed, Tree):
                         raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes, and the shard {size}")
                     kind = "" if member.isdir() else self._kind(member)
                     if kind == "image":
-                        if images.pop(member.name, None):  # as in an extracted tar, the last one counts
+                        if images.pop(member.name, None):  # the last one counts, as when extracting
                             self.left_out.add("repeated")
                         images[member.name] = member.offset_data, member.size
                     elif kind == "label" and (content := tar.extractfile(member)) is not None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
-HELD_OUT_SHARE = 0.2  # of the training labels, if something is chosen on them
+HELD_OUT_SHARE = 0.2  # of the training labels, to choose settings on
 
 
 def permutation(count: int, *key: int) -> Labels:

@@ -1,6 +1,6 @@
 """A small synthetic labelled image set: ten kinds of object, posed, textured and lit, among clutter.
 
-Only shape tells the class: how an object's three parts, each a signed distance, are arranged. Colour, texture, light,
+Only shape defines the class: how an object's three parts, each a signed distance, are arranged. Colour, texture, light,
 place, size, tilt, clutter and occlusion are drawn independently of the class. So a network has to learn structure, and
 unlabelled pictures have much of it to teach.
 
@@ -203,7 +203,7 @@ def _draw_chunk(seed: int, chunk: int, size: int) -> NDArray[np.uint8]:
     # The object: from the picture's frame into its own, a little bent, sheared and squeezed; three distances.
     scale, squeeze = _uniform(rng, 0.55, 0.9), _uniform(rng, 0.85, 1.15)
     right, up = _uniform(rng, -0.25, 0.25, 2)
-    ox, oy = _turned(x - right, y - up, _uniform(rng, -0.7, 0.7), 1 / scale)  # 40 degrees: objects have an upright
+    ox, oy = _turned(x - right, y - up, _uniform(rng, -0.7, 0.7), 1 / scale)  # 40 degrees: objects stay upright
     ox, oy = squeeze * (ox + _uniform(rng, -0.2, 0.2) * oy), oy / squeeze
     ox *= np.sign(_uniform(rng, -1, 1))  # a mirrored object has the same class
     ox += 0.05 * np.sin(3 * oy + _uniform(rng, 0, 2 * np.pi))

@@ -29,7 +29,7 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
     all_set = threading.Barrier(num_threads + 1)
 
     def set_up() -> None:
-        torch.get_num_threads()  # takes over the caller's number now, and not after it has been set
+        torch.get_num_threads()  # takes over the caller's number now, not later
         torch.set_num_threads(1)
         with contextlib.suppress(threading.BrokenBarrierError):
             all_set.wait()

@@ -102,7 +102,7 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
     counts = {suffix: num_images(paths, pictures) if pictures else len(paths) for suffix, paths in packed.items()}
     counts = {"": len(pictures)} | counts
-    taken = max(counts, key=lambda suffix: counts[suffix])  # the pictures, if equal
+    taken = max(counts, key=lambda suffix: counts[suffix])  # if equal, the pictures
     for suffix in packed.keys() - {taken}:
         left_out.add("packed", f"*{suffix}", count=len(packed[suffix]) * (counts[suffix] > 0))
     if not counts[taken]:

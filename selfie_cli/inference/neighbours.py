@@ -78,7 +78,7 @@ def near_groups(
             ends = np.append(np.arange(num_rows), rows), np.append(same, others)
             graph = coo_array((np.ones(len(ends[0]), np.bool_), ends), (num_rows, num_rows))
             group = connected_components(graph, directed=False)[1]
-            same = np.unique(group, return_index=True)[1][group]  # the first row of its group
+            same = np.unique(group, return_index=True)[1][group]  # the first row of each group
         first = end
         advance(first)
     order = np.argsort(same, kind="stable")

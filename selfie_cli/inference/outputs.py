@@ -90,7 +90,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
     """A writer of rows with the same keys, as .csv or .jsonl. The file appears whole, at the end, or not at all."""
     with (
         replacing(followed(out)) as temporary,
-        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # names of any bytes
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # for names of any bytes
     ):
         table = csv.writer(file)
         begun = False

@@ -267,7 +267,7 @@ def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch
             with open_image(io.BytesIO(data)) as image:
                 stored = image.size
                 pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side, interpolation))
-                width, height = stored[::-1] if orientation(image) > 4 else stored  # TIFF's is upright already
+                width, height = stored[::-1] if orientation(image) > 4 else stored  # a TIFF's size is upright already
                 content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
                 decoded.facts.append((index, width, height, content_hash))
         except UnreadableImage as error:

@@ -6,7 +6,7 @@ from selfie_cli.models.resnet import ResNet, Stem, resnet, take_over
 
 
 class Encoder(nn.Module):
-    """Three or four stages on whole images and average pooling: the part that a run on views keeps."""
+    """Three or four stages on whole images and average pooling: the part of a network on views that a run keeps."""
 
     def __init__(self, backbone: str, *, stem: Stem, num_stages: int = 4, final_norm: bool = True) -> None:
         super().__init__()

@@ -39,9 +39,9 @@ def as_whole_network(name: str, encoder: ResNet, head: nn.Linear | None) -> tupl
     timm's classifier of pre-activation networks is a 1x1 convolution: its weight is [C, F, 1, 1], elsewhere [C, F].
     """
     state = carried_over(encoder.state_dict())
-    with torch.device("meta"):  # for the names alone
+    with torch.device("meta"):  # only the names are needed
         whole = resnet(name, stem="7x7", num_stages=4).state_dict()
-    # Where a plain dict lacks a batch norm's count of batches, torch starts it at 0 and does not report it.
+    # If a plain dict lacks a batch norm's count of batches, torch starts it at 0 and does not report it.
     missing = sorted(name for name in whole.keys() - state.keys() if not name.endswith("num_batches_tracked"))
     if head is not None:
         layer = "head.fc" if name in PREACTIVATION else "fc"

@@ -1,4 +1,4 @@
-"""A ResNet that computes in 8-bit integers, for CPUs that multiply those (AVX-512 VNNI, AVX-VNNI).
+"""A ResNet that computes in 8-bit integers, for CPUs with instructions for them (AVX-512 VNNI, AVX-VNNI).
 
 Post-training quantization (Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference"): activations are uint8, with a scale and zero point per layer that cover the range

@@ -79,7 +79,7 @@ class Stages(nn.Module):
         """Maps [B, C, H, W] -> [B, C', h, w]."""
         if not (self.checkpointed and torch.is_grad_enabled()):
             return stage(x)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():  # compiled, the second pass leaves statistics alone
+        if torch.compiler.is_compiling():  # a compiled second pass does not change statistics
             return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
         again = functools.partial(statistics_kept, stage)
         return checkpoint(  # type: ignore[no-any-return]
@@ -237,6 +237,6 @@ def take_over(network: ResNet, pretrained: dict[str, Tensor]) -> None:
     """
     missing, unexpected = network.load_state_dict(carried_over(pretrained, network.num_stages), strict=False)
     missing = [name for name in missing if not name.startswith(("norm.", *FOURTH_STAGE))]
-    unexpected = [name for name in unexpected if not name.startswith("norm.")]  # the paper's Selfie may go without
+    unexpected = [name for name in unexpected if not name.startswith("norm.")]  # the paper's Selfie may have none
     if unexpected or missing:
         raise RuntimeError(f"weights do not fit: unexpected {unexpected[:3]}, missing {missing[:3]}")

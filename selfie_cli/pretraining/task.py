@@ -19,7 +19,7 @@ from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step, check_pieces
 
 WATCHED = 256  # images whose features are checked for collapse
-FEWEST_WATCHED = 8  # fewer images tell nothing
+FEWEST_WATCHED = 8  # fewer images are not conclusive
 
 
 def make_step(

@@ -165,9 +165,9 @@ def put_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, T
         parameter = parameters[int(index)]
         if name not in names or value.shape != (() if name == "step" else parameter.shape):
             raise ValueError(f"{key} is {tuple(value.shape)}")
-        if name == "step":  # a float32 scalar, on the CPU but for CUDA's fused kernel
+        if name == "step":  # a float32 scalar, on the CPU except for CUDA's fused kernel
             value = value.to(parameter.device) if parameter.device.type == "cuda" else value
-        else:  # in the parameter's own memory layout, so that resumed arithmetic goes through the same kernels
+        else:  # in the parameter's memory layout, so that a resumed run uses the same kernels
             value = torch.empty_like(parameter).copy_(value)
         states.setdefault(int(index), {})[name] = value
     for number, state in states.items():

@@ -30,9 +30,9 @@ from selfie_cli.errors import UsageError
 T = TypeVar("T")
 
 SHARED_MEMORY = 256 * 2**20
-"""Bytes of /dev/shm that NCCL may want for the processes of a node; Docker gives 64 MB by default."""
+"""Bytes of /dev/shm that NCCL may need for the processes of a node; Docker gives 64 MB by default."""
 TIMEOUT = datetime.timedelta(hours=1)
-"""Time-out of the process group: the first process may be writing to a slow disk."""
+"""Time-out of the process group, long enough for the first process to write to a slow disk."""
 
 
 @dataclass(frozen=True)

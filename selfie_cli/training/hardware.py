@@ -75,7 +75,7 @@ def prepare(device: str, *, deterministic: bool = False) -> torch.device:
         return torch.device(name)
     torch.backends.cudnn.benchmark = not deterministic  # shapes stay the same
     here = group()
-    gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process one
+    gpu = torch.device(name, here.local_rank % torch.cuda.device_count())  # Slurm may show each process only one
     gpus = here.gather(str(torch.cuda.get_device_properties(gpu).uuid))
     if len(set(gpus)) < len(gpus):
         raise UsageError(
@@ -116,8 +116,8 @@ def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
 
     Measured on `sample`, a small batch on the device; the module does not change.
     """
-    # The weights take the same bytes for half of the images: the difference is what images take.
-    # Batch norm behind a projector needs two images.
+    # Weights take the same bytes for half of the images, so the difference comes from the images.
+    # Batch norm in a projector needs two images.
     count = len(sample[0])
     fewer = max(min(2, count), count // 2)
     half = tuple(tensor[:fewer] for tensor in sample)

@@ -94,7 +94,7 @@ def train(
                 metrics.write(step, means, step_of.optimizer.param_groups[0]["lr"])
                 saver.check()
             if save or step == plan.steps:
-                largest = torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf)  # in one pass over all
+                largest = torch.nn.utils.get_total_norm(step_of.module.parameters(), math.inf)  # one pass over weights
                 if not largest.isfinite():
                     raise diverged("a weight", step, first_step, saver, group)
             if save:
@@ -119,7 +119,7 @@ def train(
 def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step: int, metrics: Metrics) -> None:
     for each in step_of.optimizer.param_groups:
         each["lr"] = plan.lr * cosine_with_warmup(step - 1, total=plan.steps, warmup=plan.warmup)
-    # Dropout draws on the device while computing; processes must not draw the same.
+    # Dropout draws on the device while computing; processes must not draw the same numbers.
     torch.manual_seed(step_seed(plan.seed, step - 1, step_of.group.rank + 1))
     begun = time.perf_counter()
     batch = batch_of(step - 1)

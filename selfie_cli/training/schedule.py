@@ -21,7 +21,7 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
 
 
 def check_length(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
-    """Raise UsageError for more than one length, a budget that is no time, or a budget in a deterministic run."""
+    """Raise UsageError for more than one length, a budget that is not a time, or a budget in a deterministic run."""
     if budget is not None and deterministic:
         raise UsageError("--budget depends on measured speed: with --deterministic give --steps")
     if sum(length is not None for length in (steps, epochs, budget)) > 1:

@@ -78,7 +78,7 @@ class Step:
         self.forward: nn.Module = Forward(self.module, self.task)
         self.no_sync: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
         if self.group.world > 1:
-            # Batch norm's running statistics stay each process's own: they take no part in training.
+            # Each process keeps its own running statistics of batch norm, as training does not use them.
             renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # in torch 2.15
             buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
             self.forward = DistributedDataParallel(self.forward, gradient_as_bucket_view=True, **buffers)
@@ -158,7 +158,7 @@ class Step:
             )
         self.set_micro_batch(half)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # its blocks have the larger size
+            torch.cuda.empty_cache()  # cached blocks have the larger size
         self.talk.warn(
             f"out of memory: continuing with --micro-batch {half}; batch norm, and losses that compare images, see "
             "the images of one micro-batch"
