@@ -8,13 +8,10 @@ H, W upright height and width in pixels    D bits of a sample
 import functools
 import io
 import itertools
-import os
-import socket
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -337,31 +334,11 @@ def bombs() -> Iterator[Entry]:
 def truncated() -> Iterator[Entry]:
     """Cut all over the file, and at each of its last bytes: refused, or read in full where only what follows the first
     picture is lost."""
-    photo = np.asarray(Image.fromarray(PICTURE).resize((160, 96), Image.Resampling.BICUBIC))
-    one = {
-        "baseline.jpg": saved(photo, "JPEG", quality=60),
-        "progressive.jpg": saved(photo, "JPEG", quality=60, progressive=True),
-        "restarts.jpg": saved(photo, "JPEG", quality=60, restart_marker_rows=1),
-        "plain.png": saved(photo, "PNG"),
-        "animated.png": saved(PICTURE, "PNG", **two()),
-        "interlaced.png": png(PICTURE, 8, 2, interlaced=True),
-        "animated.gif": saved(palette(), "GIF", save_all=True, append_images=[Image.fromarray(OTHER)]),
-        "lossy.webp": saved(photo, "WEBP"),
-        "lossless.webp": saved(photo, "WEBP", lossless=True),
-        "animated.webp": saved(PICTURE, "WEBP", lossless=True, **two()),
-        "pages.tif": saved(PICTURE, "TIFF", **two()),
-        "strips.tif": tiff(PICTURE, rows=5),
-        "lzw.tif": saved(PICTURE, "TIFF", compression="tiff_lzw"),
-        "plain.bmp": saved(PICTURE, "BMP"),
-        "plain.ppm": saved(PICTURE, "PPM"),
-    }
-    if features.check("avif"):
-        one["plain.avif"] = saved(photo, "AVIF")
-    for name, data in one.items():
+    for name, data in ((entry.name, entry.data) for entry in sound() if entry.pixels is PICTURE):
         with Image.open(io.BytesIO(data)) as image:
             whole = np.asarray(image.convert("RGB"))
         for cut in sorted({*range(1, len(data), len(data) // 40), *range(len(data) - 14, len(data))}):
-            yield Entry(f"cut-{cut:05d}-{name}", data[:cut], whole, sure=False)
+            yield Entry(f"cut-{cut:05d}-{name.removeprefix('format-')}", data[:cut], whole, sure=False)
 
 
 def flipped() -> Iterator[Entry]:
@@ -378,24 +355,3 @@ def flipped() -> Iterator[Entry]:
 @functools.cache
 def corpus() -> tuple[Entry, ...]:
     return (*sound(), *strange(), *bombs(), *truncated(), *flipped())
-
-
-def write_no_files(folder: Path) -> None:
-    """What has the name of an image and is none: to be refused, or left out; nobody may wait for it.
-
-    A name that begins with "link" is listed and refused, others are not even listed.
-    """
-    os.mkfifo(folder / "pipe.jpg")
-    with socket.socket(socket.AF_UNIX) as bound:
-        here = os.open(folder, os.O_RDONLY)  # a socket's path has room for 108 bytes
-        bound.bind(f"/proc/self/fd/{here}/socket.jpg")
-        os.close(here)
-    (folder / "folder.jpg").mkdir()
-    (folder / "circle").symlink_to(".")
-    (folder / "link-to-pipe.jpg").symlink_to("pipe.jpg")
-    (folder / "link-to-socket.jpg").symlink_to("socket.jpg")
-    (folder / "link-to-zeros.jpg").symlink_to("/dev/zero")
-    (folder / "link-to-itself.jpg").symlink_to("link-to-itself.jpg")
-    (folder / "link-to-nothing.jpg").symlink_to("nothing.jpg")
-    with open(folder / "link-not-but-huge.jpg", "wb") as file:
-        file.truncate(2**40)  # takes no room

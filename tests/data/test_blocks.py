@@ -24,11 +24,11 @@ class Recorded(Shards):
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Recorded:
+def shards() -> Recorded:
     """250 images in two shards, whose first pixel is their number. One block lies in both."""
     numbered = [(f"{number:03d}.png", png(number)) for number in range(250)]
     parts = dict(numbered[:170]) | {"169.txt": b"between"}, dict(numbered[170:])
-    return Recorded([write_tar(tmp_path / f"{number}.tar", part) for number, part in enumerate(parts)])
+    return Recorded([write_tar(Path(f"{number}.tar"), part) for number, part in enumerate(parts)])
 
 
 def shade_of(reader: BlockReader, index: int) -> int:
@@ -47,25 +47,23 @@ def test_an_epoch_reads_each_block_once(shards, threads):
         whole = sorted(read for read in shards.reads if read[1] - read[0] > 1)
         assert whole == [(0, 64), (64, 128), (128, 192), (192, 250)]
         assert len(shards.reads) == 2 * len(whole)  # and the first image of each by itself
-        assert not reader._blocks  # all were asked for: nothing is kept
-        assert reader._num_bytes == 0
+        assert (len(reader._blocks), reader._num_bytes) == (0, 0)  # all were asked for: nothing is kept
 
 
 def test_a_few_of_many_are_read_alone_and_memory_is_bounded(shards, monkeypatch):
     monkeypatch.setattr(blocks, "MOST", 2 * 64 * len(png(200)))
     reader = BlockReader(shards)
-    for index in (0, 64, 128, 192):
-        assert shade_of(reader, index) == index
-    assert shards.reads == [(0, 1), (64, 65), (128, 129), (192, 193)]
-    for index in (1, 65, 129, 193, 2, 66):
-        assert shade_of(reader, index) == index
+    first, later = [0, 64, 128, 192], [1, 65, 129, 193, 2, 66]
+    assert [shade_of(reader, index) for index in first] == first
+    assert shards.reads == [(index, index + 1) for index in first]
+    assert [shade_of(reader, index) for index in later] == later
     assert len(reader._blocks) <= 3
     assert reader._num_bytes <= 2 * 64 * len(png(200))
 
 
-def test_a_lost_shard_makes_its_images_unreadable(shards, tmp_path):
+def test_a_lost_shard_makes_its_images_unreadable(shards):
     reader = BlockReader(shards)
-    (tmp_path / "1.tar").unlink()
+    Path(shards.paths[1]).unlink()
     assert shade(shards, 5) == 5
     for index in (200, 201, 202, 171):
         with pytest.raises(UnreadableImage, match=r"1\.tar: No such file"):

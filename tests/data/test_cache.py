@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listening import Listener
-from pictures import png, write_tar
+from pictures import png, write, write_tar
 
 from selfie_cli.data import cache as cache_module
 from selfie_cli.data.cache import PixelCache, cache_key, open_cache
@@ -21,7 +21,7 @@ from selfie_cli.data.sources import Array, Files, Joined, Subset
 
 SIZE = 4
 ROW = SIZE * SIZE * 3
-A, B, C, D = (f"{digit * 16}-{SIZE}px" for digit in "abcd")
+A, B, C, D = (Path(f"{digit * 16}-{SIZE}px") for digit in "abcd")
 
 
 def images(*shades: int) -> np.ndarray:
@@ -45,50 +45,48 @@ def fill(entry: Path, rows: float = 1000) -> None:
         cache.write(np.arange(10), images(*range(10)))
 
 
-def test_images_are_there_for_others_at_once_unless_a_part_was_lost(tmp_path):
-    with closing(opened(tmp_path / A)) as one, closing(opened(tmp_path / A)) as other:
+def test_images_are_there_for_others_at_once_unless_a_part_was_lost():
+    with closing(opened(A)) as one, closing(opened(A)) as other:
         assert kept(one) == []
         one.write(np.array([0, 3, 8]), images(0, 3, 8))
         assert kept(one) == kept(other) == [0, 3, 8]
         assert other.num_kept() == len(other.marks()) == 3
         np.testing.assert_array_equal(other.marks().exact, one.marks().exact)
-    with (tmp_path / A / "pixels").open("r+b") as file:  # as a power cut leaves it
+    with (A / "pixels").open("r+b") as file:  # as a power cut leaves it
         file.seek(3 * ROW + 5)
         file.write(bytes(20))
         file.truncate(8 * ROW + 5)
-    with closing(opened(tmp_path / A)) as cache:
+    with closing(opened(A)) as cache:
         assert kept(cache) == [0]
 
 
-def test_the_entry_unused_for_longest_makes_room_but_never_one_in_use(tmp_path):
-    theirs = [tmp_path / name for name in ("mine/pixels", f"x{A}/lock", f"{'e' * 16}-4px/diary")]
+def test_the_entry_unused_for_longest_makes_room_but_never_one_in_use():
+    theirs = [Path(name) for name in ("mine/pixels", f"x{A}/lock", f"{'e' * 16}-4px/diary")]
     for file in theirs:
         file.parent.mkdir()
         file.touch()
-    a, b, c, d = (tmp_path / name for name in (A, B, C, D))
-    fill(a, rows=25)
-    fill(b, rows=25)
-    opened(a, rows=25).close()  # now b is the older one
-    with closing(opened(c, rows=25)) as third:
-        assert third.capacity == 10
-        assert not b.exists()
-        with closing(opened(a, rows=25)) as first, closing(opened(d, rows=25)) as fourth:
+    fill(A, rows=25)
+    fill(B, rows=25)
+    opened(A, rows=25).close()  # now B is the older one
+    with closing(opened(C, rows=25)) as third:
+        assert (third.capacity, B.exists()) == (10, False)
+        with closing(opened(A, rows=25)) as first, closing(opened(D, rows=25)) as fourth:
             assert kept(first) == list(range(10))
             assert fourth.capacity == 5  # what the two leave
     assert all(file.exists() for file in theirs)
 
 
-def test_a_lower_limit_gives_room_back(tmp_path, monkeypatch):
-    fill(tmp_path / A)
-    opened(tmp_path / A, rows=3.5).close()
-    assert (tmp_path / A / "pixels").stat().st_size == 3 * ROW
-    with closing(opened(tmp_path / A, rows=6)) as cache:
+def test_a_lower_limit_gives_room_back(monkeypatch):
+    fill(A)
+    opened(A, rows=3.5).close()
+    assert (A / "pixels").stat().st_size == 3 * ROW
+    with closing(opened(A, rows=6)) as cache:
         assert kept(cache) == [0, 1, 2]
         assert (cache.num_kept(), len(cache.marks())) == (3, 10)
     for free, most, capacity in ((40, 100, 20), (10**9, 30, 30)):  # at most half of the disk
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: shutil._ntuple_diskusage(0, 0, free * ROW))
         monkeypatch.setattr(cache_module, "MOST", most * ROW)
-        with closing(PixelCache(100, SIZE, tmp_path / str(free) / A, None)) as cache:
+        with closing(PixelCache(100, SIZE, Path(str(free), A), None)) as cache:
             assert cache.capacity == capacity
 
 
@@ -102,18 +100,17 @@ for index in np.random.default_rng(int(sys.argv[2])).permutation(100).tolist():
     cache.write(np.array([index]), np.full((1, 4, 4, 3), index, np.uint8))
     time.sleep(0.002)
     print(index, flush=True)
-cache.close()
 """
 
 
-def test_processes_fill_one_entry_and_a_killed_one_leaves_nothing_wrong(tmp_path):
-    command = [sys.executable, "-c", FILL, tmp_path / A]
+def test_processes_fill_one_entry_and_a_killed_one_leaves_nothing_wrong():
+    command = [sys.executable, "-c", FILL, A]
     one, other = (subprocess.Popen([*command, seed], stdout=subprocess.PIPE, text=True) for seed in "12")
     for _ in range(9):
         assert one.stdout.readline()
     one.send_signal(signal.SIGKILL)
     one.communicate()
-    with closing(opened(tmp_path / A, 100)) as cache:
+    with closing(opened(A, 100)) as cache:
         assert len(kept(cache, 100)) >= 9
         other.communicate(timeout=60)
         assert other.returncode == 0
@@ -135,19 +132,15 @@ def test_entries_of_other_users_are_left_alone():
         store = Path(folder) / "store"
         fill(store / A)
         (store / f"{'e' * 16}-4px").mkdir(mode=0o700)
-        Path(folder).chmod(0o755)
-        store.chmod(0o1777)
-        for name in ("lock", f"{A}/records"):
-            (store / name).chmod(0o644)
+        for name, mode in ((".", 0o1777), ("..", 0o755), ("lock", 0o644), (A / "records", 0o644)):
+            (store / name).chmod(mode)
         done = subprocess.run([sys.executable, "-c", ANOTHER_USER, store / B], capture_output=True, text=True)
         assert done.stdout == "6\n", done.stderr  # 800 bytes less the 480 that root has
         assert (store / A / "pixels").stat().st_size == 480
 
 
 def test_the_key_depends_on_all_that_pixels_depend_on(tmp_path, monkeypatch):
-    for name in "ab":
-        (tmp_path / f"{name}.png").write_bytes(png(1))
-    files = Files([str(tmp_path / f"{name}.png") for name in "ab"])
+    files = Files(write(tmp_path, "a.png", "b.png"))
     shard = write_tar(tmp_path / "s.tar", {"a.png": png(1), "b.png": png(2)})
     array, ones = (Array(np.full((2, 4, 4, 3), value, np.uint8), ["x", "y"]) for value in (0, 1))
     sources = [files, array, ones, Shards([shard]), Subset(files, np.array([1])), Joined([files, array])]
@@ -157,22 +150,22 @@ def test_the_key_depends_on_all_that_pixels_depend_on(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(cache_module, version, "0")
             keys.add(cache_key(files, SIZE))
-    for file, source in ((shard, sources[3]), (tmp_path / "a.png", files)):
+    for file, source in ((shard, sources[3]), ("a.png", files)):
         os.utime(file, (1, 1))
         keys.add(cache_key(source, SIZE))
     assert len(keys) == len(sources) + 7
 
 
-def test_where_the_cache_is_and_why_there_is_none(tmp_path, monkeypatch):
-    source, talk = Array(np.zeros((2, 4, 4, 3), np.uint8), ["x", "y"]), Listener()
+def test_where_the_cache_is_and_why_there_is_none(monkeypatch):
+    source = Array(np.zeros((2, 4, 4, 3), np.uint8), ["x", "y"])
 
     def said(folder: str | None, limit_gb: float | None = None) -> str:
-        talk.lines.clear()
+        talk = Listener()
         open_cache(source, size=SIZE, folder=folder, limit_gb=limit_gb, talk=talk).close()
         return talk.lines[0]
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert f"cached in {tmp_path / 'xdg/selfie'}" in said(None)
+    monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+    assert "cached in xdg/selfie/" in said(None)
     assert "0 of 2 images are there" in said("asked")
     assert "not cached" in said("nothing", 0)
     assert not Path("nothing").exists()

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from corpus import saved
 from PIL import Image, ImageOps
 
 from selfie_cli.data import duplicates, synthetic
@@ -34,12 +35,7 @@ def each(pixels: np.ndarray, change) -> np.ndarray:
 
 
 def jpeg(quality: int):
-    def change(image: Image.Image) -> Image.Image:
-        data = io.BytesIO()
-        image.save(data, "JPEG", quality=quality)
-        return Image.open(data)
-
-    return change
+    return lambda image: Image.open(io.BytesIO(saved(image, "JPEG", quality=quality)))
 
 
 def resized(side: int, box: tuple[int, ...] | None = None):
@@ -127,11 +123,10 @@ def test_pictures_without_structure_match_their_copies_only(size):
     flat = np.repeat(np.arange(200, dtype=np.uint8), size * size * 3).reshape(200, size, size, 3)
     ramp = np.broadcast_to(np.linspace(0, 255, size).astype(np.uint8)[:, None, None], (size, size, 3))
     ramps = np.stack([ramp // np.uint8(k) for k in (1, 2, 3, 4)])  # 16 of 255 coefficients
-    pictures = np.concatenate([flat, ramps])
-    marks = marked(pictures)
+    marks = marked(np.concatenate([flat, ramps]))
     copies = find_seen(marks, marks)
     assert copies.exact.all()
-    assert copies.nearest.tolist() == list(range(len(pictures)))
+    assert copies.nearest.tolist() == list(range(204))
     assert not find_seen(marks[slice(0, None, 2)], marks[slice(1, None, 2)]).near.any()
 
 
@@ -164,14 +159,15 @@ def test_the_earlier_image_that_is_most_like(monkeypatch):
     originals = drawn(20)
     variants = [each(originals[:12], change) for change in (jpeg(60), ImageOps.mirror, jpeg(30))]
     marks = marked(np.concatenate([originals, *variants, drawn(9, seed=1)]))
-    rows = range(len(marks))
-    distance = {row: [apart(marks.perceptual[row], marks.perceptual[key]) for key in range(row)] for row in rows}
-    for near, pairs in ((40, 1e9), (70, 1e9), (200, 15 * len(marks)), (40, 15 * len(marks))):
-        nearest, bits, window = find_earlier(marks, near=near, pairs=pairs, workers=3, talk=Talk())
-        assert window == (15 if pairs < 1e9 else len(marks))
-        for row, all_before in distance.items():
-            before = all_before[max(0, row - window) :]
-            best = min(before, default=999)
-            first = row - len(before) + before.index(best) if best <= near else -1
-            assert (nearest[row], bits[row]) == ((first, best) if best <= near else (-1, -1))
+    count, bits = len(marks), marks.perceptual
+    distances = [[apart(bits[row], bits[key]) for key in range(row)] for row in range(count)]
+    for near, window in ((40, count), (70, count), (200, 15), (40, 15)):
+        pairs = 1e9 if window == count else window * count
+        nearest, found, looked_at = find_earlier(marks, near=near, pairs=pairs, workers=3, talk=Talk())
+        assert looked_at == window
+        for row, before in enumerate(distances):
+            first = max(0, row - window)
+            best = min(before[first:], default=999)
+            expected = (before.index(best, first), best) if best <= near else (-1, -1)
+            assert (nearest[row], found[row]) == expected
     assert (nearest >= 0).sum() > 0

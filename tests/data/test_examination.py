@@ -3,13 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from corpus import png, saved
 from pictures import write
 from PIL import Image
 
 from selfie_cli.data import synthetic
-from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.examination import Examination, Oddity, inspect
 from selfie_cli.data.images import FORMATS, decode_square, open_image
 from selfie_cli.data.sources import Files, Subset
@@ -62,44 +60,14 @@ def test_oddities(name):
         assert np.array_equal(pixels, decode_square(image, 32))  # looked at, and still what training sees
 
 
-def record_of(data: bytes, name: str) -> tuple[int, ...]:
-    with open_image(io.BytesIO(data)) as image:
-        return inspect(image, size=16, name=name)[1]
-
-
 @pytest.mark.parametrize(
     ("form", "turn", "size"), [("JPEG", 6, (20, 40)), ("TIFF", 6, (20, 40)), ("TIFF", 3, (40, 20))]
 )
 def test_sizes_are_those_of_the_upright_image(form, turn, size):
     data = saved(PICTURE.resize((40, 20)), form, exif=exif(turn))
-    assert record_of(data, f"a.{form}") == (*size, len(data), FORMATS.index(form), int(Oddity.TURNED))
-
-
-def test_damaged_later_frames_are_frames():
-    data = saved(PICTURE, "GIF", **TWO)
-    for cut in (len(data) * 3 // 4, len(data) - 20):
-        assert record_of(data[:cut], "a.gif")[:2] == PICTURE.size
-
-
-def test_every_row_is_its_own_file(tmp_path: Path):
-    """Over several tasks of several threads, with some that cannot be read."""
-    paths = [tmp_path / f"{number:02}.png" for number in range(75)]
-    for number, (path, pixels) in enumerate(zip(paths, synthetic.draw(75, seed=3, size=24)[0], strict=True)):
-        Image.fromarray(np.asarray(pixels)).resize((24, 24 + number)).save(path)
-    for number in (0, 40, 74):
-        paths[number].write_bytes(b"nothing")
-    paths[41].unlink()
-    paths[41].symlink_to(tmp_path / "lost.png")
-    files = Files(map(str, paths))
-    seen = Examination({"": files}, [None] * 75, size=24, workers=3, talk=Talk())
-    assert list(seen.bad) == [0, 40, 41, 74]
-    assert seen.bad[41] == f"a link to {tmp_path / 'lost.png'}, which is not there"
-    good = [number for number in range(75) if number not in seen.bad]
-    assert seen.records["height"][good].tolist() == [24 + number for number in good]
-    assert seen.records["bytes"][good].tolist() == [paths[number].stat().st_size for number in good]
-    alone = marks_of(torch.from_numpy(np.stack([decode_square(files.open(number), 24) for number in good])))
-    assert np.array_equal(seen.marks.exact[good], alone.exact)
-    assert np.array_equal(seen.marks.perceptual[good], alone.perceptual)
+    with open_image(io.BytesIO(data)) as image:
+        _, record = inspect(image, size=16, name=f"a.{form}")
+    assert record == (*size, len(data), FORMATS.index(form), int(Oddity.TURNED))
 
 
 @pytest.mark.parametrize(("label", "untested"), [("images", []), ("cat", ["dog"])])

@@ -40,8 +40,8 @@ def pets(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Repository:
     return repository
 
 
-def get(address: str = PETS, *, offline: bool = False, talk: Talk | None = None) -> DataSet:
-    return fetch(address, offline=offline, talk=talk or Talk())
+def get(address: str = PETS, *, offline: bool = False) -> DataSet:
+    return fetch(address, offline=offline, talk=Talk())
 
 
 def paths(found: DataSet, *parts: str) -> list[str]:
@@ -49,16 +49,10 @@ def paths(found: DataSet, *parts: str) -> list[str]:
     return [path for part in parts or sorted(found.parts) for path in found.open(part).paths]
 
 
-def pin(found: DataSet) -> str:
-    """The address with the commit."""
-    return found.open("train").pinned[PETS]
-
-
 def fetched(hub: Hub) -> list[str]:
     """Names of files that were asked for: what is stored large comes from elsewhere, by its hash."""
-    return sorted(
-        path.rpartition("/")[2] for method, path, _ in hub.requests if method == "HEAD" and "/resolve/" in path
-    )
+    asked = (path for method, path, _ in hub.requests if method == "HEAD" and "/resolve/" in path)
+    return sorted(path.rpartition("/")[2] for path in asked)
 
 
 def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) -> None:
@@ -75,10 +69,15 @@ def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) 
     assert fetched(hub) == []
 
 
-def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) -> None:
+def test_what_is_whole_in_the_cache_is_taken_offline(hub: Hub, pets: Repository) -> None:
     with pytest.raises(HubError, match="not in the Hub's cache here: fetch it once online"):
         get(offline=True)
+    hub.corrupt = bytes(len(parquet(0)))
+    with pytest.raises(HubError):
+        paths(get(), "train")
+    hub.corrupt = None
     found = paths(get(), "train")
+    assert Path(found[0]).read_bytes() == parquet(0)
     hub.requests.clear()
     assert paths(get(offline=True), "train") == found
     with pytest.raises(HubError, match="not complete in the Hub's cache"):  # the test part is known, and not there
@@ -87,7 +86,7 @@ def test_offline_takes_what_is_whole_in_the_cache(hub: Hub, pets: Repository) ->
 
 
 def test_a_commit_stays_what_it_was(pets: Repository) -> None:
-    before, pinned = paths(get()), pin(get())
+    before, pinned = paths(get()), get().open("train").pinned[PETS]
     commit(pets, first=100)
     assert paths(get()) != before
     assert paths(get(pinned)) == paths(get(pinned, offline=True)) == before
@@ -101,8 +100,8 @@ def test_what_the_hub_has_converted(pets: Repository) -> None:
     pets.commits["c" * 40] = {f"default/{part}/0000.parquet": (parquet(0), True) for part in ("train", "test")}
     pets.branches["refs/convert/parquet"] = "c" * 40
     assert get().parts.keys() == {"test", "train"}
-    found, pinned = paths(get()), pin(get())
-    assert pinned == f"{PETS}@{'c' * 40}"
+    found, pinned = paths(get()), f"{PETS}@{'c' * 40}"
+    assert get().open("train").pinned == {PETS: pinned}
     assert paths(get(offline=True)) == paths(get(pinned, offline=True)) == found
 
 
@@ -133,14 +132,6 @@ def test_names_that_lead_out_of_the_cache(pets: Repository, tmp_path: Path, name
         get()
     assert not [file for file in tmp_path.rglob("train*.parquet") if "hf" not in file.parts]
     assert not Path("/train.parquet").exists()
-
-
-def test_a_damaged_download_is_not_taken(hub: Hub, pets: Repository) -> None:
-    hub.corrupt = bytes(len(parquet(0)))
-    with pytest.raises(HubError):
-        paths(get(), "train")
-    hub.corrupt = None
-    assert Path(paths(get(), "train")[0]).read_bytes() == parquet(0)
 
 
 def test_a_run_records_its_commit_and_resumes_on_it(pets: Repository) -> None:

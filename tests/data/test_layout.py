@@ -16,23 +16,15 @@ def test_the_page_has_every_kind_and_every_name_of_a_part() -> None:
     assert named == [name for names in PARTS.values() for name in names]
 
 
-@pytest.mark.parametrize(
-    ("name", "folder", "file"),
-    [
-        ("train", "train", "train"),
-        ("Validation", "validation", "validation"),
-        ("VAL2017", "validation", "validation"),
-        ("test_images", "test", "test"),
-        ("trainset", "train", "train"),
-        ("train station", None, "train"),  # a class
-        ("wds-train-000012", None, "train"),
-        ("train-test", None, None),
-        ("latest", None, None),
-        ("constraint", None, None),
-    ],
-)
-def test_parts(name: str, folder: str | None, file: str | None) -> None:
-    assert (part_of(name, is_folder=True), part_of(name, is_folder=False)) == (folder, file)
+PARTS_OF = {"train": ("train", "train"), "Validation": ("validation",) * 2, "VAL2017": ("validation",) * 2}
+PARTS_OF |= {"test_images": ("test", "test"), "trainset": ("train", "train"), "wds-train-000012": (None, "train")}
+PARTS_OF |= {"train station": (None, "train"), "train-test": (None, None), "latest": (None, None)}
+
+
+@pytest.mark.parametrize("name", [*PARTS_OF, "constraint"])
+def test_parts_of_folders_and_of_files(name: str) -> None:
+    """A folder `train station` is a class."""
+    assert (part_of(name, is_folder=True), part_of(name, is_folder=False)) == PARTS_OF.get(name, (None, None))
 
 
 def test_parts_lie_beside_each_other() -> None:

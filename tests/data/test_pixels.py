@@ -10,10 +10,9 @@ import torch
 from listening import Listener
 from pictures import png, write_tar
 from PIL import Image
-from running import lines_of
 
 from selfie_cli.data import pixels as pixels_module
-from selfie_cli.data.bad_files import BadFile, load_bad, report_bad
+from selfie_cli.data.bad_files import BadFile
 from selfie_cli.data.cache import open_cache
 from selfie_cli.data.duplicates import marks_of
 from selfie_cli.data.images import decode_square, open_image
@@ -42,15 +41,14 @@ class Watched(Files):
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Watched:
+def source() -> Watched:
     """100 images of noise, whose red is their number."""
     pixels = np.random.default_rng(0).integers(0, 256, (100, 20, 18, 3), np.uint8)
     pixels[..., 0] = np.arange(100)[:, None, None]
-    (tmp_path / "images").mkdir()
-    names = [str(tmp_path / "images" / f"{index:03d}.png") for index in range(100)]
-    for image, name in zip(pixels, names, strict=True):
-        Image.fromarray(image).save(name)
-    return Watched(names)
+    Path("images").mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(f"images/{index:03d}.png")
+    return Watched([f"images/{index:03d}.png" for index in range(100)])
 
 
 @pytest.fixture
@@ -64,25 +62,28 @@ def spoil(source: Files, *indices: int) -> None:
         Path(source.names[index]).write_bytes(b"no image" * (index > 0))
 
 
-def read(source, size=SIZE, max_bad=1.0, talk=None) -> InMemory:
-    return read_pixels(source, size=size, workers=2, max_bad=max_bad, talk=talk or Talk())
+def read(source, max_bad=1.0, talk=None) -> InMemory:
+    return read_pixels(source, size=SIZE, workers=2, max_bad=max_bad, talk=talk or Talk())
 
 
-def on_demand(source, folder, *, max_bad=0.2, gb=1.0, talk=None) -> closing[OnDemand]:
+def on_demand(source, *, max_bad=0.2, gb=1.0, talk=None) -> closing[OnDemand]:
     how = {"size": SIZE, "talk": talk or Talk()}
-    cache = open_cache(source, **how, folder=str(folder), limit_gb=gb)
+    cache = open_cache(source, **how, folder="store", limit_gb=gb)
     return closing(OnDemand(source, cache, **how, workers=3, max_bad=max_bad))
 
 
+def full_disk(*given: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("spilled", [False, True])
-def test_rows_in_memory_stay_aligned_with_the_source(source, whole, spilled, tmp_path, monkeypatch):
+def test_rows_in_memory_stay_aligned_with_the_source(source, whole, spilled, monkeypatch):
+    Path("spill").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", "spill")
     if spilled:
         monkeypatch.setattr("selfie_cli.data.memory.share_of_memory", lambda: 1)
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "spill"))
-        (tmp_path / "spill").mkdir()
     spoil(source, *BAD)
-    talk = Listener()
-    found = read(source, talk=talk)
+    found = read(source)
     assert found.pixels.dtype == torch.uint8
     assert found.kept.tolist() == [index for index in range(100) if index not in BAD]
     assert torch.equal(found.pixels, whole[found.kept])
@@ -92,51 +93,34 @@ def test_rows_in_memory_stay_aligned_with_the_source(source, whole, spilled, tmp
     assert batch[:, 0, 0, 0].tolist() == [98, 1, 1]
     batch.zero_()
     assert found.pixels[0, 0, 0, 0] == 1
-    assert not spilled or list((tmp_path / "spill").iterdir()) == []  # the file has no name
+    assert not list(Path("spill").iterdir())  # the file has no name
+    if spilled:
+        monkeypatch.setattr(os, "posix_fallocate", full_disk)
+        with pytest.raises(DataError, match=r"0\.0 GB.*No space left.*--image-size.*TMPDIR"):
+            read(source)
 
 
-def test_too_many_unreadable_images_stop_the_reading(source, tmp_path):
+def test_too_many_unreadable_images_stop_the_reading(source):
     spoil(source, *BAD)
     with pytest.raises(DataError, match=r"3 unreadable images, over 2\.0% of all 100.*empty file.*--max-bad"):
         read(Subset(source, np.array([*BAD[:3], *range(1, 40), *range(42, 99), 98])), max_bad=0.02)
     read(source, max_bad=0.04)
+    broken = Subset(source, np.array(BAD))
     with pytest.raises(DataError, match="none of the 4 images is readable"):
-        read(Subset(source, np.array(BAD)))
-    none = read(Subset(source, np.array(BAD)), max_bad=None)
+        read(broken)
+    none = read(broken, max_bad=None)
     assert (len(none), len(none.pixels), len(none.bad)) == (0, 0, 4)
     with pytest.raises(DataError, match="no images"):
         read(Files([]))
-    lost = Watched([str(tmp_path / f"{index}.jpg") for index in range(5000)])
+    lost = Watched([f"{index}.jpg" for index in range(5000)])
     with pytest.raises(DataError, match="unreadable"):
         read(lost, max_bad=0.001)
     assert len(lost.opened) < 5000  # as soon as it is certain
 
 
-def test_no_room_in_memory_nor_on_the_disk(source, monkeypatch):
-    def full(*given: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("selfie_cli.data.memory.share_of_memory", lambda: 1)
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(DataError, match=r"0\.0 GB.*No space left.*--image-size.*TMPDIR"):
-        read(source)
-
-
-def test_bad_files_are_listed_and_told(tmp_path):
-    talk, file = Listener(), tmp_path / "bad_files.jsonl"
-    bad = [BadFile("a\nb.jpg", "empty file"), BadFile("c.png", "damaged")]
-    report_bad([], 9, file, talk)
-    assert (file.exists(), load_bad(file)) == (False, [])
-    report_bad(bad, 9, file, talk)
-    assert lines_of(file)[0] == {"path": "a\nb.jpg", "reason": "empty file"}
-    assert talk.lines == [f"2 of 9 images cannot be read and are left out, see {file}"]
-    assert load_bad(file) == bad
-
-
-def test_images_are_decoded_when_they_are_first_asked_for(source, whole, tmp_path):
-    with on_demand(source, tmp_path / "store") as pixels:
-        assert len(pixels) == 100
-        assert source.opened == []
+def test_images_are_decoded_when_they_are_first_asked_for(source, whole):
+    with on_demand(source) as pixels:
+        assert (len(pixels), pixels.block, source.opened) == (100, 1, [])
         asked = torch.tensor([5, 99, 0, 7])
         batch = pixels.take(asked)
         assert batch.dtype == torch.uint8
@@ -148,34 +132,33 @@ def test_images_are_decoded_when_they_are_first_asked_for(source, whole, tmp_pat
         assert torch.equal(pixels.take(torch.tensor([7, 8, 7])), whole[[7, 8, 7]])
         pixels.take(torch.arange(100))
     assert sorted(source.opened) == list(range(100))
-    with on_demand(source, tmp_path / "store") as pixels:
+    with on_demand(source) as pixels:
         order = torch.randperm(100)
         assert torch.equal(pixels.take(order), whole[order])
         np.testing.assert_array_equal(pixels.marks().exact, marks_of(whole).exact)
     assert len(source.opened) == 100  # a later run decodes nothing
     spoil(source, 7)
-    with on_demand(source, tmp_path / "store") as pixels:
+    with on_demand(source) as pixels:
         assert torch.equal(pixels.take(torch.tensor([7])), whole[[8]])  # a changed file is decoded anew
 
 
 @pytest.mark.parametrize("room", [0, 40])
-def test_images_without_room_are_decoded_again(source, whole, tmp_path, room):
-    gb = (room + 0.5) * ROW / 1e9 if room else 0
-    with on_demand(source, tmp_path / "store", gb=gb) as pixels:
+def test_images_without_room_are_decoded_again(source, whole, room):
+    with on_demand(source, gb=(room + 0.5) * ROW / 1e9 if room else 0) as pixels:
         for _ in range(2):
             assert torch.equal(pixels.take(torch.arange(100)), whole)
         assert sorted(source.opened) == sorted([*range(100), *range(room, 100)])
         assert len(pixels.marks()) == 100
-    assert [file.stat().st_size for file in tmp_path.glob("store/*/pixels")] == ([room * ROW] if room else [])
+    assert [file.stat().st_size for file in Path().glob("store/*/pixels")] == ([room * ROW] if room else [])
 
 
-def test_when_writing_fails_training_goes_on(source, whole, tmp_path, monkeypatch):
+def test_when_writing_fails_training_goes_on(source, whole, monkeypatch):
     def full(file: int, data: memoryview, offset: int) -> int:
         write(file, data[:100], offset)
-        raise OSError(28, "No space left on device")
+        return full_disk()
 
     talk, write = Listener(), os.pwrite
-    with on_demand(source, tmp_path / "store", talk=talk) as pixels:
+    with on_demand(source, talk=talk) as pixels:
         pixels.take(torch.arange(20))
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", full)
@@ -183,17 +166,17 @@ def test_when_writing_fails_training_goes_on(source, whole, tmp_path, monkeypatc
                 assert torch.equal(pixels.take(torch.arange(100)), whole)
         assert len(source.opened) == 180
     assert ["No space left" in line for line in talk.lines] == [False, True]
-    with on_demand(source, tmp_path / "store") as pixels:  # half an image is none
+    with on_demand(source) as pixels:  # half an image is none
         assert torch.equal(pixels.take(torch.arange(100)), whole)
 
 
 @pytest.mark.parametrize("gb", [1.0, 0.0])
-def test_the_next_readable_image_that_is_not_in_the_batch_stands_in(source, whole, tmp_path, gb):
+def test_the_next_readable_image_that_is_not_in_the_batch_stands_in(source, whole, gb):
     spoil(source, *BAD)
     stands = np.arange(100)
     stands[BAD] = [1, 42, 42, 1]
     for _ in range(2):  # also when the others are there already
-        with on_demand(source, tmp_path / "store", gb=gb) as pixels:
+        with on_demand(source, gb=gb) as pixels:
             assert torch.equal(pixels.take(torch.tensor([99, 40])), whole[[1, 42]])
             assert torch.equal(pixels.take(torch.arange(39, 44)), whole[[39, 44, 45, 42, 43]])
             order = torch.randperm(100)
@@ -203,28 +186,26 @@ def test_the_next_readable_image_that_is_not_in_the_batch_stands_in(source, whol
             assert len(pixels.marks()) == 96
 
 
-def test_too_many_unreadable_images_stop_the_training(source, tmp_path):
+def test_too_many_unreadable_images_stop_the_training(source):
     known = [BadFile(source.names[index], "was damaged") for index in (40, 7)]
     spoil(source, 7, 9, 40)
-    with on_demand(source, tmp_path / "store", max_bad=0.02) as pixels:
+    with on_demand(source, max_bad=0.02) as pixels:
         pixels.recall(marks=None, bad=known)  # they count from the start
         assert pixels.bad == known[::-1]
         pixels.take(torch.tensor([7, 40]))
         with pytest.raises(DataError, match=r"3 unreadable images, over 2\.0%.*--max-bad"):
             pixels.take(torch.tensor([9]))
     spoil(source, *range(100))
-    with on_demand(source, tmp_path / "store", max_bad=1) as pixels, pytest.raises(DataError, match="none of the 100"):
+    with on_demand(source, max_bad=1) as pixels, pytest.raises(DataError, match="none of the 100"):
         pixels.take(torch.arange(0, 100, 9))  # which looks for those that stand in
 
 
-def test_shards_are_asked_for_in_blocks(source, tmp_path):
-    shard = write_tar(tmp_path / "s.tar", {f"{shade:03d}.png": png(shade) for shade in range(200)})
-    with on_demand(Shards([shard]), tmp_path / "store", gb=0) as pixels:
+def test_shards_are_asked_for_in_blocks():
+    shard = write_tar(Path("s.tar"), {f"{shade:03d}.png": png(shade) for shade in range(200)})
+    with on_demand(Shards([shard]), gb=0) as pixels:
         assert pixels.block == 64
         order = torch.randperm(200)
         assert pixels.take(order)[:, 0, 0, 0].tolist() == order.tolist()
-    with on_demand(source, tmp_path / "store") as pixels:
-        assert pixels.block == 1
 
 
 def test_small_and_decoded_sets_are_in_memory(source, whole, monkeypatch):
@@ -238,25 +219,25 @@ def test_small_and_decoded_sets_are_in_memory(source, whole, monkeypatch):
     found = open_pixels(subset, **HOW)
     assert isinstance(found, InMemory)
     assert found.take(torch.arange(2)).equal(torch.from_numpy(decoded[[3, 1]]))
-    assert read(subset, 4).pixels.shape == (2, 4, 4, 3)
+    assert read_pixels(subset, **{**HOW, "size": 4}).pixels.shape == (2, 4, 4, 3)
 
 
-def test_all_images_on_demand_are_those_in_memory(source, tmp_path, monkeypatch):
+def test_all_images_on_demand_are_those_in_memory(source, monkeypatch):
     monkeypatch.setattr(pixels_module, "SMALL", 0)
     spoil(source, *BAD)
     expected = read(source)
     for times in (100, 4):  # the second time the unreadable ones alone
         source.opened.clear()
-        found = open_pixels(source, **HOW, folder=str(tmp_path / "store")).in_memory()
+        found = open_pixels(source, **HOW, folder="store").in_memory()
         assert torch.equal(found.pixels, expected.pixels)
         assert (found.kept.tolist(), found.bad) == (expected.kept.tolist(), expected.bad)
         assert len(source.opened) == times
 
 
-def test_the_parts_of_a_run_have_all_marks_together(source, whole, tmp_path):
+def test_the_parts_of_a_run_have_all_marks_together(source, whole):
     marks = None
     for seen in ([3, 8], [8, 60]):
-        with on_demand(source, tmp_path / "store", gb=0) as pixels:
+        with on_demand(source, gb=0) as pixels:
             pixels.recall(marks=marks, bad=[])
             pixels.take(torch.tensor(seen))
             marks = pixels.marks()

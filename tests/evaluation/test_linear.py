@@ -22,17 +22,14 @@ def every_fifth(num):
     return torch.arange(num) % 5 == 0
 
 
-def nothing(num):
-    return torch.zeros(num, dtype=torch.bool)
-
-
 def standardised(features):
     return (features - features.mean(dim=0)) / features.std(dim=0, correction=0)
 
 
-def probe(features, labels, unseen, *, held_out, **options):
+def probe(features, labels, unseen, *, held_out=None, num_classes=3, **options):
     """Log probabilities of the rows of `unseen`, and the strength that was chosen."""
-    found = linear_probe(features, labels, held_out=[held_out], **options)
+    masks = [] if held_out is None else [held_out]
+    found = linear_probe(features, labels, num_classes=num_classes, held_out=masks, **options)
     return found.log_probabilities(unseen), found.strength
 
 
@@ -40,7 +37,7 @@ def probe(features, labels, unseen, *, held_out, **options):
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_at_the_minimum_the_gradient_is_zero(strength, num_classes):
     features, labels = blobs(150, num_classes=num_classes)
-    found = linear_probe(features, labels, num_classes=num_classes, held_out=[nothing(150)], strengths=[strength])
+    found = linear_probe(features, labels, num_classes=num_classes, held_out=[], strengths=[strength])
     assert found.strength == strength
     error = found.log_probabilities(features).exp() - F.one_hot(labels, num_classes)
     weight = found.weight * features.std(dim=0, correction=0)  # of standardised features, which are penalised
@@ -68,7 +65,7 @@ def test_the_strength_is_the_best_on_all_held_out_rows_and_then_refitted_on_all(
 
     chosen = linear_probe(features, labels, num_classes=3, held_out=folds, strengths=list(merits))
     assert chosen.strength == best
-    refitted, _ = probe(features, labels, features, num_classes=3, held_out=nothing(90), strengths=[best])
+    refitted, _ = probe(features, labels, features, strengths=[best])
     torch.testing.assert_close(chosen.log_probabilities(features), refitted, atol=2e-3, rtol=0)
 
 
@@ -89,10 +86,9 @@ def test_constant_features_count_for_nothing():
     constant = torch.full((100, 2), 0.1)
     constant[::2, 0] = torch.nextafter(torch.tensor(0.1), torch.tensor(1.0))  # the last digit is rounding
     constant[:, 1] = 0
-    plain, _ = probe(features, labels, unseen, num_classes=3, held_out=every_fifth(100))
+    plain, _ = probe(features, labels, unseen, held_out=every_fifth(100))
     elsewhere = torch.cat([unseen, torch.full((30, 2), 1e6)], dim=1)  # constant in training, not afterwards
-    both = torch.cat([features, constant], dim=1)
-    padded, _ = probe(both, labels, elsewhere, num_classes=3, held_out=every_fifth(100))
+    padded, _ = probe(torch.cat([features, constant], dim=1), labels, elsewhere, held_out=every_fifth(100))
     torch.testing.assert_close(padded, plain, atol=1e-4, rtol=1e-4)
 
 
@@ -105,24 +101,19 @@ def test_a_class_with_one_image_and_a_class_with_none(hide_it):
     scores, strength = probe(features, labels, features, num_classes=5, held_out=held_out)
     assert scores.isfinite().all()
     assert scores.argmax(dim=1).ne(4).all()
-    nothing_held = nothing(len(labels))
-    fresh, _ = probe(features, labels, features, num_classes=5, held_out=nothing_held, strengths=[strength])
+    fresh, _ = probe(features, labels, features, num_classes=5, strengths=[strength])
     torch.testing.assert_close(scores.exp(), fresh.exp(), atol=5e-3, rtol=0)
 
 
-def test_without_features_or_choice_the_answer_is_the_majority():
-    labels = torch.tensor([0, 1, 1, 1, 2, 1])
-    scores, _ = probe(torch.ones(6, 4), labels, torch.randn(5, 4), num_classes=3, held_out=torch.arange(6) == 1)
-    assert scores.argmax(dim=1).tolist() == [1] * 5
-    features, _ = blobs(6)
-    scores, _ = probe(features, torch.ones(6, dtype=torch.int64), features, num_classes=3, held_out=nothing(6))
+def test_where_there_is_nothing_to_choose():
+    features, labels = torch.ones(6, 4), torch.tensor([0, 1, 1, 1, 2, 1])
+    scores, _ = probe(features, labels, torch.randn(5, 4), held_out=torch.arange(6) == 1)
+    assert scores.argmax(dim=1).tolist() == [1] * 5  # the majority
+    scores, _ = probe(blobs(6)[0], labels.clamp(1, 1), blobs(6)[0], held_out=torch.zeros(6, dtype=torch.bool))
     assert scores.argmax(dim=1).tolist() == [1] * 6
-
-
-def test_one_image_per_class_leaves_no_strength_to_choose_and_what_is_not_finite_is_refused():
-    features, labels = blobs(3, spread=0.0)
-    scores, strength = probe(features, labels, features, num_classes=3, held_out=nothing(3))
+    features, labels = blobs(3, spread=0.0)  # one image per class
+    scores, strength = probe(features, labels, features, held_out=torch.zeros(3, dtype=torch.bool))
     assert (strength, scores.argmax(dim=1).tolist()) == (1e-3, [0, 1, 2])
     features[1, 2] = torch.inf
     with pytest.raises(TrainingError, match="diverged"):
-        probe(features, labels, features, num_classes=3, held_out=nothing(3))
+        probe(features, labels, features)

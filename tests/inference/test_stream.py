@@ -71,11 +71,12 @@ def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> No
 @pytest.mark.slow
 def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
     environment = {**ENVIRONMENT, "CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache")}
-    argv = [*COMMAND, "embed", images / "test", "--from", pretrained, "--compile", "on", "--out", "v.npy"]
-    done = subprocess.run([*map(str, argv)], env=environment, capture_output=True, text=True)
+    asked = ("embed", str(images / "test"), "--from", str(pretrained), "--out")
+    argv = [*COMMAND, *asked, "v.npy", "--compile", "on"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "torch.compile does not work here, continuing without it (" in done.stderr
-    selfie("embed", images / "test", "--from", pretrained, "--out", "w.npy")
+    selfie(*asked, "w.npy")
     np.testing.assert_allclose(np.load("v.npy"), np.load("w.npy"), rtol=1e-5, atol=1e-6)
 
 

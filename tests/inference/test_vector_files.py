@@ -15,15 +15,8 @@ from selfie_cli.inference.stream import Result
 from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, NETWORK, PIECES, open_vectors, vector_writer
 
 MADE_BY = dict.fromkeys(NETWORK, "0")
-ODD = [
-    "two\nlines.png",
-    "😀 木.png",
-    "back\\slash.png",
-    "file:%41.png",
-    "red\x1b[31m.png",
-    'comma, "quote".png',
-    "half\udcff.png",
-]
+ODD = ["two\nlines.png", "😀 木.png", "back\\slash.png", "file:%41.png", "red\x1b[31m.png"]
+ODD += ['comma, "quote".png', "half\udcff.png"]
 
 
 def write(out: Path, vectors: np.ndarray, names: list[str] | None = None) -> Path:
@@ -75,21 +68,15 @@ def fault_of(file: Path | str) -> str:
 
 @pytest.mark.parametrize("suffix", PIECES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_vectors_without_direction(suffix: str, value: float) -> None:
-    vectors = np.ones((5, 3))
+def test_vectors_without_direction_and_damaged_files(suffix: str, value: float) -> None:
+    vectors, file = np.ones((5, 3)), Path(f"v{suffix}")
     vectors[3] = value
-    file = Path(f"v{suffix}")
     if suffix == ".jsonl":  # ours writes no such line
         lines = [json.dumps({"path": f"{row}.jpg", "vector": vector.tolist()}) for row, vector in enumerate(vectors)]
         file.write_text("\n".join(lines))
     else:
         write(file, vectors)
     assert "the vector of 3.jpg (row 3)" in fault_of(file)
-
-
-@pytest.mark.parametrize("suffix", PIECES)
-def test_damaged_files(suffix: str) -> None:
-    file = write(Path(f"v{suffix}"), np.random.default_rng(0).normal(size=(50, 64)))
     whole = file.read_bytes()
     for data in (b"", b"\xff" * 300, whole[: len(whole) // 2]):
         file.write_bytes(data)
@@ -97,29 +84,27 @@ def test_damaged_files(suffix: str) -> None:
 
 
 def test_tables_of_other_programs() -> None:
-    pq.write_table(pa.table({"a": [1]}), "a.parquet")
-    assert "no columns 'path' and 'vector'" in fault_of("a.parquet")
-    pq.write_table(pa.table({"path": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]}), "a.parquet")
-    assert "differ in length" in fault_of("a.parquet")
     rows = pa.table({"path": ["a", "b"], "content_hash": [None, "x"], "vector": [[1, 0], [0, 1]]})  # as DuckDB writes
     pq.write_table(rows, "a.parquet")
     (piece,) = open_vectors("a.parquet").pieces()
-    assert piece.vectors.tolist() == [[1, 0], [0, 1]]
-    assert piece.hashes == [None, "x"]
-    for key, value in {"from": 7, "features": None}.items():
-        about = {"format": 1, "network": MADE_BY | {key: value}}
-        pq.write_table(rows.replace_schema_metadata({"selfie": json.dumps(about)}), "a.parquet")
-        assert "of the network that made it is damaged" in fault_of("a.parquet")
+    assert (piece.vectors.tolist(), piece.hashes) == ([[1, 0], [0, 1]], [None, "x"])
+    faults = {"no columns 'path' and 'vector'": pa.table({"a": [1]})}
+    faults["differ in length"] = pa.table({"path": ["a", "b"], "vector": [[1.0], [1.0, 2.0]]})
+    damaged = {"selfie": json.dumps({"format": 1, "network": {**MADE_BY, "features": None}})}
+    faults["of the network that made it is damaged"] = rows.replace_schema_metadata(damaged)
+    for fault, table in faults.items():
+        pq.write_table(table, "a.parquet")
+        assert fault in fault_of("a.parquet")
 
 
 def test_other_faults() -> None:
-    Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1, 2]}\n{"path": "b"}\n')
-    assert "can be read: 'vector'" in fault_of("v.jsonl")
-    Path("v.jsonl").write_text('{"path": "a", "vector": [1, 2]}\n{"path": "b", "vector": [1]}\n')
-    assert "vectors of 1 and of 2 numbers" in fault_of("v.jsonl")
-    for name in ("v.csv", "v.safetensors", "v.arrow"):
-        Path(name).touch()
-        assert "vectors are read from .parquet, .npy, .jsonl" in fault_of(name)
+    first, formats = '{"path": "a", "vector": [1, 2]}\n', "vectors are read from .parquet, .npy, .jsonl"
+    files = {"v.jsonl": (first * 2 + '{"path": "b"}\n', "can be read: 'vector'"), "v.csv": ("", formats)}
+    files |= {"w.jsonl": (first + '{"path": "b", "vector": [1]}\n', "vectors of 1 and of 2 numbers")}
+    files |= {"v.safetensors": ("", formats), "v.arrow": ("", formats)}
+    for name, (text, fault) in files.items():
+        Path(name).write_text(text)
+        assert fault in fault_of(name)
     assert "no file nowhere.npy" in fault_of("nowhere.npy")
     Path("parts").mkdir()
     assert "parts holds no part-*.parquet" in fault_of("parts")
