@@ -1,11 +1,11 @@
-"""Time the data path of a training: from JPEG files, and from decoded pixels, to batches that a network takes.
+"""Time the data path of a training: from JPEG files, and from decoded pixels, to batches for a network.
 
     python benchmarks/data_path.py PHOTOS_WITH_CLASSES [--small CIFAR10/train]
 
-The peer is what people write: torchvision's ImageFolder with RandomResizedCrop, RandomHorizontalFlip, ToTensor and
-Normalize, behind a DataLoader with as many workers as we have threads. Both give shuffled, cropped, mirrored and
-normalized float32 batches of 64, as finetuning has them; a pass counts from the ninth batch on, so that nobody's
-start-up does. With --small, the same of small images, which are padded by 4 and cropped instead.
+The peer is the usual pipeline: torchvision's ImageFolder with RandomResizedCrop, RandomHorizontalFlip, ToTensor and
+Normalize, and a DataLoader with as many workers as we have threads. Both give shuffled, cropped, mirrored and
+normalized float32 batches of 64, as in finetuning. Each pass is timed from the ninth batch on, to leave out start-up.
+--small adds the same with small images, which are padded by 4 and cropped instead.
 """
 
 import time
@@ -32,12 +32,11 @@ from selfie_cli.training.hardware import keep_freed_memory, num_cores
 BATCH = 64
 PASSES = 2
 MIN_CROP = 0.35  # finetune's
-SKIPPED = 8  # batches that a loader may have ready, or be late with
+SKIPPED = 8  # first batches of a pass, which start-up and read-ahead distort
 PEER = "ImageFolder + DataLoader"
 
 
 def usual(folder: Path, size: int, count: int, workers: int) -> DataLoader:
-    """As people write it."""
     crop = (
         transforms.RandomCrop(size, padding=augment.PADDING)
         if size <= 64
@@ -65,7 +64,7 @@ def augmented(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def from_files(store: Pixels, size: int) -> Iterator[Tensor]:
-    """A pass as `selfie pretrain` reads sets too large to keep: decoded when asked for, two batches ahead."""
+    """One pass over images decoded on demand, two batches ahead, as `selfie pretrain` reads sets too large to keep."""
     generator = torch.Generator().manual_seed(0)
     order = SampleOrder(len(store), BATCH, seed=0)
     with Prefetch(lambda step: (store.take(order.batch(step)),)) as batch_of:
@@ -82,13 +81,13 @@ def from_store(store: Pixels, size: int) -> Iterator[Tensor]:
 
 
 def rate(batches: Iterable[object]) -> float:
-    """Images a second, of batches of BATCH, once what was read ahead is gone."""
+    """Images per second, once the batches read ahead are used up."""
     times = [time.perf_counter() for _ in batches][SKIPPED:]
     return BATCH * (len(times) - 1) / (times[-1] - times[0])
 
 
 def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_images: int, rounds: int) -> None:
-    """All contestants on images below `folder`, which has a subfolder a class."""
+    """Measure all contestants on the images below `folder`, which has a subfolder per class."""
     workers = num_cores()
     found = [str(path) for path in measure.images_below(folder)]
     paths = [found[index] for index in np.random.default_rng(0).permutation(len(found))[: num_images // BATCH * BATCH]]
@@ -107,7 +106,7 @@ def compare(lines: measure.Lines, what: str, folder: Path, size: int, *, num_ima
     )
     some = paths[:200]
     decoding = workers * len(some) * measure.calls_a_second(lambda: decode.pillow_alone(some, size))
-    # What must be moved: bytes read and written, and written once more as floats.
+    # Bytes to move per image: each is read and written, and written once more as float32.
     copy, values = measure.copy_rate("cpu") * 1e9, 3 * size * size
     rows = {
         "files": ("files to batches", 1.6, decoding, "decoding alone"),
@@ -126,7 +125,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048)
     a = parser.parse_args()
     lines = measure.Lines("data_path", a.results)
-    # What takes the batches has one thread beside those that decode, as DataLoader's has beside its workers.
+    # The consumer of batches has one thread beside the decoding threads, as DataLoader's has beside its workers.
     torch.set_num_threads(1)
     keep_freed_memory()
     mosaics = measure.mosaics(a.photos, a.work / f"mosaics-{a.images}", a.images)

@@ -1,10 +1,10 @@
-"""From a JPEG file to square uint8 pixels, on one core.
+"""Time decoding on one core, from a JPEG file to square uint8 pixels.
 
     python benchmarks/decode.py PHOTOS
 
-PHOTOS is a folder of photos at any depth. They are taken as they are, and as mosaics of four (512 px, about the size of
-ImageNet's). The limit is libjpeg-turbo's decoding of the whole picture alone, through torchvision or Pillow, whichever
-is faster; a decoder that leaves out what a small target does not need can pass it.
+PHOTOS is a folder of photos at any depth. They are decoded as they are, and as mosaics of four (512 px, about the size
+of ImageNet's). The limit is decoding the whole picture with libjpeg-turbo, without resizing, through torchvision or
+Pillow, whichever is faster. A decoder can exceed it by skipping detail that a small target does not need.
 """
 
 import os
@@ -30,7 +30,7 @@ def ours(paths: list[str], size: int) -> None:
 
 
 def pillow(paths: list[str], size: int) -> None:
-    """As people write it: decode, cut the centre square, resize."""
+    """The usual code: decode, cut the centre square, resize."""
     for path in paths:
         with Image.open(path) as image:
             side = min(image.size)
@@ -46,7 +46,7 @@ def pillow_alone(paths: list[str], size: int) -> None:
 
 
 def with_torchvision() -> dict[str, Way]:
-    """Its decoder, if this torchvision still has it."""
+    """torchvision's decoder, if this version still has it."""
     try:
         from torchvision.io import ImageReadMode, decode_jpeg, read_file
     except ImportError:
@@ -67,7 +67,7 @@ def with_torchvision() -> dict[str, Way]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")  # torchvision's, that its decoder is deprecated
+    warnings.simplefilter("ignore")  # torchvision warns that its decoder is deprecated
     parser = measure.parser(__doc__)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--images", type=int, default=300)

@@ -2,9 +2,9 @@
 
     python benchmarks/elsewhere.py PHOTOS --runs RUN... [--count 100]
 
-For each run and each target that fits it, the printed code is executed on photos below PHOTOS, chosen evenly: the
-largest deviation over the largest number, and the lowest cosine. Where timm or torchvision hold the network, the same
-with the transforms that their users have at hand.
+For each run and each export target that fits it, execute the code that `selfie export` prints, on evenly chosen photos
+below PHOTOS. Report the largest deviation over the largest number, and the lowest cosine. If timm or torchvision has
+the network, do the same with the transforms that their users would write.
 """
 
 import json
@@ -31,7 +31,7 @@ def deviation(found: Vectors, exact: Vectors) -> dict[str, float]:
 
 
 def transforms(size: int) -> dict[str, Transform]:
-    """What users of timm and torchvision would write."""
+    """Transforms that users of timm and torchvision would write."""
     import timm
     from torchvision.transforms import InterpolationMode, v2
 
@@ -71,10 +71,10 @@ def main() -> None:
             try:
                 _, document = measure.selfie("export", run, "--to", to, "--out", out, "--overwrite")
             except RuntimeError as error:
-                print(error)  # why it does not fit
+                print(error)  # why the target does not fit
                 continue
             names: dict[str, Any] = {}
-            exec(document["code"], names)  # as printed for the user to paste
+            exec(document["code"], names)  # the code printed for the user to paste
             features = names["features"]
             vectors = np.concatenate([np.asarray(features(names["preprocess"](photo))) for photo in photos])
             lines.add(

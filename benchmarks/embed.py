@@ -1,11 +1,11 @@
-"""Vectors of real photos through torchvision's ResNet-50 at 224 px: `selfie embed`, and LightlyTrain's embed beside it.
+"""Compare `selfie embed` with LightlyTrain's embed, on real photos with torchvision's ResNet-50 at 224 px.
 
     python benchmarks/embed.py PHOTOS [--lightly LIGHTLY_TRAIN]
 
-Whole commands in turns, on a folder of --images photos and on one of --few: the difference of the two is the steady
-throughput, the longer one what a user waits for. Both networks are ResNet-50 as one step of training leaves it (their
-weights differ, their work does not). Ours cuts the centre square, theirs squeezes the picture to one. Our vectors are
-compared with our own in fp32, and the peak memory is that of all of a command's processes.
+Whole commands run in turns, on a folder of --images photos and on one of --few. The difference of the two times gives
+the steady throughput; the longer time is what a user waits for. Both networks are a ResNet-50 after one training step:
+their weights differ, their work does not. Ours cuts the centre square, theirs squeezes the picture into a square. Our
+vectors are compared with our own in fp32. Peak memory counts all processes of a command.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from selfie_cli.runs import open_run
 
 
 def network(a: Any, photos: Path) -> Path:
-    """A run with ResNet-50, made once."""
+    """A run with ResNet-50, made on the first call."""
     out = Path(a.work) / f"resnet50-{a.image_size}"
     if not (out / "model.safetensors").exists():
         how = ["--method", "simclr", "--backbone", "resnet50", "--image-size", str(a.image_size), "--steps", "1"]
@@ -31,7 +31,7 @@ def network(a: Any, photos: Path) -> Path:
 
 
 def cosines(ours: Path, exact: Path) -> tuple[float, float]:
-    """The smallest and the mean, over rows."""
+    """The smallest and the mean cosine, over rows."""
     a, b = np.load(ours), np.load(exact)
     found = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return float(found.min()), float(found.mean())
@@ -85,7 +85,7 @@ def main() -> None:
     gflop = work.forward_gflop(loaded.vectors, a.image_size)
     limits = {precision: measure.arithmetic_rate("cpu", precision) for precision in ("fp32", "bf16")}
     for name in ends:
-        # Whatever of the two is faster bounds "auto".
+        # "auto" takes the faster precision, which is assumed to be bf16.
         bound = "fp32" if name in ("fp32", "LightlyTrain") else "bf16"
         limit = {"limit": limits[bound] / gflop, "bound": f"{bound} arithmetic, {limits[bound]:,.0f} GFLOP/s"}
         more: dict[str, Any] = {"peak_memory_mb": memory[name] / 1e6}

@@ -1,21 +1,21 @@
-"""Measure pretraining with few labels: pretrain in several ways for the same time, finetune all to convergence.
+"""Measure pretraining with few labels: pretrain in several ways for the same time, then finetune to convergence.
 
     python benchmarks/evidence.py cifar10 CIFAR10_TREE
     python benchmarks/evidence.py clothing CLOTHING_TREE --image-size 96 --compare 0.05:5 --compare 0.2:5 --lengths ''
     python benchmarks/evidence.py gpu CIFAR10_TREE --backbone resnetv2_50 --pretrain-seconds 480 --compare 0.05:2
 
-DATASET is a folder with train/ and test/, each with a subfolder a class. Stages, in this order; --only names one of
-them, so that they may run apart:
+DATASET is a folder with train/ and test/, each with a subfolder per class. The stages run in this order; --only runs a
+single one:
 
-    rates               steps a second of every arm, in turns, on this machine with nothing else on it: they turn
-                        --pretrain-seconds into steps, so that arms may then be trained side by side
-    METHOD-RECIPE       one of --arms, pretrained, then judged by kNN and linear probe (with --pretrain-epochs, for as
-                        many images as the others instead of as much time)
+    rates               steps per second of every arm, measured in turns; run it without other work on the machine. The
+                        rates turn --pretrain-seconds into steps, so that arms may later train side by side
+    METHOD-RECIPE       one of --arms: pretrain, then evaluate with kNN and linear probe (with --pretrain-epochs, all
+                        arms see the same number of images instead of training for the same time)
     FRACTION:SEEDS      one of --compare: `selfie curve` of all arms, or of those named (0.2:3:selfie-best,simclr-best)
     steps-N             one of --lengths: all arms at --length-fraction, finetuned for N steps
 
 Each stage appends lines to docs/results/NAME.jsonl, with command, machine, versions and commit; benchmarks/table.py
-makes tables of them. Runs lie in WORK/NAME: a finished one is not repeated, one that was stopped is continued.
+makes tables of them. Runs are kept in WORK/NAME: finished runs are not repeated, interrupted ones are resumed.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def processor() -> str:
 
 
 def circumstances() -> dict[str, Any]:
-    """Taken at the start, when the code is loaded. The commit ends in -dirty if what ran is not what it says."""
+    """Command, machine and versions at the start. The commit ends in -dirty if the code had uncommitted changes."""
     described = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     commit = subprocess.run(described, capture_output=True, text=True, cwd=RESULTS.parent)
     return {
@@ -76,7 +76,7 @@ def circumstances() -> dict[str, Any]:
 
 
 def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds: int = 8) -> dict[str, float]:
-    """Rates of whole steps, with augmentation and optimizer; arms take turns, so that all see the same machine."""
+    """Steps per second of each arm, with augmentation and optimizer. Arms take turns, as the machine's speed varies."""
     trials = {}
     for arm, options in asked.items():
         source = Array(
@@ -102,7 +102,7 @@ def steps_a_second(asked: dict[str, PretrainOptions], dataset_size: int, rounds:
             draws = method.draw(len(pixels), torch.default_generator)
             return (pixels, *(each.to(pixels.device) for each in draws))
 
-        fit(step, batch(), precisions(device, options.precision), Talk())  # as pretraining would choose
+        fit(step, batch(), precisions(device, options.precision), Talk())  # as pretraining does
         trials[arm] = (step, batch, [])
     for _ in range(rounds):
         for step, batch, times in trials.values():
@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pretrain-seconds", type=float, default=1200)
     parser.add_argument("--pretrain-epochs", type=float)
     parser.add_argument("--pretrain-lr", type=float)
-    parser.add_argument("--compare", action="append", help="FRACTION:SEEDS[:ARM,...]; default: as the issue asks.")
+    parser.add_argument("--compare", action="append", help="FRACTION:SEEDS[:ARM,...]; default: 0.05:5, 0.01:3 and 0.2:3")
     parser.add_argument("--lengths", default="200,500,1000,2000,4000", help="Steps, ...; '' for none.")
     parser.add_argument("--length-fraction", default="0.05")
     parser.add_argument("--finetune-steps", type=int, help="Unset: what selfie curve takes.")
@@ -138,7 +138,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Evidence:
-    """The stages of one name: what they share, and how each is done once."""
+    """The stages of one NAME: their shared state, and one method per kind of stage."""
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a = a
@@ -167,7 +167,7 @@ class Evidence:
         )
 
     def rates(self) -> dict[str, float]:
-        """Steps a second, measured once."""
+        """Steps per second of each arm, measured on the first call and then read from a file."""
         file, begun = self.work / "rates.json", time.perf_counter()
         if not file.exists():
             num_images = sum(1 for file in Path(self.a.dataset).glob("train/*/*"))
@@ -207,7 +207,7 @@ class Evidence:
         self.run(self.work / stage.replace(":", "-"), curve, fresh, "curve")
 
     def run(self, folder: Path, verb: Callable[..., Any], fresh: Callable[[], Any], kind: str) -> None:
-        """Begin a run, or go on with it; nothing where it is finished."""
+        """Start a run or resume it. Do nothing if it is finished."""
         there = (folder / "config.json").exists()
         if there and open_run(folder).finished:
             return

@@ -1,9 +1,10 @@
-"""`selfie finetune` from labelled files to test accuracy, as a whole command.
+"""Time `selfie finetune` as a whole command, from labelled files to test accuracy.
 
     python benchmarks/finetune.py LABELLED --backbone resnet50 --image-size 224 --batch-size 32 --steps 10
 
-Rows: images a second of the training loop, its waiting for data, and of the whole command, start-up, reading, testing
-and all. The limit is the rate of arithmetic in the run's precision, measured here, over the operations of its step.
+Rows: images per second of the training loop, with the share of time spent waiting for data; and of the whole command,
+including start-up, reading and testing. The limit is the rate of arithmetic in the run's precision,
+measured here, divided by the operations per image of a training step.
 """
 
 import json
@@ -19,7 +20,7 @@ from selfie_cli.training.hardware import num_cores
 
 
 def loop(cell: Path, batch_size: int) -> tuple[float, float]:
-    """Images a second, and the share of waiting for data, of all of a training's lines of metrics together."""
+    """Images per second, and the share of time spent waiting for data, over all lines of a training's metrics."""
     step, seconds, waited = 0, 0.0, 0.0
     for line in map(json.loads, (cell / "metrics.jsonl").read_text().splitlines()):
         passed = (line["step"] - step) * batch_size / line["images_per_second"]

@@ -1,15 +1,15 @@
-"""What only a GPU can tell, most valuable first, in one call of under 10 minutes, without network.
+"""Measure what needs a GPU, most valuable first, in one call of under 10 minutes, without network.
 
     python benchmarks/gpu.py [--deadline 450] [--only STAGE,...]
     python benchmarks/gpu.py --device cpu --tiny          the same on a CPU in seconds: its test
 
-Each stage takes two minutes at most and writes its rows to gpu.jsonl as soon as it is through; a later call with the
-same --results goes on with the stages that are missing there for this GPU. A stage that fails, or takes longer, leaves
-a row that says why, and is tried again.
+Each stage takes two minutes at most and writes its rows to gpu.jsonl when it ends. A later call with the same --results
+runs the stages that are missing there for this GPU. A stage that fails or takes longer leaves a row that says why, and
+is tried again.
 
-Steps run on fixed pixels, eager, compiled, and compiled with CUDA graphs; commands on images that are drawn here, in
-files. The bandwidth model is SPEED.md's: 16 passes over the activations in bf16, at the bandwidth of a copy measured
-here; `share` is that of whichever limit is lower, it or arithmetic.
+Steps run on fixed pixels: eager, compiled, and compiled with CUDA graphs. Commands run on files of images drawn by this
+script. The bandwidth model assumes 16 passes over the activations in bf16, at the bandwidth of a copy measured here.
+`share` refers to the lower limit, bandwidth or arithmetic.
 """
 
 import argparse
@@ -41,15 +41,15 @@ from selfie_cli.models.classifier import Encoder
 from selfie_cli.models.resnet import stem_for
 from selfie_cli.runs import open_run
 
-# images a second on an H200: some 60 % of the bandwidth model
+# Images per second on an H200: some 60 % of the bandwidth model.
 AIMS = {"pretrain 32 px": 27_000, "pretrain 224 px": 8_400, "finetune 224 px": 4_500, "embed 224 px": 12_000}
-LONGEST = 120  # seconds of a stage
+LONGEST = 120  # seconds per stage
 CIFAR10 = "cifar10-jpeg.tar.xz"  # in the folder that SELFIE_TEST_DATA names
-TOLERANCE = 0.02  # of losses, between one process and two: sums in another order, in fp32
+TOLERANCE = 0.02  # relative difference of losses between one process and two, which sum in another order, in fp32
 
 
 class Bench:
-    """State that the stages share: arguments, raw lines, and the limits once they are measured."""
+    """Shared state of the stages: arguments, raw lines, and the limits once they are measured."""
 
     def __init__(self, a: argparse.Namespace) -> None:
         self.a = a
@@ -63,12 +63,12 @@ class Bench:
         return "bf16" if self.a.device == "cuda" else "fp32"
 
     def measured(self, row: str) -> float:
-        """The value of a row that an earlier stage has left."""
+        """The value of a row that an earlier stage wrote."""
         found = [line for line in self.there() if line["row"] == row]
         return float(found[-1]["value"])
 
     def there(self) -> list[dict[str, Any]]:
-        """The lines of this machine, so far."""
+        """The lines written so far on this machine."""
         file, here = self.lines.file, self.lines.here["machine"]
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [line for line in lines if line["machine"] == here]
@@ -106,7 +106,7 @@ def limits(bench: Bench) -> None:
 
 
 def smoke(bench: Bench, stage: str) -> None:
-    """Every verb on small images, and pretraining in several ways: how many of them end well."""
+    """Run every verb and several kinds of pretraining on small images, and count those that succeed."""
     images, out, tiny = bench.images(bench.small), bench.a.work / "smoke", bench.a.tiny
     run, tuned, vectors, device = out / "run", out / "tuned", out / "vectors.npy", ("--device", bench.a.device)
     shape = ("--batch-size", 8 if tiny else 64, *device, "--overwrite", "--no-report")
@@ -156,7 +156,7 @@ def smoke(bench: Bench, stage: str) -> None:
 
 
 def cifar10(bench: Bench, stage: str) -> None:
-    """A minute of pretraining on CIFAR-10, then 5 % of its labels: accuracy beside the same network without it."""
+    """Pretrain on CIFAR-10 for a minute, and compare accuracy with 5 % of its labels with and without pretraining."""
     archive = Path(os.environ.get("SELFIE_TEST_DATA", measure.ROOT / "shared" / "data")) / CIFAR10
     folder, run, out = (bench.a.work / f"cifar10-{name}" for name in ("images", "run", "tuned"))
     if not archive.exists():
@@ -181,7 +181,7 @@ def cifar10(bench: Bench, stage: str) -> None:
 
 
 def step(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> None:
-    """Steps of one kind on fixed pixels."""
+    """Time steps of one kind on fixed pixels."""
     training = training_of(bench, name, batch_size, mode)
     first = measure.timed(lambda: training().item())
     rates = [
@@ -211,7 +211,7 @@ def training_of(bench: Bench, name: str, batch_size: int, mode: str) -> work.Tra
 
 
 def embed(bench: Bench, batch_size: int, mode: str, stage: str) -> None:
-    """Decoded pixels in (pinned) memory -> vectors in memory."""
+    """Time embedding, from decoded pixels in (pinned) memory to vectors in memory."""
     device, size = bench.a.device, bench.large
     encoder = Encoder(bench.finetuned, stem=stem_for(8 if size <= 64 else 32)).to(device).eval()
     dtype = torch.bfloat16 if bench.precision == "bf16" else torch.float32
@@ -241,7 +241,7 @@ def embed(bench: Bench, batch_size: int, mode: str, stage: str) -> None:
 
 
 def pretrain_command(bench: Bench, name: str, batch_size: int, steps: int, stage: str) -> None:
-    """The whole command: how long its loop waits for data."""
+    """Time `selfie pretrain` as a whole command, and the share of time that its loop waits for data."""
     size = bench.large if "224" in name else bench.small
     out = bench.a.work / f"pretrain-{size}"
     shape = {"backbone": bench.pretrained, "image-size": size, "batch-size": batch_size, "steps": steps}
@@ -292,10 +292,10 @@ def finetune_command(bench: Bench, batch_size: int, steps: int, stage: str) -> N
 
 
 def embed_command(bench: Bench, stage: str) -> None:
-    """Files to vectors with the network that the pretraining command left."""
+    """Time `selfie embed` from files to vectors, with the network of `pretrain_command`."""
     folder = bench.images(256)
     run = bench.a.work / f"pretrain-{bench.large}"
-    if not (run / "model.safetensors").exists():  # made by a call on another machine
+    if not (run / "model.safetensors").exists():  # an earlier call pretrained it on another machine
         shape = ["--backbone", bench.pretrained, "--image-size", str(bench.large), "--batch-size", "8", "--steps", "1"]
         measure.selfie("pretrain", folder, *shape, "--recipe", "paper", "--out", run, "--overwrite")
     finished, report = measure.selfie(
@@ -310,7 +310,7 @@ def embed_command(bench: Bench, stage: str) -> None:
 
 
 def profile(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> None:
-    """Profile a step: the kernels that take most of it, and how much of it the GPU works at all."""
+    """Profile a step: the kernels that take most of its time, and the share of time that the GPU is busy."""
     busy, top = work.operators(training_of(bench, name, batch_size, mode))
     what = "kernels" if bench.a.device == "cuda" else "operations"
     bench.lines.add(
@@ -324,9 +324,9 @@ def profile(bench: Bench, name: str, batch_size: int, mode: str, stage: str) -> 
 
 
 def processes(bench: Bench, stage: str) -> None:
-    """The same training alone and on two GPUs: losses agree, synchronized batch norm and all.
+    """Compare the loss of the same training on one GPU and on two, with synchronized batch norm.
 
-    On CPUs batch norm is not synchronized: there, two processes only show that this runs.
+    On CPUs batch norm is not synchronized; there, this stage only shows that two processes run.
     """
     if bench.a.device == "cuda" and torch.cuda.device_count() < 2:
         bench.lines.add("1 x 128 and 2 x 64", 0, "not measured", stage=stage, note="one GPU")
@@ -363,7 +363,7 @@ def processes(bench: Bench, stage: str) -> None:
 
 
 def deterministic(bench: Bench, stage: str) -> None:
-    """The same command twice: are the weights the same, bit for bit?"""
+    """Run the same command twice and count different weights; 0 means equal bit for bit."""
     steps, batch_size = ("2", "8") if bench.a.tiny else ("30", "128")
     shape = ["--image-size", str(bench.small), "--batch-size", batch_size, "--steps", steps, "--overwrite"]
     for method in ("selfie",) if bench.a.tiny else ("selfie", "byol", "simclr"):
@@ -378,7 +378,7 @@ def deterministic(bench: Bench, stage: str) -> None:
 
 
 def out_of_memory(bench: Bench, stage: str) -> None:
-    """A GPU that gives much less than it says it has: the first step is tried in ever smaller pieces."""
+    """Allow much less GPU memory than reported: the first step is tried in ever smaller micro-batches."""
     out, size = bench.a.work / "memory", "8" if bench.a.tiny else "1024"
     shape = ["--backbone", bench.pretrained, "--image-size", str(bench.large), "--recipe", "paper", "--steps", "2"]
     measure.run(
@@ -400,7 +400,7 @@ def without_folders(text: str) -> str:
 
 
 def stages(bench: Bench) -> dict[str, Callable[[str], None]]:
-    """In the order of what matters, should time run out."""
+    """The stages, most important first, in case time runs out."""
     tiny = bench.a.tiny
     batch = {"pretrain 32 px": 128, "pretrain 224 px": 256, "finetune 224 px": 256}
     batch = {name: 4 if tiny else size for name, size in batch.items()}
@@ -469,7 +469,7 @@ def main() -> None:
         signal.alarm(LONGEST)
         try:
             stage(name)
-        except Exception as error:  # the others must not go without for it
+        except Exception as error:  # the other stages must still run
             bench.lines.add(
                 name, 0, "failed", stage=name, note=without_folders(f"{type(error).__name__}: {error}")[:1000]
             )

@@ -1,19 +1,19 @@
-"""Cost of an index of very many images, and of all that comes before the first step: one line of JSON.
+"""Measure the cost of an index of very many images, and of all work before the first step. Prints a line of JSON.
 
     python benchmarks/index.py [--entries 10000000]
     python benchmarks/index.py --tree IMAGES FILES
 
-Without images: paths of some 60 characters are listed in Python, as a walk through folders would, and put into the
-index; then come its fingerprint, and the indices of batches in both orders (all images shuffled; blocks of a stream, as
-one of eight processes).
+Without images: list paths of some 60 characters in Python, as a walk through folders would, and put them into the
+index. Then compute its fingerprint, and the indices of batches in both orders (all images shuffled; blocks of a stream,
+as one of eight processes).
 
-With --tree: FILES images below IMAGES, written to a tree of folders of 1,000 under --work (once; a number behind the
-end of each JPEG, so that no two files are alike), are opened part by part as `selfie pretrain` does before its first
-step, at 32 px. Of up to 1 GB of pixels, `pixels` decodes all images; of more, it opens a new store, which is known by
-the files' sizes and times. `cpu` is the time of this process on all cores: beside other work on the machine it stays
-what it is.
+With --tree: write FILES images, copies of those below IMAGES, to folders of 1,000 files under --work (only once; a
+number behind the end of each JPEG makes every file different). Then do each part of what `selfie pretrain` does before
+its first step, at 32 px. `pixels` decodes all images if they take up to 1 GB of pixels; otherwise it opens a new store,
+identified by the files' sizes and times. `cpu` is the CPU time of this process on all cores, which does not depend on
+other work on the machine.
 
-Memory is what the process takes at most, less what it took before.
+Memory is the peak of the process, minus its peak before the measurement.
 """
 
 import argparse
@@ -39,12 +39,12 @@ from selfie_cli.training.hardware import num_cores
 
 BATCH = 512
 FOLDER = 1000
-"""Files in a folder of a tree."""
+"""Files per folder of a tree."""
 SIDE = 32
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # ru_maxrss is in kilobytes on Linux
 
 
 def timed(function: Callable[[], object]) -> tuple[float, object]:
@@ -58,13 +58,13 @@ def paths(entries: int) -> Iterator[str]:
 
 
 def batch_seconds(order: SampleOrder) -> float:
-    """Median of the time for the indices of a batch, once the epoch has been shuffled."""
+    """Median time for the indices of a batch, in seconds, after the shuffle of the epoch."""
     order.batch(0)
     return statistics.median(timed(lambda step=step: order.batch(step))[0] for step in range(1, 200))
 
 
 def tree(images: Path, folder: Path, count: int) -> Path:
-    """Write `count` files, in turn one of the images, to folders of FOLDER."""
+    """Write `count` files, which repeat the images in turn, to folders of FOLDER files."""
     if not folder.exists():
         contents = [path.read_bytes() for path in measure.images_below(images)]
         for number in range(count):
@@ -76,7 +76,7 @@ def tree(images: Path, folder: Path, count: int) -> Path:
 
 
 def before_first_step(folder: Path, store: str) -> dict[str, Any]:
-    """Each part on the way from a folder to the first batches: seconds, and the highest memory so far."""
+    """Time, CPU time and peak memory so far of each part on the way from a folder to the first batches."""
     before, line = peak_mb(), dict[str, Any](seconds={}, cpu={}, peak_mb={})
 
     def part(name: str, function: Callable[[], Any]) -> Any:

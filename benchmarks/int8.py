@@ -1,10 +1,10 @@
-"""What 8-bit integers are worth beside bf16 on a CPU with VNNI: images a second, cosine to fp32, kNN accuracy.
+"""Compare int8 with bf16 on a CPU with VNNI: images per second, cosine to fp32, kNN accuracy.
 
     python benchmarks/int8.py LABELLED_PHOTOS [--run RUN --dataset FOLDER]
 
-Throughput is that of networks as they are drawn, at 224 px, in one thread on batches of eight that are there. kNN is on
-the labelled photos with those, and on --dataset with --run (the bundled network unless it is given): a folder with
-train/ and test/ of a subfolder a class.
+Throughput is measured on randomly initialized networks at 224 px, in one thread, on batches of eight in memory. kNN
+accuracy is measured with these networks on the labelled photos, and with --run (default: the bundled network) on
+--dataset. Both data sets are folders with train/ and test/, each with a subfolder per class.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ Part = tuple[Tensor, Tensor]
 
 
 def parts(folder: Path, image_size: int, most: int) -> tuple[list[Part], int]:
-    """Pixels and labels of at most `most` images to vote and as many to be judged, and how many classes there are."""
+    """Pixels and labels of at most `most` training and `most` test images, and the number of classes."""
     data = open_labelled(str(folder), data_root=Path("data"), offline=True, talk=Talk())
     found = []
     for part in (data.train, data.test):
@@ -54,12 +54,11 @@ def in_three(network: Network, sample: Tensor) -> dict[str, Network]:
 
 
 def rate(lean: Network, pixels: Tensor) -> float:
-    """Images a second, batch by batch."""
     return BATCH * measure.calls_a_second(lambda: lean.vectors(pixels[:BATCH]))
 
 
 def judged(lean: Network, exact: dict[str, Tensor], split: list[Part], num_classes: int) -> dict[str, Any]:
-    """Cosines of the test images' vectors to the `exact` ones, which are kept the first time, and kNN accuracy."""
+    """Cosines of the test images' vectors to the `exact` ones, which the first call stores, and kNN accuracy."""
     (train, labels), (test, truth) = split
     before, after = (torch.cat([lean.vectors(batch) for batch in pixels.split(BATCH * 4)]) for pixels in (train, test))
     cosines = torch.nn.functional.cosine_similarity(after, exact.setdefault("vectors", after))

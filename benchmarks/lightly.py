@@ -1,7 +1,7 @@
-"""LightlyTrain as a peer, through its own command, in its own environment. Nothing of it is imported here.
+"""Run LightlyTrain as a peer, through its own command in its own environment. Nothing of it is imported here.
 
-Its settings are its defaults but for what makes a comparison: images, network, method, batch and CPU. Its telemetry is
-off (LIGHTLY_TRAIN_EVENTS_DISABLED) and its cache is kept with the benchmark's other files.
+It runs with its default settings, except those that must match ours: images, network, method, batch and CPU. Its
+telemetry is off (LIGHTLY_TRAIN_EVENTS_DISABLED) and its cache is kept with the benchmark's other files.
 """
 
 import json
@@ -24,8 +24,8 @@ def environment(work: Path) -> dict[str, str]:
 def pretrain(
     command: Path, work: Path, data: Path, *, out: Path, batch_size: int, steps: int, precision: str, accelerator: str
 ) -> measure.Finished:
-    """SimCLR with torchvision's ResNet-50 at 224 px, its default transforms: random resized crop from 8 % of the area,
-    flip, colour jitter 0.8, grey 0.2, blur 0.5. Every step's time is logged, by its own profiling."""
+    """Train SimCLR with torchvision's ResNet-50 at 224 px and default transforms: random resized crop from 8 % of the
+    area, flip, colour jitter 0.8, grey 0.2, blur 0.5. LightlyTrain's own profiling logs the time of every step."""
     shutil.rmtree(out, ignore_errors=True)
     return measure.run(
         [
@@ -38,7 +38,7 @@ def pretrain(
 
 
 def step_times(out: Path) -> list[float]:
-    """Seconds of each step of a training but the first: its work and its waiting for data."""
+    """Seconds of each step except the first, waiting for data included."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [
         line["profiling/batch_time"] + line.get("profiling/data_time", 0.0)
@@ -48,14 +48,14 @@ def step_times(out: Path) -> list[float]:
 
 
 def pretrain_rate(command: Path, work: Path, data: Path, *, batch_size: int, steps: int, **how: str) -> float:
-    """Images a second of a median step."""
+    """Images per second of the median step."""
     out = work / "lightly-pretrain"
     pretrain(command, work, data, out=out, batch_size=batch_size, steps=steps, **how)
     return batch_size / statistics.median(step_times(out))
 
 
 def checkpoint(command: Path, work: Path, data: Path) -> Path:
-    """ResNet-50 after a step on two images, which is how its embed gets a network."""
+    """ResNet-50 after one step on two images: a checkpoint for LightlyTrain's embed."""
     out = work / "lightly-checkpoint"
     file = out / "checkpoints" / "last.ckpt"
     if not file.exists():
@@ -64,7 +64,7 @@ def checkpoint(command: Path, work: Path, data: Path) -> Path:
 
 
 def embed(command: Path, work: Path, data: Path, network: Path, *, accelerator: str = "cpu") -> measure.Finished:
-    """Its defaults: fp32, batches of 128, images squeezed to 224 x 224, one worker less than there are CPUs."""
+    """Embed with the defaults: fp32, batches of 128, images squeezed to 224 x 224, one worker fewer than CPUs."""
     out = work / "lightly-vectors.pt"
     return measure.run(
         [

@@ -1,8 +1,8 @@
-"""What the benchmarks share: the machine and its limits, measuring in turns, commands with their memory, raw lines.
+"""Code shared by the benchmarks: the machine and its limits, measuring in turns, commands with their memory, raw lines.
 
-A line of docs/results/speed/NAME.jsonl is a row of NAME's table: `row`, `value` and `unit`; `limit` in the same unit,
-`bound` (what sets it) and `share` of it; beside a peer `peer`, `ratio` (the median over the rounds; more is better for
-us), `ratios` and `target`; then whatever else was measured, the command, the machine, versions and commit.
+A line of docs/results/speed/NAME.jsonl is a row of NAME's table. It has `row`, `value` and `unit`; `limit` in the same
+unit, `bound` (what sets the limit) and `share` of the limit; with a peer also `peer`, `ratio` (the median over the
+rounds; higher is better for us), `ratios` and `target`; then other measurements, command, machine, versions and commit.
 """
 
 import argparse
@@ -28,12 +28,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "speed"
 SELFIE = [sys.executable, "-m", "selfie_cli"]
-# What decides how fast a CPU multiplies matrices, as Linux names it.
+# CPU features that decide the speed of matrix products, under their names in Linux.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "sve", "bf16", "i8mm")
 
 
 def parser(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
-    """Arguments that all benchmarks take."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="How often contestants take turns; medians are kept.")
     made.add_argument("--results", type=Path, default=RESULTS, help="Folder of the raw lines.")
@@ -45,7 +44,7 @@ def parser(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 def cpu_line(*names: str) -> str:
-    """What /proc/cpuinfo says of the first processor."""
+    """Value of the first line in /proc/cpuinfo with one of `names`, or an empty string."""
     file = Path("/proc/cpuinfo")
     for line in file.read_text().splitlines() if file.exists() else []:
         if line.split(":")[0].strip() in names:
@@ -69,7 +68,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Ends in -dirty if what ran is not what it says. BENCHMARK_COMMIT says it where there is only a copy."""
+    """The commit, with -dirty if there are uncommitted changes. A copy without git takes it from BENCHMARK_COMMIT."""
     if named := os.environ.get("BENCHMARK_COMMIT"):
         return named
     described = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
@@ -80,14 +79,14 @@ def commit() -> str:
 
 
 def shown(arguments: Sequence[str]) -> str:
-    """A command without the folders of this machine: of an absolute path the last part is left."""
+    """A command with each absolute path shortened to its last part, to hide the folders of this machine."""
     return shlex.join(Path(each).name if each.startswith("/") else each for each in arguments)
 
 
 def arithmetic_rate(device: str, precision: str, seconds: float = 2.0) -> float:
-    """GFLOP/s, a multiply and an add counted as two, of large matrix products or convolutions, whichever are faster.
+    """GFLOP/s of large matrix products or convolutions, whichever are faster; a multiply and an add count as two.
 
-    Libraries differ: what multiplies matrices in fp32 may know less of a CPU than what convolves.
+    They use different libraries: the one for matrix products in fp32 may use fewer features of a CPU.
     """
     import torch
 
@@ -105,7 +104,7 @@ def arithmetic_rate(device: str, precision: str, seconds: float = 2.0) -> float:
 
 
 def copy_rate(device: str, seconds: float = 1.0) -> float:
-    """GB/s of a copy within the device's memory, read and written bytes together."""
+    """GB/s of a copy within the device's memory, counting both the bytes read and the bytes written."""
     import torch
 
     a = torch.ones(2**30 if device == "cuda" else 2**28, dtype=torch.uint8, device=device)
@@ -121,7 +120,7 @@ def synchronize(device: str) -> None:
 
 
 def calls_a_second(call: Callable[[], object], device: str = "cpu", seconds: float = 1.0, *, warm: int = 1) -> float:
-    """Calls until `seconds` have passed, at least once, after `warm` that do not count."""
+    """Calls per second, over at least `seconds` and at least one call, after `warm` calls that do not count."""
     for _ in range(warm):
         call()
     synchronize(device)
@@ -129,7 +128,7 @@ def calls_a_second(call: Callable[[], object], device: str = "cpu", seconds: flo
     while True:
         call()
         count += 1
-        if device == "cuda" and count % 8:  # waiting for the GPU after each call would be part of what is measured
+        if device == "cuda" and count % 8:  # waiting after each call would slow the measured work down
             continue
         synchronize(device)
         if (elapsed := time.perf_counter() - begun) >= seconds:
@@ -137,7 +136,7 @@ def calls_a_second(call: Callable[[], object], device: str = "cpu", seconds: flo
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of a call, which waits for the device itself."""
+    """Seconds of a call, which must itself wait for the device."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
@@ -147,7 +146,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def turns(rounds: int, contestants: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
-    """A B A B ...: what each contestant measured, a value a round, so that all see the same machine."""
+    """One value per contestant and round, in turns (A B A B ...), as the machine's speed varies."""
     measured: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name, measure in contestants.items():
@@ -157,7 +156,7 @@ def turns(rounds: int, contestants: dict[str, Callable[[], float]]) -> dict[str,
 
 
 def against(peer: str, ours: list[float], theirs: list[float], target: float | None = None) -> dict[str, Any]:
-    """How many times a peer's rates ours are, round by round; `ratio` is the median."""
+    """Ratios of our rates to a peer's, one per round (`ratios`), and their median (`ratio`)."""
     ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
     found = {"peer": peer, "ratio": statistics.median(ratios), "ratios": ratios}
     return found if target is None else {**found, "target": target}
@@ -168,7 +167,7 @@ def against(peer: str, ours: list[float], theirs: list[float], target: float | N
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well. `peak_memory`: the most bytes that all of its processes held at once, 0 if unknown."""
+    """A command that succeeded. `peak_memory` is the peak of all its processes together, in bytes; 0 if unknown."""
 
     seconds: float
     peak_memory: int
@@ -216,9 +215,9 @@ def run(
 
 
 def memory_of_session(session: int, *kinds: str) -> int:
-    """Bytes that the processes of a session hold, what they share counted once (proportional set size).
+    """Bytes held by the processes of a session; shared memory counts once (proportional set size).
 
-    Of all kinds, or of those named: "Anon", "File", "Shmem".
+    `kinds` limits the sum to some kinds of memory: "Anon", "File", "Shmem".
     """
     counted = {f"Pss_{kind}" for kind in kinds} or {"Pss"}
     total = 0
@@ -228,13 +227,13 @@ def memory_of_session(session: int, *kinds: str) -> int:
                 continue
             lines = (folder / "smaps_rollup").read_text().splitlines()
             total += sum(int(line.split()[1]) * 1024 for line in lines if line.partition(":")[0] in counted)
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
     return total
 
 
 def selfie(*arguments: str | Path) -> tuple[Finished, dict[str, Any]]:
-    """A `selfie` command and the JSON document that it printed."""
+    """Run a `selfie` command; return it with the JSON document that it printed."""
     finished = run([*SELFIE, *arguments, "--json"])
     return finished, json.loads(finished.stdout)
 
@@ -247,7 +246,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def linked(source: Path, folder: Path, count: int) -> Path:
-    """A flat folder of links to `count` images below `source`, spread over it."""
+    """Make a flat folder of links to `count` images below `source`, evenly chosen."""
     found = images_below(source)
     if len(found) < count:
         raise SystemExit(f"{source} has {len(found)} images, {count} are needed")
@@ -260,7 +259,7 @@ def linked(source: Path, folder: Path, count: int) -> Path:
 
 
 def mosaics(source: Path, folder: Path, count: int) -> Path:
-    """A class folder of larger photos: JPEG, 512 x 512, each made of four centre squares of photos below `source`."""
+    """Make a folder with one class of JPEG images, 512 x 512, each of four centre squares of photos below `source`."""
     found = images_below(source)
     target = folder / "mosaic"
     target.mkdir(parents=True, exist_ok=True)
@@ -281,7 +280,7 @@ def mosaics(source: Path, folder: Path, count: int) -> Path:
 
 
 class Lines:
-    """The raw lines of one benchmark. Where it ran is taken down at the start, when the code is loaded."""
+    """The raw lines of one benchmark. Command, machine and commit are read at the start, when the code is loaded."""
 
     def __init__(self, name: str, folder: Path) -> None:
         from selfie_cli.runs import versions
@@ -305,9 +304,9 @@ class Lines:
         bound: str | None = None,
         **more: Any,
     ) -> None:
-        """Append a row at once: of several values the median, and all of them as `values`.
+        """Append a row to the file at once. Of several values, `value` is the median and `values` holds all.
 
-        `limit` is in the same unit; of seconds, a share of 1 means as quick as the limit, too.
+        `limit` is in the same unit. Also for seconds, a share of 1 means as fast as the limit.
         """
         many = [float(value)] if isinstance(value, int | float) else list(value)
         middle = statistics.median(many)
@@ -327,7 +326,7 @@ class Lines:
 
 
 def rounded(value: Any) -> Any:
-    """Six digits are more than any of these clocks is worth."""
+    """Round every number in `value` to six digits, more than the precision of these clocks."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if abs(value) < 1e6 else round(value)
     if isinstance(value, dict):

@@ -1,13 +1,13 @@
-"""Does a long run's memory stay flat?
+"""Measure whether the memory of a long run stays flat.
 
     python benchmarks/memory.py IMAGES [--epochs 3] [--count 20000]
 
-Pretrains on all images below IMAGES for some epochs, and embeds --count of them, and looks at the memory of the
-processes five times a second: the peak of each epoch, and of each tenth of the vectors but the first, in which the
-program starts up. `value` is how much the highest of these peaks lies above the lowest.
+Pretrain on all images below IMAGES for some epochs, embed --count of them, and read the memory of the processes five
+times per second. This gives a peak for each epoch, and for each tenth of the vectors except the first, in which the
+program starts up. `value` says by how many percent the highest peak exceeds the lowest.
 
-Counted is what the system cannot drop and read again: not the files of libraries, some 100 MB of which are looked at
-for the first time when a process ends and they clear up.
+Only memory that the system cannot drop and read again is counted. The files of libraries are not: some 100 MB of them
+are first read when a process ends and the libraries clean up.
 """
 
 import json
@@ -22,7 +22,7 @@ import measure
 
 
 def peaks(command: list[str | Path], done: Callable[[], float], parts: int, out: Path) -> dict[int, int]:
-    """The most bytes held in each of the parts of a command, whose progress `done` gives, 0 to 1."""
+    """Peak memory in bytes in each part of a command; `done` returns its progress, from 0 to 1."""
     found: dict[int, int] = defaultdict(int)
     with out.open("w") as stdout:
         child = subprocess.Popen(
@@ -46,7 +46,7 @@ def share_of_steps(run: Path) -> float:
         steps = json.loads((run / "config.json").read_text())["derived"]["steps"]
         with (run / "metrics.jsonl").open() as log:
             return float(max((json.loads(line)["step"] for line in log), default=0) / steps)
-    except (OSError, ValueError):  # not begun, or in the middle of a line
+    except (OSError, ValueError):  # no log yet, or a line that is half written
         return 0.0
 
 
@@ -68,7 +68,7 @@ def main() -> None:
     few = measure.linked(options.images, options.work / f"few-{options.count}", options.count)
     rows = options.work / "memory.jsonl"
     embed = [*measure.SELFIE, "embed", few, "--from", "bundled"]
-    whole = options.count * 1e3  # bytes of JSON, until the first row says how long it is
+    whole = options.count * 1e3  # estimated bytes of JSON, until the length of the first row is known
 
     def share_of_rows() -> float:
         nonlocal whole

@@ -3,10 +3,10 @@
     python benchmarks/open_options.py pretrain CIFAR10_TREE WORK_FOLDER
     python benchmarks/open_options.py probe    CIFAR10_TREE WORK_FOLDER >> docs/results/open-options-probe.jsonl
 
-CIFAR10_TREE is a folder with train/<class>/; its test part is never looked at. Of each class the last 500 training
-images by name are held out and stand in for a test part; every variant is pretrained on the other 45,000 images.
-`probe` fits a linear probe to 1,000 images of each class and judges it on the 5,000 held-out images. --only 'NAME;NAME'
-takes some of the variants.
+CIFAR10_TREE is a folder with train/<class>/; its test images are never read. The last 500 training images of each
+class by name are held out and replace the test images; every variant is pretrained on the other 45,000 images.
+`probe` fits a linear probe to 1,000 images per class and evaluates it on the 5,000 held-out images. --only 'NAME;NAME'
+selects some of the variants.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
-# The default first; each of the others differs from it, or from another one, in one option.
+# The default comes first. Each other variant differs from it, or from another variant, in one option.
 VARIANTS = {
     "dot": SelfieOptions(logit_scale="dot"),
     "sqrt": SelfieOptions(logit_scale="sqrt"),
@@ -34,8 +34,8 @@ VARIANTS = {
 
 
 def development_trees(cifar10: Path, work: Path) -> tuple[Path, Path]:
-    """Links to training images, as two trees with the same `test/`, the last 500 of each class: `train/` holds all
-    others in the first, and the first 1,000 of each class in the second."""
+    """Make two trees of links to training images, with the last 500 images of each class as `test/`. `train/` of the
+    first tree has all other images, `train/` of the second the first 1,000 of each class."""
     trees = work / "tree", work / "probe-tree"
     for tree, last in zip(trees, (-500, 1000), strict=True):
         if tree.exists():

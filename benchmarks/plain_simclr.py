@@ -1,8 +1,8 @@
-"""SimCLR as people write it: torchvision's transforms and ResNet-50, a DataLoader, NT-Xent, fp32.
+"""SimCLR in plain PyTorch: torchvision's transforms and ResNet-50, a DataLoader, NT-Xent, fp32.
 
     python benchmarks/plain_simclr.py PHOTOS --batch-size 32 --steps 4
 
-Prints the seconds of each step, waiting for data and all, as a JSON list. Stands by itself: nothing of selfie is used.
+Prints the seconds of each step, waiting for data included, as a JSON list. The script uses no code of selfie.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""`selfie pretrain` from files to weights, as a whole command.
+"""Time `selfie pretrain` as a whole command, from files to weights.
 
     python benchmarks/pretrain.py IMAGES --image-size 32 --steps 100 [--options "--method simclr --backbone resnet50"]
 
-Rows: images a second of the training loop, its waiting for data, and of the whole command, start-up, reading and
-saving and all. The limit is the rate of arithmetic in the run's precision, measured here, over the operations of its
-step. Some twenty times in a run, however short, it looks for collapse at 256 images: give it a few hundred steps.
+Rows: images per second of the training loop, with the share of time spent waiting for data; and of the whole command,
+including start-up, reading and saving. The limit is the rate of arithmetic in the run's precision, measured here,
+divided by the operations per image of a step. Every run, however short, checks 256 images for collapse some twenty
+times, so use a few hundred steps.
 """
 
 import json

@@ -1,11 +1,12 @@
-"""Compare the cost of an image in small and large batches, of few and many files, in one process and two.
+"""Compare the cost per image: in small and large batches, with few and many files, in one process and two.
 
     python benchmarks/scaling.py IMAGES [--only batches,files,processes]
 
-IMAGES is a folder of 32 px images. `batches`: our step on fixed pixels, sizes in turns. `files`: `selfie pretrain` on
-trees of up to a million files (see index.py), its loop's rate, peak memory, and the time around the loop: up to 325,000
-images of 32 px are decoded before it, more are decoded in it. `processes`: the same command alone and under torchrun,
-the machine's cores divided. Every row says how many times the first row's its time an image is.
+IMAGES is a folder of 32 px images. `batches` runs our step on fixed pixels, with the batch sizes in turns. `files` runs
+`selfie pretrain` on trees of up to a million files (see index.py), and reports the loop's rate, peak memory, and the
+time before and after the loop: up to 325,000 images of 32 px are decoded before it, larger sets in it. `processes` runs
+the same command alone and under torchrun, with the machine's cores divided among the processes. Each row gives its time
+per image relative to the first row.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def processes(a: argparse.Namespace, lines: measure.Lines) -> None:
 
 
 def pretrain(a: argparse.Namespace, images: Path, *, processes: int = 1) -> tuple[measure.Finished, dict[str, object]]:
-    """`selfie pretrain --json`, under torchrun if there are to be several processes."""
+    """Run `selfie pretrain --json`, under torchrun for several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     shape = ["--backbone", a.backbone, "--method", a.method, "--precision", a.precision, "--image-size", "32"]
     length = ["--batch-size", "128", "--steps", str(a.steps), "--out", str(a.work / "scaling"), "--overwrite"]

@@ -1,10 +1,10 @@
-"""Measure what `selfie similar` finds: planted copies at several thresholds, and how long searching takes.
+"""Measure how well `selfie similar` finds planted copies at several thresholds, and how long searching takes.
 
     python benchmarks/similar.py IMAGES --from RUN [--count 20000] [--planted 200] [--thresholds 0.99,0.995,0.998]
 
-Of --planted of the --count images below IMAGES, copies are made: saved anew, halved, brightened, mirrored, cut. For
-each threshold and kind, the share of copies whose cosine to their original reaches it; and how many images have another
-one, no copy, that does. Then commands: grouping all, and 50 queries.
+Take --count of the images below IMAGES, and copy --planted of these: saved again, halved, brightened, mirrored, cut.
+For each threshold and kind, report the share of copies whose cosine to their original reaches the threshold. Per
+threshold, report how many images have another image, not a copy, that reaches it. Then time grouping, and 50 queries.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from selfie_cli.inference.neighbours import unit
 
 
 def copies_of(image: Image.Image) -> dict[str, tuple[Image.Image, int]]:
-    """Kind -> a copy, and the quality of JPEG that it is saved with."""
+    """For each kind, a copy of `image` and the JPEG quality to save it with."""
     width, height = image.size
     return {
         "JPEG at quality 50": (image, 50),
@@ -30,7 +30,7 @@ def copies_of(image: Image.Image) -> dict[str, tuple[Image.Image, int]]:
 
 
 def plant(files: list[Path], count: int, folder: Path) -> list[tuple[Path, int, str]]:
-    """Copies of some of `files`: where each lies, the index of what it was made of, its kind."""
+    """Save copies of `count` of `files`. Return the path of each, the index of its original, and its kind."""
     folder.mkdir(parents=True, exist_ok=True)
     planted = []
     for number, index in enumerate(np.random.default_rng(0).choice(len(files), count, replace=False).tolist()):

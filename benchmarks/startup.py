@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py PHOTO [--lightly LIGHTLY_TRAIN]
 
-LIGHTLY_TRAIN is the `lightly-train` command of an environment that has it. The limit is Python's own start for what
-needs no torch, and `import torch` for what does.
+LIGHTLY_TRAIN is the `lightly-train` command of an environment that has it. The limit is Python's own start for commands
+that need no torch, and `import torch` for commands that do.
 """
 
 import os
@@ -17,12 +17,12 @@ from pathlib import Path
 import lightly
 import measure
 
-SCRIPT = Path(sys.executable).with_name("selfie")  # what users start; run as a module where it is not installed
+SCRIPT = Path(sys.executable).with_name("selfie")  # the command of users; without it, selfie runs as a module
 COMPLETION = {"_SELFIE_COMPLETE": "complete_bash", "COMP_WORDS": "selfie pre", "COMP_CWORD": "1"}
 
 
 def seconds(command: Sequence[str | Path], **environment: str) -> float:
-    """From start to end, watched by nobody."""
+    """Wall time of a command in seconds, without the memory monitor of `measure.run`."""
     begun = time.perf_counter()
     subprocess.run(command, capture_output=True, check=True, env={**os.environ, **environment})
     return time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""A step of pretraining: ours on fixed pixels in several ways, and beside those of others.
+"""Time a step of pretraining: ours on fixed pixels in several modes, and next to the steps of other programs.
 
     python benchmarks/step.py --backbone resnetv2_10_w32 --precisions fp32,bf16 --modes eager,compiled --operators
     python benchmarks/step.py --recipe paper --peer wuhoward --path CHECKOUT
@@ -7,14 +7,14 @@
     python benchmarks/step.py --method simclr --backbone resnet50 --image-size 224 --batch-size 32 \\
         --peer plain --photos PHOTOS
 
-Without a peer, every precision and mode takes a second's worth of steps in turns. Beside `wuhoward`, whose loop runs in
-this very process, steps alternate, on pixels that are there. Beside `lightly` (its command, in its own environment) and
-`plain` (plain_simclr.py), their whole commands alternate with our steps, on the same photos, and what counts is the
-steady rate, data and all: the median of all steps of a turn but the first. Ours has decoded the photos once, before;
-they decode them every time, as it is their way.
+Without a peer, every precision and mode runs steps for a second, in turns. The loop of `wuhoward` runs in this process:
+its steps alternate with ours, on pixels in memory. `lightly` (its command, in its own environment) and `plain`
+(plain_simclr.py) run as whole commands, which alternate with our steps on the same photos. The steady rate counts, data
+included: the median of all steps of a turn except the first. We decode the photos once, beforehand; the peers decode
+them in every step, as they always do.
 
-The limit is the rate of large matrix products or convolutions, measured here, over the operations that torch counts in
-a step.
+The limit is the rate of large matrix products or convolutions, measured here, divided by the operations that torch
+counts in a step.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from selfie_cli.training.hardware import num_cores
 
 
 def ours(a: argparse.Namespace, lines: measure.Lines) -> None:
-    """All modes and precisions of one step, in turns."""
+    """Time all modes and precisions of our step, in turns."""
     trainings = {}
     first_calls = {}
     for precision, mode in itertools.product(a.precisions.split(","), a.modes.split(",")):
@@ -68,7 +68,7 @@ def ours(a: argparse.Namespace, lines: measure.Lines) -> None:
 
 
 def beside_wuhoward(a: argparse.Namespace, lines: measure.Lines) -> None:
-    """Step by step, in one process."""
+    """Alternate our steps with those of wuhoward/SELFIE, in one process."""
     precision = a.precisions.split(",")[-1]
     training = work.pretraining(**shape(a), precision=precision, compiled=a.modes.split(",")[-1] != "eager")
     training().item()
@@ -78,7 +78,7 @@ def beside_wuhoward(a: argparse.Namespace, lines: measure.Lines) -> None:
         own.append(measure.timed(lambda: training().item()))
         print(f"ours {own[-1]:.2f} s", file=sys.stderr, flush=True)
 
-    # The first of each allocates memory.
+    # The first step of each side allocates memory and does not count.
     theirs = wuhoward.seconds_a_step(a.path, batch_size=a.batch_size, steps=a.rounds + 1, before_each=our_turn)[1:]
     our_rates, their_rates = ([a.batch_size / each for each in times] for times in (own[1:], theirs))
     gflop = training.gflop()
@@ -86,7 +86,7 @@ def beside_wuhoward(a: argparse.Namespace, lines: measure.Lines) -> None:
 
 
 def own_gflop(a: argparse.Namespace) -> float:
-    """Operations an image of wuhoward's step, counted while it takes one."""
+    """Giga-operations per image of wuhoward's step, counted during one step."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -95,7 +95,7 @@ def own_gflop(a: argparse.Namespace) -> float:
 
 
 def beside_command(a: argparse.Namespace, lines: measure.Lines) -> None:
-    """Its whole command, then as many steps of ours, on the same photos."""
+    """Alternate the peer's whole command with as many steps of ours, on the same photos."""
     photos = measure.linked(a.photos, a.work / f"photos-{a.images}", a.images)
     precision = a.precisions.split(",")[-1]
     training = work.pretraining(
@@ -135,7 +135,7 @@ def pair(
     gflop: float,
     their_gflop: float,
 ) -> None:
-    """Two rows: ours with the ratio, the peer's with its own share of what fp32 allows."""
+    """Add two rows: ours with the ratio, and the peer's with its share of the fp32 limit."""
     targets = {"lightly": 1.5, "wuhoward": 3.0}
     lines.add(
         f"{title(a)}: selfie, {precision}",

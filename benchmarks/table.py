@@ -1,11 +1,11 @@
-"""The tables of docs/results, and the plot of speed.md, from raw lines.
+"""Write the tables of docs/results, and the plot of speed.md, from raw lines.
 
     python benchmarks/table.py [--check]                            docs/results/speed.md, from docs/results/speed/
-    python benchmarks/table.py --accuracy docs/results/NAME.jsonl   on stdout: what benchmarks/evidence.py measured
+    python benchmarks/table.py --accuracy docs/results/NAME.jsonl   on stdout, from lines of benchmarks/evidence.py
 
-A table stands between `<!-- speed: NAME -->` and `<!-- /speed -->`, made from NAME.jsonl: the newest line of each row
-and machine. The plot, of all rows beside a peer, stands between `<!-- plot -->` and `<!-- /plot -->`. With --check,
-only say whether the page is what the lines would give.
+The table between `<!-- speed: NAME -->` and `<!-- /speed -->` is made from the newest line of each row and machine in
+NAME.jsonl. The plot between `<!-- plot -->` and `<!-- /plot -->` shows all rows that have a peer. With --check, only
+report whether the page agrees with the lines.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HEAD = "| | measured | share of the limit | limit | beside | notes |\n| --- | --
 
 Line = dict[str, Any]
 
-# What else a line may hold, in words.
+# Other fields of a line, in words for the column of notes.
 NOTES: dict[str, Callable[[Any], str]] = {
     "at_most": lambda value: f"aim {value:g} s",
     "seconds": lambda value: f"{sorted(value)[len(value) // 2]:.1f} s",
@@ -44,7 +44,7 @@ NOTES: dict[str, Callable[[Any], str]] = {
 
 
 def read(file: Path) -> list[Line]:
-    """The newest line of each row and machine, in the order in which they first came."""
+    """The newest line of each row and machine, in the order of their first lines."""
     newest: dict[tuple[str, str], Line] = {}
     for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
         line = json.loads(text)
@@ -67,7 +67,7 @@ def row(line: Line) -> str:
 
 
 def circumstances(line: Line) -> str:
-    """Machine, versions and commit of a line, in a sentence."""
+    """Machine, versions and commit of a line, in words."""
     machine, versions = line["machine"], line["versions"]
     features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
     cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
@@ -76,7 +76,7 @@ def circumstances(line: Line) -> str:
 
 
 def table(lines: list[Line], name: str) -> str:
-    """A Markdown table, and below it how and where its rows were measured."""
+    """A Markdown table, and below it the commands and machines of its rows."""
     if not lines:
         return "Not measured yet.\n"
     commands = list(dict.fromkeys(line["command"] for line in lines))
@@ -93,13 +93,13 @@ def render(page: str, folder: Path) -> str:
 
 
 def beside_others(page: str, folder: Path) -> list[Line]:
-    """The rows that have a peer, of all tables of a page."""
+    """Rows that have a peer, from all tables of a page."""
     names = [found[2] for found in MARKED.finditer(page)]
     return [line for name in names for line in read(folder / f"{name}.jsonl") if "ratio" in line]
 
 
 def plot(lines: list[Line], file: Path) -> None:
-    """A bar for each row that has a peer, as long as we are faster, and a mark where the aim is."""
+    """Plot a bar per row, as long as its ratio to the peer, with a mark at the aim."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 0.5 + 0.45 * len(lines)))
@@ -118,9 +118,9 @@ def plot(lines: list[Line], file: Path) -> None:
 
 
 def accuracies(lines: list[Line]) -> str:
-    """Tables of evidence.py's lines: the pretrainings, each comparison, and accuracy over finetuning steps."""
+    """Tables from evidence.py's lines: the pretrainings, each comparison, and accuracy over finetuning steps."""
     found: dict[tuple[str, str], Line] = {}
-    for line in lines:  # the newest of each run
+    for line in lines:  # keep the newest line of each run
         found[line["kind"], str(line["result"].get("run"))] = line["result"]
     of = {
         kind: [result for (each, _), result in found.items() if each == kind] for kind in ("pretrain", "eval", "curve")
@@ -157,7 +157,7 @@ def pretrainings(results: list[Line], judged: dict[str, Line]) -> str:
 
 
 def compared(point: Line) -> str:
-    """One share of the labels: each arm beside no pretraining, and Selfie's best recipe beside each arm."""
+    """Table of one fraction of the labels: the gain of each arm over none, and Selfie's best recipe minus each arm."""
     gains = {gain["arm"]: gain for gain in point["comparisons"]}
     best = next((arm for arm in point["arms"] if arm["name"] in ("selfie-best", "selfie")), None)
     rows = []
@@ -175,7 +175,7 @@ def compared(point: Line) -> str:
 
 
 def interval(differences: list[float]) -> str:
-    """'+3.1 (+2.2 to +4.0)' in points; of fewer than three, the mean alone."""
+    """Mean and 95 % interval in points, as in '+3.1 (+2.2 to +4.0)'; only the mean for fewer than three differences."""
     found = paired_interval(differences)
     mean = f"{100 * sum(differences) / len(differences):+.1f}"
     return mean if found is None else f"{mean} ({100 * found[0]:+.1f} to {100 * found[1]:+.1f})"

@@ -3,9 +3,9 @@
     python benchmarks/variants.py CIFAR10_TREE pretrain NAME --method selfie --megapixels 80 --set num_views=8
     python benchmarks/variants.py CIFAR10_TREE finetune NAME --from NAME --steps 2000 --weight-decay 5e-4
 
-CIFAR10_TREE is a folder with train/<class>/; its test part is never looked at. A random 10,000 of the training images
-are held out and judge every variant; the other 40,000 are pretrained on. Pixels are those that go through the network,
-so variants of one network take about the same time. `--set` overrides the recipe's values.
+CIFAR10_TREE is a folder with train/<class>/; its test images are never read. A random 10,000 of the training images are
+held out to evaluate every variant; the other 40,000 are used for pretraining. --megapixels counts the pixels that go
+through the network, so variants of one network take about the same time. `--set` overrides the recipe's values.
 
 `pretrain` reports a linear probe on the labels of all 40,000 images and on 2,000 of them. `finetune` trains a whole
 network on 2,000 labels. A line per variant is appended to docs/results/research.jsonl, with the CPU seconds it took.
@@ -57,7 +57,7 @@ def load(tree: Path) -> tuple[Tensor, Tensor]:
 
 
 def batches(num_images: int, size: int, seed: int) -> Any:
-    """Rows of one batch after another, epoch by epoch."""
+    """Indices of one batch after another, epoch by epoch."""
     generator = torch.Generator().manual_seed(seed + 1)
     while True:
         yield from torch.randperm(num_images, generator=generator)[: num_images // size * size].split(size)
@@ -92,8 +92,8 @@ def features(encoder: ResNet, pixels: Tensor) -> Tensor:
 
 
 def probed(encoder: ResNet, pixels: Tensor, labels: Tensor, count: int) -> float:
-    """Accuracy of a linear probe on the first `count` images, on the images that are held out."""
-    held = torch.arange(count) % 5 == 0  # the strength is chosen on these
+    """Accuracy, on the held-out images, of a linear probe fitted to the first `count` images."""
+    held = torch.arange(count) % 5 == 0  # images that choose the strength of regularization
     train, test = features(encoder, pixels[:count]), features(encoder, pixels[NUM_TRAIN:])
     probe = linear_probe(train, labels[:count], num_classes=NUM_CLASSES, held_out=[held])
     return topk_accuracy(probe.log_probabilities(test), labels[NUM_TRAIN:])
@@ -131,7 +131,7 @@ def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
 
 
 class Views(Supervised):
-    """Supervised training on crops of any size with their colours changed, in place of shifted and mirrored images."""
+    """Supervised training on random resized crops with colour jitter, instead of shifted and mirrored images."""
 
     def __init__(self, classifier: Classifier, *, min_crop: float, jitter: float) -> None:
         super().__init__(classifier, image_size=SIZE, min_crop=min_crop)

@@ -28,14 +28,14 @@ from selfie_cli.training.hardware import keep_freed_memory, num_cores
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step
 
-# Bytes that a step moves for an image, by SPEED.md's model: 16 passes over the activations in bf16, of which there are
-# 10.5 M at 224 px, 3.2 M at 32 px (Selfie, paper's recipe) and 11 M in ResNet-50 at 224 px.
+# Megabytes that a step moves per image, in a model of 16 passes over the activations in bf16. There are 10.5 M
+# activations at 224 px, 3.2 M at 32 px (Selfie, paper's recipe) and 11 M in ResNet-50 at 224 px.
 MEGABYTES = {"pretrain 32 px": 100, "pretrain 224 px": 326, "finetune 224 px": 348}
 
 
 @dataclass
 class Training:
-    """A training without its recipe. Call it to take a step, augmentation and optimizer and all; returns its loss."""
+    """Steps of a training without its loop. A call takes a step, with augmentation and optimizer; returns the loss."""
 
     step: Step
     batch_of: Callable[[int], tuple[Tensor, ...]]
@@ -47,7 +47,7 @@ class Training:
         return self.step(batch, 0.5)["loss"]
 
     def gflop(self) -> float:
-        """Operations per image, forward and backward, as torch counts them; a multiply-add counts as two."""
+        """Giga-operations per image, forward and backward, as torch counts them; a multiply-add counts as two."""
         few = Training(self.step, lambda number: tuple(tensor[:4] for tensor in self.batch_of(number)))
         compiled, self.step.forward._compiled_call_impl = self.step.forward._compiled_call_impl, None
         with FlopCounterMode(display=False) as counter:
@@ -57,7 +57,7 @@ class Training:
 
 
 def operators(training: Training, steps: int = 5) -> tuple[float, list[dict[str, Any]]]:
-    """Profile steps: the share of the time that kernels run (on a CPU, operations), and those that take most of it."""
+    """Profile steps: the share of time that kernels (on a CPU, operations) run, and those that take most of it."""
     from torch.profiler import ProfilerActivity
 
     on_gpu = training.step.device.type == "cuda"
@@ -83,7 +83,7 @@ def in_words(top: list[dict[str, Any]], count: int = 6) -> str:
 
 
 def noise(num_images: int, image_size: int, device: str) -> Tensor:
-    """Stored pixels of the size that networks of `image_size` are given: uint8 [B, S, S, 3]."""
+    """Random stored pixels for networks of `image_size`: uint8 [B, S, S, 3]."""
     side = OURS.storage_size(image_size)
     return torch.randint(0, 256, (num_images, side, side, 3), dtype=torch.uint8).to(device)
 
@@ -101,7 +101,7 @@ def pretraining(
     graphs: bool = False,
     photos: Path | None = None,
 ) -> Training:
-    """The repeated step of `selfie pretrain`, on noise in memory or on `photos` as it would read them."""
+    """Steps of `selfie pretrain`, on noise in memory or on `photos` read as it reads them."""
     options = PretrainOptions(
         method=method,  # type: ignore[arg-type]
         recipe=recipe,  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def finetuning(
     compiled: bool = False,
     graphs: bool = False,
 ) -> Training:
-    """The repeated step of `selfie finetune`."""
+    """Steps of `selfie finetune`, on noise in memory."""
     keep_freed_memory()
     stem = stem_for(8 if image_size <= 64 else 32)
     module: nn.Module = Classifier(backbone, stem=stem, num_classes=num_classes).to(device).train()
@@ -160,7 +160,7 @@ def finetuning(
 
 
 def forward_gflop(forward: Callable[[Tensor], object], image_size: int, device: str = "cpu") -> float:
-    """Operations per image of `forward`, which takes stored pixels."""
+    """Giga-operations per image of `forward`, which takes stored pixels."""
     pixels = noise(2, image_size, device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         forward(pixels)

@@ -1,7 +1,7 @@
-"""The loop of github.com/wuhoward/SELFIE as a peer, imported at run time from a checkout that its user names.
+"""Run the loop of github.com/wuhoward/SELFIE as a peer, imported at run time from a checkout given by the user.
 
-Its own train_model runs, its own networks, optimizer and settings, in fp32 as its script has it. Only its data loader
-is replaced, by a batch that is always there; between two batches somebody else may have a turn.
+Its own train_model runs, with its own networks, optimizer and settings, in fp32 as in its script. Only its data loader
+is replaced, by one batch in memory; a function is called before each batch, so that another program can take a turn.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 class Batches:
-    """A stand-in for its data loader; `seconds` are the times it spent on each batch."""
+    """Replacement for its data loader; `seconds` are the loop's times per batch."""
 
     def __init__(self, batch_size: int, count: int, before_each: Callable[[], object]) -> None:
         self.dataset = range(batch_size * count)
@@ -31,14 +31,14 @@ class Batches:
         while len(self.seconds) * len(self.batch[0]) < len(self.dataset):
             self.before_each()
             begun = time.perf_counter()
-            yield self.batch  # its loop comes back for the next one when it is through with this one
+            yield self.batch  # the loop asks for the next batch when its step is done
             self.seconds.append(time.perf_counter() - begun)
 
 
 def seconds_a_step(
     checkout: Path, *, batch_size: int, steps: int, before_each: Callable[[], object] = lambda: None
 ) -> list[float]:
-    """Train for an epoch of `steps` batches, calling `before_each` before each of them."""
+    """Seconds of each step of an epoch of `steps` batches. `before_each` is called before each step."""
     sys.path.insert(0, str(checkout.resolve()))
     import preact_resnet  # type: ignore[import-not-found]
     import train_selfie  # type: ignore[import-not-found]

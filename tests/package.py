@@ -41,11 +41,6 @@ def read_sdist(file: Path) -> dict[str, bytes]:
     return found
 
 
-def read_wheel(file: Path) -> dict[str, bytes]:
-    with zipfile.ZipFile(file) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
 def wrong_files(file: Path, most_of_all: float, found: dict[str, bytes], expected: set[str]) -> list[str]:
     size = file.stat().st_size / 1e6
     print(f"{file.name}: {len(found)} files, {size:.1f} MB")
@@ -70,7 +65,9 @@ def main() -> None:
     if [file.name.endswith(".tar.gz") or file.suffix == ".whl" for file in files] != [True, True]:
         raise SystemExit(f"{arguments.dist} holds {[file.name for file in files]}: an sdist and a wheel are expected")
     wheel, sdist = sorted(files, key=lambda file: file.suffix != ".whl")
-    in_wheel, in_sdist = read_wheel(wheel), read_sdist(sdist)
+    in_sdist = read_sdist(sdist)
+    with zipfile.ZipFile(wheel) as archive:
+        in_wheel = {name: archive.read(name) for name in archive.namelist()}
 
     version = re.search(r'^__version__ = "(.+)"$', (ROOT / "selfie_cli/__init__.py").read_text(), re.MULTILINE)
     assert version is not None

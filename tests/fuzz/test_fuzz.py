@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import targets
 from running import bounded_memory
-from targets import TARGETS
 
 from selfie_cli.errors import SelfieError
 
@@ -26,6 +26,16 @@ MEMORY_DISK = Path("/dev/shm")
 
 def too_long(number: int, frame: object) -> None:
     raise AssertionError(f"took {SECONDS} seconds")
+
+
+@pytest.fixture(scope="module")
+def valid_files(images: Path, pretrained: Path, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("valid")
+    targets.write_runs(folder / "runs", images, pretrained, finetuned)
+    targets.write_tensors(folder / "tensors")
+    targets.write_images(folder / "images")
+    targets.write_vectors(folder / "vectors")
+    return folder
 
 
 @pytest.fixture
@@ -40,10 +50,10 @@ def copies(valid_files: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", targets.TARGETS)
 def test_spoiled_files_are_read_or_refused(name: str, copies: Path, request: pytest.FixtureRequest) -> None:
     first, count = (request.config.getoption(option, default) for option, default in (("first", 0), ("cases", 100)))
-    pattern, spoil, read = TARGETS[name]
+    pattern, spoil, read = targets.TARGETS[name]
     whole = {file: file.read_bytes() for file in sorted(copies.glob(pattern)) if file.is_file()}
     outcomes, failed = Counter[str](), dict[str, str]()
     for number in range(first, first + count):
