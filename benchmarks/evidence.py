@@ -125,7 +125,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pretrain-seconds", type=float, default=1200)
     parser.add_argument("--pretrain-epochs", type=float)
     parser.add_argument("--pretrain-lr", type=float)
-    parser.add_argument("--compare", action="append", help="FRACTION:SEEDS[:ARM,...]; default: 0.05:5, 0.01:3 and 0.2:3")
+    parser.add_argument("--compare", action="append", help="FRACTION:SEEDS[:ARM,...]; default: 0.05:5, 0.01:3, 0.2:3")
     parser.add_argument("--lengths", default="200,500,1000,2000,4000", help="Steps, ...; '' for none.")
     parser.add_argument("--length-fraction", default="0.05")
     parser.add_argument("--finetune-steps", type=int, help="Unset: what selfie curve takes.")

@@ -56,8 +56,6 @@ def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source
     if found := open_set(path, offline=offline, talk=talk):
         return training_part(found, path, talk)
     suffix = os.path.splitext(one)[1].lower()
-    if suffix in ARCHIVES:
-        raise DataError(f"{one} is compressed: unpack it, and give the folder or the tar file inside")
     if suffix in LISTS:
         left_out = LeftOut()
         return Files(read_list(one, left_out), left_out)
@@ -85,10 +83,14 @@ def place_of(name: str, data_root: Path) -> str:
 
 
 def open_set(path: str, *, offline: bool, talk: Talk) -> DataSet | None:
-    """The data set in a folder or at an address on the Hub; None for other paths."""
+    """The data set in a folder or at an address on the Hub; None for other paths. Raises DataError for an archive."""
     if hub_sets.is_address(path):
         return hub_sets.fetch(path, offline=offline, talk=talk)
-    return open_folder(path, talk) if os.path.isdir(path) else None
+    if os.path.isdir(path):
+        return open_folder(path, talk)
+    if os.path.splitext(path)[1].lower() in ARCHIVES:
+        raise DataError(f"{path} is compressed: unpack it, and give the folder or the tar file inside")
+    return None
 
 
 def open_folder(folder: str, talk: Talk) -> DataSet:

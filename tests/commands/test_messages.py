@@ -93,6 +93,10 @@ NOT_THERE = [
     (f"{FINETUNE} --from nowhere", "no run at nowhere"),
     (f"{FINETUNE} --from IMAGES", "no run at"),
     ("finetune --dataset nowhere --from RUN", "no such file"),
+    *(
+        (f"{verb} pack.tgz --from none", "pack.tgz is compressed: unpack it")
+        for verb in ("pretrain", "finetune --dataset")
+    ),
     ("curve --dataset IMAGES --from RUN --from nowhere", "no run at nowhere"),
     ("similar a.png --in nowhere.npy", "no file nowhere.npy"),
     ("report RUN --dataset nowhere", "nowhere"),
@@ -106,7 +110,8 @@ NOT_THERE = [
 def test_refused_in_one_line(code: int, command: str, words: str, request: pytest.FixtureRequest) -> None:
     for folder in ("empty", "empty.csv"):
         Path(folder).mkdir()
-    Path("blank.txt").write_text("\n")
+    for name in ("blank.txt", "pack.tgz"):
+        Path(name).write_text("\n")
     Path("taken.csv").write_text("dear")
     before = sorted(Path().iterdir())
     given = [request.getfixturevalue(FIXTURES[word]) if word in FIXTURES else word for word in command.split()]

@@ -9,9 +9,13 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from listening import Listener
 from PIL import Image
 from running import SMALL, change, config_of, document, draw_folder, error_of, lines_of, read, selfie
 
+from selfie_cli import runs
+from selfie_cli.commands import report
+from selfie_cli.config import FinetuneOptions
 from selfie_cli.reporting.images import choose
 from selfie_cli.talk import Talk
 
@@ -244,3 +248,14 @@ def test_a_page_that_fails_leaves_the_run_good(images: Path) -> None:
     assert "selfie report run" in said
     assert config_of("run")["progress"]["status"] == "finished"
     assert Path("run/model.safetensors").is_file()
+
+
+def test_a_stop_while_the_page_is_drawn_says_how_to_get_it(finetuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt(2)
+
+    monkeypatch.setattr(report, "report", stopped)
+    talk = Listener()
+    with pytest.raises(KeyboardInterrupt):
+        report.report_at_end(runs.open_run(finetuned), FinetuneOptions(), talk)
+    assert talk.warned == [f"the run is finished, but not its page: selfie report {finetuned}"]
