@@ -69,6 +69,16 @@ def test_only_what_is_needed_is_downloaded_and_said(hub: Hub, pets: Repository) 
     assert fetched(hub) == []
 
 
+@pytest.mark.parametrize("listed", ["", "[]", "{}", '{"commit": "main", "files": {}}', '{"commit": null, "files": 3}'])
+def test_a_damaged_list_of_files_is_named(pets: Repository, tmp_path: Path, listed: str) -> None:
+    get()
+    note = tmp_path / "hf/hub/datasets--acme--pets/selfie/main.json"
+    assert note.is_file()
+    note.write_text(listed)
+    with pytest.raises(HubError, match="is damaged: remove it"):
+        get(offline=True)
+
+
 def test_what_is_whole_in_the_cache_is_taken_offline(hub: Hub, pets: Repository) -> None:
     with pytest.raises(HubError, match="not in the Hub's cache here: fetch it once online"):
         get(offline=True)
