@@ -24,7 +24,7 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images are prepared for a network. The defaults are those of networks pretrained here.
+    """Preparation of images for a network. The defaults are those of networks pretrained here.
 
     mean, std: per channel, in units of 0..1. crop: side of the centre crop, as a share of the stored side; None means
     7/8. interpolation: bicubic or bilinear, used to resize an image to the stored side.
