@@ -226,6 +226,8 @@ CASES = [
          f"{FINETUNE} data", r"cat is taken for one class, .*\(persian, siamese\): .* give data/cat"),
     Case("`unlabelled/` beside class folders", tree("cat", "dog", "unlabelled"), f"{FINETUNE} data",
          r"unlabelled/ is taken for a class, though it is called like a part"),
+    Case("`thumbnails/` beside class folders", tree("cat", "dog", "thumbnails"), f"{FINETUNE} data",
+         r"thumbnails/ is taken for a class, though it is called like a part"),
     Case("a class called `train` beside other classes", tree("bus", "train"), f"{FINETUNE} data",
          r"train/ is taken for a class, though it is called like a part"),
     Case("`train/`, `valid/` and class folders beside them",
