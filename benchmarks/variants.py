@@ -1,7 +1,7 @@
 """Compare variants of pretraining at equal pixels, and of finetuning, on held-out training images of CIFAR-10.
 
     python benchmarks/variants.py CIFAR10_TREE pretrain NAME --method selfie --megapixels 80 --set num_views=8
-    python benchmarks/variants.py CIFAR10_TREE finetune NAME --from NAME --steps 2000 --weight-decay 5e-4
+    python benchmarks/variants.py CIFAR10_TREE finetune NAME --from NAME --steps 4000 --lr 0.1
 
 CIFAR10_TREE is a folder with train/<class>/; its test images are never read. A random 10,000 of the training images are
 held out to evaluate every variant; the other 40,000 are used for pretraining. --megapixels counts the pixels that go
@@ -178,8 +178,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--from", dest="from_")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=0.3)
+    parser.add_argument("--weight-decay", type=float, default=2e-3)
     parser.add_argument("--min-crop", type=float, help="finetune on crops of this area or more, not on shifted images")
     parser.add_argument("--jitter", type=float, default=0.0, help="and with colour jitter of this strength")
     parser.add_argument("--seed", type=int, default=0)

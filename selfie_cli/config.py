@@ -189,9 +189,9 @@ class LabelOptions(TrainingOptions):
     backbone: Backbone | None = option(None, BACKBONE_HELP)
     image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
     lr: str = option(
-        "0.1", "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels.", TRAINING
+        "0.3", "Peak learning rate. Of several (0.1,0.3,1), each network gets the best on held-out labels.", TRAINING
     )
-    weight_decay: float = option(5e-4, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)
+    weight_decay: float = option(2e-3, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)
     warmup_steps: int = option(100, "Steps of linear learning rate warm-up.", **WARMUP)
     min_crop: float = option(0.35, "Smallest area of a random crop, for images above 64 px.", TRAINING, **FRACTION)
     check_length: bool = option(

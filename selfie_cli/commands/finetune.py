@@ -143,7 +143,7 @@ def plan(design: Design, data: Data, shares: list[Share], training: Training, ta
 def learning_rates(text: str) -> list[float]:
     rates = numbers(text, float)
     if not rates or not all(0 < rate < math.inf for rate in rates) or not all_different(rates):
-        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
+        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.1,0.3,1")
     return rates
 
 
