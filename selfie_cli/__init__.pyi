@@ -52,7 +52,7 @@ def finetune(
     'resnetv2_10_w32', 'resnetv2_18_w16', 'resnet18', 'resnet50'] | None = None, image_size: int | None = None,
     fraction: float = 1.0, from_: Name | None = None, seeds: int = 1, baseline: bool = True, arch: Literal['resnet',
     'hybrid'] = 'resnet', seed: int = 0, steps: int | None = None, epochs: float | None = None, budget: Name | None =
-    None, batch_size: int | None = None, micro_batch: int | None = None, lr: Numbers = '0.3', weight_decay: float =
+    None, batch_size: int | None = None, micro_batch: int | None = None, lr: Name | None = None, weight_decay: float =
     0.002, warmup_steps: int = 100, min_crop: float = 0.35, check_length: bool = True, data_root: Name = 'data',
     offline: bool = False, max_bad: float = 0.1, store: Name | None = None, store_gb: float | None = None, exclude_seen:
     bool = False, out: Name | None = None, overwrite: bool = False, resume: Name | None = None, log:
@@ -106,7 +106,7 @@ def curve(
     'resnetv2_10_w32', 'resnetv2_18_w16', 'resnet18', 'resnet50'] | None = None, image_size: int | None = None, from_:
     Names = (), fractions: Numbers = '0.05,0.2,1', seeds: Numbers = '3', seed: int = 0, steps: int | None = None,
     epochs: float | None = None, budget: Name | None = None, batch_size: int | None = None, micro_batch: int | None =
-    None, lr: Numbers = '0.3', weight_decay: float = 0.002, warmup_steps: int = 100, min_crop: float = 0.35,
+    None, lr: Name | None = None, weight_decay: float = 0.002, warmup_steps: int = 100, min_crop: float = 0.35,
     check_length: bool = True, data_root: Name = 'data', offline: bool = False, max_bad: float = 0.1, store: Name | None
     = None, store_gb: float | None = None, exclude_seen: bool = False, out: Name | None = None, overwrite: bool = False,
     resume: Name | None = None, log: Literal['tensorboard'] | None = None, report: bool = True, save_every: float =

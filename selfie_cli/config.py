@@ -188,8 +188,11 @@ class LabelOptions(TrainingOptions):
     frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")
     backbone: Backbone | None = option(None, BACKBONE_HELP)
     image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
-    lr: str = option(
-        "0.3", "Peak learning rate. Of several (0.1,0.3,1), each network gets the best on held-out labels.", TRAINING
+    lr: str | None = option(
+        None,
+        "Peak learning rate. Of several (0.1,0.3,1), each network gets the best on held-out labels. Default: 0.3 "
+        "without pretraining, 0.1 with.",
+        TRAINING,
     )
     weight_decay: float = option(2e-3, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)
     warmup_steps: int = option(100, "Steps of linear learning rate warm-up.", **WARMUP)

@@ -140,7 +140,10 @@ def plan(design: Design, data: Data, shares: list[Share], training: Training, ta
     return dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps}, room
 
 
-def learning_rates(text: str) -> list[float]:
+def learning_rates(text: str | None) -> list[float]:
+    """Parse --lr. An empty list stands for each arm's usual rate."""
+    if text is None:
+        return []
     rates = numbers(text, float)
     if not rates or not all(0 < rate < math.inf for rate in rates) or not all_different(rates):
         raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.1,0.3,1")

@@ -52,6 +52,11 @@ class Arm:
         return called(self.shape)
 
     @property
+    def usual_rate(self) -> float:
+        """The learning rate that suits it on CIFAR-10 (docs/results/research.md): a high one would undo pretraining."""
+        return 0.3 if self.state is None else 0.1
+
+    @property
     def kind(self) -> str:
         """A key for the network's architecture: arms of one kind are equally fast."""
         return repr({**self.shape, "pretraining": None, "pretrained_by": None})

@@ -34,7 +34,10 @@ def conditions(points: list[Point], index: int | None = None) -> str:
     steps = " to ".join(f"{each:,}" for each in dict.fromkeys((lengths[0], lengths[-1])))
     gain = None if index is None else points[0].comparisons[index]
     arms = [(p, arm) for p in points for arm in p.arms if gain is None or arm.name in (gain.arm, gain.baseline)]
-    tried = f"learning rate {arms[0][1].lr:g}, not searched"
+    usual = {arm.name: f"{arm.lr:g}" for _, arm in arms}
+    same = len(set(usual.values())) == 1
+    listed = usual[arms[0][1].name] if same else ", ".join(f"{lr} for {name}" for name, lr in usual.items())
+    tried = f"learning rate {listed}, not searched"
     if len(rates := points[0].rates) > 1:
         tried = f"each arm's learning rate chosen among {', '.join(f'{lr:g}' for lr in rates)} on held-out labels"
     verdicts = [arm.convergence.verdict if arm.convergence else None for _, arm in arms]

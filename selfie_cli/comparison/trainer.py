@@ -40,7 +40,7 @@ from selfie_cli.training.step import Step, check_pieces
 class Training:
     """Training options of a comparison: all networks get the same batch, schedule and augmentation.
 
-    `rates` are the learning rates to choose from. `check_length`: whether to check if more steps would help.
+    `rates` are the learning rates to choose from; if empty, each arm has its usual rate. `check_length`: whether to check if more steps would help.
     """
 
     image_size: int
@@ -217,7 +217,7 @@ class Trainer:
 
         Both use held-out labels of `labelled`, the images of the share's first seed, and never test images.
         """
-        rates, seed = self.training.rates, share.seeds[0]
+        rates, seed = self.training.rates or [arm.usual_rate], share.seeds[0]
         checked = self.training.check_length and steps > 1
         if len(rates) == 1 and not checked:
             return rates[0], None

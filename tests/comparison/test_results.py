@@ -78,6 +78,12 @@ def test_three_arms_are_two_comparisons_the_most_alike_first() -> None:
     )
 
 
+def test_learning_rates_are_named_by_arm_where_they_differ() -> None:
+    arms = [ArmResult.of("supervised", BASE, lr=0.3), ArmResult.of("selfie", BETTER, lr=0.1)]
+    result = told(point(0.05, arms, [("selfie", "supervised")], steps=10))
+    assert "; learning rate 0.3 for supervised, 0.1 for selfie, not searched; " in result.sentence
+
+
 def test_the_table_has_a_column_per_seed_where_they_fit() -> None:
     result = compared(("supervised", [0.5, 0.6]), ("selfie", [0.7, 0.6]))
     table = finetuned_table(result)
