@@ -129,7 +129,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", default="200,500,1000,2000,4000", help="Steps, ...; '' for none.")
     parser.add_argument("--length-fraction", default="0.05")
     parser.add_argument("--finetune-steps", type=int, help="Unset: what selfie curve takes.")
-    parser.add_argument("--lr", default="0.3")
+    parser.add_argument("--lr")
     parser.add_argument("--work", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     a = parser.parse_args()

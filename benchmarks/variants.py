@@ -8,7 +8,8 @@ held out to evaluate every variant; the other 40,000 are used for pretraining. -
 through the network, so variants of one network take about the same time. `--set` overrides the recipe's values.
 
 `pretrain` reports a linear probe on the labels of all 40,000 images and on 2,000 of them. `finetune` trains a whole
-network on 2,000 labels. A line per variant is appended to docs/results/research.jsonl, with the CPU seconds it took.
+network on 2,000 labels, or on `--num-labels`. A line per variant is appended to docs/results/research.jsonl, with the
+CPU seconds it took.
 """
 
 import argparse
@@ -148,7 +149,7 @@ class Views(Supervised):
 def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
     torch.manual_seed(a.seed)
     module = Classifier(a.backbone, stem="3x3", num_classes=NUM_CLASSES).train()
-    labelled = slice(NUM_LABELS * a.seed, NUM_LABELS * (a.seed + 1))
+    labelled = slice(a.num_labels * a.seed, a.num_labels * (a.seed + 1))
     if a.from_:
         module.take_over(load_weights(a.work / f"{a.from_}.safetensors")[0])
     task = Supervised(module, image_size=SIZE, min_crop=1.0)
@@ -160,7 +161,7 @@ def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     network = networks.Network(module.eval(), SIZE, "penultimate")
     with torch.autocast("cpu", torch.bfloat16):
         accuracy = topk_accuracy(networks.class_scores(network, pixels[NUM_TRAIN:]), labels[NUM_TRAIN:])
-    settings = {"from": a.from_, "steps": a.steps, "lr": a.lr, "weight_decay": a.weight_decay}
+    settings = {"from": a.from_, "labels": a.num_labels, "steps": a.steps, "lr": a.lr, "weight_decay": a.weight_decay}
     settings |= {} if a.min_crop is None else {"min_crop": a.min_crop, "jitter": a.jitter}
     return {**settings, "batch_size": step.micro_batch, "accuracy": accuracy}
 
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--from", dest="from_")
+    parser.add_argument("--num-labels", type=int, default=NUM_LABELS)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=0.3)
     parser.add_argument("--weight-decay", type=float, default=2e-3)

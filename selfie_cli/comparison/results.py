@@ -130,8 +130,8 @@ class Gain:
 class Point:
     """The results with one share of the labels.
 
-    `rates` are the learning rates that were asked for. `warnings` name the arms that have not converged. `notes` say how
-    each arm was pretrained, and how accurate it was after half of the steps. `frozen`: only linear classifiers on
+    `rates` are the learning rates that were asked for. `warnings` name the arms that have not converged. `notes` say
+    how each arm was pretrained, and how accurate it was after half of the steps. `frozen`: only linear classifiers on
     frozen features were trained; `steps` is then 0 and `rates` is empty.
     """
 

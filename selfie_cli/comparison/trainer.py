@@ -40,7 +40,8 @@ from selfie_cli.training.step import Step, check_pieces
 class Training:
     """Training options of a comparison: all networks get the same batch, schedule and augmentation.
 
-    `rates` are the learning rates to choose from; if empty, each arm has its usual rate. `check_length`: whether to check if more steps would help.
+    `rates` are the learning rates to choose from; if empty, each arm has its usual rate. `check_length`: whether to
+    check if more steps would help.
     """
 
     image_size: int
