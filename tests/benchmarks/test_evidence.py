@@ -34,6 +34,6 @@ def test_stage_by_stage_and_never_twice(tmp_path: Path) -> None:
     for arm in ("selfie-paper", "selfie-best", "byol-best", "simclr-best"):
         assert f"| {arm} | 1 |" in made
     assert "50 % of the labels (20), 2 steps, seeds 0, 1:" in made
-    assert made.count("| supervised | no pretraining | 0.1 |") == 2
+    assert made.count("| supervised | no pretraining | 0.3 |") == 2
     assert "| steps | 1 | 2 |" in made
     assert "too few held-out labels to tell" in made
