@@ -47,7 +47,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     folder.mkdir(parents=True, exist_ok=True)
     runs.hold(folder)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
-    talk.say("the demo takes about five minutes on two CPU cores")
+    talk.say("the demo takes about four minutes on two CPU cores")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
