@@ -190,7 +190,7 @@ class LabelOptions(TrainingOptions):
     image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
     lr: str | None = option(
         None,
-        "Peak learning rate. Of several (0.1,0.3,1), each network gets the best on held-out labels. Default: 0.3 "
+        "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels. Default: 0.3 "
         "without pretraining, 0.1 with.",
         TRAINING,
     )

@@ -146,7 +146,7 @@ def learning_rates(text: str | None) -> list[float]:
         return []
     rates = numbers(text, float)
     if not rates or not all(0 < rate < math.inf for rate in rates) or not all_different(rates):
-        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.1,0.3,1")
+        raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
     return rates
 
 
