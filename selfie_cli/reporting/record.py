@@ -16,6 +16,7 @@ from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import Line
 from selfie_cli.reporting.page import Page, percent, piece, section
 from selfie_cli.runs import Run
+from selfie_cli.talk import counted
 
 POINTS = 300  # most points per line; more are averaged
 LISTED = 10  # most files in a list
@@ -68,7 +69,7 @@ def heading_of(run: Run) -> str:
         verdict = [f"{percent(cell['accuracy'])} of {cell['num_test']:,} images are right."]
     if seen := run.config.get("data", {}).get("seen_test_images"):
         told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
-        notes.append(f"{seen:,} test images were seen in pretraining, copies or near-duplicates ({told}).")
+        notes.append(f"Seen in pretraining: {counted(seen, 'test image')}, copies or near-duplicates ({told}).")
     origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
     return section("heading", run=run, origins=origins, last=last, found=found, cell=cell, verdict=verdict, notes=notes)
 
