@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from selfie_cli import runs
 from selfie_cli.cli.console import Console
-from selfie_cli.cli.failures import failure
+from selfie_cli.cli.failures import failure, how_to_resume
 from selfie_cli.commands import VERBS, call, function_name
 from selfie_cli.errors import SelfieError, Stopped, UsageError
 from selfie_cli.option import Options, build, fits, flag_of, options_of
@@ -114,7 +114,7 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
         try:
             result = call(verb, options, Console(quiet=options.quiet), stdin=(), emit=rows.append, ask=None)
         except Stopped as error:  # ends a user's loop over trainings that catches SelfieError
-            raise KeyboardInterrupt(str(error)) from None
+            raise KeyboardInterrupt(f"{error}{how_to_resume()}") from None
         except Exception as error:
             found = failure(error)
             if found is None or isinstance(error, SelfieError):

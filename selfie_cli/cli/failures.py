@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 from selfie_cli.cli.console import discard
-from selfie_cli.errors import SelfieError, is_out_of_memory
+from selfie_cli.errors import SelfieError, Stopped, is_out_of_memory
 from selfie_cli.signals import STOPPING, is_alone
 
 
@@ -17,7 +17,7 @@ class Failure(NamedTuple):
 def failure(error: BaseException) -> Failure | None:
     """Return what to tell the user about an error; None for a bug."""
     if isinstance(error, SelfieError):
-        return Failure(str(error), error.exit_code)
+        return Failure(str(error) + (how_to_resume() if isinstance(error, Stopped) else ""), error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         return Failure(f"stopped{how_to_resume()}", 128 + (error.args or STOPPING)[0])
     if isinstance(error, RuntimeError | MemoryError | ImportError) and is_out_of_memory(error):

@@ -238,7 +238,6 @@ def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan
         seed=options.seed,
         save_every=options.save_every,
         name="pretraining",
-        resume_hint=group().resume_command("pretrain", run.path),
         tensorboard=options.log == "tensorboard",
     )
 

@@ -30,7 +30,7 @@ class Plan:
     """A training of `steps` steps, whose states and metrics are in `folder`.
 
     The learning rate rises to `lr` over `warmup` steps. `save_every` is in seconds. `name` is shown beside the progress
-    bar, `resume_hint` is the command that resumes.
+    bar.
     """
 
     folder: Path
@@ -40,7 +40,6 @@ class Plan:
     seed: int
     save_every: float
     name: str
-    resume_hint: str
     tensorboard: bool = False
 
 
@@ -104,7 +103,7 @@ def train(
             if stop:
                 saver.check(wait=True)
                 group.wait()
-                raise Stopped(f"stopped after step {step:,}, nothing is lost. Resume with: {plan.resume_hint}", stop)
+                raise Stopped(f"stopped after step {step:,}, nothing is lost", stop)
 
     seconds = time.perf_counter() - timetable.begun
     return Trained(
