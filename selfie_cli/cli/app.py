@@ -15,13 +15,14 @@ from typing import Annotated, Any
 import typer
 
 from selfie_cli import __version__
-from selfie_cli.cli.console import STDOUT, Console, Silent, discard, put
+from selfie_cli.cli.console import STDOUT, Console, discard, put
 from selfie_cli.cli.failures import failure
 from selfie_cli.cli.options import VerbCommand, command
 from selfie_cli.commands import VERBS, call
 from selfie_cli.files import json_line, naming
 from selfie_cli.option import build
 from selfie_cli.signals import give_up, handled, is_alone
+from selfie_cli.talk import Talk
 
 app = typer.Typer(
     name="selfie",
@@ -37,16 +38,17 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
 
     A SelfieError prints one line and sets the exit code. SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
     """
-    first = is_alone() or os.environ.get("RANK", "0") == "0"
-    console = Console(quiet=values["quiet"]) if first else Silent(quiet=True)
+    first = is_alone() or os.environ.get("RANK", "0") == "0"  # of a job's processes, only it prints more than errors
+    console = Console(quiet=values["quiet"])
     try:
         with handled(give_up) if is_alone() else contextlib.nullcontext():
             options = build(VERBS[verb], values, typed)
             ask = functools.partial(typer.confirm, default=None, err=True)  # on stderr, without a default answer
             streams = {"stdin": lines_on_stdin(), "emit": lambda row: put(as_line(verb, row))}
             streams["ask"] = ask if sys.stdin.isatty() and sys.stderr.isatty() else None
-            result = call(verb, options, console, **streams)
-            show(verb, result, options, console)
+            result = call(verb, options, console if first else Talk(), **streams)
+            if first:
+                show(verb, result, options, console)
         with naming(STDOUT):
             sys.stdout.flush()
         if not is_alone():
@@ -61,7 +63,7 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
         debugging = os.environ.get("SELFIE_DEBUG") == "1" and not isinstance(error, KeyboardInterrupt)
         if found is None or debugging:
             raise
-        console.error(found.message)
+        console.error(found.message if first else f"process {os.environ['RANK']}: {found.message}")
         raise typer.Exit(found.exit_code) from None
     finally:
         if runs := sys.modules.get("selfie_cli.runs"):

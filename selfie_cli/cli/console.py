@@ -124,19 +124,3 @@ class Console(Talk):
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance
-
-
-class Silent(Console):
-    """The console of every process of a job except the first: it prints only errors."""
-
-    def warn(self, line: str) -> None:
-        pass
-
-    def error(self, line: str) -> None:
-        super().error(f"process {os.environ.get('RANK')}: {line}")
-
-    def show(self, *parts: "RenderableType") -> None:
-        pass
-
-    def json(self, value: Any) -> None:
-        pass
