@@ -108,6 +108,8 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     Raise SelfieError with the message that the command line prints; KeyboardInterrupt after a signal, with the state of
     a training on disk.
     """
+    from selfie_cli.cli import render
+
     options = build(VERBS[verb], values, given)
     rows: list[Any] = []
     with _one_at_a_time, torch_as_before():
@@ -126,7 +128,7 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     if verb in ("embed", "predict") and options.out is None:
         what, result = in_memory(verb, rows, result.bad_files)
     # Notebooks call this method. It is set here because the class of `result` cannot import `cli.render`.
-    object.__setattr__(result, "_repr_html_", functools.partial(as_html, what, result, options))
+    object.__setattr__(result, "_repr_html_", lambda: render.as_html(render.rendered(what, result, options)))
     return result
 
 
@@ -140,12 +142,6 @@ def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[
         return "predictions", Predictions(rows=rows, bad_files=bad_files)
     vectors, paths = np.stack([row.vector for row in rows]), [row.name for row in rows]
     return "vectors", Vectors(vectors=vectors, paths=paths, bad_files=bad_files)
-
-
-def as_html(what: str, result: Any, options: Any) -> str:
-    from selfie_cli.cli import render
-
-    return render.as_html(render.rendered(what, result, options))
 
 
 def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image], Tensor]]":

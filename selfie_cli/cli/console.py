@@ -84,25 +84,20 @@ class Console(Talk):
         if self.quiet:
             yield lambda done, note: None
         elif self.stderr.is_terminal or (self.stderr.is_jupyter and find_spec("ipywidgets")):
-            with self._bar(what, total) as advance:
-                yield advance
+            from rich import progress
+
+            columns = (
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(bar_width=20),
+                progress.MofNCompleteColumn(),
+                progress.TimeRemainingColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+            )
+            with progress.Progress(*columns, console=self.stderr, transient=True) as bar:
+                task = bar.add_task(what, total=total, note="")
+                yield lambda done, note: bar.update(task, completed=done, note=note)
         else:
             yield self._lines(what, total)
-
-    @contextlib.contextmanager
-    def _bar(self, what: str, total: int) -> Iterator[Advance]:
-        from rich import progress
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=20),
-            progress.MofNCompleteColumn(),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}"),
-        )
-        with progress.Progress(*columns, console=self.stderr, transient=True) as bar:
-            task = bar.add_task(what, total=total, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
 
     def _lines(self, what: str, total: int) -> Advance:
         """Return a function that prints a line of progress every PLAIN_SECONDS and, for long work, at the end."""

@@ -13,9 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from selfie_cli.cli.plot import as_text
 from selfie_cli.cli.render_doctor import diagnosis
-from selfie_cli.comparison.results import Curve, Finetuned
+from selfie_cli.comparison.results import Curve, Finetuned, Point
 from selfie_cli.comparison.summary import Table as ComparisonTable
 from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table, percent
 from selfie_cli.talk import counted, printable
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 FINETUNE = "--dataset FOLDER_WITH_A_SUBFOLDER_PER_CLASS --fraction 0.2 --seeds 3"
 MEMBERS = 20
 """Number of images shown per group of near-duplicates, and of predictions."""
+PLOT_WIDTH = 80
+LEGEND = "test accuracy in %: o mean, |--| one standard deviation"
 
 
 def rendered(verb: str, result: Any, options: Any) -> Sequence[RenderableType]:
@@ -78,10 +79,45 @@ def finetuned(result: Finetuned) -> list[RenderableType]:
 def curve(result: Curve) -> list[RenderableType]:
     """Return means, paired gains, a text plot, and the findings."""
     tables = [comparison_table(table, overflow="fold") for table in curve_tables(result)]
-    plot = Text(f"\n{as_text(result.points)}\n", no_wrap=True)
+    plot = Text(f"\n{text_plot(result.points)}\n", no_wrap=True)
     plots = [f"Plots: {', '.join(str(result.run / name) for name in result.plots)}"] if result.plots else []
     lines = [*explanations(result), *plots, *result.notes, *result.sentences]
     return [Group(*tables, plot, *map(printable, lines))]
+
+
+def text_plot(points: list[Point]) -> str:
+    """Draw accuracy over the share of the labels, a line per point and arm: o at the mean, in a bar of one standard
+    deviation to each side."""
+    arms = [arm for point in points for arm in point.arms]
+    ends = [100 * (arm.mean + sign * (arm.std or 0)) for arm in arms for sign in (-1, 1)]
+    high = min(100, 5 * (max(ends) // 5 + 1))
+    low = max(0, min(5 * (min(ends) // 5), high - 5))
+    names = [printable(arm.name) for arm in points[0].arms]
+    names = [name if len(name) <= 24 else name[:21] + "..." for name in names]
+    head = max(map(len, names)) + 8
+    room = PLOT_WIDTH - head - 2
+
+    def column(value: float) -> int:
+        return round(min(1, max(0, (100 * value - low) / (high - low))) * (room - 1))
+
+    lines = []
+    for point in points:
+        share = point.share
+        for name, arm in zip(names, point.arms, strict=True):
+            bar = [" "] * room
+            if arm.std is not None:
+                left, right = column(arm.mean - arm.std), column(arm.mean + arm.std)
+                bar[left : right + 1] = "|" + "-" * (right - left - 1) + "|" if right > left else "|"
+            bar[column(arm.mean)] = "o"
+            lines.append(f"{share:>6} {name:<{head - 7}}|{''.join(bar)}|")
+            share = ""
+        lines.append(f"{'':{head}}|{' ' * room}|")
+    lines[-1] = f"{'':{head}}+{'-' * room}+"
+    scale = [f"{low:g}", f"{(low + high) / 2:g}", f"{high:g}"]
+    gap = room - sum(map(len, scale))
+    lines.append(f"{'':{head + 1}}{scale[0]}{'':{gap // 2}}{scale[1]}{'':{gap - gap // 2}}{scale[2]}")
+    lines.append(f"{LEGEND:>{head + 1 + room}}")
+    return "\n".join(lines)
 
 
 def evaluated(result: Evaluated) -> list[RenderableType]:

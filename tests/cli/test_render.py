@@ -3,7 +3,6 @@
 import pytest
 
 from selfie_cli.cli import render
-from selfie_cli.cli.plot import as_text
 from selfie_cli.commands.eval import Classified
 from selfie_cli.comparison.results import ArmResult, Point
 
@@ -43,7 +42,7 @@ def test_the_plot_is_to_scale_and_one_seed_has_no_spread() -> None:
         point(0.05, supervised=(0.30, 0.02), selfie=(0.40, 0.05)),
         point(1.0, supervised=(0.50, 0.01), selfie=(0.52, None)),
     ]
-    assert [line.rstrip() for line in as_text(points).splitlines()] == [
+    assert [line.rstrip() for line in render.text_plot(points).splitlines()] == [
         "   5 % supervised |      |---o---|                                             |",
         "       selfie     |                    |---------o--------|                    |",
         "                  |                                                            |",
@@ -57,6 +56,6 @@ def test_the_plot_is_to_scale_and_one_seed_has_no_spread() -> None:
 
 @pytest.mark.parametrize("value", [(0.0, 0.0), (1.0, 0.0), (0.5, None), (0.02, 0.4), (0.5, 1e-9)])
 def test_plots_of_odd_numbers_and_long_names(value: tuple[float, float | None]) -> None:
-    text = as_text([point(0.5, **{"a-very-long-name-of-a-folder-with-a-run-in-it": value})])
+    text = render.text_plot([point(0.5, **{"a-very-long-name-of-a-folder-with-a-run-in-it": value})])
     assert max(map(len, text.splitlines())) <= 80
     assert "o" in text
