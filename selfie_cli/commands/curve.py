@@ -13,7 +13,7 @@ from selfie_cli.reporting.page import curve_file
 from selfie_cli.reporting.record import accuracy_lines
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
-from selfie_cli.training.start import choose_out, run_to_resume
+from selfie_cli.training.start import run_to_resume
 
 
 def curve(options: CurveOptions, talk: Talk) -> Curve:
@@ -27,11 +27,10 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     sources = open_sources(run, asked, backbone=options.backbone, offline=options.offline, talk=talk)
     arms = arms_of(sources, backbone=options.backbone, image_size=options.image_size)
     kept = 1 if sources else 0
-    out = None if run is not None else choose_out(options, "curve", arms[-1].name, sources)
     arms = freeze(arms) if options.frozen else arms
     fresh, *others = arms
     design = Design(arms=arms, kept=arms[kept], pairs=[(arm.name, fresh.name) for arm in others], num_seeds=num_seeds)
-    found = train_arms(options, "curve", design, run=run, out=out, sources=sources, talk=talk)
+    found = train_arms(options, "curve", design, run=run, sources=sources, talk=talk)
     remarks = {
         arm.name: f"another network than {fresh.name}: {arm.shape['backbone']}, stem {arm.shape['stem']}"
         for arm in others

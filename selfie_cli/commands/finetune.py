@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, TypeVar
 
 from selfie_cli.commands.report import report_at_end
@@ -37,8 +36,7 @@ def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
     *others, last = arms
     pairs = [(last.name, other.name) for other in reversed(others)]  # the most similar pair first
     design = Design(arms=arms, kept=last, pairs=pairs, num_seeds={options.fraction: options.seeds})
-    out = None if run is not None else choose_out(options, "finetune", last.name, sources)
-    found = train_arms(options, "finetune", design, run=run, out=out, sources=sources, talk=talk)
+    found = train_arms(options, "finetune", design, run=run, sources=sources, talk=talk)
     result = summarize(found.points[0], **found.facts())
     conclude(found, result)
     report_at_end(found.run, options, talk, found.data)
@@ -64,16 +62,10 @@ def refuse_training_options(options: LabelOptions) -> None:
 
 
 def train_arms(
-    options: LabelOptions,
-    verb: str,
-    design: Design,
-    *,
-    run: Run | None,
-    out: Path | None,
-    sources: list[Run],
-    talk: Talk,
+    options: LabelOptions, verb: str, design: Design, *, run: Run | None, sources: list[Run], talk: Talk
 ) -> Comparison:
-    """Read the labelled images and train all arms on all shares of the labels, in a new run in `out` or in `run`."""
+    """Read the labelled images and train all arms on all shares of the labels, in `run` or a new run."""
+    out = None if run is not None else choose_out(options, verb, design.arms[-1].name, sources)
     image_size = design.kept.shape["image_size"]
     device, rates = prepare(options.device, deterministic=options.deterministic), learning_rates(options.lr)
     data = read_data(

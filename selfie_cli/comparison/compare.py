@@ -53,12 +53,11 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The results of all arms on all shares. kept: the cell whose network is to become the run's own, or None."""
+    """The results of all arms on all shares."""
 
     run: Run
     data: Data
     points: list[Point]
-    kept: str | None
     device: torch.device
 
     def facts(self) -> dict[str, Any]:
@@ -127,7 +126,7 @@ def point_at(
 
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
-    """Train the unfinished cells of `run`, and return the results of all cells."""
+    """Train the unfinished cells of `run`, and return the results of all. The kept network becomes the run's own."""
     check_processes(run.derived)
     trainer = Trainer(run=run, training=training, talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # older finetune runs lack them
@@ -140,8 +139,11 @@ def compare(design: Design, data: Data, shares: list[Share], training: Training,
         points.append(point_at(share, arms, design.pairs, steps=steps, rates=training.rates))
         for line in points[-1].warnings:
             talk.warn(f"{share.percent}: {line}")
-    kept = shares[-1].cell(design.kept.name, shares[-1].seeds[0])
-    return Comparison(run=run, data=data, points=points, kept=kept, device=training.device)
+    if group().first:
+        kept = runs.open_run(run.path / "cells" / shares[-1].cell(design.kept.name, shares[-1].seeds[0]))
+        with replacing(run.weights) as temporary:
+            shutil.copyfile(kept.weights, temporary)
+    return Comparison(run=run, data=data, points=points, device=training.device)
 
 
 def train_share(trainer: Trainer, arms: list[Arm], data: Data, share: Share, steps: int) -> list[ArmResult]:
@@ -194,7 +196,7 @@ def compare_frozen(
     for share in shares:
         write_labels(run, data, share)
     points = [point_at(share, arms, design.pairs) for share, arms in zip(shares, results, strict=True)]
-    return Comparison(run=run, data=data, points=points, kept=None, device=device)
+    return Comparison(run=run, data=data, points=points, device=device)
 
 
 def frozen_network(arm: Arm, pixels: Tensor, *, seed: int, device: torch.device) -> Network:
@@ -217,11 +219,7 @@ def write_labels(run: Run, data: Data, share: Share) -> None:
 
 
 def conclude(found: Comparison, result: Finetuned | Curve) -> None:
-    """Write results.json, and make the kept network the run's own, for predict and embed."""
+    """Write results.json, and mark the run as finished."""
     if group().first:
-        run = found.run
-        if found.kept is not None:
-            with replacing(run.weights) as temporary:
-                shutil.copyfile(runs.open_run(run.path / "cells" / found.kept).weights, temporary)
-        write_json(run.path / "results.json", {**dataclasses.asdict(result), "run": str(run.path)})
-        run.finish({"device": str(found.device), "threads": torch.get_num_threads()})
+        write_json(found.run.path / "results.json", {**dataclasses.asdict(result), "run": str(found.run.path)})
+        found.run.finish({"device": str(found.device), "threads": torch.get_num_threads()})

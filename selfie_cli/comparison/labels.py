@@ -1,6 +1,7 @@
 """Labelled images for finetune, curve and eval: decoding, test images seen before, and shares of the labels."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, load_marks, marks_of
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.pixels import open_pixels
-from selfie_cli.data.sources import Labelled, fingerprint
+from selfie_cli.data.sources import fingerprint
 from selfie_cli.data.splits import Labels
 from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import write_json_lines
@@ -170,41 +171,28 @@ def read_data(
 def read_parts(
     found: LabelledSplits, size: int, interpolation: str, *, reading: Reading, talk: Talk
 ) -> tuple[list[Part], list[BadFile]]:
-    """Decode both parts, warn about classes without a readable image. Raise DataError if too many are unreadable."""
+    """Decode both parts, warn about classes without a readable image. Raise DataError if too many are unreadable.
+
+    If there are several processes, the first one decodes, with all cores of its machine.
+    """
+    how: dict[str, Any] = {"size": size, "interpolation": interpolation, "talk": talk}
+    how |= {"workers": reading.workers or num_cores() * group().local_world, "max_bad": 1}  # checked for both together
+    how |= {"folder": reading.store, "limit_gb": reading.store_gb}
     parts: list[Part] = []
     bad: list[BadFile] = []
     for kind, labelled in (("training", found.train), ("test", found.test)):
-        part, unreadable = read_part(labelled, size, interpolation, reading=reading, talk=talk)
-        parts.append(part)
-        bad += unreadable
-        for label in np.setdiff1d(labelled.labels, part.labels.numpy()).tolist():
+        source = labelled.source
+        store = decoded_once(source, functools.partial(open_pixels, source, **how))
+        labels, names = torch.from_numpy(labelled.labels[store.kept]), [source.names[i] for i in store.kept]
+        parts.append(Part(pixels=store.pixels, labels=labels, names=names))
+        bad += store.bad
+        for label in np.setdiff1d(labelled.labels, labels.numpy()).tolist():
             talk.warn(f"class {labelled.classes[label]}: none of its {kind} images can be read")
             found.left_out.add("lost_classes", f"{labelled.classes[label]} ({kind})")
     num_images = len(found.train.source) + len(found.test.source)
     if len(bad) > reading.max_bad * num_images:
         raise too_many(bad, num_images, reading.max_bad)
     return parts, bad
-
-
-def read_part(
-    part: Labelled, size: int, interpolation: str, *, reading: Reading, talk: Talk
-) -> tuple[Part, list[BadFile]]:
-    """Decode a part. If there are several processes, the first one decodes, with all cores of its machine."""
-    store = decoded_once(
-        part.source,
-        lambda: open_pixels(
-            part.source,
-            size=size,
-            workers=reading.workers or num_cores() * group().local_world,
-            max_bad=1,  # `read_parts` checks both parts together
-            talk=talk,
-            folder=reading.store,
-            limit_gb=reading.store_gb,
-            interpolation=interpolation,
-        ),
-    )
-    labels, names = torch.from_numpy(part.labels[store.kept]), [part.source.names[i] for i in store.kept]
-    return Part(pixels=store.pixels, labels=labels, names=names), store.bad
 
 
 def take(part: Part, indices: Labels) -> Part:
