@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import metadata, resources
 from pathlib import Path
@@ -45,6 +46,7 @@ _held: dict[str, tuple[Path, int]] = {}
 """Run folders locked by this process: real path -> the folder and the descriptor that holds the lock."""
 
 
+@dataclass(eq=False)
 class Run:
     """A folder with a config.json; `config` is its content when last read or written.
 
@@ -52,10 +54,9 @@ class Run:
     of foreign weights. The config of foreign weights is made when they are read, and their `path` may be a file.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], address: str | None = None) -> None:
-        self.path = path
-        self.config = config
-        self.address = address
+    path: Path
+    config: dict[str, Any]
+    address: str | None = None
 
     @property
     def name(self) -> str:

@@ -250,29 +250,23 @@ class Trainer:
         here.wait()
         return accuracy
 
-    def fresh(self, arm: Arm) -> tuple[AnyClassifier, Supervised, Step]:
-        """Return a freshly initialized network of an arm, with a task and a training step on it."""
-        made = arm.make().to(self.training.device)
-        if arm.kind not in self.steps:
-            self.steps[arm.kind] = made, *make_step(made, arm, self.training, self.run.derived, self.talk)
+    def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
+        """Train a cell's network, and return it with its training step."""
+        training, run, arm = self.training, self.run, cell.arm
+        torch.manual_seed(step_seed(cell.seed, 0))
+        made, is_new = arm.make().to(training.device), arm.kind not in self.steps
+        if is_new:
+            self.steps[arm.kind] = made, *make_step(made, arm, training, run.derived, self.talk)
         module, task, step = self.steps[arm.kind]
         module.load_state_dict(made.state_dict())
         step.forget()
-        return module, task, step
-
-    def trained(self, cell: Cell, labelled: Part) -> tuple[AnyClassifier, Step]:
-        """Train a cell's network, and return it with its training step."""
-        training, run, preprocessing = self.training, self.run, cell.arm.preprocessing
-        torch.manual_seed(step_seed(cell.seed, 0))
-        is_new = cell.arm.kind not in self.steps
-        module, task, step = self.fresh(cell.arm)
-        if cell.arm.state is not None:
+        if arm.state is not None:
             try:
-                module.take_over(cell.arm.state)
+                module.take_over(arm.state)
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
             networks.estimate_batch_norm(
-                module, lambda pixels: module(plain_view(pixels, training.image_size, preprocessing)), labelled.pixels
+                module, lambda pixels: module(plain_view(pixels, task.image_size, task.preprocessing)), labelled.pixels
             )
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
@@ -296,5 +290,5 @@ class Trainer:
                 again = f"selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
                 raise Diverged(f"{error}. Start again: {again}") from None
         if step.micro_batch < run.derived["micro_batch"]:  # memory ran out: the next cell tries the full micro-batch
-            del self.steps[cell.arm.kind]
+            del self.steps[arm.kind]
         return module, step

@@ -10,6 +10,7 @@ group's time-out ends those that wait for it.
 import atexit
 import contextlib
 import datetime
+import functools
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -80,11 +81,6 @@ class Group:
             dist.all_gather_object(values, value)
         return values
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean over processes of each value."""
-        each = self.gather(values)
-        return {name: sum(one[name] for one in each) / self.world for name in values}
-
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:
@@ -104,21 +100,6 @@ def environment() -> Group:
         ) from None
 
 
-_joined: Group | None = None
-
-
-def group() -> Group:
-    """This process's group, joined at the first call: gloo between CPUs, NCCL between GPUs.
-
-    Raises UsageError if the environment is incomplete or shared memory is too small for NCCL, DistError if other
-    processes do not join.
-    """
-    global _joined
-    if _joined is None:
-        _joined = join(environment())
-    return _joined
-
-
 def check_processes(derived: dict[str, Any]) -> None:
     """Raises UsageError if a run was started with other processes, or its batch cannot be divided among them."""
     world = group().world
@@ -130,7 +111,14 @@ def check_processes(derived: dict[str, Any]) -> None:
         raise UsageError(f"a batch of {derived['batch_size']} cannot be divided among {world} processes evenly")
 
 
-def join(here: Group) -> Group:
+@functools.cache
+def group() -> Group:
+    """This process's group, joined at the first call: gloo between CPUs, NCCL between GPUs.
+
+    Raises UsageError if the environment is incomplete or shared memory is too small for NCCL, DistError if other
+    processes do not join.
+    """
+    here = environment()
     if here.world == 1:
         return here
     if torch.cuda.is_available() and here.local_world > 1:
