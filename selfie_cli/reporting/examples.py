@@ -15,9 +15,10 @@ from selfie_cli.methods.method import Method
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import page as pages
-from selfie_cli.reporting.charts import scaled, to_pixels
+from selfie_cli.reporting.charts import columns_of, scaled, to_pixels
 from selfie_cli.reporting.images import Embedded, Images
 from selfie_cli.reporting.page import Page, Picture, percent
+from selfie_cli.talk import printable
 
 PICTURE = 112
 """Side of the images in rows, in pixels."""
@@ -141,11 +142,24 @@ def neighbours(images: Images, embedded: Embedded, page: Page) -> None:
 
 
 def mapped(images: Images, embedded: Embedded, page: Page) -> None:
-    """Add a two-dimensional map (t-SNE) of the images that have vectors."""
-    rows = embedded.rows[: len(embedded.vectors)]
+    """Add a two-dimensional map (t-SNE) of the images that have vectors, and store for the page's script what each
+    point shows."""
+    rows, thumbs = embedded.rows[: len(embedded.vectors)], embedded.thumbs
     labels = None if images.labels is None else images.labels[rows].tolist()
-    points = pages.map_points(page, tsne(embedded.vectors), embedded.thumbs, images.names(rows), labels, images.classes)
-    shown = {"points": points, "labels": labels, "classes": images.classes, "thumbs": embedded.thumbs}
+    page.data["map"] = {
+        "names": [printable(name) for name in images.names(rows)],
+        "labels": labels,
+        "classes": [printable(name) for name in images.classes],
+        "columns": columns_of(len(rows)),
+        "side": thumbs.shape[1],
+        "view": pages.MAP_WIDTH,
+    }
+    page.num_colours = max(page.num_colours, len(images.classes))
+    places = tsne(embedded.vectors)
+    low, high = places.amin(dim=0), places.amax(dim=0)
+    room = torch.tensor([pages.MAP_WIDTH, pages.MAP_HEIGHT]) - 60
+    points = ((places - low) / (high - low).clamp(min=1e-6) * room + 30).round(decimals=1).tolist()
+    shown = {"points": points, "labels": labels, "classes": images.classes, "thumbs": thumbs}
     counts = {"num_images": len(images.source), "num_bad": len(embedded.bad)}
     page.add("map", "Map of the images", "map_of_images", **shown, **counts)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from selfie_cli.errors import RunError
@@ -142,30 +141,6 @@ def curve_file(title: str, lines: Sequence[Line], **how: Any) -> str:
         piece("chart_file", drawn, title, [line.name for line in lines], colours(len(lines)) + resource("curve.css"))
         + "\n"
     )
-
-
-def map_points(
-    page: Page,
-    places: Tensor,
-    thumbs: Tensor,
-    names: Sequence[str],
-    labels: Sequence[int] | None,
-    classes: Sequence[str],
-) -> list[tuple[float, float]]:
-    """Scale points, float [N, 2], to the size of the map, and store for the script what each point shows."""
-    page.data["map"] = {
-        "names": [printable(name) for name in names],
-        "labels": labels,
-        "classes": [printable(name) for name in classes],
-        "columns": drawing.columns_of(len(names)),
-        "side": thumbs.shape[1],
-        "view": MAP_WIDTH,
-    }
-    page.num_colours = max(page.num_colours, len(classes))
-    low, high = places.amin(dim=0), places.amax(dim=0)
-    room = torch.tensor([MAP_WIDTH, MAP_HEIGHT]) - 60
-    points = (places - low) / (high - low).clamp(min=1e-6) * room + 30
-    return [(x, y) for x, y in points.round(decimals=1).tolist()]
 
 
 def most_confused(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, str]]:
