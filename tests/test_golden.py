@@ -48,7 +48,7 @@ def losses(folder, image_size, patch_size, batch_size):
     train(
         Step(method, method, optimizer, micro_batch=batch_size, precision="fp32"),
         lambda step: (pixels[order.batch(step)], *method.draw(batch_size, step_generator(0, step))),
-        Plan(folder=folder, steps=STEPS, lr=LR, warmup=2, seed=0, save_every=0, name="golden"),
+        Plan(folder=folder, steps=STEPS, lr=LR, warmup_steps=2, seed=0, save_every=0, name="golden"),
         talk=Talk(),
     )
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -107,16 +107,14 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     trained, untrained = (
         judge(each, name, data, options, context, talk) for each, name in ((network, "trained"), (twin, "untrained"))
     )
-    result = Evaluated(
+    result = pick(
+        Evaluated,
+        data,
         run=run.path,
         dataset=data.name,
         named=options.dataset in NAMED,
-        split=data.split,
         num_train=len(train.labels),
         num_test=len(test.labels),
-        num_seen=data.num_seen,
-        num_like_train=data.num_like_train,
-        classes=data.classes,
         features=network.features,
         k=min(options.k, len(train.labels)),
         temperature=options.temperature,
@@ -125,7 +123,6 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         trained=trained,
         untrained=untrained,
         classified=classified,
-        left_out=data.left_out,
     )
     if group().first:
         keep(result, data, run, options.dataset or "", talk)

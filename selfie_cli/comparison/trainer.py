@@ -28,6 +28,7 @@ from selfie_cli.files import write_json
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
+from selfie_cli.option import pick
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import check_processes, group
@@ -274,16 +275,8 @@ class Trainer:
         with Prefetch(batch_of_step, device=training.device, end=cell.steps) as batch_of:
             if is_new:
                 warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
-            plan = Plan(
-                folder=self.folder(cell),
-                steps=cell.steps,
-                lr=cell.lr,
-                warmup=training.warmup_steps,
-                seed=cell.seed,
-                save_every=training.save_every,
-                name=cell.name,
-                tensorboard=training.tensorboard,
-            )
+            own = {"name": cell.name, "seed": cell.seed, "lr": cell.lr, "steps": cell.steps}
+            plan = pick(Plan, training, folder=self.folder(cell), **own)
             try:
                 train(step, batch_of, plan, talk=self.talk)
             except Diverged as error:  # resuming cannot lower the rate, as networks would no longer be comparable

@@ -29,14 +29,14 @@ WATCH_STEPS = 50  # steps between two calls of `watch`, at least: each costs abo
 class Plan:
     """A training of `steps` steps, whose states and metrics are in `folder`.
 
-    The learning rate rises to `lr` over `warmup` steps. `save_every` is in seconds. `name` is shown beside the progress
+    The learning rate rises to `lr` over `warmup_steps`. `save_every` is in seconds. `name` is shown beside the progress
     bar.
     """
 
     folder: Path
     steps: int
     lr: float
-    warmup: int
+    warmup_steps: int
     seed: int
     save_every: float
     name: str
@@ -117,7 +117,7 @@ def train(
 
 def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step: int, metrics: Metrics) -> None:
     for each in step_of.optimizer.param_groups:
-        each["lr"] = plan.lr * cosine_with_warmup(step - 1, total=plan.steps, warmup=plan.warmup)
+        each["lr"] = plan.lr * cosine_with_warmup(step - 1, total=plan.steps, warmup=plan.warmup_steps)
     # Dropout draws on the device while computing; processes must not draw the same numbers.
     torch.manual_seed(step_seed(plan.seed, step - 1, step_of.group.rank + 1))
     begun = time.perf_counter()

@@ -48,7 +48,7 @@ class Toy:
         return loss, {"double": 2 * loss.detach()}
 
     def train(self, total=60, *, micro_batch=12, after=lambda done: None, watch=dict, **given):
-        settings = {"folder": self.folder, "steps": total, "lr": 0.05, "warmup": 5, "seed": 0, "save_every": 1e9}
+        settings = {"folder": self.folder, "steps": total, "lr": 0.05, "warmup_steps": 5, "seed": 0, "save_every": 1e9}
         plan = Plan(**settings | given, name="toy")
         step = Step(self.module, self, self.optimizer, micro_batch=micro_batch, precision="fp32", after=after)
         return train(step, self.batch_of, plan, talk=Talk(), watch=watch)
