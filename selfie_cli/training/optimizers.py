@@ -18,16 +18,8 @@ class LARS(torch.optim.Optimizer):
     found_inf: Tensor | None = None
     _step_supports_amp_scaling = True  # the name that torch looks for
 
-    def __init__(
-        self,
-        parameters: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        weight_decay: float,
-        momentum: float = 0.9,
-        trust: float = 1e-3,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+    def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.9, "trust": 1e-3})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is used here
