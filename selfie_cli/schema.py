@@ -26,7 +26,6 @@ class Within(NamedTuple):
     high: float
 
 
-SHARE = Within(0.0, 1.0)
 NUMBER = Within(0.0, 1e300)
 COUNT = Within(0, config.MOST_STEPS)
 SIDE = Within(1, config.MOST_PIXELS)

@@ -15,9 +15,8 @@ from selfie_cli.methods.method import Method
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import page as pages
-from selfie_cli.reporting.charts import columns_of, scaled, to_pixels
 from selfie_cli.reporting.images import Embedded, Images
-from selfie_cli.reporting.page import Page, Picture, percent
+from selfie_cli.reporting.page import Page, Picture, columns_of, percent, scaled, to_pixels
 from selfie_cli.talk import printable
 
 PICTURE = 112

@@ -22,7 +22,7 @@ from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
 from selfie_cli.inference.networks import Network, check_classes, images_at_once
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.reporting.charts import scaled
+from selfie_cli.reporting.page import scaled
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 

@@ -13,8 +13,7 @@ from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.recipes import called, titled
 from selfie_cli.reporting import page as pages
-from selfie_cli.reporting.charts import Line
-from selfie_cli.reporting.page import Page, percent, piece, section
+from selfie_cli.reporting.page import Line, Page, percent, section
 from selfie_cli.runs import Run
 from selfie_cli.talk import counted
 
@@ -99,8 +98,14 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
 def results(run: Run, page: Page) -> None:
     """Add the results of finetune or curve, and of every selfie eval of this run."""
     if (found := comparison_of(run)) is not None:
-        title = "Accuracy over the share of the labels" if isinstance(found, Curve) else "With pretraining and without"
-        page.add("results", title, "of_parts", parts=comparison(found, page))
+        title, drawn, lines = "With pretraining and without", None, list[Line]()
+        if isinstance(found, Curve):
+            title, (lines, how) = "Accuracy over the share of the labels", accuracy_lines(found.points)
+            over = "Test accuracy over the share of the training labels (mean ± standard deviation)"
+            drawn = pages.chart(page, over, lines, **how)
+        tables = curve_tables(found) if isinstance(found, Curve) else [finetuned_table(found)]
+        shown = {"drawn": drawn, "names": [line.name for line in lines], "tables": tables}
+        page.add("results", title, "compared", **shown, notes=[*explanations(found), *found.notes])
     evaluated = [read_json(file) for file in sorted(run.path.glob("eval-*.json"))]
     if evaluated:
         rows = [
@@ -109,20 +114,6 @@ def results(run: Run, page: Page) -> None:
             for what, *values in evaluation_rows(each)
         ]
         page.add("evaluated", "What its features are worth", "evaluated", rows=rows)
-
-
-def comparison(found: Finetuned | Curve, page: Page) -> list[str]:
-    """Return the chart of a curve, then the tables and notes that the terminal also shows."""
-    parts = []
-    if isinstance(found, Curve):
-        title = "Test accuracy over the share of the training labels (mean ± standard deviation)"
-        lines, how = accuracy_lines(found.points)
-        drawn = pages.chart(page, title, lines, **how)
-        parts = [piece("group", "charts wide", [drawn]), piece("legend", [line.name for line in lines])]
-    tables = curve_tables(found) if isinstance(found, Curve) else [finetuned_table(found)]
-    for table in tables:
-        parts.append(piece("table", table.columns, table.rows, caption=table.title, strong=table.num_arms - 1))
-    return parts + [piece("paragraph", note) for note in [*explanations(found), *found.notes]]
 
 
 def accuracy_lines(points: list[Point]) -> tuple[list[Line], dict[str, Any]]:

@@ -12,9 +12,8 @@ from browsing import looking_at
 from running import SMALL, draw_folder, selfie
 
 from selfie_cli.reporting import page as pages
-from selfie_cli.reporting.charts import Line
 from selfie_cli.reporting.examples import tsne
-from selfie_cli.reporting.page import Page, piece
+from selfie_cli.reporting.page import Line, Page, piece
 from selfie_cli.talk import printable
 
 EVIL = '"><img src=x onerror=alert(1)>' + "W" * 200
