@@ -30,7 +30,7 @@ from selfie_cli.errors import DataError, Unlabelled, UsageError
 from selfie_cli.files import nearest
 from selfie_cli.option import flags
 from selfie_cli.pretraining.settings import derive, patch_size_for, suggested_size
-from selfie_cli.pretraining.task import batches, decoding_pace, fit_to_machine, make_step, on_device
+from selfie_cli.pretraining.task import batches, decoding_pace, fit_to_machine, make_step
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, num_cores, prepare
@@ -305,7 +305,7 @@ def measured_pace(
     workers = options.workers or num_cores()
     sample = read_pixels(Subset(source, rows), size=size, workers=workers, max_bad=1, talk=Talk())
     method, step = make_step(derived, device, seed=0, compile="auto", deterministic=False, talk=Talk())
-    batch = on_device(batches(sample, method, derived, 0)(0), device)
+    batch = batches(sample, method, derived, 0)(0)
     asked: Any = {"micro_batch": None, "precision": options.precision, "deterministic": False}
     seconds = fit_to_machine(step, method, batch, derived, **asked, talk=talk)
     if is_small(source, size):

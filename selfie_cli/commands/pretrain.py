@@ -28,16 +28,7 @@ from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import ResNet, Stages
 from selfie_cli.option import pick
 from selfie_cli.pretraining.settings import derive
-from selfie_cli.pretraining.task import (
-    Watch,
-    batches,
-    divided,
-    fit_to_machine,
-    make_step,
-    on_device,
-    pace_of,
-    say_length,
-)
+from selfie_cli.pretraining.task import Watch, batches, divided, fit_to_machine, make_step, pace_of, say_length
 from selfie_cli.recipes import called, shown
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -92,7 +83,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         batch_of = stack.enter_context(Prefetch(batches(pixels, method, derived, options.seed), device=device))
         if run is not None:
             take_up(run, pixels, derived, options)
-            warm_up(step, on_device(batch_of(0), device), talk)
+            warm_up(step, batch_of(0), talk)
         else:
             room = fit_to_machine_and_length(step, method, pixels, batch_of, options, derived, talk)
             config: dict[str, Any] = {"asked": dataclasses.asdict(options), "derived": derived, "data": data}
@@ -202,7 +193,7 @@ def fit_to_machine_and_length(
 ) -> int:
     """Store a new run's number of steps and settings for this machine in `derived`; return the bytes that it needs."""
     asked: Any = {name: getattr(options, name) for name in ("micro_batch", "precision", "deterministic")}
-    step_seconds = fit_to_machine(step, method, on_device(batch_of(0), step.device), derived, **asked, talk=talk)
+    step_seconds = fit_to_machine(step, method, batch_of(0), derived, **asked, talk=talk)
     pace = pace_of(step_seconds, pixels, batch_of, derived["batch_size"], step.device)
     derived["steps"] = num_steps(
         steps=pace.steps(budget_seconds(options.budget)) if options.budget else options.steps,

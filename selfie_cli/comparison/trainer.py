@@ -136,7 +136,7 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
     trials = {}
     for arm in {arm.kind: arm for arm in arms}.values():
         task, step = make_step(arm.make().to(device), arm, training, fitted, talk)
-        trials[arm.kind] = step, tuple(tensor.to(device) for tensor in batches(task, part, 0, fitted)(0))
+        trials[arm.kind] = step, step.on_device(batches(task, part, 0, fitted)(0))
     if not training.micro_batch and not training.deterministic:
         few = [(step, tuple(tensor[:4] for tensor in batch)) for step, batch in trials.values()]
         micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
@@ -274,7 +274,7 @@ class Trainer:
         batch_of_step = batches(task, labelled, cell.seed, run.derived)
         with Prefetch(batch_of_step, device=training.device, end=cell.steps) as batch_of:
             if is_new:
-                warm_up(step, tuple(tensor.to(training.device) for tensor in batch_of(0)), self.talk)
+                warm_up(step, batch_of(0), self.talk)
             own = {"name": cell.name, "seed": cell.seed, "lr": cell.lr, "steps": cell.steps}
             plan = pick(Plan, training, folder=self.folder(cell), **own)
             try:

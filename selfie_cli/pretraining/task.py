@@ -98,7 +98,7 @@ def fit_to_machine(
 
     If the loss compares images, recomputing activations is tried before the batch is split.
     """
-    size = len(batch[0])
+    size, batch = len(batch[0]), step.on_device(batch)
     check_pieces(size, micro_batch or size, step.smallest)
     tried = precisions(step.device, precision, deterministic=deterministic)
     step.precision = tried[0]
@@ -122,10 +122,6 @@ def fit_to_machine(
         processes=step.group.world,
     )
     return seconds
-
-
-def on_device(batch: Batch, device: torch.device) -> Batch:
-    return tuple(tensor.to(device) for tensor in batch)
 
 
 def pace_of(

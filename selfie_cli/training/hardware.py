@@ -189,6 +189,7 @@ def warm_up(step: Step, batch: Batch, talk: Talk) -> None:
     stopped, so that sums have the same order.
     """
     if step.compiled or step.group.world > 1:
+        batch = step.on_device(batch)
         tried_out(step, lambda: [timed(step, batch) for _ in range(WARM_UP)], talk)
 
 

@@ -123,7 +123,7 @@ def take_step(step_of: Step, batch_of: Callable[[int], Batch], plan: Plan, step:
     begun = time.perf_counter()
     batch = batch_of(step - 1)
     waited = time.perf_counter() - begun
-    batch = tuple(tensor.to(step_of.device) for tensor in batch)  # on a GPU it is there already, see `Prefetch`
+    batch = step_of.on_device(batch)  # on a GPU it is there already, see `Prefetch`
     metrics.add(step_of(batch, step / plan.steps), len(batch[0]) * step_of.group.world, waited)
 
 

@@ -98,6 +98,9 @@ class Step:
         self.compiled = False
         self.forward._compiled_call_impl = None
 
+    def on_device(self, batch: Batch) -> Batch:
+        return tuple(tensor.to(self.device) for tensor in batch)
+
     def forget(self) -> None:
         """Reset the optimizer, the gradients and `num_spoiled`; the weights do not change."""
         self.optimizer.state.clear()
