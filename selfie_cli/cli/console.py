@@ -38,19 +38,17 @@ class Console(Talk):
     def __init__(self, *, quiet: bool) -> None:
         from rich.console import Console as RichConsole
 
-        class Stderr(RichConsole):
+        class Stream(RichConsole):
             def on_broken_pipe(self) -> None:
-                """Continue if the reader (such as `less`) has ended; rich would end the process."""
+                """Continue if the reader of stderr (such as `less`) has ended; rich would end the process."""
+                if not self.stderr:
+                    raise
                 discard(sys.stderr)
-
-        class Stdout(RichConsole):
-            def on_broken_pipe(self) -> None:
-                raise
 
         self.quiet = quiet
         plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-        self.stderr = Stderr(stderr=True, soft_wrap=True, **plain)
-        self.stdout = Stdout(width=None if sys.stdout.isatty() else 100, **plain)
+        self.stderr = Stream(stderr=True, soft_wrap=True, **plain)
+        self.stdout = Stream(width=None if sys.stdout.isatty() else 100, **plain)
 
     def say(self, line: str) -> None:
         if not self.quiet:

@@ -81,6 +81,11 @@ class Group:
             dist.all_gather_object(values, value)
         return values
 
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """The mean over processes of each value."""
+        each = self.gather(values)
+        return {name: sum(one[name] for one in each) / self.world for name in values}
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:

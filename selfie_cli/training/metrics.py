@@ -42,8 +42,7 @@ class Metrics:
 
     def means(self) -> dict[str, float]:
         """Means over steps and processes. Waits for the device and the other processes."""
-        each = self.group.gather({name: (total / self._steps).item() for name, total in self._sums.items()})
-        return {name: sum(one[name] for one in each) / self.group.world for name in self._sums}
+        return self.group.mean({name: (total / self._steps).item() for name, total in self._sums.items()})
 
     def write(self, step: int, means: dict[str, float], lr: float) -> None:
         waited = max(self.group.gather(self._waited))
