@@ -17,8 +17,7 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from selfie_cli import runs
-from selfie_cli.cli.console import Console
-from selfie_cli.cli.failures import failure, how_to_resume
+from selfie_cli.cli.console import Console, failure, how_to_resume
 from selfie_cli.commands import VERBS, call, function_name
 from selfie_cli.errors import SelfieError, Stopped, UsageError
 from selfie_cli.option import Options, build, fits, flag_of, options_of

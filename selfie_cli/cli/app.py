@@ -15,8 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from selfie_cli import __version__
-from selfie_cli.cli.console import STDOUT, Console, discard, put
-from selfie_cli.cli.failures import failure
+from selfie_cli.cli.console import STDOUT, Console, discard, failure, put
 from selfie_cli.cli.options import VerbCommand, command
 from selfie_cli.commands import VERBS, call
 from selfie_cli.files import json_line, naming

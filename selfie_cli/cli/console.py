@@ -1,17 +1,20 @@
-"""The terminal: progress, remarks and warnings on stderr; results on stdout."""
+"""The terminal: progress, remarks, warnings and errors on stderr; results on stdout."""
 
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from selfie_cli.errors import SelfieError, Stopped, is_out_of_memory
 from selfie_cli.files import naming
+from selfie_cli.signals import STOPPING, is_alone
 from selfie_cli.talk import Advance, Talk, printable
 
 if TYPE_CHECKING:
@@ -117,3 +120,52 @@ class Console(Talk):
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance
+
+
+class Failure(NamedTuple):
+    """The message and the exit code with which a command ends after an error."""
+
+    message: str
+    exit_code: int
+
+
+def failure(error: BaseException) -> Failure | None:
+    """Return what to tell the user about an error; None for a bug."""
+    if isinstance(error, SelfieError):
+        return Failure(str(error) + (how_to_resume() if isinstance(error, Stopped) else ""), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(f"stopped{how_to_resume()}", 128 + (error.args or STOPPING)[0])
+    if isinstance(error, RuntimeError | MemoryError | ImportError) and is_out_of_memory(error):
+        remedy = "choose a smaller --batch-size, --image-size or --backbone, or allow more (ulimit -v)"
+        return Failure(f"out of memory: {remedy}{how_to_resume()}", 1)
+    if isinstance(error, OSError):
+        return Failure(of_files(error), 1)
+    if isinstance(error, RuntimeError) and not is_alone():
+        from selfie_cli.training.distributed import is_lost_process
+
+        if is_lost_process(error):
+            return Failure(f"another process of this job has ended, see its error{how_to_resume()}", 1)
+    return None
+
+
+def of_files(error: OSError) -> str:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard(sys.stdout)
+    where = error.filename2 or error.filename  # with two files, the one being written
+    line = f"{where or 'reading or writing failed'}: {error.strerror or error}"
+    resume = how_to_resume()
+    return line + (f". Nothing saved is lost{resume}" if resume else "")
+
+
+def how_to_resume() -> str:
+    """Return the end of a message, with the command that resumes this process's run; '' if there is no run."""
+    runs = sys.modules.get("selfie_cli.runs")  # not imported here: memory may have run out
+    if runs is None or (run := runs.begun()) is None:
+        return ""
+    if is_alone():
+        return f". Resume with: selfie {run.verb} --resume {shlex.quote(str(run.path))}"
+    from selfie_cli.training.distributed import environment
+
+    return f". Resume with: {environment().resume_command(run.verb, run.path)}"
