@@ -107,8 +107,6 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     Raise SelfieError with the message that the command line prints; KeyboardInterrupt after a signal, with the state of
     a training on disk.
     """
-    from selfie_cli.cli import render
-
     options = build(VERBS[verb], values, given)
     rows: list[Any] = []
     with _one_at_a_time, torch_as_before():
@@ -126,8 +124,14 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     what = verb
     if verb in ("embed", "predict") and options.out is None:
         what, result = in_memory(verb, rows, result.bad_files)
+
+    def as_html() -> str:
+        from selfie_cli.cli import render
+
+        return render.as_html(render.rendered(what, result, options))
+
     # Notebooks call this method. It is set here because the class of `result` cannot import `cli.render`.
-    object.__setattr__(result, "_repr_html_", lambda: render.as_html(render.rendered(what, result, options)))
+    object.__setattr__(result, "_repr_html_", as_html)
     return result
 
 
