@@ -198,10 +198,12 @@ def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: t
 def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() -> None:
     then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
-    now = resumed(config.PretrainOptions(resume="run", workers=3), asked)
+    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
-    with pytest.raises(UsageError, match="--lr cannot change"):
-        resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+    changed = {"lr": 0.3, "data": ("elsewhere",), "selfie": config.SelfieOptions(mask_ratio=0.5)}
+    for name, value in changed.items():
+        with pytest.raises(UsageError, match=f"--{name} cannot change"):
+            resumed(config.PretrainOptions(resume="run", **{name: value}), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
