@@ -1,6 +1,5 @@
 """selfie pretrain, end to end: what is in the run's folder, on stdout, and what it refuses."""
 
-import os
 import shutil
 from pathlib import Path
 
