@@ -7,17 +7,7 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import (
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    TypeVar,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes import recipe_note
@@ -94,7 +84,8 @@ class Options:
         return name in self.typed or getattr(self, name) != getattr(type(self)(), name)
 
 
-class Option(NamedTuple):
+@dataclass(frozen=True)
+class Option:
     """An option of a verb. hint: its type. method: the only method that has it, or None."""
 
     field: "dataclasses.Field[Any]"
@@ -119,7 +110,7 @@ def options_of(kind: type) -> list[Option]:
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found += [each._replace(method=field.name) for each in options_of(hint)]
+            found += [dataclasses.replace(each, method=field.name) for each in options_of(hint)]
         else:
             found.append(Option(field, hint, None))
     places = {panel: place for place, panel in enumerate((None, *PANELS))}

@@ -25,7 +25,7 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
     """Return a keyword parameter per option, in the order of the help; options of one method have their own panel."""
     parameters: list[inspect.Parameter] = []
     for one in options_of(kind):
-        field, hint, method = one
+        field, hint, method = one.field, one.hint, one.method
         repeated = str in get_args(hint) and Ellipsis in get_args(hint)
         panel = f"{METHOD} {method}" if method else field.metadata["panel"]
         text = re.sub(r"\[(?=[a-z#/@])", r"\\[", one.help)  # rich would take [@revision] for markup
