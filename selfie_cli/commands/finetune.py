@@ -86,7 +86,6 @@ def train_arms(
         device=device,
         batch_size=options.batch_size or kept_size or usual,
         rates=rates,
-        tensorboard=options.log == "tensorboard",
     )
     say_what_is_trained(design, data, shares, training, options.frozen, talk)
     if run is None:

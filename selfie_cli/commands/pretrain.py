@@ -213,8 +213,7 @@ def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
 
 def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan:
     known = {name: derived[name] for name in ("steps", "lr", "warmup_steps")}
-    tensorboard = options.log == "tensorboard"
-    return pick(Plan, options, folder=run.path, name="pretraining", tensorboard=tensorboard, **known)
+    return pick(Plan, options, folder=run.path, name="pretraining", **known)
 
 
 def with_advice(

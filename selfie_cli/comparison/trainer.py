@@ -65,7 +65,7 @@ class Training:
     min_crop: float
     check_length: bool
     save_every: float
-    tensorboard: bool
+    log: str | None
 
     @property
     def num_held_out(self) -> int:

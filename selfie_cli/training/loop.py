@@ -30,7 +30,7 @@ class Plan:
     """A training of `steps` steps, whose states and metrics are in `folder`.
 
     The learning rate rises to `lr` over `warmup_steps`. `save_every` is in seconds. `name` is shown beside the progress
-    bar.
+    bar. `log` is "tensorboard" or None.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Plan:
     seed: int
     save_every: float
     name: str
-    tensorboard: bool = False
+    log: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def train(
         signals = stack.enter_context(signals_noted())
         advance = stack.enter_context(talk.track(plan.name, plan.steps))
         metrics = stack.enter_context(
-            open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.tensorboard)
+            open_metrics(plan.folder, first_step, group=group, advance=advance, tensorboard=plan.log == "tensorboard")
         )
         saver = stack.enter_context(Saver(plan.folder / "state"))
         for step in range(first_step + 1, plan.steps + 1):

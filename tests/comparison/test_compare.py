@@ -28,7 +28,7 @@ SHAPE |= {"backbone": "resnetv2_18_w16", "stem": "3x3", "image_size": 8}
 ARM = Arm(name="supervised", shape=SHAPE, state=None)
 OPTIONS = CurveOptions(check_length=False, warmup_steps=1)
 MEASURED: dict[str, Any] = {"image_size": 8, "device": torch.device("cpu"), "batch_size": 4, "rates": [0.1]}
-ASKED = pick(Training, OPTIONS, tensorboard=False, **MEASURED)
+ASKED = pick(Training, OPTIONS, **MEASURED)
 FITTED = {"batch_size": 4, "micro_batch": 4, "precision": "fp32", "compiles": True, "processes": 1}
 FITTED |= {"image_order": IMAGE_ORDER}
 

@@ -44,11 +44,11 @@ def test_events_are_the_metrics_also_after_a_kill(tmp_path: Path) -> None:
                 shutil.copytree(run, killed, ignore=shutil.ignore_patterns("*00000028", "*00000030"))
             return super().loss(*batch)
 
-    Killed(run).train(save_every=0, tensorboard=True)
+    Killed(run).train(save_every=0, log="tensorboard")
     assert max(logged(killed)) == 30
     assert events_of(killed) == logged(killed)
     resumed = Toy(killed)
-    resumed.train(tensorboard=True)
+    resumed.train(log="tensorboard")
     assert resumed.steps_seen[0] == 29
     assert events_of(killed) == logged(killed)
     assert max(logged(killed)) == 60
