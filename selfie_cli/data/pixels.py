@@ -4,6 +4,7 @@ N images    B of them in a batch    S side in pixels
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -30,6 +31,8 @@ from selfie_cli.talk import Talk
 
 SMALL = 10**9
 """Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
+Load = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]], dict[int, str]]
+"""Fills rows of pixels with images, given the images and the rows; returns the unreadable images, and why."""
 
 
 class Pixels(ABC):
@@ -175,7 +178,7 @@ class OnDemand(Pixels):
         there = [self.cache.read(image, pixels[place]) for image, place in zip(images, places, strict=True)]
         missing = ~np.array(there, np.bool_)
         images, places = images[missing], places[missing]
-        bad = decode(self._open, images, places, pixels, self.interpolation)
+        bad = decode(self._open, self.interpolation, images, places, pixels)
         decoded = ~np.isin(images, list(bad))
         if decoded.any():
             self.cache.write(images[decoded], pixels[places[decoded]])
@@ -208,7 +211,7 @@ class OnDemand(Pixels):
     def in_memory(self) -> InMemory:
         how: dict[str, Any] = {"workers": self.workers, "max_bad": self.max_bad, "talk": self.talk}
         with contextlib.closing(self):
-            return load_all(self.source, self._load, size=self.size, **how)
+            return read_pixels(self.source, size=self.size, load=self._load, **how)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -251,13 +254,21 @@ def is_small(source: Source, size: int) -> bool:
 
 
 def read_pixels(
-    source: Source, *, size: int, workers: int, max_bad: float | None, talk: Talk, interpolation: str = "bicubic"
+    source: Source,
+    *,
+    size: int,
+    workers: int,
+    max_bad: float | None,
+    talk: Talk,
+    interpolation: str = "bicubic",
+    load: Load | None = None,
 ) -> InMemory:
     """Decode the centre square of every image of `source` to `size` pixels, with `workers` threads.
 
     Args:
         max_bad: the share of unreadable images above which reading stops, 0 to 1; None if all may be unreadable.
         interpolation: see `augment.Preprocessing`.
+        load: reads images in another way than decoding them.
 
     Raises:
         DataError: if there are no images, too many are unreadable, or neither memory nor disk has room.
@@ -266,23 +277,7 @@ def read_pixels(
     if isinstance(whole, Array) and whole.pixels.shape[1:] == (size, size, 3):
         ready = whole.pixels if rows is None else whole.pixels[rows]
         return InMemory(source, {}, torch.from_numpy(np.require(ready, requirements=["C", "W"])))
-
-    def load(images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
-        return decode(source.open, images, places, pixels, interpolation)
-
-    return load_all(source, load, size=size, workers=workers, max_bad=max_bad, talk=talk)
-
-
-def load_all(
-    source: Source,
-    load: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]], dict[int, str]],
-    *,
-    size: int,
-    workers: int,
-    max_bad: float | None,
-    talk: Talk,
-) -> InMemory:
-    """Load every image of `source` into memory. `load` fills rows of pixels, and returns the unreadable images."""
+    load = load or functools.partial(decode, source.open, interpolation)
     if not len(source):
         raise DataError("no images to read")
     pixels = allocate((len(source), size, size, 3))
@@ -311,10 +306,10 @@ def load_all(
 
 def decode(
     opened: Callable[[int], Image.Image],
+    interpolation: str,
     images: NDArray[np.int64],
     places: NDArray[np.int64],
     pixels: NDArray[np.uint8],
-    interpolation: str,
 ) -> dict[int, str]:
     """Decode images into `pixels[places]`, uint8 [N, S, S, 3]; return the unreadable ones and why."""
     bad: dict[int, str] = {}
