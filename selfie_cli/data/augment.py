@@ -7,7 +7,6 @@ generator of a step (`batches.step_generator`). So an image is augmented the sam
 batch is divided among processes or micro-batches.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +66,13 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing = OURS) -> Tensor:
 
 
 def constants(device: torch.device, preprocessing: Preprocessing = OURS) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation in units of 0..255, float32 [3]."""
-    known = make_constants if torch.compiler.is_compiling() else kept_constants
-    return known(device, preprocessing)
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3].
 
-
-def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Make them on the device: a copy would wait for the GPU, and could not be part of a CUDA graph."""
+    They are made on the device: a copy would wait for the GPU, and could not be part of a CUDA graph.
+    """
     both = (preprocessing.mean, preprocessing.std)
     mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in both)
     return mean * 255, 1 / (std * 255)
-
-
-kept_constants = functools.cache(make_constants)  # torch.compile warns of cached functions
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
