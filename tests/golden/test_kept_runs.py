@@ -14,7 +14,7 @@ from selfie_cli import __version__, runs, weights
 from selfie_cli.data import duplicates
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import vector_files
-from selfie_cli.models.attention import AttentionPooling
+from selfie_cli.models.hybrid import AttentionPooling
 from selfie_cli.runs import RUN_FORMAT
 
 HERE = Path(__file__).parent

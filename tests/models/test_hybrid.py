@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from selfie_cli.models.attention import AttentionPooling, Positions
-from selfie_cli.models.hybrid import Hybrid
+from selfie_cli.models.hybrid import AttentionPooling, Hybrid, Positions
 from selfie_cli.models.patches import cut, encode, num_masked, random_masks
 from selfie_cli.models.resnet import resnet
 
