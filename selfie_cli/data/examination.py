@@ -142,11 +142,11 @@ class Examination:
         self.problems: list[Finding] = []
         self.remarks: list[Finding] = []
         count = len(self.names)
-        self.records, self.bad = np.zeros(count, RECORD), dict[int, str]()
+        self.records = np.zeros(count, RECORD)
         self.marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
         begun = time.perf_counter()
         look_at = functools.partial(self._look_at, size)
-        in_chunks(count, look_at, self._note, what="checking images", workers=workers, talk=talk)
+        self.bad = in_chunks(count, look_at, what="checking images", workers=workers, talk=talk)
         self.seconds = time.perf_counter() - begun
         self.good = np.setdiff1d(np.arange(count), list(self.bad))
 
@@ -166,10 +166,6 @@ class Examination:
         found = marks_of(torch.from_numpy(pixels[: len(read)]))
         self.marks.exact[read], self.marks.perceptual[read] = found.exact, found.perceptual
         return unreadable
-
-    def _note(self, chunk: range, unreadable: dict[int, str]) -> str:
-        self.bad |= unreadable
-        return f"{len(self.bad)} unreadable" if self.bad else ""
 
     def add(self, kind: str, text: str, items: Iterable[tuple[str, str]], *, problem: bool = False) -> None:
         """Add a finding, unless it has no items."""

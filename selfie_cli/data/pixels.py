@@ -281,7 +281,6 @@ def read_pixels(
     if not len(source):
         raise DataError("no images to read")
     pixels = allocate((len(source), size, size, 3))
-    unreadable: dict[int, str] = {}
 
     def read(chunk: range, stop: threading.Event) -> dict[int, str]:
         bad: dict[int, str] = {}
@@ -290,13 +289,8 @@ def read_pixels(
                 bad |= load(images, images, pixels)
         return bad
 
-    def note(chunk: range, bad: dict[int, str]) -> str:
-        unreadable.update(bad)
-        if max_bad is not None:
-            check_readable(unreadable, source, max_bad)
-        return f"{len(unreadable)} unreadable" if unreadable else ""
-
-    in_chunks(len(source), read, note, what="reading images", workers=workers, talk=talk)
+    check = functools.partial(check_readable, source=source, max_bad=max_bad)
+    unreadable = in_chunks(len(source), read, what="reading images", workers=workers, talk=talk, check=check)
     found = InMemory(source, unreadable, torch.from_numpy(pixels[: len(source) - len(unreadable)]))
     for start in range(0, len(found) if unreadable else 0, CHUNK):  # rows only move to the front, so none is lost
         rows = found.kept[start : start + CHUNK]
@@ -326,7 +320,7 @@ def bad_files(unreadable: dict[int, str], source: Source) -> list[BadFile]:
     return [BadFile(source.names[index], reason) for index, reason in sorted(unreadable.items())]
 
 
-def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -> None:
-    """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
-    if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
+def check_readable(unreadable: dict[int, str], source: Source, max_bad: float | None) -> None:
+    """Raise DataError if more than `max_bad` of the images of a source, if not None, or all of them are unreadable."""
+    if max_bad is not None and (len(unreadable) > max_bad * len(source) or len(unreadable) == len(source)):
         raise too_many(bad_files(unreadable, source), len(source), max_bad)
