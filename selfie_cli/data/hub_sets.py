@@ -146,4 +146,4 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
     with contextlib.suppress(OSError):  # a read-only cache works, too
         for each in (note, note.with_name(f"{info.sha}.json")):
             write_json(each, {"commit": info.sha, "files": files})
-    return Listing(info.sha, files)
+    return Listing(str(info.sha), files)
