@@ -131,7 +131,7 @@ class PatchEncoder(nn.Module):
         """P on every patch: float [B, 3, S, S] -> [B, N, D]."""
         return encode(self.patch_network, images, self.patch_size, apart=self.apart)
 
-    def pooled(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """The attention-pooled vector u with every patch visible: float [B, 3, S, S], normalized -> [B, D]."""
         h = self.patch_vectors(images)
         u: Tensor = self.attention_pooling(h + self.positions() if self.encoder_positions else h)
@@ -145,10 +145,6 @@ class Hybrid(PatchEncoder):
         super().__init__(backbone, **network)
         self.positions.requires_grad_(self.encoder_positions)  # unused otherwise
         self.head = nn.Linear(self.width, num_classes)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Images [B, 3, S, S], float, normalized -> attention-pooled features [B, D]."""
-        return self.pooled(images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], float, normalized -> logits [B, C]."""
