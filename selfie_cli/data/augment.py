@@ -7,6 +7,7 @@ generator of a step (`batches.step_generator`). So an image is augmented the sam
 batch is divided among processes or micro-batches.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +110,7 @@ def draw_boxes(
     float32 [B, 4]: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the image's half); a
     mirrored box has a negative half width.
     """
-
-    def uniform() -> Tensor:
-        return torch.rand(num_images, generator=generator)
-
+    uniform = functools.partial(torch.rand, num_images, generator=generator)
     area = min_area + (max_area - min_area) * uniform()
     widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # the largest that fits into the square at this area
     aspect = widest ** (2 * uniform() - 1)
