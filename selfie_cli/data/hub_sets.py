@@ -28,10 +28,6 @@ class Listing:
     files: Mapping[str, tuple[int, str]]
 
 
-def is_address(text: str) -> bool:
-    return text.startswith(DATASETS)
-
-
 def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
     """The parquet files of `hf://datasets/owner/name[@revision][:configuration]`.
 
