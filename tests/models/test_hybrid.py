@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from selfie_cli.models.hybrid import AttentionPooling, Hybrid, Positions
-from selfie_cli.models.patches import cut, encode, num_masked, random_masks
+from selfie_cli.methods.selfie import num_masked, random_masks
+from selfie_cli.models.hybrid import AttentionPooling, Hybrid, Positions, cut, encode
 from selfie_cli.models.resnet import resnet
 
 SMALL = "resnetv2_18_w16"
