@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from listening import Listener
-from pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
+from pictures import labelled, png, shade, shades, unlabelled, write, write_parquet, write_tar
 
 from selfie_cli.data import parquet
 from selfie_cli.data.parquet import Parquet
@@ -34,10 +34,6 @@ def repository() -> Path:
     for name, rows in parts.items():
         table(f"set/data/{name}", rows, [row % 3 for row in rows], group=4)
     return Path("set")
-
-
-def shades(found: Source) -> list[int]:
-    return [shade(found, index) for index in range(len(found))]
 
 
 def decoded(source: Source) -> InMemory:
