@@ -203,6 +203,8 @@ CASES = [
     Case("`train/`, `valid/` and class folders beside them",
          several(parted("train", "valid", count=6), tree("bird")), f"{FINETUNE} data",
          r"left out: 6 images outside the parts \(bird"),
+    Case("a picture beside class folders", tree("cat", "dog", files={"loose.png": picture(80)}), f"{FINETUNE} data",
+         r"left out: 1 image outside the folders of the classes\n.*2 of 12 images, chosen by a hash"),
     Case("one folder that holds the classes", tree("images/cat", "images/dog"), f"{FINETUNE} data",
          r"only one class \(images\) in data.*: if the classes are in data/images, give that", 1),
     Case("`train/images/`, `test/images/` of class folders", parted("train/images", "test/images"),

@@ -120,6 +120,7 @@ def test_the_fingerprint_ignores_where_a_folder_lies():
         write(Path(folder), "ab/1.jpg", "ac/2.jpg")
     one, two = unlabelled("one"), unlabelled("two/deeper")
     assert fingerprint(one) == fingerprint(two) != fingerprint(Subset(one, np.array([0])))
+    assert one.keys() == two.keys() == ["ab/1.jpg", "ac/2.jpg"]  # of which the hash split takes hashes
     assert fingerprint(Files(["a/ä.jpg", "a/x\udcff.png"])) == "555f5c27156b2d62"
     below = {"": "", "/a/b/c.jpg": "c.jpg", "/a/b/1 /a/c/2 /a/b/3": "b/1 c/2 b/3", "/aa/1 /a/1": "aa/1 a/1"}
     below |= {"a1 a2": "a1 a2", "a/x/a/x a/x/a/y": "x y"}
