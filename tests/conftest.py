@@ -2,17 +2,18 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from hub_server import Hub
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+HUB = Hub()
+# huggingface_hub reads these when it is imported.
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XET": "1"}
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 SLOW_FIXTURES = {"browser", "compiler", "broken_compiler"}
 
@@ -23,54 +24,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
-def real_data() -> Path | None:
-    """Return the folder of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
-    there = Path(os.environ.get("SELFIE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    return there if there.is_dir() else None
-
-
 @pytest.fixture(scope="session")
 def real_archives() -> Path:
-    found = real_data()
-    if found is None:
+    """The folder of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
+    there = Path(os.environ.get("SELFIE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not there.is_dir():
         pytest.skip("no real images: set SELFIE_TEST_DATA to a folder with cifar10-jpeg.tar.xz and clothing256.tar")
-    return found
-
-
-@pytest.fixture(scope="session")
-def hub_server() -> Iterator[Hub]:
-    server = Hub()
-    yield server
-    server.close()
-
-
-HUB_CLIENT: dict[str, ModuleType] = {}
-
-
-def take_client() -> dict[str, ModuleType]:
-    """Remove the modules of huggingface_hub from sys.modules: it reads its environment when it is imported."""
-    names = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
-    return {name: sys.modules.pop(name) for name in names}
+    return there
 
 
 @pytest.fixture
-def hub(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty Hub on this machine, with an empty cache and no token."""
-    hub_server.clear()
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", hub_server.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    before = take_client()
-    sys.modules.update(HUB_CLIENT)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """An empty Hub on this machine, with an empty cache and no token. Nobody waits before asking again."""
     from huggingface_hub import constants
 
+    HUB.clear()
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     for name, place in {"HF_HUB_CACHE": "hub", "HF_TOKEN_PATH": "token", "HF_STORED_TOKENS_PATH": "stored"}.items():
         monkeypatch.setattr(constants, name, str(tmp_path / "hf" / place))
-    yield hub_server
-    HUB_CLIENT.update(take_client())
-    sys.modules.update(before)
+    return HUB
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from running import error_of, selfie
 
 from selfie_cli import config
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -51,11 +50,7 @@ def test_every_recipe_builds_its_method_and_what_is_kept_of_it_and_names_its_aut
 
 
 def test_the_papers_values_and_given_options_instead(derived):
-    selfie_ = derived(recipe="paper")
-    assert (selfie_["batch_size"], selfie_["warmup_steps"], selfie_["weight_decay"]) == (128, 100, 1e-4)
-    large = derived(recipe="paper", image_size=224)
-    assert large["batch_size"] == 512
-    assert large["selfie"]["factorized_positions"]
+    assert derived(recipe="paper", image_size=224)["selfie"]["factorized_positions"]
     byol = derived(recipe="paper", method="byol", batch_size=30)
     assert byol["lr"] == pytest.approx(0.45 * 30 / 256)
     assert byol["warmup_steps"] == 20  # ten epochs of 60 images
@@ -77,14 +72,6 @@ WITHOUT_MEANING = [
 def test_an_option_of_another_method_is_refused(options, derived):
     with pytest.raises(UsageError, match="has no meaning for --method"):
         derived(**options)
-
-
-@pytest.mark.parametrize("sizes", [["--batch-size", "1"], ["--batch-size", "9", "--micro-batch", "4"]])
-def test_a_loss_that_compares_images_needs_two_in_each_micro_batch(sizes, images, tmp_path):
-    arguments = (images, "--backbone", "resnetv2_18_w16", "--steps", 1, *sizes, "--out", tmp_path / "run")
-    for method in RECIPES:
-        assert "leaves an image by itself" in error_of("pretrain", *arguments, "--method", method, code=2)
-    selfie("pretrain", *arguments, "--recipe", "paper")  # the paper's loss looks at one image at a time
 
 
 def test_selfie_and_byol_are_named_by_their_views():

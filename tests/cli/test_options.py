@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import typer.main
@@ -21,7 +21,7 @@ from selfie_cli.cli.app import app
 from selfie_cli.cli.options import command
 from selfie_cli.commands import VERBS
 from selfie_cli.errors import UsageError
-from selfie_cli.option import Options, build, flag_of, option, resumed
+from selfie_cli.option import build, flag_of, resumed
 
 # A changed command line is a conscious change: after one, write the new list there.
 FROZEN = Path(__file__).with_name("options.json")
@@ -129,21 +129,7 @@ def test_embedding_imports_no_more_than_torch(tmp_path: Path) -> None:
     assert shown.startswith('{"path": ')
 
 
-class InnerOptions(Options):
-    share: float = option(0.5, "A share.", above=0, at_most=1)
-    mirror: bool = option(True, "Mirror.")
-
-
-class OuterOptions(Options):
-    names: tuple[str, ...] = option((), "Names.", argument=True)
-    from_: str | None = option(None, "From where.")
-    two_words: Literal["a", "b-c"] = option("a", "A choice.", panel="Panel")
-    count: int | None = option(None, "A count.", at_least=1)
-    loud: bool = option(False, "Loud.")
-    inner: InnerOptions = dataclasses.field(default_factory=InnerOptions)
-
-
-def parsed(arguments: Sequence[str], kind: type = OuterOptions) -> Any:
+def parsed(arguments: Sequence[str], kind: type = config.PretrainOptions) -> Any:
     """Return the options for the arguments. Raise SystemExit if the command line refuses them."""
     found: list[Any] = []
 
@@ -159,22 +145,21 @@ def parsed(arguments: Sequence[str], kind: type = OuterOptions) -> Any:
 
 
 def test_every_kind_of_option_comes_through() -> None:
-    assert parsed([]) == OuterOptions()
-    inner = InnerOptions(share=1.0, mirror=False)
-    expected = OuterOptions(names=("x", "y z"), from_="run", two_words="b-c", count=3, loud=True, inner=inner)
-    arguments = ["x", "y z", "--from", "run", "--two-words", "b-c", "--count", "3", "--loud", "--share", "1"]
-    assert parsed([*arguments, "--no-mirror"]) == expected
-    assert parsed(["--mirror"]).inner.mirror is True
+    own = config.SelfieOptions(mask_ratio=0.5, positions="row-column", flip=False)
+    expected = config.PretrainOptions(data=("x", "y z"), from_="run", num_views=3, quiet=True, report=False, selfie=own)
+    arguments = ["x", "y z", "--from", "run", "--num-views", "3", "--quiet", "--no-report", "--mask-ratio", ".5"]
+    assert parsed([*arguments, "--positions", "row-column", "--no-flip"]) == expected
+    assert parsed(["--flip"]).selfie.flip is True
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--count", "0"], "--count must be at least 1, got 0"),
-        (["--share", "1.01"], "--share must be above 0 and at most 1, got 1.01"),
-        (["--share", "nan"], "--share must be above 0 and at most 1, got nan"),
+        (["--num-views", "1"], "--num-views must be at least 2 and at most 64, got 1"),
+        (["--mask-ratio", "0"], "--mask-ratio must be above 0 and at most 0.95, got 0"),
+        (["--mask-ratio", "nan"], "--mask-ratio must be above 0 and at most 0.95, got nan"),
         (["--from", ""], "--from is empty: give it a value, or leave it out"),
-        (["x", ""], "NAMES is empty: give it a value, or leave it out"),
+        (["x", ""], "DATA is empty: give it a value, or leave it out"),
     ],
 )
 def test_values_outside_their_limits_are_refused(arguments: list[str], message: str) -> None:
@@ -198,17 +183,18 @@ def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: t
 def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() -> None:
     then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
-    now = resumed(config.PretrainOptions(resume="run", workers=3), asked)
+    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
-    with pytest.raises(UsageError, match="--lr cannot change"):
-        resumed(config.PretrainOptions(resume="run", lr=0.3), asked)
+    changed = {"lr": 0.3, "data": ("elsewhere",), "selfie": config.SelfieOptions(mask_ratio=0.5)}
+    for name, value in changed.items():
+        with pytest.raises(UsageError, match=f"--{name} cannot change"):
+            resumed(config.PretrainOptions(resume="run", **{name: value}), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
             resumed(config.PretrainOptions(resume="run"), asked | unknown)
-    kind = config.PretrainOptions
-    asked = dataclasses.asdict(kind(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}
-    assert resumed(parsed(["--resume", "run"], kind), asked).save_every == 600
-    assert resumed(parsed(["--resume", "run", "--save-every", "60"], kind), asked).save_every == 60
+    asked = dataclasses.asdict(config.PretrainOptions(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}
+    assert resumed(parsed(["--resume", "run"]), asked).save_every == 600
+    assert resumed(parsed(["--resume", "run", "--save-every", "60"]), asked).save_every == 60
     with pytest.raises(UsageError, match="--seed cannot change"):
-        resumed(parsed(["--resume", "run", "--seed", "0"], kind), asked)
+        resumed(parsed(["--resume", "run", "--seed", "0"]), asked)

@@ -3,12 +3,11 @@
 import hashlib
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from running import change, config_of, document, draw_folder, error_of, lines_of, read, same_weights, selfie, stopped
+from running import config_of, document, draw_folder, error_of, lines_of, read, same_weights, selfie, stopped
 
 from selfie_cli import runs
 from selfie_cli.commands.finetune import learning_rates
@@ -64,18 +63,11 @@ def test_first_three_stages_come_from_the_pretrained_weights(asked: Arguments, p
     before, _ = load_weights(pretrained / "model.safetensors")
     after, _ = load_weights(Path("r/cells/selfie-f1-s0/model.safetensors"))
     scratch, _ = load_weights(Path("r/cells/supervised-f1-s0/model.safetensors"))
-    carried = 0
-    for name, tensor in before.items():
-        inner = name.removeprefix("patch_network.")
-        if inner == name or "running" in name or "num_batches" in name:
-            continue
-        if inner.startswith("norm."):
-            inner = f"stages.3.blocks.0.norm1.{inner.removeprefix('norm.')}"
-        assert torch.equal(after[f"backbone.{inner}"], tensor), name
-        carried += 1
-        if tensor.ndim == 4:
-            assert not torch.equal(scratch[f"backbone.{inner}"], tensor)
-    assert carried > 20
+    carried = {name.replace("patch_network", "backbone"): each for name, each in before.items() if each.ndim == 4}
+    assert {"backbone.stem.conv.weight", "backbone.stages.2.blocks.1.conv2.weight"} <= carried.keys()
+    for name, tensor in carried.items():
+        assert torch.equal(after[name], tensor), name
+        assert not torch.equal(scratch[name], tensor), name
     # The fourth stage and the head start as the twin's do: the same draw from the same seed.
     for name in ("backbone.stages.3.blocks.0.conv1.weight", "head.weight"):
         assert torch.equal(after[name], scratch[name])
@@ -226,13 +218,3 @@ def test_a_finetuned_hybrid_serves_every_verb(hybrid: Path, images: Path) -> Non
     again = selfie("finetune", "--dataset", images, "--from", hybrid, *SHORT, "--no-baseline", "--out", "again")
     assert "hybrid was finetuned on labels" in again.stderr
     assert [cell.name for cell in Path("again/cells").iterdir()] == ["finetune-f1-s0"]
-
-
-def test_resuming_needs_the_weights_it_began_with(pretrained: Path, images: Path) -> None:
-    shutil.copytree(pretrained, "mine")
-    selfie("finetune", "--dataset", images, "--from", "mine", *SHORT, "--out", "whole")
-    stopped("whole", "run")
-    shutil.copy("run/cells/supervised-f1-s0/model.safetensors", "mine/model.safetensors")
-    assert "have changed since run was started" in error_of("finetune", "--resume", "run")
-    change("run", **{"from": None})
-    assert "is damaged" in error_of("finetune", "--resume", "run")

@@ -34,6 +34,8 @@ OPTIONS = {
 FROZEN = ("--steps 5", "--epochs 2", "--budget 1h", "--lr 0.1", "--lr 0.1,0.3", "--weight-decay 0", "--batch-size 8")
 FROZEN += ("--no-check-length",)
 USAGE = [
+    (f"pretrain IMAGES {' '.join(SMALL)} --batch-size 1", BY_ITSELF),
+    (f"pretrain IMAGES {' '.join(SMALL)} --batch-size 9 --micro-batch 4 --method byol", BY_ITSELF),
     *((f"{command} {given}", given.split()[0]) for command, wrong in OPTIONS.items() for given in wrong),
     *(
         (f"{verb} --frozen {given} --dataset IMAGES --from RUN", f"{given.split()[0]} has no meaning with --frozen")

@@ -1,6 +1,5 @@
 """selfie pretrain, end to end: what is in the run's folder, on stdout, and what it refuses."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -125,9 +124,12 @@ def test_a_run_that_has_diverged_goes_on_with_a_lower_rate(images: Path) -> None
     assert lines_of("run/metrics.jsonl")[-1]["lr"] < 0.001
 
 
-def test_resumed_from_another_folder_paths_lead_elsewhere(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    selfie("pretrain", os.path.relpath(images), *SMALL, "--steps", 1, "--out", "whole")
+def test_resumed_with_other_images_or_from_another_folder(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(images / "test", "mine")
+    selfie("pretrain", "mine", *SMALL, "--steps", 1, "--out", "whole")
     run = stopped("whole", "run").absolute()
+    shutil.copy(next(Path("mine/cat").iterdir()), "mine/one-more.png")
+    assert "the images have changed since" in error_of("pretrain", "--resume", run)
     Path("a/b/c/d/e").mkdir(parents=True)
     monkeypatch.chdir("a/b/c/d/e")
     assert "Resume from the folder in which the run was started" in error_of("pretrain", "--resume", run)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import READ_ONLY, TOKEN, Hub, Repository
+from hub_server import TOKEN, Hub, Repository
 from markdown_it import MarkdownIt
 from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, rows, selfie
 
@@ -28,7 +28,6 @@ FILES = ["README.md", "config.json", "model.safetensors"]
 @pytest.fixture
 def token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
 def sent(hub: Hub, name: str = "acme/net", branch: str = "main") -> dict[str, bytes]:
@@ -59,6 +58,7 @@ def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, 
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
     assert TOKEN not in said
+    assert not any("agent" in path or "torch" in headers["user-agent"] for _, path, headers in hub.requests)
     assert sorted(sent(hub)) == sorted(os.listdir("runs/net")) == FILES
     assert sent(hub)["model.safetensors"] == (pretrained / "model.safetensors").read_bytes()
     assert rows("embed", photo, "--from", pretrained) == rows("embed", photo, "--from", "runs/net")
@@ -125,36 +125,15 @@ def test_all_goes_in_one_commit_and_transient_errors_pass(hub: Hub, token: None)
     assert (len(repository.commits), sorted(sent(hub))) == (2, FILES)
 
 
-NOT_WRITTEN = [
-    ("acme/net", None, "no token for the Hub: log in with hf auth login, or set HF_TOKEN"),
-    ("acme/net", "hf_wrong", "is not valid"),
-    ("acme/net", READ_ONLY, "may not do this"),
-    ("others/net", TOKEN, "may not do this"),
-]
-
-
-@pytest.mark.parametrize(("repo", "token", "words"), NOT_WRITTEN)
-def test_who_may_not_write(hub: Hub, monkeypatch: pytest.MonkeyPatch, repo: str, token: str | None, words: str) -> None:
-    if token:
-        monkeypatch.setenv("HF_TOKEN", token)
-    said = error_of("push", "bundled", repo, "--public")
-    assert words in said
-    assert token is None or token not in said
-    assert hub.repositories == {}
-
-
 def test_only_finished_runs_that_can_be_loaded(hub: Hub, token: None, pretrained: Path) -> None:
     shutil.copytree(pretrained, "mine")
-    run, derived = runs.open_run("mine"), runs.open_run(pretrained).derived
-    for changed, words in (
-        ({"progress": {"status": "running"}}, "is not finished"),
-        ({"progress": {"status": "finished"}, "derived": {"backbone": "resnetv2_18"}}, "does not fit"),
-    ):
-        run.update(**changed)
-        assert words in error_of("push", "mine", "acme/net", "--public")
-    run.update(derived=derived)
     Path("mine/eval-x.json").write_text('{"knn": 1}')
     assert "a file in mine is damaged, or of another version" in error_of("push", "mine", "acme/net", "--public")
+    run = runs.open_run("mine")
+    run.update(derived={"backbone": "resnetv2_18"})
+    assert "does not fit" in error_of("push", "mine", "acme/net", "--public")
+    run.update(progress={"status": "running"})
+    assert "is not finished" in error_of("push", "mine", "acme/net", "--public")
     assert hub.requests == []
 
 
@@ -229,8 +208,6 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(finetuned: Path) -> No
         "selfie predict hf://acme/net photo.jpg",
     ):
         assert told in text.replace("\\", "")
-    Path("mine/results.json").write_text("[]")
-    assert "results.json is damaged" in error_of("push", "mine", "acme/net", "--public", "--dry-run")
 
 
 def test_names_in_a_run_stay_words_on_the_card(hub: Hub, token: None, finetuned: Path) -> None:

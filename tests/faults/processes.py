@@ -25,7 +25,6 @@ LABELLED = ("--dataset", "IMAGES", "--from", "bundled", *SMALL[2:], *TRAINING)
 COMMANDS: dict[str, tuple[object, ...]] = {
     "pretrain (selfie)": PRETRAIN,
     "pretrain (byol)": (*PRETRAIN, "--method", "byol"),
-    "pretrain (simclr)": (*PRETRAIN, "--method", "simclr"),
     "finetune": ("finetune", *LABELLED, "--fraction", 0.5, "--seeds", 2, "--steps", 10),
     "embed": ("embed", "IMAGES", "--from", "bundled", "--precision", "fp32", "--workers", 1),
     "curve": ("curve", *LABELLED, "--fractions", "0.5,1", "--seeds", 1, "--steps", 8),
@@ -96,10 +95,8 @@ class Job(Process):
         self.seen.update(found.values())
         return found
 
-    def end(self, number: int | None = None, seconds: float = PATIENCE) -> int:
-        """Send torchrun a signal, if any, and return its exit code when all of its processes have ended."""
-        if number is not None:
-            self.popen.send_signal(number)
+    def end(self, seconds: float = PATIENCE) -> int:
+        """Return torchrun's exit code when all of its processes have ended."""
         deadline = time.monotonic() + seconds
         try:
             while self.ranks() or self.popen.poll() is None or any(map(is_alive, self.seen)):

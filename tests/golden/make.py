@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from running import SMALL, draw_folder, selfie
+from running import SMALL, draw_folder, lines_of, rows, selfie
 
 from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import PretrainOptions
@@ -92,16 +92,13 @@ def make() -> None:
 def outcome() -> dict[str, Any]:
     """Results of this version on the runs in the current folder. The stopped one is resumed to its end."""
     selfie("pretrain", "--resume", "stopped")
-    log = [json.loads(line) for line in Path("stopped/metrics.jsonl").read_text().splitlines()]
-    vectors = {
-        run: [json.loads(line)["vector"] for line in selfie("embed", *TOLD, "--from", run, *ON_CPU).stdout.splitlines()]
-        for run in ("stopped", "finished", "finetuned")
-    }
-    predicted = selfie("predict", "finetuned", *TOLD, *ON_CPU).stdout.splitlines()
     return {
-        "losses": [line["loss"] for line in log if line["step"] > STOPPED_AT],
-        "vectors": vectors,
-        "predicted": [json.loads(line) for line in predicted],
+        "losses": [line["loss"] for line in lines_of("stopped/metrics.jsonl") if line["step"] > STOPPED_AT],
+        "vectors": {
+            run: [row["vector"] for row in rows("embed", *TOLD, "--from", run, *ON_CPU)]
+            for run in ("stopped", "finished", "finetuned")
+        },
+        "predicted": rows("predict", "finetuned", *TOLD, *ON_CPU),
     }
 
 

@@ -2,17 +2,15 @@
 
 import pytest
 import torch
-from joint import augmented, check_gradients, features, make_many_views
+from small_methods import augmented, check_gradients, features, make_task
 
 from selfie_cli.data import synthetic
-
-MANY = {"num_stages": 3, "num_views": 4, "view_scale": 0.5, "min_crop": 0.2, "max_crop": 0.7}
 
 
 @pytest.mark.parametrize("num_views", [2, 4])
 def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
     """Of six images whose views are alike."""
-    method = make_many_views(**MANY | {"num_views": num_views}).double()
+    method = make_task("many-view selfie", num_views=num_views).double()
     generator = torch.Generator().manual_seed(2)
     image, noise = (torch.randn(count, 6, 3, 8, 8, generator=generator).double() for count in (1, num_views))
     views = (image + 0.5 * noise).flatten(0, 1)
@@ -38,7 +36,7 @@ def test_loss_and_gradients_agree_with_a_loop_over_views(num_views):
 
 
 def test_views_are_small_crops_of_the_images():
-    method = make_many_views(**MANY)
+    method = make_task("many-view selfie", image_size=16, min_crop=0.2, max_crop=0.7)
     boxes = method.draw(500, torch.Generator().manual_seed(0))[0]  # [B, V, 4]
     area = boxes[..., 2].abs() * boxes[..., 3]
     assert boxes.shape == (500, 4, 4)
@@ -46,4 +44,3 @@ def test_views_are_small_crops_of_the_images():
     assert 0.69 < area.max().item() <= 0.7001
     (views,) = augmented(method, torch.from_numpy(synthetic.draw(8, seed=0, size=16)[0]), 0)
     assert views.shape == (32, 3, 8, 8)
-    assert make_many_views().view_size == 16

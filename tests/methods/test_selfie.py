@@ -3,45 +3,24 @@ import math
 
 import pytest
 import torch
-from joint import augmented, check_gradients, features
+from small_methods import check_gradients, features, make_task, stirred
 
-from selfie_cli.methods.selfie import Selfie
-
-SMALL = {"image_size": 32, "patch_size": 8}  # 4 x 4 places, a vector each
-LARGE = {"image_size": 224, "patch_size": 32}  # 7 x 7 places, row + column
-LOGIT_SCALES = ("dot", "sqrt", "cosine")
+PLACES = {"image_size": 32, "patch_size": 8}  # 4 x 4, a vector each
+ROWS_AND_COLUMNS = {"image_size": 224, "patch_size": 32, "factorized_positions": True}  # 7 x 7
 OPTIONS = [
     {"encoder_positions": positions, "logit_scale": scale, "final_norm": norm}
-    for positions, scale, norm in itertools.product((True, False), LOGIT_SCALES, (True, False))
+    for positions, scale, norm in itertools.product((True, False), ("dot", "sqrt", "cosine"), (True, False))
 ]
-GRIDS = [pytest.param(SMALL, id="4x4"), pytest.param(LARGE, id="7x7")]
 
 
-def make(grid, **options):
-    own = {"mask_ratio": 0.25, "factorized_positions": grid is LARGE, "encoder_positions": True, "final_norm": True}
-    own |= {"logit_scale": "sqrt", "flip": True, "min_crop": 0.5, "apart": True, "backbone": "resnetv2_18_w16"}
-    return Selfie(**grid, **(own | options))
-
-
-def stirred(method):
-    """Weights and statistics away from their start, so that no term of the loss is close to nothing; no dropout."""
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(tensor):
-        return torch.randn(tensor.shape, generator=generator)
-
-    with torch.no_grad():
-        for name, tensor in method.state_dict().items():
-            if name.endswith("running_var"):
-                tensor.add_(noise(tensor).abs())
-            elif name.startswith(("positions", "attention_pooling.u0")):
-                tensor.copy_(noise(tensor))
-            elif tensor.is_floating_point() and tensor.dim() < 4:  # convolutions start far from zero
-                tensor.add_(0.1 * noise(tensor))
-        if method.logit_scale == "dot":  # raw products of these would be too large to compare to five decimals
-            last = method.attention_pooling.layers[-1].norm2
+def made(**options):
+    """Without dropout."""
+    method = stirred(make_task("selfie", **options)).double()
+    if method.logit_scale == "dot":  # raw products of these would be too large to compare to five decimals
+        last = method.attention_pooling.layers[-1].norm2
+        with torch.no_grad():
             for tensor in (last.weight, last.bias, method.positions.vectors):
-                tensor.mul_(0.1)
+                tensor.mul_(0.3)
     for layer in method.attention_pooling.layers:
         layer.dropout = 0.0
     return method
@@ -133,11 +112,11 @@ def naive_loss(table):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options.values())))
-@pytest.mark.parametrize("grid", GRIDS)
-def test_loss_logits_and_gradients_agree_with_a_loop_over_images_and_holes(grid, options):
+@pytest.mark.parametrize(("grid", "num_vectors"), [(PLACES, 16), (ROWS_AND_COLUMNS, 14)], ids=["4x4", "7x7"])
+def test_loss_logits_and_gradients_agree_with_a_loop_over_images_and_holes(grid, num_vectors, options):
     """In training, batch norm looks at all patches of the batch; in evaluation, each patch is alone."""
-    torch.manual_seed(0)
-    method = stirred(make(grid, **options)).double().eval()
+    method = made(**grid, **options).eval()
+    assert len(method.positions.vectors) == num_vectors
     images = torch.randn(2, 3, grid["image_size"], grid["image_size"]).double()
     masked, visible = method.draw_masks(2, torch.Generator().manual_seed(7))
     with torch.no_grad():
@@ -154,31 +133,3 @@ def test_loss_logits_and_gradients_agree_with_a_loop_over_images_and_holes(grid,
     expected, _ = naive_loss(naive_scores(method, images, masked))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert min(check_gradients(method, loss, expected, 1e-9).values()) > 1e-7
-
-
-def test_the_paper_network():
-    method = make(SMALL, backbone="resnetv2_50")
-    assert method.patch_network.num_features == 1024
-    assert method.positions.vectors.shape == (16, 1024)
-    assert (method.num_masked, method.chance) == (4, 0.25)
-    large = make(LARGE)
-    assert large.positions.vectors.shape == (14, 64)
-    assert (large.num_masked, large.chance) == (12, 1 / 12)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_views_and_masks_are_functions_of_the_seed(grid):
-    method = make(grid)
-    stored = 32 if grid is SMALL else 256
-    pixels = torch.randint(0, 256, (4, stored, stored, 3), dtype=torch.uint8)
-    images, masked, visible = augmented(method, pixels, 5)
-    assert images.shape == (4, 3, grid["image_size"], grid["image_size"])
-    assert images.dtype == torch.float32
-    places = torch.arange(method.num_patches).expand(4, method.num_patches)
-    assert torch.cat([masked, visible], dim=1).sort(dim=1).values.equal(places)
-    assert masked.shape == (4, method.num_masked)
-    torch.rand(1)  # the default generator has no part in it
-    assert all(a.equal(b) for a, b in zip(augmented(method, pixels, 5), (images, masked, visible), strict=True))
-    others = augmented(method, pixels, 6)
-    assert not others[0].equal(images)
-    assert not others[1].equal(masked)

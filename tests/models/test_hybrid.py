@@ -3,54 +3,46 @@
 import pytest
 import torch
 
-from selfie_cli.models.attention import AttentionPooling, Positions
+from selfie_cli.models.attention import AttentionPooling
 from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.patches import cut, encode, num_masked, random_masks
 from selfie_cli.models.resnet import resnet
-
-SMALL = "resnetv2_18_w16"
+from tests.methods.small_methods import BACKBONE, NETWORK, PATCHES, make_task
 
 
 def hybrid(**changed):
-    own = {"image_size": 32, "patch_size": 8, "factorized_positions": False, "encoder_positions": True}
-    return Hybrid(SMALL, **{**own, "final_norm": True, "apart": True, "num_classes": 3, **changed})
+    return Hybrid(**{**NETWORK, **PATCHES, "num_classes": 3, **changed})
 
 
-def pretrained(*, encoder_positions=True, factorized=False, final_norm=True):
-    """The state of a Selfie run, and its attention-pooled vectors as a function of images."""
-    network = resnet(SMALL, stem="3x3", num_stages=3, final_norm=final_norm).eval()
-    pooling, positions = AttentionPooling(64).eval(), Positions(4, 64, factorized=factorized)
-    parts = {"patch_network": network, "attention_pooling": pooling, "positions": positions}
-    state = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
-
-    def pooled(images):
-        rows = []
-        for image in images:
-            patches = [image[:, y : y + 8, x : x + 8] for y in range(0, 32, 8) for x in range(0, 32, 8)]
-            vectors = torch.stack([network(patch[None]).mean(dim=(2, 3))[0] for patch in patches])
-            rows.append(pooling((vectors + positions() if encoder_positions else vectors)[None])[0])
-        return torch.stack(rows)
-
-    return state, pooled
+def pooled(selfie, images):
+    """Attention-pooled vectors, one patch after the other."""
+    rows = []
+    for image in images:
+        patches = [image[:, y : y + 8, x : x + 8] for y in range(0, 32, 8) for x in range(0, 32, 8)]
+        vectors = torch.stack([selfie.patch_network(patch[None]).mean(dim=(2, 3))[0] for patch in patches])
+        context = vectors + selfie.positions() if selfie.encoder_positions else vectors
+        rows.append(selfie.attention_pooling(context[None])[0])
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("encoder_positions", [True, False])
 @pytest.mark.parametrize("factorized", [True, False])
 def test_features_are_selfies_pooled_vectors_and_the_head_stays(encoder_positions, factorized):
-    state, pooled = pretrained(encoder_positions=encoder_positions, factorized=factorized)
-    module = hybrid(encoder_positions=encoder_positions, factorized_positions=factorized).eval()
+    shape = {"encoder_positions": encoder_positions, "factorized_positions": factorized}
+    selfie, module = make_task("selfie", logit_scale="cosine", **shape).eval(), hybrid(**shape).eval()
     head = module.head.weight.clone()
-    module.take_over({**state, "log_temperature": torch.tensor(0.0)})  # which only pretraining needs
+    module.take_over(selfie.state_dict())  # with a temperature, which only pretraining needs
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         features = module.features(images)
-        torch.testing.assert_close(features, pooled(images), atol=1e-6, rtol=0)
+        torch.testing.assert_close(features, pooled(selfie, images), atol=1e-6, rtol=0)
         torch.testing.assert_close(module(images), features @ head.T + module.head.bias)
 
 
 def test_what_does_not_fit_is_refused():
-    state, _ = pretrained()
-    for wrong in ({}, {k: v for k, v in state.items() if k != "positions.vectors"}, pretrained(final_norm=False)[0]):
+    state = make_task("selfie").state_dict()
+    without_positions = {name: tensor for name, tensor in state.items() if name != "positions.vectors"}
+    for wrong in ({}, without_positions, make_task("selfie", final_norm=False).state_dict()):
         with pytest.raises(RuntimeError, match="missing"):
             hybrid().take_over(wrong)
     with pytest.raises(RuntimeError):
@@ -58,23 +50,19 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(("stem", "p", "size"), [("3x3", 8, 32), ("7x7", 32, 96)])
-def test_encoding_apart_and_whole(stem, p, size):
-    """Apart: a patch's vector is that of the patch alone. Whole: it is its cell of the whole image's map."""
-    network = resnet(SMALL, stem=stem, num_stages=3).eval()
+def test_encoded_whole_a_patch_is_its_cell_of_the_images_map(stem, p, size):
+    """Encoded apart, it is by itself: see tests/methods/test_selfie.py."""
+    network = resnet(BACKBONE, stem=stem, num_stages=3).eval()
     images = torch.randn(2, 3, size, size)
     for layout in (torch.contiguous_format, torch.channels_last):
         patches = cut(images.contiguous(memory_format=layout), p)
         assert patches.is_contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        apart, whole = (encode(network, images, p, apart=each) for each in (True, False))
-        maps, alone = network(images), network(patches).mean(dim=(2, 3))
-    assert apart.shape == whole.shape == (2, (size // p) ** 2, 64)
-    torch.testing.assert_close(apart, alone.view(apart.shape))
+        whole, maps = encode(network, images, p, apart=False), network(images)
+    assert whole.shape == (2, (size // p) ** 2, 64)
     cell = maps.shape[-1] * p // size
-    for place in range(apart.shape[1]):
+    for place in range(whole.shape[1]):
         y, x = divmod(place, size // p)
-        square = slice(y * p, (y + 1) * p), slice(x * p, (x + 1) * p)
-        assert patches.view(2, -1, 3, p, p)[:, place].equal(images[:, :, *square])
         there = maps[:, :, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell]
         torch.testing.assert_close(whole[:, place], there.mean(dim=(2, 3)))
 

@@ -5,41 +5,28 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_resnet import with_statistics
+from test_hybrid import hybrid
 
 from selfie_cli.inference.networks import Network
-from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.classifier import Classifier, Encoder
-from selfie_cli.models.hybrid import Hybrid
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
-
-SMALL = "resnetv2_18_w16"
-SHAPE = {"image_size": 32, "patch_size": 8, "factorized_positions": False, "encoder_positions": True}
-
-
-def selfie(*, apart=True, final_norm=True):
-    own = {"mask_ratio": 0.25, "logit_scale": "dot", "flip": False}
-    return Selfie(backbone=SMALL, final_norm=final_norm, apart=apart, **own, **SHAPE)
-
-
-def hybrid(*, apart=True):
-    return Hybrid(SMALL, **SHAPE, final_norm=True, apart=apart, num_classes=3)
+from tests.methods.small_methods import BACKBONE, make_task, stirred
 
 
 def network(module, features="whole"):
     torch.manual_seed(0)
-    return Network(with_statistics(module), 32, features)
+    return Network(stirred(module).eval(), 32, features)
 
 
 KINDS = {
     **{f"encoder {name}": (lambda name=name: Encoder(name, stem="3x3"), "whole")
        for name in (*PREACTIVATION, *TORCHVISION)},
     **{f"classifier {name}": (lambda name=name: Classifier(name, stem="3x3", num_classes=3), "penultimate")
-       for name in (SMALL, "resnet18")},
-    **{f"selfie {features}": (selfie, features) for features in ("whole", "patches", "pooled")},
-    "selfie, whole images": (lambda: selfie(apart=False), "pooled"),
-    "selfie without a closing norm": (lambda: selfie(final_norm=False), "patches"),
+       for name in (BACKBONE, "resnet18")},
+    **{f"selfie {features}": (lambda: make_task("selfie"), features) for features in ("whole", "patches", "pooled")},
+    "selfie, whole images": (lambda: make_task("selfie", apart=False), "pooled"),
+    "selfie without a closing norm": (lambda: make_task("selfie", final_norm=False), "patches"),
     "hybrid": (hybrid, "penultimate"),
     "hybrid, whole images": (lambda: hybrid(apart=False), "penultimate"),
 }  # fmt: skip
@@ -83,5 +70,5 @@ def test_the_input_is_left_alone(dtype):
     images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     before = images.clone()
     with torch.no_grad():
-        for_inference(network(Encoder(SMALL, stem="3x3")).module, dtype)(images)
+        for_inference(network(Encoder(BACKBONE, stem="3x3")).module, dtype)(images)
     assert images.equal(before)

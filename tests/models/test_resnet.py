@@ -6,20 +6,8 @@ import timm
 import torch
 import torchvision
 
-from selfie_cli.models.resnet import TORCHVISION, resnet, take_over
-
-
-def with_statistics(network):
-    """Norms that do something: random scales, shifts and running statistics."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                for tensor in (module.weight, module.running_var):
-                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-                for tensor in (module.bias, module.running_mean):
-                    tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator))
-    return network.eval()
+from selfie_cli.models.resnet import TORCHVISION, TorchvisionResNet, resnet, take_over
+from tests.methods.small_methods import BACKBONE, stirred
 
 
 def test_weights_are_channels_last_and_start_from_the_fan_out():
@@ -44,7 +32,7 @@ def of_a_library(name, stem):
         network = timm.create_model(name, num_classes=0)
         if stem == "3x3":
             network.stem = torch.nn.Sequential(OrderedDict(conv=small))
-    return with_statistics(network).double()
+    return stirred(network).double().eval()
 
 
 @pytest.mark.parametrize("stem", ["3x3", "7x7"])
@@ -58,18 +46,40 @@ def test_networks_are_those_of_torchvision_and_timm(name, stem):
         torch.testing.assert_close(ours(images).mean(dim=(2, 3)), theirs(images))
 
 
-@pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
-def test_three_stages_taken_from_four_compute_what_those_did(name):
-    four, three = (resnet(name, stem="3x3", num_stages=stages).double().eval() for stages in (4, 3))
-    with_statistics(four)
-    take_over(three, four.state_dict())
+def after_three_stages(network, images):
+    if network.num_stages == 3:
+        return network(images)
     found = []
-    last = four.stages[3]["blocks"][0].norm1 if name == "resnetv2_18_w16" else four.layer3
+    last = network.layer3 if isinstance(network, TorchvisionResNet) else network.stages[3]["blocks"][0].norm1
     last.register_forward_hook(lambda module, inputs, output: found.append(output.relu()))
+    network(images)
+    return found[0]
+
+
+@pytest.mark.parametrize("given", [3, 4])
+@pytest.mark.parametrize("taking", [3, 4])
+@pytest.mark.parametrize("name", [BACKBONE, "resnet18"])
+def test_stages_taken_over_compute_what_they_did(name, given, taking):
+    source, network = (resnet(name, stem="3x3", num_stages=stages).double().eval() for stages in (given, taking))
+    take_over(network, stirred(source).state_dict())
     images = torch.randn(2, 3, 32, 32, dtype=torch.double)
     with torch.no_grad():
-        four(images)
-        torch.testing.assert_close(three(images), found[0])
+        torch.testing.assert_close(after_three_stages(network, images), after_three_stages(source, images))
+        assert network(images).equal(source(images)) == (given == taking)
+
+
+def state_of(name=BACKBONE, **options):
+    return resnet(name, **{"stem": "3x3", "num_stages": 3} | options).state_dict()
+
+
+HOLE = {key: tensor for key, tensor in state_of().items() if key != "stages.1.blocks.0.conv1.weight"}
+ANOTHER = (state_of("resnetv2_18"), state_of(stem="7x7"), state_of("resnet18"))
+
+
+@pytest.mark.parametrize("state", [*ANOTHER, {}, HOLE, state_of() | {"head.weight": torch.zeros(3)}])
+def test_what_does_not_fit_is_refused(state):
+    with pytest.raises(RuntimeError):
+        take_over(resnet(BACKBONE, stem="3x3", num_stages=4), state)
 
 
 def backward(network, images):
@@ -88,7 +98,7 @@ def backward(network, images):
 
 
 @pytest.mark.parametrize("how", ["fp32", "bf16", "synchronized"])
-@pytest.mark.parametrize("name", ["resnetv2_18_w16", "resnet18"])
+@pytest.mark.parametrize("name", [BACKBONE, "resnet18"])
 def test_checkpointing_changes_nothing_but_what_is_kept(name, how):
     """Synchronized batch norm refuses to count in nothing, and in one process does what batch norm does."""
     torch.manual_seed(0)
@@ -117,7 +127,7 @@ def test_checkpointing_changes_nothing_but_what_is_kept(name, how):
 def test_checkpointing_under_torch_compile():
     """Statistics, too, see each batch once."""
     torch.manual_seed(0)
-    network = resnet("resnetv2_18_w16", stem="3x3", num_stages=1).train()
+    network = resnet(BACKBONE, stem="3x3", num_stages=1).train()
     lean = copy.deepcopy(network)
     lean.checkpointed = True
     lean.compile(dynamic=False)

@@ -1,14 +1,15 @@
 """The page in a real browser: it shows what it is given, runs nothing of it, and fits every screen."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from browsing import looking_at
 from running import SMALL, draw_folder, selfie
 
 from selfie_cli.reporting import page as pages
@@ -45,6 +46,26 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     selfie("report", first)
     selfie("finetune", "--dataset", images, "--from", first, *SMALL[2:-1], "--steps", 2, "--out", second)
     return folder
+
+
+@contextlib.contextmanager
+def looking_at(browser: Any, file: Path, *, width: int = 1280, touch: bool = False) -> Iterator[Any]:
+    """The open page. At the end it must have been silent, opened no dialog, and loaded nothing but itself."""
+    noise: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": 900}, has_touch=touch)
+    page = context.new_page()
+    page.on("console", lambda message: noise.append(message.text))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("dialog", lambda dialog: (noise.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    try:
+        page.goto(file.absolute().as_uri())
+        yield page
+        assert noise == []
+        assert [url for url in asked if not url.startswith("data:")] == [file.absolute().as_uri()]
+    finally:
+        context.close()
 
 
 def data_of(run: Path) -> dict[str, Any]:

@@ -13,67 +13,30 @@ from torch import Tensor
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.batches import Batch, step_generator
-from selfie_cli.methods.byol import Byol
-from selfie_cli.methods.many_views import ManyViewSelfie
-from selfie_cli.methods.selfie import Selfie
-from selfie_cli.methods.simclr import SimCLR
 from selfie_cli.methods.supervised import Supervised
-from selfie_cli.models.classifier import Classifier
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step
+from tests.methods.small_methods import METHODS, make_task
 
 BATCH = 16
 PIECE = 4  # of two processes, each of which has 8 images
 STEPS = 3
-NAMES = ("selfie", "many-view selfie", "simclr", "byol", "supervised")
-
-BACKBONE: dict[str, Any] = {"backbone": "resnetv2_18_w16", "image_size": 32}
-VIEWS: dict[str, Any] = {"min_crop": 0.3, "jitter": 1.0, "blur": 0.5}
-HEADS: dict[str, Any] = {"hidden": 24, "width": 10}
-PATCHES: dict[str, Any] = {
-    "patch_size": 8,
-    "mask_ratio": 0.25,
-    "factorized_positions": False,
-    "encoder_positions": True,
-    "final_norm": True,
-}
-
-
-def make_task(name: str, **options: Any) -> Any:
-    """A freshly initialized method, or labels to train with: anything that has `draw`, `augment` and `loss`."""
-    torch.manual_seed(0)
-    if name == "selfie":
-        return Selfie(**BACKBONE, **PATCHES, apart=True, logit_scale="sqrt", flip=True, **options)
-    if name == "many-view selfie":
-        own = {"num_stages": 3, "num_views": 4, "view_scale": 0.5, "attraction": 20.0, "distortion": 0.2}
-        return ManyViewSelfie(**{**BACKBONE, **VIEWS, **HEADS, "stem": "3x3", **own, **options})
-    if name == "simclr":
-        return SimCLR(**BACKBONE, **VIEWS, **HEADS, stem="3x3", temperature=0.2, **options)
-    if name == "byol":
-        return Byol(**BACKBONE, **VIEWS, **HEADS, stem="3x3", tau=0.9, solarize=0.2, **options)
-    return Supervised(Classifier("resnetv2_18_w16", stem="3x3", num_classes=10), image_size=32, min_crop=0.5)
-
-
-class Precise:
-    """A task in double precision, but for its loss. In single precision, of a million ReLUs one or two fall on the
-    other side for a rounding error, and gradients differ by a thousandth."""
-
-    def __init__(self, task: Any) -> None:
-        self.task = task
-        module_of(task).double()
-
-    def augment(self, *batch: Tensor) -> tuple[Tensor, ...]:
-        return tuple(view.double() if view.is_floating_point() else view for view in self.task.augment(*batch))
-
-    def loss(self, *views: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        found: tuple[Tensor, dict[str, Tensor]] = self.task.loss(*views)
-        return found
+NAMES = (*METHODS, "supervised")
 
 
 def module_of(task: Any) -> torch.nn.Module:
     module: torch.nn.Module = task.classifier if isinstance(task, Supervised) else task
     return module
+
+
+def precise(task: Any) -> Any:
+    """Let a task compute in double precision, but for its loss. In single precision, of a million ReLUs one or two fall
+    on the other side for a rounding error, and gradients differ by a thousandth."""
+    module_of(task).double()
+    augment = task.augment
+    task.augment = lambda *batch: tuple(view.double() if view.is_floating_point() else view for view in augment(*batch))
+    return task
 
 
 def make_step(task: Any, *, lr: float = 0.01, micro_batch: int = BATCH, **options: Any) -> Step:
@@ -82,7 +45,7 @@ def make_step(task: Any, *, lr: float = 0.01, micro_batch: int = BATCH, **option
     module = module_of(task)
     after = getattr(task, "after_step", id)
     optimizer = make_optimizer("sgd", module, lr=lr, weight_decay=1e-4)
-    task = Precise(task) if options.pop("double", False) else task
+    task = precise(task) if options.pop("double", False) else task
     return Step(module, task, optimizer, micro_batch=micro_batch, after=after, **({"precision": "fp32"} | options))
 
 

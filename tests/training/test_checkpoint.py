@@ -32,13 +32,8 @@ def test_a_saved_optimizer_goes_on_the_same_way(name, tmp_path):
     advance(module, optimizer, steps=3)
     save_state(tmp_path, 3, module, optimizer)
     assert load_state(tmp_path, other, loaded, Talk()) == (3, None)
-    for (key, parameter), same in zip(module.named_parameters(), other.parameters(), strict=True):
-        assert optimizer.state[parameter].keys() == loaded.state[same].keys(), key
-        assert len(optimizer.state[parameter]) == (0 if key == "frozen" else 3 if name == "adamw" else 1)
-        for part, tensor in optimizer.state[parameter].items():
-            copy = loaded.state[same][part]
-            assert copy.equal(tensor), (key, part)
-            assert (copy.dtype, copy.device, copy.stride()) == (tensor.dtype, tensor.device, tensor.stride())
+    for parameter, state in loaded.state.items():  # in other layouts, other kernels would be used
+        assert all(tensor.stride() == parameter.stride() for part, tensor in state.items() if part != "step")
     advance(module, optimizer, steps=4, seed=1)
     advance(other, loaded, steps=4, seed=1)
     assert_same(module.state_dict(), other.state_dict())

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from listening import Listener
-from shared_batch import batch_of, make_step, make_task
+from shared_batch import batch_of, make_step
 from torch import nn
 
 from selfie_cli.data.batches import step_generator
@@ -17,6 +17,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training import hardware as machine
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.hardware import fit, micro_batch_for, num_cores, precisions, prepare, quotas
+from tests.methods.small_methods import make_task
 
 ROOM = 2**40
 

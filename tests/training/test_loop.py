@@ -61,16 +61,6 @@ class Toy:
         return caught.value
 
 
-class Exploding(Toy):
-    """Its loss is multiplied by `factor` from the seventh step on."""
-
-    factor = 1.0
-
-    def loss(self, x, y):
-        loss, extra = super().loss(x, y)
-        return loss * self.factor if self.steps_seen[-1] >= 6 else loss, extra
-
-
 def lines(folder):
     return lines_of(folder / "metrics.jsonl")
 
@@ -128,8 +118,12 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 
 @pytest.mark.parametrize("factor", [math.inf, math.nan])
-def test_a_loss_that_is_not_finite_stops_and_a_state_that_leads_there_at_once_is_removed(toy, monkeypatch, factor):
-    monkeypatch.setattr(Exploding, "factor", factor)
+def test_a_loss_that_is_not_finite_stops_and_a_state_that_leads_there_at_once_is_removed(toy, factor):
+    class Exploding(Toy):
+        def loss(self, x, y):
+            loss, extra = super().loss(x, y)
+            return loss * factor if self.steps_seen[-1] >= 6 else loss, extra
+
     with pytest.raises(Diverged, match=r"in step 7, the last good state is .*/state/00000006.*--lr"):
         Exploding(toy.folder).train(save_every=0)
     assert names_of_states(toy) == ["00000005", "00000006"]

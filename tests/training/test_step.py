@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from listening import Listener
-from shared_batch import BATCH, NAMES, batch_of, make_step, make_task, module_of
+from shared_batch import BATCH, NAMES, batch_of, make_step, module_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +17,7 @@ from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import undone
+from tests.methods.small_methods import make_task
 
 STEPS = 20
 # The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
@@ -236,10 +237,3 @@ def test_what_cannot_be_made_smaller_is_said_in_a_line_and_other_errors_are_rais
     task.loss = lambda *views: torch.zeros(3) @ torch.zeros(4)
     with pytest.raises(RuntimeError, match="size"):
         make_step(task)(batch_of(task, 0), 0.5)
-
-
-def test_no_image_is_left_by_itself():
-    task = hungry(make_task("simclr"), 3)
-    step = make_step(task, smallest=2)
-    step(tuple(tensor[:9] for tensor in batch_of(task, 0)), 0.5)
-    assert step.micro_batch == 3  # not five and four, then three: two would leave one over
