@@ -35,7 +35,7 @@ ARMS = ("supervised", "pretrained", "second")
 CELLS = {0.5: (4, 5, 6), 1.0: (4, 5)}
 
 
-def test_files_nested_subsets_and_results_that_agree_with_the_cells(curved: Path) -> None:
+def test_files_and_results_that_agree_with_the_cells(curved: Path) -> None:
     cells = {f"{arm}-f{fraction:g}-s{seed}" for arm in ARMS for fraction, seeds in CELLS.items() for seed in seeds}
     assert {cell.name for cell in (curved / "cells").iterdir()} == cells
     for cell in cells:
@@ -43,10 +43,7 @@ def test_files_nested_subsets_and_results_that_agree_with_the_cells(curved: Path
     assert [Path(source["path"]).name for source in config_of(curved)["from"]] == ["pretrained", "second"]
     assert same_weights(curved, curved / "cells" / "pretrained-f1-s4")
     for seed in CELLS[1.0]:
-        lists = [lines_of(curved / f"labels-f{fraction}-s{seed}.jsonl") for fraction in ("0.5", "1")]
-        small, large = ({line["path"] for line in each} for each in lists)
-        assert small < large
-        assert (len(small), len(large)) == (30, 60)
+        assert [len(lines_of(curved / f"labels-f{fraction}-s{seed}.jsonl")) for fraction in ("0.5", "1")] == [30, 60]
 
     results = read(curved / "results.json")
     assert [point["fraction"] for point in results["points"]] == [0.5, 1.0]
@@ -91,12 +88,8 @@ def test_resume_repeats_nothing_and_ends_the_same(curved: Path) -> None:
 def test_what_cannot_be_resumed(curved: Path) -> None:
     assert f"is finished. To see its results: selfie report {curved}" in error_of("curve", "--resume", curved)
     stopped(curved, "part")
-    for changed in (["--fractions", "0.1"], ["--seeds", "4"], ["--from", "bundled"]):
-        assert f"{changed[0]} cannot change" in error_of("curve", "--resume", "part", *changed, code=2)
-    config = config_of("part")
-    change("part", asked=config["asked"] | {"compare": "imagenet"})
-    assert "the run asks for 'compare', not known here" in error_of("curve", "--resume", "part", code=2)
-    change("part", asked=config["asked"], derived=config["derived"] | {"steps_of_shares": [2]})
+    assert "--fractions cannot change" in error_of("curve", "--resume", "part", "--fractions", "0.1", code=2)
+    change("part", derived=config_of("part")["derived"] | {"steps_of_shares": [2]})
     assert "is damaged" in error_of("curve", "--resume", "part")
 
 

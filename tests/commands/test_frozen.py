@@ -34,8 +34,6 @@ def test_results_and_the_classifier_that_is_kept(frozen: Path, images: Path) -> 
     assert not (frozen / "cells").exists()
     assert config_of(frozen)["derived"]["frozen"] == {"num_stages": 3, "final_norm": True}
     accuracy = read(frozen / "results.json")["arms"][1]["accuracies"][0]
-    right = [Path(row["path"]).parent.name == row["label"] for row in rows("predict", frozen, images / "test")]
-    assert sum(right) / len(right) == pytest.approx(accuracy)
     shutil.copytree(frozen, "mine")
     judged = document("eval", "mine", "--dataset", images)
     assert judged["classified"]["top1"] == pytest.approx(accuracy)
@@ -65,13 +63,6 @@ def test_every_verb_takes_the_run(frozen: Path, images: Path) -> None:
     assert "three stages" in error_of("export", frozen, "--to", "timm", code=2)
     again = selfie("finetune", "--frozen", "--dataset", images, "--from", frozen, "--no-report", "--out", "again")
     assert "was finetuned on labels" not in again.stderr  # its encoder has seen none
-
-
-def test_one_label_per_class_takes_the_middle_strength(images: Path, pretrained: Path) -> None:
-    arguments = ("finetune", "--frozen", "--dataset", images, "--from", pretrained, "--fraction", 0.1)
-    result = selfie(*arguments, "--out", "r", "--no-report")
-    assert [arm["strengths"] for arm in read("r/results.json")["arms"]] == [[1e-3], [1e-3]]
-    assert "10 labels" in result.stdout
 
 
 def test_a_stopped_run_ends_the_same(frozen: Path) -> None:

@@ -10,14 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from listening import Listener
-from PIL import Image
 from running import SMALL, change, config_of, document, draw_folder, error_of, lines_of, read, selfie
 
 from selfie_cli import runs
 from selfie_cli.commands import report
 from selfie_cli.config import FinetuneOptions
-from selfie_cli.reporting.images import choose
-from selfie_cli.talk import Talk
 
 WITH_PAGE = (*SMALL, "--report")
 
@@ -175,17 +172,6 @@ def test_images_without_a_test_part_are_said_to_be_trained_on(images: Path, pret
         assert ("have the same label" in text_of(run)) == labelled
 
 
-def test_the_page_of_a_pretraining_chooses_no_test_part_of_its_own(tmp_path: Path) -> None:
-    """One image a class leaves nothing to test on, and is still shown with its class."""
-    for name in ("ant", "bee", "cat"):
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        Image.new("RGB", (32, 32), "red").save(tmp_path / "photos" / name / "only.png")
-    source, labels, classes, note = choose([str(tmp_path / "photos")], tmp_path, offline=True, own=True, talk=Talk())
-    assert [Path(name).parent.name for name in source.names] == classes == ["ant", "bee", "cat"]
-    assert np.array_equal(labels, [0, 1, 2])
-    assert "pretrained on" in note
-
-
 def test_unreadable_images_are_listed_and_hide_no_others(pretrained: Path) -> None:
     """The last one that is drawn is looked at by itself."""
     draw_folder(Path("mine"), train=20, test=33)
@@ -217,7 +203,7 @@ def test_out_is_guarded_and_links_are_followed_if_the_user_has_named_them(pretra
     assert '<section id="map">' in Path("bundled.html").read_text("utf-8")
     Path("runs").mkdir()
     assert "on the Hub" not in error_of("report", "runs/typo")
-    """A run may be a stranger's, and a link in it lead anywhere."""
+    # A run may be a stranger's, and a link in it lead anywhere.
     run, dear = copy(pretrained), Path("dear")
     dear.write_text("dear")
     for link in (run / "report.html", Path("page.html")):

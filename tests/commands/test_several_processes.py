@@ -3,28 +3,15 @@ often it was stopped."""
 
 import json
 import shutil
-import subprocess
-import time
+import signal
 from pathlib import Path
 
 import pytest
-from running import (
-    ENVIRONMENT,
-    PATIENCE,
-    SMALL,
-    TORCHRUN,
-    config_of,
-    document,
-    error_of,
-    lines_of,
-    read,
-    same_weights,
-    stopped,
-    two,
-)
+from running import SMALL, config_of, document, error_of, lines_of, read, same_weights, stopped, two
 
 from selfie_cli.data.duplicates import load_marks
 from selfie_cli.training.checkpoint import saved_states
+from tests.faults.processes import Job
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +19,7 @@ STEPS = 60
 
 
 def steps_of(run: Path) -> list[int]:
-    try:
-        return [line["step"] for line in lines_of(run / "metrics.jsonl")]
-    except (FileNotFoundError, ValueError):  # not begun, or caught in the middle of a line
-        return []
+    return [line["step"] for line in lines_of(run / "metrics.jsonl")]
 
 
 def succeeded(*arguments: object) -> tuple[str, str]:
@@ -52,17 +36,16 @@ def asked(images: Path) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def whole(asked: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def whole(asked: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that nothing interrupted, and all that was said."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, asked), "--out", str(run), "--save-every", "1e9"]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
-    return run, done.stdout, done.stderr
+    folder = tmp_path_factory.mktemp("whole")
+    with Job(*asked, "--out", folder / "run", "--save-every", "1e9", folder=folder) as job:
+        assert job.end() == 0, job.said
+    return folder / "run", job.said
 
 
-def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
-    run, out, err = whole
+def test_one_run_and_one_voice(whole: tuple[Path, str]) -> None:
+    run, said = whole
     config, steps = config_of(run), steps_of(run)
     derived = {"processes": 2, "batch_size": 8, "micro_batch": 4}
     assert {name: config["derived"][name] for name in derived} == derived
@@ -71,43 +54,25 @@ def test_one_run_and_one_voice(whole: tuple[Path, str, str]) -> None:
     assert (steps, steps[-1]) == (sorted(set(steps)), STEPS)
     for line in lines_of(run / "metrics.jsonl"):
         assert line["chance"] == pytest.approx(1 / 8)  # among the images of both processes
-    for once in ("next: selfie finetune", f"{run}: {STEPS} steps"):
-        assert out.count(once) == 1
-    norm = "batch norm sees the 4 images of its own process"
-    for once in ("batch 8 as 2 x 4", f"run: {run}", norm, f"{STEPS} steps of 8 images ("):
-        assert err.count(once) == 1
-    assert "Traceback" not in err
-
-
-def start_and_stop(run: Path, log: Path, *arguments: object) -> None:
-    """Start the run under torchrun, and end it by SIGTERM once there is a state."""
-    with log.open("w") as file:
-        argv = [*TORCHRUN, "-m", "selfie_cli", *map(str, arguments), "--out", str(run), "--save-every", "0"]
-        process = subprocess.Popen(argv, env=ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not saved_states(run / "state"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.01)
-        process.terminate()
-        assert process.wait(PATIENCE) != 0
-    finally:
-        process.kill()
-        process.wait()
+    lines = ("next: selfie finetune", f"{run}: {STEPS} steps", "batch 8 as 2 x 4", f"run: {run}")
+    for once in (*lines, "batch norm sees the 4 images of its own process", f"{STEPS} steps of 8 images ("):
+        assert said.count(once) == 1
+    assert "Traceback" not in said
 
 
 def test_stopped_and_resumed_equals_uninterrupted(
-    whole: tuple[Path, str, str], asked: tuple[object, ...], tmp_path: Path
+    whole: tuple[Path, str], asked: tuple[object, ...], tmp_path: Path
 ) -> None:
     """Bit for bit. tests/faults/test_jobs.py kills one of the processes."""
-    run, log = tmp_path / "run", tmp_path / "log"
-    start_and_stop(run, log, *asked)
+    run = tmp_path / "run"
+    with Job(*asked, "--out", run, "--save-every", 0, folder=tmp_path) as job:
+        job.until(lambda: saved_states(run / "state"))
+        assert job.end(signal.SIGTERM) != 0
     states = saved_states(run / "state")
     step = int(states[-1].name)
     assert 0 < step < STEPS
     assert not (run / "model.safetensors").exists()
-    assert f"stopped after step {step}" in log.read_text()
+    assert f"stopped after step {step}" in job.said
     assert steps_of(run)[-1] == step
     assert "was started with 2 processes, not 1" in error_of("pretrain", "--resume", run, code=2)
     out, _ = succeeded("pretrain", "--resume", run)
@@ -118,7 +83,7 @@ def test_stopped_and_resumed_equals_uninterrupted(
     assert steps_of(run) == sorted(set(steps_of(run)))
 
 
-def test_two_processes_start_from_other_weights(whole: tuple[Path, str, str], images: Path, tmp_path: Path) -> None:
+def test_two_processes_start_from_other_weights(whole: tuple[Path, str], images: Path, tmp_path: Path) -> None:
     """Both start from the same; killed before the first state, they read the origin again."""
     run, killed = tmp_path / "run", tmp_path / "killed"
     asked = ("pretrain", images / "test", "--from", whole[0], *SMALL[2:], "--steps", 4, "--device", "cpu")
