@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import re
-import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from data.pictures import write_parquet
+from data.pictures import put, write_parquet, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -57,12 +56,6 @@ def picture(seed: int) -> bytes:
     return data.getvalue()
 
 
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
 def pictures(*folders: str, count: int = 6, start: int = 0) -> dict[str, bytes]:
     """`count` pictures in each folder."""
     names = [f"{folder}/{number:02}.png" for folder in folders for number in range(count)]
@@ -76,19 +69,7 @@ def tree(*folders: str, count: int = 6, files: dict[str, bytes] | None = None) -
 
 def tar(*members: tuple[str, bytes | str]) -> Build:
     """Build data.tar; text is where a link leads to."""
-
-    def build(folder: Path) -> None:
-        with tarfile.open(folder / "data.tar", "w") as file:
-            for name, data in members:
-                info = tarfile.TarInfo(name)
-                if isinstance(data, str):
-                    info.type, info.linkname = tarfile.SYMTYPE, data
-                    file.addfile(info)
-                else:
-                    info.size = len(data)
-                    file.addfile(info, io.BytesIO(data))
-
-    return build
+    return lambda folder: write_tar(folder / "data.tar", members)
 
 
 def labelled_members(stem: str = "{:03}") -> list[tuple[str, bytes | str]]:
@@ -140,19 +121,13 @@ LFS = r"a Git LFS pointer in place of the file: fetch it with git lfs pull"
 PARTS = [
     Case(f"`{train}/`, `{other}/` of class folders", parted(train, other), f"{FINETUNE} data",
          rf"The test part is the folder {other}/.*\n(.*\n)*8 labels of 8 .*2 classes, 8 test images")
-    for train, other in (
-        ("train", "valid"), ("train", "dev"), ("Train", "TEST"), ("training", "testing"), ("train", "eval"),
-        ("training_set", "test_set"), ("train2017", "val2017"), ("train_images", "validation-images"),
-    )
+    for train, other in (("train", "valid"), ("Train", "TEST"), ("train_images", "validation-images"))
 ]
 LABELS = [
     Case(f"parquet, labels {title}", table(*labels), f"{FINETUNE} data.parquet", said, code)
     for title, labels, said, code in (
         ("with -1", (0, 1) * 4 + (-1, -1), LEFT, 0),
-        ("with empty text", (*EIGHT, "", " "), LEFT, 0),
-        ("as text, with -1", ("0", "1") * 4 + ("-1", "-1"), LEFT, 0),
         ("as floats, with NaN", (0.0, 1.0) * 4 + (float("nan"), -1.0), LEFT, 0),
-        ("of booleans", (True, False) * 4, r"6 labels of 6 .*2 classes", 0),
         ("that are no whole numbers", (0.5, 1.0) * 4, r"column label of data.parquet holds no labels: 0.5 is not", 1),
         ("of several classes each", ([0, 1], [1]) * 4, r"the column label of data.parquet \(list.*\) is no label", 1),
     )
@@ -169,15 +144,16 @@ LISTS = [
         ("a list in UTF-16", "list.txt", NAMES.decode().encode("utf-16"), r"on 3 images", 0),
         ("a list in UTF-16 without its mark", "list.txt", NAMES.decode().encode("utf-16-le"), r"on 3 images", 0),
         ("a list with a byte order mark", "list.lst", b"\xef\xbb\xbf" + NAMES, r"on 3 images", 0),
+        ("a list without paths", "list.txt", b"# images\n", r"no paths in the list list.txt: .* one image per line", 1),
         ("a list that names a file twice", "list.txt", NAMES * 2, r"left out: 3 images that are named twice", 0),
     )
 ]
 STDIN = [
     Case(title, tree("."), f"{EMBED} -", said, code, stdin)
     for title, stdin, said, code in (
-        ("stdin with a byte order mark", b"\xef\xbb\xbf" + NAMES, r"v.npy: 3 vectors", 0),
         ("stdin in UTF-16", NAMES.decode().encode("utf-16"), r"v.npy: 3 vectors", 0),
         ("stdin with thumbnails", NAMES + b"data/@eaDir/00.png\ndata/._00.png\n", r"left out: 2 system files", 0),
+        ("stdin with NUL bytes between paths", NAMES.replace(b"\n", b"\0"), r"stdin holds NUL bytes: give one path", 1),
         ("stdin that names a folder", b"data\n", r"stdin, line 1: data is a folder", 1),
     )
 ]
@@ -212,12 +188,8 @@ CASES = [
          r"the classes are its folders fold1, fold2, not the folders inside those \(cat, dog\): .* call them train/"),
     Case("`animal/` and `vehicle/` of class folders", tree("animal/cat", "animal/dog", "vehicle/car"),
          f"{FINETUNE} data", r"the classes are its folders animal, vehicle, not .*\(car, cat, dog\): .* side by side"),
-    Case("`images/` of class folders, and flat `masks/` beside it", tree("images/cat", "images/dog", "masks"),
-         f"{FINETUNE} data", r"images, masks are called like parts of a data set, not like classes", 1),
     Case("flat `images/`, and `annotations/trimaps/` beside it", tree("images", "annotations/trimaps"),
          f"{FINETUNE} data", r"annotations, images are called like parts of a data set, not like classes", 1),
-    Case("the same, `doctor`", tree("images", "annotations/trimaps"),
-         f"{DOCTOR} data", r"annotations, images are called like parts of a data set, not like classes", 1),
     Case("`test/`, `val/` of photos, no `train/`", tree("test", "val"), f"{FINETUNE} data",
          r"test, val are called like parts of a data set, not like classes", 1),
     Case("classes `Cat`, `cat`, `dog`", tree("Cat", "cat", "dog"), f"{FINETUNE} data",
@@ -226,13 +198,13 @@ CASES = [
          f"{FINETUNE} data", r"cat is taken for one class, .*\(persian, siamese\): .* give data/cat"),
     Case("`unlabelled/` beside class folders", tree("cat", "dog", "unlabelled"), f"{FINETUNE} data",
          r"unlabelled/ is taken for a class, though it is called like a part"),
-    Case("`thumbnails/` beside class folders", tree("cat", "dog", "thumbnails"), f"{FINETUNE} data",
-         r"thumbnails/ is taken for a class, though it is called like a part"),
     Case("a class called `train` beside other classes", tree("bus", "train"), f"{FINETUNE} data",
          r"train/ is taken for a class, though it is called like a part"),
     Case("`train/`, `valid/` and class folders beside them",
          several(parted("train", "valid", count=6), tree("bird")), f"{FINETUNE} data",
          r"left out: 6 images outside the parts \(bird"),
+    Case("a picture beside class folders", tree("cat", "dog", files={"loose.png": picture(80)}), f"{FINETUNE} data",
+         r"left out: 1 image outside the folders of the classes\n.*2 of 12 images, chosen by a hash"),
     Case("one folder that holds the classes", tree("images/cat", "images/dog"), f"{FINETUNE} data",
          r"only one class \(images\) in data.*: if the classes are in data/images, give that", 1),
     Case("`train/images/`, `test/images/` of class folders", parted("train/images", "test/images"),
@@ -306,8 +278,6 @@ CASES = [
     Case("pictures whose names have no suffix", tree(".", files={"IMG_1": picture(70)}), f"{EMBED} data --strict",
          r"left out: 1 file of a format that is not read \(no suffix\)", 1),
     # doctor and training agree, and advice costs no data.
-    Case("`train/` of class folders, a flat `test/` without labels", tree("train/cat", "train/dog", "test"),
-         f"{DOCTOR} data", r"^Healthy: (.*\n)*.* 1 part without labels: test/"),
     Case("`train/images/`, `valid/images/`, unlabelled", tree("train/images", "valid/images"), f"{DOCTOR} data",
          r"^Healthy for pretraining: (.*\n)*.*finetune stops .*only one class \(images\) in train of data"),
     Case("classes that hold folders where others hold images, `doctor`", tree("cat/persian", "cat/siamese", "dog"),
@@ -330,8 +300,6 @@ CASES = [
                  lambda folder: put(folder, {f"data/test/cat/{n:02}.png": b"x" for n in (1, 2)})),
          f"{FINETUNE} data --max-bad 0.1", r"2 of 40 images cannot be read"),
     # Results are shown, and advice can be followed.
-    Case("a batch of one image", tree(*CLASSES), f"{FINETUNE} data --batch-size 1",
-         r"a batch of 1 leaves an image by itself, and batch norm", 2),
     Case("help that names a revision", lambda folder: None, "eval --help", r"hf://owner/name\[@revision\]"),
 ]
 # fmt: on

@@ -61,10 +61,8 @@ def test_leftovers_of_killed_processes_are_removed_and_nothing_else(tmp_path):
     """Not what is being written, here or on another machine, and no names that are not ours."""
     elsewhere = "0badcafe"
     assert elsewhere != files.MACHINE
-    alive, theirs = (
-        f"{files.TEMPORARY}{os.getppid()}-{files.MACHINE}-a",
-        leftover("a").replace(files.MACHINE, elsewhere),
-    )
+    alive = f"{files.TEMPORARY}{os.getppid()}-{files.MACHINE}-a"
+    theirs = leftover("a").replace(files.MACHINE, elsewhere)
     kept = {alive, theirs, f"{files.TEMPORARY}a", f"{files.TEMPORARY}7-a", "a"}
     (folder := tmp_path / leftover("folder")).mkdir()
     for name in (*kept, leftover("file"), folder / "inside"):

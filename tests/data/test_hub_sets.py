@@ -95,14 +95,6 @@ def test_what_is_whole_in_the_cache_is_taken_offline(hub: Hub, pets: Repository)
     assert hub.requests == []
 
 
-def test_a_commit_stays_what_it_was(pets: Repository) -> None:
-    before, pinned = paths(get()), get().open("train").pinned[PETS]
-    commit(pets, first=100)
-    assert paths(get()) != before
-    assert paths(get(pinned)) == paths(get(pinned, offline=True)) == before
-    assert paths(get(f"{PETS}@main")) == paths(get())
-
-
 def test_what_the_hub_has_converted(pets: Repository) -> None:
     pets.commits[pets.branches["main"]] = {"pets.zip": (b"PK", True)}
     with pytest.raises(DataError, match="no parquet files, and the Hub has not converted it"):

@@ -17,7 +17,8 @@ def test_the_page_has_every_kind_and_every_name_of_a_part() -> None:
 
 
 PARTS_OF = {"train": ("train", "train"), "Validation": ("validation",) * 2, "VAL2017": ("validation",) * 2}
-PARTS_OF |= {"test_images": ("test", "test"), "trainset": ("train", "train"), "wds-train-000012": (None, "train")}
+PARTS_OF |= {"test_images": ("test", "test"), "training_set": ("train",) * 2, "trainset": ("train",) * 2}
+PARTS_OF |= {"wds-train-000012": (None, "train"), "seg_train": (None, "train")}
 PARTS_OF |= {"train station": (None, "train"), "train-test": (None, None), "latest": (None, None)}
 
 
@@ -40,7 +41,8 @@ def test_places_and_labels() -> None:
     places |= {"other/x": ("apart", "x"), "": ("apart", "")}
     assert arrange(list(places)) == places
     assert arrange(["cat/train", "cat/test"]) == {"cat/train": ("train", "cat"), "cat/test": ("test", "cat")}
-    known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9", -1.0: None, float("nan"): None}
+    known = {0: "0", 2.0: "2", True: "True", " cat ": "cat", "cafe\u0301": "caf\u00e9"}
+    known |= dict.fromkeys((-1.0, float("nan"), "-1", "", " ", None))
     assert {value: label_of(value) for value in known} == known
     assert in_order({"10", "9", "2"}) == ["2", "9", "10"]
     assert in_order({"10", "9", "b"}) == ["10", "9", "b"]

@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listening import Listener
-from pictures import labelled, shade, unlabelled, write
+from pictures import labelled, put, shade, unlabelled, write, write_tar
 
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError
 from selfie_cli.talk import Talk
-
-
-def put(name: str, data: bytes) -> None:
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Path(name).write_bytes(data)
 
 
 def test_an_image_tree_serves_as_the_set_of_that_name():
@@ -32,8 +27,8 @@ def test_an_image_tree_serves_as_the_set_of_that_name():
 
 @pytest.mark.parametrize("name", NAMED)
 def test_what_is_not_there_or_of_another_hash_is_not_read_offline(name):
-    for file in [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"]:
-        put(f"root/cifar-10-batches-py/{file}", pickle.dumps(print))  # which torchvision must not open
+    files = [*(f"data_batch_{index}" for index in range(1, 6)), "test_batch", "batches.meta"]
+    put("root/cifar-10-batches-py", dict.fromkeys(files, pickle.dumps(print)))  # which torchvision must not open
     for verb in (unlabelled, labelled):
         with pytest.raises(DataError, match=f"{name} is not in .* without --offline"):
             verb(name, root="root")
@@ -44,11 +39,10 @@ def test_stl10_through_torchvisions_reader(monkeypatch):
     from torchvision.datasets import STL10
 
     monkeypatch.setattr(STL10, "_check_integrity", lambda self: True)
-    put("stl10_binary/class_names.txt", b"a\nb\nc\nd\n")
+    put("stl10_binary", {"class_names.txt": b"a\nb\nc\nd\n"})
     for part, count in {"train": 4, "unlabeled": 3, "test": 2}.items():
         planes = np.random.default_rng(0).integers(0, 256, (count, 3, 96, 96), np.uint8)
-        put(f"stl10_binary/{part}_X.bin", planes.tobytes())
-        put(f"stl10_binary/{part}_y.bin", bytes(range(1, count + 1)))
+        put("stl10_binary", {f"{part}_X.bin": planes.tobytes(), f"{part}_y.bin": bytes(range(1, count + 1))})
     found = labelled("stl10", root=".")
     assert (found.train.labels.tolist(), found.train.classes) == ([0, 1, 2, 3], list("abcd"))
     with found.test.source.open(1) as image:
@@ -61,15 +55,14 @@ def test_fashionmnist_through_torchvisions_reader():
     for prefix, count in (("train", 3), ("t10k", 2)):
         pixels = (np.arange(count * 784) % 256).astype(np.uint8).tobytes()
         header = b"\0\0\x08\x03" + np.array([count, 28, 28], ">i4").tobytes()
-        put(f"FashionMNIST/raw/{prefix}-images-idx3-ubyte", header + pixels)
         labels = b"\0\0\x08\x01" + np.array([count], ">i4").tobytes() + bytes(range(count))
-        put(f"FashionMNIST/raw/{prefix}-labels-idx1-ubyte", labels)
+        files = {f"{prefix}-images-idx3-ubyte": header + pixels, f"{prefix}-labels-idx1-ubyte": labels}
+        put("FashionMNIST/raw", files)
     found = labelled("fashionmnist", root=".")
     assert found.train.labels.tolist() == [0, 1, 2]
     with found.train.source.open(0) as image:
         assert np.asarray(image)[1, 2].tolist() == [30, 30, 30]
-    for name in ("training.pt", "test.pt"):
-        put(f"FashionMNIST/processed/{name}", pickle.dumps(print))
+    put("FashionMNIST/processed", dict.fromkeys(("training.pt", "test.pt"), pickle.dumps(print)))
     with pytest.raises(DataError, match="pickled files"):
         labelled("fashionmnist", root=".")
 
@@ -78,7 +71,7 @@ def test_file_sets_through_torchvisions_readers():
     root = Path("data")  # a folder dtd/ in the working folder would be meant before the set of that name
     write(root / "dtd/dtd/images", *[f"{name}/{index}.jpg" for name in ("dotted", "banded") for index in range(3)])
     for index, part in enumerate(["train", "val", "test"]):
-        put(f"data/dtd/dtd/labels/{part}1.txt", f"dotted/{index}.jpg\nbanded/{index}.jpg\n".encode())
+        put(root, {f"dtd/dtd/labels/{part}1.txt": f"dotted/{index}.jpg\nbanded/{index}.jpg\n".encode()})
     found = labelled("dtd", root=root)
     assert (found.train.classes, found.test.labels.tolist()) == (["banded", "dotted"], [1, 0])
     assert shade(found.test.source, 1) == 5
@@ -141,10 +134,10 @@ def test_a_download_is_announced_and_whole_or_absent(reader):
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_a_damaged_set_is_kept_aside_and_the_download_is_not_lost(reader, kind):
     talk = Listener()
-    put("root/archive", b"old")
+    put("root", {"archive": b"old"})
     if kind == "link":
         Path("root/base").symlink_to("../there")
-    put("there/cut" if kind == "link" else "root/base/cut", b"dear")
+    put("there" if kind == "link" else "root/base", {"cut": b"dear"})
     read(talk)
     assert os.listdir("root/base") == ["whole"]
     assert Path("root/archive").read_bytes() == b"new"
@@ -160,13 +153,9 @@ def test_one_process_downloads_and_the_others_find_it_there(reader):
     assert reader.downloads == 1
 
 
-@pytest.mark.parametrize("evil", ["../out.png", "link"])
+@pytest.mark.parametrize("evil", [("../out.png", b""), ("link", "/etc")])
 def test_archives_that_lead_elsewhere_write_nothing(reader, monkeypatch, evil):
-    with tarfile.open("a.tar", "w") as tar:
-        for name in ("inside.png", evil):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = (tarfile.SYMTYPE, "/etc") if name == "link" else (tarfile.REGTYPE, "")
-            tar.addfile(member)
+    write_tar(Path("a.tar"), [("inside.png", b""), evil])
 
     def unpack(self, root: str, download: bool, train: bool) -> None:
         if not download:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from listening import Listener
-from pictures import labelled, png, shade, unlabelled, write, write_parquet, write_tar
+from pictures import labelled, png, shade, shades, unlabelled, write, write_parquet, write_tar
 
 from selfie_cli.data import parquet
 from selfie_cli.data.parquet import Parquet
@@ -36,25 +36,8 @@ def repository() -> Path:
     return Path("set")
 
 
-def shades(found: Source) -> list[int]:
-    return [shade(found, index) for index in range(len(found))]
-
-
 def decoded(source: Source) -> InMemory:
     return read_pixels(source, size=8, workers=2, max_bad=0.9, talk=Talk())
-
-
-def test_a_folder_is_parted_by_the_names_of_its_files(repository: Path) -> None:
-    talk = Listener()
-    source = unlabelled(repository, talk=talk)
-    assert shades(source) == list(range(12))
-    assert source.names[7] == "set/data/train-00001-of-00002.parquet/row-000001"
-    assert talk.lines == ["set: only train is read, test and validation are kept for evaluation"]
-
-    found = labelled(repository)
-    assert (found.name, found.train.classes) == ("set", CLASSES)
-    assert (shades(found.train.source), found.train.labels.tolist()) == (list(range(12)), [0, 1, 2] * 4)
-    assert (shades(found.test.source), found.test.labels.tolist()) == (list(range(20, 26)), [2, 0, 1, 2, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -70,13 +53,16 @@ def test_layouts_and_labels_without_names_of_classes(names: str) -> None:
     assert found.test.labels.tolist() == [0, 1]
 
 
-def test_patterns_beside_other_sources_and_what_is_missing(repository: Path) -> None:
+def test_folders_and_patterns_and_what_is_missing(repository: Path) -> None:
+    source = unlabelled(repository)
+    assert (shades(source), source.names[7]) == ([*range(12)], "set/data/train-00001-of-00002.parquet/row-000001")
     shard, (file,) = write_tar(Path("a.tar"), {"a.png": png(90)}), write(Path(), "b.png")
     data = repository / "data"
     both = unlabelled(data / "test-00000-of-00001.parquet", shard, file, data / "train-{00000..00001}-of-00002.parquet")
     assert shades(both) == [*range(20, 26), 90, 0, *range(12)]
     parted = labelled(data / "{train-00000-of-00002,test-00000-of-00001}.parquet")
-    assert (len(parted.train.labels), len(parted.test.labels)) == (6, 6)
+    assert (parted.train.classes, parted.train.labels.tolist()) == (CLASSES, [0, 1, 2] * 2)
+    assert (shades(parted.test.source), parted.test.labels.tolist()) == ([*range(20, 26)], [2, 0, 1] * 2)
     (data / "train-00001-of-00002.parquet").unlink()
     with pytest.raises(DataError, match=r"1 files data/train-\.\.\.-of-00002.parquet, not 2"):
         unlabelled(repository)

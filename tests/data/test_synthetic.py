@@ -4,17 +4,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from selfie_cli.data.synthetic import CHUNK, CLASSES, draw
+from selfie_cli.data.synthetic import CHUNK, draw
 
 
 def test_ten_classes_take_turns() -> None:
-    assert len(set(CLASSES)) == 10
-    assert list(CLASSES) == sorted(CLASSES)
     images, labels = draw(25, seed=0, size=64)
     assert (images.shape, images.dtype, labels.dtype) == ((25, 64, 64, 3), np.uint8, np.int64)
     assert labels.tolist() == [index % 10 for index in range(25)]
-    assert images.flags.c_contiguous
-    assert draw(0, seed=0)[0].shape == (0, 32, 32, 3)
     with pytest.raises(ValueError, match="non-negative"):
         draw(10, seed=-1)
 

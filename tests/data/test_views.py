@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import noise, seeded
+from scipy.ndimage import gaussian_filter
 
 from selfie_cli.data.augment import MEAN, STD, crop, draw_boxes
 from selfie_cli.data.views import RGB_TO_YIQ, View, gaussian_blur
@@ -69,22 +70,15 @@ def test_colours_agree_with_one_operation_after_the_other(jitter):
         np.testing.assert_allclose(view[image].numpy(), naive_colours(rgb, *drawn), atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (50, 5)])
-def test_blur_agrees_with_a_loop_over_pixels(side, kernel):
+@pytest.mark.parametrize(("side", "reach"), [(8, 1), (50, 2)])
+def test_blur_agrees_with_scipys(side, reach):
     images = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.7, 0.0, 2.0])
     blurred = gaussian_blur(images, sigmas)
     assert blurred[1].equal(images[1])
-    reach = kernel // 2
-    for image in (0, 2):
-        weights = np.array([math.exp(-((t / sigmas[image].item()) ** 2) / 2) for t in range(-reach, reach + 1)])
-        weights /= weights.sum()
-        padded = np.pad(images[image].double().numpy(), ((0, 0), (reach, reach), (reach, reach)), mode="reflect")
-        for row in range(side):
-            for column in range(side):
-                window = padded[:, row : row + kernel, column : column + kernel]
-                expected = np.einsum("cij,i,j->c", window, weights, weights)
-                np.testing.assert_allclose(blurred[image, :, row, column].numpy(), expected, atol=1e-5)
+    for image, found, sigma in zip(images[::2], blurred[::2], sigmas[::2].tolist(), strict=True):
+        expected = gaussian_filter(image.double().numpy(), sigma, radius=reach, mode="mirror", axes=(1, 2))
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
 def test_the_bright_half_is_inverted():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
 from selfie_cli.inference.neighbours import Nearest, near_groups, unit
 
@@ -26,7 +27,7 @@ def test_nearest_are_those_of_all_products() -> None:
 
 
 def test_groups_are_connected_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a search that walks from row to row."""
+    """Block by block, against scipy's of all pairs at once."""
     monkeypatch.setattr("selfie_cli.inference.neighbours.BLOCK", 1000)
     rng = np.random.default_rng(1)
     vectors = unit(rng.normal(size=(300, 4)).astype(np.float32))
@@ -34,16 +35,9 @@ def test_groups_are_connected_components(monkeypatch: pytest.MonkeyPatch) -> Non
     same = np.arange(300)
     same[250] = 3  # the same contents, but far apart
     near[250, 3] = near[3, 250] = True
-    left, expected = set(range(300)), []
-    while left:
-        group, todo = set(), [min(left)]
-        while todo:
-            row = todo.pop()
-            if row not in group:
-                group.add(row)
-                todo += np.flatnonzero(near[row]).tolist()
-        left -= group
-        expected += [sorted(group)] if len(group) > 1 else []
+    number, group_of = connected_components(near)
+    expected = [np.flatnonzero(group_of == group).tolist() for group in range(number)]
+    expected = [group for group in expected if len(group) > 1]
     assert max(map(len, expected)) > 2
     groups = near_groups(vectors, same, 0.99, lambda done: None)
     assert [group.tolist() for group in groups] == sorted(expected, key=lambda group: (-len(group), group[0]))

@@ -10,10 +10,10 @@ import torch
 from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
 from test_precision import network
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
-from selfie_cli.errors import DataError
 from selfie_cli.inference.networks import Network
-from selfie_cli.inference.stream import Compute, Result, Stream, named_images
+from selfie_cli.inference.stream import Compute, Result, Stream
 from selfie_cli.talk import Talk
 
 
@@ -82,24 +82,13 @@ def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
 
 def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is compiled as it is, with a backend that needs no compiler: what counts is what is used after."""
-    calls: list[int] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **options: object) -> object:
-        calls.append(len(inputs))
-        return graph.forward
-
-    real = nn.Module.compile
+    real, backend = nn.Module.compile, CompileCounter()
     monkeypatch.setattr(nn.Module, "compile", lambda self, **how: real(self, dynamic=how["dynamic"], backend=backend))
     with streaming(names[:8], 4) as stream:
         plain = stream.lean
         stream.use_compiled()
         found = list(stream)
     assert stream.lean is not plain
-    assert len(calls) == 1  # one shape, compiled once
+    assert backend.frame_count == 1  # one shape, compiled once
     for one, other in zip(results(names[:8], 4), found, strict=True):
         np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-6)
-
-
-def test_paths_that_zero_bytes_part_are_no_lines() -> None:
-    with pytest.raises(DataError, match="one path per line"):
-        named_images(["-"], ["a.png\0b.png\0"], Talk())

@@ -1,6 +1,7 @@
 """Files of vectors: each format as other readers see it, and what ours makes of damaged ones."""
 
 import contextlib
+import csv
 import json
 from pathlib import Path
 
@@ -8,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from vector_reading import read_back
+from safetensors.numpy import load_file
 
 from selfie_cli.errors import DataError
 from selfie_cli.inference.stream import Result
-from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, NETWORK, PIECES, open_vectors, vector_writer
+from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, NETWORK, PIECES, as_name, open_vectors, vector_writer
 
 MADE_BY = dict.fromkeys(NETWORK, "0")
 ODD = ["two\nlines.png", "😀 木.png", "back\\slash.png", "file:%41.png", "red\x1b[31m.png"]
@@ -25,6 +26,25 @@ def write(out: Path, vectors: np.ndarray, names: list[str] | None = None) -> Pat
         for row, vector in enumerate(vectors):
             put(Result(names[row] if names else f"{row}.jpg", vector, 4, 3, bytes([row % 256]) * 16))
     return out
+
+
+def read_back(file: Path) -> tuple[list[str], np.ndarray]:
+    """Names and vectors, float32, by other libraries."""
+    if file.suffix in HEADERS:
+        vectors = np.load(file) if file.suffix == ".npy" else load_file(file)["vectors"]
+        rows = [json.loads(line) for line in Path(f"{file}.rows.jsonl").read_text().splitlines()]
+        assert [row["row"] for row in rows] == list(range(len(vectors)))
+        return [row["path"] for row in rows], vectors
+    if file.suffix == ".parquet":
+        found = pq.read_table(file).to_pylist()
+        return [as_name(row["path"]) for row in found], np.array([row["vector"] for row in found], np.float32)
+    if file.suffix == ".csv":
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            header, *rows = csv.reader(lines)
+        assert header == ["path", *(f"v{i}" for i in range(len(header) - 1))]
+        return [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32)
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return [row["path"] for row in found], np.array([row["vector"] for row in found], np.float32)
 
 
 @pytest.mark.parametrize("suffix", AT_LEAST)
