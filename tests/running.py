@@ -126,13 +126,13 @@ def process(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProce
 
 
 @contextlib.contextmanager
-def bounded_memory() -> Iterator[None]:
-    """Raise MemoryError when this process allocates 2 GB more than it has, on Linux."""
+def bounded_memory(megabytes: int = 2048) -> Iterator[None]:
+    """Raise MemoryError when this process allocates so much more than it has, on Linux."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = Path("/proc/self/statm")
     if pages.exists():
         held = int(pages.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + 2 * 2**30, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (held + megabytes * 2**20, hard))
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ def test_right_pixels_or_a_reason_whoever_decodes(kind):
     for entry in corpus():
         if entry.kind == kind:
             assert wrong(entry) is None, entry.name
-            with bounded_memory():
+            with bounded_memory(megabytes=100):
                 found = [decoded(entry.data, 16), decoded(entry.data, 16, examined=True)]
                 assert np.array_equal(*found), entry.name
                 found += [decoded(entry.data, size) for size in (4, 64)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_methods import check_gradients, features, make_task, stirred, views_of
+from torch import nn
 
 
 def online(method):
@@ -18,25 +19,16 @@ def target(method):
     return found
 
 
-# The loss once more, one view and one image at a time; only the encoders are shared.
-
-
-def naive_mlp(layers, rows):
-    first, norm, _, last = layers
-    inner = torch.stack([first.weight @ row + first.bias for row in rows])
-    mean = sum(inner) / len(inner)
-    variance = sum((row - mean) ** 2 for row in inner) / len(inner)
-    inner = (inner - mean) / (variance + norm.eps) ** 0.5 * norm.weight + norm.bias
-    return [last.weight @ (row * (row > 0)) for row in inner]
+# The loss once more, one view and one image at a time; only the networks are shared.
 
 
 def naive_loss(method, views):
     """Each view of an image is to predict the mean of the others' targets."""
-    online = [naive_mlp(method.projector, features(method.encoder, view)) for view in views]
-    targets = [naive_mlp(method.target_projector, features(method.target_encoder, view)) for view in views]
+    predictions = [method.predictor(method.projector(features(method.encoder, view))) for view in views]
+    targets = [method.target_projector(features(method.target_encoder, view)) for view in views]
     distances = []
-    for seen, vectors in enumerate(online):
-        for image, q in enumerate(naive_mlp(method.predictor, vectors)):
+    for seen, vectors in enumerate(predictions):
+        for image, q in enumerate(vectors):
             others = [target[image].detach() for view, target in enumerate(targets) if view != seen]
             z = sum(other / (other @ other) ** 0.5 for other in others)
             distances.append((q / (q @ q) ** 0.5 - z / (z @ z) ** 0.5).square().sum())
@@ -46,6 +38,8 @@ def naive_loss(method, views):
 @pytest.mark.parametrize("num_views", [2, 3])
 def test_loss_and_gradients_agree_with_a_loop_over_views_and_images(num_views):
     method, views = stirred(make_task("byol", num_views=num_views)).double(), views_of(num_views)
+    for mlp in (method.projector, method.predictor, method.target_projector):
+        assert [type(layer) for layer in mlp] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
     loss, logged = method.loss(torch.cat(views))
     expected = naive_loss(method, views)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)

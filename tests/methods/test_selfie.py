@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from small_methods import check_gradients, features, make_task, stirred
+from torch import nn
 
 PLACES = {"image_size": 32, "patch_size": 8}  # 4 x 4, a vector each
 ROWS_AND_COLUMNS = {"image_size": 224, "patch_size": 32, "factorized_positions": True}  # 7 x 7
@@ -26,35 +27,21 @@ def made(**options):
     return method
 
 
-# The method once more, one image, one place and one number at a time; only the patch network is shared.
+# The method once more, one image and one place at a time. The patch network is shared, the attention is torch's.
+
+TORCHS_NAMES = {"qkv": "self_attn.in_proj_", "out": "self_attn.out_proj.", "expand": "linear1.", "contract": "linear2."}
 
 
-def naive_softmax(scores):
-    """Over the last dimension."""
-    powers = torch.exp(scores - scores.detach().amax(dim=-1, keepdim=True))
-    return powers / powers.sum(dim=-1, keepdim=True)
-
-
-def naive_layer_norm(x, norm):
-    centred = x - x.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True) + norm.eps) ** 0.5 * norm.weight + norm.bias
-
-
-def naive_attention_pooling(pooling, context):
-    tokens = torch.stack([pooling.u0, *context])
+def attention_pooling_by_torch(pooling, context):
+    tokens = torch.stack([pooling.u0, *context])  # [T, D]
     for layer in pooling.layers:
-        queries, keys, values = (tokens @ layer.qkv.weight.T + layer.qkv.bias).chunk(3, dim=1)
-        heads = []
-        side = len(pooling.u0) // layer.num_heads
-        for head in range(layer.num_heads):
-            part = slice(head * side, (head + 1) * side)
-            weights = naive_softmax(queries[:, part] @ keys[:, part].T / math.sqrt(side))
-            heads.append(weights @ values[:, part])
-        mixed = torch.cat(heads, dim=1) @ layer.out.weight.T + layer.out.bias
-        tokens = naive_layer_norm(tokens + mixed, layer.norm1)
-        inner = tokens @ layer.expand.weight.T + layer.expand.bias
-        inner = inner * (1 + torch.erf(inner / math.sqrt(2))) / 2
-        tokens = naive_layer_norm(tokens + inner @ layer.contract.weight.T + layer.contract.bias, layer.norm2)
+        sizes = len(pooling.u0), layer.num_heads, layer.expand.out_features
+        torchs = nn.TransformerEncoderLayer(*sizes, dropout=0.0, activation="gelu")
+        weights = {}
+        for name, parameter in layer.named_parameters():
+            part, kind = name.split(".")
+            weights[TORCHS_NAMES.get(part, f"{part}.") + kind] = parameter
+        tokens = torch.func.functional_call(torchs, weights, tokens, strict=True)
     return tokens[0]
 
 
@@ -84,7 +71,7 @@ def naive_scores(method, images, masked):
             if place not in hidden:
                 position = naive_position(method.positions, place, grid)
                 context.append(vectors[place] + position if method.encoder_positions else vectors[place])
-        u = naive_attention_pooling(method.attention_pooling, context)
+        u = attention_pooling_by_torch(method.attention_pooling, context)
         rows = []
         for hole in hidden:
             query = u + naive_position(method.positions, hole, grid)
@@ -106,7 +93,7 @@ def naive_loss(table):
     losses, right = [], []
     for rows in table:
         for hole, scores in enumerate(rows):
-            losses.append(-torch.log(naive_softmax(torch.stack(scores))[hole]))
+            losses.append(-torch.stack(scores).log_softmax(dim=0)[hole])
             right.append(max(range(len(scores)), key=lambda i: scores[i].item()) == hole)
     return sum(losses) / len(losses), sum(right) / len(right)
 

@@ -9,7 +9,6 @@ from test_hybrid import hybrid
 
 from selfie_cli.inference.networks import Network
 from selfie_cli.models.classifier import Classifier, Encoder
-from selfie_cli.models.lean import for_inference
 from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
 from tests.methods.small_methods import BACKBONE, make_task, stirred
 
@@ -63,12 +62,3 @@ def test_the_same_vectors_within_rounding_and_in_bf16_of_the_same_direction(kind
     assert exact.vectors(pixels()).equal(expected)  # the network it was made from is unchanged
     if features == "penultimate":
         torch.testing.assert_close(lean.probabilities(pixels()), exact.probabilities(pixels()))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_input_is_left_alone(dtype):
-    images = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    before = images.clone()
-    with torch.no_grad():
-        for_inference(network(Encoder(BACKBONE, stem="3x3")).module, dtype)(images)
-    assert images.equal(before)

@@ -118,8 +118,6 @@ def test_checkpointing_changes_nothing_but_what_is_kept(name, how):
     assert kept_lean - weights < 0.5 * (kept - weights)
     for key, buffer in network.named_buffers():  # batch norm's statistics have seen the batch once
         assert buffer.equal(lean.get_buffer(key)), key
-    counts = {buffer.item() for key, buffer in lean.named_buffers() if key.endswith("num_batches_tracked")}
-    assert counts == {1}
     assert all(layer.momentum == 0.1 for layer in lean.modules() if isinstance(layer, torch.nn.BatchNorm2d))
 
 

@@ -131,9 +131,8 @@ DAMAGED = [
     *(("weights.safetensors", damage) for damage in (truncate, alter)),
     *(("optimizer.safetensors", damage) for damage in (alter, lambda file: file.unlink())),
     ("checksums.json", lambda file: file.write_bytes(b"")),
-    *(("weights.safetensors", lambda file, step=step: replace(file, load_weights(file)[0], step))
-      for step in ({}, {"step": "x"}, {"step": 9})),
-]  # fmt: skip
+    ("weights.safetensors", lambda file: replace(file, load_weights(file)[0], {"step": 9})),
+]
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGED)
@@ -166,30 +165,18 @@ def test_states_that_cannot_be_read_are_an_error(two_states):
         load_state(folder, *make(1), Talk())
 
 
-NETWORKS = [
-    lambda module: setattr(module, "last", nn.Linear(8, 1)),
-    lambda module: setattr(module, "more", nn.Linear(1, 1)),
-    lambda module: delattr(module, "last"),
-]
-OPTIMIZERS = [
-    {"1.momentum_buffer": torch.zeros(())},  # which copy_ would spread
-    *({"9.momentum_buffer": torch.zeros(1)}, {"momentum_buffer": torch.zeros(1)}),
-    *({"0.exp_avg": torch.zeros(8, 3, 3, 3)}, {"x": torch.zeros(7)}, {"0.9.z": torch.zeros(7)}),
-]
-
-
 def test_a_state_of_another_network_or_optimizer_is_an_error(two_states):
     folder, _ = two_states
     refused = pytest.raises(RunError, match=r"of another network or optimizer .*--overwrite")
-    for change in NETWORKS:
-        module, _ = make(1)
-        change(module)
-        with refused:
-            load_state(folder, module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9), Talk())
+    module, optimizer = make(1)
+    module.more = nn.Linear(1, 1)
+    with refused:
+        load_state(folder, module, optimizer, Talk())
     module, _ = make(1)
     with pytest.raises(RunError, match="momentum_buffer"):  # SGD's momenta are not AdamW's moments
         load_state(folder, module, torch.optim.AdamW(module.parameters()), Talk())
-    for tensors in OPTIMIZERS:
-        replace(folder / "00000006" / "optimizer.safetensors", tensors, {"step": 6})
+    # A number that copy_ would spread, a parameter that is not there, and no name of a parameter.
+    for name, shape in (("1.momentum_buffer", ()), ("9.momentum_buffer", (1,)), ("x", (7,))):
+        replace(folder / "00000006" / "optimizer.safetensors", {name: torch.zeros(shape)}, {"step": 6})
         with refused:
             load_state(folder, *make(1), Talk())
