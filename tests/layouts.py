@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from data.pictures import put, write_parquet, write_tar
 from PIL import Image
 from typer.testing import CliRunner
@@ -83,10 +81,6 @@ def table(*labels: Any, name: str = "data.parquet", images: int = 0, start: int 
     """Build a parquet file of pictures with a column of labels."""
     rows = [picture(start + row) for row in range(images or len(labels))]
     return lambda folder: write_parquet(folder / name, rows, labels or None)
-
-
-def vectors(folder: Path) -> None:
-    pq.write_table(pa.table({"path": ["a"], "vector": [[0.0, 1.0]]}), folder / "data" / "v.parquet")
 
 
 def several(*builders: Build) -> Build:
@@ -229,8 +223,6 @@ CASES = [
     Case("a parquet file of many images, three pictures beside it",
          several(table(images=8, name="data/data/train-00000-of-00001.parquet"), tree("assets", count=3)),
          f"{PRETRAIN} data", r"left out: 3 images beside the parquet or tar files"),
-    Case("many pictures, a parquet file of vectors beside them", several(tree("."), vectors), f"{PRETRAIN} data",
-         r"\A(?!(.*\n)*.*left out)(.*\n)*.*on 6 images"),
     # Folders, tar shards, parquet files, lists and stdin have the same rules.
     Case("tar, `p00.left.png` + `p00.left.cls`", tar(*labelled_members("p00.{:03}")), f"{FINETUNE} data.tar",
          r"10 labels of 10 .*2 classes, 2 test images"),

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -29,6 +28,7 @@ from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.weights import load_weights
+from tests.data.corpus import PICTURE
 
 SMALL = ("--steps", 1, "--batch-size", 4, "--precision", "fp32", "--no-report", "--no-check-length", "--lr", 0.01)
 
@@ -71,12 +71,9 @@ def load(address: object) -> Network:
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A smooth picture with edges, not square, as PNG: nothing is lost in JPEG's scaled decoding."""
-    y, x = np.mgrid[0:300, 0:400] / 300
-    waves = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y - x), np.sin(5 * x * y)], axis=2)
-    waves[80:200, 150:260] *= -1
+    """A picture with edges, not square, as PNG: nothing is lost in JPEG's scaled decoding."""
     file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(((waves + 1) * 127.5).astype(np.uint8)).save(file)
+    Image.fromarray(PICTURE).resize((400, 300), Image.Resampling.NEAREST).save(file)
     return file
 
 

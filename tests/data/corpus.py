@@ -107,11 +107,10 @@ def tiff(
     tags = {256: [width], 257: [height], 258: [samples.itemsize * 8] * bands, 259: [1], 262: [2 if bands > 2 else 1]}
     tags |= {277: [bands], 339: [kind] * bands}
     sizes = [len(piece) for piece in pieces]
-    tiled, striped = (
-        {322: [tile], 323: [tile], 324: starts[:-1], 325: sizes},
-        {273: starts[:-1], 278: [rows], 279: sizes},
-    )
-    tags |= tiled if tile else striped
+    if tile:
+        tags |= {322: [tile], 323: [tile], 324: starts[:-1], 325: sizes}
+    else:
+        tags |= {273: starts[:-1], 278: [rows], 279: sizes}
     tags |= {338: list(extra)} if extra else {}
     at = starts[-1] + 2 + 12 * len(tags) + 4
     directory, beyond = struct.pack(order + "H", len(tags)), b""
@@ -209,7 +208,6 @@ def sound() -> Iterator[Entry]:
     yield read("bits.bmp", saved(GREY > 128, "BMP"), in_colour((GREY > 128) * 255))
     yield read("colour.ppm", saved(PICTURE, "PPM"))
     yield read("deep.pgm", b"P5 40 24 65535\n" + deep.astype(">u2").tobytes(), in_colour(np.round(deep[..., 0] / 257)))
-    yield read("text.ppm", b"P3 # a remark\n40 24 255\n" + b" ".join(b"%d" % value for value in PICTURE.reshape(-1)))
     for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "zstd", "lzma"):
         yield read(f"{compression}.tif", saved(PICTURE, "TIFF", compression=compression))
     yield read("jpeg.tif", saved(PICTURE, "TIFF", compression="jpeg", quality=95), loss=LOSSY)
@@ -244,7 +242,6 @@ def strange() -> Iterator[Entry]:
     yield Entry("size-1x1.png", saved(PICTURE[:1, :1], "PNG"), PICTURE[:1, :1])
     long = np.resize(PICTURE, (10000, 1, 3)).astype(np.uint8)
     yield Entry("size-1x10000.png", saved(long, "PNG"), long)
-    yield Entry("size-10000x1.bmp", saved(long.swapaxes(0, 1), "BMP"), long.swapaxes(0, 1))
     yield Entry("name-png-as.jpg", saved(PICTURE, "PNG"), PICTURE)
     yield Entry("name-jpeg-as.tif", saved(PICTURE, "JPEG", quality=95), PICTURE, LOSSY)
 
@@ -254,9 +251,6 @@ def strange() -> Iterator[Entry]:
     for name, data, reason in (
         ("bands-4", tiff(bands[..., :4], extra=[0]), four),
         ("bands-unsaid", tiff(bands[..., :4]), "4 bands"),
-        ("bands-alpha-and-one", tiff(bands, extra=[2, 0]), "5 bands"),
-        ("bands-grey-and-one", tiff(bands[..., :2], extra=[0]), "2 bands"),
-        ("bands-seven", tiff(np.dstack([bands, GREY, GREY]), extra=[0] * 4), "known format"),
         ("range-float", tiff(np.float32(GREY)[..., None], kind=3), "float"),
         ("range-wide", saved(Image.fromarray(GREY.astype(np.int32) * 70000), "TIFF"), "16 bits"),
         ("range-negative", saved(Image.fromarray(GREY.astype(np.int32) - 255), "TIFF"), "16 bits"),

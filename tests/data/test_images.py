@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from corpus import Entry, corpus, exif, png_file, saved
+from corpus import PICTURE, Entry, corpus, exif, png_file, saved
 from PIL import Image, ImageFile, TiffImagePlugin
 from running import bounded_memory
 
@@ -98,13 +98,9 @@ def test_a_large_image_is_opened_without_a_warning_and_no_setting_of_pillow_is_c
 
 
 def photo(width: int, height: int) -> np.ndarray:
-    """Smooth shapes, edges and grain, as a photo has them: uint8 [height, width, 3]."""
-    generator = np.random.default_rng(0)
-    rows, columns = np.mgrid[:height, :width] / max(width, height)
-    waves = [np.sin(generator.uniform(3, 90) * (rows * a + columns * b)) for a, b in generator.normal(size=(9, 2))]
-    values = np.stack([sum(waves[channel::3]) * 35 + 120 for channel in range(3)], axis=2)
-    values += 60 * ((rows - 0.4) ** 2 + (columns - 0.5) ** 2 < 0.05)[..., None]
-    return np.clip(values + generator.normal(0, 5, values.shape), 0, 255).astype(np.uint8)
+    """Edges and grain, as a photo has them: uint8 [height, width, 3]."""
+    values = np.asarray(Image.fromarray(PICTURE).resize((width, height), Image.Resampling.NEAREST))
+    return np.clip(values + np.random.default_rng(0).normal(0, 5, values.shape), 0, 255).astype(np.uint8)
 
 
 def resized_centre(array: np.ndarray, size: int) -> np.ndarray:

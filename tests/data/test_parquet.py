@@ -164,9 +164,11 @@ def test_any_order_and_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("selfie_cli.data.blocks.MOST", 64 * len(png(200)))
 
 
-def test_without_pyarrow_small_parquet_files_beside_pictures_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors or a table of labels, say; parquet files that are larger than the pictures may be the data set."""
+def test_parquet_files_without_images_beside_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors or a table of labels, say. Without pyarrow, one that is larger than the pictures may be the data set."""
     pictures = sum(Path(name).stat().st_size for name in write(Path("photos"), *[f"{n}.png" for n in range(5)]))
+    pq.write_table(pa.table({"path": ["a"], "vector": [[0.0, 1.0]]}), "photos/vectors.parquet")
+    assert (len(unlabelled("photos")), unlabelled("photos").left_out.counts) == (5, {})
     Path("photos/vectors.parquet").write_bytes(b"x" * (pictures // 2))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     source = unlabelled("photos")

@@ -62,8 +62,8 @@ def spoil(source: Files, *indices: int) -> None:
         Path(source.names[index]).write_bytes(b"no image" * (index > 0))
 
 
-def read(source, max_bad=1.0, talk=None) -> InMemory:
-    return read_pixels(source, size=SIZE, workers=2, max_bad=max_bad, talk=talk or Talk())
+def read(source, max_bad=1.0) -> InMemory:
+    return read_pixels(source, **{**HOW, "max_bad": max_bad})
 
 
 def on_demand(source, *, max_bad=0.2, gb=1.0, talk=None) -> closing[OnDemand]:
