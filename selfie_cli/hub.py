@@ -28,6 +28,10 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 T = TypeVar("T")
 
 
+class NoRevision(HubError):
+    """The repository exists, but not this branch, tag or commit."""
+
+
 @dataclass(frozen=True)
 class Address:
     """A repository owner/name and its branch, tag or commit; None is the main branch."""
@@ -251,7 +255,7 @@ def reason(error: Exception, address: Address) -> SelfieError | None:
     if isinstance(error, errors.GatedRepoError):
         text = f"{repo} is gated: ask for access at {host()}/{repo}, and log in with hf auth login"
     elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"{repo} has no revision {address.revision}: name a branch, a tag or a whole commit"
+        return NoRevision(f"{repo} has no revision {address.revision}: name a branch, a tag or a whole commit")
     elif isinstance(error, errors.RepositoryNotFoundError):
         seen = "the token here may not see it" if get_token() else "it is private: log in with hf auth login"
         text = f"no repository {repo} on {host()}, or {seen}"

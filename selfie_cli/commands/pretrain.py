@@ -24,7 +24,7 @@ from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
-from selfie_cli.models.resnet import ResNet, Stages
+from selfie_cli.models.resnet import ResNet
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.pretraining.task import (
     Watch,
@@ -131,7 +131,7 @@ def start_from(source: Run, encoder: ResNet, method: Method, talk: Talk) -> None
     """Load the encoder of the run `source` into the method, and report which parts were taken."""
     method.start_from(encoder.state_dict())
     there, here = encoder.num_stages, method.encoder.num_stages
-    heads = [name.replace("_", " ") for name, part in method.named_children() if not isinstance(part, Stages)]
+    heads = [name.replace("_", " ") for name, part in method.named_children() if not isinstance(part, ResNet)]
     fresh = ", ".join(["fourth stage", *heads] if here > there else heads)
     talk.say(f"from {source}: {min(here, there)} of {there} stages; fresh: {fresh}")
 

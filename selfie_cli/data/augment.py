@@ -67,19 +67,13 @@ def normalize(pixels: Tensor, preprocessing: Preprocessing = OURS) -> Tensor:
 
 
 def constants(device: torch.device, preprocessing: Preprocessing = OURS) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation in units of 0..255, float32 [3]."""
-    known = make_constants if torch.compiler.is_compiling() else kept_constants
-    return known(device, preprocessing)
+    """Mean and 1 / standard deviation in units of 0..255, float32 [3].
 
-
-def make_constants(device: torch.device, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Make them on the device: a copy would wait for the GPU, and could not be part of a CUDA graph."""
+    They are made on the device: a copy would wait for the GPU, and could not be part of a CUDA graph.
+    """
     both = (preprocessing.mean, preprocessing.std)
     mean, std = (torch.stack([torch.full((), each, device=device) for each in values]) for values in both)
     return mean * 255, 1 / (std * 255)
-
-
-kept_constants = functools.cache(make_constants)  # torch.compile warns of cached functions
 
 
 def centre_crop(pixels: Tensor, size: int) -> Tensor:
@@ -116,10 +110,7 @@ def draw_boxes(
     float32 [B, 4]: centre x, centre y (-1..1 across the image), half width, half height (0..1 of the image's half); a
     mirrored box has a negative half width.
     """
-
-    def uniform() -> Tensor:
-        return torch.rand(num_images, generator=generator)
-
+    uniform = functools.partial(torch.rand, num_images, generator=generator)
     area = min_area + (max_area - min_area) * uniform()
     widest = torch.minimum(torch.tensor(4 / 3), 1 / area)  # the largest that fits into the square at this area
     aspect = widest ** (2 * uniform() - 1)

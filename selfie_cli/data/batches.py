@@ -3,6 +3,7 @@
 Everything here is a function of (seed, step), so a run can be resumed at any step.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Self
@@ -75,8 +76,8 @@ class SampleOrder:
         if self.epoch_length < self._num_ordered and version > 1:
             self._cut_blocks(1)
         self._window_length = WINDOW * self.block if self.streamed else num_images
-        self._epoch = self._number = -1
-        self._order = self._images = np.empty(0, dtype=np.int64)
+        self._order = functools.lru_cache(maxsize=1)(self._shuffle)
+        self._window = functools.lru_cache(maxsize=1)(self._take_window)
 
     def _cut_blocks(self, block: int) -> None:
         self.block, self._num_blocks = block, -(-self.num_images // block)
@@ -98,25 +99,22 @@ class SampleOrder:
         indices = torch.from_numpy(np.concatenate(parts))
         return indices if self.streamed else indices[self.part]
 
-    def _window(self, epoch: int, number: int) -> np.ndarray:
-        """Return the images of one window of an epoch, shuffled."""
-        if epoch != self._epoch:
-            self._order = self._permutation(self._num_blocks, self.seed, epoch, 0x0DE5)
-            self._epoch, self._number = epoch, -1
-        if not self.streamed:
-            return self._order
-        if number != self._number:
-            self._images, self._number = self._window_of_blocks(number), number
-        return self._images
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        """Return the blocks of an epoch, or its images if they are not read in blocks, shuffled."""
+        return self._permutation(self._num_blocks, self.seed, epoch, 0x0DE5)
 
-    def _window_of_blocks(self, number: int) -> np.ndarray:
-        mine = self._order[self._rank :: self._world]
+    def _take_window(self, epoch: int, number: int) -> np.ndarray:
+        """Return the images of one window of an epoch, shuffled."""
+        order = self._order(epoch)
+        if not self.streamed:
+            return order
+        mine = order[self._rank :: self._world]
         is_last = mine == self._num_blocks - 1
         mine = np.concatenate([mine[~is_last], mine[is_last]])  # if short, it would shift later windows
         blocks = mine[number * WINDOW : (number + 1) * WINDOW]
         images = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
         images = images[images < self.num_images]
-        order = self._permutation(len(images), self.seed, self._epoch, 0x0B10C, self._rank, number)
+        order = self._permutation(len(images), self.seed, epoch, 0x0B10C, self._rank, number)
         shuffled: np.ndarray = images[order]
         return shuffled[: self.epoch_length - number * self._window_length]
 

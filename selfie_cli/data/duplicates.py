@@ -138,11 +138,11 @@ def find_earlier(
     window = num_images if num_images**2 / 2 <= pairs else int(pairs / num_images)
     nearest, distance = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
 
-    def compare(rows: range, _: threading.Event) -> None:
+    def compare(rows: range, _: threading.Event) -> dict[int, str]:
         nearest[rows], distance[rows] = _closest(marks, rows, marks, near, window)
+        return {}
 
-    what = "comparing images"
-    in_chunks(num_images, compare, lambda *_: "", what=what, workers=workers, talk=talk, chunk=ROWS)
+    in_chunks(num_images, compare, what="comparing images", workers=workers, talk=talk, chunk=ROWS)
     return nearest, distance, window
 
 

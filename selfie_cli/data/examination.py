@@ -3,7 +3,6 @@
 N images    S side of the stored square, in pixels
 """
 
-import enum
 import functools
 import hashlib
 import io
@@ -42,67 +41,48 @@ LONG = 4  # times as long as wide: the centre square is less than a quarter of t
 BLANK = 4  # largest range of levels, of 255, in a blank image
 
 
-class Oddity(enum.IntFlag):
-    """Properties of images that are read, but perhaps not as their owner expects."""
-
-    GREY = enum.auto()
-    DEEP = enum.auto()
-    CMYK = enum.auto()
-    TRANSPARENT = enum.auto()
-    ANIMATED = enum.auto()
-    TURNED = enum.auto()
-    MISNAMED = enum.auto()
-    BLANK = enum.auto()
-
-
-RECORD = np.dtype([("width", "i4"), ("height", "i4"), ("bytes", "i8"), ("format", "i1"), ("oddities", "u2")])
-"""Facts of one file: size of the upright image in pixels; length in bytes, 0 for pixels without a file; position of the
-format in `FORMATS`, -1 for none; oddities."""
-
-
 ODD = {
-    Oddity.BLANK: ("blank", "a single colour: nothing can be learned from them"),
-    Oddity.MISNAMED: ("wrong suffix", "read by their contents; other programs may go by the suffix"),
-    Oddity.DEEP: ("16 bits", "scaled to 8 bits: a narrow range of values becomes nearly black, so stretch it first"),
-    Oddity.CMYK: ("CMYK", "converted to RGB without a colour profile"),
-    Oddity.TRANSPARENT: ("transparent", "placed on white"),
-    Oddity.ANIMATED: ("several frames", "only the first frame is read"),
-    Oddity.TURNED: ("turned by EXIF", "rotated upright when read; other programs may not rotate them"),
-    Oddity.GREY: ("grey", "read as RGB with equal channels"),
+    "blank": "a single colour: nothing can be learned from them",
+    "wrong suffix": "read by their contents; other programs may go by the suffix",
+    "16 bits": "scaled to 8 bits: a narrow range of values becomes nearly black, so stretch it first",
+    "CMYK": "converted to RGB without a colour profile",
+    "transparent": "placed on white",
+    "several frames": "only the first frame is read",
+    "turned by EXIF": "rotated upright when read; other programs may not rotate them",
+    "grey": "read as RGB with equal channels",
 }
+"""Oddities of images that are read, but perhaps not as their owner expects."""
+
+FACTS = [("width", "i4"), ("height", "i4"), ("bytes", "i8"), ("format", "i1")]
+RECORD = np.dtype([*FACTS, *((oddity, "?") for oddity in ODD)])
+"""Facts of one file: size of the upright image in pixels; length in bytes, 0 for pixels without a file; position of the
+format in `FORMATS`, -1 for none; whether it has each oddity."""
 
 
-def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uint8], tuple[int, int, int, int, int]]:
+def inspect(image: Image.Image, *, size: int, name: str) -> tuple[NDArray[np.uint8], tuple[int, ...]]:
     """Return an image decoded by `decode_square`, uint8 [S, S, 3], and its RECORD. Raise UnreadableImage."""
     width, height = image.size
     kind = "JPEG" if image.format == "MPO" else image.format or ""
     file = getattr(image, "fp", None)
     num_bytes = file.getbuffer().nbytes if isinstance(file, io.BytesIO) else 0
-    odd = Oddity(0)
+    odd = dict.fromkeys(ODD, False)
     # Pillow reads 16-bit colours as 8-bit RGB; only the layout of the data shows it.
-    if image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
-        odd |= Oddity.DEEP
-    if image.mode == "CMYK":
-        odd |= Oddity.CMYK
-    if image.format != "MPO" and _is_animated(image):  # an MPO's second image is a preview, or for the other eye
-        odd |= Oddity.ANIMATED
+    odd["16 bits"] = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", []))
+    odd["CMYK"] = image.mode == "CMYK"
+    # An MPO's second image is a preview, or for the other eye.
+    odd["several frames"] = image.format != "MPO" and _is_animated(image)
     suffix = os.path.splitext(name)[1].lower()
-    if kind and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]:
-        odd |= Oddity.MISNAMED
+    odd["wrong suffix"] = kind != "" and suffix in EXTENSIONS and suffix not in SUFFIXES[kind]
     turned = orientation(image) if image.format == "TIFF" else 1  # for others, only after decoding
     pixels = decode_square(image, size)
     if image.format != "TIFF" and (turned := orientation(image)) in range(5, 9):
         width, height = height, width
-    if turned in range(2, 9):
-        odd |= Oddity.TURNED
+    odd["turned by EXIF"] = turned in range(2, 9)
     alpha = image.getchannel("A").getextrema() if "A" in image.getbands() else None
-    if is_transparent(image) and (alpha is None or alpha[0] != 255):
-        odd |= Oddity.TRANSPARENT
-    if all(int(channel.max()) - int(channel.min()) <= BLANK for channel in np.moveaxis(pixels, 2, 0)):
-        odd |= Oddity.BLANK
-    elif np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2]):
-        odd |= Oddity.GREY
-    return pixels, (width, height, num_bytes, FORMATS.index(kind) if kind else -1, int(odd))
+    odd["transparent"] = is_transparent(image) and (alpha is None or alpha[0] != 255)
+    odd["blank"] = bool((np.ptp(pixels, axis=(0, 1)) <= BLANK).all())
+    odd["grey"] = not odd["blank"] and bool((pixels == pixels[..., :1]).all())
+    return pixels, (width, height, num_bytes, FORMATS.index(kind) if kind else -1, *odd.values())
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -162,11 +142,11 @@ class Examination:
         self.problems: list[Finding] = []
         self.remarks: list[Finding] = []
         count = len(self.names)
-        self.records, self.bad = np.zeros(count, RECORD), dict[int, str]()
+        self.records = np.zeros(count, RECORD)
         self.marks = Marks(np.zeros(count, np.int64), np.zeros((count, NUM_BYTES), np.uint8))
         begun = time.perf_counter()
         look_at = functools.partial(self._look_at, size)
-        in_chunks(count, look_at, self._note, what="checking images", workers=workers, talk=talk)
+        self.bad = in_chunks(count, look_at, what="checking images", workers=workers, talk=talk)
         self.seconds = time.perf_counter() - begun
         self.good = np.setdiff1d(np.arange(count), list(self.bad))
 
@@ -186,10 +166,6 @@ class Examination:
         found = marks_of(torch.from_numpy(pixels[: len(read)]))
         self.marks.exact[read], self.marks.perceptual[read] = found.exact, found.perceptual
         return unreadable
-
-    def _note(self, chunk: range, unreadable: dict[int, str]) -> str:
-        self.bad |= unreadable
-        return f"{len(self.bad)} unreadable" if self.bad else ""
 
     def add(self, kind: str, text: str, items: Iterable[tuple[str, str]], *, problem: bool = False) -> None:
         """Add a finding, unless it has no items."""
@@ -284,7 +260,7 @@ class Examination:
         hashes = self.marks.exact.copy()
         _, inverse, counts = np.unique(hashes[self.good], return_inverse=True, return_counts=True)
         for row in self.good[counts[inverse] > 1].tolist():
-            if self.records[row]["oddities"] & Oddity.TRANSPARENT:
+            if self.records[row]["transparent"]:
                 with self.source.open(row) as image:
                     pixels = image.convert("RGBA").tobytes()
                 hashes[row] = int.from_bytes(hashlib.blake2b(pixels, digest_size=8).digest(), "little", signed=True)
@@ -308,9 +284,9 @@ class Examination:
         ):
             sizes = ((names[self.good[row]], f"{width[row]} x {height[row]} px") for row in np.flatnonzero(rows))
             self.add(kind, text, sizes)
-        for oddity, (kind, text) in ODD.items():
-            rows = np.flatnonzero(records["oddities"] & oddity)
-            found = [FORMATS[each] if oddity == Oddity.MISNAMED else "" for each in records["format"][rows]]
+        for kind, text in ODD.items():
+            rows = np.flatnonzero(records[kind])
+            found = [FORMATS[each] if kind == "wrong suffix" else "" for each in records["format"][rows]]
             self.add(kind, text, ((names[self.good[row]], note) for row, note in zip(rows, found, strict=True)))
         strange = [(name, "") for name in names if not name.isprintable()]
         self.add("strange names", "not UTF-8, or with control characters: other programs may fail on them", strange)

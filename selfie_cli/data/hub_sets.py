@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from selfie_cli import hub
 from selfie_cli.data.packed import DATASETS, check_numbers, packed_set
@@ -27,14 +26,6 @@ class Listing:
 
     commit: str
     files: Mapping[str, tuple[int, str]]
-
-
-class NoRevision(HubError):
-    """The repository exists, but not this branch, tag or commit."""
-
-
-def is_address(text: str) -> bool:
-    return text.startswith(DATASETS)
 
 
 def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
@@ -60,7 +51,7 @@ def fetch(address: str, *, offline: bool, talk: Talk) -> DataSet:
     where = hub.Address(f"datasets/{repo}", revision)
     listing = list_files(repo, revision, where, offline=offline, talk=talk)
     if not listing.files and revision is None:
-        with contextlib.suppress(NoRevision):
+        with contextlib.suppress(hub.NoRevision):
             listing = list_files(repo, CONVERTED, where, offline=offline, talk=talk)
     if not listing.files:
         raise DataError(
@@ -123,10 +114,9 @@ def download(
 def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: bool, talk: Talk) -> Listing:
     """List the parquet files of a revision. The list is stored in the Hub's cache, and read from there if `offline`.
 
-    Raises HubError, or its subclass NoRevision.
+    Raises HubError, or its subclass `hub.NoRevision`.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import RevisionNotFoundError
 
     named = (revision or constants.DEFAULT_REVISION).replace("/", "--")
     note = Path(constants.HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "selfie" / f"{named}.json"
@@ -137,21 +127,13 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
                 raise ValueError("no commit")
             return Listing(noted["commit"], {name: (size, mark) for name, (size, mark) in noted["files"].items()})
         except FileNotFoundError:
-            error = NoRevision if revision == CONVERTED else HubError
+            error = hub.NoRevision if revision == CONVERTED else HubError
             raise error(f"{where} is not in the Hub's cache here: {ONCE_ONLINE}") from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise HubError(f"{note} is damaged: remove it, and fetch {where} once without --offline") from None
 
-    def ask() -> Any:
-        try:
-            return HfApi().dataset_info(repo, revision=revision, files_metadata=True)
-        except RevisionNotFoundError:
-            raise NoRevision(
-                f"{where.repo} has no revision {revision}: name a branch, a tag or a whole commit"
-            ) from None
-
     with hub.in_our_words(where):
-        info = hub.retried(ask, talk=talk)
+        info = hub.retried(lambda: HfApi().dataset_info(repo, revision=revision, files_metadata=True), talk=talk)
     files = {
         each.rfilename: (each.size or 0, str(each.lfs.sha256 if each.lfs else each.blob_id))
         for each in info.siblings or []
@@ -160,4 +142,4 @@ def list_files(repo: str, revision: str | None, where: hub.Address, *, offline: 
     with contextlib.suppress(OSError):  # a read-only cache works, too
         for each in (note, note.with_name(f"{info.sha}.json")):
             write_json(each, {"commit": info.sha, "files": files})
-    return Listing(info.sha, files)
+    return Listing(str(info.sha), files)

@@ -3,15 +3,17 @@
 docs/guide/data.md states the same rules in one table. Folders, tar shards, parquet files, lists and stdin follow them.
 """
 
-import json
+import contextlib
 import os
 import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfie_cli.data.images import EXTENSIONS
+from selfie_cli.files import read_json
 
 PARTS = {
     "train": ("train", "training", "trainval"),
@@ -119,13 +121,10 @@ MARKS = {"config.json": {"format", "verb", "progress"}, "demo.json": {"images", 
 def is_ours(folder: str, names: Iterable[str]) -> bool:
     """Whether `folder`, with entries called `names`, was written by a run or a demo."""
     for name in MARKS.keys() & names:
-        try:
-            with open(os.path.join(folder, name), encoding="utf-8") as file:
-                noted = json.load(file)
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(noted, dict) and noted.keys() >= MARKS[name]:
-            return True
+        with contextlib.suppress(OSError, ValueError):
+            noted = read_json(Path(folder, name))
+            if isinstance(noted, dict) and noted.keys() >= MARKS[name]:
+                return True
     return False
 
 

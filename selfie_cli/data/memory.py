@@ -1,5 +1,6 @@
 """Memory that this process may use, and arrays for pixels."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -16,12 +17,9 @@ from selfie_cli.errors import DataError
 def available_memory() -> int:
     """Return the bytes this process may still use: free on this machine, within the limits of its control groups."""
     found = list(_control_group_room(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")))
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
-    except OSError:
-        pass  # not Linux
+    with contextlib.suppress(OSError):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     if not found and hasattr(os, "sysconf"):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return min(found, default=4 * 2**30)

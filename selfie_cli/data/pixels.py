@@ -4,6 +4,7 @@ N images    B of them in a batch    S side in pixels
 """
 
 import contextlib
+import functools
 import itertools
 import math
 import threading
@@ -30,6 +31,8 @@ from selfie_cli.talk import Talk
 
 SMALL = 10**9
 """Bytes of pixels up to which a set is decoded before the first step and kept in memory."""
+Load = Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]], dict[int, str]]
+"""Fills rows of pixels with images, given the images and the rows; returns the unreadable images, and why."""
 
 
 class Pixels(ABC):
@@ -175,7 +178,7 @@ class OnDemand(Pixels):
         there = [self.cache.read(image, pixels[place]) for image, place in zip(images, places, strict=True)]
         missing = ~np.array(there, np.bool_)
         images, places = images[missing], places[missing]
-        bad = decode(self._open, images, places, pixels, self.interpolation)
+        bad = decode(self._open, self.interpolation, images, places, pixels)
         decoded = ~np.isin(images, list(bad))
         if decoded.any():
             self.cache.write(images[decoded], pixels[places[decoded]])
@@ -208,7 +211,7 @@ class OnDemand(Pixels):
     def in_memory(self) -> InMemory:
         how: dict[str, Any] = {"workers": self.workers, "max_bad": self.max_bad, "talk": self.talk}
         with contextlib.closing(self):
-            return load_all(self.source, self._load, size=self.size, **how)
+            return read_pixels(self.source, size=self.size, load=self._load, **how)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -251,13 +254,21 @@ def is_small(source: Source, size: int) -> bool:
 
 
 def read_pixels(
-    source: Source, *, size: int, workers: int, max_bad: float | None, talk: Talk, interpolation: str = "bicubic"
+    source: Source,
+    *,
+    size: int,
+    workers: int,
+    max_bad: float | None,
+    talk: Talk,
+    interpolation: str = "bicubic",
+    load: Load | None = None,
 ) -> InMemory:
     """Decode the centre square of every image of `source` to `size` pixels, with `workers` threads.
 
     Args:
         max_bad: the share of unreadable images above which reading stops, 0 to 1; None if all may be unreadable.
         interpolation: see `augment.Preprocessing`.
+        load: reads images in another way than decoding them.
 
     Raises:
         DataError: if there are no images, too many are unreadable, or neither memory nor disk has room.
@@ -266,27 +277,10 @@ def read_pixels(
     if isinstance(whole, Array) and whole.pixels.shape[1:] == (size, size, 3):
         ready = whole.pixels if rows is None else whole.pixels[rows]
         return InMemory(source, {}, torch.from_numpy(np.require(ready, requirements=["C", "W"])))
-
-    def load(images: NDArray[np.int64], places: NDArray[np.int64], pixels: NDArray[np.uint8]) -> dict[int, str]:
-        return decode(source.open, images, places, pixels, interpolation)
-
-    return load_all(source, load, size=size, workers=workers, max_bad=max_bad, talk=talk)
-
-
-def load_all(
-    source: Source,
-    load: Callable[[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]], dict[int, str]],
-    *,
-    size: int,
-    workers: int,
-    max_bad: float | None,
-    talk: Talk,
-) -> InMemory:
-    """Load every image of `source` into memory. `load` fills rows of pixels, and returns the unreadable images."""
+    load = load or functools.partial(decode, source.open, interpolation)
     if not len(source):
         raise DataError("no images to read")
     pixels = allocate((len(source), size, size, 3))
-    unreadable: dict[int, str] = {}
 
     def read(chunk: range, stop: threading.Event) -> dict[int, str]:
         bad: dict[int, str] = {}
@@ -295,13 +289,8 @@ def load_all(
                 bad |= load(images, images, pixels)
         return bad
 
-    def note(chunk: range, bad: dict[int, str]) -> str:
-        unreadable.update(bad)
-        if max_bad is not None:
-            check_readable(unreadable, source, max_bad)
-        return f"{len(unreadable)} unreadable" if unreadable else ""
-
-    in_chunks(len(source), read, note, what="reading images", workers=workers, talk=talk)
+    check = functools.partial(check_readable, source=source, max_bad=max_bad)
+    unreadable = in_chunks(len(source), read, what="reading images", workers=workers, talk=talk, check=check)
     found = InMemory(source, unreadable, torch.from_numpy(pixels[: len(source) - len(unreadable)]))
     for start in range(0, len(found) if unreadable else 0, CHUNK):  # rows only move to the front, so none is lost
         rows = found.kept[start : start + CHUNK]
@@ -311,10 +300,10 @@ def load_all(
 
 def decode(
     opened: Callable[[int], Image.Image],
+    interpolation: str,
     images: NDArray[np.int64],
     places: NDArray[np.int64],
     pixels: NDArray[np.uint8],
-    interpolation: str,
 ) -> dict[int, str]:
     """Decode images into `pixels[places]`, uint8 [N, S, S, 3]; return the unreadable ones and why."""
     bad: dict[int, str] = {}
@@ -331,7 +320,7 @@ def bad_files(unreadable: dict[int, str], source: Source) -> list[BadFile]:
     return [BadFile(source.names[index], reason) for index, reason in sorted(unreadable.items())]
 
 
-def check_readable(unreadable: dict[int, str], source: Source, max_bad: float) -> None:
-    """Raise DataError if more than `max_bad` of the images of a source are unreadable, or all of them."""
-    if len(unreadable) > max_bad * len(source) or len(unreadable) == len(source):
+def check_readable(unreadable: dict[int, str], source: Source, max_bad: float | None) -> None:
+    """Raise DataError if more than `max_bad` of the images of a source, if not None, or all of them are unreadable."""
+    if max_bad is not None and (len(unreadable) > max_bad * len(source) or len(unreadable) == len(source)):
         raise too_many(bad_files(unreadable, source), len(source), max_bad)

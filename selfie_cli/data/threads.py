@@ -4,7 +4,6 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import torch
 
@@ -13,7 +12,6 @@ from selfie_cli.talk import Talk
 
 CHUNK = 16
 """Images per task: enough to hide a task's cost, few enough to stop soon."""
-Found = TypeVar("Found")
 
 
 def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
@@ -53,25 +51,30 @@ def thread_pool(num_threads: int, name: str) -> ThreadPoolExecutor:
 
 def in_chunks(
     count: int,
-    work: Callable[[range, threading.Event], Found],
-    done: Callable[[range, Found], str],
+    work: Callable[[range, threading.Event], dict[int, str]],
     *,
     what: str,
     workers: int,
     talk: Talk,
     chunk: int = CHUNK,
-) -> None:
-    """Call `work` on each chunk of range(count) in `workers` threads, and `done` on its result in this one, in order.
+    check: Callable[[dict[int, str]], None] = lambda bad: None,
+) -> dict[int, str]:
+    """Call `work` on each chunk of range(count) in `workers` threads. It returns the unreadable images, and why.
 
-    `done` returns a note for the progress bar, whose title is `what`. After an error or Ctrl-C, pending chunks are
-    cancelled, and the event that is passed to `work` tells running ones to end.
+    Returns those of all chunks; `check` is called with those so far after each chunk, in order. `what` is the title of
+    the progress bar. After an error or Ctrl-C, pending chunks are cancelled, and the event that is passed to `work`
+    tells running ones to end.
     """
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     pool, stop = thread_pool(workers, what), threading.Event()
+    bad: dict[int, str] = {}
     try:
         with talk.track(what, count) as advance:
             for each, found in zip(chunks, pool.map(lambda chunk: work(chunk, stop), chunks), strict=True):
-                advance(each.stop, done(each, found))
+                bad |= found
+                check(bad)
+                advance(each.stop, f"{len(bad)} unreadable" if bad else "")
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+    return bad

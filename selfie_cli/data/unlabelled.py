@@ -11,7 +11,7 @@ from selfie_cli.data.images import EXTENSIONS, open_image
 from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
 from selfie_cli.data.lists import LISTS, distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, read_named
-from selfie_cli.data.packed import LOOKED_FOR, by_name, check_numbers, num_images, pack, packed_as, packed_set
+from selfie_cli.data.packed import DATASETS, LOOKED_FOR, by_name, check_numbers, num_images, pack, packed_as, packed_set
 from selfie_cli.data.sources import DataSet, Files, Joined, Source
 from selfie_cli.errors import DataError, UnreadableImage
 from selfie_cli.hub import is_address
@@ -72,7 +72,7 @@ def place_of(name: str, data_root: Path) -> str:
 
     Raises DataError if there is nothing of that name.
     """
-    if os.path.exists(name) or hub_sets.is_address(name) or packed_as(name):
+    if os.path.exists(name) or name.startswith(DATASETS) or packed_as(name):
         return name
     if is_address(name):
         raise DataError(f"{name} is a run's address: a data set's is hf://datasets/owner/name")
@@ -84,7 +84,7 @@ def place_of(name: str, data_root: Path) -> str:
 
 def open_set(path: str, *, offline: bool, talk: Talk) -> DataSet | None:
     """The data set in a folder or at an address on the Hub; None for other paths. Raises DataError for an archive."""
-    if hub_sets.is_address(path):
+    if path.startswith(DATASETS):
         return hub_sets.fetch(path, offline=offline, talk=talk)
     if os.path.isdir(path):
         return open_folder(path, talk)

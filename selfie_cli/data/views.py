@@ -57,10 +57,7 @@ class View:
 
     def draw(self, num_images: int, generator: Generator) -> ViewDraws:
         """Draw the random numbers of a view of each image."""
-
-        def uniform() -> Tensor:
-            return torch.rand(num_images, generator=generator)
-
+        uniform = functools.partial(torch.rand, num_images, generator=generator)
         max_area = max(self.min_crop, self.max_crop)
         boxes = draw_boxes(num_images, generator, min_area=self.min_crop, max_area=max_area)
         with torch.autocast("cpu", enabled=False):
@@ -92,10 +89,7 @@ def draw_colours(num_images: int, generator: Generator, *, jitter: float, graysc
     colour, which is not known here, so its contribution is kept as a matrix that is applied to the mean.
     """
     b = num_images
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(b, *shape, generator=generator)
-
+    uniform = functools.partial(torch.rand, b, generator=generator)
     factor = 1 + jitter * torch.tensor([0.4, 0.4, 0.2]) * (2 * uniform(3) - 1)
     angle = 2 * math.pi * jitter * 0.1 * (2 * uniform() - 1)
     zero, one = torch.zeros(b), torch.ones(b)

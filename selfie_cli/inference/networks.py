@@ -57,22 +57,19 @@ class Network:
     @property
     def width(self) -> int:
         """D, the number of features of a vector."""
-        if isinstance(self.module, AnyClassifier):
-            return self.module.head.in_features
         return self.module.encoder.num_features
 
     @torch.no_grad()
     def vectors(self, pixels: Tensor) -> Tensor:
         """Stored pixels, uint8 [B, S, S, 3], on the network's device -> float32 [B, D]."""
         images, module = plain_view(pixels, self.image_size, self.preprocessing), self.module
-        if isinstance(module, AnyClassifier):
-            return module.features(images).float()
         if self.features == "whole":
             return pooled_maps(module, images)
-        assert isinstance(module, PatchEncoder)
         if self.features == "patches":
+            assert isinstance(module, PatchEncoder)
             return module.patch_vectors(images).mean(dim=1).float()
-        return module.pooled(images).float()
+        assert isinstance(module, Classifier | PatchEncoder)
+        return module.features(images).float()
 
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
@@ -95,7 +92,7 @@ class Network:
         return dataclasses.replace(self, module=quantized(self.module, run))
 
 
-def pooled_maps(module: Pretrained, images: Tensor) -> Tensor:
+def pooled_maps(module: Pretrained | AnyClassifier, images: Tensor) -> Tensor:
     """The encoder over whole images, float [B, 3, s, s], averaged over space: float32 [B, D]."""
     maps: Tensor = module.encoder(images)  # [B, D, h, w]
     return maps.mean(dim=(2, 3)).float()

@@ -110,17 +110,6 @@ class Part(NamedTuple):
     bad: list[BadFile]
 
 
-class Decoded(NamedTuple):
-    """pixels: uint8 [B, S, S, 3], the readable images first, then black ones; in pinned memory for a GPU.
-
-    facts: index, width, height and content hash of each readable image.
-    """
-
-    pixels: Tensor
-    facts: list[tuple[int, int, int, bytes]]
-    bad: list[BadFile]
-
-
 @dataclass(kw_only=True, eq=False)
 class Stream:
     """Images through a network, as results in input order: enter it, iterate over it once, and leave it.
@@ -149,10 +138,10 @@ class Stream:
         here, network = group(), self.network
         self.on_gpu = network.device.type == "cuda"
         self.turn = threading.Lock() if self.on_gpu else contextlib.nullcontext()  # a GPU takes one batch at a time
-        images, num_threads = range(len(self.names)), self.workers or num_cores()
-        most = -(-len(images) // (num_threads * here.world))
+        num_images, num_threads = len(self.names), self.workers or num_cores()
+        most = -(-num_images // (num_threads * here.world))
         self.at_once = min(self.batch_size or images_at_once(network.device, network.image_size), most)
-        batches = [images[start : start + self.at_once] for start in images[:: self.at_once]]
+        batches = [self.names[start : start + self.at_once] for start in range(0, num_images, self.at_once)]
         self.num_rounds = -(-len(batches) // here.world)
         if self.in_parts:
             ends = [len(batches) * rank // here.world for rank in (here.rank, here.rank + 1)]
@@ -166,8 +155,8 @@ class Stream:
 
         def first(count: int) -> Tensor:
             """The readable images among the first `count`, on the network's device; a black one if there is none."""
-            pixels, facts, _ = decode(self.names, range(min(count, num_images)), self.network, count)
-            return pixels[: len(facts) or 1].to(self.network.device)
+            pixels, known, _ = decode(self.names[:count], self.network, count)
+            return pixels[: len(known) or 1].to(self.network.device)
 
         with contextlib.ExitStack() as stack:
             # A single thread uses all cores for its operations, several threads use one core each. One of them also
@@ -215,30 +204,26 @@ class Stream:
     def parts(self) -> Iterator[Part]:
         """The results of each batch, in order. At most two batches per thread are pending: memory use stays flat."""
         waiting: deque[Future[Part]] = deque()
-        for indices in self.batches:
-            waiting.append(self.pool.submit(self.take, indices))
+        for names in self.batches:
+            waiting.append(self.pool.submit(self.take, names))
             if len(waiting) > 2 * self.num_threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
     @torch.inference_mode()
-    def take(self, indices: range) -> Part:
-        """Decode the images at `indices` and run the network on them, padded to the shape of a full batch."""
-        pixels, facts, bad = decode(self.names, indices, self.network, self.at_once)
-        if not facts:
-            return Part(len(indices), [], bad)
+    def take(self, names: list[str]) -> Part:
+        """Decode images and run the network on them, padded to the shape of a full batch."""
+        pixels, known, bad = decode(names, self.network, self.at_once)
+        if not known:
+            return Part(len(names), [], bad)
         on_device = pixels.to(self.network.device, non_blocking=True)
         with self.turn:
             vectors = self.compute(self.lean, on_device)
-        rows = vectors.cpu().numpy()[: len(facts)]
+        rows = vectors.cpu().numpy()[: len(known)]
         if not np.isfinite(rows).all():
             raise WeightsError("the network's vectors are not finite: its weights are damaged, or overflow")
-        results = [
-            Result(self.names[index], row, width, height, content_hash)
-            for (index, width, height, content_hash), row in zip(facts, rows, strict=True)
-        ]
-        return Part(len(indices), results, bad)
+        return Part(len(names), [Result(vector=row, **each) for row, each in zip(rows, known, strict=True)], bad)
 
     @torch.inference_mode()
     def use_compiled(self) -> None:
@@ -255,24 +240,30 @@ class Stream:
             self.lean = lean
 
 
-def decode(names: Sequence[str], indices: Sequence[int], network: Network, batch: int) -> Decoded:
-    """Decode the images at `indices`, at most `batch`, to the network's stored pixels."""
+def decode(names: Sequence[str], network: Network, batch: int) -> tuple[Tensor, list[dict[str, Any]], list[BadFile]]:
+    """Decode images, at most `batch`, to the network's stored pixels.
+
+    Returns:
+        uint8 [batch, S, S, 3], the readable images first, then black ones; in pinned memory for a GPU. The fields of
+        each readable image's `Result`, except its vector. The unreadable images.
+    """
     side, interpolation = network.storage_size, network.preprocessing.interpolation
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
-    decoded = Decoded(pixels, [], [])
-    for index in indices:
-        name = names[index]
+    known: list[dict[str, Any]] = []
+    bad: list[BadFile] = []
+    for name in names:
         try:
             data = read_file(name)
             with open_image(io.BytesIO(data)) as image:
                 stored = image.size
-                pixels[len(decoded.facts)] = torch.from_numpy(decode_square(image, side, interpolation))
+                pixels[len(known)] = torch.from_numpy(decode_square(image, side, interpolation))
                 width, height = stored[::-1] if orientation(image) > 4 else stored  # a TIFF's size is upright already
-                content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
-                decoded.facts.append((index, width, height, content_hash))
         except UnreadableImage as error:
-            decoded.bad.append(BadFile(name, str(error)))
-    return decoded
+            bad.append(BadFile(name, str(error)))
+        else:
+            content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
+            known.append({"name": name, "width": width, "height": height, "content_hash": content_hash})
+    return pixels, known, bad
 
 
 def with_precision(

@@ -8,19 +8,16 @@ sum and the ReLU at once; torch has no public name for them either.
     B  images (or patches folded into the batch)      C  channels      H, W and h, w  height and width
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.hooks import RemovableHandle
 
-from selfie_cli.models.lean import FusedConvolution, copy_around_resnets, folded, fuse_what_follows, layer_of
-
-Module = TypeVar("Module", bound=nn.Module)
+from selfie_cli.models.lean import FusedConvolution, Module, copy_around_resnets, folded, fuse_what_follows, layer_of
 
 
 def has_vnni(device: torch.device) -> bool:
@@ -154,16 +151,13 @@ def watched(network: fx.GraphModule, run: Callable[[], object]) -> dict[str, See
     """Record the ranges of each convolution of `network` during `run`, by name, and under "" those of the images."""
     seen: dict[str, Seen] = {}
 
-    def watch(name: str, layer: nn.Module) -> RemovableHandle:
-        def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            before = seen.get(name, Seen(0.0, 0.0, inputs[0].shape))
-            lowest, highest = (each.item() for each in (output if name else inputs[0]).aminmax())
-            seen[name] = Seen(min(before.lowest, lowest), max(before.highest, highest), before.shape)
+    def note(name: str, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        before = seen.get(name, Seen(0.0, 0.0, inputs[0].shape))
+        lowest, highest = (each.item() for each in (output if name else inputs[0]).aminmax())
+        seen[name] = Seen(min(before.lowest, lowest), max(before.highest, highest), before.shape)
 
-        return layer.register_forward_hook(note)
-
-    layers = network.named_modules()
-    hooks = [watch(name, layer) for name, layer in layers if not name or isinstance(layer, FusedConvolution)]
+    layers = {name: layer for name, layer in network.named_modules() if not name or isinstance(layer, FusedConvolution)}
+    hooks = [layer.register_forward_hook(functools.partial(note, name)) for name, layer in layers.items()]
     run()
     for hook in hooks:
         hook.remove()

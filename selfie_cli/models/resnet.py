@@ -26,8 +26,7 @@ PREACTIVATION = {
     "resnetv2_18_w16": (False, (2, 2, 2, 2), 16),
     "resnetv2_10_w32": (False, (1, 1, 1, 1), 32),
 }
-# name: (bottleneck blocks?, blocks per stage)
-TORCHVISION = {"resnet18": (False, (2, 2, 2, 2)), "resnet50": (True, (3, 4, 6, 3))}
+TORCHVISION = {"resnet18": (False, (2, 2, 2, 2), 64), "resnet50": (True, (3, 4, 6, 3), 64)}
 FOURTH_STAGE, FOURTH_NORM = ("stages.3.", "layer4."), "stages.3.blocks.0.norm1."
 
 
@@ -36,25 +35,29 @@ def stem_for(patch_size: int) -> Stem:
     return "3x3" if patch_size < 32 else "7x7"
 
 
+def convolutions(channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> list[nn.Conv2d]:
+    """The convolutions of a block: two of 3x3, or 1x1, 3x3, 1x1 with a quarter of the channels inside."""
+    if not bottleneck:
+        first = nn.Conv2d(channels_in, channels_out, 3, stride, 1, bias=False)
+        return [first, nn.Conv2d(channels_out, channels_out, 3, 1, 1, bias=False)]
+    inner = channels_out // 4
+    first, middle = nn.Conv2d(channels_in, inner, 1, bias=False), nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
+    return [first, middle, nn.Conv2d(inner, channels_out, 1, bias=False)]
+
+
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with a quarter of the channels inside; each after its norm and ReLU."""
+    """A residual block with each convolution after its norm and ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
         super().__init__()
-        inner = channels_out // 4 if bottleneck else channels_out
         self.downsample: nn.ModuleDict | None = None
         if stride != 1 or channels_in != channels_out:
             self.downsample = nn.ModuleDict({"conv": nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)})
-        self.norm1 = nn.BatchNorm2d(channels_in)
-        self.norm2 = nn.BatchNorm2d(inner)
+        each = convolutions(channels_in, channels_out, stride=stride, bottleneck=bottleneck)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(conv.in_channels) for conv in each[:2])
+        self.conv1, self.conv2 = each[:2]
         if bottleneck:
-            self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
-            self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
-            self.norm3 = nn.BatchNorm2d(inner)
-            self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(channels_in, inner, 3, stride, 1, bias=False)
-            self.conv2 = nn.Conv2d(inner, channels_out, 3, 1, 1, bias=False)
+            self.norm3, self.conv3 = nn.BatchNorm2d(each[2].in_channels), each[2]
         self.bottleneck = bottleneck
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,13 +70,33 @@ class PreActivationBlock(nn.Module):
         return out
 
 
-class Stages(nn.Module):
-    """A sequence of stages. If `checkpointed`, only each stage's input is kept for the backward pass, which computes
-    the rest again (Chen et al. 2016, "Training deep nets with sublinear memory cost"): a third more work, far less
-    memory.
+class ResNet(nn.Module):
+    """The first `num_stages` stages of a ResNet. `num_features` is the number of channels of the last one.
+
+    If `checkpointed`, only each stage's input is kept for the backward pass, which computes the rest again (Chen et al.
+    2016, "Training deep nets with sublinear memory cost"): a third more work, far less memory.
     """
 
     checkpointed = False
+
+    def __init__(self, shape: tuple[bool, tuple[int, ...], int], num_stages: int) -> None:
+        super().__init__()
+        bottleneck, _, width = self.shape = shape
+        self.num_stages = num_stages
+        self.num_features: int = width * 2 ** (num_stages - 1) * (4 if bottleneck else 1)
+
+    def make_stages(self, block: "type[PreActivationBlock | TorchvisionBlock]") -> Iterator[nn.Sequential]:
+        """Yield the blocks of each stage. From the second one on, the first block of a stage halves the side."""
+        bottleneck, depths, width = self.shape
+        channels = width
+        for stage, depth in enumerate(depths[: self.num_stages]):
+            channels_out = width * 2**stage * (4 if bottleneck else 1)
+            blocks = nn.Sequential()
+            for number in range(depth):
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(block(channels, channels_out, stride=stride, bottleneck=bottleneck))
+                channels = channels_out
+            yield blocks
 
     def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
         """Maps [B, C, H, W] -> [B, C', h, w]."""
@@ -103,29 +126,22 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             layer.momentum, layer.num_batches_tracked = momentum, count
 
 
-class PreActivationResNet(Stages):
-    """The first `num_stages` stages of a pre-activation ResNet; `final_norm` adds `norm` (batch norm, then ReLU)."""
+def first_layers(stem: Stem, width: int) -> tuple[nn.Conv2d, nn.Module]:
+    """The first convolution, and the pooling after it."""
+    if stem == "3x3":
+        return nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
+    return nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)
+
+
+class PreActivationResNet(ResNet):
+    """A pre-activation ResNet; `final_norm` adds `norm` (batch norm, then ReLU)."""
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int, final_norm: bool) -> None:
-        super().__init__()
-        bottleneck, depths, width = PREACTIVATION[name]
-        pooled_stem = stem == "7x7"
-        conv = nn.Conv2d(3, width, 7, 2, 3, bias=False) if pooled_stem else nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        self.stem = nn.ModuleDict({"conv": conv})
-        self.stem_pool = nn.MaxPool2d(3, 2, 1) if pooled_stem else nn.Identity()
-        self.stages = nn.ModuleList()
-        channels = width
-        for stage, depth in enumerate(depths[:num_stages]):
-            channels_out = width * 2**stage * (4 if bottleneck else 1)
-            blocks = nn.Sequential()
-            for block in range(depth):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(PreActivationBlock(channels, channels_out, stride=stride, bottleneck=bottleneck))
-                channels = channels_out
-            self.stages.append(nn.ModuleDict({"blocks": blocks}))
-        self.norm = nn.BatchNorm2d(channels) if final_norm else None
-        self.num_stages = num_stages
-        self.num_features = channels
+        super().__init__(PREACTIVATION[name], num_stages)
+        conv, pool = first_layers(stem, self.shape[2])
+        self.stem, self.stem_pool = nn.ModuleDict({"conv": conv}), pool
+        self.stages = nn.ModuleList(nn.ModuleDict({"blocks": each}) for each in self.make_stages(PreActivationBlock))
+        self.norm = nn.BatchNorm2d(self.num_features) if final_norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem_pool(self.stem["conv"](x))
@@ -139,19 +155,11 @@ class TorchvisionBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, *, stride: int, bottleneck: bool) -> None:
         super().__init__()
-        inner = channels_out // 4 if bottleneck else channels_out
+        each = convolutions(channels_in, channels_out, stride=stride, bottleneck=bottleneck)
+        self.conv1, self.bn1 = each[0], nn.BatchNorm2d(each[0].out_channels)
+        self.conv2, self.bn2 = each[1], nn.BatchNorm2d(each[1].out_channels)
         if bottleneck:
-            self.conv1 = nn.Conv2d(channels_in, inner, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(inner)
-            self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(inner)
-            self.conv3 = nn.Conv2d(inner, channels_out, 1, bias=False)
-            self.bn3 = nn.BatchNorm2d(channels_out)
-        else:
-            self.conv1 = nn.Conv2d(channels_in, inner, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(inner)
-            self.conv2 = nn.Conv2d(inner, channels_out, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(channels_out)
+            self.conv3, self.bn3 = each[2], nn.BatchNorm2d(each[2].out_channels)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or channels_in != channels_out:
             conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
@@ -166,39 +174,25 @@ class TorchvisionBlock(nn.Module):
         return F.relu(y, inplace=True)
 
 
-class TorchvisionResNet(Stages):
-    """The first `num_stages` stages of torchvision's resnet18 or resnet50, under torchvision's own names.
+class TorchvisionResNet(ResNet):
+    """torchvision's resnet18 or resnet50, under torchvision's own names.
 
     Written out here, since importing torchvision takes about as long as importing torch.
     """
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
-        super().__init__()
-        bottleneck, depths = TORCHVISION[name]
-        pooled_stem = stem == "7x7"
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if pooled_stem else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        super().__init__(TORCHVISION[name], num_stages)
+        self.conv1, pool = first_layers(stem, 64)
         self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if pooled_stem else nn.Identity()
-        self.num_stages = num_stages
-        channels = 64
-        for stage, depth in enumerate(depths[:num_stages]):
-            channels_out = 64 * 2**stage * (4 if bottleneck else 1)
-            blocks = nn.Sequential()
-            for block in range(depth):
-                stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(TorchvisionBlock(channels, channels_out, stride=stride, bottleneck=bottleneck))
-                channels = channels_out
-            self.add_module(f"layer{stage + 1}", blocks)
-        self.num_features = channels
+        self.maxpool = pool
+        for number, blocks in enumerate(self.make_stages(TorchvisionBlock), 1):
+            self.add_module(f"layer{number}", blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         for stage in range(1, self.num_stages + 1):
             x = self.run_stage(self.get_submodule(f"layer{stage}"), x)  # [B, C, h, w]
         return x
-
-
-ResNet = PreActivationResNet | TorchvisionResNet
 
 
 def resnet(name: str, *, stem: Stem, num_stages: int, final_norm: bool = True) -> ResNet:

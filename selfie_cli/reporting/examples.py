@@ -13,7 +13,6 @@ from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
 from selfie_cli.methods.method import Method
 from selfie_cli.methods.selfie import Selfie
-from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.charts import scaled, to_pixels
 from selfie_cli.reporting.images import Embedded, Images
@@ -57,7 +56,6 @@ def view_picks(method: Method, network: Network, images: Images, embedded: Embed
     if len(rows) < 2:
         return
     views = method.augment(images.pixels(rows), *method.draw(len(rows), step_generator(0, 1)))[0][: 2 * len(rows)]
-    assert not isinstance(network.module, AnyClassifier)
     vectors = networks.pooled_maps(network.module, views.to(network.device)).cpu()  # [2B, D]
     first, second = F.normalize(vectors - vectors.mean(dim=0), dim=1).chunk(2)
     cosines = first @ second.T  # [B, B]

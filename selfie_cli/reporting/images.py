@@ -57,9 +57,9 @@ class Images:
 
     def read(self, rows: Labels) -> InMemory:
         """Read the images of `rows`; skip unreadable ones."""
-        how = {"size": self.preprocessing.storage_size(self.image_size), "workers": self.workers}
-        interpolation = self.preprocessing.interpolation
-        return read_pixels(Subset(self.source, rows), **how, max_bad=None, interpolation=interpolation, talk=Talk())
+        size, interpolation = self.preprocessing.storage_size(self.image_size), self.preprocessing.interpolation
+        part, workers = Subset(self.source, rows), self.workers
+        return read_pixels(part, size=size, workers=workers, max_bad=None, talk=Talk(), interpolation=interpolation)
 
     def pictures(self, rows: Labels, side: int) -> Tensor:
         """Return pixels as the network sees them, scaled to at most `side` px: uint8 [B, s, s, 3]."""

@@ -8,7 +8,7 @@ from pictures import write
 from PIL import Image
 
 from selfie_cli.data import synthetic
-from selfie_cli.data.examination import Examination, Oddity, inspect
+from selfie_cli.data.examination import FACTS, ODD, Examination, inspect
 from selfie_cli.data.images import FORMATS, open_image
 from selfie_cli.data.sources import Files, Subset
 from selfie_cli.talk import Talk
@@ -26,36 +26,41 @@ FADED = Image.fromarray((np.asarray(PICTURE) // 64 + 100).astype(np.uint8))
 TWO = {"save_all": True, "append_images": [PICTURE.rotate(90)]}
 # Those that tests/commands/test_doctor.py plants are not among them.
 CASES = {
-    "plain.png": (saved(PICTURE, "PNG"), Oddity(0)),
-    "plain.JPG": (saved(PICTURE, "JPEG"), Oddity(0)),
-    "no-suffix": (saved(PICTURE, "PNG"), Oddity(0)),
-    "grey-in-colour.png": (saved(PICTURE.convert("L").convert("RGB"), "PNG"), Oddity.GREY),
-    "deep-colours.png": (png(np.arange(12, 36).reshape(2, 4, 3), 16, 2), Oddity.DEEP | Oddity.BLANK),
-    "clear.png": (saved(opaque(200), "PNG"), Oddity.TRANSPARENT),
-    "opaque.png": (saved(opaque(255), "PNG"), Oddity(0)),
-    "palette.gif": (saved(PICTURE.quantize(32), "GIF", transparency=1), Oddity.TRANSPARENT),
-    "moving.png": (saved(PICTURE, "PNG", **TWO), Oddity.ANIMATED),
-    "pages.tif": (saved(PICTURE, "TIFF", **TWO), Oddity.ANIMATED),
-    "stereo.jpg": (saved(PICTURE, "MPO", **TWO), Oddity(0)),
-    "nonsense.jpg": (saved(PICTURE, "JPEG", exif=exif(9)), Oddity(0)),
-    "faded.png": (saved(FADED, "PNG"), Oddity.BLANK),
+    "plain.png": (saved(PICTURE, "PNG"), []),
+    "plain.JPG": (saved(PICTURE, "JPEG"), []),
+    "no-suffix": (saved(PICTURE, "PNG"), []),
+    "grey-in-colour.png": (saved(PICTURE.convert("L").convert("RGB"), "PNG"), ["grey"]),
+    "deep-colours.png": (png(np.arange(12, 36).reshape(2, 4, 3), 16, 2), ["blank", "16 bits"]),
+    "clear.png": (saved(opaque(200), "PNG"), ["transparent"]),
+    "opaque.png": (saved(opaque(255), "PNG"), []),
+    "palette.gif": (saved(PICTURE.quantize(32), "GIF", transparency=1), ["transparent"]),
+    "moving.png": (saved(PICTURE, "PNG", **TWO), ["several frames"]),
+    "pages.tif": (saved(PICTURE, "TIFF", **TWO), ["several frames"]),
+    "stereo.jpg": (saved(PICTURE, "MPO", **TWO), []),
+    "nonsense.jpg": (saved(PICTURE, "JPEG", exif=exif(9)), []),
+    "faded.png": (saved(FADED, "PNG"), ["blank"]),
 }
+
+
+def odd(record):
+    return [oddity for oddity, found in zip(ODD, record[len(FACTS) :], strict=True) if found]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_oddities(name):
     data, expected = CASES[name]
     with open_image(io.BytesIO(data)) as image:
-        _, (_, _, num_bytes, _, oddities) = inspect(image, size=32, name=name)
-    assert (Oddity(oddities), num_bytes) == (expected, len(data))
+        _, record = inspect(image, size=32, name=name)
+    assert (odd(record), record[2]) == (expected, len(data))
 
 
 def test_sizes_are_those_of_the_upright_image():
     for entry in (each for each in corpus() if each.kind == "exif"):
         with open_image(io.BytesIO(entry.data)) as image:
-            form, (_, (width, height, _, number, oddities)) = image.format, inspect(image, size=16, name=entry.name)
-        assert ((height, width), FORMATS[number]) == (entry.pixels.shape[:2], form), entry.name
-        assert (oddities == Oddity.TURNED) == entry.name.startswith(tuple(f"exif-{turn}" for turn in range(2, 9)))
+            form, (_, record) = image.format, inspect(image, size=16, name=entry.name)
+        assert (record[:2], FORMATS[record[3]]) == (entry.pixels.shape[1::-1], form), entry.name
+        turned = entry.name.startswith(tuple(f"exif-{orientation}" for orientation in range(2, 9)))
+        assert odd(record) == ["turned by EXIF"] * turned, entry.name
 
 
 @pytest.mark.parametrize(("label", "untested"), [("images", []), ("cat", ["dog"])])

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from selfie_cli.data.augment import constants, kept_constants
 from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.optimizers import make_optimizer
@@ -110,11 +109,8 @@ def pretended_gpu():
     """Tensors on a GPU that is not there. They have shapes and no values, so reading one is an error."""
     if torch.__version__.startswith("2.9.") and not torch.cuda.is_available():
         pytest.skip("torch 2.9 asks a driver before it indexes a tensor, pretended or not")
-    kept_constants.cache_clear()
     with FakeTensorMode():
-        constants(torch.device("cuda", 0))  # made once, before training begins
         yield
-    kept_constants.cache_clear()
 
 
 def on_gpu(tensor):
