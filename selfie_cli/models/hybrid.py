@@ -44,12 +44,16 @@ def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) 
 
 class TransformerLayer(nn.Module):
     """Self-attention, then two fully connected layers with GELU between them, as in BERT. Dropout acts on the attention
-    weights and on each residual branch, layer norm on each sum (post-norm)."""
+    weights and on each residual branch, layer norm on each sum (post-norm).
 
-    def __init__(self, width: int, *, intermediate: int, num_heads: int, dropout: float) -> None:
+    For D = 1024 these are the paper's numbers: intermediate width 640, 32 heads. Other widths keep their ratio (5 / 8)
+    and the width of a head (32).
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.dropout = dropout
+        self.num_heads, self.dropout = max(1, width // 32), dropout
+        intermediate = width * 5 // 8
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm1 = nn.LayerNorm(width)
@@ -72,19 +76,12 @@ class TransformerLayer(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Attention pooling: put a learned u0 before the patch vectors, run Transformer layers, keep the output at u0.
+    """Attention pooling: put a learned u0 before the patch vectors, run 3 layers, keep the output at u0."""
 
-    For D = 1024 these are the paper's numbers: 3 layers, intermediate 640, 32 heads. Other widths keep the ratio of the
-    intermediate width (5 / 8) and the width of a head (32).
-    """
-
-    def __init__(self, width: int, *, num_layers: int = 3, dropout: float = 0.1) -> None:
+    def __init__(self, width: int, *, dropout: float = 0.1) -> None:
         super().__init__()
         self.u0 = nn.Parameter(torch.empty(width))
-        self.layers = nn.ModuleList(
-            TransformerLayer(width, intermediate=width * 5 // 8, num_heads=max(1, width // 32), dropout=dropout)
-            for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(width, dropout) for _ in range(3))
         nn.init.normal_(self.u0, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
