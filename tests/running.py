@@ -152,9 +152,9 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def draw_folder(folder: Path, *, train: int = 60, test: int = 30, size: int = 32) -> Path:
+def draw_folder(folder: Path, *, train: int = 60, test: int = 30, size: int = 32, seed: int = 7) -> Path:
     """Write drawn images as PNG files to train/<class>/ and test/<class>/, with the classes in turn."""
-    pixels, labels = synthetic.draw(train + test, seed=7, size=size)
+    pixels, labels = synthetic.draw(train + test, seed=seed, size=size)
     for index, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
         there = folder / ("train" if index < train else "test") / synthetic.CLASSES[label]
         there.mkdir(parents=True, exist_ok=True)

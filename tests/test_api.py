@@ -165,6 +165,7 @@ def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pr
 
 
 def test_torch_is_left_as_it_was_and_calls_from_threads_wait_for_each_other(images: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     torch.set_num_threads(1)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -175,7 +176,7 @@ def test_torch_is_left_as_it_was_and_calls_from_threads_wait_for_each_other(imag
     assert torch.rand(3).equal(expected)
     assert torch.get_num_threads() == 1
     assert not torch.are_deterministic_algorithms_enabled()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(api.pretrain, images / "train", out=f"run{number}", **SMALL) for number in range(2)]
     assert same_weights(*(call.result().run for call in calls))

@@ -29,11 +29,7 @@ def origin(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def more_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other pictures than those of `images`."""
-    folder = tmp_path_factory.mktemp("more") / "images"
-    draw_folder(folder, train=120, test=30)
-    for file in sorted((folder / "train").rglob("*.png"))[::2]:
-        file.unlink()
-    return folder
+    return draw_folder(tmp_path_factory.mktemp("more") / "images", seed=8)
 
 
 @pytest.fixture(scope="module")
