@@ -50,7 +50,6 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
     """Open a folder with a subfolder per class (or with train/ and test/ of such), tar shards with `.cls` members or
     such folders, parquet files with labels (or a folder of them, or `hf://datasets/owner/name`), or a named set.
 
-
     Raises:
         DataError: if it is missing, empty, in another layout, or cannot be downloaded.
     """

@@ -29,7 +29,7 @@ from selfie_cli.commands.pretrain import pretrain
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data import synthetic
 from selfie_cli.errors import Stopped
-from selfie_cli.models.hybrid import AttentionPooling
+from selfie_cli.models.attention import AttentionPooling
 from selfie_cli.runs import RUN_FORMAT
 from selfie_cli.talk import Advance, Talk
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 from selfie_cli import __version__, weights
 from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import vector_files
-from selfie_cli.models.hybrid import AttentionPooling
+from selfie_cli.models.attention import AttentionPooling
 from selfie_cli.runs import RUN_FORMAT
 
 HERE = Path(__file__).parent
