@@ -67,7 +67,8 @@ def test_stopped_and_resumed_equals_uninterrupted(
     run = tmp_path / "run"
     with Job(*asked, "--out", run, "--save-every", 0, folder=tmp_path) as job:
         job.until(lambda: saved_states(run / "state"))
-        assert job.end(signal.SIGTERM) != 0
+        job.popen.send_signal(signal.SIGTERM)
+        assert job.end() != 0
     states = saved_states(run / "state")
     step = int(states[-1].name)
     assert 0 < step < STEPS
