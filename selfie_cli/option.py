@@ -175,11 +175,11 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
 Picked = TypeVar("Picked")
 
 
-def pick(kind: type[Picked], source: object, **others: Any) -> Picked:
-    """Build a dataclass from `others`, and from the attributes of `source` with the names of its other fields."""
+def pick(kind: type[Picked], options: Options, **others: Any) -> Picked:
+    """Build a dataclass from the options with the same names as its fields, and from `others`."""
     fields: Any = kind
     names = {field.name for field in dataclasses.fields(fields)} - others.keys()
-    return kind(**{name: getattr(source, name) for name in names}, **others)
+    return kind(**{name: getattr(options, name) for name in names}, **others)
 
 
 PER_INVOCATION = ("resume", "json", "quiet")

@@ -107,14 +107,16 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
     trained, untrained = (
         judge(each, name, data, options, context, talk) for each, name in ((network, "trained"), (twin, "untrained"))
     )
-    result = pick(
-        Evaluated,
-        data,
+    result = Evaluated(
         run=run.path,
         dataset=data.name,
         named=options.dataset in NAMED,
+        split=data.split,
         num_train=len(train.labels),
         num_test=len(test.labels),
+        num_seen=data.num_seen,
+        num_like_train=data.num_like_train,
+        classes=data.classes,
         features=network.features,
         k=min(options.k, len(train.labels)),
         temperature=options.temperature,
@@ -123,6 +125,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         trained=trained,
         untrained=untrained,
         classified=classified,
+        left_out=data.left_out,
     )
     if group().first:
         keep(result, data, run, options.dataset or "", talk)

@@ -128,7 +128,7 @@ def plan(design: Design, data: Data, shares: list[Share], training: Training, ta
     steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
     held_out = training.num_held_out + training.check_length
     room = room_for(design.arms, sum(len(share.seeds) + held_out for share in shares))
-    return fitted | {"steps": steps[-1], "steps_of_shares": steps}, room
+    return dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps}, room
 
 
 def learning_rates(text: str | None) -> list[float]:

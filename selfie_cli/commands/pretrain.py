@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from selfie_cli.errors import Diverged, RunError, Stopped, UsageError
 from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
 from selfie_cli.models.resnet import ResNet
-from selfie_cli.option import pick
 from selfie_cli.pretraining.settings import derive
 from selfie_cli.pretraining.task import Watch, batches, divided, fit_to_machine, make_step, pace_of, say_length
 from selfie_cli.recipes import called, shown
@@ -155,12 +153,23 @@ def open_images(source: Source, derived: dict[str, Any], options: PretrainOption
     with all cores of its machine."""
     preprocessing, here = Preprocessing.of(derived), group()
     size = preprocessing.storage_size(derived["image_size"])
-    how: dict[str, Any] = {"size": size, "interpolation": preprocessing.interpolation, "talk": talk}
-    how |= {"folder": options.store, "limit_gb": options.store_gb}
-    if here.world == 1 or not is_small(source, size):
-        return open_pixels(source, workers=options.workers or num_cores(), max_bad=options.max_bad, **how)
-    how |= {"workers": options.workers or num_cores() * here.local_world, "max_bad": 1}
-    pixels = decoded_once(source, functools.partial(open_pixels, source, **how))
+    once = here.world > 1 and is_small(source, size)
+
+    def opened() -> Pixels:
+        return open_pixels(
+            source,
+            size=size,
+            interpolation=preprocessing.interpolation,
+            workers=options.workers or num_cores() * (here.local_world if once else 1),
+            max_bad=1 if once else options.max_bad,
+            talk=talk,
+            folder=options.store,
+            limit_gb=options.store_gb,
+        )
+
+    if not once:
+        return opened()
+    pixels = decoded_once(source, opened)
     check_readable(pixels.unreadable, source, options.max_bad)
     return pixels
 
@@ -212,8 +221,16 @@ def derived_again(run: Run, options: PretrainOptions) -> dict[str, Any]:
 
 
 def plan_of(run: Run, derived: dict[str, Any], options: PretrainOptions) -> Plan:
-    known = {name: derived[name] for name in ("steps", "lr", "warmup_steps")}
-    return pick(Plan, options, folder=run.path, name="pretraining", **known)
+    return Plan(
+        folder=run.path,
+        steps=derived["steps"],
+        lr=derived["lr"],
+        warmup_steps=derived["warmup_steps"],
+        seed=options.seed,
+        save_every=options.save_every,
+        name="pretraining",
+        log=options.log,
+    )
 
 
 def with_advice(

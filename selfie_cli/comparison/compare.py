@@ -17,7 +17,7 @@ from selfie_cli import runs
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Data, Share, take
 from selfie_cli.comparison.results import ArmResult, Curve, Finetuned, Gain, Point
-from selfie_cli.comparison.trainer import Cell, Trainer, Training
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training
 from selfie_cli.data.batches import step_seed
 from selfie_cli.errors import RunError
 from selfie_cli.evaluation.linear import LinearProbe, held_out_folds, linear_probe
@@ -28,7 +28,7 @@ from selfie_cli.inference.networks import Network, vectors_of
 from selfie_cli.models.hybrid import AnyClassifier
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk, counted
-from selfie_cli.training.distributed import check_processes, group
+from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, duration, precisions
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import autocast
@@ -127,8 +127,7 @@ def point_at(
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
     """Train the unfinished cells of `run`, and return the results of all. The kept network becomes the run's own."""
-    check_processes(run.derived)
-    trainer = Trainer(run=run, training=training, talk=talk)
+    trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # older finetune runs lack them
     if len(lengths) != len(shares):
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ from selfie_cli.files import write_json
 from selfie_cli.inference import networks
 from selfie_cli.methods.supervised import Supervised
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.option import pick
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import check_processes, group
@@ -36,9 +34,6 @@ from selfie_cli.training.hardware import compiles, fit, micro_batch_for, precisi
 from selfie_cli.training.loop import Plan, train
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import Step, check_pieces
-
-FITTED = ("batch_size", "micro_batch", "precision", "compiles", "processes", "image_order")
-"""Settings that fit this machine, in the config of a run and of its cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +68,25 @@ class Training:
         return len(self.rates) if len(self.rates) > 1 else int(self.check_length)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Training settings that fit this machine. A run's config keeps them under the same names."""
+
+    batch_size: int
+    micro_batch: int
+    precision: str
+    compiles: bool
+    processes: int
+    image_order: int = 1  # that of older runs, whose config lacks it
+
+    @classmethod
+    def of(cls, run: Run) -> "Fitted":
+        """Read the settings from a run's config. Raise UsageError if the number of processes has changed."""
+        derived, names = run.derived, [field.name for field in dataclasses.fields(cls)]
+        check_processes(derived)
+        return cls(**{name: derived[name] for name in names if name in derived})
+
+
 def usual_batch_size(image_size: int, num_labels: int) -> int:
     """Return the default batch size, a multiple of the number of processes.
 
@@ -85,7 +99,7 @@ def usual_batch_size(image_size: int, num_labels: int) -> int:
 
 
 def make_step(
-    module: AnyClassifier, arm: Arm, training: Training, fitted: dict[str, Any], talk: Talk
+    module: AnyClassifier, arm: Arm, training: Training, fitted: Fitted, talk: Talk
 ) -> tuple[Supervised, Step]:
     """Return the task and the training step for an arm's `module`. The training loop sets the learning rate."""
     here, device, small = group(), training.device, training.image_size <= 64
@@ -99,21 +113,24 @@ def make_step(
         module,
         task,
         make_optimizer("sgd", module, lr=0.0, weight_decay=training.weight_decay),
-        micro_batch=fitted["micro_batch"],
-        precision=fitted["precision"],
-        compiled=compiled and fitted["compiles"],
-        graphs=device.type == "cuda" and small and fitted["micro_batch"] == fitted["batch_size"],
+        micro_batch=fitted.micro_batch,
+        precision=fitted.precision,
+        compiled=compiled and fitted.compiles,
+        graphs=device.type == "cuda" and small and fitted.micro_batch == fitted.batch_size,
         group=here,
-        smallest=fitted["batch_size"] if training.deterministic else 2,
+        smallest=fitted.batch_size if training.deterministic else 2,
         talk=talk,
     )
     return task, step
 
 
-def batches(task: Supervised, part: Part, seed: int, fitted: dict[str, Any]) -> Callable[[int], Batch]:
+def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable[[int], Batch]:
     """Return a function that makes this process's part of a step's batch from the number of the step."""
-    here, size, version = group(), fitted["batch_size"], fitted.get("image_order", 1)  # older runs lack it
-    order = SampleOrder(len(part.labels), size, seed, rank=here.rank, world=here.world, version=version)
+    here = group()
+    order = SampleOrder(
+        len(part.labels), fitted.batch_size, seed, rank=here.rank, world=here.world, version=fitted.image_order
+    )
+
     return make_batches(
         order,
         take=lambda rows: (part.pixels.index_select(0, rows.to(part.pixels.device)), part.labels[rows]),
@@ -121,18 +138,24 @@ def batches(task: Supervised, part: Part, seed: int, fitted: dict[str, Any]) -> 
     )
 
 
-def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[dict[str, Any], float]:
+def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[Fitted, float]:
     """Choose a micro-batch and a precision for all arms, by trial steps on a batch of `part`.
 
-    Return the settings in FITTED, and the seconds per step averaged over arms.
+    Return the settings, and the seconds per step averaged over arms.
     """
     size, world, device = training.batch_size, group().world, training.device
     check_processes({"batch_size": size})
     micro = training.micro_batch or size // world
     check_pieces(size // world, micro, 2)
     tried = precisions(device, training.precision, deterministic=training.deterministic)
-    fitted: dict[str, Any] = {"batch_size": size, "micro_batch": size // world, "precision": tried[0]}
-    fitted |= {"compiles": True, "processes": world, "image_order": IMAGE_ORDER}
+    fitted = Fitted(
+        batch_size=size,
+        micro_batch=size // world,
+        precision=tried[0],
+        compiles=True,
+        processes=world,
+        image_order=IMAGE_ORDER,
+    )
     trials = {}
     for arm in {arm.kind: arm for arm in arms}.values():
         task, step = make_step(arm.make().to(device), arm, training, fitted, talk)
@@ -147,7 +170,8 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
         tried, micro = [step.precision], step.micro_batch
     if wanted:
         torch.compiler.reset()  # frees the memory of CUDA graphs
-    fitted |= {"micro_batch": micro, "precision": tried[0], "compiles": all(step.compiled for step in wanted)}
+    compiling = all(step.compiled for step in wanted)
+    fitted = dataclasses.replace(fitted, micro_batch=micro, precision=tried[0], compiles=compiling)
     return fitted, sum(times[arm.kind] for arm in arms) / len(arms)
 
 
@@ -174,7 +198,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Trains the cells of a run with the settings in its config, and looks up those that are finished.
+    """Trains the cells of a run, and looks up those that are finished.
 
     `steps` has a network and its training step for each kind of arm. Cells use it one after another, so that it is
     compiled only once, and takes memory for CUDA graphs, which is never freed, only once.
@@ -182,6 +206,7 @@ class Trainer:
 
     run: Run
     training: Training
+    fitted: Fitted
     talk: Talk
     steps: dict[str, tuple[AnyClassifier, Supervised, Step]] = dataclasses.field(default_factory=dict)
 
@@ -231,8 +256,7 @@ class Trainer:
         if known is not None:
             return known
         asked = {"cell": cell.name, "lr": cell.lr, "seed": cell.seed}
-        fitted = {name: value for name, value in self.run.derived.items() if name in FITTED}
-        derived = {**cell.arm.shape, **fitted, "steps": cell.steps}
+        derived = {**cell.arm.shape, **dataclasses.asdict(self.fitted), "steps": cell.steps}
         if here.first and (folder / "config.json").is_file():
             runs.open_to_resume(str(folder), "finetune-cell")
         elif here.first:
@@ -257,7 +281,7 @@ class Trainer:
         torch.manual_seed(step_seed(cell.seed, 0))
         made, is_new = arm.make().to(training.device), arm.kind not in self.steps
         if is_new:
-            self.steps[arm.kind] = made, *make_step(made, arm, training, run.derived, self.talk)
+            self.steps[arm.kind] = made, *make_step(made, arm, training, self.fitted, self.talk)
         module, task, step = self.steps[arm.kind]
         module.load_state_dict(made.state_dict())
         step.forget()
@@ -271,17 +295,25 @@ class Trainer:
             )
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
-        batch_of_step = batches(task, labelled, cell.seed, run.derived)
+        batch_of_step = batches(task, labelled, cell.seed, self.fitted)
         with Prefetch(batch_of_step, device=training.device, end=cell.steps) as batch_of:
             if is_new:
                 warm_up(step, batch_of(0), self.talk)
-            own = {"name": cell.name, "seed": cell.seed, "lr": cell.lr, "steps": cell.steps}
-            plan = pick(Plan, training, folder=self.folder(cell), **own)
+            plan = Plan(
+                folder=self.folder(cell),
+                steps=cell.steps,
+                lr=cell.lr,
+                warmup_steps=training.warmup_steps,
+                seed=cell.seed,
+                save_every=training.save_every,
+                name=cell.name,
+                log=training.log,
+            )
             try:
                 train(step, batch_of, plan, talk=self.talk)
             except Diverged as error:  # resuming cannot lower the rate, as networks would no longer be comparable
                 again = f"selfie {run.verb} --overwrite --out {quote(str(run.path))} ..."
                 raise Diverged(f"{error}. Start again: {again}") from None
-        if step.micro_batch < run.derived["micro_batch"]:  # memory ran out: the next cell tries the full micro-batch
+        if step.micro_batch < self.fitted.micro_batch:  # memory ran out: the next cell tries the full micro-batch
             del self.steps[arm.kind]
         return module, step

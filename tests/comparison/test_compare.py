@@ -16,7 +16,7 @@ from selfie_cli.comparison import trainer
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.compare import plan_steps
 from selfie_cli.comparison.labels import Part, Share, take_share
-from selfie_cli.comparison.trainer import Cell, Trainer, Training, fit_to_machine, usual_batch_size
+from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.option import pick
@@ -29,8 +29,7 @@ ARM = Arm(name="supervised", shape=SHAPE, state=None)
 OPTIONS = CurveOptions(check_length=False, warmup_steps=1)
 MEASURED: dict[str, Any] = {"image_size": 8, "device": torch.device("cpu"), "batch_size": 4, "rates": [0.1]}
 ASKED = pick(Training, OPTIONS, **MEASURED)
-FITTED = {"batch_size": 4, "micro_batch": 4, "precision": "fp32", "compiles": True, "processes": 1}
-FITTED |= {"image_order": IMAGE_ORDER}
+FITTED = Fitted(batch_size=4, micro_batch=4, precision="fp32", compiles=True, processes=1, image_order=IMAGE_ORDER)
 
 
 def part(num_images: int = 40) -> Part:
@@ -70,7 +69,7 @@ def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> N
     wider = Arm(name="c", shape={**SHAPE, "backbone": "resnet18"}, state=None)
     asked = dataclasses.replace(ASKED, micro_batch=2, precision="fp32")
     fitted, seconds = fit_to_machine([ARM, ARM, wider], part(), asked, Talk())
-    assert fitted == FITTED | {"micro_batch": 2}
+    assert fitted == dataclasses.replace(FITTED, micro_batch=2)
     assert seconds == pytest.approx(5 / 3)
 
 
@@ -84,8 +83,8 @@ def weights_of(found: Trainer, cells: list[Cell], data: Part) -> list[dict[str, 
 
 
 def trainer_in(folder: Path, **changed: object) -> Trainer:
-    run = runs.create(folder, verb="curve", asked={}, derived=SHAPE | FITTED)
-    return Trainer(run=run, training=dataclasses.replace(ASKED, **changed), talk=Talk())
+    run = runs.create(folder, verb="curve", asked={}, derived=SHAPE | dataclasses.asdict(FITTED))
+    return Trainer(run=run, training=dataclasses.replace(ASKED, **changed), fitted=FITTED, talk=Talk())
 
 
 def test_a_cell_does_not_know_which_were_trained_before_it(tmp_path: Path) -> None:
