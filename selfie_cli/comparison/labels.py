@@ -175,14 +175,22 @@ def read_parts(
 
     If there are several processes, the first one decodes, with all cores of its machine.
     """
-    how: dict[str, Any] = {"size": size, "interpolation": interpolation, "talk": talk}
-    how |= {"workers": reading.workers or num_cores() * group().local_world, "max_bad": 1}  # checked for both together
-    how |= {"folder": reading.store, "limit_gb": reading.store_gb}
     parts: list[Part] = []
     bad: list[BadFile] = []
     for kind, labelled in (("training", found.train), ("test", found.test)):
         source = labelled.source
-        store = decoded_once(source, functools.partial(open_pixels, source, **how))
+        opened = functools.partial(
+            open_pixels,
+            source,
+            size=size,
+            interpolation=interpolation,
+            workers=reading.workers or num_cores() * group().local_world,
+            max_bad=1,  # checked below, for both parts together
+            talk=talk,
+            folder=reading.store,
+            limit_gb=reading.store_gb,
+        )
+        store = decoded_once(source, opened)
         labels, names = torch.from_numpy(labelled.labels[store.kept]), [source.names[i] for i in store.kept]
         parts.append(Part(pixels=store.pixels, labels=labels, names=names))
         bad += store.bad

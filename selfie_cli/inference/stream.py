@@ -102,6 +102,9 @@ class Result(NamedTuple):
     content_hash: bytes
 
 
+NO_VECTOR = np.zeros(0, np.float32)
+
+
 class Part(NamedTuple):
     """Results of `num_images` consecutive images, in input order, and the unreadable ones among them."""
 
@@ -223,7 +226,7 @@ class Stream:
         rows = vectors.cpu().numpy()[: len(known)]
         if not np.isfinite(rows).all():
             raise WeightsError("the network's vectors are not finite: its weights are damaged, or overflow")
-        return Part(len(names), [Result(vector=row, **each) for row, each in zip(rows, known, strict=True)], bad)
+        return Part(len(names), [each._replace(vector=row) for each, row in zip(known, rows, strict=True)], bad)
 
     @torch.inference_mode()
     def use_compiled(self) -> None:
@@ -240,16 +243,16 @@ class Stream:
             self.lean = lean
 
 
-def decode(names: Sequence[str], network: Network, batch: int) -> tuple[Tensor, list[dict[str, Any]], list[BadFile]]:
+def decode(names: Sequence[str], network: Network, batch: int) -> tuple[Tensor, list[Result], list[BadFile]]:
     """Decode images, at most `batch`, to the network's stored pixels.
 
     Returns:
-        uint8 [batch, S, S, 3], the readable images first, then black ones; in pinned memory for a GPU. The fields of
-        each readable image's `Result`, except its vector. The unreadable images.
+        uint8 [batch, S, S, 3], the readable images first, then black ones; in pinned memory for a GPU. The readable
+        images, whose vectors are still empty. The unreadable images.
     """
     side, interpolation = network.storage_size, network.preprocessing.interpolation
     pixels = torch.zeros(batch, side, side, 3, dtype=torch.uint8, pin_memory=network.device.type == "cuda")
-    known: list[dict[str, Any]] = []
+    known: list[Result] = []
     bad: list[BadFile] = []
     for name in names:
         try:
@@ -262,7 +265,7 @@ def decode(names: Sequence[str], network: Network, batch: int) -> tuple[Tensor, 
             bad.append(BadFile(name, str(error)))
         else:
             content_hash = hashlib.blake2b(data, digest_size=16).digest()  # as `b2sum -l 128` gives it
-            known.append({"name": name, "width": width, "height": height, "content_hash": content_hash})
+            known.append(Result(name, NO_VECTOR, width, height, content_hash))
     return pixels, known, bad
 
 

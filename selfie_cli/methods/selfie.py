@@ -17,6 +17,7 @@ from selfie_cli.data.augment import draw_crops, training_view
 from selfie_cli.errors import UsageError
 from selfie_cli.methods.many_views import ManyViewSelfie
 from selfie_cli.methods.method import Method
+from selfie_cli.models import patches
 from selfie_cli.models.hybrid import PatchEncoder
 
 
@@ -30,7 +31,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
     ) -> None:
         super().__init__(**network)
         self.num_patches = (self.image_size // self.patch_size) ** 2
-        self.num_masked = num_masked(self.num_patches, mask_ratio)
+        self.num_masked = patches.num_masked(self.num_patches, mask_ratio)
         self.logit_scale = logit_scale
         self.flip = flip
         self.min_crop = min_crop
@@ -56,9 +57,9 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
 
     def context(self, h: Tensor, visible: Tensor) -> Tensor:
         """The context u [B, D]: the output of A for the patch vectors h [B, N, D] at `visible`, int64 [B, N - K]."""
-        seen = gather_places(h, visible)  # [B, N - K, D]
+        seen = patches.gather_places(h, visible)  # [B, N - K, D]
         if self.encoder_positions:
-            seen = seen + gather_places(self.places(h), visible)
+            seen = seen + patches.gather_places(self.places(h), visible)
         u: Tensor = self.attention_pooling(seen)
         return u
 
@@ -68,7 +69,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
 
     def draw_masks(self, num_masks: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Draw random places to hide and to see: int64 [M, K] and [M, N - K]."""
-        return random_masks(torch.rand(num_masks, self.num_patches, generator=generator), self.num_masked)
+        return patches.random_masks(torch.rand(num_masks, self.num_patches, generator=generator), self.num_masked)
 
     @property
     def chance(self) -> float:
@@ -92,8 +93,8 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         """
         h = self.patch_vectors(images)  # [B, N, D]
         u = self.context(h, visible)  # [B, D]
-        v = u.unsqueeze(1) + gather_places(self.places(h), masked)  # [B, K, D]
-        candidates = gather_places(h, masked)  # [B, K, D]
+        v = u.unsqueeze(1) + patches.gather_places(self.places(h), masked)  # [B, K, D]
+        candidates = patches.gather_places(h, masked)  # [B, K, D]
         if self.log_temperature is not None:
             v, candidates = F.normalize(v, dim=-1), F.normalize(candidates, dim=-1)
             scale: Tensor | float = torch.exp(-self.log_temperature)
@@ -114,23 +115,3 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         loss = F.cross_entropy(logits.flatten(0, 1), right.flatten())
         accuracy = (logits.detach().argmax(dim=-1) == right).float().mean()
         return loss, {"pretext_accuracy": accuracy, "chance": torch.full_like(accuracy, self.chance)}
-
-
-def random_masks(scores: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
-    """Split the places of each image by its own random scores [B, N] into masked [B, K] and visible [B, N - K].
-
-    Both are int64 indices of places. The masked ones are the K lowest scores in no particular order, so a position
-    in the list does not tell where a patch came from.
-    """
-    order = scores.argsort(dim=1)
-    return order[:, :num_masked], order[:, num_masked:]
-
-
-def gather_places(vectors: Tensor, places: Tensor) -> Tensor:
-    """Pick vectors [B, N, D] at places [B, K] (int64): [B, K, D]."""
-    return torch.take_along_dim(vectors, places.unsqueeze(-1), dim=1)
-
-
-def num_masked(num_patches: int, mask_ratio: float) -> int:
-    """Number of hidden patches: at least two, so that there is a choice; at least one stays visible."""
-    return max(2, min(num_patches - 1, round(num_patches * mask_ratio)))

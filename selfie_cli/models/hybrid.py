@@ -1,44 +1,17 @@
 """Convolution, then attention: the network that Selfie pretrains, and the paper's way to finetune it (Trinh, Luong, Le
 2019, section 3.2).
 
-B  images      N  patches per image (g x g, row by row)      D  width of the third stage      C  classes
-S  image side, p  patch side, both in pixels
+B  images      N  patches per image      D  width of the third stage      C  classes      S  image side in pixels
 """
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfie_cli.models.attention import AttentionPooling, Positions
 from selfie_cli.models.classifier import Classifier
+from selfie_cli.models.patches import encode
 from selfie_cli.models.resnet import ResNet, resnet, stem_for
-
-
-def cut(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images [B, 3, S, S] into patches [B * N, 3, p, p], grouped by image, laid out channels-last."""
-    b, c, s, _ = images.shape
-    p, g = patch_size, s // patch_size
-    x = images.permute(0, 2, 3, 1).reshape(b, g, p, g, p, c)  # [B, g, p, g, p, 3]
-    x = x.transpose(2, 3).reshape(b * g * g, p, p, c)  # [B * N, p, p, 3]
-    return x.permute(0, 3, 1, 2)  # [B * N, 3, p, p]
-
-
-def encode(network: nn.Module, images: Tensor, patch_size: int, *, apart: bool) -> Tensor:
-    """Encode images [B, 3, S, S] to a vector per patch, [B, N, D]. `network` returns feature maps [..., D, h, w].
-
-    If `apart`, the network sees each patch by itself, and its maps are averaged over space, as in the paper. Otherwise
-    it sees whole images, and its maps are averaged within each patch's cell.
-    """
-    b, g = images.shape[0], images.shape[-1] // patch_size
-    if apart:
-        h: Tensor = network(cut(images, patch_size)).mean(dim=(2, 3))  # [B * N, D]
-        return h.view(b, g * g, -1)  # [B, N, D]
-    maps = network(images)  # [B, D, h, h]
-    whole, rest = divmod(maps.shape[-1], g)
-    # Adaptive pooling has no deterministic backward pass on CUDA.
-    cells = F.adaptive_avg_pool2d(maps, g) if rest or not whole else F.avg_pool2d(maps, whole)  # [B, D, g, g]
-    return cells.flatten(2).transpose(1, 2)  # [B, N, D]
 
 
 class PatchEncoder(nn.Module):

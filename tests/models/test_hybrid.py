@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from selfie_cli.methods.selfie import num_masked, random_masks
 from selfie_cli.models.attention import AttentionPooling
-from selfie_cli.models.hybrid import Hybrid, cut, encode
+from selfie_cli.models.hybrid import Hybrid
+from selfie_cli.models.patches import cut, encode, num_masked, random_masks
 from selfie_cli.models.resnet import resnet
 from tests.methods.small_methods import BACKBONE, NETWORK, PATCHES, make_task
 
