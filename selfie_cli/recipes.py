@@ -33,7 +33,7 @@ METHODS = {name: MethodFacts(**tables.pop("method")) for name, tables in RECIPES
 TWO_VIEW_SELFIE = "Selfie over two views (softmax over other images)"
 """A recipe of version 1. Its runs can be used, but no longer trained."""
 LABELS = "labels (a finetuned network)"
-THEN, AGAIN = ", then ", "again"
+THEN, AGAIN = ", then ", "once more"
 """Words between the successive pretrainings of a network, and in place of a repeated one."""
 PRETRAININGS = {"finetune": LABELS, "none": "no pretraining"}
 

@@ -74,14 +74,14 @@ def test_the_image_size_may_differ_and_stages_come_from_the_network(origin: Path
 
 def test_the_chain_is_named_wherever_the_method_is(origin: Path, extended: Path, images: Path, finetuned: Path) -> None:
     selfie("pretrain", images, "--from", extended, *BRIEF, "--method", "byol", "--out", "chain")
-    words = f"{SELFIE}, then again, then BYOL over several small views (after Grill et al. 2020)"
+    words = f"{SELFIE}, then once more, then BYOL over several small views (after Grill et al. 2020)"
     said = selfie("finetune", "--dataset", images, "--from", "chain", *BRIEF, "--no-check-length", "--out", "tuned")
     assert f"byol: {words}" in said.stderr
     assert words in Path("tuned/results.json").read_text()
     selfie("report", "chain", "--out", "page.html")
     assert words in Path("page.html").read_text()
     _, card = published_with_card(open_run("chain"), "hf://owner/name")
-    assert "arXiv:2304.03977, then again, then BYOL" in card
+    assert "arXiv:2304.03977, then once more, then BYOL" in card
     assert "arXiv:2006.07733" in card
     assert "--from RUN" in card  # the path is private
 
