@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from selfie_cli.data import synthetic
 from selfie_cli.data.augment import constants
 from selfie_cli.data.views import View
-from selfie_cli.methods.selfie import num_masked, random_masks
+from selfie_cli.models.patches import num_masked, random_masks
 
 FOLDER = Path(__file__).with_name("figures")
 SEED = 3
