@@ -114,7 +114,9 @@ def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     per_image = side**2 * getattr(method, "num_views", 1)
     steps = round(a.megapixels * 1e6 / (per_image * derived["batch_size"]))
     optimizer = make_optimizer(derived["optimizer"], method, lr=0.0, weight_decay=derived["weight_decay"])
-    step = Step(method, method, optimizer, micro_batch=derived["batch_size"], precision="bf16", after=method.after_step)
+    step = Step(
+        method, method, optimizer, micro_batch=derived["batch_size"], precision=a.precision, after=method.after_step
+    )
     schedule = {"steps": steps, "lr": derived["lr"], "warmup": derived["warmup_steps"]}
     train(step, method, pixels[:NUM_TRAIN], (), seed=a.seed, **schedule)
     encoder = method.encoder
@@ -156,10 +158,10 @@ def finetune(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     if a.min_crop is not None:
         task = Views(module, min_crop=a.min_crop, jitter=a.jitter)
     optimizer = make_optimizer("sgd", module, lr=0.0, weight_decay=a.weight_decay)
-    step = Step(module, task, optimizer, micro_batch=a.batch_size or 128, precision="bf16")
+    step = Step(module, task, optimizer, micro_batch=a.batch_size or 128, precision=a.precision)
     train(step, task, pixels[labelled], (labels[labelled],), steps=a.steps, lr=a.lr, seed=a.seed)
     network = networks.Network(module.eval(), SIZE, "penultimate")
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16"):
         accuracy = topk_accuracy(networks.class_scores(network, pixels[NUM_TRAIN:]), labels[NUM_TRAIN:])
     settings = {"from": a.from_, "labels": a.num_labels, "steps": a.steps, "lr": a.lr, "weight_decay": a.weight_decay}
     settings |= {} if a.min_crop is None else {"min_crop": a.min_crop, "jitter": a.jitter}
@@ -184,6 +186,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=2e-3)
     parser.add_argument("--min-crop", type=float, help="finetune on crops of this area or more, not on shifted images")
     parser.add_argument("--jitter", type=float, default=0.0, help="and with colour jitter of this strength")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="bf16 is slow without AVX-512")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("runs/variants"))
     a = parser.parse_args()

@@ -38,7 +38,10 @@ SHARE: dict[str, Any] = {"at_least": 0, "at_most": 1}
 SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
 
-DATA_HELP = "Folders, images, lists (.txt), tar shards, parquet files, named sets (cifar10), hf://datasets/owner/name."
+PACKED = (".parquet", ".tar")
+"""Suffixes of files that hold many images."""
+PACKED_FILES = " or ".join(suffix[1:] for suffix in PACKED) + " file"
+DATA_HELP = f"Folders, images, lists (.txt), {PACKED_FILES}s, named sets (cifar10), hf://datasets/owner/name."
 WEIGHTS = "a run's folder, hf://owner/name[@revision] (also timm's), a .safetensors file, imagenet, bundled"
 FROM_HELP = f"Weights: {WEIGHTS} or none. Default: the newest finished pretraining run in ./runs, else bundled."
 PATHS_HELP = "Image files, folders, lists (.txt), or - to read paths from stdin."
@@ -170,8 +173,8 @@ class PretrainOptions(TrainingOptions):
     min_crop: float | None = from_recipe("Smallest area of the random resized crop.", VIEWS, **FRACTION)
     max_crop: float | None = from_recipe("Largest area of the random resized crop.", VIEWS, **FRACTION)
     jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
-    blur: float | None = from_recipe("Strength of the blur: how often it is applied.", VIEWS, **SHARE)
-    solarize: float | None = from_recipe("Fraction of second views that are solarized.", VIEWS, **SHARE)
+    blur: float | None = from_recipe("How often views are blurred; 1 is as in the method's paper.", VIEWS, **SHARE)
+    solarize: float | None = from_recipe("Fraction of every second view of an image that is solarized.", VIEWS, **SHARE)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
@@ -181,8 +184,8 @@ class LabelOptions(TrainingOptions):
 
     dataset: str | None = option(
         None,
-        "Labelled images: a folder with one subfolder per class, or with train/ and test/ of such folders; tar shards; "
-        "parquet files; a named data set; or hf://datasets/owner/name.",
+        "Labelled images: a folder with one subfolder per class, or with train/ and test/ of such folders; "
+        f"{PACKED_FILES}s; a named data set; or hf://datasets/owner/name.",
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
     frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")

@@ -97,6 +97,11 @@ def num_stages(derived: dict[str, Any]) -> int:
     return int(derived.get(derived["method"], {}).get("num_stages", 4))
 
 
+def cuts_patches(values: dict[str, Any]) -> bool:
+    """Return whether a method's values are those of the paper's Selfie, which cuts an image into patches."""
+    return values.get("views") == 1
+
+
 def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
     """Return a recipe's values for images of this size. Raise UsageError if the method has no such recipe."""
     if recipe not in RECIPES[method]:

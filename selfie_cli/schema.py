@@ -52,7 +52,7 @@ def recipe_kinds(options: type[Options]) -> dict[str, Any]:
     return kinds
 
 
-METHOD = recipe_kinds(config.PretrainOptions) | {"views": (1, 2), "apart": bool, "factorized_positions": bool}
+RECIPE_KINDS = recipe_kinds(config.PretrainOptions) | {"views": (1, 2), "apart": bool, "factorized_positions": bool}
 HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
@@ -70,7 +70,7 @@ DERIVED = {
     **dict.fromkeys(("compiles", "checkpointed"), bool),
     **{"method": (*METHODS, *FOREIGN, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},
     **{"backbone": get_args(config.Backbone), "stem": ("3x3", "7x7")},
-    **dict.fromkeys(METHODS, METHOD),
+    **dict.fromkeys(METHODS, RECIPE_KINDS),
     "hybrid": HYBRID,
     **{"frozen": FROZEN, "weights": FROZEN, "preprocessing": PREPROCESSING},
     **{"optimizer": ("sgd", "lars", "adamw"), "precision": ("fp32", "bf16"), "image_order": (1, 2)},

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from selfie_cli import runs
 from selfie_cli.config import EmbedOptions
+from selfie_cli.data.bad_files import BAD_FILES
 from selfie_cli.data.images import open_image
 from selfie_cli.data.parquet import need_pyarrow
 from selfie_cli.errors import UnreadableImage, UsageError
 from selfie_cli.files import check_room, replacing_folder
 from selfie_cli.inference.networks import Network, load_network, provenance
-from selfie_cli.inference.outputs import BAD_FILES, Written, check_out, check_writable, conclude
+from selfie_cli.inference.outputs import Written, check_out, check_writable, conclude
 from selfie_cli.inference.stream import Stream, named_images
-from selfie_cli.inference.vector_files import AT_LEAST, Write, vector_writer
+from selfie_cli.inference.vector_files import FORMATS, Write, vector_writer
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -36,14 +37,14 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     if run.address == "bundled":
         warn_of_size(names, network.image_size, talk)
     if out is not None:
-        check_room(out, len(names) * network.width * AT_LEAST[out.suffix or ".parquet"])
+        check_room(out, len(names) * network.width * FORMATS[out.suffix or ".parquet"])
 
     how = {"names": names, "network": network, "compute": Network.vectors, "what": "embedding", "in_parts": in_parts}
     with pick(Stream, options, **how, talk=talk) as stream, contextlib.ExitStack() as stack:
         write = emit if group().first else lambda result: None
         if out is not None and (in_parts or group().first):
             made_by = provenance(run, network.features, stream.precision)
-            file = stack.enter_context(part_of(out, overwrite=options.overwrite)) if in_parts else out
+            file = stack.enter_context(own_part(out, overwrite=options.overwrite)) if in_parts else out
             write = stack.enter_context(vector_writer(file, width=network.width, network=made_by))
         for result in stream:
             write(result)
@@ -54,7 +55,7 @@ def check_place(options: EmbedOptions) -> Path | None:
     """Return --out, a file or, without a suffix, a folder. Raise UsageError if it cannot be written."""
     out = None if not options.out else Path(options.out)
     if out is None or out.suffix:
-        out = check_out(options.out, tuple(AT_LEAST), overwrite=options.overwrite, json=options.json)
+        out = check_out(options.out, tuple(FORMATS), overwrite=options.overwrite, json=options.json)
     else:
         there = [file.name for file in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
         others = [name for name in there if name != BAD_FILES and not PART.fullmatch(name)]
@@ -69,7 +70,7 @@ def check_place(options: EmbedOptions) -> Path | None:
 
 
 @contextlib.contextmanager
-def part_of(out: Path, *, overwrite: bool) -> Iterator[Path]:
+def own_part(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield this process's file in a temporary folder of all processes, which becomes `out` when all are done."""
     here = group()
     with replacing_folder(out, overwrite=overwrite) if here.first else contextlib.nullcontext() as made:

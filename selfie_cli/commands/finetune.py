@@ -12,6 +12,7 @@ from selfie_cli.comparison.results import Finetuned
 from selfie_cli.comparison.summary import summarize
 from selfie_cli.comparison.trainer import Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import FinetuneOptions, LabelOptions
+from selfie_cli.data.bad_files import BAD_FILES
 from selfie_cli.errors import UsageError
 from selfie_cli.option import flag_of, negated, pick
 from selfie_cli.runs import Run
@@ -21,10 +22,9 @@ from selfie_cli.training.hardware import prepare
 from selfie_cli.training.start import choose_out, run_to_resume, start
 
 Number = TypeVar("Number", int, float)
-ONLY_TRAINING = (
-    *("steps", "epochs", "budget", "batch_size", "micro_batch", "lr", "weight_decay", "warmup_steps", "min_crop"),
-    *("check_length", "compile", "save_every", "log", "arch"),
-)
+FROZEN_TOO = {"image_size", "device", "precision", "deterministic"}
+ONLY_TRAINING = {each.name for each in dataclasses.fields(Training)} - FROZEN_TOO | {"lr", "arch"}
+"""Options of training; all but FROZEN_TOO are refused with --frozen."""
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
@@ -104,7 +104,7 @@ def train_arms(
         )
         talk.say(f"run: {run.path}")
     if group().first:
-        data.report(run.path / "bad_files.jsonl", run.path / "seen_test_images.jsonl", talk)
+        data.report(run.path / BAD_FILES, run.path / "seen_test_images.jsonl", talk)
     if options.frozen:
         return compare_frozen(design, data, shares, device=device, precision=options.precision, run=run, talk=talk)
     return compare(design, data, shares, training, run=run, talk=talk)

@@ -15,7 +15,7 @@ from selfie_cli.comparison.arms import load_pretrained, open_sources, origin
 from selfie_cli.comparison.labels import unmarked
 from selfie_cli.config import PretrainOptions
 from selfie_cli.data.augment import Preprocessing
-from selfie_cli.data.bad_files import BadFile, load_bad, report_bad, save_bad
+from selfie_cli.data.bad_files import BAD_FILES, BadFile, load_bad, report_bad, save_bad
 from selfie_cli.data.batches import Batch, Prefetch
 from selfie_cli.data.duplicates import FILE_NAME, Marks, joined, load_marks, save_marks
 from selfie_cli.data.pixels import Pixels, check_readable, is_small, open_pixels
@@ -37,8 +37,6 @@ from selfie_cli.training.loop import Plan, Trained, train
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.start import MILDER, choose_out, run_to_resume, start, where_it_began
 from selfie_cli.training.step import Step
-
-BAD_FILES = "bad_files.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)

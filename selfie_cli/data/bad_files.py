@@ -9,6 +9,8 @@ from selfie_cli.errors import DataError
 from selfie_cli.files import write_json_lines
 from selfie_cli.talk import Talk, counted
 
+BAD_FILES = "bad_files.jsonl"
+
 
 @dataclass(frozen=True)
 class BadFile:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfie_cli.config import PACKED, PACKED_FILES
 from selfie_cli.data.images import EXTENSIONS
 from selfie_cli.files import read_json
 
@@ -38,7 +39,6 @@ _NOT_READ = """
 """
 NOT_READ = frozenset(_NOT_READ.split())
 """Suffixes of images and films that are not among EXTENSIONS."""
-PACKED = (".parquet", ".tar")
 ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z", ".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5")
 KIND_OF_SUFFIX = {
     **dict.fromkeys(ARCHIVES, "archives"),
@@ -58,8 +58,8 @@ SYSTEM = frozenset(_SYSTEM.replace("\n", "").split(","))
 KINDS = {
     "formats": ("file of a format that is not read", "files of formats that are not read"),
     "archives": ("archive", "archives"),
-    "packed": ("parquet or tar file beside the images", "parquet or tar files beside the images"),
-    "pictures": ("image beside the parquet or tar files", "images beside the parquet or tar files"),
+    "packed": (f"{PACKED_FILES} beside the images", f"{PACKED_FILES}s beside the images"),
+    "pictures": (f"image beside the {PACKED_FILES}s", f"images beside the {PACKED_FILES}s"),
     "system": ("system file", "system files"),
     "hidden": ("hidden image", "hidden images"),
     "runs": ("folder of a selfie run or demo", "folders of selfie runs and demos"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from selfie_cli.data.images import EXTENSIONS
-from selfie_cli.data.layout import PACKED, LeftOut, part_of
+from selfie_cli.data.layout import LeftOut, part_of
 from selfie_cli.data.parquet import Parquet, has_pyarrow, num_rows
 from selfie_cli.data.shards import Shards
 from selfie_cli.data.sources import DataSet, Source
@@ -22,18 +22,18 @@ DATASETS = "hf://datasets/"
 LOOKED_FOR = f"looked for {', '.join(sorted(EXTENSIONS))}"
 PackedSource = Parquet | Shards
 OPENERS: dict[str, type[PackedSource]] = {".parquet": Parquet, ".tar": Shards}
-"""Sources by the suffixes of their files, which are those of `layout.PACKED`."""
+"""Sources by the suffixes of their files, which are those of `config.PACKED`."""
 NUMBERED = re.compile(r"(.*-)\d+-of-(\d+)(\.\w+)")
 
 
 def packed_as(one: str) -> str:
     """'.tar' or '.parquet', or '' for anything else."""
     suffix = os.path.splitext(one)[1].lower()
-    return suffix if suffix in PACKED and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
+    return suffix if suffix in OPENERS and not os.path.isdir(one) and not one.startswith(DATASETS) else ""
 
 
 def pack(paths: Sequence[str]) -> PackedSource:
-    """The images in files of one kind. Raises DataError if there are none."""
+    """Open files of one kind as one source. Raises DataError if there are none."""
     source = OPENERS[packed_as(paths[0])](paths)
     if not len(source):
         told = f"; {source.left_out}" if source.left_out else ""
@@ -48,8 +48,8 @@ def num_images(paths: Sequence[str], pictures: Source) -> int:
 
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
-    if packed_as(paths[0]) == ".tar":
-        return len(Shards(paths))
+    if packed_as(paths[0]) != ".parquet":
+        return len(OPENERS[packed_as(paths[0])](paths))
     if not has_pyarrow() and sum(map(os.path.getsize, paths)) < pictures.sizes().sum():
         return 1
     return sum(map(num_rows, paths))

@@ -5,10 +5,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfie_cli.config import PACKED
 from selfie_cli.data import hub_sets
 from selfie_cli.data.folders import Folder, Tree, parted, scanned, split_folders
 from selfie_cli.data.images import EXTENSIONS, open_image
-from selfie_cli.data.layout import ARCHIVES, PACKED, LeftOut, part_of
+from selfie_cli.data.layout import ARCHIVES, LeftOut, part_of
 from selfie_cli.data.lists import LISTS, distinct, expanded, read_list
 from selfie_cli.data.named import NAMED, read_named
 from selfie_cli.data.packed import DATASETS, LOOKED_FOR, by_name, check_numbers, num_images, pack, packed_as, packed_set

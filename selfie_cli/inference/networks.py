@@ -24,7 +24,7 @@ from selfie_cli.models.hybrid import AnyClassifier, Hybrid, PatchEncoder
 from selfie_cli.models.lean import for_inference
 from selfie_cli.models.portable import from_whole_network
 from selfie_cli.models.quantized import quantized
-from selfie_cli.recipes import METHODS, num_stages
+from selfie_cli.recipes import METHODS, cuts_patches, num_stages
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk, counted
 from selfie_cli.training.distributed import group
@@ -118,7 +118,7 @@ def build(derived: dict[str, Any]) -> Pretrained | AnyClassifier:
 
 def keeps_patches(derived: dict[str, Any]) -> bool:
     """Whether a run keeps the patch network with its attention pooling: only the paper's Selfie does."""
-    return bool(derived["method"] == "selfie" and derived["selfie"].get("views") == 1)
+    return derived["method"] == "selfie" and cuts_patches(derived["selfie"])
 
 
 def build_method(derived: dict[str, Any]) -> Method:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from selfie_cli.data.bad_files import BadFile, report_bad
+from selfie_cli.data.bad_files import BAD_FILES, BadFile, report_bad
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.errors import DataError, UsageError
 from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 
-BAD_FILES = "bad_files.jsonl"
+DELIMITERS = {".csv": ","}
+"""Tables of text, by suffix; other text files get a line of JSON per row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
         replacing(followed(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # for names of any bytes
     ):
-        table = csv.writer(file)
+        table = csv.writer(file, delimiter=DELIMITERS.get(out.suffix, ","))
         begun = False
 
         def write(row: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
             table.writerow(row.values())
             begun = True
 
-        yield {".csv": write, ".jsonl": lambda row: file.write(json_line(row) + "\n")}[out.suffix]
+        yield write if out.suffix in DELIMITERS else lambda row: file.write(json_line(row) + "\n")
 
 
 def conclude(

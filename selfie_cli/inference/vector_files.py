@@ -30,8 +30,8 @@ FORMAT = 1
 KEY = "selfie"
 NETWORK = ("run", "from", "sha256", "features", "precision")
 """Text fields with which a parquet file describes the network that made it."""
-AT_LEAST = {".parquet": 1, ".npy": 4, ".jsonl": 4, ".csv": 2, ".safetensors": 4}
-"""Suffixes of files of vectors, and the fewest bytes per number in each; parquet compresses them."""
+FORMATS = {".parquet": 1, ".npy": 4, ".jsonl": 4, ".csv": 2, ".safetensors": 4}
+"""Formats of files of vectors, by suffix, and the fewest bytes per number in each; parquet compresses them."""
 PARTS = "part-*.parquet"
 """Files in a folder of vectors, one per process that wrote them."""
 VALUES = 2**22

@@ -9,7 +9,7 @@ from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
 from selfie_cli.option import flag_of, negated, options_of
-from selfie_cli.recipes import num_stages, recipe_values, trained_by
+from selfie_cli.recipes import cuts_patches, num_stages, recipe_values, trained_by
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
 
@@ -49,7 +49,7 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"
-    cut = values.get("views") == 1
+    cut = cuts_patches(values)
     patch_size = patch_size_for(options, image_size, origin, cut=cut)
     return {
         "method": options.method,
@@ -75,7 +75,7 @@ def batch_size_for(options: PretrainOptions, values: dict[str, Any], num_images:
     """
     world = group().world
     usual = int(values["batch_size"])
-    if values.get("views") == 1:
+    if cuts_patches(values):
         return options.batch_size or max(1, usual // world) * world
     if num_images < 2 * world:
         few = "one image" if world == 1 else f"{num_images} images for {world} processes"

@@ -9,9 +9,10 @@ from typing import Any
 
 from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
 from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table
+from selfie_cli.data.bad_files import BAD_FILES
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
-from selfie_cli.recipes import called, titled
+from selfie_cli.recipes import called, cuts_patches, titled
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.page import Line, Page, percent, section
 from selfie_cli.runs import Run
@@ -79,7 +80,7 @@ def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str
     method = str(derived.get("method"))
     if "pretext_accuracy" in last:
         right, chance = last["pretext_accuracy"], last["chance"]
-        what = "right patch" if derived[method].get("views") == 1 else "other view"
+        what = "right patch" if cuts_patches(derived[method]) else "other view"
         times = f": {right / chance:,.0f} times as often" if right > 1.5 * chance > 0 else ""
         sentences.append(
             f"It picks the {what} {percent(right)} of the time, where a guess is right {percent(chance)}{times}."
@@ -136,6 +137,7 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "images_per_second": ("Images a second", "{:,.0f}".format),
     "data_wait": ("Waiting for data", share),
 }
+"""Titles and formats of logged values; others, such as the terms of a method's loss, are charted under their names."""
 
 
 def thinned(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -158,8 +160,10 @@ def training(run: Run, page: Page) -> None:
             logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
     rows_of = {name: read_lines(folder / "metrics.jsonl") for name, folder in logged.items()}
     chances = [row["chance"] for rows in rows_of.values() for row in rows if "chance" in row]
+    keys = dict.fromkeys([*METRICS, *(key for rows in rows_of.values() for row in rows for key in row)])
     charts = []
-    for key, (title, show) in METRICS.items():
+    for key in (each for each in keys if each not in ("step", "chance")):
+        title, show = METRICS.get(key, (key.replace("_", " ").capitalize(), "{:.3g}".format))
         lines = []
         for name, rows in rows_of.items():
             values = [(row["step"], float(row[key])) for row in rows if math.isfinite(row.get(key, math.nan))]
@@ -177,7 +181,7 @@ def details(run: Run, page: Page) -> None:
     """Add all that was asked, derived and recorded, and images that are unreadable or were seen in pretraining."""
     listed = []
     for file, title in (
-        ("bad_files.jsonl", "Unreadable images"),
+        (BAD_FILES, "Unreadable images"),
         ("seen_test_images.jsonl", "Test images seen before"),
     ):
         lines = read_lines(run.path / file)

@@ -20,7 +20,7 @@ def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def check_length(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
+def check_lengths(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:
     """Raise UsageError for more than one length, a budget that is not a time, or a budget in a deterministic run."""
     if budget is not None and deterministic:
         raise UsageError("--budget depends on measured speed: with --deterministic give --steps")

@@ -13,7 +13,7 @@ from selfie_cli.config import TrainingOptions
 from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.runs import Run
 from selfie_cli.training.distributed import group
-from selfie_cli.training.schedule import check_length
+from selfie_cli.training.schedule import check_lengths
 
 MILDER = ("lr", "warmup_steps", "precision")
 """Options that may change when a run that has diverged is resumed."""
@@ -29,7 +29,9 @@ def run_to_resume(options: AnyTraining, verb: str) -> tuple[Run | None, AnyTrain
     run = runs.open_to_resume(options.resume, verb) if options.resume else None
     if run is not None:
         options = option.resumed(options, run.config["asked"], also=MILDER if run.diverged else ())
-    check_length(steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic)
+    check_lengths(
+        steps=options.steps, epochs=options.epochs, budget=options.budget, deterministic=options.deterministic
+    )
     if options.log == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise UsageError("--log tensorboard needs the extra: pip install 'selfie-cli[tensorboard]'")
     return run, options

@@ -162,10 +162,11 @@ def missing(shown: str, said: str) -> list[str]:
 
 @pytest.mark.slow
 def test_tutorial_does_and_shows_what_it_says(shell: Callable[[str], str]) -> None:
+    """In a quarter of the steps: numbers are not compared."""
     said, verbs = "", []
     for language, text in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
         if language == "sh":
-            said = shell(text)
+            said = shell(re.sub(r"--steps (\d+)", lambda steps: f"--steps {int(steps[1]) // 4}", text))
             verbs += re.findall(r"^selfie (\w+)", text, re.MULTILINE)
         elif language == "text":
             assert missing(text, said) == [], said

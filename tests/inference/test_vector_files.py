@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from selfie_cli.errors import DataError
 from selfie_cli.inference.stream import Result
-from selfie_cli.inference.vector_files import AT_LEAST, HEADERS, NETWORK, PIECES, as_name, open_vectors, vector_writer
+from selfie_cli.inference.vector_files import FORMATS, HEADERS, NETWORK, PIECES, as_name, open_vectors, vector_writer
 
 MADE_BY = dict.fromkeys(NETWORK, "0")
 ODD = ["two\nlines.png", "😀 木.png", "back\\slash.png", "file:%41.png", "red\x1b[31m.png"]
@@ -47,7 +47,7 @@ def read_back(file: Path) -> tuple[list[str], np.ndarray]:
     return [row["path"] for row in found], np.array([row["vector"] for row in found], np.float32)
 
 
-@pytest.mark.parametrize("suffix", AT_LEAST)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_names_of_any_kind_and_every_float32_come_back(suffix: str) -> None:
     """Through links, which stay links, and with nothing left beside the files."""
     vectors = np.random.default_rng(0).normal(size=(len(ODD), 37)).astype(np.float32)
@@ -67,7 +67,7 @@ def test_names_of_any_kind_and_every_float32_come_back(suffix: str) -> None:
         assert np.array_equal(np.concatenate([piece.vectors for piece in pieces]), vectors)
 
 
-@pytest.mark.parametrize("suffix", AT_LEAST)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_job_that_ends_early_leaves_nothing(suffix: str) -> None:
     with contextlib.suppress(ZeroDivisionError), vector_writer(Path(f"v{suffix}"), width=3, network={}) as put:
         put(Result("a.jpg", np.ones(3, np.float32), 1, 1, b""))

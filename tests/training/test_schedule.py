@@ -4,7 +4,7 @@ import math
 import pytest
 
 from selfie_cli.errors import UsageError
-from selfie_cli.training.schedule import budget_seconds, check_length, cosine_with_warmup, num_steps
+from selfie_cli.training.schedule import budget_seconds, check_lengths, cosine_with_warmup, num_steps
 
 
 def test_a_line_up_to_one_then_a_cosine_down_to_zero():
@@ -32,7 +32,7 @@ def test_length_as_asked_or_a_hundred_epochs_within_bounds_and_not_two():
     assert [steps(num_images) for num_images in (10, 5_000, 10**7)] == [2_000, 5_000, 120_000]
     for given in ({"steps": 1, "epochs": 1.0}, {"steps": 1, "budget": "2m"}, {"epochs": 1.0, "budget": "2m"}):
         with pytest.raises(UsageError, match="one length"):
-            check_length(**({"steps": None, "epochs": None, "budget": None} | given))
+            check_lengths(**({"steps": None, "epochs": None, "budget": None} | given))
 
 
 def test_budgets_and_what_is_none():

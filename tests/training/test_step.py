@@ -16,7 +16,7 @@ from selfie_cli.errors import TrainingError
 from selfie_cli.training.distributed import Group
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.step import undone
-from tests.methods.small_methods import make_task
+from tests.methods.small_methods import METHODS, make_task
 
 STEPS = 20
 # The learning rate; how far the loss falls at least; how far compiled and bf16 losses may lie from it at any step.
@@ -59,7 +59,7 @@ def losses(name, **options):
 
 @pytest.fixture(scope="module")
 def eager():
-    return {name: losses(name) for name in CURVES}
+    return {name: losses(name) for name in (*METHODS, "supervised")}
 
 
 @pytest.mark.usefixtures("compiler")
