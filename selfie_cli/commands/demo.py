@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from selfie_cli import runs
@@ -17,6 +18,7 @@ from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import replacing_folder, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import environment
+from selfie_cli.training.hardware import bf16_pays
 
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps instead of a time budget, so that results are comparable between machines; sized for two laptop cores.
@@ -47,7 +49,8 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     folder.mkdir(parents=True, exist_ok=True)
     runs.hold(folder)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
-    talk.say("the demo takes about four minutes on two CPU cores")
+    minutes = "four" if bf16_pays(torch.device("cpu")) else "twenty"
+    talk.say(f"the demo takes about {minutes} minutes on two CPU cores of this kind")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
     talk.say(f"2/4 selfie pretrain {images} --backbone {BACKBONE} --steps {PRETRAIN_STEPS}")
