@@ -36,14 +36,6 @@ def test_they_are_read_as_they_were_written(kept: Path, monkeypatch: pytest.Monk
     assert found == [pytest.approx(each, rel=1e-3, abs=1e-3) if isinstance(each, float) else each for each in expected]
 
 
-def test_there_are_some_of_this_format_and_they_tell_of_no_machine() -> None:
-    files = [file for file in (HERE / f"format-{RUN_FORMAT}").rglob("*.json*") if file.name != "expected.json"]
-    assert len(files) > 3
-    for file in files:
-        for line in file.read_text().splitlines():
-            assert not any(Path(each).is_absolute() for each in line.split('"')), (file, line)
-
-
 RESUME = ("pretrain", "--resume", "stopped")
 
 
