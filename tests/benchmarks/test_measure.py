@@ -1,4 +1,3 @@
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -6,12 +5,6 @@ from pathlib import Path
 import measure
 import pytest
 import work
-
-
-def test_contestants_take_turns() -> None:
-    clock = itertools.count(1.0)
-    found = measure.turns(2, {"a": lambda: next(clock), "b": lambda: 10 * next(clock)})
-    assert found == {"a": [1.0, 3.0], "b": [20.0, 40.0]}
 
 
 def test_a_line_holds_median_share_ratio_and_circumstances_and_names_no_folder(tmp_path: Path) -> None:
