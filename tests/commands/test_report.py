@@ -107,7 +107,10 @@ def test_curves_are_drawn_and_said(images: Path, pretrained: Path) -> None:
     for words in ("50 %", "100 %", "Gain over supervised", "test accuracy in %: o mean", "Plots: run/curve.svg"):
         assert words in result.stdout
     assert "about" in result.stderr  # the estimate of the time
-    assert ElementTree.parse("run/curve.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    plot = ElementTree.parse("run/curve.svg").getroot()
+    assert plot.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len([each for each in plot.iter() if each.tag.endswith("}circle")]) == 4  # two arms, two shares
+    assert ".line circle" in "".join(plot.itertext())  # with its own style
     found, text = read("run/results.json"), text_of("run")
     assert "selfie: Selfie (patches of one image, Trinh et al. 2019)." in found["notes"]
     assert all(told in text for told in (*found["sentences"], *found["notes"]))
