@@ -24,6 +24,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _brief() -> Iterator[None]:
+    """Commands in this process time one step before they train, not a dozen, and choose a probe's strength on two parts
+    of the labels, not five. Tests of these numbers put them back."""
+    from selfie_cli.evaluation import linear
+    from selfie_cli.training import hardware
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "seconds_a_step", hardware.timed)
+        patch.setattr(linear, "NUM_FOLDS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_archives() -> Path:
     """The folder of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
