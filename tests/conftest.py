@@ -42,7 +42,7 @@ def real_archives() -> Path:
     """The folder of real images: SELFIE_TEST_DATA, or shared/data beside the checkout."""
     there = Path(os.environ.get("SELFIE_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not there.is_dir():
-        pytest.skip("no real images: set SELFIE_TEST_DATA to a folder with cifar10-jpeg.tar.xz and clothing256.tar")
+        pytest.skip("no real images: set SELFIE_TEST_DATA to a folder with clothing256.tar")
     return there
 
 
