@@ -175,6 +175,7 @@ def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() 
         with pytest.raises(UsageError, match=f"--{name} cannot change"):
             resumed(config.PretrainOptions(resume="run", **{name: value}), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
+    assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
             resumed(config.PretrainOptions(resume="run"), asked | unknown)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, Hub, Repository
 from markdown_it import MarkdownIt
-from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, rows, selfie
+from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, selfie
 
 from selfie_cli import runs
 
@@ -48,20 +48,6 @@ def environment_of(hub: Hub, home: str, **more: str) -> dict[str, str]:
     """The environment of a process with a home and a cache of its own."""
     known = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("HF_")}
     return known | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(Path(home).resolve()), **more}
-
-
-def test_pushed_here_and_pulled_elsewhere_a_photo_has_the_same_vector(hub: Hub, pretrained: Path, images: Path) -> None:
-    photo, said = next(images.rglob("*.png")), ""
-    for home, words in (("mine", ("push", pretrained, "acme/net", "--private")), ("yours", ("pull", "acme/net"))):
-        argv, environment = [*COMMAND, *map(str, words)], environment_of(hub, home, HF_TOKEN=TOKEN, SELFIE_DEBUG="1")
-        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        said += done.stdout + done.stderr
-    assert TOKEN not in said
-    assert not any("agent" in path or "torch" in headers["user-agent"] for _, path, headers in hub.requests)
-    assert sorted(sent(hub)) == sorted(os.listdir("runs/net")) == FILES
-    assert sent(hub)["model.safetensors"] == (pretrained / "model.safetensors").read_bytes()
-    assert rows("embed", photo, "--from", pretrained) == rows("embed", photo, "--from", "runs/net")
 
 
 def test_who_may_read_is_said_or_nothing_is_made(hub: Hub, token: None) -> None:
@@ -229,7 +215,8 @@ def test_a_pulled_run_can_be_pushed_again_and_says_what_it_was_made_from(hub: Hu
     selfie("pull", "acme/net")
     selfie("push", "runs/net", "acme/copy", "--public")
     assert {**first, "README.md": b""} == {**sent(hub, "acme/copy"), "README.md": b""}
-    short = ("--steps", 2, "--batch-size", 8, "--precision", "fp32", "--no-report", "--out", "tuned")
-    selfie("finetune", "--from", "hf://acme/net", "--dataset", images, *short)
+    assert not any("agent" in path or "torch" in headers["user-agent"] for _, path, headers in hub.requests)
+    short = ("--steps", 2, "--batch-size", 8, "--precision", "fp32", "--no-report", "--no-check-length")
+    selfie("finetune", "--from", "hf://acme/net", "--dataset", images, *short, "--out", "tuned")
     selfie("push", "tuned", "acme/tuned", "--public")
     assert card_of(sent(hub, "acme/tuned")["README.md"].decode()).data.base_model == ["acme/net"]

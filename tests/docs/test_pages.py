@@ -121,10 +121,6 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return run
 
 
-def as_script(code: str) -> str:
-    return f"python - <<'END'\n{code}\nEND\n"
-
-
 def test_notebook_runs_from_top_to_bottom(capfd: pytest.CaptureFixture[str]) -> None:
     """With fewer images and steps."""
     text = (DOCS / "notebooks" / "python.ipynb").read_text(encoding="utf-8")
@@ -151,7 +147,7 @@ def test_the_page_on_vectors(shell: Callable[[str], str]) -> None:
         shutil.copy(file, "photos")
     for language, group in itertools.groupby(BLOCK.findall(page), key=lambda block: block[0]):
         code = "\n".join(text for _, text in group)
-        said = shell(code if language == "sh" else as_script(code))
+        said = shell(code if language == "sh" else f"python - <<'END'\n{code}\nEND\n")
         assert language == "sh" or "(30, 30)" in said  # rows and contents in the parts
 
 
