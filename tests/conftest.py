@@ -141,6 +141,6 @@ def finetuned(images: Path, pretrained: Path, tmp_path_factory: pytest.TempPathF
     selfie(
         *("finetune", "--dataset", images, "--from", pretrained, "--fraction", 0.5, "--seeds", 3, "--seed", 4),
         *("--steps", 6, "--warmup-steps", 2, "--lr", 0.03, "--batch-size", 16, "--no-check-length"),
-        *("--out", run),
+        *("--precision", "fp32", "--out", run),
     )
     return run
