@@ -236,18 +236,18 @@ def test_named_classes_make_a_classifier(tmp_path: Path, photo: Path) -> None:
 
 def test_runs_that_start_from_them_keep_their_preprocessing(tmp_path: Path, photo: Path) -> None:
     """A network's mean, deviation, crop and interpolation go into the run, and on from there."""
-    images = draw_folder(tmp_path / "images", train=10, test=10, size=66)
+    images = draw_folder(tmp_path / "images", train=10, test=10, size=72)
     make(tmp_path / "made", "resnetv2_18")
     changed(tmp_path / "made", interpolation="bilinear")
     wanted = {"mean": [0.5] * 3, "std": [0.5] * 3, "crop": 0.9, "interpolation": "bilinear"}
-    asked = ("--from", tmp_path / "made", "--image-size", 64, *SMALL)
+    asked = ("--from", tmp_path / "made", "--image-size", 70, *SMALL)
     selfie("finetune", "--dataset", images, *asked, "--out", "r")
     config = config_of("r")
-    derived = {"preprocessing": wanted, "pretraining": "timm", "image_size": 64}
+    derived = {"preprocessing": wanted, "pretraining": "timm", "image_size": 70}
     assert {name: config["derived"][name] for name in derived} == derived
     assert config["from"][0]["path"] == str(tmp_path / "made")
     network = load("r")
-    assert network.storage_size == 71
+    assert network.storage_size == 77
     expected_pixels = pixels_of(photo, network)
     expected = network.module.features(expected_pixels)[0]  # type: ignore[union-attr]
     (row,) = rows("embed", photo, "--from", "r", "--precision", "fp32")
@@ -270,13 +270,13 @@ def test_pretraining_goes_on_from_imagenet_weights(hub: Hub, repository: Path, t
     """With their mean, deviation and interpolation, also on a page of the run and when it is resumed."""
     made = copy_of(repository, tmp_path / "made", mean=[0.5] * 3, interpolation="bicubic")
     publish(hub, "timm/resnet18.tv_in1k", made)
-    images = draw_folder(tmp_path / "images", train=10, test=4, size=64)
-    asked = ("--from", "imagenet", "--backbone", "resnet18", "--image-size", 56, "--steps", 2, "--batch-size", 4)
+    images = draw_folder(tmp_path / "images", train=10, test=4, size=80)
+    asked = ("--from", "imagenet", "--backbone", "resnet18", "--image-size", 72, "--steps", 2, "--batch-size", 4)
     result = selfie("pretrain", images / "train", *asked, "--precision", "fp32", "--out", "r")
     derived = config_of("r")["derived"]
     assert (derived["preprocessing"]["mean"], derived["preprocessing"]["interpolation"]) == ([0.5] * 3, "bicubic")
     assert "ImageNet's labels (timm/resnet18.tv_in1k), then Selfie" in result.stderr
-    assert load("r").storage_size == 64  # of 56 at 0.875
+    assert load("r").storage_size == 82  # of 72 at 0.875
     assert Path("r/report.html").is_file()
     for arguments in (("pull", "timm/resnet18.tv_in1k"), ("push", repository, "acme/x"), ("report", repository)):
         error_of(*arguments)  # it is no run
