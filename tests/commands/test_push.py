@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, Hub, Repository
 from markdown_it import MarkdownIt
-from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, error_of, read, selfie
+from running import COMMAND, ENVIRONMENT, SMALL, change, config_of, document, draw_folder, error_of, read, selfie
 
 from selfie_cli import runs
 
@@ -128,10 +128,10 @@ SECRET = "patients-of-dr-x"
 
 def test_no_path_and_no_private_name_leaves(hub: Hub, token: None, images: Path) -> None:
     """Every free text that a run's config can hold is planted, and none of it is found again."""
-    shutil.copytree(images, SECRET)
-    selfie("pretrain", images, *SMALL, "--backbone", "resnetv2_10_w32", "--steps", 2, "--out", f"{SECRET}-run")
-    tuning = ("--dataset", SECRET, "--from", f"{SECRET}-run", "--steps", 2, "--batch-size", 8, "--precision", "fp32")
-    paths = ("--data-root", f"{SECRET}/d", "--store", f"{SECRET}-store", "--no-report")
+    draw_folder(Path(SECRET), train=20, test=10)
+    selfie("pretrain", images, *SMALL, "--backbone", "resnetv2_10_w32", "--steps", 1, "--out", f"{SECRET}-run")
+    tuning = ("--dataset", SECRET, "--from", f"{SECRET}-run", "--steps", 1, "--no-check-length", *SMALL[2:])
+    paths = ("--data-root", f"{SECRET}/d", "--store", f"{SECRET}-store")
     selfie("finetune", *tuning, *paths, "--out", f"{SECRET}-tuned")
     selfie("curve", *tuning, *paths, "--fractions", 1, "--seeds", 1, "--from", "bundled", "--out", f"{SECRET}-curve")
     for run in (f"{SECRET}-run", f"{SECRET}-tuned", f"{SECRET}-curve"):
