@@ -106,7 +106,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     ("shell", "words", "offered"),
     [
         ("fish", "selfie emb", "embed"),
-        ("bash", "selfie pret", "pretrain"),
         ("bash", "selfie pretrain --method b", "byol"),
         ("bash", "selfie finetune --seeds", "--seeds"),
     ],
