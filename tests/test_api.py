@@ -153,9 +153,6 @@ def test_pretrain_finetune_predict_and_evaluate(images: Path) -> None:
 
 
 def test_errors_are_those_of_the_command_line_and_leave_no_lock(images: Path, pretrained: Path) -> None:
-    expected = r"^no run at nowhere: a folder with a config.json or a .safetensors file is expected$"
-    with pytest.raises(api.SelfieError, match=expected):
-        api.embed(images, from_="nowhere", quiet=True)
     with pytest.raises(api.SelfieError, match="classes: selfie finetune"):
         api.predict(pretrained, images)
     for run in ("none", "nowhere"):

@@ -1,48 +1,33 @@
-"""The verbs on real photographs: CIFAR-10 at 32 px, clothing at 224 px."""
+"""The verbs on real photographs, of clothing at 224 px."""
 
+import itertools
 import tarfile
-from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pytest
 from running import config_of, document, lines_of, read, rows, selfie
 
-PAPER = ("--recipe", "paper", "--steps", 3, "--batch-size", 8)
-SETS = [
-    ("cifar10-jpeg.tar.xz", 20, ("--steps", 15, "--batch-size", 16), (32, None)),
-    ("clothing256.tar", 3, PAPER, (224, 32)),
-]
-
-
-def unpack(archive: Path, into: Path, *, per_class: int) -> None:
-    """The first `per_class` images of each class of each part, in one pass over the archive."""
-    counts: Counter[PurePosixPath] = Counter()
-    with tarfile.open(archive, "r|*") as tar:
-        for member in tar:
-            folder = PurePosixPath(member.name).parent
-            if member.isfile() and counts[folder] < per_class:
-                counts[folder] += 1
-                tar.extract(member, into, filter="data")
+FEW = ("--steps", 3, "--batch-size", 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("archive", "per_class", "pretraining", "sizes"), SETS, ids=["cifar10", "clothing"])
-def test_pretrain_finetune_embed_predict_eval(
-    archive: str, per_class: int, pretraining: tuple[object, ...], sizes: tuple[int, int | None], real_archives: Path
-) -> None:
+def test_pretrain_finetune_embed_predict_eval(real_archives: Path) -> None:
+    """On three of each class."""
     data = Path("data")
-    unpack(real_archives / archive, data, per_class=per_class)
+    with tarfile.open(real_archives / "clothing256.tar") as tar:
+        files = sorted((each for each in tar.getmembers() if each.isfile()), key=lambda each: each.name)
+        for _, group in itertools.groupby(files, key=lambda each: Path(each.name).parent):
+            tar.extractall(data, itertools.islice(group, 3), filter="data")
     tests = sorted((data / "test").rglob("*.jpg"))
     classes = sorted(folder.name for folder in (data / "train").iterdir())
-    selfie("pretrain", data, "--backbone", "resnetv2_18_w16", "--out", "run", *pretraining)
+    selfie("pretrain", data, "--backbone", "resnetv2_18_w16", "--recipe", "paper", "--out", "run", *FEW)
     config = config_of("run")
-    assert (config["derived"]["image_size"], config["derived"].get("patch_size")) == sizes
+    assert (config["derived"]["image_size"], config["derived"].get("patch_size")) == (224, 32)
     assert config["data"]["images"] == len(list((data / "train").rglob("*.jpg")))
     assert np.isfinite(lines_of("run/metrics.jsonl")[-1]["loss"])
 
-    few = ("--fraction", 0.5, "--steps", 3, "--batch-size", 8)
-    selfie("finetune", "--dataset", data, "--from", "run", *few, "--out", "tuned")
+    selfie("finetune", "--dataset", data, "--from", "run", "--fraction", 0.5, *FEW, "--out", "tuned")
     results = read("tuned/results.json")
     assert results["num_classes"] == len(classes) == 10
     assert results["num_test"] == len(tests)
@@ -52,11 +37,8 @@ def test_pretrain_finetune_embed_predict_eval(
     vectors = np.load("v.npy")
     assert vectors.shape == (len(tests), 64)
     assert np.isfinite(vectors).all()
-    assert vectors.std(axis=0).max() > 0
 
     predicted = rows("predict", "tuned", data / "test")
     assert [row["path"] for row in predicted] == [str(path) for path in tests]
     assert {row["label"] for row in predicted} <= set(classes)
-    found = document("eval", "run", "--dataset", data)
-    assert found["classes"] == classes
-    assert 0 < found["majority"] < 0.5
+    assert document("eval", "run", "--dataset", data)["classes"] == classes

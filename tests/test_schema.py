@@ -95,11 +95,8 @@ def test_resuming_needs_every_value_that_trains(tmp_path: Path) -> None:
         assert f"lacks {name}" in error_of("pretrain", "--resume", tmp_path)
 
 
-def test_a_config_of_gigabytes_is_not_read_and_none_controls_a_terminal(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(changed("derived.backbone", "\x1b]0;title\x07\x1b[2J")))
-    said = error_of("report", tmp_path)
-    assert "\x1b" not in said
-    assert "\\x1b[2J" in said
+def test_a_config_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
     os.truncate(tmp_path / "config.json", 2**33)
     with pytest.raises(RunError, match="has more than"):
         runs.open_run(tmp_path)

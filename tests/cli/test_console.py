@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from rich.table import Table
-from running import COMMAND, ENVIRONMENT, draw_folder, error_of, process
+from running import COMMAND, ENVIRONMENT, error_of, process
 
 from selfie_cli.cli import console as module
 from selfie_cli.cli.console import Console
@@ -92,20 +92,6 @@ def test_a_full_disk_under_results_is_one_line_and_under_the_log_stops_nothing(
     said = done.stderr if full == "stdout" else done.stdout
     assert (done.returncode, said.count("\n")) == (code, 1)
     assert said.startswith("error: standard output: No space left on device" if full == "stdout" else '{"path"')
-
-
-def test_the_work_is_done_if_nobody_reads_on(tmp_path: Path) -> None:
-    """As with `2>&1 | head -1`."""
-    small = ("--backbone", "resnetv2_18_w16", "--steps", 4, "--batch-size", 4, "--device", "cpu", "--no-report")
-    argv = [*COMMAND, *map(str, ("pretrain", draw_folder(tmp_path / "images"), *small, "--out", tmp_path / "run"))]
-    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.readline()
-        process.stderr.close()
-        assert process.wait(240) == 0
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["progress"]["status"] == "finished"
 
 
 def test_a_locale_without_our_characters_shows_them_written_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,6 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     ("shell", "words", "offered"),
     [
         ("fish", "selfie emb", "embed"),
-        ("bash", "selfie pret", "pretrain"),
         ("bash", "selfie pretrain --method b", "byol"),
         ("bash", "selfie finetune --seeds", "--seeds"),
     ],
@@ -152,27 +151,12 @@ def test_every_kind_of_option_comes_through() -> None:
     assert parsed(["--flip"]).selfie.flip is True
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--num-views", "1"], "--num-views must be at least 2 and at most 64, got 1"),
-        (["--mask-ratio", "0"], "--mask-ratio must be above 0 and at most 0.95, got 0"),
-        (["--mask-ratio", "nan"], "--mask-ratio must be above 0 and at most 0.95, got nan"),
-        (["--from", ""], "--from is empty: give it a value, or leave it out"),
-        (["x", ""], "DATA is empty: give it a value, or leave it out"),
-    ],
-)
-def test_values_outside_their_limits_are_refused(arguments: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=f"^{message}$"):
-        parsed(arguments)
-
-
 @pytest.mark.parametrize("kind", [*VERBS.values(), config.SelfieOptions], ids=lambda kind: kind.__name__)
 def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: type) -> None:
     assert parsed([], kind) == kind()
     for field in dataclasses.fields(kind):
         if field.metadata.get("limits") or isinstance(field.default, float):
-            for value in (math.nan, math.inf, 10**40):
+            for value in (math.nan, math.inf, 10**400):
                 with pytest.raises(UsageError):
                     kind(**{field.name: value})
         if field.name in ("steps", "epochs", "batch_size", "micro_batch", "workers"):  # no machine could honour these
@@ -190,6 +174,7 @@ def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() 
         with pytest.raises(UsageError, match=f"--{name} cannot change"):
             resumed(config.PretrainOptions(resume="run", **{name: value}), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
+    assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
         with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
             resumed(config.PretrainOptions(resume="run"), asked | unknown)

@@ -9,7 +9,7 @@ from running import SMALL, change, config_of, document, error_of, lines_of, read
 from selfie_cli.commands.curve import seeds_of_fractions
 from selfie_cli.errors import UsageError
 
-SHORT = ("--steps", 2, "--batch-size", 8, "--no-report", "--no-check-length")
+SHORT = ("--steps", 2, "--batch-size", 8, "--precision", "fp32", "--no-report", "--no-check-length")
 
 
 @pytest.fixture(scope="session")

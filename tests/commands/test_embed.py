@@ -141,23 +141,31 @@ def test_tables_say_what_each_row_is(pretrained: Path, some: list[Path]) -> None
 
 
 @pytest.mark.slow
-def test_a_folder_gets_a_file_per_process(pretrained: Path, images: Path) -> None:
-    """Together they hold what one process writes into one file, in the order of the input."""
+@pytest.mark.parametrize("out", ["v.npy", "parts"])
+def test_two_processes_give_what_one_gives(pretrained: Path, images: Path, out: str) -> None:
+    """In the order of the input, the unreadable ones in their places; a folder gets a file per process. Nothing is on
+    stdout but what the first one says."""
     Path("bad.png").write_bytes(b"no image")
-    paths = sorted(images.rglob("*.png"))[:40]
-    common = ["embed", *map(str, [*paths[:9], "bad.png", *paths[9:]]), "--from", str(pretrained), "--precision", "fp32"]
-    selfie(*common, "--out", "one.parquet")
-    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--batch-size", "4", "--out", "parts"]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
+    paths = list(map(str, sorted(images.rglob("*.png"))[:40]))
+    lines = "".join(f"{path}\n" for path in [*paths[9:], "nowhere.png"])
+    common = ["embed", *paths[:9], "bad.png", "-", "--from", str(pretrained), "--precision", "fp32"]
+    selfie(*common, "--out", f"one/{out}", stdin=lines)
+    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--batch-size", "4", "--out", f"two/{out}"]
+    done = subprocess.run(argv, env=ENVIRONMENT, input=lines, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "parts: 40 vectors\n"
-    parts = [Path(f"parts/part-{rank:05d}.parquet") for rank in (0, 1)]
-    assert sorted(Path("parts").iterdir()) == [Path("parts/bad_files.jsonl"), *parts]
-    assert "bad.png" in Path("parts/bad_files.jsonl").read_text()
-    assert min(len(table(part)) for part in parts) >= 19
-    whole, found = table("one.parquet"), table(*parts)
-    assert found.drop("vector").equals(whole.drop("vector"))
-    vectors = [np.array(each["vector"].to_pylist()) for each in (whole, found)]
+    assert done.stdout == f"two/{out}: 40 vectors\n"
+    assert done.stderr.count("left out: bad.png") == 1
+    if out == "v.npy":
+        for file in ("v.npy.rows.jsonl", "v.npy.bad_files.jsonl"):
+            assert Path("two", file).read_text() == Path("one", file).read_text()
+        vectors = [np.load(f"{number}/v.npy") for number in ("one", "two")]
+    else:
+        parts = [f"two/parts/part-{rank:05d}.parquet" for rank in (0, 1)]
+        assert min(len(table(part)) for part in parts) >= 19
+        whole, found = table("one/parts/part-00000.parquet"), table(*parts)
+        assert found.drop("vector").equals(whole.drop("vector"))
+        assert "bad.png" in Path("two/parts/bad_files.jsonl").read_text()
+        vectors = [np.array(each["vector"].to_pylist()) for each in (whole, found)]
     np.testing.assert_allclose(*vectors, rtol=1e-3, atol=1e-3)
 
 

@@ -119,27 +119,13 @@ def test_a_result_that_cannot_be_kept_is_shown(run: Path, images: Path) -> None:
     assert "warning: the result is not saved: run/eval-images.json: Is a directory" in found.stderr
 
 
-def test_lists_of_an_earlier_eval_go(run: Path, images: Path) -> None:
-    shutil.copytree(images, "data/images")
-    file, known = min(Path("data/images/train").rglob("*.png")), Path("data/images/test/boat/known.png")
-    content = file.read_bytes()
-    shutil.copy(file, known)
-    file.write_bytes(b"")
-    evaluated(run, "--dataset", "data/images", "--max-bad", 0.5)
-    for name, listed in (("bad_files", file), ("seen", known)):
-        assert json.loads(Path(f"run/eval-images-{name}.jsonl").read_text())["path"] == str(listed)
-    Path("run/eval-images-mine.jsonl").touch()
-    file.write_bytes(content)
-    known.unlink()
-    evaluated(run, "--dataset", "data/images")
-    assert {each.name for each in run.glob("eval-*")} == {"eval-images.json", "eval-images-mine.jsonl"}
-
-
 def test_each_data_set_has_a_result_of_its_own(run: Path) -> None:
-    """Also where folders, and all in them, are called the same."""
-    for folder, train in (("a", 40), ("b", 60)):
-        draw_folder(Path(folder, "photos"), train=train, test=20)
-    max(Path("b/photos/train").rglob("*.png")).write_bytes(b"")
+    """Also where folders, and all in them, are called the same. Lists of an earlier evaluation go."""
+    for folder, train in (("a", 20), ("b", 30)):
+        draw_folder(Path(folder, "photos"), train=train, test=10)
+    broken = max(Path("b/photos/train").rglob("*.png"))
+    content = broken.read_bytes()
+    broken.write_bytes(b"")
     first, second = (evaluated(run, "--dataset", f"{each}/photos") for each in "ab")
     Path("link").symlink_to("b")
     assert evaluated(run, "--dataset", "link/photos/") == second
@@ -149,5 +135,10 @@ def test_each_data_set_has_a_result_of_its_own(run: Path) -> None:
     for name, (found, folder) in kept.items():
         assert read_json(run / name) == {**found, "where": str(Path(folder, "photos").resolve())}
     (run / "eval-photos.json").write_text("[")
-    evaluated(run, "--dataset", "a/photos")
+    (run / "eval-photos-2-mine.jsonl").touch()
+    broken.write_bytes(content)
+    for folder in "ab":
+        evaluated(run, "--dataset", f"{folder}/photos")
     assert read_json(run / "eval-photos.json")["num_train"] == first["num_train"]
+    assert not any(run.glob("*bad_files.jsonl"))
+    assert (run / "eval-photos-2-mine.jsonl").exists()

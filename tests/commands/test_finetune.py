@@ -93,14 +93,6 @@ def test_batch_norm_statistics_are_those_of_each_seeds_whole_images(asked: Argum
         assert own < other / 2
 
 
-def test_without_baseline(asked: Arguments) -> None:
-    results = document(*asked, *SHORT, "--no-baseline", "--out", "r")
-    assert [cell.name for cell in Path("r/cells").iterdir()] == ["selfie-f1-s0"]
-    assert results == read("r/results.json")
-    assert results["gains"] is None
-    assert "nothing to compare" in results["sentence"]
-
-
 def test_learning_rate_is_chosen_on_held_out_labels_and_one_seed_has_no_spread(asked: Arguments) -> None:
     """The network of the chosen rate is also the longer one of the two that show whether more steps would help."""
     arguments = (*asked, *SHORT[2:-1], "--steps", 2, "--lr", "0.02,0.1", "--out", "r")
@@ -177,7 +169,7 @@ def hybrid(asked: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_hybrid_has_three_arms_and_two_comparisons(hybrid: Path) -> None:
+def test_hybrid_has_three_arms_one_of_which_starts_from_the_whole_network(hybrid: Path, pretrained: Path) -> None:
     arms = ("supervised", "hybrid", "hybrid-selfie")
     assert {cell.name for cell in (hybrid / "cells").iterdir()} == {
         f"{arm}-f0.5-s{n}" for arm in arms for n in range(3)
@@ -186,9 +178,6 @@ def test_hybrid_has_three_arms_and_two_comparisons(hybrid: Path) -> None:
     assert tuple(arm["name"] for arm in results["arms"]) == arms
     pairs = [(each["arm"], each["baseline"]) for each in results["comparisons"]]
     assert pairs == [("hybrid-selfie", "hybrid"), ("hybrid-selfie", "supervised")]
-
-
-def test_hybrid_starts_from_the_whole_pretrained_network(hybrid: Path, pretrained: Path) -> None:
     before, _ = load_weights(pretrained / "model.safetensors")
     after, _ = load_weights(hybrid / "cells" / "hybrid-selfie-f0.5-s0" / "model.safetensors")
     fresh, _ = load_weights(hybrid / "cells" / "hybrid-f0.5-s0" / "model.safetensors")

@@ -18,7 +18,7 @@ BY_ITSELF = "leaves an image by itself"  # at 8 px the last feature map has one 
 OPTIONS = {
     f"pretrain IMAGES {' '.join(SMALL)}": (
         *("--steps 0", "--epochs nan", "--budget soon", "--steps 1 --epochs 1", "--lr inf", "--mask-ratio 0.5"),
-        *("--patch-size 8", "--num-views 1", f"--image-size 33 {PAPER}", f"--image-size 8 {PAPER}"),
+        *("--patch-size 8", f"--image-size 33 {PAPER}", f"--image-size 8 {PAPER}"),
         *(f"--patch-size 7 {PAPER}", f"--image-size 1056 --patch-size 8 {PAPER}"),
         *("--budget 1m --deterministic", "--compile on --deterministic"),
     ),
@@ -34,6 +34,8 @@ OPTIONS = {
 FROZEN = ("--steps 5", "--epochs 2", "--budget 1h", "--lr 0.1", "--lr 0.1,0.3", "--weight-decay 0", "--batch-size 8")
 FROZEN += ("--no-check-length",)
 USAGE = [
+    ("pretrain IMAGES --num-views 1", "--num-views must be at least 2 and at most 64, got 1"),
+    ("pretrain IMAGES --mask-ratio 0", "--mask-ratio must be above 0 and at most 0.95, got 0"),
     (f"pretrain IMAGES {' '.join(SMALL)} --batch-size 1", BY_ITSELF),
     (f"pretrain IMAGES {' '.join(SMALL)} --batch-size 9 --micro-batch 4 --method byol", BY_ITSELF),
     *((f"{command} {given}", given.split()[0]) for command, wrong in OPTIONS.items() for given in wrong),

@@ -62,12 +62,12 @@ def test_the_encoder_starts_from_the_weights_of_a_run_and_no_option_conflicts(or
 def test_the_image_size_may_differ_and_stages_come_from_the_network(origin: Path, images: Path) -> None:
     """Of four stages none is dropped, where the recipe can train four; of three, a fourth is added where asked for."""
     for source, run, asked, words in (
-        (origin, "four", ("--num-stages", 4, "--image-size", 64), "3 of 3 stages; fresh: fourth stage, projector"),
+        (origin, "four", ("--num-stages", 4, "--image-size", 40), "3 of 3 stages; fresh: fourth stage, projector"),
         ("four", "byol", ("--method", "byol"), "4 of 4 stages; fresh: projector, predictor, target projector"),
         ("byol", "paper", ("--recipe", "paper"), "3 of 4 stages; fresh: attention pooling, positions"),
     ):
         assert words in selfie("pretrain", images, "--from", source, *BRIEF, *asked, "--out", run).stderr
-        assert config_of(run)["derived"]["image_size"] == 64
+        assert config_of(run)["derived"]["image_size"] == 40
     assert config_of("paper")["derived"]["patch_size"] == 8
     selfie("embed", images / "test" / "cat", "--from", "paper", "--out", "vectors.npy")
 

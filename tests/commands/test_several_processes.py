@@ -106,12 +106,11 @@ def test_a_batch_that_cannot_be_divided_is_refused(images: Path) -> None:
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("method", ["selfie", "simclr", "byol"])
-def test_methods_and_pieces_of_a_default_batch(images: Path, method: str) -> None:
+def test_pieces_of_a_default_batch(images: Path) -> None:
     """The default batch of nine images is one that divides."""
     nine = sorted((images / "train").rglob("*.png"))[:9]
     small = ("--backbone", "resnetv2_18_w16", "--precision", "fp32", "--device", "cpu", "--no-report")
-    asked = (*small, "--method", method, "--steps", 3, "--micro-batch", 2, "--out", "run", "--json")
+    asked = (*small, "--method", "byol", "--steps", 3, "--micro-batch", 2, "--out", "run", "--json")
     out, said = succeeded("pretrain", *nine, *asked)
     assert json.loads(out)["step"] == 3
     assert "batch 8 as 2 x 4" in said
@@ -127,9 +126,6 @@ def test_finetune(images: Path, pretrained: Path) -> None:
     assert result == read("run/results.json")
     assert len(result["arms"]) == 2
     assert config_of("run")["derived"]["processes"] == 2
-    kinds = ("{}-f0.5-s0", "{}-f0.5-s1", "search-{}-lr0.03", "search-{}-lr0.03-half")
-    cells = {kind.format(arm) for kind in kinds for arm in ("selfie", "supervised")}
-    assert {path.name for path in Path("run/cells").iterdir()} == cells
     assert err.count("run: run") == 1
     for arm in result["arms"]:  # the network that is kept was judged, not what each process made of it
         for cell, accuracy in zip(sorted(Path("run/cells").glob(f"{arm['name']}-*")), arm["accuracies"], strict=True):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from running import SMALL, config_of, error_of, lines_of, read, selfie
 
-FEW = ("--steps", 2, "--warmup-steps", 1, "--batch-size", 8, "--no-report")
+FEW = ("--steps", 1, "--batch-size", 8, "--precision", "fp32", "--no-report", "--no-check-length")
 
 
 @pytest.fixture

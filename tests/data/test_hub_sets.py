@@ -16,6 +16,7 @@ from selfie_cli.files import write_json
 from selfie_cli.talk import Talk
 
 PETS = "hf://datasets/acme/pets"
+FEW = ("--steps", 1, "--batch-size", 4, "--precision", "fp32", "--no-report", "--no-check-length")
 
 
 def parquet(first: int) -> bytes:
@@ -140,7 +141,7 @@ def test_a_run_records_its_commit_and_resumes_on_it(pets: Repository) -> None:
     selfie("pretrain", PETS, *SMALL, "--steps", 4, "--warmup-steps", 1, "--out", "run")
     config, pinned = config_of("run"), {PETS: f"{PETS}@{pets.branches['main']}"}
     assert (config["asked"]["data"], config["data"]["pinned"]) == ([PETS], pinned)
-    selfie("finetune", "--from", "run", "--dataset", PETS, "--steps", 2, "--no-report", "--out", "tuned")
+    selfie("finetune", "--from", "run", "--dataset", PETS, *FEW, "--out", "tuned")
     assert config_of("tuned")["data"]["pinned"] == pinned
     assert read("tuned/results.json")["num_test"] == 10
 

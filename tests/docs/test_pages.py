@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,17 +121,20 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     return run
 
 
-def as_script(code: str) -> str:
-    return f"python - <<'END'\n{code}\nEND\n"
-
-
-def test_notebook_runs_from_top_to_bottom(shell: Callable[[str], str]) -> None:
+def test_notebook_runs_from_top_to_bottom(capfd: pytest.CaptureFixture[str]) -> None:
+    """With fewer images and steps."""
     text = (DOCS / "notebooks" / "python.ipynb").read_text(encoding="utf-8")
     assert not re.search(r"/root|/home|/tmp|/work|image/png", text)
     cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    ends = "assert found.vectors.shape == (200, 128)\nassert len(finetuned.arms) == 2\nassert accuracy > 0.2\n"
-    script = as_script("\n".join([*cells, ends]))
-    assert shell(f"export PYTHONWARNINGS=error\n({script}) 2>&1 >/dev/null") == ""
+    code = "\n".join(cells)
+    for whole, part in {"draw(600,": "draw(300,", "number < 400": "number < 200", "steps=30": "steps=3"}.items():
+        code = code.replace(whole, part)
+    names: dict[str, Any] = {}
+    exec(compile(code, "python.ipynb", "exec"), names)
+    assert names["found"].vectors.shape == (100, 128)
+    assert len(names["finetuned"].arms) == 2
+    assert names["accuracy"] > 0.2
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
@@ -143,7 +147,7 @@ def test_the_page_on_vectors(shell: Callable[[str], str]) -> None:
         shutil.copy(file, "photos")
     for language, group in itertools.groupby(BLOCK.findall(page), key=lambda block: block[0]):
         code = "\n".join(text for _, text in group)
-        said = shell(code if language == "sh" else as_script(code))
+        said = shell(code if language == "sh" else f"python - <<'END'\n{code}\nEND\n")
         assert language == "sh" or "(30, 30)" in said  # rows and contents in the parts
 
 
@@ -160,13 +164,20 @@ def missing(shown: str, said: str) -> list[str]:
     return [line for line, like in patterns.items() if not any(re.search(like, each) for each in lines)]
 
 
+# With fewer images and steps, which need not help.
+SHORTER = {"7_000": "3_000", "6_000": "2_500", "/06000": "/02500"}
+SHORTER |= {"--steps 400": "--steps 20", "--steps 200": "--steps 8"}
+
+
 @pytest.mark.slow
 def test_tutorial_does_and_shows_what_it_says(shell: Callable[[str], str]) -> None:
-    """In a quarter of the steps: numbers are not compared."""
-    said, verbs = "", []
-    for language, text in BLOCK.findall((DOCS / "tutorial.md").read_text(encoding="utf-8")):
+    said, verbs, page = "", [], (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    for whole, part in SHORTER.items():
+        page = page.replace(whole, part)
+    page = re.sub(r"^Selfie helped( with .*: ).*", r"...\1...", page, flags=re.MULTILINE)
+    for language, text in BLOCK.findall(page):
         if language == "sh":
-            said = shell(re.sub(r"--steps (\d+)", lambda steps: f"--steps {int(steps[1]) // 4}", text))
+            said = shell(text)
             verbs += re.findall(r"^selfie (\w+)", text, re.MULTILINE)
         elif language == "text":
             assert missing(text, said) == [], said

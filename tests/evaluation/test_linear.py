@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
 from selfie_cli.errors import TrainingError
+from selfie_cli.evaluation import linear
 from selfie_cli.evaluation.linear import held_out_folds, linear_probe
 
 
@@ -69,7 +70,8 @@ def test_the_strength_is_the_best_on_all_held_out_rows_and_then_refitted_on_all(
     torch.testing.assert_close(chosen.log_probabilities(features), refitted, atol=2e-3, rtol=0)
 
 
-def test_few_labels_are_all_held_out_once_and_many_only_in_part():
+def test_few_labels_are_all_held_out_once_and_many_only_in_part(monkeypatch):
+    monkeypatch.setattr(linear, "NUM_FOLDS", 5)
     labels = torch.tensor([0] * 10 + [1] * 7 + [2])
     folds = torch.stack(held_out_folds(labels, seed=3))
     assert folds.sum(dim=0).tolist() == [1] * 17 + [0]  # not the only image of a class

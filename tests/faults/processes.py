@@ -76,13 +76,11 @@ class Process:
 
 
 class Job(Process):
-    """A job of two processes under torchrun, each of which first runs the Python code `before`."""
+    """A job of two processes under torchrun."""
 
-    def __init__(self, *words: object, folder: Path, before: str = "") -> None:
-        program = folder / "program.py"
-        program.write_text(f"{before}\nfrom selfie_cli.__main__ import main\nmain()\n")
+    def __init__(self, *words: object, folder: Path) -> None:
         self.seen: set[int] = set()
-        super().__init__(*words, log=folder / "log", argv=(*TORCHRUN, str(program)))
+        super().__init__(*words, log=folder / "log", argv=(*TORCHRUN, "-m", "selfie_cli"))
 
     def ranks(self) -> dict[int, int]:
         """The ids of the living processes that torchrun has started, by rank."""

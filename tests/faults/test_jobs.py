@@ -1,4 +1,4 @@
-"""Jobs of two processes under torchrun, one of which is killed or out of disk."""
+"""Jobs of two processes under torchrun, one of which is killed."""
 
 import os
 import signal
@@ -11,11 +11,6 @@ from processes import Job, Reference, go_on, has_finished, made_by, states
 WITHIN = 60.0  # seconds in which a job has to end that has lost a process
 KINDS = ("pretrain (selfie)", "pretrain (byol)", "finetune")
 OFTEN = ("--save-every", 0)
-FULL_DISK = """
-import os, resource
-if os.environ["RANK"] == "0":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-"""
 
 
 def check_told(job: Job, run: Path, verb: object) -> None:
@@ -51,14 +46,3 @@ def test_kill_one(undisturbed: Reference, tmp_path: Path, chance: Random) -> Non
         assert made_by(run) == whole.made
     else:
         go_on(run, whole)
-
-
-@pytest.mark.fault("a full disk in one of two processes", times=2)
-def test_full_disk(undisturbed: Reference, tmp_path: Path, chance: Random) -> None:
-    """The first process cannot write its state, by a limit on the size of files."""
-    whole, run = undisturbed(KINDS[0], 2), tmp_path / "run"
-    with Job(*whole.words, *OFTEN, "--out", run, folder=tmp_path, before=FULL_DISK) as job:
-        assert job.end() != 0
-    check_told(job, run, "pretrain")
-    assert "File too large" in job.said
-    go_on(run, whole)

@@ -10,7 +10,6 @@ from running import error_of, selfie
 from torch.utils._pytree import tree_flatten
 
 from selfie_cli import __version__, weights
-from selfie_cli.files import read_json, write_json
 from selfie_cli.inference import vector_files
 from selfie_cli.models.attention import AttentionPooling
 from selfie_cli.runs import RUN_FORMAT
@@ -36,14 +35,6 @@ def test_they_are_read_as_they_were_written(kept: Path, monkeypatch: pytest.Monk
     assert found == [pytest.approx(each, rel=1e-3, abs=1e-3) if isinstance(each, float) else each for each in expected]
 
 
-def test_there_are_some_of_this_format_and_they_tell_of_no_machine() -> None:
-    files = [file for file in (HERE / f"format-{RUN_FORMAT}").rglob("*.json*") if file.name != "expected.json"]
-    assert len(files) > 3
-    for file in files:
-        for line in file.read_text().splitlines():
-            assert not any(Path(each).is_absolute() for each in line.split('"')), (file, line)
-
-
 RESUME = ("pretrain", "--resume", "stopped")
 
 
@@ -63,15 +54,3 @@ def test_vectors_of_another_format_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(vector_files, "FORMAT", 2)
     said = f"its format is 1, here 2 is read: use selfie-cli {__version__}, or embed again"
     assert said in error_of("similar", TOLD[1], "--in", "v.parquet", *ON_CPU)
-
-
-@pytest.mark.usefixtures("copied")
-def test_options_that_the_run_did_not_know_have_their_default_and_unknown_ones_are_refused() -> None:
-    config = read_json(Path("stopped/config.json"))
-    asked = config["asked"]
-    assert asked.pop("max_bad") == 0.1
-    assert asked["selfie"].pop("view_scale", "none") is None
-    write_json(Path("stopped/config.json"), config | {"asked": asked | {"of_tomorrow": 1}})
-    assert "'of_tomorrow', not known here: resume it with the selfie that wrote it" in error_of(*RESUME, code=2)
-    write_json(Path("stopped/config.json"), config | {"asked": asked})
-    selfie(*RESUME, "--save-every", 60)

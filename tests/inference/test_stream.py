@@ -1,4 +1,4 @@
-"""Images through a network: batches, order, several processes, compiling."""
+"""Images through a network: batches, order, compiling."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from running import COMMAND, ENVIRONMENT, TORCHRUN, selfie
+from running import COMMAND, ENVIRONMENT, selfie
 from test_precision import network
 from torch import nn
 from torch._dynamo.testing import CompileCounter
@@ -49,37 +49,6 @@ def test_batches_are_padded_to_one_shape(names: list[str]) -> None:
     np.testing.assert_allclose(found[4].vector, alone.vector, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.slow
-def test_two_processes_give_what_one_gives(pretrained: Path, images: Path) -> None:
-    """Their files, the unreadable ones in their places, and nothing on stdout but what the first one says."""
-    Path("bad.png").write_bytes(b"no image")
-    paths = list(map(str, sorted((images / "test").rglob("*.png"))[:9]))
-    lines = "".join(f"{path}\n" for path in [*paths[3:], "nowhere.png"])
-    common = ["embed", *paths[:3], "bad.png", "-", "--from", str(pretrained), "--batch-size", "2"]
-    selfie(*common, "--out", "one/v.npy", stdin=lines)
-    argv = [*TORCHRUN, "-m", "selfie_cli", *common, "--out", "two/v.npy"]
-    done = subprocess.run(argv, env=ENVIRONMENT, input=lines, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "two/v.npy: 9 vectors\n"
-    assert done.stderr.count("left out: bad.png") == 1
-    assert {file.name for file in Path("two").iterdir()} == {"v.npy", "v.npy.rows.jsonl", "v.npy.bad_files.jsonl"}
-    for file in ("v.npy.rows.jsonl", "v.npy.bad_files.jsonl"):
-        assert Path("two", file).read_text() == Path("one", file).read_text()
-    np.testing.assert_allclose(np.load("two/v.npy"), np.load("one/v.npy"), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
-    environment = {**ENVIRONMENT, "CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache")}
-    asked = ("embed", str(images / "test"), "--from", str(pretrained), "--out")
-    argv = [*COMMAND, *asked, "v.npy", "--compile", "on"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "torch.compile does not work here, continuing without it (" in done.stderr
-    selfie(*asked, "w.npy")
-    np.testing.assert_allclose(np.load("v.npy"), np.load("w.npy"), rtol=1e-5, atol=1e-6)
-
-
 def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is compiled as it is, with a backend that needs no compiler: what counts is what is used after."""
     real, backend = nn.Module.compile, CompileCounter()
@@ -92,3 +61,15 @@ def test_a_compiled_network_takes_over(names: list[str], monkeypatch: pytest.Mon
     assert backend.frame_count == 1  # one shape, compiled once
     for one, other in zip(results(names[:8], 4), found, strict=True):
         np.testing.assert_allclose(one.vector, other.vector, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_goes_on(pretrained: Path, images: Path) -> None:
+    environment = {**ENVIRONMENT, "CXX": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": os.path.abspath("cache")}
+    asked = ("embed", str(images / "test"), "--from", str(pretrained), "--out")
+    argv = [*COMMAND, *asked, "v.npy", "--compile", "on"]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "torch.compile does not work here, continuing without it (" in done.stderr
+    selfie(*asked, "w.npy")
+    np.testing.assert_allclose(np.load("v.npy"), np.load("w.npy"), rtol=1e-5, atol=1e-6)

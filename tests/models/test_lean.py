@@ -9,7 +9,7 @@ from test_hybrid import hybrid
 
 from selfie_cli.inference.networks import Network
 from selfie_cli.models.classifier import Classifier, Encoder
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION
+from selfie_cli.models.resnet import TORCHVISION
 from tests.methods.small_methods import BACKBONE, make_task, stirred
 
 
@@ -20,9 +20,8 @@ def network(module, features="whole"):
 
 KINDS = {
     **{f"encoder {name}": (lambda name=name: Encoder(name, stem="3x3"), "whole")
-       for name in (*PREACTIVATION, *TORCHVISION)},
-    **{f"classifier {name}": (lambda name=name: Classifier(name, stem="3x3", num_classes=3), "penultimate")
-       for name in (BACKBONE, "resnet18")},
+       for name in (BACKBONE, "resnetv2_50", *TORCHVISION)},
+    "classifier": (lambda: Classifier(BACKBONE, stem="3x3", num_classes=3), "penultimate"),
     **{f"selfie {features}": (lambda: make_task("selfie"), features) for features in ("whole", "patches", "pooled")},
     "selfie, whole images": (lambda: make_task("selfie", apart=False), "pooled"),
     "selfie without a closing norm": (lambda: make_task("selfie", final_norm=False), "patches"),

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -203,20 +202,6 @@ def test_charts_are_to_scale_and_take_odd_values() -> None:
             drawn, _ = drawn_chart([Line("a", list(enumerate(values)))], show=str, show_x=str, from_zero=from_zero)
             assert "nan" not in drawn
             assert "inf" not in drawn
-
-
-def test_a_curve_is_a_file_of_its_own() -> None:
-    lines = [Line(EVIL, [(0.05, 0.3), (1.0, 0.5)], [0.02, 0.01]), Line("b", [(0.05, 0.4), (1.0, 0.52)], [0.05, 0.0])]
-    text = pages.curve_file(EVIL, lines, show=pages.percent, show_x="{:g}".format, x_ticks=[0.05, 1.0], log=True)
-    found: dict[str, list[str]] = {}
-    for each in ElementTree.fromstring(text).iter():
-        found.setdefault(each.tag.removeprefix("{http://www.w3.org/2000/svg}"), []).append(each.text or "")
-    assert next(iter(found)) == "svg"
-    assert "script" not in found
-    assert found["text"].count(EVIL) == 2
-    assert {"b", "0.05", "1"} <= set(found["text"])
-    assert len(found["circle"]) == 4
-    assert {"svg", ".line circle", ".grid"} <= {each.strip() for each in re.findall(r"([^{}]+)\{", found["style"][0])}
 
 
 def test_text_is_escaped() -> None:

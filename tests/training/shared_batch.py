@@ -21,7 +21,7 @@ from tests.methods.small_methods import METHODS, make_task
 
 BATCH = 16
 PIECE = 4  # of two processes, each of which has 8 images
-STEPS = 3
+STEPS = 2
 NAMES = (*METHODS, "supervised")
 
 

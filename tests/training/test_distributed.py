@@ -44,7 +44,7 @@ def distance(found, expected):
 @pytest.mark.parametrize("micro_batch", [BATCH, PIECE])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_as_one(of_two, name, micro_batch):
-    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after three steps to 1e-5 of theirs.
+    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after two steps to 1e-5 of theirs.
 
     Both hold the same, bit for bit, gradients as well.
     """

@@ -16,7 +16,7 @@ from selfie_cli.methods.supervised import Supervised
 from selfie_cli.talk import Talk
 from selfie_cli.training import hardware as machine
 from selfie_cli.training.distributed import Group
-from selfie_cli.training.hardware import fit, micro_batch_for, num_cores, precisions, prepare, quotas
+from selfie_cli.training.hardware import fit, micro_batch_for, num_cores, precisions, prepare, quotas, seconds_a_step
 from tests.methods.small_methods import make_task
 
 ROOM = 2**40
@@ -77,8 +77,9 @@ def assert_untouched(step, before):
 
 
 @pytest.mark.parametrize("name", ["byol", "supervised"])
-def test_fitting_leaves_no_trace(name):
+def test_fitting_leaves_no_trace(name, monkeypatch):
     """Not in weights, statistics, BYOL's target, optimizer and mode: bit for bit."""
+    monkeypatch.setattr(machine, "seconds_a_step", seconds_a_step)
     step = make_step(name, lr=0.1)
     step.module.eval()
     before = state_of(step)
