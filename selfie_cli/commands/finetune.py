@@ -24,7 +24,7 @@ from selfie_cli.training.start import choose_out, run_to_resume, start
 Number = TypeVar("Number", int, float)
 FROZEN_TOO = {"image_size", "device", "precision", "deterministic"}
 ONLY_TRAINING = {each.name for each in dataclasses.fields(Training)} - FROZEN_TOO | {"lr", "arch"}
-"""Options of training; all but FROZEN_TOO are refused with --frozen."""
+"""Options that --frozen refuses."""
 
 
 def finetune(options: FinetuneOptions, talk: Talk) -> Finetuned:
