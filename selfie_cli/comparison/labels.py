@@ -19,7 +19,7 @@ from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, l
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.pixels import open_pixels
 from selfie_cli.data.sources import fingerprint
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.splits import Integers
 from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import write_json_lines
 from selfie_cli.inference.networks import check_classes
@@ -203,7 +203,7 @@ def read_parts(
     return parts, bad
 
 
-def take(part: Part, indices: Labels) -> Part:
+def take(part: Part, indices: Integers) -> Part:
     """Return the images at `indices`, int64 [M], ascending; `part` itself if these are all images."""
     if len(indices) == len(part.labels):
         return part
@@ -223,7 +223,7 @@ def unmarked(run: Run) -> str | None:
 
 def look_for_seen(
     sources: Iterable[Run], train: Part, test: Part, *, exclude: bool, talk: Talk
-) -> tuple[Labels, list[SeenImage]]:
+) -> tuple[Integers, list[SeenImage]]:
     """Compare test images with training images, and with the pretraining images of the runs `sources`.
 
     The pretraining images of a run without marks (the bundled network, a finetuned one) are unknown.
@@ -276,7 +276,7 @@ class Share:
     """A share of the labels. subsets: seed -> rows of the training part, int64 [M], sorted."""
 
     fraction: float
-    subsets: dict[int, Labels]
+    subsets: dict[int, Integers]
 
     @property
     def seeds(self) -> list[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from selfie_cli.data.folders import Tree
 from selfie_cli.data.layout import kind_of, label_of
 from selfie_cli.data.sources import Packed, Source, unreadable
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.splits import Integers
 from selfie_cli.errors import DataError, UnreadableImage
 
 GAP = 2**22
@@ -107,7 +107,7 @@ class Shards(Packed, Tree):
             found += [bytes(data[each - start : each - start + size]) for _, each, size in members.tolist()]
         return found
 
-    def sizes(self) -> Labels:
+    def sizes(self) -> Integers:
         return self.where[:, 2]
 
     def _members(self, path: str) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:

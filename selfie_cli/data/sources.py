@@ -17,7 +17,7 @@ from PIL import Image
 
 from selfie_cli.data.images import open_image, read_file, what_is
 from selfie_cli.data.layout import LeftOut
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.splits import Integers
 from selfie_cli.errors import DataError, UnreadableImage, one_line
 from selfie_cli.talk import Talk
 
@@ -61,11 +61,11 @@ class Source(ABC):
         """Names for the hash split that do not depend on where the data set is: folder, and file or row."""
         return ["/".join(name.split("/")[-2:]) for name in self.names]
 
-    def sizes(self) -> Labels:
+    def sizes(self) -> Integers:
         """The number of bytes of each image, int64 [N], where it is known without reading; else zeros."""
         return np.zeros(len(self), np.int64)
 
-    def first_of_same(self, talk: Talk) -> Labels:
+    def first_of_same(self, talk: Talk) -> Integers:
         """For each image the first one with the same contents, int64 [N]. Only images of the same size are read."""
         first = np.arange(len(self))
         _, inverse, counts = np.unique(self.sizes(), return_inverse=True, return_counts=True)
@@ -88,7 +88,7 @@ class Labelled:
     """Images, their labels (int64 [N], positions in `classes`; -1 where there is none), and names of classes."""
 
     source: Source
-    labels: Labels
+    labels: Integers
     classes: list[str]
 
 
@@ -142,7 +142,7 @@ class Files(Source):
     def contents(self, index: int) -> bytes:
         return read_file(self.names[index])
 
-    def sizes(self) -> Labels:
+    def sizes(self) -> Integers:
         return np.fromiter((os.path.getsize(name) if os.path.exists(name) else 0 for name in self.names), np.int64)
 
     def versions(self) -> Iterator[bytes]:
@@ -199,7 +199,7 @@ class Joined(Source):
 class Subset(Source):
     """The images of `source` at `indices`, int64 [M], in that order."""
 
-    def __init__(self, source: Source, indices: Labels) -> None:
+    def __init__(self, source: Source, indices: Integers) -> None:
         super().__init__(map(source.names.__getitem__, indices.tolist()), source.left_out)
         self.source = source
         self.indices = indices
@@ -220,14 +220,14 @@ class Subset(Source):
         keys = self.source.keys()
         return [keys[index] for index in self.indices]
 
-    def sizes(self) -> Labels:
+    def sizes(self) -> Integers:
         return self.source.sizes()[self.indices]
 
     def versions(self) -> Iterator[bytes]:
         return map(file_version, self.names) if self.in_files else self.source.versions()
 
 
-def chosen(source: Source, indices: Labels) -> Source:
+def chosen(source: Source, indices: Integers) -> Source:
     """The images at `indices`, ascending; `source` itself if these are all images."""
     return source if len(indices) == len(source) else Subset(source, indices)
 

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = np.ndarray[Any, np.dtype[np.int64]]
+Integers = NDArray[np.int64]
+"""Labels, positions or sizes of images: int64 [N]."""
 FRACTION, HELD_OUT = 0, 1  # two independent draws from one seed
 HELD_OUT_SHARE = 0.2  # of the training labels, to choose settings on
 
 
-def permutation(count: int, *key: int) -> Labels:
+def permutation(count: int, *key: int) -> Integers:
     """0 .. `count` - 1 in a random order that depends on `key` alone: int64 [count].
 
     numpy freezes the stream of a bit generator, but not the result of Generator.permutation. So random words are
@@ -25,7 +25,7 @@ def permutation(count: int, *key: int) -> Labels:
     return (words & lowest).astype(np.int64)
 
 
-def _shuffled_classes(labels: Labels, seed: int, draw: int) -> Iterator[Labels]:
+def _shuffled_classes(labels: Integers, seed: int, draw: int) -> Iterator[Integers]:
     """The positions of the members of each class, in random order."""
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -36,7 +36,7 @@ def _rounded(share: float, count: int) -> int:
     return int(share * count + 0.5)
 
 
-def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
+def fraction_indices(labels: Integers, fraction: float, seed: int) -> Integers:
     """Choose a stratified part of `labels`, int64 [N], none negative: round(fraction * n) of each class, at least one.
 
     Returns sorted positions, int64 [M]. With one seed, a smaller fraction is a subset of a larger one.
@@ -46,7 +46,7 @@ def fraction_indices(labels: Labels, fraction: float, seed: int) -> Labels:
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
 
 
-def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
+def hold_out(labels: Integers, share: float, seed: int) -> tuple[Integers, Integers]:
     """Split `labels`, int64 [N] and not negative, into sorted positions (kept, held), which together are 0 .. N-1.
 
     round(share * n) of each class is held; at least one stays on each side, but the only image of a class is kept.
@@ -58,7 +58,7 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
+def fold_numbers(labels: Integers, num_folds: int, seed: int) -> Integers:
     """The fold of each of `labels`, int64 [N] and not negative: 0 .. `num_folds` - 1, stratified.
 
     The only image of a class has no fold and gets -1.
@@ -70,7 +70,7 @@ def fold_numbers(labels: Labels, num_folds: int, seed: int) -> Labels:
     return numbers
 
 
-def hash_test_part(names: Sequence[str], labels: Labels, group: Labels) -> NDArray[np.bool_]:
+def hash_test_part(names: Sequence[str], labels: Integers, group: Integers) -> NDArray[np.bool_]:
     """Choose a test part that depends only on names and copies: of each class, the fifth with the smallest SHA-256.
 
     Copies of one image stay on one side. A class of two or more different images has at least one in the test part, a

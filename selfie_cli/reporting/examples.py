@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from selfie_cli.data.augment import centre_crop, plain_view
 from selfie_cli.data.batches import step_generator
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.splits import Integers
 from selfie_cli.evaluation.metrics import confusion_matrix, per_class_accuracy
 from selfie_cli.inference import networks
 from selfie_cli.inference.networks import Network
@@ -82,7 +82,7 @@ def view_picks(method: Method, network: Network, images: Images, embedded: Embed
     page.add("picks", "What it picks as another view", "view_picks", **shown)
 
 
-def classified(which: str, labels: Labels, images: Images, embedded: Embedded, page: Page) -> None:
+def classified(which: str, labels: Integers, images: Images, embedded: Embedded, page: Page) -> None:
     """Add accuracy per class, confusion matrix and the most confident mistakes. `labels` are those of `images`."""
     true, predicted, classes = torch.from_numpy(labels[embedded.rows]), embedded.predicted, images.classes
     counts = confusion_matrix(predicted, true, len(classes))

@@ -16,7 +16,7 @@ from selfie_cli.data.labelled import assemble, open_labelled, open_parts, parts_
 from selfie_cli.data.named import NAMED
 from selfie_cli.data.pixels import InMemory, read_pixels
 from selfie_cli.data.sources import Array, Source, Subset, below_shared_folder
-from selfie_cli.data.splits import Labels
+from selfie_cli.data.splits import Integers
 from selfie_cli.data.unlabelled import open_unlabelled
 from selfie_cli.errors import DataError, TrainingError
 from selfie_cli.hub import is_address
@@ -39,7 +39,7 @@ class Images:
     """Images to show. labels: int64 [N], positions in `classes`, or None; `note` says where they come from."""
 
     source: Source
-    labels: Labels | None
+    labels: Integers | None
     classes: list[str]
     note: str
     image_size: int
@@ -51,22 +51,22 @@ class Images:
         """Whether images are so small that the page shows single pixels."""
         return self.image_size <= 64
 
-    def pixels(self, rows: Labels) -> Tensor:
+    def pixels(self, rows: Integers) -> Tensor:
         """Return pixels as stored for the network, uint8 [B, S, S, 3], of images that are known to be readable."""
         return self.read(rows).pixels
 
-    def read(self, rows: Labels) -> InMemory:
+    def read(self, rows: Integers) -> InMemory:
         """Read the images of `rows`; skip unreadable ones."""
         size, interpolation = self.preprocessing.storage_size(self.image_size), self.preprocessing.interpolation
         part, workers = Subset(self.source, rows), self.workers
         return read_pixels(part, size=size, workers=workers, max_bad=None, talk=Talk(), interpolation=interpolation)
 
-    def pictures(self, rows: Labels, side: int) -> Tensor:
+    def pictures(self, rows: Integers, side: int) -> Tensor:
         """Return pixels as the network sees them, scaled to at most `side` px: uint8 [B, s, s, 3]."""
         seen = centre_crop(self.pixels(rows), self.image_size)
         return scaled(seen, side) if self.image_size > side else seen
 
-    def names(self, rows: Labels) -> list[str]:
+    def names(self, rows: Integers) -> list[str]:
         """Return names relative to the folder that all of `rows` share."""
         return list(below_shared_folder(Subset(self.source, rows).names))
 
@@ -83,7 +83,7 @@ class Embedded:
     whether the network has seen all images.
     """
 
-    rows: Labels
+    rows: Integers
     vectors: Tensor
     thumbs: Tensor
     predicted: Tensor
@@ -102,7 +102,7 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
     if not dataset:
         check_own(run)
     source: Source
-    labels: Labels | None
+    labels: Integers | None
     if classes := run.derived.get("classes"):
         name = dataset or asked.get("dataset")
         if name is None:
@@ -152,7 +152,7 @@ def check_own(run: Run) -> None:
 
 def choose(
     asked: list[str], root: Path, *, offline: bool, own: bool, talk: Talk
-) -> tuple[Source, Labels | None, list[str], str]:
+) -> tuple[Source, Integers | None, list[str], str]:
     """Return images, labels and classes if the layout has any, and a sentence on the images. `own`: whether the run was
     pretrained on them."""
     trained = "These are images that the network was pretrained on: the data have no test part."
@@ -190,7 +190,7 @@ def embed(
     lean = network.lean(torch.bfloat16 if bf16 else torch.float32)
     side = min(images.image_size, 64)
     at_once = max(FIRST, images_at_once(network.device, network.image_size))
-    rows: list[Labels] = []
+    rows: list[Integers] = []
     vectors, thumbs = torch.empty(0), torch.empty(0, dtype=torch.uint8)
     predicted, confidence = torch.empty(0, dtype=torch.int64), torch.empty(0)
     bad: list[BadFile] = []
