@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, label_of, part_of
+from selfie_cli.data.layout import KINDS, PARTS, arrange, in_order, label_of, part_of, parts_in
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "data.md"
 
@@ -26,6 +26,11 @@ PARTS_OF |= {"train station": (None, "train"), "train-test": (None, None), "late
 def test_parts_of_folders_and_of_files(name: str) -> None:
     """A folder `train station` is a class."""
     assert (part_of(name, is_folder=True), part_of(name, is_folder=False)) == PARTS_OF.get(name, (None, None))
+
+
+def test_of_two_folders_for_one_part_the_first_name_is_taken() -> None:
+    assert parts_in(["train", "Train", "test", "eval"]) == {"Train": "train", "test": "test"}
+    assert parts_in(["train", "cat"]) == parts_in(["val", "test"]) == {}
 
 
 def test_places_and_labels() -> None:
