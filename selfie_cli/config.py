@@ -37,9 +37,7 @@ FRACTION: dict[str, Any] = {"above": 0, "at_most": 1}
 SHARE: dict[str, Any] = {"at_least": 0, "at_most": 1}
 SIDE: dict[str, Any] = {"at_least": 1, "at_most": MOST_PIXELS}
 SEEDS: dict[str, Any] = {"at_least": 1, "at_most": MOST_SEEDS}
-
-PACKED = (".parquet", ".tar")
-"""Suffixes of files that hold many images."""
+PACKED = (".parquet", ".tar")  # suffixes of files that hold many images
 PACKED_FILES = " or ".join(suffix[1:] for suffix in PACKED) + " file"
 DATA_HELP = f"Folders, images, lists (.txt), {PACKED_FILES}s, named sets (cifar10), hf://datasets/owner/name."
 WEIGHTS = "a run's folder, hf://owner/name[@revision] (also timm's), a .safetensors file, imagenet, bundled"
@@ -50,7 +48,6 @@ WEIGHTS_HELP = f"Weights: {WEIGHTS}."
 REPLACE_HELP = "Replace an existing --out."
 COMPILE_HELP = "Use torch.compile. auto: on cuda, and for long embedding jobs."
 EXCLUDE_SEEN_HELP = "Leave out test images seen in (pre)training: copies and near-duplicates. Default: only warn."
-BACKBONE_HELP = "Only with --from none or imagenet; otherwise the pretrained weights decide."
 IMAGE_SIZE_HELP = "Image side in pixels, with --from none or weights that are not selfie's; otherwise the run decides."
 
 
@@ -173,8 +170,8 @@ class PretrainOptions(TrainingOptions):
     min_crop: float | None = from_recipe("Smallest area of the random resized crop.", VIEWS, **FRACTION)
     max_crop: float | None = from_recipe("Largest area of the random resized crop.", VIEWS, **FRACTION)
     jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
-    blur: float | None = from_recipe("How often views are blurred; 1 is as in the method's paper.", VIEWS, **SHARE)
-    solarize: float | None = from_recipe("Fraction of every second view of an image that is solarized.", VIEWS, **SHARE)
+    blur: float | None = from_recipe("How often views are blurred, from 0 to the method's most, 1.", VIEWS, **SHARE)
+    solarize: float | None = from_recipe("Of every second view, the fraction that is solarized.", VIEWS, **SHARE)
     selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
     byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
 
@@ -189,7 +186,7 @@ class LabelOptions(TrainingOptions):
     )
     exclude_seen: bool = option(False, EXCLUDE_SEEN_HELP, DATA)
     frozen: bool = option(False, "Fit only a linear classifier, on frozen features of both arms: takes seconds.")
-    backbone: Backbone | None = option(None, BACKBONE_HELP)
+    backbone: Backbone | None = option(None, "Only with --from none or imagenet; otherwise the weights decide.")
     image_size: int | None = option(None, IMAGE_SIZE_HELP, **SIDE)
     lr: str | None = option(
         None,
