@@ -71,6 +71,10 @@ def test_methods_on_views_show_which_views_they_take_for_the_same_image(images: 
     assert text.count("from this view") == len(re.findall(r"another view -?\d\.\d\d, place \d", text)) == 8
     assert text.count("✓ picked") + text.count("✗ picked") == 8
     assert ("BYOL has no task that can be right or wrong" in text) == (method == "byol")
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"step": step, "of_tomorrow": step / 100}) + "\n" for step in (3, 4))
+    selfie("report", "run")
+    assert "Of tomorrow 0.04 at step 4" in text_of("run")
 
 
 def test_finetuned_runs_show_what_was_found(finetuned: Path) -> None:
