@@ -106,7 +106,7 @@ class TrainingOptions(DataOptions):
         None, "Passes over the images. Default: 100 (2,000 to 120,000 steps).", TRAINING, above=0, at_most=10**6
     )
     budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
-    batch_size: int | None = option(None, "Images per step. Default: 128; above 64 px, labels / 4.", TRAINING, **BATCH)
+    batch_size: int | None = option(None, "Images per step. Default: 32 to 512, by size and labels.", TRAINING, **BATCH)
     micro_batch: int | None = option(None, "Images per forward pass. Default: what fits in memory.", TRAINING, **BATCH)
 
 
@@ -191,7 +191,7 @@ class LabelOptions(TrainingOptions):
     lr: str | None = option(
         None,
         "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels. Default: 0.3 "
-        "without pretraining, 0.1 with.",
+        "without pretraining, 0.1 with, 0.03 with fewer than 1,000 labels.",
         TRAINING,
     )
     weight_decay: float = option(2e-3, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)

@@ -22,7 +22,7 @@ from selfie_cli.training.hardware import bf16_pays
 
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps instead of a time budget, so that results are comparable between machines; sized for two laptop cores.
-PRETRAIN_STEPS, FINETUNE_STEPS, FINETUNE_BATCH = 300, 500, 64
+PRETRAIN_STEPS, FINETUNE_STEPS = 300, 1_000
 FRACTION = 0.02
 BACKBONE: Backbone = "resnetv2_10_w32"
 MARK = "demo.json"  # the file by which --overwrite recognizes a demo
@@ -62,7 +62,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     judged = evaluate(EvalOptions(run=str(pretraining), dataset=str(images)), talk)
     talk.say(
         f"4/4 selfie finetune --from {pretraining} --dataset {images} --fraction {FRACTION} --seeds {options.seeds} "
-        f"--steps {FINETUNE_STEPS} --batch-size {FINETUNE_BATCH} --no-check-length"
+        f"--steps {FINETUNE_STEPS} --no-check-length"
     )
     labelled = FinetuneOptions(
         dataset=str(images),
@@ -70,7 +70,6 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
         fraction=FRACTION,
         seeds=options.seeds,
         steps=FINETUNE_STEPS,
-        batch_size=FINETUNE_BATCH,
         check_length=False,  # a fifth of 160 labels is too few to tell
         out=str(finetuning),
         overwrite=options.overwrite,

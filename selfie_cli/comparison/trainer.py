@@ -90,11 +90,11 @@ class Fitted:
 def usual_batch_size(image_size: int, num_labels: int) -> int:
     """Return the default batch size, a multiple of the number of processes.
 
-    It is 128 up to 64 px. Above, it is the largest power of two up to a quarter of the labels, but at least 64 and at
-    most 512. With few labels, larger batches only repeat them.
+    It is the largest power of two up to a tenth of the labels, from 32 to 128, for images up to 64 px; above, up to a
+    quarter of the labels, from 64 to 512. With few labels, small batches are quicker, and better after pretraining.
     """
-    quarter = 2 ** (num_labels.bit_length() - 3) if num_labels >= 4 else 1
-    size = 128 if image_size <= 64 else min(512, max(64, quarter))
+    share, least, most = (10, 32, 128) if image_size <= 64 else (4, 64, 512)
+    size = min(most, max(least, 2 ** (max(1, num_labels // share).bit_length() - 1)))
     return max(2, size // group().world) * group().world
 
 
@@ -218,7 +218,7 @@ class Trainer:
 
         Both use held-out labels of `labelled`, the images of the share's first seed, and never test images.
         """
-        rates, seed = self.training.rates or [arm.usual_rate], share.seeds[0]
+        rates, seed = self.training.rates or [arm.usual_rate(share.num_labels)], share.seeds[0]
         checked = self.training.check_length and steps > 1
         if len(rates) == 1 and not checked:
             return rates[0], None
