@@ -86,16 +86,16 @@ def train(
 
 
 @torch.no_grad()
-def features(encoder: ResNet, pixels: Tensor) -> Tensor:
+def features(encoder: ResNet, pixels: Tensor, precision: str) -> Tensor:
     encoder.eval()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return torch.cat([encoder(plain_view(part, SIZE)).mean(dim=(2, 3)).float() for part in pixels.split(500)])
 
 
-def probed(encoder: ResNet, pixels: Tensor, labels: Tensor, count: int) -> float:
+def probed(encoder: ResNet, pixels: Tensor, labels: Tensor, count: int, precision: str) -> float:
     """Accuracy, on the held-out images, of a linear probe fitted to the first `count` images."""
     held = torch.arange(count) % 5 == 0  # images that choose the strength of regularization
-    train, test = features(encoder, pixels[:count]), features(encoder, pixels[NUM_TRAIN:])
+    train, test = (features(encoder, part, precision) for part in (pixels[:count], pixels[NUM_TRAIN:]))
     probe = linear_probe(train, labels[:count], num_classes=NUM_CLASSES, held_out=[held])
     return topk_accuracy(probe.log_probabilities(test), labels[NUM_TRAIN:])
 
@@ -122,7 +122,8 @@ def pretrain(a: argparse.Namespace, pixels: Tensor, labels: Tensor) -> dict[str,
     encoder = method.encoder
     networks.estimate_batch_norm(encoder, lambda part: encoder(plain_view(part, SIZE)), pixels[:NUM_TRAIN])
     save_weights(a.work / f"{a.name}.safetensors", encoder.state_dict(), {})
-    probes = {f"probe_{count}": probed(encoder, pixels, labels, count) for count in (NUM_TRAIN, NUM_LABELS)}
+    counts = (NUM_TRAIN, NUM_LABELS)
+    probes = {f"probe_{count}": probed(encoder, pixels, labels, count, a.precision) for count in counts}
     return {
         "method": a.method,
         "recipe": a.recipe,
