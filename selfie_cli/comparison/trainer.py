@@ -94,7 +94,7 @@ def usual_batch_size(image_size: int, num_labels: int) -> int:
     quarter of the labels, from 64 to 512. With few labels, small batches are quicker and no worse.
     """
     share, least, most = (10, 32, 128) if image_size <= 64 else (4, 64, 512)
-    size = min(most, max(least, 2 ** (max(1, num_labels // share).bit_length() - 1)))
+    size = min(most, max(least, 1 << max(1, num_labels // share).bit_length() - 1))
     return max(2, size // group().world) * group().world
 
 
