@@ -53,7 +53,9 @@ class Arm:
 
     def usual_rate(self, num_labels: int) -> float:
         """The learning rate that suits it on CIFAR-10 (docs/results/research.md): a high one would undo pretraining."""
-        return 0.3 if self.state is None else 0.1 if num_labels >= 1_000 else 0.03
+        if self.state is None:
+            return 0.3
+        return 0.1 if num_labels >= 1_000 else 0.03
 
     @property
     def kind(self) -> str:
