@@ -90,11 +90,10 @@ class Fitted:
 def usual_batch_size(image_size: int, num_labels: int) -> int:
     """Return the default batch size, a multiple of the number of processes.
 
-    It is the largest power of two up to a tenth of the labels, from 32 to 128, for images up to 64 px; above, up to a
-    quarter of the labels, from 64 to 512. With few labels, large batches only repeat them.
+    It is the largest power of two up to a tenth of the labels, from 32 to 128, or to 512 for images above 64 px. With
+    few labels, large batches only repeat them.
     """
-    share, least, most = (10, 32, 128) if image_size <= 64 else (4, 64, 512)
-    size = min(most, max(least, 1 << max(1, num_labels // share).bit_length() - 1))
+    size = min(128 if image_size <= 64 else 512, max(32, 1 << max(1, num_labels // 10).bit_length() - 1))
     return max(2, size // group().world) * group().world
 
 
