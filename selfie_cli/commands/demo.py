@@ -23,7 +23,7 @@ from selfie_cli.training.hardware import bf16_pays
 NUM_TRAIN, NUM_TEST = 8_000, 2_000
 # Fixed steps instead of a time budget, so that results are comparable between machines; sized for two laptop cores.
 PRETRAIN_STEPS, FINETUNE_STEPS = 300, 1_000
-FRACTION = 0.02
+FRACTION = 0.01
 BACKBONE: Backbone = "resnetv2_10_w32"
 MARK = "demo.json"  # the file by which --overwrite recognizes a demo
 
@@ -70,7 +70,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
         fraction=FRACTION,
         seeds=options.seeds,
         steps=FINETUNE_STEPS,
-        check_length=False,  # a fifth of 160 labels is too few to tell
+        check_length=False,  # a fifth of 80 labels is too few to tell
         out=str(finetuning),
         overwrite=options.overwrite,
     )
