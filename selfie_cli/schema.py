@@ -66,6 +66,7 @@ DERIVED = {
     **dict.fromkeys(("recipe", "pretraining", "pretrained_by"), str),
     **dict.fromkeys(("image_size", "patch_size"), SIDE),
     **dict.fromkeys(("batch_size", "micro_batch"), AT_ONCE),
+    "batch_sizes": [AT_ONCE],
     **dict.fromkeys(("lr", "weight_decay"), NUMBER),
     **dict.fromkeys(("compiles", "checkpointed"), bool),
     **{"method": (*METHODS, *FOREIGN, "finetune"), "arch": ("resnet", "hybrid"), "classes": [str]},

@@ -77,14 +77,15 @@ def train_arms(
         for fraction, seeds in design.num_seeds.items()
         for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
-    kept_size = None if run is None else run.derived.get("batch_size")
-    usual = usual_batch_size(image_size, max(share.num_labels for share in shares))
+    sizes = [options.batch_size or usual_batch_size(image_size, share.num_labels) for share in shares]
+    if run is not None and "batch_size" in run.derived:  # older runs have one for all shares
+        sizes = run.derived.get("batch_sizes", [run.derived["batch_size"]] * len(shares))
     training = pick(
         Training,
         options,
         image_size=image_size,
         device=device,
-        batch_size=options.batch_size or kept_size or usual,
+        batch_sizes=sizes,
         rates=rates,
     )
     say_what_is_trained(design, data, shares, training, options.frozen, talk)
@@ -113,12 +114,13 @@ def train_arms(
 def say_what_is_trained(
     design: Design, data: Data, shares: list[Share], training: Training, frozen: bool, talk: Talk
 ) -> None:
+    batch = f"batch {', '.join(str(size) for size in sorted(set(training.batch_sizes)))}"
     talk.say("; ".join(f"{arm.name}: {arm.called}" for arm in design.arms))
     talk.say(
         f"{', '.join(f'{share.num_labels:,}' for share in shares)} labels of {len(data.train.labels):,} "
         f"({', '.join(share.percent for share in shares)} of each class), {len(data.classes)} classes, "
         f"{len(data.test.labels):,} test images; {design.kept.shape['backbone']} at {training.image_size} px, "
-        f"{training.device}, {'frozen features' if frozen else f'batch {training.batch_size}'}"
+        f"{training.device}, {'frozen features' if frozen else batch}"
     )
 
 
@@ -128,7 +130,8 @@ def plan(design: Design, data: Data, shares: list[Share], training: Training, ta
     steps = plan_steps(shares, len(design.arms), step_seconds, training, talk)
     held_out = training.num_held_out + training.check_length
     room = room_for(design.arms, sum(len(share.seeds) + held_out for share in shares))
-    return dataclasses.asdict(fitted) | {"steps": steps[-1], "steps_of_shares": steps}, room
+    of_shares = {"steps_of_shares": steps, "batch_sizes": training.batch_sizes}
+    return dataclasses.asdict(fitted) | {"steps": steps[-1]} | of_shares, room
 
 
 def learning_rates(text: str | None) -> list[float]:

@@ -72,24 +72,28 @@ class Comparison:
 
 
 def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, training: Training, talk: Talk) -> list[int]:
-    """Return the number of steps for each share, and report how long they take. A budget covers all networks."""
-    size, checked, steps, whole = training.batch_size, int(training.check_length), training.steps, 0.0
+    """Return the number of steps for each share, and report how long they take. A budget covers all networks.
+
+    `seconds_a_step` is the time of a step of the largest batch.
+    """
+    checked, steps, whole, sizes = int(training.check_length), training.steps, 0.0, training.batch_sizes
+    times = [seconds_a_step * size / max(sizes) for size in sizes]
     networks = [num_arms * (len(share.seeds) + training.num_held_out) for share in shares]
     halves = num_arms * checked  # per share
     if training.budget:
-        lengths = sum(networks) + len(shares) * halves / 2
-        steps = Pace(seconds_a_step * lengths).steps(budget_seconds(training.budget))
+        step_of_all = sum(seconds * (count + halves / 2) for seconds, count in zip(times, networks, strict=True))
+        steps = Pace(step_of_all).steps(budget_seconds(training.budget))
     found = []
-    for share, count in zip(shares, networks, strict=True):
+    for share, count, size, seconds in zip(shares, networks, sizes, times, strict=True):
         length = num_steps(steps=steps, epochs=training.epochs, num_images=share.num_labels, batch_size=size)
         found.append(length)
-        each = length * seconds_a_step
+        each = length * seconds
         in_all = each * (count + halves / 2)
         whole += in_all
         also = f" and {halves} of half as many" if checked else ""
         talk.say(
             f"{share.percent} of the labels: {counted(count, 'network')} of {counted(length, 'step')}{also} "
-            f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds_a_step:,.0f} images/s: "
+            f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds:,.0f} images/s: "
             f"about {duration(each)} each, {duration(in_all)} in all"
         )
     if len(shares) > 1:
@@ -127,12 +131,14 @@ def point_at(
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
     """Train the unfinished cells of `run`, and return the results of all. The kept network becomes the run's own."""
-    trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
+    whole = trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # older finetune runs lack them
-    if len(lengths) != len(shares):
+    if not len(lengths) == len(shares) == len(training.batch_sizes):
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
-    for share, steps in zip(shares, lengths, strict=True):
+    for share, steps, size in zip(shares, lengths, training.batch_sizes, strict=True):
+        if size != trainer.fitted.batch_size:
+            trainer = whole.with_batch(size)
         write_labels(run, data, share)
         arms = train_share(trainer, design.arms, data, share, steps)
         points.append(point_at(share, arms, design.pairs, steps=steps, rates=training.rates))

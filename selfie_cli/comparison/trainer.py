@@ -38,15 +38,15 @@ from selfie_cli.training.step import Step, check_pieces
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Training options of a comparison: all networks get the same batch, schedule and augmentation.
+    """Training options of a comparison: all networks of a share get the same batch, schedule and augmentation.
 
-    `rates` are the learning rates to choose from; if empty, each arm has its usual rate. `check_length`: whether to
-    check if more steps would help.
+    `batch_sizes` has one for each share. `rates` are the learning rates to choose from; if empty, each arm has its
+    usual rate. `check_length`: whether to check if more steps would help.
     """
 
     image_size: int
     device: torch.device
-    batch_size: int
+    batch_sizes: list[int]
     micro_batch: int | None
     precision: str
     compile: str
@@ -138,14 +138,15 @@ def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable
 
 
 def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[Fitted, float]:
-    """Choose a micro-batch and a precision for all arms, by trial steps on a batch of `part`.
+    """Choose a micro-batch and a precision for all arms, by trial steps on the largest batch, of `part`.
 
     Return the settings, and the seconds per step averaged over arms.
     """
-    size, world, device = training.batch_size, group().world, training.device
-    check_processes({"batch_size": size})
+    size, world, device = max(training.batch_sizes), group().world, training.device
     micro = training.micro_batch or size // world
-    check_pieces(size // world, micro, 2)
+    for each in training.batch_sizes:
+        check_processes({"batch_size": each})
+        check_pieces(each // world, min(micro, each // world), 2)
     tried = precisions(device, training.precision, deterministic=training.deterministic)
     fitted = Fitted(
         batch_size=size,
@@ -208,6 +209,13 @@ class Trainer:
     fitted: Fitted
     talk: Talk
     steps: dict[str, tuple[AnyClassifier, Supervised, Step]] = dataclasses.field(default_factory=dict)
+
+    def with_batch(self, size: int) -> "Trainer":
+        """Return a trainer with batches of `size`. It compiles anew."""
+        micro = min(self.fitted.micro_batch, size // group().world)
+        return dataclasses.replace(
+            self, fitted=dataclasses.replace(self.fitted, batch_size=size, micro_batch=micro), steps={}
+        )
 
     def folder(self, cell: Cell) -> Path:
         return self.run.path / "cells" / cell.name

@@ -62,14 +62,16 @@ def test_files_and_results_that_agree_with_the_cells(curved: Path) -> None:
     assert all("at 50 %" in sentence and "at 100 %" in sentence for sentence in results["sentences"])
 
 
-def test_json_is_one_document_and_none_alone_is_a_plain_label_curve(images: Path) -> None:
+def test_none_alone_is_a_plain_label_curve(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfie_cli.commands.finetune.usual_batch_size", lambda image_size, num_labels: num_labels // 2)
     results = document(
         *("curve", "--dataset", images, "--from", "none", "--backbone", "resnetv2_18_w16", "--image-size", 8),
-        *("--fractions", "0.5,1", "--seeds", 1, *SHORT, "--out", "r"),
+        *("--fractions", "0.5,1", "--seeds", 1, *SHORT[:2], *SHORT[4:], "--out", "r"),
     )
-    assert results == read("r/results.json")
-    assert [[arm["name"] for arm in point["arms"]] for point in results["points"]] == [["supervised"]] * 2
-    assert results["sentences"] == []
+    assert results == read("r/results.json") and results["sentences"] == []
+    for point in results["points"]:
+        (arm,), cell = point["arms"], config_of(f"r/cells/supervised-f{point['fraction']:g}-s0")
+        assert (arm["name"], cell["derived"]["batch_size"]) == ("supervised", point["num_labels"] // 2)
     photo = next((images / "test" / "cat").iterdir())
     assert rows("predict", "r", photo)[0]["path"] == str(photo)
 

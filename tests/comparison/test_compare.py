@@ -27,7 +27,7 @@ SHAPE: dict[str, Any] = {"method": "finetune", "arch": "resnet", "pretraining": 
 SHAPE |= {"backbone": "resnetv2_18_w16", "stem": "3x3", "image_size": 8}
 ARM = Arm(name="supervised", shape=SHAPE, state=None)
 OPTIONS = CurveOptions(check_length=False, warmup_steps=1)
-MEASURED: dict[str, Any] = {"image_size": 8, "device": torch.device("cpu"), "batch_size": 4, "rates": [0.1]}
+MEASURED: dict[str, Any] = {"image_size": 8, "device": torch.device("cpu"), "batch_sizes": [4, 4], "rates": [0.1]}
 ASKED = pick(Training, OPTIONS, **MEASURED)
 FITTED = Fitted(batch_size=4, micro_batch=4, precision="fp32", compiles=True, processes=1, image_order=IMAGE_ORDER)
 
@@ -57,10 +57,9 @@ def test_a_budget_is_for_all_cells_of_all_shares(asked: dict[str, object], secon
 
 
 def test_epochs_are_of_the_labels_used() -> None:
-    talk = Listener()
-    steps = plan_steps([share(0.2, 1), share(1.0, 1)], 1, 1.0, dataclasses.replace(ASKED, epochs=10), talk)
-    assert steps == [10 * 8 // 4, 10 * 40 // 4]
-    assert talk.lines[0].startswith("20 % of the labels: 1 network of 20 steps (10 epochs)")
+    asked, talk = dataclasses.replace(ASKED, epochs=10, batch_sizes=[2, 4]), Listener()
+    assert plan_steps([share(0.2, 1), share(1.0, 1)], 1, 60.0, asked, talk) == [10 * 8 // 2, 10 * 40 // 4]
+    assert re.match(r"20 % .* 40 steps \(10 epochs\) .* about 20 min each, 20 min in all", talk.lines[0])
 
 
 def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:
