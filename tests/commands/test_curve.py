@@ -68,7 +68,7 @@ def test_none_alone_is_a_plain_label_curve(images: Path, monkeypatch: pytest.Mon
         *("curve", "--dataset", images, "--from", "none", "--backbone", "resnetv2_18_w16", "--image-size", 8),
         *("--fractions", "0.5,1", "--seeds", 1, *SHORT[:2], *SHORT[4:], "--out", "r"),
     )
-    assert results == read("r/results.json") and results["sentences"] == []
+    assert (results, results["sentences"]) == (read("r/results.json"), [])
     for point in results["points"]:
         (arm,), cell = point["arms"], config_of(f"r/cells/supervised-f{point['fraction']:g}-s0")
         assert (arm["name"], cell["derived"]["batch_size"]) == ("supervised", point["num_labels"] // 2)
