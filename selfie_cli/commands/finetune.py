@@ -23,7 +23,7 @@ from selfie_cli.training.start import choose_out, run_to_resume, start
 
 Number = TypeVar("Number", int, float)
 FROZEN_TOO = {"image_size", "device", "precision", "deterministic"}
-ONLY_TRAINING = {each.name for each in dataclasses.fields(Training)} - FROZEN_TOO | {"lr", "arch"}
+ONLY_TRAINING = {each.name for each in dataclasses.fields(Training)} - FROZEN_TOO | {"lr", "arch", "batch_size"}
 """Options that --frozen refuses."""
 
 
