@@ -131,14 +131,14 @@ def point_at(
 
 def compare(design: Design, data: Data, shares: list[Share], training: Training, *, run: Run, talk: Talk) -> Comparison:
     """Train the unfinished cells of `run`, and return the results of all. The kept network becomes the run's own."""
-    whole = trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
+    largest = trainer = Trainer(run=run, training=training, fitted=Fitted.of(run), talk=talk)
     lengths = run.derived.get("steps_of_shares", [run.derived["steps"]])  # older finetune runs lack them
     if not len(lengths) == len(shares) == len(training.batch_sizes):
         raise RunError(f"{run.path / 'config.json'} is damaged: start a new run")
     points = []
     for share, steps, size in zip(shares, lengths, training.batch_sizes, strict=True):
         if size != trainer.fitted.batch_size:
-            trainer = whole.with_batch(size)
+            trainer = largest.with_batch(size)
         write_labels(run, data, share)
         arms = train_share(trainer, design.arms, data, share, steps)
         points.append(point_at(share, arms, design.pairs, steps=steps, rates=training.rates))

@@ -138,7 +138,7 @@ def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable
 
 
 def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[Fitted, float]:
-    """Choose a micro-batch and a precision for all arms, by trial steps on the largest batch, of `part`.
+    """Choose a micro-batch and a precision for all arms, by trial steps on a batch of `part`, the largest of all shares.
 
     Return the settings, and the seconds per step averaged over arms.
     """
@@ -211,7 +211,7 @@ class Trainer:
     steps: dict[str, tuple[AnyClassifier, Supervised, Step]] = dataclasses.field(default_factory=dict)
 
     def with_batch(self, size: int) -> "Trainer":
-        """Return a trainer with batches of `size`. It compiles anew."""
+        """Return a trainer with batches of `size`, up to its own. It compiles its steps anew."""
         micro = min(self.fitted.micro_batch, size // group().world)
         return dataclasses.replace(
             self, fitted=dataclasses.replace(self.fitted, batch_size=size, micro_batch=micro), steps={}
