@@ -138,7 +138,7 @@ def batches(task: Supervised, part: Part, seed: int, fitted: Fitted) -> Callable
 
 
 def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) -> tuple[Fitted, float]:
-    """Choose a micro-batch and a precision for all arms, by trial steps on a batch of `part`, the largest of all shares.
+    """Choose a micro-batch and a precision for all arms, by trial steps on the largest batch of all shares.
 
     Return the settings, and the seconds per step averaged over arms.
     """
