@@ -150,9 +150,10 @@ def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[
 def load(run: str | os.PathLike[str]) -> "tuple[nn.Module, Callable[[Image.Image], Tensor]]":
     """Return a run's network as a torch module in evaluation mode, and the transform for its images.
 
-    `run` takes the values of `from_`. The module maps float images [B, 3, s, s] to features [B, D], as `selfie embed`
-    does, or to logits [B, C] if the run is a classifier. It can be trained like any other module. The transform maps a
-    PIL image to a float tensor [3, s, s], with the pixels of `selfie embed` if Image.open's result was not changed.
+    `run` takes the values of `from_`, but not None. The module maps float images [B, 3, s, s] to features [B, D], as
+    `selfie embed` does, or to logits [B, C] if the run is a classifier. It can be trained like any other module. The
+    transform maps a PIL image to a float tensor [3, s, s], with the pixels of `selfie embed` if Image.open's result was
+    not changed.
 
     Raise SelfieError if there is no such run, or it is unfinished or damaged.
     """

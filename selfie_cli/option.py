@@ -5,7 +5,7 @@ import math
 import operator
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -211,15 +211,23 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
 
     Raise UsageError if `given` changes any other option, or if `asked` has an unknown or invalid one.
     """
-    then, changed = restored(type(given), asked), {}
-    for field in dataclasses.fields(given):
-        name, now = field.name, getattr(given, field.name)
-        if name not in PER_INVOCATION and (now == getattr(then, name) or not given.asks_for(name)):
-            continue
+    then = restored(type(given), asked)
+    changed = {name: getattr(given, name) for name in PER_INVOCATION}
+    for name in differing(given, then):
         if name not in (*PER_INVOCATION, *CHANGEABLE, *also):
             raise UsageError(f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run")
-        changed[name] = now
+        changed[name] = getattr(given, name)
     return dataclasses.replace(then, **changed)
+
+
+def differing(given: Options, then: Options) -> Iterator[str]:
+    """Yield the names of the options that `given` asks for and that differ in `then`, also those of one method."""
+    for field in dataclasses.fields(given):
+        now, before = getattr(given, field.name), getattr(then, field.name)
+        if isinstance(now, Options):
+            yield from differing(now, before)
+        elif now != before and given.asks_for(field.name):
+            yield field.name
 
 
 def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:

@@ -86,7 +86,7 @@ MEASURED = {
     "*": ANY,
 }
 DATA = {
-    **dict.fromkeys(("images", "unreadable", "seen_test_images"), COUNT),
+    **dict.fromkeys(("images", "unreadable", "seen_test_images", "like_training_images"), COUNT),
     **dict.fromkeys(("fingerprint", "split"), str),
     **{"fingerprints": {"*": str}, "pinned": {"*": str}, "unmarked": (str, None)},
     "*": ANY,

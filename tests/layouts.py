@@ -178,6 +178,8 @@ CASES = [
          r"train/ look like parts of a data set", 1),
     Case("`seg_train/`, `seg_test/` of class folders", parted("seg_train", "seg_test"), f"{FINETUNE} data",
          r"seg_test/, seg_train/ look like parts of a data set", 1),
+    Case("the same, unlabelled", parted("seg_train", "seg_test"), f"{PRETRAIN} data",
+         r"seg_train/ is called like a training part, but there is no test/ or val/: all is read"),
     Case("`fold1/`, `fold2/` of the same class folders", parted("fold1", "fold2"), f"{FINETUNE} data",
          r"the classes are its folders fold1, fold2, not the folders inside those \(cat, dog\): .* call them train/"),
     Case("`animal/` and `vehicle/` of class folders", tree("animal/cat", "animal/dog", "vehicle/car"),

@@ -155,7 +155,6 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "no name": ({"architecture": ["resnet18"]}, "of timm's it has"),
     "another stem": ({"model_args": {"stem_type": "deep"}}, "model_args.stem_type is not known"),
     "grey": ({"input_size": [1, 224, 224]}, "not squares in RGB"),
-    "oblong": ({"input_size": [3, 224, 192]}, "not squares in RGB"),
     "huge": ({"input_size": [3, 10**9, 10**9]}, "input_size is 1000000000"),
     "huge before the crop": ({"crop_pct": 0.011}, "more than 4096 px"),
     "squashed": ({"crop_mode": "squash"}, "not squares in RGB"),

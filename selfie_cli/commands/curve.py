@@ -33,6 +33,7 @@ def curve(options: CurveOptions, talk: Talk) -> Curve:
     found = train_arms(options, "curve", design, run=run, sources=sources, talk=talk)
     remarks = {
         arm.name: f"another network than {fresh.name}: {arm.shape['backbone']}, stem {arm.shape['stem']}"
+        + (f", {arm.shape['frozen']['num_stages']} stages" if options.frozen else "")
         for arm in others
         if any(arm.shape.get(key) != fresh.shape.get(key) for key in ("backbone", "stem", "frozen"))
     }

@@ -2,15 +2,15 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from selfie_cli import runs
 from selfie_cli.config import EmbedOptions
 from selfie_cli.data.bad_files import BAD_FILES
-from selfie_cli.data.images import open_image
 from selfie_cli.data.parquet import need_pyarrow
-from selfie_cli.errors import UnreadableImage, UsageError
+from selfie_cli.data.sources import Files, warn_of_size
+from selfie_cli.errors import UsageError
 from selfie_cli.files import check_room, replacing_folder
 from selfie_cli.inference.networks import Network, load_network, provenance
 from selfie_cli.inference.outputs import Written, check_out, check_writable, conclude
@@ -35,7 +35,7 @@ def embed(options: EmbedOptions, *, stdin: Iterable[str], emit: Write, talk: Tal
     network = load_network(run, features=options.features, device=prepare(options.device))
     talk.say(f"vectors: {network.features}, from images resized to {network.image_size} px")
     if run.address == "bundled":
-        warn_of_size(names, network.image_size, talk)
+        warn_of_size(Files(names), network.image_size, talk)
     if out is not None:
         check_room(out, len(names) * network.width * FORMATS[out.suffix or ".parquet"])
 
@@ -78,15 +78,3 @@ def own_part(out: Path, *, overwrite: bool) -> Iterator[Path]:
         assert folder is not None  # the first process has made it
         yield folder / f"part-{here.rank:05d}.parquet"
         here.wait()
-
-
-def warn_of_size(names: Sequence[str], image_size: int, talk: Talk) -> None:
-    """Warn if the first readable image is far larger than the small bundled network's images."""
-    for name in names:
-        with contextlib.suppress(UnreadableImage), open_image(name) as image:
-            if min(image.size) > 2 * image_size:
-                talk.warn(
-                    f"{name} is {image.width} x {image.height}; the bundled network was made for {image_size} px and "
-                    "sees a reduced copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
-                )
-            return

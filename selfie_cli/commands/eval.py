@@ -76,6 +76,7 @@ class Evaluated:
     """Number of test images with a copy or near-duplicate in pretraining; --exclude-seen removes them from the test."""
     num_like_train: int
     """Number of test images with a copy or near-duplicate in the training part; --exclude-seen removes them, too."""
+    exclude_seen: bool
     classes: list[str]
     features: str
     k: int
@@ -116,6 +117,7 @@ def evaluate(options: EvalOptions, talk: Talk) -> Evaluated:
         num_test=len(test.labels),
         num_seen=data.num_seen,
         num_like_train=data.num_like_train,
+        exclude_seen=options.exclude_seen,
         classes=data.classes,
         features=network.features,
         k=min(options.k, len(train.labels)),

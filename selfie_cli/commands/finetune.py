@@ -67,13 +67,15 @@ def train_arms(
     """Read the labelled images and train all arms on all shares of the labels, in `run` or a new run."""
     out = None if run is not None else choose_out(options, verb, design.arms[-1].name, sources)
     image_size = design.kept.shape["image_size"]
+    if run is None and image_size <= 64 and options.asks_for("min_crop"):
+        raise UsageError(f"--min-crop has no meaning at {image_size} px, which pads and crops instead: leave it out")
     device, rates = prepare(options.device, deterministic=options.deterministic), learning_rates(options.lr)
     data = read_data(
         pick(Reading, options), image_size, preprocessing=design.kept.preprocessing, run=run, sources=sources, talk=talk
     )
     design = design.for_classes(data.classes)
     shares = [
-        take_share(data.train, fraction, range(options.seed, options.seed + count), len(rates))
+        take_share(data.train, fraction, range(options.seed, options.seed + count), len(rates), talk)
         for fraction, seeds in design.num_seeds.items()
         for count in [1 if options.frozen and fraction == 1 else seeds]  # all seeds would have the same labels
     ]
@@ -135,13 +137,14 @@ def plan(design: Design, data: Data, shares: list[Share], training: Training, ta
 
 
 def learning_rates(text: str | None) -> list[float]:
-    """Parse --lr. An empty list stands for each arm's usual rate."""
+    """Parse --lr: rates in ascending order, as the search takes the first of equally good ones. An empty list stands
+    for each arm's usual rate."""
     if text is None:
         return []
     rates = numbers(text, float)
     if not rates or not all(0 < rate < math.inf for rate in rates) or not all_different(rates):
         raise UsageError(f"--lr {text!r}: expected a positive number, or several different ones like 0.03,0.1,0.3")
-    return rates
+    return sorted(rates)
 
 
 def numbers(text: str, kind: type[Number]) -> list[Number]:

@@ -22,7 +22,7 @@ from selfie_cli.runs import Run
 from selfie_cli.schema import ASKED
 from selfie_cli.talk import Talk
 
-NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images")
+NUMBERS_OF_DATA = ("images", "fingerprint", "fingerprints", "unreadable", "seen_test_images", "like_training_images")
 HARMLESS = ("lr", "fractions", "seeds", "budget")
 """Text options that contain only numbers. Any other text may be a private path or name."""
 NAMES_DATA = ("data", "dataset")

@@ -128,14 +128,14 @@ def embedded(
 
 
 def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
-    """Return the run whose network made the file, or the run that --from names if the file does not say.
+    """Return the run whose network made the file; --from must name it if the file does not.
 
     A file may come from a stranger, so a network on the Hub is downloaded only if the user names it. Raise RunError if
     the run does not exist, UsageError if its weights are not those that made the file.
     """
     made_by = file.network
     if not made_by and from_ is None:
-        talk.warn(f"{file.path} does not name the network that made it: if it is not the following one, give --from")
+        raise UsageError(f"{file.path} does not name the network that made it: name that with --from")
     asked = from_ or made_by.get("from")
     try:
         run = runs.weights_for("similar", asked, offline=from_ is None, talk=talk)

@@ -18,7 +18,7 @@ from selfie_cli.data.bad_files import BadFile, report_bad, too_many
 from selfie_cli.data.duplicates import FILE_NAME, MOST_PAIRS, Seen, find_seen, load_marks, marks_of
 from selfie_cli.data.labelled import LabelledSplits, open_labelled
 from selfie_cli.data.pixels import open_pixels
-from selfie_cli.data.sources import fingerprint
+from selfie_cli.data.sources import fingerprint, warn_of_size
 from selfie_cli.data.splits import Integers
 from selfie_cli.errors import DataError, RunError, UsageError
 from selfie_cli.files import write_json_lines
@@ -141,6 +141,8 @@ def read_data(
     with where_it_began(run):
         found = open_labelled(dataset, data_root=Path(reading.data_root), offline=reading.offline, talk=talk)
     talk.say(found.split_note)
+    if run is None and image_size <= 64 and (not sources or any(source.address == "bundled" for source in sources)):
+        warn_of_size(found.train.source, image_size, talk)
     if known is not None:
         check_classes(found.train.classes, known)
     labels = hashlib.sha256(repr(found.train.classes).encode())  # names in shards and tables do not include labels
@@ -295,10 +297,16 @@ class Share:
         return f"{arm}-f{self.fraction:g}-s{seed}"
 
 
-def take_share(part: Part, fraction: float, seeds: range, num_rates: int) -> Share:
-    """Draw a subset for each seed. Raise UsageError if it is too small to choose among `num_rates` learning rates."""
+def take_share(part: Part, fraction: float, seeds: range, num_rates: int, talk: Talk) -> Share:
+    """Draw a subset for each seed; warn if the fraction is less than an image of some class.
+
+    Raise UsageError if the subset is too small to choose among `num_rates` learning rates.
+    """
     labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
+    if np.unique(labels, return_counts=True)[1].min() * fraction < 0.5:
+        taken = f"one image each, {counted(share.num_labels, 'label')} in all"
+        talk.warn(f"{share.percent} of the smallest classes is less than half an image: they have {taken}")
     if num_rates > 1 and share.num_labels <= len(np.unique(labels)):
         raise UsageError(
             "one label per class leaves none to choose --lr with: give a single --lr, or a larger --fraction"

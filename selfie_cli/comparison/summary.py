@@ -34,7 +34,8 @@ def conditions(points: list[Point], index: int | None = None) -> str:
     steps = " to ".join(f"{each:,}" for each in dict.fromkeys((lengths[0], lengths[-1])))
     gain = None if index is None else points[0].comparisons[index]
     arms = [(p, arm) for p in points for arm in p.arms if gain is None or arm.name in (gain.arm, gain.baseline)]
-    usual = {arm.name: f"{arm.lr:g}" for _, arm in arms}
+    trained = dict.fromkeys(arm.name for _, arm in arms)
+    usual = {name: " to ".join(dict.fromkeys(arm.tuned for _, arm in arms if arm.name == name)) for name in trained}
     same = len(set(usual.values())) == 1
     listed = usual[arms[0][1].name] if same else ", ".join(f"{lr} for {name}" for name, lr in usual.items())
     tried = f"learning rate {listed}, not searched"

@@ -18,7 +18,6 @@ from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take
 from selfie_cli.comparison.results import Convergence
 from selfie_cli.data import splits
-from selfie_cli.data.augment import plain_view
 from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.pixels import SMALL
 from selfie_cli.errors import Diverged, WeightsError
@@ -223,7 +222,8 @@ class Trainer:
     def tune(self, arm: Arm, share: Share, steps: int, labelled: Part) -> tuple[float, Convergence | None]:
         """Choose an arm's learning rate, and check whether the arm has converged after `steps`.
 
-        Both use held-out labels of `labelled`, the images of the share's first seed, and never test images.
+        Both use held-out labels of `labelled`, the images of the share's first seed, and never test images. Raise
+        Diverged if no rate gives finite numbers.
         """
         rates, seed = self.training.rates or [arm.usual_rate(share.num_labels)], share.seeds[0]
         checked = self.training.check_length and steps > 1
@@ -236,11 +236,18 @@ class Trainer:
             return rates[0], Convergence.of(steps, held.labels, held.labels)
         before = "search" if self.run.verb == "finetune" else f"search-f{share.fraction:g}"
         cells = [Cell(name=f"{before}-{arm.name}-lr{lr:g}", arm=arm, lr=lr, seed=seed, steps=steps) for lr in rates]
-        scores = [self.train(cell, kept, held) for cell in cells]
+        about, scores = f"{share.percent}, {arm.name}", list[float]()
+        for cell in cells:
+            try:
+                scores.append(self.train(cell, kept, held))
+            except Diverged:
+                if cell is cells[-1] and max(scores, default=-1) < 0:
+                    raise
+                scores.append(-1)
         best = cells[scores.index(max(scores))]
-        about = f"{share.percent}, {arm.name}"
         if len(rates) > 1:
-            tried = ", ".join(f"{lr:g}: {score:.1%}" for lr, score in zip(rates, scores, strict=True))
+            told = ["diverged" if score < 0 else f"{score:.1%}" for score in scores]
+            tried = ", ".join(f"{lr:g}: {score}" for lr, score in zip(rates, told, strict=True))
             self.talk.say(f"{about}: learning rate {best.lr:g} (on held-out labels {tried})")
         if not checked:
             return best.lr, None
@@ -297,9 +304,6 @@ class Trainer:
                 module.take_over(arm.state)
             except RuntimeError as error:
                 raise WeightsError(str(error)) from None
-            networks.estimate_batch_norm(
-                module, lambda pixels: module(plain_view(pixels, task.image_size, task.preprocessing)), labelled.pixels
-            )
         if labelled.pixels.numel() <= SMALL:
             labelled = dataclasses.replace(labelled, pixels=labelled.pixels.to(training.device))
         batch_of_step = batches(task, labelled, cell.seed, self.fitted)

@@ -40,7 +40,11 @@ def open_labelled(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -
     """
     found = open_parts(dataset, data_root=data_root, offline=offline, talk=talk)
     try:
-        return assemble(found, talk)
+        splits = assemble(found, talk)
+        if untested := np.setdiff1d(splits.train.labels, splits.test.labels).tolist():
+            names = some([splits.train.classes[label] for label in untested])
+            talk.warn(f"no test image of {names}: the accuracy does not say how well these are recognized")
+        return splits
     finally:
         if found.left_out:
             talk.warn(str(found.left_out))
@@ -71,7 +75,10 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
     else:
         found = open_set(where, offline=offline, talk=talk)
     if found is None:
-        raise Unlabelled(f"{dataset} is a file: labelled images are class folders, tar files or parquet files")
+        raise Unlabelled(
+            f"{dataset} is a file: labelled images are class folders, tar files or parquet files. To make class "
+            "folders from a table, see docs/guide/data.md"
+        )
     source = found.open("all") if "all" in found.parts else None
     if isinstance(source, Folder):
         for folder in source.bare:

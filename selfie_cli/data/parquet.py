@@ -130,6 +130,11 @@ class Parquet(Packed):
         known: list[list[str] | None] = []
         for path in self.paths:
             with opened(path) as file:
+                if "split" in file.schema_arrow.names and len(file.read(columns=["split"]).column(0).unique()) > 1:
+                    raise DataError(
+                        f"{path} holds several parts, by its column split: write each into a file of its own, such as "
+                        "train.parquet and test.parquet"
+                    )
                 column, names = label_column(path, file.schema_arrow)
                 named = None if names is None else dict(enumerate(names))
                 try:

@@ -143,8 +143,12 @@ def training_part(found: DataSet, where: str, talk: Talk) -> Source:
     source = found.open("train" if "train" in found.parts else "all")
     source.left_out = found.left_out
     tops = {folder.split("/")[0] for folder in source.places} if isinstance(source, Tree) and not others else ()
-    if len(tops) > 1 and (train := [name for name in tops if part_of(name, is_folder=True) == "train"]):
-        talk.warn(f"{where}: {train[0]}/ is called like a training part, but there is no test/ or val/: all is read")
+    alike = {name: part for name in sorted(tops) if (part := part_of(name, is_folder=False))}  # `x_train`, `x_test`
+    train = [name for name, part in alike.items() if part == "train"]
+    sure = [name for name in train if part_of(name, is_folder=True)]
+    if len(tops) > 1 and (sure or (train and len(set(alike.values())) > 1)):
+        called = f"{(sure or train)[0]}/ is called like a training part"
+        talk.warn(f"{where}: {called}, but there is no test/ or val/: all is read")
     return source
 
 

@@ -42,7 +42,7 @@ class ViewDraws(NamedTuple):
 class View:
     """A random view of an image: cropped, mirrored, jittered, blurred (Grill et al. 2020, appendix B).
 
-    min_crop, max_crop: limits of the crop's area, as shares of the image; max_crop is at least min_crop.
+    min_crop, max_crop: limits of the crop's area, as shares of the image.
     jitter: strength; 1 is brightness, contrast .4, saturation .2, hue .1, applied to 80 % of the images.
     grayscale, blur, solarize: the share of the images that lose their colour, are blurred (sigma .1 to 2 px, kernel a
     tenth of the network's side), or are solarized (the bright half of their range is inverted).
@@ -58,8 +58,7 @@ class View:
     def draw(self, num_images: int, generator: Generator) -> ViewDraws:
         """Draw the random numbers of a view of each image."""
         uniform = functools.partial(torch.rand, num_images, generator=generator)
-        max_area = max(self.min_crop, self.max_crop)
-        boxes = draw_boxes(num_images, generator, min_area=self.min_crop, max_area=max_area)
+        boxes = draw_boxes(num_images, generator, min_area=self.min_crop, max_area=self.max_crop)
         with torch.autocast("cpu", enabled=False):
             colours, contrast = draw_colours(num_images, generator, jitter=self.jitter, grayscale=self.grayscale)
         sigmas = torch.where(uniform() < self.blur, 0.1 + 1.9 * uniform(), 0.0)

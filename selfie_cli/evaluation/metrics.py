@@ -46,13 +46,13 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def paired_interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """Student's t interval for the mean of paired differences, one per seed; None below three."""
     if len(differences) < 3:
         return None
     from scipy.special import stdtrit
 
     mean, std = statistics.fmean(differences), statistics.stdev(differences)
-    quantile = stdtrit(len(differences) - 1, (1 + confidence) / 2)
+    quantile = stdtrit(len(differences) - 1, 0.975)
     half = float(quantile) * std / math.sqrt(len(differences))
     return mean - half, mean + half

@@ -210,7 +210,8 @@ def estimate_batch_norm(module: nn.Module, forward: Callable[[Tensor], Tensor], 
     passes = nn.Module()
     passes.module, passes.forward = module, forward
     passes.training = module.training
-    update_bn((pixels[batch].to(device) for batch in some.split(BATCH) if len(batch) > 1), passes)
+    batches = some.tensor_split(-(-len(some) // BATCH))  # of equal size, as each counts alike
+    update_bn((pixels[batch].to(device) for batch in batches if len(batch) > 1), passes)
 
 
 def images_at_once(device: torch.device, image_size: int) -> int:

@@ -18,9 +18,6 @@ from selfie_cli.files import followed, json_line, remove_leftovers, replacing
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
 
-DELIMITERS = {".csv": ","}
-"""Tables of text, by suffix; other text files get a line of JSON per row."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
@@ -93,7 +90,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
         replacing(followed(out)) as temporary,
         temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,  # for names of any bytes
     ):
-        table = csv.writer(file, delimiter=DELIMITERS.get(out.suffix, ","))
+        table = csv.writer(file)
         begun = False
 
         def write(row: dict[str, Any]) -> None:
@@ -103,7 +100,7 @@ def row_writer(out: Path) -> Iterator[Callable[[dict[str, Any]], Any]]:
             table.writerow(row.values())
             begun = True
 
-        yield write if out.suffix in DELIMITERS else lambda row: file.write(json_line(row) + "\n")
+        yield write if out.suffix == ".csv" else lambda row: file.write(json_line(row) + "\n")
 
 
 def conclude(

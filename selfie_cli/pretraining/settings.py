@@ -44,8 +44,13 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
                 f"at {image_size} px: leave it out"
             )
         values[one.name] = asked
-    if backbone in TORCHVISION and options.selfie.final_norm is not None:
-        raise UsageError(f"--final-norm has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
+    if backbone in TORCHVISION and (asked := options.selfie.final_norm) is not None:
+        given = "--final-norm" if asked else "--no-final-norm"
+        raise UsageError(f"{given} has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
+    if "max_crop" in values and values["min_crop"] > values["max_crop"]:
+        raise UsageError(
+            f"--min-crop {values['min_crop']:g} is more than --max-crop {values['max_crop']:g}: give both, or neither"
+        )
     training = {name: values.pop(name) for name in ("batch_size", "optimizer", "lr", "weight_decay", "warmup_steps")}
     if "positions" in values:
         values["factorized_positions"] = values.pop("positions") == "row-column"

@@ -108,7 +108,6 @@ def fit_to_machine(
         method.encoder.checkpointed = True
         micro = micro_batch_for(step, sample, size)
         talk.say("memory is short: activations are recomputed in the backward pass instead of kept")
-    check_pieces(size, micro, step.smallest)
     step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
         talk.warn(f"on a CPU, batch norm sees the {size} images of its own process only")

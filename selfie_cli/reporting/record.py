@@ -67,9 +67,10 @@ def heading_of(run: Run) -> str:
     elif (run.path / "results.json").is_file():
         cell = read_json(run.path / "results.json")
         verdict = [f"{percent(cell['accuracy'])} of {cell['num_test']:,} images are right."]
-    if seen := run.config.get("data", {}).get("seen_test_images"):
-        told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
-        notes.append(f"Seen in pretraining: {counted(seen, 'test image')}, copies or near-duplicates ({told}).")
+    told = "left out" if run.config["asked"].get("exclude_seen") else "tested on all the same; see --exclude-seen"
+    for key, where in (("seen_test_images", "Seen in pretraining"), ("like_training_images", "Like training images")):
+        if count := run.config.get("data", {}).get(key):
+            notes.append(f"{where}: {counted(count, 'test image')}, copies or near-duplicates ({told}).")
     origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
     return section("heading", run=run, origins=origins, last=last, found=found, cell=cell, verdict=verdict, notes=notes)
 

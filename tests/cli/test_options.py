@@ -167,12 +167,12 @@ def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: t
 def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() -> None:
     then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
-    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3), asked)
+    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3, selfie=then.selfie), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
-    changed = {"lr": 0.3, "data": ("elsewhere",), "selfie": config.SelfieOptions(mask_ratio=0.5)}
-    for name, value in changed.items():
-        with pytest.raises(UsageError, match=f"--{name} cannot change"):
-            resumed(config.PretrainOptions(resume="run", **{name: value}), asked)
+    other = config.SelfieOptions(mask_ratio=0.5)
+    for flag, changed in (("lr", {"lr": 0.3}), ("data", {"data": ("elsewhere",)}), ("mask-ratio", {"selfie": other})):
+        with pytest.raises(UsageError, match=f"--{flag} cannot change"):
+            resumed(config.PretrainOptions(resume="run", **changed), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run
     for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):

@@ -73,26 +73,6 @@ def test_first_three_stages_come_from_the_pretrained_weights(asked: Arguments, p
         assert torch.equal(after[name], scratch[name])
 
 
-def test_batch_norm_statistics_are_those_of_each_seeds_whole_images(asked: Arguments) -> None:
-    """The first norm sees the first convolution of the labelled images: its statistics, computed anew here."""
-    selfie(*asked, *STILL, *SHORT, "--no-baseline", "--fraction", 0.17, "--seeds", 2, "--out", "r")
-    found, expected = [], []
-    for seed in (0, 1):
-        module = networks.load_module(runs.open_run(f"r/cells/selfie-f0.17-s{seed}"))
-        norm = module.backbone.stages[0]["blocks"][0].norm1
-        found.append(torch.cat([norm.running_mean, norm.running_var.sqrt()]))
-        paths = [line["path"] for line in lines_of(f"r/labels-f0.17-s{seed}.jsonl")]
-        pixels = torch.stack([torch.from_numpy(decode_square(open_image(path), 32)) for path in paths])
-        with torch.no_grad():
-            seen = module.backbone.stem["conv"](plain_view(pixels, 32))
-        expected.append(torch.cat([seen.mean(dim=(0, 2, 3)), seen.std(dim=(0, 2, 3))]))
-    # One training step moved the running averages a tenth of the way to that step's batch.
-    for seed in (0, 1):
-        own, other = ((found[seed] - expected[each]).norm() / expected[seed].norm() for each in (seed, 1 - seed))
-        assert own < 0.1
-        assert own < other / 2
-
-
 def test_learning_rate_is_chosen_on_held_out_labels_and_one_seed_has_no_spread(asked: Arguments) -> None:
     """The network of the chosen rate is also the longer one of the two that show whether more steps would help."""
     arguments = (*asked, *SHORT[2:-1], "--steps", 2, "--lr", "0.02,0.1", "--out", "r")

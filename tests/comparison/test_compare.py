@@ -19,6 +19,8 @@ from selfie_cli.comparison.labels import Part, Share, take_share
 from selfie_cli.comparison.trainer import Cell, Fitted, Trainer, Training, fit_to_machine, usual_batch_size
 from selfie_cli.config import CurveOptions
 from selfie_cli.data.batches import IMAGE_ORDER
+from selfie_cli.errors import Diverged
+from selfie_cli.inference.networks import estimate_batch_norm
 from selfie_cli.option import pick
 from selfie_cli.talk import Talk
 from selfie_cli.training.step import Forward
@@ -38,8 +40,23 @@ def part(num_images: int = 40) -> Part:
     return Part(pixels=pixels, labels=labels, names=[f"{i}.png" for i in range(num_images)])
 
 
-def share(fraction: float, num_seeds: int) -> Share:
-    return take_share(part(), fraction, range(num_seeds), 1)
+def share(fraction: float, num_seeds: int, talk: Talk | None = None) -> Share:
+    return take_share(part(), fraction, range(num_seeds), 1, talk or Talk())
+
+
+def test_a_share_of_less_than_an_image_per_class_is_told() -> None:
+    talk = Listener()
+    assert [share(fraction, 1, talk).num_labels for fraction in (0.01, 0.05)] == [2, 2]
+    assert talk.warned == [
+        "1 % of the smallest classes is less than half an image: they have one image each, 2 labels in all"
+    ]
+
+
+def test_a_rate_that_diverges_loses_the_search(tmp_path: Path) -> None:
+    found = trainer_in(tmp_path / "one", rates=[1e-3, 1e35])
+    assert found.tune(ARM, share(1.0, 1), 6, part()) == (1e-3, None)
+    with pytest.raises(Diverged):
+        trainer_in(tmp_path / "all", rates=[1e35, 1e36]).tune(ARM, share(1.0, 1), 6, part())
 
 
 @pytest.mark.parametrize(
@@ -60,6 +77,13 @@ def test_epochs_are_of_the_labels_used() -> None:
     asked, talk = dataclasses.replace(ASKED, epochs=10, batch_sizes=[2, 4]), Listener()
     assert plan_steps([share(0.2, 1), share(1.0, 1)], 1, 60.0, asked, talk) == [10 * 8 // 2, 10 * 40 // 4]
     assert re.match(r"20 % .* 40 steps \(10 epochs\) .* about 20 min each, 20 min in all", talk.lines[0])
+
+
+def test_batch_norm_averages_over_images() -> None:
+    """Although there are two more than fit into a batch."""
+    norm, pixels = nn.BatchNorm2d(3), part(130).pixels
+    estimate_batch_norm(norm, lambda batch: norm(batch.permute(0, 3, 1, 2).float()), pixels)
+    torch.testing.assert_close(norm.running_mean, pixels.float().mean(dim=(0, 1, 2)))
 
 
 def test_a_step_takes_the_mean_of_all_arms(monkeypatch: pytest.MonkeyPatch) -> None:

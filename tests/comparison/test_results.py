@@ -82,6 +82,8 @@ def test_learning_rates_are_named_by_arm_where_they_differ() -> None:
     arms = [ArmResult.of("supervised", BASE, lr=0.3), ArmResult.of("selfie", BETTER, lr=0.1)]
     result = told(point(0.05, arms, [("selfie", "supervised")], steps=10))
     assert "; learning rate 0.3 for supervised, 0.1 for selfie, not searched; " in result.sentence
+    fewer = point(0.01, [arms[0], ArmResult.of("selfie", BETTER, lr=0.03)], [("selfie", "supervised")], steps=10)
+    assert "; learning rate 0.3 for supervised, 0.03 to 0.1 for selfie, " in curve_sentence([fewer, result], 0)
 
 
 def test_the_table_has_a_column_per_seed_where_they_fit() -> None:

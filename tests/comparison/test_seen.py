@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageEnhance
-from running import SMALL, config_of, error_of, lines_of, read, selfie
+from running import SMALL, config_of, document, error_of, lines_of, read, selfie
 
 FEW = ("--steps", 1, "--batch-size", 8, "--precision", "fp32", "--no-report", "--no-check-length")
 
@@ -34,7 +34,9 @@ def test_eval_tells_and_leaves_out(leaky: Path, images: Path) -> None:
     assert listed == {one.name: "copy", other.name: "near-duplicate"}
     selfie("eval", leaky, "--dataset", images, "--exclude-seen")
     found = read(leaky / "eval-images.json")
-    assert (found["num_test"], found["num_seen"]) == (28, 2)
+    assert (found["num_test"], found["num_seen"], found["exclude_seen"]) == (28, 2, True)
+    left_out = "2 were among the images of pretraining, or near-copies of them, and were left out (28 test images"
+    assert left_out in document("push", leaky, "me/x", "--dry-run")["card"]
 
 
 def test_finetune_and_curve_tell_and_leave_out(leaky: Path, images: Path) -> None:
