@@ -35,7 +35,7 @@ def test_it_embeds_right_after_install_and_says_so_when_photos_are_larger() -> N
     assert f"the network takes {size} px" in larger
     assert selfie("embed", "small.png", "--quiet").stderr == ""
     assert selfie("embed", "large.png", "--from", "bundled", "--quiet").stderr == larger
-    kinds = draw_folder(Path("kinds"), train=4, test=4, size=80)
+    kinds = draw_folder(Path("kinds"), train=10, test=10, size=80)
     assert "is 80 x 80, and the network takes 32 px" in selfie("eval", "bundled", "--dataset", kinds, "--quiet").stderr
 
 
