@@ -191,7 +191,7 @@ class LabelOptions(TrainingOptions):
     lr: str | None = option(
         None,
         "Peak learning rate. Of several (0.03,0.1,0.3), each network gets the best on held-out labels. Default: 0.3 "
-        "without pretraining, 0.1 with, 0.03 with fewer than 1,000 labels.",
+        "without pretraining, 0.1 with, 0.03 with up to 500 labels.",
         TRAINING,
     )
     weight_decay: float = option(2e-3, "Weight decay (L2 penalty), on all weights.", TRAINING, at_least=0)

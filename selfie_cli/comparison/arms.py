@@ -52,10 +52,10 @@ class Arm:
         return called(self.shape)
 
     def usual_rate(self, num_labels: int) -> float:
-        """The learning rate that suits it on CIFAR-10 (docs/results/research.md): a high one would undo pretraining."""
+        """The rate that suits it (docs/results/research.md): with few labels, a high one would undo pretraining."""
         if self.state is None:
             return 0.3
-        return 0.1 if num_labels >= 1_000 else 0.03
+        return 0.1 if num_labels > 500 else 0.03
 
     @property
     def kind(self) -> str:

@@ -148,5 +148,5 @@ def test_few_labels_make_small_batches_and_low_rates_for_pretrained_weights() ->
     expected |= {(96, 154): 32, (224, 640): 64, (224, 2_047): 128, (224, 10**6): 512}
     assert {case: usual_batch_size(*case) for case in expected} == expected
     pretrained = dataclasses.replace(ARM, state={})
-    rates = {999: (0.3, 0.03), 1_000: (0.3, 0.1)}
+    rates = {500: (0.3, 0.03), 501: (0.3, 0.1)}
     assert {labels: (ARM.usual_rate(labels), pretrained.usual_rate(labels)) for labels in rates} == rates
