@@ -142,7 +142,8 @@ def read_data(
         found = open_labelled(dataset, data_root=Path(reading.data_root), offline=reading.offline, talk=talk)
     talk.say(found.split_note)
     if run is None and image_size <= 64 and (not sources or any(source.address == "bundled" for source in sources)):
-        warn_of_size(found.train.source, image_size, talk)
+        advice = {} if sources else {"advice": "give --image-size 224"}
+        warn_of_size(found.train.source, image_size, talk, **advice)
     if known is not None:
         check_classes(found.train.classes, known)
     labels = hashlib.sha256(repr(found.train.classes).encode())  # names in shards and tables do not include labels
@@ -305,8 +306,8 @@ def take_share(part: Part, fraction: float, seeds: range, num_rates: int, talk: 
     labels = part.labels.numpy()
     share = Share(fraction=fraction, subsets={seed: splits.fraction_indices(labels, fraction, seed) for seed in seeds})
     if np.unique(labels, return_counts=True)[1].min() * fraction < 0.5:
-        taken = f"one image each, {counted(share.num_labels, 'label')} in all"
-        talk.warn(f"{share.percent} of the smallest classes is less than half an image: they have {taken}")
+        in_all = counted(share.num_labels, "label")
+        talk.warn(f"with {share.percent}, some classes would have no image: they get one each, {in_all} in all")
     if num_rates > 1 and share.num_labels <= len(np.unique(labels)):
         raise UsageError(
             "one label per class leaves none to choose --lr with: give a single --lr, or a larger --fraction"

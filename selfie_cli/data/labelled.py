@@ -76,8 +76,8 @@ def open_parts(dataset: str, *, data_root: Path, offline: bool, talk: Talk) -> D
         found = open_set(where, offline=offline, talk=talk)
     if found is None:
         raise Unlabelled(
-            f"{dataset} is a file: labelled images are class folders, tar files or parquet files. To make class "
-            "folders from a table, see docs/guide/data.md"
+            f"{dataset} is a file: labelled images are class folders, tar files or parquet files. If it is a "
+            "table, put each image, or a link to it, into a folder named after its class"
         )
     source = found.open("all") if "all" in found.parts else None
     if isinstance(source, Folder):

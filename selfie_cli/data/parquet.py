@@ -32,7 +32,8 @@ class Parquet(Packed):
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        """Raise DataError unless each file is parquet with one column of images; UsageError without pyarrow."""
+        """Raise DataError unless each file is parquet with one column of images, and of one part; UsageError without
+        pyarrow."""
         need_pyarrow()
         super().__init__()
         self.paths = list(paths)
@@ -44,6 +45,11 @@ class Parquet(Packed):
         for number, path in enumerate(self.paths):
             with opened(path) as file:
                 self.columns.append(image_column(path, file.schema_arrow))
+                if "split" in file.schema_arrow.names and len(file.read(columns=["split"]).column(0).unique()) > 1:
+                    raise DataError(
+                        f"{path} holds several parts, by its column split: write each into a file of its own, such as "
+                        "train.parquet and test.parquet"
+                    )
                 self._metadata.append(file.metadata)
                 for each in range(file.metadata.num_row_groups):
                     group = file.metadata.row_group(each)
@@ -130,11 +136,6 @@ class Parquet(Packed):
         known: list[list[str] | None] = []
         for path in self.paths:
             with opened(path) as file:
-                if "split" in file.schema_arrow.names and len(file.read(columns=["split"]).column(0).unique()) > 1:
-                    raise DataError(
-                        f"{path} holds several parts, by its column split: write each into a file of its own, such as "
-                        "train.parquet and test.parquet"
-                    )
                 column, names = label_column(path, file.schema_arrow)
                 named = None if names is None else dict(enumerate(names))
                 try:

@@ -253,14 +253,17 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def warn_of_size(source: Source, image_size: int, talk: Talk) -> None:
+OWN = "pretrain on your own: selfie pretrain FOLDER --image-size 224"
+
+
+def warn_of_size(source: Source, image_size: int, talk: Talk, advice: str = OWN) -> None:
     """Warn if the first readable image is more than twice as large as the network's images."""
     for index, name in enumerate(source.names):
         with contextlib.suppress(UnreadableImage), source.open(index) as image:
             if min(image.size) > 2 * image_size:
                 talk.warn(
                     f"{name} is {image.width} x {image.height}, and the network takes {image_size} px, so it sees a "
-                    "reduced copy. For photos, pretrain on your own: selfie pretrain FOLDER --image-size 224"
+                    f"reduced copy. For photos, {advice}"
                 )
             return
 

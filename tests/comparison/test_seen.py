@@ -76,6 +76,8 @@ def test_copies_and_near_duplicates_across_the_split(images: Path, tmp_path: Pat
     told = selfie("finetune", *asked, "--out", "told").stderr
     assert "test images" in told
     assert "are like training images: 0 copies" in told
+    selfie("report", "told")
+    assert "Like training images: " in Path("told/report.html").read_text("utf-8")
     left = selfie("finetune", *asked, "--exclude-seen", "--out", "left").stderr
     assert "near-duplicates, left out" in left
     listed = {line["path"] for line in lines_of("left/seen_test_images.jsonl") if line["run"] is None}

@@ -89,7 +89,7 @@ def test_rows_and_parts_without_labels_are_left_out() -> None:
 def test_which_column() -> None:
     pq.write_table(pa.table({"image": [png(4)] * 4, "label": [0, 1] * 2, "split": ["train", "test"] * 2}), "b.parquet")
     with pytest.raises(DataError, match="several parts, by its column split: write each into a file of its own"):
-        labelled("b.parquet")
+        Parquet(["b.parquet"])
     two = [{"bytes": png(5), "path": None}]
     assert shades(Parquet([write_parquet(Path("a.parquet"), [png(4)], [1], CLASSES, mask=pa.array(two))])) == [4]
     pq.write_table(pa.table({"jpg": [png(6)], "kind": [1]}), "b.parquet")
