@@ -1,8 +1,10 @@
-"""Draw the figures of docs/method.md into docs/figures/ (or the folder that is given): python docs/figures.py [FOLDER]
+"""Draw the figures of the docs into docs/figures/ (or the folder that is given): python docs/figures.py [FOLDER]
 
-The pictures in them are the demo's; crops, colours and masks are drawn by the code that training uses.
+The pictures in them are the demo's; crops, colours and masks are drawn by the code that training uses. Measured values
+are read from docs/results/.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -226,7 +228,33 @@ def stages() -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[], Figure]] = {"paper": paper, "many-views": views, "stages": stages}
+def steps() -> Figure:
+    """Test accuracy over the length of finetuning with 500 labels: a line for seed 0, dots for the other seeds."""
+    lines = (FOLDER.parent / "results" / "cifar10.jsonl").read_text(encoding="utf-8").splitlines()
+    results = [line["result"] for line in map(json.loads, lines) if line.get("figure") == "steps"]
+    results.sort(key=lambda result: result["steps"])
+    figure = Figure(figsize=(7.2, 3.9), facecolor="white", layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="finetuning steps of 32 images", ylabel="test accuracy in %")
+    for name, label, colour, line in (
+        ("selfie", "pretrained", BLUE, "o-"),
+        ("supervised", "no pretraining", INK, "s--"),
+    ):
+        found = {result["steps"]: arm for result in results for arm in result["arms"] if arm["name"] == name}
+        first = [100 * arm["accuracies"][0] for arm in found.values()]
+        axes.plot(list(found), first, line, color=colour)
+        for length, arm in found.items():
+            others = [100 * each for each in arm["accuracies"][1:]]
+            axes.plot([length] * len(others), others, line[0], color=colour, alpha=0.35, markersize=4)
+        axes.annotate(label, (500, first[1]), (0, -20), textcoords="offset points", color=colour, weight="bold")
+    lengths = sorted({result["steps"] for result in results})
+    axes.set_xticks(lengths, [f"{each:,}" for each in lengths])
+    axes.minorticks_off()
+    axes.grid(axis="y", color=PALE[GREY])
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {"paper": paper, "many-views": views, "stages": stages, "steps": steps}
 
 
 def main(folder: Path) -> None:

@@ -40,13 +40,12 @@ def test_the_guide_lists_the_options_that_a_resumed_run_may_change() -> None:
     assert listed == anew | {"--no-report"}
 
 
-def test_figures_of_the_methods_are_those_that_the_script_draws(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_those_that_the_script_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By name: other versions of matplotlib may write other bytes."""
     script("figures.py", tmp_path / "figures", monkeypatch=monkeypatch)
     drawn = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
-    assert {Path(link).name for link in LINK.findall((DOCS / "method.md").read_text(encoding="utf-8"))} == drawn.keys()
+    pages = [(DOCS / page).read_text(encoding="utf-8") for page in ("method.md", "results/index.md")]
+    assert {Path(link).name for page in pages for link in LINK.findall(page)} == drawn.keys()
     for name, content in drawn.items():
         drawing = content[content.index(b"<defs>") :].replace(b"http://www.w3.org/", b"")
         assert b"http" not in drawing
