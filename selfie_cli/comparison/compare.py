@@ -33,6 +33,9 @@ from selfie_cli.training.hardware import Pace, duration, precisions
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import autocast
 
+LEAST_IMAGES = 128_000
+"""Default length with few labels. A network without pretraining would need more (docs/results/index.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
@@ -85,7 +88,13 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
         steps = Pace(step_of_all).steps(budget_seconds(training.budget))
     found = []
     for share, count, size, seconds in zip(shares, networks, sizes, times, strict=True):
-        length = num_steps(steps=steps, epochs=training.epochs, num_images=share.num_labels, batch_size=size)
+        length = num_steps(
+            steps=steps,
+            epochs=training.epochs,
+            num_images=share.num_labels,
+            batch_size=size,
+            least_images=LEAST_IMAGES,
+        )
         found.append(length)
         each = length * seconds
         in_all = each * (count + halves / 2)

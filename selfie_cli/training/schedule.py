@@ -30,16 +30,15 @@ def check_lengths(*, steps: int | None, epochs: float | None, budget: str | None
         budget_seconds(budget)
 
 
-def num_steps(*, steps: int | None, epochs: float | None, num_images: int, batch_size: int) -> int:
-    """Length in steps: as asked, or 100 epochs, but at least 2,000 steps and 128,000 images, at most 120,000 steps.
-
-    Even 128,000 images are few for a network without pretraining (docs/results/index.md, accuracy over steps).
-    """
+def num_steps(
+    *, steps: int | None, epochs: float | None, num_images: int, batch_size: int, least_images: int = 0
+) -> int:
+    """Length in steps: as asked, or 100 epochs, but at least 2,000 steps and `least_images`, at most 120,000 steps."""
     if steps is not None:
         return steps
     if epochs is not None:
         return max(1, round(epochs * num_images / batch_size))
-    return min(120_000, max(2_000, round(max(100 * num_images, 128_000) / batch_size)))
+    return min(120_000, max(2_000, round(max(100 * num_images, least_images) / batch_size)))
 
 
 def budget_seconds(budget: str) -> float:
