@@ -52,7 +52,7 @@ class Arm:
         return called(self.shape)
 
     def usual_rate(self, num_labels: int) -> float:
-        """The rate that suits it (docs/results/research.md): with few labels, a high one would undo pretraining."""
+        """The rate that suits it (docs/results/research.md): with few labels, a high one can undo pretraining."""
         if self.state is None:
             return 0.3
         return 0.1 if num_labels > 500 else 0.03
