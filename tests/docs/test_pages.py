@@ -59,8 +59,10 @@ def test_the_picture_of_a_terminal_shows_the_result_beside_it(tmp_path: Path, mo
     words = re.sub(r"<[^>]*>|\s", "", drawn).replace("&#160;", "")
     result = json.loads((DOCS / "figures" / "terminal.json").read_text(encoding="utf-8"))
     assert result["sentence"].replace(" ", "") in words
+    pages = ["".join((DOCS / page).read_text(encoding="utf-8").split()) for page in ("index.md", "../README.md")]
+    assert all(f"for{result['steps']:,}steps" in page for page in pages)
     for arm in result["arms"]:
-        assert f"{arm['mean'] * 100:.1f}±{arm['std'] * 100:.1f}" in words
+        assert all(f"{arm['mean'] * 100:.1f}±{arm['std'] * 100:.1f}" in each for each in (words, *pages))
     assert not re.search(r"url\((?!#)|https?://(?!www\.w3\.org|www\.textualize\.io)|/tmp|/root|/home", drawn)
 
 
@@ -69,7 +71,6 @@ def test_scans_and_scenes_become_what_selfie_reads(monkeypatch: pytest.MonkeyPat
     page = (DOCS / "howto/medical-and-satellite.md").read_text(encoding="utf-8")
     code = {name: code for code, name in re.findall(r"^```python\n(# (\S+)\n.*?)^```$", page, re.DOTALL | re.MULTILINE)}
     assert code.keys() == {"window.py", "tiles.py", "split.py"}
-
     scan = np.full((64, 64), 1000, np.uint16)
     scan[:, 32:] = 1200
     scan[0, 0] = 4000
@@ -79,7 +80,6 @@ def test_scans_and_scenes_become_what_selfie_reads(monkeypatch: pytest.MonkeyPat
     windowed = np.asarray(Image.open("images/patient/1.png"))
     assert windowed.dtype == np.uint8
     assert (windowed[0, 0], windowed[5, 5], windowed[5, 40]) == (255, 0, 128)  # above, below and amid the window
-
     Path("scenes").mkdir()
     scene = np.random.default_rng(0).integers(1, 255, (600, 800, 3), np.uint8)
     scene[:, 512:] = 0  # beyond the scene's edge
