@@ -103,20 +103,19 @@ class Console(Talk):
     def _lines(self, what: str, total: int) -> Advance:
         """Return a function that prints a line of progress every PLAIN_SECONDS and, for long work, at the end."""
         begun = shown = time.monotonic()
-        first: int | None = None
+        first: tuple[int, float] | None = None  # what was done at the first call, and when that was
 
         def advance(done: int, note: str) -> None:
             nonlocal shown, first
             now = time.monotonic()
-            first = done if first is None else first
+            first = (done, now) if first is None else first
             is_end = done >= total and shown > begun
             if now - shown < PLAIN_SECONDS and not is_end:
                 return
             shown = now
-            speed = (done - first) / (now - begun)
             left = ""
-            if speed > 0 and done < total:
-                left = f", {timedelta(seconds=round((total - done) / speed))} left"
+            if first[0] < done < total:
+                left = f", {timedelta(seconds=round((total - done) / (done - first[0]) * (now - first[1])))} left"
             self.say(f"{what}: {done:,} of {total:,}{left}{', ' if note else ''}{note}")
 
         return advance
