@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from data.pictures import put, write_parquet, write_tar
 from PIL import Image
 from typer.testing import CliRunner
@@ -104,6 +106,7 @@ LEFT = r"left out: 2 images without a label"
 BIRDS = tar(
     *((f"birds/{part}/{c}/{n}.png", picture(n)) for n in range(4) for part in ("train", "valid") for c in CLASSES)
 )
+TRAIN = table(*EIGHT, name="data/train.parquet")
 TWO = pictures("data/cat", "data/dog")
 SYSTEM = ("cat/@eaDir/00.png", "#recycle", "$RECYCLE.BIN/S-1", "lost+found", "__MACOSX/cat")
 SYSTEM += ("System Volume Information",)
@@ -115,7 +118,7 @@ LFS = r"a Git LFS pointer in place of the file: fetch it with git lfs pull"
 PARTS = [
     Case(f"`{train}/`, `{other}/` of class folders", parted(train, other), f"{FINETUNE} data",
          rf"The test part is the folder {other}/.*\n(.*\n)*8 labels of 8 .*2 classes, 8 test images")
-    for train, other in (("train", "valid"), ("Train", "TEST"), ("train_images", "validation-images"))
+    for train, other in (("train", "valid"), ("Train", "TEST"), ("TrainImages", "ValidationImages"))
 ]
 LABELS = [
     Case(f"parquet, labels {title}", table(*labels), f"{FINETUNE} data.parquet", said, code)
@@ -177,6 +180,8 @@ CASES = [
     Case("`train/`, `holdout/` of class folders", parted("train", "holdout"), f"{FINETUNE} data",
          r"train/ look like parts of a data set", 1),
     Case("`seg_train/`, `seg_test/` of class folders", parted("seg_train", "seg_test"), f"{FINETUNE} data",
+         r"seg_test/, seg_train/ look like parts of a data set", 1),
+    Case("`seg_train/`, `seg_test/` of photos", tree("seg_train", "seg_test"), f"{FINETUNE} data",
          r"seg_test/, seg_train/ look like parts of a data set", 1),
     Case("the same, unlabelled", parted("seg_train", "seg_test"), f"{PRETRAIN} data",
          r"seg_train/ is called like a training part, but there is no test/ or val/: all is read"),
@@ -245,6 +250,15 @@ CASES = [
     Case("a folder of `birds_train.parquet`, `birds_dev.parquet`",
          several(*(table(*EIGHT, name=f"data/birds_{part}.parquet") for part in ("train", "dev"))), f"{FINETUNE} data",
          r"validation part, as there is no test part.*\n(.*\n)*8 labels of 8 .*8 test images"),
+    Case("a folder of `train.parquet`, `holdout.parquet`", several(TRAIN, table(*EIGHT, name="data/holdout.parquet")),
+         f"{FINETUNE} data", r"train.parquet is called like a part, holdout.parquet is not: all are read as one set"),
+    Case("`train.parquet`, `test.parquet`, named one by one", several(TRAIN, table(*EIGHT, name="data/test.parquet")),
+         f"{PRETRAIN} data/train.parquet data/test.parquet", r"parts, and all are read: name those of train alone"),
+    Case("`test.parquet` without a column of labels", several(TRAIN, table(name="data/test.parquet", images=2)),
+         f"{FINETUNE} data", r"left out: 1 part without labels \(test\)\n.*2 of 8 images, chosen by a hash"),
+    Case("a folder of `0.tar` and `0.parquet`, a table of its contents",
+         several(lambda folder: pq.write_table(pa.table({"url": ["a", "b"]}), folder / "0.parquet"),
+                 lambda folder: write_tar(folder / "0.tar", pictures("a", count=2))), f"{PRETRAIN} .", r"on 2 images"),
     *LABELS,
     *LISTS,
     *STDIN,

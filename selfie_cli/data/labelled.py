@@ -116,7 +116,9 @@ def check_classes(folders: Collection[str], where: str, path: str, talk: Talk) -
     deep = [name for name, below in inside.items() if "" not in below]
     named = [name for name in inside if name.casefold() in NO_CLASSES]
     parts = [name for name in inside if part_of(name, is_folder=True)]
-    alike = {name: part for name in deep if (part := part_of(name, is_folder=False))}
+    alike = {name: part for name in inside if (part := part_of(name, is_folder=False))}
+    if len(alike) < len(inside):  # one of images alone may be a class, `train station`
+        alike = {name: part for name, part in alike.items() if name in deep}
     if len(inside) > 1 and (set(parts) & set(deep) or ("train" in alike.values() and len(set(alike.values())) > 1)):
         suspects = ", ".join(f"{name}/" for name in sorted({*parts, *alike}))
         raise DataError(

@@ -144,7 +144,7 @@ def part_of(name: str, *, is_folder: bool) -> str | None:
     A file may have other words in its name (`birds-train-00000.tar`). A folder with other words may be a class (`train
     station`), so only words in BESIDE_PART are allowed beside the part's name.
     """
-    words = re.findall(r"[^\W\d_]+", name.casefold())
+    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).casefold())  # TrainImages
     parts = [PART_OF.get(word) or PART_OF.get(word.removesuffix("set")) for word in words]
     if is_folder and any(part is None and word not in BESIDE_PART for part, word in zip(parts, words, strict=True)):
         return None

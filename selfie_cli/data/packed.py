@@ -41,16 +41,16 @@ def pack(paths: Sequence[str]) -> PackedSource:
     return source
 
 
-def num_images(paths: Sequence[str], pictures: Source) -> int:
-    """Number of images in parquet files or tar shards, to compare with that of the pictures beside them.
+def num_images(paths: Sequence[str], every: Source) -> int:
+    """Number of images in parquet files or tar shards, to compare with that of other files in their folder.
 
-    Without pyarrow, parquet files smaller than the pictures count as one image: they may hold vectors or labels.
+    Without pyarrow, parquet files that are less than half of `every` file count as one image: they may hold labels.
 
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
     if packed_as(paths[0]) != ".parquet":
         return len(OPENERS[packed_as(paths[0])](paths))
-    if not has_pyarrow() and sum(map(os.path.getsize, paths)) < pictures.sizes().sum():
+    if not has_pyarrow() and 2 * sum(map(os.path.getsize, paths)) < every.sizes().sum():
         return 1
     return sum(map(num_rows, paths))
 
@@ -98,6 +98,9 @@ def packed_set(
     parts = configs[config]
     unknown = parts.pop("", [])
     if "train" not in parts or len(parts) == 1:
+        if parts and unknown:
+            first = next(iter(parts.values()))[0]
+            talk.warn(f"{where}: {first} is called like a part, {unknown[0]} is not: all are read as one set")
         parts = {"all": sorted(itertools.chain(unknown, *parts.values()))}
     elif unknown:
         talk.warn(f"{where}: {len(unknown)} files of no known part are left out, the first is {unknown[0]}")

@@ -47,8 +47,8 @@ class Parquet(Packed):
                 self.columns.append(image_column(path, file.schema_arrow))
                 if "split" in file.schema_arrow.names and len(file.read(columns=["split"]).column(0).unique()) > 1:
                     raise DataError(
-                        f"{path} holds several parts, by its column split: write each into a file of its own, such as "
-                        "train.parquet and test.parquet"
+                        f"{path} holds several parts, by its column split: write each into a file of its own, "
+                        "called train.parquet, test.parquet or the like"
                     )
                 self._metadata.append(file.metadata)
                 for each in range(file.metadata.num_row_groups):
@@ -129,14 +129,19 @@ class Parquet(Packed):
                 first = max(0, first - len(batch))
 
     def labels(self) -> tuple[Sequence[str | None], list[str] | None]:
-        """Raises DataError if a file has not one column of labels, or files name different classes."""
+        """Raises DataError if only some files have a column of labels, or files name different classes."""
         import pyarrow as pa
 
         texts: list[str | None] = []
         known: list[list[str] | None] = []
+        bare: list[Unlabelled] = []
         for path in self.paths:
             with opened(path) as file:
-                column, names = label_column(path, file.schema_arrow)
+                try:
+                    column, names = label_column(path, file.schema_arrow)
+                except Unlabelled as error:
+                    bare.append(error)
+                    continue
                 named = None if names is None else dict(enumerate(names))
                 try:
                     values = file.read(columns=[column]).column(0).to_pylist()
@@ -147,6 +152,11 @@ class Parquet(Packed):
                 except (OSError, ValueError, pa.ArrowException) as error:
                     raise DataError(f"the column {column} of {path} holds no labels: {one_line(error)}") from None
             known.append(names)
+        if bare and known:
+            raise bare[0]
+        if bare:
+            self.no_labels = str(bare[0]).removeprefix(f"{self.paths[0]} ")
+            return [None] * len(self), None
         if any(names != known[0] for names in known):
             raise DataError(f"{self.paths[0]} and other files name different classes: give those that belong together")
         return texts, known[0]
@@ -183,7 +193,7 @@ def label_column(path: str, schema: Any) -> tuple[str, list[str] | None]:
 
     usual, classes = ("label", "labels", "fine_label"), class_labels(schema)
     kinds = {field.name: field.type for field in schema}
-    found = [name for name in kinds if name in classes] or [name for name in kinds if name in usual]
+    found = [name for name in kinds if name in usual or name in classes]
     column = only_one(found, usual, "labels", path, schema)
     if types.is_nested(kinds[column]):
         raise DataError(f"the column {column} of {path} ({kinds[column]}) is no label: give text or numbers")

@@ -77,8 +77,9 @@ class Shards(Packed, Tree):
         return Source.labels(self) if self.has_texts else super().labels()
 
     def keys(self) -> list[str]:
-        """`shard.tar/key` of each image."""
-        return [f"{os.path.basename(path)}/{_key(member)}" for path, member in self._by_path()]
+        """`shard.tar/key` of each image if there are `.cls` members, else `shard.tar/folder/stem`."""
+        key = _key if self.has_texts else lambda member: os.path.splitext(member)[0]
+        return [f"{os.path.basename(path)}/{key(member)}" for path, member in self._by_path()]
 
     def folders(self) -> Iterator[str]:
         """The folder of each image in its shard, relative to the folder that all images share."""

@@ -34,7 +34,12 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     sources: list[Source] = []
     for packed, group in itertools.groupby(data, packed_as):
         if packed:
-            source: Source = pack(expanded(list(group)))
+            paths = expanded(list(group))
+            source: Source = pack(paths)
+            parts = {part_of(os.path.basename(path), is_folder=False) for path in paths}
+            if "train" in parts and len(parts - {None}) > 1:
+                shown = ", ".join(paths[:3]) + ", ..." * (len(paths) > 3)
+                talk.warn(f"{shown} are called like several parts, and all are read: name those of train alone")
             sources.append(training_part(whole(source), ", ".join(data), talk))
             continue
         opened = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
@@ -103,7 +108,9 @@ def open_folder(folder: str, talk: Talk) -> DataSet:
     left_out, name = pictures.left_out, os.path.basename(os.path.abspath(folder))
     packed = {suffix: [path for path in pictures.packed if path.lower().endswith(suffix)] for suffix in PACKED}
     packed = {suffix: paths for suffix, paths in packed.items() if paths}
-    counts = {suffix: num_images(paths, pictures) if pictures else len(paths) for suffix, paths in packed.items()}
+    both = Files([*pictures.names, *pictures.packed])
+    alone = not pictures and len(packed) == 1
+    counts = {suffix: len(paths) if alone else num_images(paths, both) for suffix, paths in packed.items()}
     counts = {"": len(pictures)} | counts
     taken = max(counts, key=lambda suffix: counts[suffix])  # if equal, the pictures
     for suffix in packed.keys() - {taken}:

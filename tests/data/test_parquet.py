@@ -12,7 +12,7 @@ from listening import Listener
 from pictures import labelled, png, shade, shades, unlabelled, write, write_parquet, write_tar
 
 from selfie_cli.data import parquet
-from selfie_cli.data.parquet import Parquet
+from selfie_cli.data.parquet import Parquet, label_column
 from selfie_cli.data.pixels import InMemory, read_pixels
 from selfie_cli.data.sources import Files, Joined, Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
@@ -96,6 +96,11 @@ def test_which_column() -> None:
     assert shades(Parquet(["b.parquet"])) == [6]
     with pytest.raises(DataError, match=r"no column of labels, name one of them label: it has jpg \(binary\), kind"):
         labelled("b.parquet")
+    noted = write_parquet(Path("c.parquet"), [png(4)] * 2, [0, 1], CLASSES, fine_label=["x", "y"])
+    assert label_column(noted, pq.read_schema(noted)) == ("label", CLASSES)
+    other = pq.read_schema(noted).set(1, pa.field("camera", pa.int64()))  # a ClassLabel beside a usual name
+    other = other.with_metadata({b"huggingface": other.metadata[b"huggingface"].replace(b"label", b"camera")})
+    assert label_column("c.parquet", other) == ("fine_label", None)
     two_columns = r"several columns of images.*left \(binary\), right \(binary\)"
     for columns, wrong in (({"left": [b""], "right": [b""]}, two_columns), ({"a": [[1.0]]}, "no column of images")):
         pq.write_table(pa.table(columns), "b.parquet")

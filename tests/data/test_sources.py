@@ -121,6 +121,8 @@ def test_the_fingerprint_ignores_where_a_folder_lies():
     one, two = unlabelled("one"), unlabelled("two/deeper")
     assert fingerprint(one) == fingerprint(two) != fingerprint(Subset(one, np.array([0])))
     assert one.keys() == two.keys() == ["ab/1.jpg", "ac/2.jpg"]  # of which the hash split takes hashes
+    shard = write_tar(Path("s.tar"), {"cat/a.1.png": png(1), "cat/a.2.png": png(2)})  # no .cls: the whole stem
+    assert unlabelled(shard).keys() == ["s.tar/cat/a.1", "s.tar/cat/a.2"]
     assert fingerprint(Files(["a/ä.jpg", "a/x\udcff.png"])) == "555f5c27156b2d62"
     below = {"": "", "/a/b/c.jpg": "c.jpg", "/a/b/1 /a/c/2 /a/b/3": "b/1 c/2 b/3", "/aa/1 /a/1": "aa/1 a/1"}
     below |= {"a1 a2": "a1 a2", "a/x/a/x a/x/a/y": "x y"}
