@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import config_of, document, draw_folder, error_of, lines_of, read, same_weights, selfie, stopped
+from running import change, config_of, document, draw_folder, error_of, lines_of, read, same_weights, selfie, stopped
 
 from selfie_cli import runs
 from selfie_cli.commands.finetune import learning_rates
@@ -131,6 +131,9 @@ def test_resume_after_images_or_labels_have_changed(pretrained: Path) -> None:
         pack(labels)
         assert "images have changed, or their labels" in error_of("finetune", "--resume", "part")
     pack("01" * 10)
+    change("part", data={**config_of("part")["data"], "unreadable": 1})  # a damaged file that was repaired, say
+    assert "other images can be read than when part was started" in error_of("finetune", "--resume", "part")
+    change("part", data={**config_of("part")["data"], "unreadable": 0})
     selfie("finetune", "--resume", "part")
     assert same_weights(Path("part"), Path("whole"))
 
