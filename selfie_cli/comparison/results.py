@@ -92,7 +92,8 @@ class ArmResult:
         gained = ((found.whole or 0) - (found.half or 0)) * 100
         return (
             f"not converged: {self.name} still gained {gained:+.1f} points from {found.steps // 2:,} to "
-            f"{found.steps:,} steps; the gain may be one of speed. Train longer: --steps {2 * found.steps}"
+            f"{found.steps:,} steps; the gain may be one of speed. "
+            f"Train longer: selfie finetune --steps {2 * found.steps}"
         )
 
     @property

@@ -184,7 +184,7 @@ def test_what_has_not_converged_is_said_loudly_and_what_was_searched():
     found = checked(0.05, 300, 309)
     assert found.warnings == [
         "not converged: selfie still gained +1.8 points from 1,000 to 2,000 steps; the gain may be one of speed. "
-        "Train longer: --steps 4000"
+        "Train longer: selfie finetune --steps 4000"
     ]
     assert found.notes[:2] == ["supervised: called supervised.", "selfie: called selfie."]
     assert "selfie still rising: 60.0% after 1,000 steps, 61.8% after 2,000 (+1.8 ± 0.6 points on 500" in found.notes[2]
