@@ -238,7 +238,9 @@ def test_other_verbs_take_it_and_write_nothing_into_the_cache(hub: Hub, net: Rep
     assert cache() == files
 
 
-def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: Hub, net: Repository) -> None:
+def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(
+    hub: Hub, net: Repository, monkeypatch: Patch
+) -> None:
     shown, address = selfie("pull", NET).stdout, f"{NET}@{net.branches['main']}"
     assert address in shown
     assert "next: selfie embed photo.jpg --from runs/net" in shown
@@ -249,4 +251,6 @@ def test_a_pulled_run_says_where_it_came_from_and_an_occupied_folder_stays(hub: 
     Path("runs/net").mkdir()
     Path("runs/net/photo.jpg").touch()
     assert "no run that this version reads" in error_of("pull", "acme/net", "--overwrite")
+    monkeypatch.setattr(runs, "check_free", lambda *_, **__: None)  # as if the photo came during the download
+    assert "not empty" in error_of("pull", "acme/net")
     assert os.listdir("runs/net") == ["photo.jpg"]

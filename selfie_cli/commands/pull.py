@@ -34,7 +34,7 @@ def pull(options: PullOptions, talk: Talk) -> Pulled:
     networks.load_module(run)
     with contextlib.suppress(HubError):  # it may have no model card
         hub.fetch(hub.parse(str(run)), "README.md", offline=options.offline, talk=talk)
-    with replacing_folder(out, overwrite=True) as temporary:
+    with replacing_folder(out, overwrite=options.overwrite) as temporary:
         for name in ("model.safetensors", "README.md"):
             if (run.path / name).is_file():
                 shutil.copyfile(run.path / name, temporary / name)
