@@ -89,7 +89,7 @@ def room_for(module: nn.Module, weights: dict[str, Tensor], seconds: float, save
     """Disk space, in bytes, that a run of `seconds` needs at least: for states (one more than are kept, while the
     newest is written), and for the `weights` at its end. All optimizers here keep one tensor per parameter, or two."""
     state = num_bytes([*module.state_dict().values(), *module.parameters()])
-    count = sum(seconds > times * save_every for times in range(1, KEPT + 2))
+    count = sum(seconds > times * save_every for times in range(KEPT + 1))
     return max(count * state, min(KEPT, count) * state + num_bytes(weights.values()))
 
 

@@ -150,11 +150,12 @@ class Timetable:
         """The signal to stop for (or 0), whether to save a state, and whether to log.
 
         `logged` is the time of the last log. `smaller` says that memory ran out: a state is saved, so that a resumed
-        run uses smaller micro-batches from there on. No state follows the last step: the caller keeps its weights.
+        run uses smaller micro-batches from there on. At the end, one is saved if five seconds could be lost.
         """
         now, ends = time.perf_counter(), step == self.plan.steps
         stop = max(signals, default=0)
-        save = not ends and (smaller or now - self.saved >= self.plan.save_every)
+        save_every = min(5.0, self.plan.save_every) if ends else self.plan.save_every
+        save = smaller or now - self.saved >= save_every
         log = ends or (step % 10 == 0 and now - logged >= 1)
         if self.group.world > 1:
             if step % self.agree_every and not ends:

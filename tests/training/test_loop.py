@@ -84,7 +84,9 @@ def test_the_loss_falls_and_the_network_is_watched(toy, monkeypatch):
     assert [line.get("seen") for line in found] == [None if step % 3 else step for step in range(1, 61)]
     assert found[-1]["loss"] < 1e-3 * found[0]["loss"]
     assert all(line["double"] == pytest.approx(2 * line["loss"]) for line in found)
-    assert trained.step == 60
+    assert (trained.step, names_of_states(toy)[-1]) == (60, "00000060")
+    again = Toy(toy.folder).train(save_every=0)  # killed before the caller kept the weights
+    assert (again.step, again.last) == (60, trained.last)
     assert trained.last["loss"] == found[-1]["loss"]
     assert trained.images_per_second == pytest.approx(60 * 12 / trained.seconds)
     assert 0 <= trained.data_wait < 1
