@@ -1,7 +1,4 @@
-"""selfie push, and pull elsewhere: what is sent, what is not, who may read it, and what a stranger reads.
-
-See tests/test_hub.py for the server, and for what tests with it leave open.
-"""
+"""selfie push, and pull elsewhere: what is sent, what is not, who may read it, and what a stranger reads."""
 
 import html
 import json
@@ -119,7 +116,7 @@ def test_only_finished_runs_that_can_be_loaded(hub: Hub, token: None, pretrained
     run.update(derived={"backbone": "resnetv2_18"})
     assert "does not fit" in error_of("push", "mine", "acme/net", "--public")
     run.update(progress={"status": "running"})
-    assert "is not finished" in error_of("push", "mine", "acme/net", "--public")
+    assert "is not finished: selfie pretrain --resume" in error_of("push", "mine", "acme/net", "--public")
     assert hub.requests == []
 
 
@@ -199,12 +196,14 @@ def test_the_card_of_a_finetuned_run_holds_its_comparison(finetuned: Path) -> No
 def test_names_in_a_run_stay_words_on_the_card(hub: Hub, token: None, finetuned: Path) -> None:
     shutil.copytree(finetuned, "mine")
     names = ["<script>alert(1)</script>", "a|b", "[x](http://x)", "`c`\n# d\x1b[31m", "---", "_e_", "&lt;", *"ghi"]
-    runs.open_run("mine").update(derived={"classes": names})
+    runs.open_run("mine").update(derived={"classes": names, "recipe": names[2]}, measured={"device": names[2]})
+    runs.open_run("mine").update(versions={"torch": names[2]}, data={"fingerprints": {names[2]: f"`{names[2]}`"}})
     selfie("push", "mine", "acme/net", "--public")
     card = card_of(sent(hub)["README.md"].decode()).text
     shown = MarkdownIt("gfm-like", {"linkify": False}).render(card)
     printed = [html.escape(name.replace("\n", "\\n").replace("\x1b", "\\x1b"), quote=False) for name in names]
     assert f"<p>Classes: {', '.join(printed)}.</p>" in shown.splitlines()
+    assert 'href="http://x"' not in shown
     selfie("pull", "acme/net")
     assert runs.open_run("runs/net").derived["classes"] == names
 
