@@ -114,5 +114,5 @@ def described(header: dict[str, str]) -> dict[str, Any]:
             kept["crop"] = preprocessing["crop_pct"]
         said = {"pretrained_by": header.get("pretrained_by", "weights of a file"), "preprocessing": kept}
         return derived | said | {"image_size": int(header["image_size"])}
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"its header is damaged ({error!r})") from None

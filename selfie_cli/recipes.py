@@ -92,6 +92,8 @@ def num_stages(derived: dict[str, Any]) -> int:
     """Return the number of stages of a run's network, from its `derived` section. Runs of version 1 may lack it."""
     if "frozen" in derived:
         return int(derived["frozen"]["num_stages"])
+    if derived.get("arch") == "hybrid":
+        return 3
     if derived["method"] == "selfie":
         return 3 if "views" in derived["selfie"] else int(derived["selfie"]["num_stages"])
     return int(derived.get(derived["method"], {}).get("num_stages", 4))

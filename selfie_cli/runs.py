@@ -96,7 +96,14 @@ class Run:
     def check_finished(self) -> None:
         """Raise RunError for a stopped run, with the command that resumes it."""
         if not self.finished:
-            raise RunError(f"{self} is not finished: selfie {self.verb} --resume {quote(str(self))}")
+            raise RunError(f"{self} is not finished: {self.resume}")
+
+    @property
+    def resume(self) -> str:
+        """The command that resumes this run. A network of a comparison has none of its own."""
+        if self.verb == "finetune-cell":
+            return "resume the run of finetune or curve whose cells/ has it"
+        return f"selfie {self.verb} --resume {quote(str(self))}"
 
     def finish(self, measured: dict[str, Any]) -> None:
         """Mark the run as finished, record `measured`, and remove its saved states."""
@@ -183,7 +190,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     hold(path)
     if not overwrite:
         let_go(path)
-        goes_on = "" if run.finished else f", continue it with selfie {run.verb} --resume {quote(str(path))}"
+        goes_on = "" if run.finished else f", continue it ({run.resume})"
         raise RunError(f"{path} is not empty: replace it with --overwrite{goes_on}, or choose another --out")
 
 
@@ -273,8 +280,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     """Open and lock a stopped run of this verb, and remove half-written files. Raise RunError if it cannot resume."""
     run = open_run(path)
     if run.verb != verb:
-        own = f"selfie {run.verb}"
-        raise RunError(f"{path} is a run of {own}: continue it with {own} --resume {quote(path)}")
+        raise RunError(f"{path} is no run of selfie {verb}: {run.resume}")
     hold(run.path)
     run = open_run(path)  # read again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):

@@ -200,6 +200,7 @@ def test_tensors_that_do_not_fit(repository: Path, tmp_path: Path) -> None:
         (tensors | {"layer1.9.conv1.weight": first.clone()}, None, "differ in 1 name"),
         ({"x": first}, None, "holds none of resnet50, resnet18"),
         (tensors, {"preprocessing": "[1]", "image_size": "x", "backbone": "y"}, "its header is damaged"),
+        (tensors, {"preprocessing": "[" * 10**5, "image_size": "8", "backbone": "y"}, "its header is damaged"),
     ):
         save_file(found, tmp_path / "spoiled.safetensors", header)
         with pytest.raises((RunError, WeightsError), match=said):

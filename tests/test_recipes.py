@@ -11,7 +11,7 @@ from selfie_cli.errors import UsageError
 from selfie_cli.inference import networks
 from selfie_cli.option import Options
 from selfie_cli.pretraining.settings import derive
-from selfie_cli.recipes import RECIPES, called, recipe_values
+from selfie_cli.recipes import RECIPES, called, num_stages, recipe_values
 from selfie_cli.talk import Talk
 
 TABLES = [(method, recipe) for method, recipes in RECIPES.items() for recipe in recipes]
@@ -31,6 +31,7 @@ def test_every_method_has_both_recipes_and_every_option_of_recipes_a_value():
     values = [getattr(asked, field.name) for field in dataclasses.fields(asked)]
     owners = [asked, *(value for value in values if isinstance(value, Options))]
     assert len(owners) > 2
+    assert num_stages({"method": "finetune", "arch": "hybrid"}) == 3  # those of the patch network
     options = {field.name for owner in owners for field in dataclasses.fields(owner) if field.metadata.get("recipe")}
     assert options <= {name for table in TABLES for name in recipe_values(*table, 32)}
 

@@ -173,6 +173,8 @@ def test_the_run_that_was_begun_is_the_one_to_go_on_with_also_where_there_are_no
     run = make(tmp_path / "run", finished=False)
     cell = make(run.path / "cells" / "supervised", verb="finetune-cell", finished=False)
     assert runs.begun().path == runs.open_to_resume(str(run.path), "pretrain").path == run.path
+    with pytest.raises(RunError, match="resume the run of finetune or curve"):
+        runs.open_to_resume(str(cell.path), "finetune")
     cell.finish({})
     run.finish({})
     assert runs.begun() is None

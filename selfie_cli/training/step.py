@@ -156,8 +156,8 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         if self.group.world > 1 or half is None:
             raise TrainingError(
-                f"out of memory with {tried} images per forward pass: choose a smaller --micro-batch, "
-                "--image-size or --backbone"
+                f"out of memory with {tried} images per forward pass: start a new run with a smaller "
+                "--micro-batch, --image-size or --backbone"
             )
         self.set_micro_batch(half)
         if self.device.type == "cuda":

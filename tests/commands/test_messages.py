@@ -150,7 +150,7 @@ def test_a_folder_that_is_taken_and_a_run_that_is_not_finished(run: str, images:
     assert "replace it with --overwrite, or choose another --out" in error_of(*again)
     selfie(*again, "--overwrite")
     change(run, progress={"status": "running"})
-    assert f", continue it with selfie pretrain --resume {shlex.quote(run)}, or" in error_of(*again)
+    assert f", continue it (selfie pretrain --resume {shlex.quote(run)}), or" in error_of(*again)
     for refused in (("embed", images / "test", "--from", run), ("finetune", "--resume", run)):
         said = error_of(*refused)
         assert f"selfie pretrain --resume {shlex.quote(run)}" in said
