@@ -127,7 +127,7 @@ class SelfieOptions(Options):
     )
     flip: bool | None = from_recipe("Mirror half of the images.")
     attraction: float | None = from_recipe("Weight of the similarity of views against the coding rate.", above=0)
-    distortion: float | None = from_recipe("Allowed distortion of the coding rate.", above=0)
+    distortion: float | None = from_recipe("Square of the distortion that the coding rate allows.", above=0)
 
 
 class ByolOptions(Options):

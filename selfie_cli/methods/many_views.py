@@ -23,7 +23,7 @@ class ManyViewSelfie(JointEmbedding):
     """The patch network, the projector, and the loss that trains them.
 
     `attraction` weighs the similarity of an image's views against the coding rate of the batch, `distortion` is the
-    distortion that the rate allows. With micro-batches, the coding rate is that of one micro-batch.
+    square of the distortion that the rate allows. With micro-batches, the coding rate is that of one micro-batch.
     """
 
     def __init__(self, *, attraction: float, distortion: float, blur: float, **network: Any) -> None:
@@ -54,7 +54,7 @@ class ManyViewSelfie(JointEmbedding):
 def coding_rate(z: Tensor, distortion: float) -> Tensor:
     """log det(I + E / (B distortion) Z^T Z) / 2, its mean over the views of unit vectors z float [V, B, E], in nats.
 
-    Yu et al. 2020, equation 1, with E and B the width and the number of the vectors.
+    Yu et al. 2020, equation 1, with the width E and the number B of the vectors; `distortion` is its epsilon^2.
     """
     b, e = z.shape[1:]
     identity = torch.eye(e, device=z.device, dtype=z.dtype)
