@@ -101,10 +101,7 @@ def test_scans_and_scenes_become_what_selfie_reads(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Run a script, in which `selfie` and `python` are those that run the tests. It must not fail.
-
-    Return what it says, results and remarks together.
-    """
+    """Return all that a script says. It must not fail; `selfie` and `python` in it are those that run the tests."""
     folder = tmp_path_factory.mktemp("shell")
     (folder / "selfie").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m selfie_cli "$@"\n')
     (folder / "selfie").chmod(0o755)

@@ -116,10 +116,7 @@ def is_alive(process: int) -> bool:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run without a fault, and its command without --out.
-
-    `before`: seconds until its folder existed; `seconds`: from then to its end.
-    """
+    """A run without a fault, its command without --out, seconds until its folder existed, and from then to its end."""
 
     words: list[object]
     made: dict[str, object]
@@ -149,10 +146,7 @@ def run_two(*words: object) -> None:
 
 
 def made_by(run: Path) -> dict[str, object]:
-    """All files of a run and its cells: hashes of weights, results, whether it finished, and its last step.
-
-    Of a file of vectors, its hash.
-    """
+    """All files of a run and its cells: hashes of weights and vectors, results, whether it finished, its last step."""
     return {str(file.relative_to(run)): content_of(file) for file in ([run] if run.is_file() else run.rglob("*"))}
 
 

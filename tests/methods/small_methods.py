@@ -40,10 +40,7 @@ def make_task(name: str, **options: Any) -> Any:
 
 
 def stirred(module):
-    """Vectors and statistics away from their start, and from their counterparts' in a target network.
-
-    Convolutions start far from zero.
-    """
+    """Vectors and statistics away from their start and a target network's (convolutions start far from zero)."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():

@@ -6,10 +6,8 @@ from small_methods import check_gradients, features, make_task, stirred, views_o
 
 
 def naive_loss(vectors, images, temperature):
-    """The mean loss, and the share that was right. `images` has the image of each vector.
-
-    Equation 1 of the paper: a view is to find another one of its image among all views of other images.
-    """
+    """The mean loss, and the share that was right; `images` has the image of each vector. Equation 1: a view is to find
+    another one of its image among all views of other images."""
     losses, right = [], []
     for i, z in enumerate(vectors):
         lengths = [(z @ z).sqrt() * (other @ other).sqrt() for other in vectors]

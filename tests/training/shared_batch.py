@@ -1,7 +1,5 @@
 """A batch of 16 images trained on by one process, or by as many as torchrun starts: `torchrun shared_batch.py FOLDER`.
-
-Batch norm is in evaluation mode: on a CPU it would see each process's own images only.
-"""
+Batch norm is in evaluation mode: on a CPU it would see each process's own images only."""
 
 import sys
 from pathlib import Path

@@ -44,10 +44,7 @@ def distance(found, expected):
 @pytest.mark.parametrize("micro_batch", [BATCH, PIECE])
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_train_as_one(of_two, name, micro_batch):
-    """Losses to 5e-6, each gradient to 2e-5 of its length, weights after two steps to 1e-5 of theirs.
-
-    Both hold the same, bit for bit, gradients as well.
-    """
+    """Losses to 5e-6, gradients to 2e-5 of their length, weights after two steps to 1e-5; both hold the same."""
     first, second = of_two(name, micro_batch)
     expected = of_one(name, micro_batch)
     assert first.keys() == second.keys() == expected.keys()
