@@ -33,8 +33,8 @@ from selfie_cli.training.hardware import Pace, duration, precisions
 from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import autocast
 
-LEAST_IMAGES = 128_000
-"""Default length with few labels. A network without pretraining would need more (docs/results/index.md)."""
+LEAST_IMAGES = 256_000
+"""Default length with few labels, where a network without pretraining stops to gain (docs/results/index.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
