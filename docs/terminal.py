@@ -16,7 +16,7 @@ from selfie_cli.cli.render import finetuned
 from selfie_cli.comparison.results import Finetuned, read_results
 
 FIGURES = Path(__file__).with_name("figures")
-COMMAND = "selfie finetune --from bundled --dataset cifar10 --fraction 0.01 --seeds 5 --no-check-length --steps 8000"
+COMMAND = "selfie finetune --from bundled --dataset cifar10 --fraction 0.01 --seeds 5 --no-check-length"
 
 
 def picture(result: Finetuned) -> str:
