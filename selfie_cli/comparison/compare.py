@@ -34,7 +34,7 @@ from selfie_cli.training.schedule import budget_seconds, num_steps
 from selfie_cli.training.step import autocast
 
 LEAST_IMAGES = 256_000
-"""Default length with few labels, where a network without pretraining stops to gain (docs/results/index.md)."""
+"""Default length with few labels, where a network without pretraining stops gaining (docs/results/index.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
