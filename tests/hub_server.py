@@ -1,7 +1,5 @@
 """A small Hub on loopback that speaks its protocol: repositories, branches, LFS, commits, files by redirect and range.
-
-Storage of large files is another origin (localhost instead of 127.0.0.1), as on the Hub, where it is a CDN.
-"""
+Storage of large files is another origin (localhost instead of 127.0.0.1), as on the Hub, where it is a CDN."""
 
 import base64
 import hashlib

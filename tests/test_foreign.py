@@ -1,7 +1,5 @@
 """Networks that selfie has not trained: timm's repositories over real HTTP, and safetensors files.
-
-timm itself makes the repositories, with random weights, and says what they have to give.
-"""
+timm itself makes the repositories, with random weights, and says what they have to give."""
 
 import json
 import math

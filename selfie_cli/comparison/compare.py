@@ -108,7 +108,7 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
     if len(shares) > 1:
         talk.say(f"the whole curve: about {duration(whole)}")
     if whole > 3600 and not (training.steps or training.epochs or training.budget):
-        talk.say("for a first look: --steps 2000 --no-check-length; so short, a gain is largely one of speed")
+        talk.say("for a first look, give --steps 2000 --no-check-length: so early, a gain may be one of speed")
     return found
 
 

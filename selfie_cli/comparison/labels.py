@@ -156,7 +156,7 @@ def read_data(
     size = preprocessing.storage_size(image_size)
     (train, test), bad = read_parts(found, size, preprocessing.interpolation, reading=reading, talk=talk)
     if run is not None and run.config["data"].get("unreadable", len(bad)) != len(bad):
-        raise RunError(f"other images can be read than when {run.path} was started: start a new run")
+        raise RunError(f"the images that can be read have changed since {run.path} was started: start a new run")
     rows, seen = look_for_seen(sources, train, test, exclude=reading.exclude_seen, talk=talk)
     return Data(
         name=found.name,

@@ -34,12 +34,7 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
     sources: list[Source] = []
     for packed, group in itertools.groupby(data, packed_as):
         if packed:
-            paths = expanded(list(group))
-            source: Source = pack(paths)
-            parts = {part_of(os.path.basename(path), is_folder=False) for path in paths}
-            if "train" in parts and len(parts - {None}) > 1:
-                shown = ", ".join(paths[:3]) + ", ..." * (len(paths) > 3)
-                talk.warn(f"{shown} are called like several parts, and all are read: name those of train alone")
+            source: Source = pack(expanded(list(group)))
             sources.append(training_part(whole(source), ", ".join(data), talk))
             continue
         opened = [_open_one(one, data_root=data_root, offline=offline, talk=talk) for one in group]
@@ -47,12 +42,24 @@ def open_unlabelled(data: Sequence[str], *, data_root: Path, offline: bool, talk
             joined = Joined(opened)
             opened = [Files(distinct(joined.names, joined.left_out), joined.left_out)]
         sources += opened
+    warn_of_parts(data, talk)
     if not sources:
         raise DataError("no data: name a folder of images, a file, a list, a tar shard or a data set")
     source = sources[0] if len(sources) == 1 else Joined(sources)
     if source.left_out:
         talk.warn(str(source.left_out))
     return source
+
+
+def warn_of_parts(data: Sequence[str], talk: Talk) -> None:
+    """Warn if a training part and another part are named one by one, as folders, lists or packed files."""
+    paths = itertools.chain.from_iterable(expanded([one]) if packed_as(one) else [one] for one in data)
+    several = [path for path in paths if os.path.splitext(path)[1].lower() not in EXTENSIONS]
+    parts = {part_of(Path(path).absolute().name, is_folder=os.path.isdir(path)): path for path in several}
+    parts.pop(None, None)
+    if "train" in parts and len(parts) > 1:
+        told = " and ".join(parts.values())
+        talk.warn(f"{told} are called like parts of one data set, and all are read: name the training part alone")
 
 
 def _open_one(one: str, *, data_root: Path, offline: bool, talk: Talk) -> Source:

@@ -132,7 +132,7 @@ def test_resume_after_images_or_labels_have_changed(pretrained: Path) -> None:
         assert "images have changed, or their labels" in error_of("finetune", "--resume", "part")
     pack("01" * 10)
     change("part", data={**config_of("part")["data"], "unreadable": 1})  # a damaged file that was repaired, say
-    assert "other images can be read than when part was started" in error_of("finetune", "--resume", "part")
+    assert "the images that can be read have changed since part was started" in error_of("finetune", "--resume", "part")
     change("part", data={**config_of("part")["data"], "unreadable": 0})
     selfie("finetune", "--resume", "part")
     assert same_weights(Path("part"), Path("whole"))

@@ -76,7 +76,7 @@ def test_epochs_are_of_the_labels_used_and_few_labels_are_repeated() -> None:
     assert plan_steps([share(0.2, 1), share(1.0, 1)], 1, 60.0, asked, talk) == [10 * 8 // 2, 10 * 40 // 4]
     assert re.match(r"20 % .* 40 steps \(10 epochs\) .* about 20 min each, 20 min in all", talk.lines[0])
     assert plan_steps([share(1.0, 1)], 1, 9.0, dataclasses.replace(ASKED, batch_sizes=[32]), talk) == [8_000]
-    assert talk.lines[-1].startswith("for a first look: --steps 2000")  # this takes 20 hours
+    assert talk.lines[-1].startswith("for a first look, give --steps 2000")  # this takes 20 hours
 
 
 def test_batch_norm_averages_over_images() -> None:

@@ -1,7 +1,5 @@
 """The parsers of files that others may have made, with valid files for them, and ways to spoil those.
-
-A target reads one spoiled file. It may raise SelfieError, which the command line shows as one line, and nothing else.
-"""
+A target reads one spoiled file. It may raise SelfieError, which the command line shows as one line, nothing else."""
 
 import contextlib
 import io

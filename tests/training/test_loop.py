@@ -91,6 +91,10 @@ def test_the_loss_falls_and_the_network_is_watched(toy, monkeypatch):
     assert trained.images_per_second == pytest.approx(60 * 12 / trained.seconds)
     assert 0 <= trained.data_wait < 1
     assert toy.rates == pytest.approx([0.05 * cosine_with_warmup(step, total=60, warmup=5) for step in range(60)])
+    settings = {"folder": toy.folder, "steps": 60, "lr": 0.1, "warmup_steps": 0, "seed": 0, "save_every": 60.0}
+    timetable = loop.Timetable(Plan(**settings, name="toy"), loop.Group(), 0)
+    timetable.saved -= 6  # seconds
+    assert [timetable.due(step, [], 0, smaller=False)[1] for step in (59, 60)] == [False, True]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
