@@ -169,7 +169,8 @@ def choose(
             return split.test.source, split.test.labels, split.test.classes, note
         if held is not None:
             return found.open(held), None, [], f"Held-out images of {found.parts[held]}, without labels."
-    source = open_unlabelled(asked, data_root=root, offline=offline, talk=talk)
+    told = Talk() if own else talk  # pretraining has told what it left out
+    source = open_unlabelled(asked, data_root=root, offline=offline, talk=told)
     return source, None, [], trained if own else f"Images of {', '.join(asked)}, without labels."
 
 
