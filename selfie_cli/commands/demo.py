@@ -49,7 +49,7 @@ def demo(options: DemoOptions, talk: Talk) -> Demo:
     folder.mkdir(parents=True, exist_ok=True)
     runs.hold(folder)
     write_json(folder / MARK, {"images": NUM_TRAIN + NUM_TEST, "seeds": options.seeds})
-    minutes = 4 if bf16_pays(torch.device("cpu")) else 25
+    minutes = "4 to 8" if bf16_pays(torch.device("cpu")) else "25"
     talk.say(f"the demo takes about {minutes} minutes on two CPU cores of this kind")
     talk.say(f"1/4 drawing {NUM_TRAIN + NUM_TEST:,} images of {len(synthetic.CLASSES)} classes into {images}")
     draw_tree(images, talk)
