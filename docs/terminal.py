@@ -1,7 +1,7 @@
 """Write docs/figures/terminal.svg, the picture of a terminal in README.md: python docs/terminal.py [RESULTS.json [SVG]]
 
-It shows what the command line shows of a real result, docs/figures/terminal.json: the results.json of a `selfie
-finetune`, as that wrote it. Nothing in the picture is typed by hand but the command.
+It shows what the command line shows of a real result, docs/figures/terminal.json: a results.json of `selfie
+finetune` (docs/results/index.md says how its networks were trained). Nothing in the picture is typed by hand but the command.
 """
 
 import io

@@ -103,7 +103,7 @@ class TrainingOptions(DataOptions):
     seed: int = option(0, "Seed of all random draws.", TRAINING, at_least=0)
     steps: int | None = option(None, "Number of training steps.", TRAINING, at_least=1, at_most=MOST_STEPS)
     epochs: float | None = option(
-        None, "Passes over the images. Default: 100 (2,000 to 120,000 steps).", TRAINING, above=0, at_most=10**6
+        None, "Epochs. Default: 100, at least 2,000 steps (finetune: 256,000 images).", TRAINING, above=0, at_most=10**6
     )
     budget: str | None = option(None, "Time (90s, 20m, 2h); the schedule fits the first steps' speed.", TRAINING)
     batch_size: int | None = option(None, "Images per step. Default: 32 to 512, by size and labels.", TRAINING, **BATCH)
