@@ -15,21 +15,21 @@ from pathlib import Path
 
 from selfie_cli.commands.eval import evaluate
 from selfie_cli.commands.pretrain import pretrain
-from selfie_cli.config import EvalOptions, PretrainOptions, SelfieOptions
+from selfie_cli.config import EvalOptions, PretrainOptions
 from selfie_cli.runs import open_run, versions
 from selfie_cli.talk import Talk
 
 STEPS = 600
 # The default comes first. Each other variant differs from it, or from another variant, in one option.
 VARIANTS = {
-    "dot": SelfieOptions(logit_scale="dot"),
-    "sqrt": SelfieOptions(logit_scale="sqrt"),
-    "cosine": SelfieOptions(logit_scale="cosine"),
-    "sqrt, no final norm": SelfieOptions(logit_scale="sqrt", final_norm=False),
-    "dot, no final norm": SelfieOptions(logit_scale="dot", final_norm=False),
-    "dot, no encoder positions": SelfieOptions(logit_scale="dot", encoder_positions=False),
-    "dot, mask 0.5": SelfieOptions(logit_scale="dot", mask_ratio=0.5),
-    "dot, no flip": SelfieOptions(logit_scale="dot", flip=False),
+    "dot": dict(logit_scale="dot"),
+    "sqrt": dict(logit_scale="sqrt"),
+    "cosine": dict(logit_scale="cosine"),
+    "sqrt, no final norm": dict(logit_scale="sqrt", final_norm=False),
+    "dot, no final norm": dict(logit_scale="dot", final_norm=False),
+    "dot, no encoder positions": dict(logit_scale="dot", encoder_positions=False),
+    "dot, mask 0.5": dict(logit_scale="dot", mask_ratio=0.5),
+    "dot, no flip": dict(logit_scale="dot", flip=False),
 }
 
 
@@ -57,7 +57,7 @@ def pretrain_variant(name: str, tree: Path, folder: Path) -> None:
             backbone="resnetv2_18_w16",
             steps=STEPS,
             recipe="paper",
-            selfie=VARIANTS[name],
+            **VARIANTS[name],
             out=str(folder),
             overwrite=True,
         )

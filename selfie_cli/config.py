@@ -4,10 +4,9 @@ A class `<Verb>Options` holds the options of one verb; its docstring is the help
 changes after parsing, and goes no deeper than `commands`. This module imports neither torch nor typer.
 """
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfie_cli.option import DATA, MACHINE, OUTPUT, RUN, TRAINING, VIEWS, Options, option
+from selfie_cli.option import BYOL, DATA, MACHINE, OUTPUT, RUN, SELFIE, TRAINING, VIEWS, Options, option
 from selfie_cli.recipes import METHODS
 
 Backbone = Literal["resnetv2_50", "resnetv2_18", "resnetv2_10_w32", "resnetv2_18_w16", "resnet18", "resnet50"]
@@ -110,30 +109,9 @@ class TrainingOptions(DataOptions):
     micro_batch: int | None = option(None, "Images per forward pass. Default: what fits in memory.", TRAINING, **BATCH)
 
 
-def from_recipe(help: str, panel: str | None = None, **limits: Any) -> Any:
+def from_recipe(help: str, panel: str = SELFIE, **limits: Any) -> Any:
     """Return an option whose default is the recipe's value (`--recipe`)."""
     return option(None, help, panel, recipe=True, **limits)
-
-
-class SelfieOptions(Options):
-    """Selfie (Trinh, Luong, Le 2019), including what the paper leaves open."""
-
-    mask_ratio: float | None = from_recipe("Fraction of the patches that is masked.", above=0, at_most=0.95)
-    positions: Literal["place", "row-column"] | None = from_recipe("One learned vector per place, or row + column.")
-    encoder_positions: bool | None = from_recipe("Add positions to the visible patches, not only to the queries.")
-    final_norm: bool | None = from_recipe("Batch norm and ReLU after the last stage, before pooling (resnetv2 only).")
-    logit_scale: Literal["dot", "sqrt", "cosine"] | None = from_recipe(
-        "Logits: the dot product, the dot product divided by sqrt(width), or cosine / learned temperature."
-    )
-    flip: bool | None = from_recipe("Mirror half of the images.")
-    attraction: float | None = from_recipe("Weight of the similarity of views against the coding rate.", above=0)
-    distortion: float | None = from_recipe("Square of the distortion that the coding rate allows.", above=0)
-
-
-class ByolOptions(Options):
-    """BYOL (Grill et al. 2020)."""
-
-    tau: float | None = from_recipe("Initial momentum of the target network; a cosine raises it to 1.", **SHARE)
 
 
 class PretrainOptions(TrainingOptions):
@@ -172,8 +150,17 @@ class PretrainOptions(TrainingOptions):
     jitter: float | None = from_recipe("Strength of the colour jitter.", VIEWS, at_least=0, at_most=2)
     blur: float | None = from_recipe("How often views are blurred, from 0 to the method's most, 1.", VIEWS, **SHARE)
     solarize: float | None = from_recipe("Of every second view, the fraction that is solarized.", VIEWS, **SHARE)
-    selfie: SelfieOptions = dataclasses.field(default_factory=SelfieOptions)
-    byol: ByolOptions = dataclasses.field(default_factory=ByolOptions)
+    mask_ratio: float | None = from_recipe("Fraction of the patches that is masked.", above=0, at_most=0.95)
+    positions: Literal["place", "row-column"] | None = from_recipe("One learned vector per place, or row + column.")
+    encoder_positions: bool | None = from_recipe("Add positions to the visible patches, not only to the queries.")
+    final_norm: bool | None = from_recipe("Batch norm and ReLU after the last stage, before pooling (resnetv2 only).")
+    logit_scale: Literal["dot", "sqrt", "cosine"] | None = from_recipe(
+        "Logits: the dot product, the dot product divided by sqrt(width), or cosine / learned temperature."
+    )
+    flip: bool | None = from_recipe("Mirror half of the images.")
+    attraction: float | None = from_recipe("Weight of the similarity of views against the coding rate.", above=0)
+    distortion: float | None = from_recipe("Square of the distortion that the coding rate allows.", above=0)
+    tau: float | None = from_recipe("Initial momentum of the target network; a cosine raises it to 1.", BYOL, **SHARE)
 
 
 class LabelOptions(TrainingOptions):

@@ -5,16 +5,17 @@ import math
 import operator
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes import recipe_note
 
-PANELS = ("Training", "Views", "Only with --method", "Data", "Run", "Machine", "Output")
-"""Groups of options, in the order of the help. Options without a group come first; METHOD has those of one method."""
-TRAINING, VIEWS, METHOD, DATA, RUN, MACHINE, OUTPUT = PANELS
+OF_METHOD = ("Only with --method selfie", "Only with --method byol")
+PANELS = ("Training", "Views", *OF_METHOD, "Data", "Run", "Machine", "Output")
+"""Groups of options, in the order of the help. Options without a group come first."""
+TRAINING, VIEWS, SELFIE, BYOL, DATA, RUN, MACHINE, OUTPUT = PANELS
 
 
 def option(
@@ -86,11 +87,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a verb. hint: its type. method: the only method that has it, or None."""
+    """An option of a verb. hint: its type."""
 
     field: "dataclasses.Field[Any]"
     hint: Any
-    method: str | None
 
     @property
     def name(self) -> str:
@@ -100,26 +100,18 @@ class Option:
     def help(self) -> str:
         """Its help, with its default in each recipe."""
         text = str(self.field.metadata["help"])
-        return text + recipe_note(self.name, self.method) if self.field.metadata["recipe"] else text
+        return text + recipe_note(self.name) if self.field.metadata["recipe"] else text
 
 
 def options_of(kind: type) -> list[Option]:
     """Return the options of a class, arguments first, then in the order of the help."""
     hints = get_type_hints(kind)
-    found: list[Option] = []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found += [dataclasses.replace(each, method=field.name) for each in options_of(hint)]
-        else:
-            found.append(Option(field, hint, None))
-    places = {panel: place for place, panel in enumerate((None, *PANELS))}
+    order = (None, *PANELS)
 
-    def place(each: Option) -> tuple[bool, int]:
-        panel = METHOD if each.method else each.field.metadata["panel"]
-        return not each.field.metadata["argument"], places.get(panel, places[METHOD])
+    def place(field: "dataclasses.Field[Any]") -> tuple[bool, int]:
+        return not field.metadata["argument"], order.index(field.metadata["panel"])
 
-    return sorted(found, key=place)
+    return [Option(field, hints[field.name]) for field in sorted(dataclasses.fields(kind), key=place)]
 
 
 def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
@@ -127,17 +119,13 @@ def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
 
     Raise UsageError for an empty value that was given: it usually comes from an unset shell variable.
     """
-    hints = get_type_hints(kind)
     given: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            given[field.name] = build(hints[field.name], values)
-        else:
-            value = values[field.name]
-            if field.name in typed and "" in (value if isinstance(value, list) else [value]):
-                name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
-                raise UsageError(f"{name} is empty: give it a value, or leave it out")
-            given[field.name] = tuple(map(expanded, value)) if isinstance(value, list) else expanded(value)
+        value = values[field.name]
+        if field.name in typed and "" in (value if isinstance(value, list) else [value]):
+            name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
+            raise UsageError(f"{name} is empty: give it a value, or leave it out")
+        given[field.name] = tuple(map(expanded, value)) if isinstance(value, list) else expanded(value)
     options = kind(**given)
     object.__setattr__(options, "typed", frozenset(typed))
     return options
@@ -156,9 +144,7 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
     found = []
     for field in dataclasses.fields(default):
         value, usual = asked.get(field.name), getattr(default, field.name)
-        if isinstance(usual, Options):
-            found += flags(usual, value or {})
-        elif field.name == "dataset":
+        if field.name == "dataset":
             found += ["--dataset", value or "FOLDER"]
         elif field.name == "from_" and asked.get("from_", usual) != "none":
             each = value if isinstance(value, list | tuple) else [value]
@@ -213,21 +199,13 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
     """
     then = restored(type(given), asked)
     changed = {name: getattr(given, name) for name in PER_INVOCATION}
-    for name in differing(given, then):
+    for name in (field.name for field in dataclasses.fields(given)):
+        if getattr(given, name) == getattr(then, name) or not given.asks_for(name):
+            continue
         if name not in (*PER_INVOCATION, *CHANGEABLE, *also):
             raise UsageError(f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run")
         changed[name] = getattr(given, name)
     return dataclasses.replace(then, **changed)
-
-
-def differing(given: Options, then: Options) -> Iterator[str]:
-    """Yield the names of the options that `given` asks for and that differ in `then`, also those of one method."""
-    for field in dataclasses.fields(given):
-        now, before = getattr(given, field.name), getattr(then, field.name)
-        if isinstance(now, Options):
-            yield from differing(now, before)
-        elif now != before and given.asks_for(field.name):
-            yield field.name
 
 
 def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
@@ -239,11 +217,11 @@ def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
     hints = get_type_hints(kind)
     values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     values.pop("profile", None)  # an option of earlier versions without effect on a run
+    for method in ("selfie", "byol"):  # earlier versions nested the options of one method
+        values |= values.pop(method, {})
     if unknown := sorted(values.keys() - hints.keys()):
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     for name, value in values.items():
-        if isinstance(value, dict):
-            values[name] = restored(hints[name], value)
-        elif isinstance(value, list):
+        if isinstance(value, list):
             values[name] = tuple(each for each in value if each is not None)
     return kind(**values)

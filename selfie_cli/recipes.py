@@ -116,16 +116,16 @@ def recipe_values(method: str, recipe: str, image_size: int) -> dict[str, Any]:
     }
 
 
-def recipe_note(name: str, method: str | None = None) -> str:
-    """Return an option's value in each recipe, for its help: of `method`, or of every method that has the option."""
+def recipe_note(name: str) -> str:
+    """Return an option's value in each recipe of every method that has the option, for its help."""
     notes = []
-    for each, recipes in RECIPES.items() if method is None else [(method, RECIPES[method])]:
+    for each, recipes in RECIPES.items():
         words = {recipe: text for recipe, table in recipes.items() if (text := value_in(table, name))}
         if len(set(words.values())) == 1 and len(words) == len(recipes):
             words = {"": next(iter(words.values()))}
         text = ", ".join(f"{recipe} {word}".strip() for recipe, word in words.items())
         if text:
-            notes.append(text if method else f"{each} {text}")
+            notes.append(f"{each} {text}")
     return f" Default: {'; '.join(notes)}." if notes else ""
 
 

@@ -39,9 +39,7 @@ def recipe_kinds(options: type[Options]) -> dict[str, Any]:
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         hint, limits = hints[field.name], field.metadata.get("limits", {})
-        if isinstance(hint, type) and issubclass(hint, Options):
-            kinds |= recipe_kinds(hint)
-        elif field.metadata["recipe"]:
+        if field.metadata["recipe"]:
             [kind] = set(get_args(hint)) - {NoneType}
             number = {int: COUNT, float: NUMBER}.get(kind)
             if number is None:
@@ -196,10 +194,6 @@ def check_options(asked: dict[str, Any], kind: type[Options], where: str) -> Non
     for name, value in asked.items():
         inside = f"{where}.{name}"
         if name not in hints:  # options of other versions are ignored
-            continue
-        if dataclasses.is_dataclass(hints[name]):
-            check_value(value, {"*": ANY}, inside)
-            check_options(value, hints[name], inside)
             continue
         given = tuple(each or "" for each in value) if isinstance(value, list) else value
         if value is not None and not fits(given, hints[name]):

@@ -36,7 +36,7 @@ FAULTS = [
     *[("derived.image_size", "32"), ("derived.image_size", 32.0), ("derived.image_size", True)],
     *[("derived.image_size", ...), ("derived.patch_size", 0), ("derived.method", None), ("derived.selfie", [])],
     *[(section, ...) for section in ("verb", "asked", "derived", "measured", "progress", "progress.status")],
-    *[("derived.selfie.mask_ratio", "half"), ("asked.seed", "0"), ("asked.data", [3]), ("asked.selfie", 7)],
+    *[("derived.selfie.mask_ratio", "half"), ("asked.seed", "0"), ("asked.data", [3]), ("asked.flip", 7)],
     *[("measured.last", {"loss": "low"}), ("data", []), ("versions", ["1"]), ("from", [{"path": 3}])],
     # unknown
     *[("derived.optimizer", "sgdx"), ("derived.selfie.patience", 3), ("derived.trust_remote_code", True)],

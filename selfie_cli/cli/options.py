@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 import typer
 from typer.core import TyperCommand
 
-from selfie_cli.option import METHOD, flag_of, negated, options_of
+from selfie_cli.option import flag_of, negated, options_of
 
 
 class VerbCommand(TyperCommand):
@@ -22,12 +22,11 @@ class VerbCommand(TyperCommand):
 
 
 def parameters_of(kind: type) -> list[inspect.Parameter]:
-    """Return a keyword parameter per option, in the order of the help; options of one method have their own panel."""
+    """Return a keyword parameter per option, in the order of the help."""
     parameters: list[inspect.Parameter] = []
     for one in options_of(kind):
-        field, hint, method = one.field, one.hint, one.method
+        field, hint, panel = one.field, one.hint, one.field.metadata["panel"]
         repeated = str in get_args(hint) and Ellipsis in get_args(hint)
-        panel = f"{METHOD} {method}" if method else field.metadata["panel"]
         text = re.sub(r"\[(?=[a-z#/@])", r"\\[", one.help)  # rich would take [@revision] for markup
         shown: Any
         if field.metadata["argument"]:

@@ -1,6 +1,5 @@
 """selfie push: upload a run's weights, config and a model card to a repository on the Hugging Face Hub."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -119,9 +118,7 @@ def published_options(kind: type[Options], asked: dict[str, Any]) -> dict[str, A
         if name not in asked:
             continue
         value = asked[name]
-        if dataclasses.is_dataclass(hint):
-            value = published_options(hint, value)  # type: ignore[arg-type]
-        elif str in (hint, *get_args(hint)) and name not in HARMLESS:
+        if str in (hint, *get_args(hint)) and name not in HARMLESS:
             tell = known if name in NAMES_DATA else (lambda text: text if public(text) else None)
             value = [tell(each) for each in value] if isinstance(value, list | tuple) else tell(value)
         kept[name] = value

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,14 +121,17 @@ def _reader(name: str, part: str, data_root: Path, offline: bool, talk: Talk) ->
 
 def _download(reader: Any, place: Path, talk: Talk) -> None:
     """Download into a temporary folder first: torchvision takes a half-extracted data set for a complete one."""
-    folder = temporary_beside(place)
+    folder, before = temporary_beside(place), tarfile.TarFile.extraction_filter
     folder.mkdir()
+    # The default before Python 3.14 follows members and links out of the folder, and torchvision names no filter.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
-        with contextlib.redirect_stdout(sys.stderr), nothing_outside():
+        with contextlib.redirect_stdout(sys.stderr):
             reader(str(folder), download=True)
         for entry in os.listdir(folder):
             put(folder / entry, place.with_name(entry), talk)
     finally:
+        tarfile.TarFile.extraction_filter = before
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -139,20 +142,6 @@ def put(entry: Path, place: Path, talk: Talk) -> None:
         os.rename(place, aside)
         talk.warn(f"{place} was damaged or incomplete and has been moved to {aside}: remove that if you do not need it")
     os.replace(entry, place)
-
-
-@contextlib.contextmanager
-def nothing_outside() -> Iterator[None]:
-    """Make tarfile raise TarError for archives with members or links outside of their target folder.
-
-    zipfile is safe; tarfile needs a filter, which not every torchvision sets. Raises DataError if Python lacks it.
-    """
-    if not hasattr(tarfile, "data_filter"):
-        raise DataError("this Python cannot unpack archives safely: update it to 3.11.4 or later, or unpack by hand")
-    with contextlib.ExitStack() as stack:
-        stack.callback(setattr, tarfile.TarFile, "extraction_filter", tarfile.TarFile.extraction_filter)
-        tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-        yield
 
 
 def _channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

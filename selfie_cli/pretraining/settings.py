@@ -34,7 +34,7 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
     if epochs := values.pop("warmup_epochs", None):
         values["warmup_steps"] = round(epochs * len(source) / batch_size)
     for one in options_of(PretrainOptions):
-        asked = getattr(getattr(options, one.method) if one.method else options, one.name)
+        asked = getattr(options, one.name)
         if not one.field.metadata["recipe"] or asked is None:
             continue
         if one.name not in values:
@@ -44,7 +44,7 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
                 f"at {image_size} px: leave it out"
             )
         values[one.name] = asked
-    if backbone in TORCHVISION and (asked := options.selfie.final_norm) is not None:
+    if backbone in TORCHVISION and (asked := options.final_norm) is not None:
         given = "--final-norm" if asked else "--no-final-norm"
         raise UsageError(f"{given} has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
     if "max_crop" in values and values["min_crop"] > values["max_crop"]:

@@ -51,9 +51,7 @@ def test_help_names_every_option_with_its_default(verb: str) -> None:
     shown = " ".join(selfie(verb, "--help").stdout.replace("│", " ").split())
     assert "list[str]" not in shown
     assert str(VERBS[verb].__doc__) in shown
-    own = (config.SelfieOptions, config.ByolOptions) if verb == "pretrain" else ()
-    fields = [field for kind in (VERBS[verb], *own) for field in dataclasses.fields(kind) if "help" in field.metadata]
-    for field in fields:
+    for field in dataclasses.fields(VERBS[verb]):
         told, argument = field.metadata["help"], field.metadata["argument"]
         assert told.split()[0] in shown
         assert all(bracketed in shown for bracketed in re.findall(r"\S*\[\S*\]", told))  # which rich takes for markup
@@ -144,14 +142,14 @@ def parsed(arguments: Sequence[str], kind: type = config.PretrainOptions) -> Any
 
 
 def test_every_kind_of_option_comes_through() -> None:
-    own = config.SelfieOptions(mask_ratio=0.5, positions="row-column", flip=False)
-    expected = config.PretrainOptions(data=("x", "y z"), from_="run", num_views=3, quiet=True, report=False, selfie=own)
+    own = {"mask_ratio": 0.5, "positions": "row-column", "flip": False}
+    expected = config.PretrainOptions(data=("x", "y z"), from_="run", num_views=3, quiet=True, report=False, **own)
     arguments = ["x", "y z", "--from", "run", "--num-views", "3", "--quiet", "--no-report", "--mask-ratio", ".5"]
     assert parsed([*arguments, "--positions", "row-column", "--no-flip"]) == expected
-    assert parsed(["--flip"]).selfie.flip is True
+    assert parsed(["--flip"]).flip is True
 
 
-@pytest.mark.parametrize("kind", [*VERBS.values(), config.SelfieOptions], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", VERBS.values(), ids=lambda kind: kind.__name__)
 def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: type) -> None:
     assert parsed([], kind) == kind()
     for field in dataclasses.fields(kind):
@@ -165,19 +163,17 @@ def test_the_projects_own_options_survive_the_round_trip_and_have_limits(kind: t
 
 
 def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() -> None:
-    then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, selfie=config.SelfieOptions(flip=False))
+    then = config.PretrainOptions(data=("a",), lr=0.2, steps=7, flip=False)
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
-    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3, selfie=then.selfie), asked)
+    now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3, flip=False), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
-    other = config.SelfieOptions(mask_ratio=0.5)
-    for flag, changed in (("lr", {"lr": 0.3}), ("data", {"data": ("elsewhere",)}), ("mask-ratio", {"selfie": other})):
+    for flag, changed in (("lr", {"lr": 0.3}), ("data", {"data": ("elsewhere",)}), ("mask-ratio", {"mask_ratio": 0.5})):
         with pytest.raises(UsageError, match=f"--{flag} cannot change"):
             resumed(config.PretrainOptions(resume="run", **changed), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run
-    for unknown in ({"patience": 3}, {"selfie": {"patience": 3}}):
-        with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
-            resumed(config.PretrainOptions(resume="run"), asked | unknown)
+    with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
+        resumed(config.PretrainOptions(resume="run"), asked | {"patience": 3})
     asked = dataclasses.asdict(config.PretrainOptions(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}
     assert resumed(parsed(["--resume", "run"]), asked).save_every == 600
     assert resumed(parsed(["--resume", "run", "--save-every", "60"]), asked).save_every == 60
