@@ -1,7 +1,8 @@
 """Write docs/figures/terminal.svg, the picture of a terminal in README.md: python docs/terminal.py [RESULTS.json [SVG]]
 
 It shows what the command line shows of a real result, docs/figures/terminal.json: a results.json of `selfie
-finetune` (docs/results/index.md says how its networks were trained). Nothing in the picture is typed by hand but the command.
+finetune` (docs/results/index.md says how its networks were trained). Nothing in the picture but the command is typed by
+hand.
 """
 
 import io

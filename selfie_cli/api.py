@@ -125,14 +125,15 @@ def perform(verb: str, values: dict[str, Any], given: list[str]) -> Any:
     if verb in ("embed", "predict") and options.out is None:
         what, result = in_memory(verb, rows, result.bad_files)
 
-    def as_html() -> str:
-        from selfie_cli.cli import render
-
-        return render.as_html(render.rendered(what, result, options))
-
     # Notebooks call this method. It is set here because the class of `result` cannot import `cli.render`.
-    object.__setattr__(result, "_repr_html_", as_html)
+    object.__setattr__(result, "_repr_html_", functools.partial(as_html, what, result, options))
     return result
+
+
+def as_html(what: str, result: Any, options: Options) -> str:
+    from selfie_cli.cli import render
+
+    return render.as_html(render.rendered(what, result, options))
 
 
 def in_memory(verb: str, rows: list[Any], bad_files: "list[BadFile]") -> "tuple[str, Vectors | Predictions]":

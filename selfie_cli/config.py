@@ -215,7 +215,7 @@ class InferenceOptions(MachineOptions):
     """Options of the verbs that stream images through a network."""
 
     overwrite: bool = option(False, REPLACE_HELP)
-    strict: bool = option(False, "Exit with code 1 if any image cannot be read.")
+    strict: bool = option(False, "Exit with code 1 if an image cannot be read or anything is left out.")
     compile: Compile = option("auto", COMPILE_HELP, MACHINE)
     batch_size: int | None = option(None, "Images per forward pass. Default: set by device.", MACHINE, **BATCH)
 
@@ -297,7 +297,7 @@ class ReportOptions(SourceOptions):
 
     run: str = option("", RUN_HELP, argument=True)
     dataset: str | None = option(
-        None, "Images to show: a labelled folder, a named data set, or any images. Default: the run's own data."
+        None, "Images to show; of a finetuned run, labelled ones. Default: the run's own data."
     )
     out: str | None = option(None, "The page. Default: report.html in the run's folder.")
     overwrite: bool = option(False, f"{REPLACE_HELP} The run's own page is always replaced.")

@@ -49,6 +49,11 @@ def flag_of(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
+def spelled(field: "dataclasses.Field[Any]") -> str:
+    """Return an option as the command line's help names it."""
+    return field.name.upper() if field.metadata["argument"] else flag_of(field.name)
+
+
 def negated(field: "dataclasses.Field[Any]") -> str:
     """Return the flag that negates an option: --no-baseline for --baseline, unless the option names another."""
     return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
@@ -123,8 +128,7 @@ def build(kind: type, values: dict[str, Any], typed: Iterable[str] = ()) -> Any:
     for field in dataclasses.fields(kind):
         value = values[field.name]
         if field.name in typed and "" in (value if isinstance(value, list) else [value]):
-            name = field.name.upper() if field.metadata["argument"] else flag_of(field.name)
-            raise UsageError(f"{name} is empty: give it a value, or leave it out")
+            raise UsageError(f"{spelled(field)} is empty: give it a value, or leave it out")
         given[field.name] = tuple(map(expanded, value)) if isinstance(value, list) else expanded(value)
     options = kind(**given)
     object.__setattr__(options, "typed", frozenset(typed))
@@ -199,11 +203,12 @@ def resumed(given: AnyOptions, asked: dict[str, Any], *, also: tuple[str, ...] =
     """
     then = restored(type(given), asked)
     changed = {name: getattr(given, name) for name in PER_INVOCATION}
-    for name in (field.name for field in dataclasses.fields(given)):
+    for field in dataclasses.fields(given):
+        name = field.name
         if getattr(given, name) == getattr(then, name) or not given.asks_for(name):
             continue
         if name not in (*PER_INVOCATION, *CHANGEABLE, *also):
-            raise UsageError(f"{flag_of(name)} cannot change when a run is resumed: leave it out, or start a new run")
+            raise UsageError(f"{spelled(field)} cannot change when a run is resumed: leave it out, or start a new run")
         changed[name] = getattr(given, name)
     return dataclasses.replace(then, **changed)
 

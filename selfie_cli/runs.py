@@ -280,7 +280,7 @@ def open_to_resume(path: str, verb: str) -> Run:
     """Open and lock a stopped run of this verb, and remove half-written files. Raise RunError if it cannot resume."""
     run = open_run(path)
     if run.verb != verb:
-        raise RunError(f"{path} is no run of selfie {verb}: {run.resume}")
+        raise RunError(f"{path} is no run of selfie {verb}{'' if run.finished else f': {run.resume}'}")
     hold(run.path)
     run = open_run(path)  # read again: the process that held it may have finished it
     if not os.access(run.path, os.W_OK):

@@ -113,7 +113,7 @@ def test_embed_gives_the_vectors_and_paths_of_the_command_line(images: Path, pre
     assert found.paths == [row["path"] for row in shown] == [str(file) for file in files]
     np.testing.assert_allclose(found.vectors, [row["vector"] for row in shown], atol=1e-6)
     assert [(each.name, type(each)) for each in found.bad_files] == [("bad.png", BadFile)]
-    assert "5 vectors" in found._repr_html_()
+    assert "5 vectors" in pickle.loads(pickle.dumps(found))._repr_html_()
     one = api.embed(str(files[0]), from_=pretrained, quiet=True)
     np.testing.assert_allclose(one.vectors, found.vectors[:1], atol=1e-5)
 

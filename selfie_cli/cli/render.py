@@ -173,20 +173,17 @@ def diagnosis(result: Diagnosis) -> list[str]:
     if result.healthy and any(each.kind == "finetune stops" for each in result.remarks):
         verdict += " for pretraining"
     lines = [f"{verdict}: {', '.join(counts) or 'no problems, no remarks'}"]
-    one = result.data[0] if len(result.data) == 1 and os.path.isdir(result.data[0]) else None
     for word, each in findings.items():
         lines += ["", f"{word.capitalize()}s"] if each else []
         for finding in each:
-            lines += lines_of(finding, SHOWN[word], folder=one)
+            lines += lines_of(finding, SHOWN[word])
     facts = [f"{name:<18} {text}" for name, text in facts_of(result) if text]
     return [*lines, "", *facts, "", *(line for plan in result.plans for line in plan_lines(plan))]
 
 
-def lines_of(finding: Finding, shown: int, *, folder: str | None) -> list[str]:
-    """Return the finding and its first `shown` files, named relative to `folder`."""
+def lines_of(finding: Finding, shown: int) -> list[str]:
+    """Return the finding and its first `shown` files."""
     names = [f"{item.name}: {item.note}" if item.note else item.name for item in finding.items[:shown]]
-    if folder is not None:
-        names = [name.replace(os.path.join(folder, ""), "") for name in names]
     if len(finding.items) > shown:
         names.append(f"and {len(finding.items) - shown:,} more, see --json")
     count = f" ({len(finding.items):,})" if names else ""
@@ -272,7 +269,7 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
         table = titled(title, ["group", "cosine", "same contents", "path"], left="path", overflow="fold")
         for number, group in enumerate(result.groups[:top], 1):
             for member in group[:MEMBERS]:
-                copy = "yes" if member.copy and member is not group[0] else ""
+                copy = {True: "yes", None: "not known"}.get(member.copy, "") if member is not group[0] else ""
                 table.add_row(str(number), f"{member.cosine:.4f}", copy, printable(member.path))
             if len(group) > MEMBERS:
                 table.add_row(str(number), "", "", f"and {len(group) - MEMBERS:,} more")

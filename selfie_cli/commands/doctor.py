@@ -265,6 +265,7 @@ def plans_for(
     """
     names = ("data", "data_root", "offline", "device", "precision", "workers")
     given = {name: getattr(options, name) for name in names}
+    given["max_bad"] = max(options.max_bad, PretrainOptions().max_bad)
     num_images, size = len(source), OURS.storage_size(image_size)
     in_memory = is_small(source, size)
     plans: list[Plan] = []

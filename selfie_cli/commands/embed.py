@@ -57,7 +57,9 @@ def check_place(options: EmbedOptions) -> Path | None:
     if out is None or out.suffix:
         out = check_out(options.out, tuple(FORMATS), overwrite=options.overwrite, json=options.json)
     else:
-        there = [file.name for file in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
+        if out.is_file():
+            raise UsageError(f"--out {out} is a file: choose a folder, or a name with the suffix of a format")
+        there = [file.name for file in out.iterdir()] if out.exists() else []
         others = [name for name in there if name != BAD_FILES and not PART.fullmatch(name)]
         if others:
             raise UsageError(f"--out {out} holds other files ({others[0]}): choose an empty or a new folder")

@@ -44,6 +44,8 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     to = target_of(options, run)
     suffix = ".onnx" if to == "onnx" else ".safetensors"
     name = f"{run.name}{'' if to in ('onnx', 'safetensors') else f'-{to}'}{suffix}"
+    if Path(options.out or name).resolve() == run.weights.resolve():
+        raise UsageError(f"{options.out or name} holds the network itself: give --out another name")
     out = check_file(options.out or name, [suffix], overwrite=options.overwrite)
 
     network = networks.load_network(run, features=None, device=torch.device("cpu"))

@@ -137,7 +137,7 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images:
         # The run's own data are never downloaded for a page, so remove the advice to run without --offline.
         reason = re.sub(": (run|fetch it) once without --offline.*", "", str(error))
         talk.say(f"without images: {reason}")
-        page.add("images", "Images", "images_missing", run=run, reason=reason)
+        page.add("images", "Images", "images_missing", command=quote(str(run)), reason=reason)
         return 0
     if isinstance(network.module, Selfie):
         examples.patch_picks(network.module, images, embedded, page)

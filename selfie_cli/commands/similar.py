@@ -41,11 +41,12 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """cosine: to the group's first member. copy: whether its file has the same bytes as that of the first member."""
+    """cosine: to the group's first member. copy: whether its file has the same bytes as that of the first member; None
+    if the vectors came without hashes of the files."""
 
     path: str
     cosine: float
-    copy: bool
+    copy: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,7 @@ def duplicates(file: VectorFile, options: SimilarOptions, talk: Talk) -> Similar
     for group in groups:
         first = int(group[0])
         cosines = (vectors[group] @ vectors[first]).clip(-1, 1).tolist()
-        ranked = zip(group.tolist(), cosines, strict=True)
-        found.append([Member(path=names[row], cosine=round(each, 6), copy=same[row] == first) for row, each in ranked])
+        copies = [None if hashes[row] is None else same[row] == first for row in group]
+        ranked = zip(group.tolist(), cosines, copies, strict=True)
+        found.append([Member(path=names[row], cosine=round(each, 6), copy=copy) for row, each, copy in ranked])
     return Similar(file=str(file.path), num_vectors=len(names), threshold=threshold, groups=found)

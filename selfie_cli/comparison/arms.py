@@ -86,8 +86,8 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
     methods = [str(source.derived["method"]) for source in sources]
     for source, method in zip(sources, methods, strict=True):
         name = source.name if methods.count(method) > 1 else method
-        if name in [arm.name for arm in arms]:
-            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
+        if name in (UNTRAINED, *(arm.name for arm in arms)):
+            raise UsageError(f"--from gives two networks the name {name!r}: give each run once, or rename a folder")
         state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
         arm = Arm(name=name, shape=network_shape(source, image_size=side), state=state).decoding_as(arms[0])
         mixed = source.is_foreign or sources[0].is_foreign

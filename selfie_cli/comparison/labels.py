@@ -250,7 +250,7 @@ def look_for_seen(
         if unknown := unmarked(source):
             first = "" if not marked else f", which {source.name} started from,"
             talk.say(
-                f"{unknown}{first} has no record of its pretraining images: test images among them would not be noticed"
+                f"{unknown}{first} has no record of its training images: test images among them would not be noticed"
             )
     records: list[SeenImage] = []
     for run, found in compared:

@@ -118,5 +118,5 @@ def conclude(
     if bad and strict:
         raise DataError(f"{len(bad)} of {num_images} images could not be read (--strict), first {bad[0].name}")
     if left_out and strict:
-        raise DataError(f"not all images were read (--strict); {left_out}")
+        raise DataError(f"{left_out} (--strict)")
     return Written(out=out, images=num_images - len(bad), unreadable=len(bad), left_out=left_out.counts, bad_files=bad)

@@ -111,7 +111,7 @@ def open_images(run: Run, dataset: str | None, *, data_root: Path, offline: bool
         check_classes(found.train.classes, classes)
         place = np.array([classes.index(each) for each in found.train.classes])
         source, labels = found.test.source, place[found.test.labels]
-        note = f"From {found.name}, not used in training. {found.split_note}"
+        note = f"From {found.name}{'' if dataset else ', not used in training'}. {found.split_note}"
     else:
         pinned = {} if dataset else run.config["data"].get("pinned", {})
         names = [pinned.get(each, each) for each in ([dataset] if dataset else asked.get("data", []))]

@@ -87,7 +87,7 @@ if (map) {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (!way) return;
     event.preventDefault();
-    if (here < 0) return show(0);
+    if (here < 0) return show(circles.findIndex((_, i) => shown(i)));
     const index = nearest(circles.length, (i) => {
       const dx = xs[i] - xs[here], dy = ys[i] - ys[here], ahead = dx * way[0] + dy * way[1];
       return i !== here && shown(i) && ahead > 0 ? ahead + 2 * Math.abs(dx * way[1] + dy * way[0]) : Infinity;

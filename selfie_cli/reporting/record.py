@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
@@ -60,7 +61,7 @@ def heading_of(run: Run) -> str:
         verdict, remarks = pretraining_verdict(last, run.derived)
         notes += remarks
     elif not run.finished:
-        notes.append(f"Not finished. When it is: selfie report {run}")
+        notes.append(f"Not finished. When it is: selfie report {quote(str(run))}")
     if found is not None:
         verdict = found.sentences or ["One arm: no comparison."]
         notes += [warning for point in found.points for warning in point.warnings]

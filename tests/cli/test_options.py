@@ -167,8 +167,8 @@ def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() 
     asked = dataclasses.asdict(then) | {"data": ["a"]}  # as JSON gives it back
     now = resumed(config.PretrainOptions(resume="run", data=("a",), steps=7, workers=3, flip=False), asked)
     assert now == dataclasses.replace(then, resume="run", workers=3)
-    for flag, changed in (("lr", {"lr": 0.3}), ("data", {"data": ("elsewhere",)}), ("mask-ratio", {"mask_ratio": 0.5})):
-        with pytest.raises(UsageError, match=f"--{flag} cannot change"):
+    for name, changed in (("--lr", {"lr": 0.3}), ("DATA", {"data": ("b",)}), ("--mask-ratio", {"mask_ratio": 0.5})):
+        with pytest.raises(UsageError, match=f"^{name} cannot change"):
             resumed(config.PretrainOptions(resume="run", **changed), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run

@@ -176,6 +176,7 @@ def test_bad_files_up_to_max_bad_are_a_remark_and_nothing_to_train_on_is_a_probl
     assert allowed.healthy
     assert items_of(allowed)["cannot be read"] == {"all/train/broken.png": "empty file"}
     assert problems_of(look("all/train")) == ["cannot be read"]
+    assert "--max-bad 0.3" in look("all/train", max_bad=0.3).plans[0].command
     Path("one").mkdir()
     assert problems_of(look("one")) == ["no images"]
     Image.new("RGB", (40, 40), "red").save("one/a.png")

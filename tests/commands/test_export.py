@@ -191,6 +191,10 @@ def test_what_is_not_written_over_or_not_installed(pretrained: Path, monkeypatch
     Path("pretrained.safetensors").write_bytes(b"dear")
     assert "--overwrite" in error_of("export", pretrained, "--to", "safetensors", code=2)
     assert Path("pretrained.safetensors").read_bytes() == b"dear"
+    itself = pretrained / "model.safetensors"
+    assert "the network itself" in error_of(
+        "export", pretrained, "--to", "safetensors", "--out", itself, "--overwrite", code=2
+    )
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "selfie-cli[onnx]" in error_of("export", pretrained, "--to", "onnx", code=2)
 

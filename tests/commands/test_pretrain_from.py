@@ -110,7 +110,7 @@ def test_what_the_origin_has_seen_counts_as_seen_or_is_not_known(
     selfie("pretrain", images, "--from", "bundled", *BRIEF, "--out", "one")
     selfie("pretrain", images, "--from", "one", *BRIEF, "--out", "two")
     said = selfie("eval", "two", "--dataset", images, "--exclude-seen").stderr
-    assert "bundled, which two started from, has no record of its pretraining images" in said
+    assert "bundled, which two started from, has no record of its training images" in said
 
 
 def test_resumed_without_a_state_it_reads_the_origin_again(extended: Path, origin: Path, tmp_path: Path) -> None:

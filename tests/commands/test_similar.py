@@ -49,6 +49,8 @@ def test_every_format_gives_one_answer(embedded: Path, pretrained: Path, images:
         np.testing.assert_allclose([match["cosine"] for match in one["matches"]], cosines[best], atol=1e-5)
     assert "does not name the network that made it" in error_of("similar", query, "--in", embedded / "v.npy", code=2)
     assert selfie("similar", query, "--in", embedded / "v.parquet", "--top", 100).stdout.count(".png") == 31
+    (group,) = found("--duplicates", "--in", embedded / "v.npy", "--threshold", -0.9)["groups"]
+    assert {member["copy"] for member in group} == {None}  # without hashes nothing is known
 
 
 def test_only_the_network_that_made_the_file(embedded: Path, pretrained: Path, images: Path) -> None:

@@ -55,7 +55,7 @@ def test_where_nothing_every_image_or_something_unknown_was_seen(pretrained: Pat
     assert not Path("run/seen_test_images.jsonl").exists()
     assert read("run/results.json")["num_test"] == 30
     said = selfie(*asked, "--from", "bundled", "--out", "unmarked").stderr
-    assert "bundled has no record of its pretraining images" in said
+    assert "bundled has no record of its training images" in said
     assert "--exclude-seen" in error_of("eval", "unmarked", "--dataset", images, "--exclude-seen", code=2)
     selfie("pretrain", images / "train", images / "test", *SMALL, "--steps", 1, "--out", "all")
     for refused in ((*asked, "--from", "all"), ("eval", "all", "--dataset", images)):
