@@ -295,7 +295,7 @@ CASES = [
     Case("a photo, and two links to another one that lies elsewhere",
          several(tree("."), lambda folder: put(folder, {"other/x.png": picture(90)}),
                  link("../other/x.png", "data/l.png"), link("../other/x.png", "data/m.png")), f"{DOCTOR} data",
-         r"m.png: link to the same file as l.png"),
+         r"data/m.png: link to the same file as data/l.png"),
     Case("a folder, and a folder inside it", tree("photos/a", "photos/b"), f"{DOCTOR} data/photos data/photos/a",
          r"6 images that are named twice"),
     Case("a folder of photos that are not read", tree(".", files={"raw/1.heic": HEIC, "raw/2.heic": HEIC}),
