@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_arg
 from selfie_cli.errors import UsageError
 from selfie_cli.recipes import recipe_note
 
-OF_METHOD = ("Only with --method selfie", "Only with --method byol")
-PANELS = ("Training", "Views", *OF_METHOD, "Data", "Run", "Machine", "Output")
+TRAINING, VIEWS, SELFIE, BYOL = "Training", "Views", "Only with --method selfie", "Only with --method byol"
+DATA, RUN, MACHINE, OUTPUT = "Data", "Run", "Machine", "Output"
+PANELS = (TRAINING, VIEWS, SELFIE, BYOL, DATA, RUN, MACHINE, OUTPUT)
 """Groups of options, in the order of the help. Options without a group come first."""
-TRAINING, VIEWS, SELFIE, BYOL, DATA, RUN, MACHINE, OUTPUT = PANELS
 
 
 def option(
@@ -223,7 +223,8 @@ def restored(kind: type[AnyOptions], asked: dict[str, Any]) -> AnyOptions:
     values: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     values.pop("profile", None)  # an option of earlier versions without effect on a run
     for method in ("selfie", "byol"):  # earlier versions nested the options of one method
-        values |= values.pop(method, {})
+        if isinstance(values.get(method), dict):
+            values |= values.pop(method)
     if unknown := sorted(values.keys() - hints.keys()):
         raise UsageError(f"the run asks for {unknown[0]!r}, not known here: resume it with the selfie that wrote it")
     for name, value in values.items():

@@ -276,7 +276,8 @@ def similar(result: Similar, top: int) -> list[RenderableType]:
             table.add_section()
         count, images = len(result.groups), sum(map(len, result.groups))
         note = f"{images:,} of {result.num_vectors:,} images are in {counted(count, 'group')}: cosine of at least "
-        note += f"{result.threshold:g}, or the same contents. Cosines are to the first image of the group."
+        hashed = not any(member.copy is None for group in result.groups for member in group)
+        note += f"{result.threshold:g}{', or the same contents' if hashed else ''}. Cosines are to the first of each."
         if count > top:
             note += f" The {top} largest groups are shown: --top shows more, --json all."
         parts += [table, note] if count else [note]

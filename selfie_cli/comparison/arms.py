@@ -86,8 +86,8 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
     methods = [str(source.derived["method"]) for source in sources]
     for source, method in zip(sources, methods, strict=True):
         name = source.name if methods.count(method) > 1 else method
-        if name in (UNTRAINED, *(arm.name for arm in arms)):
-            raise UsageError(f"--from gives two networks the name {name!r}: give each run once, or rename a folder")
+        if name in [arm.name for arm in arms]:
+            raise UsageError(f"--from gives two runs the name {name!r}: give each run once, or rename a folder")
         state = load_pretrained(source, backbone=backbone, image_size=image_size).encoder.state_dict()
         arm = Arm(name=name, shape=network_shape(source, image_size=side), state=state).decoding_as(arms[0])
         mixed = source.is_foreign or sources[0].is_foreign
@@ -124,8 +124,10 @@ def freeze(arms: list[Arm]) -> list[Arm]:
     """Return arms for linear classifiers on frozen features. Their networks have only the pretrained stages.
 
     The supervised arm becomes the network of the first pretrained arm with random weights. Raise UsageError if no arm
-    is pretrained.
+    is pretrained, or if a run has the name of that arm.
     """
+    if UNTRAINED in [arm.name for arm in arms]:
+        raise UsageError(f"--frozen has an arm {UNTRAINED!r} of its own: rename the folder of the run called so")
     states = [arm.state for arm in arms if arm.state is not None]
     if not states:
         raise UsageError("--frozen needs a pretrained network, not --from none: name a run with --from")

@@ -172,6 +172,7 @@ def test_resumed_takes_the_runs_own_options_and_what_is_typed_counts_as_given() 
             resumed(config.PretrainOptions(resume="run", **changed), asked)
     assert resumed(config.PretrainOptions(), asked | {"data": [None], "max_bad": None}).max_bad == 0.1
     assert resumed(config.PretrainOptions(), {"data": ["a"]}) == config.PretrainOptions(data=("a",))  # of an older run
+    assert resumed(config.PretrainOptions(), {"selfie": {"flip": False}}).flip is False  # of one that nested these
     with pytest.raises(UsageError, match="the run asks for 'patience', not known here"):
         resumed(config.PretrainOptions(resume="run"), asked | {"patience": 3})
     asked = dataclasses.asdict(config.PretrainOptions(data=("a",), seed=3, save_every=600)) | {"data": ["a"]}

@@ -40,11 +40,12 @@ def test_results_and_the_classifier_that_is_kept(frozen: Path, images: Path) -> 
 
 
 def test_with_all_labels_it_is_the_linear_probe_of_eval(images: Path, pretrained: Path) -> None:
-    shutil.copytree(pretrained, "mine")
-    judged = document("eval", "mine", "--dataset", images)
-    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "mine", "--no-baseline", "--seeds", 3)
+    shutil.copytree(pretrained, "untrained")
+    judged = document("eval", "untrained", "--dataset", images)
+    arguments = ("finetune", "--frozen", "--dataset", images, "--from", "untrained", "--no-baseline", "--seeds", 3)
     [arm] = document(*arguments, "--out", "r", "--no-report")["arms"]
     assert arm["accuracies"] == [judged["trained"]["linear"]]  # of one seed: all would have the same labels
+    assert "of its own" in error_of("curve", *arguments[1:6], "--from", pretrained, code=2)
     assert arm["strengths"] == [judged["trained"]["linear_strength"]]
 
 

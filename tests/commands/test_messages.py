@@ -64,7 +64,7 @@ USAGE = [
     (f"{FINETUNE} --from none --frozen", "--frozen needs a pretrained network"),
     (f"{FINETUNE} --from imagenet --backbone resnetv2_10_w32", "no ImageNet weights of resnetv2_10_w32: choose --ba"),
     ("curve --dataset IMAGES --from none --frozen", "--frozen needs a pretrained network"),
-    ("curve --dataset IMAGES --from RUN --from RUN", "two networks the name 'pretrained'"),
+    ("curve --dataset IMAGES --from RUN --from RUN", "two runs the name 'pretrained'"),
     ("curve --dataset IMAGES --from RUN --from none", "--from none must be used alone"),
     ("curve --dataset IMAGES --from RUN --out RUN --overwrite", "is, or holds, a run that --from names"),
     ("similar --in v.npy", "name query images"),
