@@ -59,8 +59,8 @@ class MachineOptions(OutputOptions):
     device: Device = option("auto", "Device to compute on. auto: cuda if available, else mps, else cpu.", MACHINE)
     precision: Precision = option(
         "auto",
-        "auto: bf16 on cuda. On a CPU with bf16, training uses bf16 or fp32, whichever is measured to be faster, and "
-        "inference uses bf16 if the vectors stay the same.",
+        "auto: bf16 on cuda. On a CPU with bf16, training uses bf16 or fp32, whichever is measured to be faster, "
+        "predict uses bf16 if the vectors stay the same, and other verbs use fp32.",
         MACHINE,
     )
     workers: int | None = option(None, "Decoding threads. Default: one per core.", MACHINE, at_least=1, at_most=1000)

@@ -181,6 +181,9 @@ def send(
         if branch and branch != constants.DEFAULT_REVISION:
             retried(lambda: api.create_branch(address.repo, branch=branch, exist_ok=True), talk=talk)
 
+        num_bytes = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in files.values())
+        talk.say(f"uploading {num_bytes / 1e6:.1f} MB to {address} on {host()}")
+
         def commit() -> Any:
             added = [CommitOperationAdd(name, content) for name, content in files.items()]
             return api.create_commit(address.repo, added, commit_message=message, revision=branch)

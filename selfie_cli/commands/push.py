@@ -70,7 +70,6 @@ def push(options: PushOptions, talk: Talk, *, ask: Callable[[str], bool] | None)
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
-    talk.say(f"uploading {sum(sizes.values()) / 1e6:.1f} MB to {address} on {hub.host()}")
     message = f"selfie push: {run.verb}, {run.derived['backbone']}"
     url, commit, created = hub.send(address, files, private=private, message=message, talk=talk)
     return Pushed(address=str(address), files=sizes, card=card, url=url, commit=commit, created=created)

@@ -28,7 +28,7 @@ from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.checkpoint import saved_states
 from selfie_cli.training.distributed import group
-from selfie_cli.training.hardware import num_cores, prepare
+from selfie_cli.training.hardware import num_cores, precisions, prepare
 from selfie_cli.training.step import reason_of
 from selfie_cli.weights import load_weights
 
@@ -121,7 +121,7 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images:
     here: dict[str, Any] = {"data_root": Path(options.data_root), "offline": options.offline, "talk": talk}
     how: dict[str, Any] = {
         "limit": options.images,
-        "bf16": options.precision == "bf16",
+        "bf16": precisions(network.device, options.precision)[0] == "bf16",
         "max_bad": options.max_bad,
         "talk": talk,
     }
@@ -144,7 +144,8 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images:
     elif run.verb == "pretrain" and run.derived[run.derived["method"]].get("views") != 2:
         examples.view_picks(networks.build_method(run.derived), network, images, embedded, page)
     elif isinstance(network.module, AnyClassifier) and images.labels is not None:
-        arm = "the pretrained arm" if run.derived.get("pretraining", "none") != "none" else "supervised"
+        pretrained = f"the {'first ' * (run.verb == 'curve')}pretrained arm"
+        arm = pretrained if run.derived.get("pretraining", "none") != "none" else "supervised"
         which = f"the first seed of {arm}{', with the most labels' if run.verb == 'curve' else ''}"
         which = run.name if run.verb == "finetune-cell" else which
         examples.classified(which, images.labels, images, embedded, page)

@@ -41,14 +41,17 @@ class Parquet(Packed):
         self._metadata: list[Any] = []
         self._groups: list[tuple[int, int]] = []  # of all files: numbers of file and group
         sizes: list[int] = []
+        parts = set[Any]()
         num_bytes, largest = 0, 1
         for number, path in enumerate(self.paths):
             with opened(path) as file:
                 self.columns.append(image_column(path, file.schema_arrow))
-                if "split" in file.schema_arrow.names and len(file.read(columns=["split"]).column(0).unique()) > 1:
+                if "split" in file.schema_arrow.names:
+                    parts.update(file.read(columns=["split"]).column(0).unique().to_pylist())
+                if len(parts) > 1:
                     raise DataError(
-                        f"{path} holds several parts, by its column split: write each into a file of its own, "
-                        "called train.parquet, test.parquet or the like"
+                        f"{path} holds several parts, by its column split, or another one than the files before it: "
+                        "write each part into a file of its own, called train.parquet, test.parquet or the like"
                     )
                 self._metadata.append(file.metadata)
                 for each in range(file.metadata.num_row_groups):

@@ -16,6 +16,7 @@ from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import Group, group
 from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions
 from selfie_cli.training.optimizers import make_optimizer
+from selfie_cli.training.schedule import warmup_of
 from selfie_cli.training.step import Step, check_pieces
 
 WATCHED = 256  # images whose features are checked for collapse
@@ -158,6 +159,7 @@ def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk)
     pieces = "" if whole else f" in micro-batches of {derived['micro_batch']}"
     shorter = ". Shorter: --budget 20m, --steps, a smaller --backbone" if estimate > 3600 else ""
     talk.say(
-        f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs): "
+        f"{steps:,} steps of {batch} images{pieces} ({steps * batch / num_images:.1f} epochs), the first "
+        f"{warmup_of(derived['warmup_steps'], steps):,} of them warm-up: "
         f"about {duration(estimate)} at {steps * batch / estimate:,.0f} images/s{shorter}"
     )

@@ -10,14 +10,16 @@ MOST_SECONDS = 1e9
 
 
 def cosine_with_warmup(step: int, *, total: int, warmup: int) -> float:
-    """Share of the maximum learning rate at a step (0-based): linear up over `warmup` steps, then a cosine to 0.
-
-    A run shorter than two warm-ups warms up over half of its length.
-    """
-    warmup = min(warmup, total // 2)
+    """Share of the maximum learning rate at a step (0-based): linear up in the warm-up, then a cosine to 0."""
+    warmup = warmup_of(warmup, total)
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def warmup_of(asked: int, total: int) -> int:
+    """Number of warm-up steps: as asked, but at most half of all steps."""
+    return min(asked, total // 2)
 
 
 def check_lengths(*, steps: int | None, epochs: float | None, budget: str | None, deterministic: bool = False) -> None:

@@ -87,9 +87,11 @@ def test_rows_and_parts_without_labels_are_left_out() -> None:
 
 
 def test_which_column() -> None:
-    pq.write_table(pa.table({"image": [png(4)] * 4, "label": [0, 1] * 2, "split": ["train", "test"] * 2}), "b.parquet")
-    with pytest.raises(DataError, match="several parts, by its column split: write each into a file of its own"):
-        Parquet(["b.parquet"])
+    for name, parts in {"b": ["train", "test"], "c": ["train"] * 2, "d": ["test"] * 2}.items():
+        pq.write_table(pa.table({"image": [png(4)] * 2, "label": [0, 1], "split": parts}), f"{name}.parquet")
+    for files in (["b.parquet"], ["c.parquet", "d.parquet"]):
+        with pytest.raises(DataError, match=f"^{files[-1]} holds several parts, by its column split, or another one"):
+            Parquet(files)
     two = [{"bytes": png(5), "path": None}]
     assert shades(Parquet([write_parquet(Path("a.parquet"), [png(4)], [1], CLASSES, mask=pa.array(two))])) == [4]
     pq.write_table(pa.table({"jpg": [png(6)], "kind": [1]}), "b.parquet")
@@ -109,16 +111,14 @@ def test_which_column() -> None:
 
 
 def test_cells_without_bytes() -> None:
-    (beside,) = write(Path(), "0.png")
-    cells = [png(9), None, {"bytes": None, "path": None}, {"bytes": None, "path": beside}]
+    cells = [png(9), None, {"bytes": None, "path": None}, {"bytes": None, "path": write(Path(), "0.png")[0]}]
     store = decoded(Parquet([write_parquet(Path("a.parquet"), cells)]))
     assert store.pixels[:, 0, 0, 0].tolist() == [9]
     assert [one.reason for one in store.bad] == ["the cell holds no bytes"] * 3
 
 
 def test_row_groups_that_memory_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small file may be large once it is unpacked."""
-    path = write_parquet(Path("a.parquet"), [bytes(10**6)])
+    path = write_parquet(Path("a.parquet"), [bytes(10**6)])  # a small file may unpack to more
     assert len(Parquet([path])) == 1
     monkeypatch.setattr("selfie_cli.data.parquet.available_memory", lambda: 10**6)
     with pytest.raises(DataError, match="smaller row groups"):
