@@ -120,7 +120,7 @@ class PretrainOptions(TrainingOptions):
     data: tuple[str, ...] = option((), DATA_HELP, argument=True)
     method: MethodName = option("selfie", "Pretraining method.")
     recipe: Literal["best", "paper"] = option(
-        "best", "Values of all options that are not given: the best ones measured, or those of the method's paper."
+        "best", "Values of options that are not given: chosen by measuring Selfie, or those of the method's paper."
     )
     from_: str = option("none", f"Weights that the encoder starts from: {WEIGHTS} or none. They decide the backbone.")
     backbone: Backbone | None = option(
