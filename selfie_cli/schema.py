@@ -121,7 +121,7 @@ def check(config: dict[str, Any]) -> None:
     check_complete(config["progress"], "status")
     check_network(config["derived"])
     if kind := ASKED.get(config["verb"]):
-        check_options(config["asked"], kind, "asked")
+        check_options(config["asked"], kind)
     if config["progress"]["status"] == "finished":
         check_complete(config["derived"], "method", "image_size")
 
@@ -188,16 +188,15 @@ def check_value(value: Any, kind: Any, where: str = "") -> None:
             check_value(each, kind[0], where)
 
 
-def check_options(asked: dict[str, Any], kind: type[Options], where: str) -> None:
+def check_options(asked: dict[str, Any], kind: type[Options]) -> None:
     """Raise ValueError if an option has the wrong type. None is allowed: a published run has it for private values."""
     hints = get_type_hints(kind)
     for name, value in asked.items():
-        inside = f"{where}.{name}"
         if name not in hints:  # options of other versions are ignored
             continue
         given = tuple(each or "" for each in value) if isinstance(value, list) else value
         if value is not None and not fits(given, hints[name]):
-            raise ValueError(f"{inside} is {shown(value)}")
+            raise ValueError(f"asked.{name} is {shown(value)}")
 
 
 def shown(value: Any) -> str:
