@@ -93,7 +93,7 @@ SECTIONS: dict[str, Any] = {
     "format": int,
     "verb": ("pretrain", "finetune", "curve", "finetune-cell", "weights"),
     "asked": dict,
-    "derived": DERIVED,
+    "derived": dict,  # see `check_network`
     "measured": MEASURED,
     "versions": {"*": str},
     "data": DATA,
