@@ -59,13 +59,9 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         """The context u [B, D]: the output of A for the patch vectors h [B, N, D] at `visible`, int64 [B, N - K]."""
         seen = patches.gather_places(h, visible)  # [B, N - K, D]
         if self.encoder_positions:
-            seen = seen + patches.gather_places(self.places(h), visible)
+            seen = seen + patches.gather_places(self.positions()[None], visible)
         u: Tensor = self.attention_pooling(seen)
         return u
-
-    def places(self, h: Tensor) -> Tensor:
-        """The position embeddings of patch vectors h [B, N, D]: [B, N, D]."""
-        return self.positions().expand(h.shape[0], -1, -1)  # type: ignore[no-any-return]
 
     def draw_masks(self, num_masks: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """Draw random places to hide and to see: int64 [M, K] and [M, N - K]."""
@@ -93,7 +89,7 @@ class Selfie(PatchEncoder, Method):  # type: ignore[override]
         """
         h = self.patch_vectors(images)  # [B, N, D]
         u = self.context(h, visible)  # [B, D]
-        v = u.unsqueeze(1) + patches.gather_places(self.places(h), masked)  # [B, K, D]
+        v = u.unsqueeze(1) + patches.gather_places(self.positions()[None], masked)  # [B, K, D]
         candidates = patches.gather_places(h, masked)  # [B, K, D]
         if self.log_temperature is not None:
             v, candidates = F.normalize(v, dim=-1), F.normalize(candidates, dim=-1)

@@ -46,7 +46,7 @@ def random_masks(scores: Tensor, num_masked: int) -> tuple[Tensor, Tensor]:
 
 
 def gather_places(vectors: Tensor, places: Tensor) -> Tensor:
-    """Pick vectors [B, N, D] at places [B, K] (int64): [B, K, D]."""
+    """Pick vectors [B, N, D], or [1, N, D] for all images, at places [B, K] (int64): [B, K, D]."""
     return torch.take_along_dim(vectors, places.unsqueeze(-1), dim=1)
 
 
