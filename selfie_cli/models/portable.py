@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from selfie_cli.models.classifier import Classifier, Encoder
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.lean import folded, for_inference
-from selfie_cli.models.resnet import PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
+from selfie_cli.models.resnet import FOURTH_NORM, PREACTIVATION, TORCHVISION, ResNet, carried_over, resnet
 
 # Our networks that each library has under the same name and with the same tensors, given a 7x7 stem.
 KNOWN_TO = {"timm": ("resnetv2_50", "resnetv2_18", *TORCHVISION), "torchvision": tuple(TORCHVISION)}
@@ -57,8 +57,8 @@ def from_whole_network(state: dict[str, Tensor], module: Encoder | AnyClassifier
     """
     if isinstance(module, Hybrid) or any(name.startswith("backbone.") for name in state):
         return state
-    closing = "stages.3.blocks.0.norm1."
-    three = f"{closing}weight" in state and "stages.3.blocks.0.conv1.weight" not in state
+    if f"{FOURTH_NORM}weight" in state and "stages.3.blocks.0.conv1.weight" not in state:
+        state = carried_over(state, num_stages=3)
     head, prefix = ("head.", "backbone.") if isinstance(module, Classifier) else (None, "encoder.")
     found = {}
     for name, tensor in state.items():
@@ -66,7 +66,7 @@ def from_whole_network(state: dict[str, Tensor], module: Encoder | AnyClassifier
             if head is not None:
                 found[head + name.rpartition(".")[2]] = tensor.flatten(1) if tensor.ndim == 4 else tensor
         else:
-            found[prefix + (name.replace(closing, "norm.", 1) if three else name)] = tensor
+            found[prefix + name] = tensor
     for name in [name for name in found if name.endswith(".running_mean")]:
         found.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return found
