@@ -70,7 +70,6 @@ class Positions(nn.Module):
 
     def __init__(self, grid: int, width: int, *, factorized: bool) -> None:
         super().__init__()
-        self.grid = grid
         self.factorized = factorized
         self.vectors = nn.Parameter(torch.empty(2 * grid if factorized else grid * grid, width))
         nn.init.normal_(self.vectors, std=0.02)
@@ -79,6 +78,6 @@ class Positions(nn.Module):
         """The embeddings of all places, row by row: [N, D]."""
         if not self.factorized:
             return self.vectors
-        rows, columns = self.vectors.split(self.grid)
+        rows, columns = self.vectors.chunk(2)  # [g, D] each
         grid: Tensor = rows.unsqueeze(1) + columns.unsqueeze(0)  # [g, g, D]
         return grid.flatten(0, 1)  # [N, D]
