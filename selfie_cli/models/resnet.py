@@ -182,9 +182,8 @@ class TorchvisionResNet(ResNet):
 
     def __init__(self, name: str, *, stem: Stem, num_stages: int) -> None:
         super().__init__(TORCHVISION[name], num_stages)
-        self.conv1, pool = first_layers(stem, 64)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.maxpool = pool
+        self.conv1, self.maxpool = first_layers(stem, self.shape[2])
+        self.bn1 = nn.BatchNorm2d(self.shape[2])
         for number, blocks in enumerate(self.make_stages(TorchvisionBlock), 1):
             self.add_module(f"layer{number}", blocks)
 
