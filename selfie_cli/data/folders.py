@@ -61,8 +61,7 @@ def parted(found: DataSet) -> DataSet:
 class Folder(Files, Tree):
     """Every image below a folder, depth first, by name within each folder.
 
-    packed: its parquet and tar files. bare: leaf folders without images. split: see
-    `split_folders`.
+    packed: its parquet and tar files. bare: leaf folders without images. split: see `split_folders`.
 
     Links are followed, unless their target is read anyway or contains the link. A broken link is kept: it is reported
     as an unreadable image. Raises DataError for a folder that cannot be read.
@@ -143,9 +142,8 @@ class Folder(Files, Tree):
 
 
 def split_folders(entries: Iterable[os.DirEntry[str]]) -> dict[str, str]:
-    """The folders among `entries` that are parts of a data set: names by part, {} if there are none."""
-    inside = [entry.name for entry in entries if leads_to_folder(entry)]
-    return {part: name for name, part in parts_in(inside).items()}
+    """The folders among `entries` that are parts of a data set, as in `layout.parts_in`."""
+    return parts_in(entry.name for entry in entries if leads_to_folder(entry))
 
 
 def scanned(folder: str) -> list[os.DirEntry[str]]:

@@ -32,17 +32,16 @@ segmentationclass segmentationobject thumbnails thumbs unlabeled unlabelled unso
 """
 NO_CLASSES = frozenset(_NO_CLASSES.split())
 """Names, in lower case, of folders that are not classes, in data sets whose classes are not given by folders."""
-_NOT_READ = """
+NOT_READ = """
 .heic .heif .hif .jp2 .j2k .jpx .jxl .jxr .avif .psd .psb .xcf .svg .svgz .eps .ai .emf .wmf .ico .icns .cur .tga .pcx
 .dds .exr .hdr .pfm .qoi .raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .x3f .3fr .dcm
 .dicom .nii .fits .svs .ndpi .czi .mrxs .mov .mp4 .m4v .avi .mkv .webm .wmv .3gp .mpg .mpeg
 """
-NOT_READ = frozenset(_NOT_READ.split())
 """Suffixes of images and films that are not among EXTENSIONS."""
 ARCHIVES = (".tgz", ".gz", ".bz2", ".xz", ".zst", ".zip", ".rar", ".7z", ".arrow", ".tfrecord", ".lmdb", ".h5", ".hdf5")
 KIND_OF_SUFFIX = {
     **dict.fromkeys(ARCHIVES, "archives"),
-    **dict.fromkeys(NOT_READ, "formats"),
+    **dict.fromkeys(NOT_READ.split(), "formats"),
     **dict.fromkeys(PACKED, "packed"),
     **dict.fromkeys(EXTENSIONS, "image"),
 }
@@ -153,7 +152,7 @@ def part_of(name: str, *, is_folder: bool) -> str | None:
 
 
 def parts_in(folders: Iterable[str]) -> dict[str, str]:
-    """The part folders among sibling `folders`, by name: train and another part, or train alone; else {}.
+    """The folders among sibling `folders` that are parts, by part: train and another, or train alone; else {}.
 
     If two folders match one part, the second is left out.
     """
@@ -164,7 +163,7 @@ def parts_in(folders: Iterable[str]) -> dict[str, str]:
         if part := part_of(name, is_folder=True):
             found.setdefault(part, name)
     parted = "train" in found and (len(found) > 1 or len(names) == 1)
-    return {name: part for part, name in found.items()} if parted else {}
+    return found if parted else {}
 
 
 class Place(NamedTuple):
@@ -184,7 +183,7 @@ def arrange(folders: Iterable[str]) -> dict[str, Place]:
     for names in paths.values():
         for depth, name in enumerate(names):
             inside["/".join(names[:depth])].add(name)
-    parts = {above: parts_in(names) for above, names in inside.items()}
+    parts = {above: {name: part for part, name in parts_in(names).items()} for above, names in inside.items()}
     places = {}
     for folder, names in paths.items():
         part, label = "apart" if not names and parts.get("") else "", ""

@@ -29,7 +29,7 @@ def test_parts_of_folders_and_of_files(name: str) -> None:
 
 
 def test_of_two_folders_for_one_part_the_first_name_is_taken() -> None:
-    assert parts_in(["train", "Train", "test", "eval"]) == {"Train": "train", "test": "test"}
+    assert parts_in(["train", "Train", "test", "eval"]) == {"train": "Train", "test": "test"}
     assert parts_in(["train", "cat"]) == parts_in(["val", "test"]) == {}
 
 
