@@ -16,8 +16,8 @@ def knn_predict(
     test: Tensor,
     *,
     num_classes: int,
-    k: int = 20,
-    temperature: float = 0.07,
+    k: int,
+    temperature: float,
     chunk: int = 2**24,
 ) -> Tensor:
     """Class scores of the test rows, float32 [M, C], each row summing to one.

@@ -29,8 +29,8 @@ def test_agrees_with_scikit_learn(data, k, temperature):
 
 
 def test_k_is_capped_at_the_training_rows_of_which_there_must_be_one(data):
-    train, labels, test = data
+    (train, labels, test), how = data, {"num_classes": 4, "temperature": 0.07}
     few = (train[:6], labels[:6], test)
-    assert knn_predict(*few, num_classes=4, k=20).equal(knn_predict(*few, num_classes=4, k=6))
+    assert knn_predict(*few, k=20, **how).equal(knn_predict(*few, k=6, **how))
     with pytest.raises(DataError, match="at least one"):
-        knn_predict(train[:0], labels[:0], test, num_classes=4)
+        knn_predict(train[:0], labels[:0], test, k=1, **how)
