@@ -49,7 +49,7 @@ def num_images(paths: Sequence[str], every: Source) -> int:
     Raises DataError for a file that cannot be read, as it may hold the data set, and UsageError if pyarrow is missing.
     """
     if packed_as(paths[0]) != ".parquet":
-        return len(OPENERS[packed_as(paths[0])](paths))
+        return len(Shards(paths))
     if not has_pyarrow() and 2 * sum(map(os.path.getsize, paths)) < every.sizes().sum():
         return 1
     return sum(map(num_rows, paths))

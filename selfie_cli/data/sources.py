@@ -85,7 +85,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images, their labels (int64 [N], positions in `classes`; -1 where there is none), and names of classes."""
+    """Images, their labels (int64 [N], positions in `classes`), and the names of the classes."""
 
     source: Source
     labels: Integers
