@@ -221,8 +221,8 @@ def decode_square(image: Image.Image, size: int, interpolation: str = "bicubic")
     """Return the centre square of an opened image as a new uint8 array `[size, size, 3]`, resized with antialiasing.
 
     torch resizes, 4 to 5 times as fast as Pillow and to the same integers, since their bicubic weights are equal. A
-    JPEG is decoded at the smallest DCT scale that keeps the short side at twice `size` or more. Once `size` would be a
-    tenth to a fifth faster, but about 10 dB further from the result of the full decode.
+    JPEG is decoded at the smallest DCT scale that keeps the short side at twice `size` or more. A short side of `size`
+    would be a tenth to a fifth faster, but the result about 10 dB further from that of the full decode.
 
     Raises UnreadableImage as `to_rgb` does.
     """
