@@ -27,7 +27,7 @@ FORGOTTEN = 86_400.0
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make a file or a folder survive a power cut. Folders are skipped on Windows, which cannot open them."""
+    """Make a file or a folder survive a power cut, unless it is a folder that may be written to but not read."""
     with contextlib.suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

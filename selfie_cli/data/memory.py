@@ -20,9 +20,9 @@ def available_memory() -> int:
     with contextlib.suppress(OSError):  # not Linux
         lines = Path("/proc/meminfo").read_text().splitlines()
         found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    if not found and hasattr(os, "sysconf"):
+    if not found:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    return min(found, default=4 * 2**30)
+    return min(found)
 
 
 def shared_memory() -> int | None:
