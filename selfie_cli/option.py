@@ -59,6 +59,11 @@ def negated(field: "dataclasses.Field[Any]") -> str:
     return f"--{field.metadata['off'] or 'no-' + flag_of(field.name)[2:]}"
 
 
+def as_typed(field: "dataclasses.Field[Any]", value: Any) -> str:
+    """Return the flag that gives an option this value: its own, or the one that negates it."""
+    return negated(field) if value is False else flag_of(field.name)
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,))
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -156,7 +161,7 @@ def flags(default: Options, asked: dict[str, Any]) -> list[str]:
         elif value in (None, usual) or field.metadata["argument"] or field.metadata["panel"] in (OUTPUT, RUN):
             continue
         elif isinstance(value, bool):
-            found.append(flag_of(field.name) if value else negated(field))
+            found.append(as_typed(field, value))
         else:
             found += [flag_of(field.name), shlex.quote(str(value))]
     return found

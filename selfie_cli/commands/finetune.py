@@ -14,7 +14,7 @@ from selfie_cli.comparison.trainer import Training, fit_to_machine, usual_batch_
 from selfie_cli.config import FinetuneOptions, LabelOptions
 from selfie_cli.data.bad_files import BAD_FILES
 from selfie_cli.errors import UsageError
-from selfie_cli.option import flag_of, negated, pick
+from selfie_cli.option import as_typed, pick
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
 from selfie_cli.training.distributed import group
@@ -57,7 +57,7 @@ def refuse_training_options(options: LabelOptions) -> None:
     """Raise UsageError for an option of training with --frozen."""
     for field in dataclasses.fields(options) if options.frozen else ():
         if field.name in ONLY_TRAINING and options.asks_for(field.name):
-            flag = negated(field) if getattr(options, field.name) is False else flag_of(field.name)
+            flag = as_typed(field, getattr(options, field.name))
             raise UsageError(f"{flag} has no meaning with --frozen, which trains no network: leave it out")
 
 

@@ -8,7 +8,7 @@ from selfie_cli.data.batches import IMAGE_ORDER
 from selfie_cli.data.sources import Source
 from selfie_cli.errors import DataError, UnreadableImage, UsageError
 from selfie_cli.models.resnet import TORCHVISION, stem_for
-from selfie_cli.option import flag_of, negated, options_of
+from selfie_cli.option import as_typed, options_of
 from selfie_cli.recipes import cuts_patches, num_stages, recipe_values, trained_by
 from selfie_cli.schema import MOST_PATCHES
 from selfie_cli.training.distributed import group
@@ -37,16 +37,15 @@ def derive(options: PretrainOptions, source: Source, origin: dict[str, Any] | No
         asked = getattr(options, one.name)
         if not one.field.metadata["recipe"] or asked is None:
             continue
+        given = as_typed(one.field, asked)
         if one.name not in values:
-            given = negated(one.field) if asked is False else flag_of(one.name)
             raise UsageError(
                 f"{given} has no meaning for --method {options.method} with --recipe {options.recipe} "
                 f"at {image_size} px: leave it out"
             )
+        if one.name == "final_norm" and backbone in TORCHVISION:
+            raise UsageError(f"{given} has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
         values[one.name] = asked
-    if backbone in TORCHVISION and (asked := options.final_norm) is not None:
-        given = "--final-norm" if asked else "--no-final-norm"
-        raise UsageError(f"{given} has no meaning for --backbone {backbone}, which ends in a ReLU: leave it out")
     if "max_crop" in values and values["min_crop"] > values["max_crop"]:
         raise UsageError(
             f"--min-crop {values['min_crop']:g} is more than --max-crop {values['max_crop']:g}: give both, or neither"
