@@ -51,9 +51,9 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
         with naming(STDOUT):
             sys.stdout.flush()
         if not is_alone():
-            from selfie_cli.training.distributed import leave
+            from selfie_cli.training.distributed import leave_group
 
-            leave()
+            leave_group()
     except BrokenPipeError:  # the reader of our output has closed the pipe
         discard(sys.stdout)
         raise typer.Exit(0) from None

@@ -136,7 +136,7 @@ def group() -> Group:
     store = dist.PrefixStore(f"selfie/{attempt}", store)  # type: ignore[attr-defined]
     with stdout_closed():
         dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
-    atexit.register(leave)
+    atexit.register(leave_group)
     return here
 
 
@@ -149,7 +149,7 @@ def decoded_once(source: Source, opened: Callable[[], Pixels]) -> InMemory:
     return first or InMemory(source, unreadable, pixels)
 
 
-def leave() -> None:
+def leave_group() -> None:
     """Leave the process group, if it was joined, before Python ends: its threads do not survive that."""
     if dist.is_initialized():
         dist.destroy_process_group()
