@@ -27,7 +27,7 @@ from selfie_cli import __version__, foreign, hub, schema
 from selfie_cli.errors import RunError, UsageError
 from selfie_cli.files import TEMPORARY, check_room, nearest, read_json, remove, remove_leftovers, size_of, write_json
 from selfie_cli.recipes import called
-from selfie_cli.signals import is_alone
+from selfie_cli.signals import is_first
 from selfie_cli.talk import Talk, printable
 
 RUNS = Path("runs")
@@ -137,7 +137,7 @@ def hold(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        if is_alone() or os.environ.get("RANK", "0") in ("", "0"):
+        if is_first():
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)

@@ -19,6 +19,11 @@ def is_alone() -> bool:
     return os.environ.get("WORLD_SIZE", "1") in ("", "1")
 
 
+def is_first() -> bool:
+    """Return whether this process is alone, or the first one of its job, which writes and talks for all."""
+    return is_alone() or os.environ.get("RANK", "0") in ("", "0")
+
+
 def leave(number: int, frame: FrameType | None) -> None:
     """Exit at once. Used before there is anything to clean up."""
     os._exit(128 + number)

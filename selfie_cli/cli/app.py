@@ -20,7 +20,7 @@ from selfie_cli.cli.options import VerbCommand, command
 from selfie_cli.commands import VERBS, call
 from selfie_cli.files import json_line, naming
 from selfie_cli.option import build
-from selfie_cli.signals import give_up, handled, is_alone
+from selfie_cli.signals import give_up, handled, is_alone, is_first
 from selfie_cli.talk import Talk
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def execute(verb: str, values: dict[str, Any], typed: list[str]) -> None:
 
     A SelfieError prints one line and sets the exit code. SELFIE_DEBUG=1 shows its traceback. A bug always shows one.
     """
-    first = is_alone() or os.environ.get("RANK", "0") == "0"  # of a job's processes, only it prints more than errors
+    first = is_first()  # other processes of a job print errors only
     console = Console(quiet=values["quiet"])
     try:
         with handled(give_up) if is_alone() else contextlib.nullcontext():

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -164,7 +163,7 @@ def how_to_resume() -> str:
     if runs is None or (run := runs.begun()) is None:
         return ""
     if is_alone():
-        return f". Resume with: selfie {run.verb} --resume {shlex.quote(str(run.path))}"
+        return f". Resume with: {run.resume}"
     from selfie_cli.training.distributed import environment
 
     return f". Resume with: {environment().resume_command(run.verb, run.path)}"
