@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from selfie_cli import runs
 from selfie_cli.comparison.arms import Arm
 from selfie_cli.comparison.labels import Part, Share, take
-from selfie_cli.comparison.results import Convergence
+from selfie_cli.comparison.results import Convergence, known_fields
 from selfie_cli.data import splits
 from selfie_cli.data.batches import IMAGE_ORDER, Batch, Prefetch, SampleOrder, make_batches, step_seed
 from selfie_cli.data.pixels import SMALL
@@ -79,11 +80,10 @@ class Fitted:
     image_order: int = 1  # that of older runs, whose config lacks it
 
     @classmethod
-    def of(cls, run: Run) -> "Fitted":
+    def of(cls, run: Run) -> Self:
         """Read the settings from a run's config. Raise UsageError if the number of processes has changed."""
-        derived, names = run.derived, [field.name for field in dataclasses.fields(cls)]
-        check_processes(derived)
-        return cls(**{name: derived[name] for name in names if name in derived})
+        check_processes(run.derived)
+        return known_fields(cls, run.derived)
 
 
 def usual_batch_size(image_size: int, num_labels: int) -> int:
