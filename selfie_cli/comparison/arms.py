@@ -14,7 +14,7 @@ from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.methods.selfie import Selfie
 from selfie_cli.models.hybrid import AnyClassifier
-from selfie_cli.models.resnet import stem_for
+from selfie_cli.models.resnet import FOURTH_STAGE, stem_for
 from selfie_cli.recipes import LABELS, PRETRAININGS, called, trained_by
 from selfie_cli.runs import Run
 from selfie_cli.talk import Talk
@@ -77,11 +77,9 @@ def arms_of(sources: list[Run], *, backbone: str | None, image_size: int | None)
     Images are decoded once for all arms, with the first network's crop and interpolation. Foreign weights take the
     image size of the other runs.
     """
-    sized = next((source for source in sources if not source.is_foreign), None)
-    first = sources[0] if sources else None
-    decides = sized or first
-    side = image_size or (decides.derived["image_size"] if decides is not None else None)
-    fresh = network_shape(first, backbone=backbone, image_size=side) | FRESH
+    sizes = [source.derived["image_size"] for source in sorted(sources, key=lambda source: source.is_foreign)]
+    side = image_size or next(iter(sizes), None)
+    fresh = network_shape(sources[0] if sources else None, backbone=backbone, image_size=side) | FRESH
     arms = [Arm(name=SUPERVISED, shape=fresh, state=None)]
     methods = [str(source.derived["method"]) for source in sources]
     for source, method in zip(sources, methods, strict=True):
@@ -134,7 +132,7 @@ def freeze(arms: list[Arm]) -> list[Arm]:
     frozen = []
     for arm in arms:
         state = arm.state or states[0]
-        whole = any(name.startswith(("stages.3.", "layer4.")) for name in state)
+        whole = any(name.startswith(FOURTH_STAGE) for name in state)
         own = {"num_stages": 4 if whole else 3, "final_norm": "norm.weight" in state}
         name = UNTRAINED if arm.state is None else arm.name
         frozen.append(dataclasses.replace(arm, name=name, shape={**arm.shape, "frozen": own}))
