@@ -80,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, limits = getattr(self, field.name), field.metadata.get("limits", {})
+            value, limits = getattr(self, field.name), field.metadata["limits"]
             if isinstance(value, int):
                 limits = {**limits, "below": 2**63} if value >= 2**63 and "at most" not in limits else limits
             elif not isinstance(value, float):

@@ -4,12 +4,11 @@ A kind is a type, a tuple of allowed values and types, `Within` limits, a list o
 table, "*" stands for any other name; without it, other names are refused. No name is required.
 """
 
-import dataclasses
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from selfie_cli import config
-from selfie_cli.option import Options, fits
+from selfie_cli.option import Options, fits, options_of
 from selfie_cli.recipes import METHODS
 
 FOREIGN = ("imagenet", "timm", "weights")
@@ -33,24 +32,22 @@ AT_ONCE = Within(1, config.MOST_AT_ONCE)
 STEPS = Within(1, config.MOST_STEPS)
 
 
-def recipe_kinds(options: type[Options]) -> dict[str, Any]:
-    """Return the kind of each option of a recipe, from its type and limits in the options class."""
+def recipe_kinds() -> dict[str, Any]:
+    """Return the kind of each option of a recipe, from its type and its limits."""
     kinds: dict[str, Any] = {}
-    hints = get_type_hints(options)
-    for field in dataclasses.fields(options):
-        hint, limits = hints[field.name], field.metadata.get("limits", {})
-        if field.metadata["recipe"]:
-            [kind] = set(get_args(hint)) - {NoneType}
-            number = {int: COUNT, float: NUMBER}.get(kind)
+    for one in options_of(config.PretrainOptions):
+        if one.field.metadata["recipe"]:
+            [kind] = set(get_args(one.hint)) - {NoneType}
+            limits, number = one.field.metadata["limits"], {int: COUNT, float: NUMBER}.get(kind)
             if number is None:
-                kinds[field.name] = get_args(kind) or kind
+                kinds[one.name] = get_args(kind) or kind
             else:
                 low, high = limits.get("at least", number.low), limits.get("at most", number.high)
-                kinds[field.name] = Within(kind(low), kind(high))
+                kinds[one.name] = Within(kind(low), kind(high))
     return kinds
 
 
-RECIPE_KINDS = recipe_kinds(config.PretrainOptions) | {"views": (1, 2), "apart": bool, "factorized_positions": bool}
+RECIPE_KINDS = recipe_kinds() | {"views": (1, 2), "apart": bool, "factorized_positions": bool}
 HYBRID = {
     **dict.fromkeys(("factorized_positions", "encoder_positions", "final_norm", "apart"), bool),
     "patch_size": SIDE,
