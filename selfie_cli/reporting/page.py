@@ -66,15 +66,9 @@ def templates() -> Any:
     return found
 
 
-def piece(name: str, *arguments: object, **named: object) -> str:
-    """Return the markup that a macro of pieces.html.jinja makes."""
-    made: str = getattr(templates().get_template("pieces.html.jinja").module, name)(*arguments, **named).strip()
-    return made
-
-
-def section(name: str, **values: object) -> str:
-    """Return the markup that a macro of sections.html.jinja makes."""
-    made: str = getattr(templates().get_template("sections.html.jinja").module, name)(**values)
+def markup(template: str, macro: str, *arguments: object, **named: object) -> str:
+    """Return what a macro of a template makes."""
+    made: str = getattr(templates().get_template(template).module, macro)(*arguments, **named).strip()
     return made
 
 
@@ -108,7 +102,7 @@ class Page:
 
     def add(self, name: str, title: str, macro: str, **values: object) -> None:
         """Append the section that a macro of sections.html.jinja makes from `values`."""
-        self.sections.append((name, title, section(macro, **values)))
+        self.sections.append((name, title, markup("sections.html.jinja", macro, **values)))
 
 
 def document(page: Page, *, title: str, header: str, footer: str) -> str:
@@ -219,16 +213,14 @@ def chart(page: Page, title: str, lines: Sequence[Line], **how: Any) -> str:
     """Return a chart with its title, and a line of text with the values under the pointer, at first the last ones."""
     drawn, stops = drawn_chart(lines, **how)
     page.data["charts"].append(stops)
-    return piece("chart", drawn, title, stops[-1][1])
+    return markup("pieces.html.jinja", "chart", drawn, title, stops[-1][1])
 
 
 def curve_file(title: str, lines: Sequence[Line], **how: Any) -> str:
     """Return the text of an SVG file with the same chart and a legend."""
     drawn, _ = drawn_chart(lines, **how)
-    return (
-        piece("chart_file", drawn, title, [line.name for line in lines], colours(len(lines)) + resource("curve.css"))
-        + "\n"
-    )
+    names, style = [line.name for line in lines], colours(len(lines)) + resource("curve.css")
+    return markup("pieces.html.jinja", "chart_file", drawn, title, names, style) + "\n"
 
 
 def jpeg(pixels: Tensor, quality: int = 82) -> str:

@@ -15,7 +15,7 @@ from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
 from selfie_cli.files import read_json
 from selfie_cli.recipes import called, cuts_patches, titled
 from selfie_cli.reporting import page as pages
-from selfie_cli.reporting.page import Line, Page, percent, section
+from selfie_cli.reporting.page import Line, Page, markup, percent
 from selfie_cli.runs import Run
 from selfie_cli.talk import counted
 
@@ -73,7 +73,8 @@ def heading_of(run: Run) -> str:
         if count := run.config.get("data", {}).get(key):
             notes.append(f"{where}: {counted(count, 'test image')}, copies or near-duplicates ({told}).")
     origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
-    return section("heading", run=run, origins=origins, last=last, found=found, cell=cell, verdict=verdict, notes=notes)
+    shown = {"origins": origins, "last": last, "found": found, "cell": cell, "verdict": verdict, "notes": notes}
+    return markup("sections.html.jinja", "heading", run, **shown)
 
 
 def pretraining_verdict(last: Values, derived: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ from running import SMALL, draw_folder, selfie
 
 from selfie_cli.reporting import page as pages
 from selfie_cli.reporting.examples import tsne
-from selfie_cli.reporting.page import Line, Page, piece
+from selfie_cli.reporting.page import Line, Page, markup
 from selfie_cli.talk import printable
 
 EVIL = '"><img src=x onerror=alert(1)>' + "W" * 200
@@ -160,7 +160,7 @@ def test_nothing_is_wider_than_the_screen(browser: Any, hostile: Path, name: str
 
 
 def test_puzzles_say_what_was_picked_where() -> None:
-    drawn = piece("puzzle", "image7", "data:", "a", **PUZZLE)
+    drawn = markup("pieces.html.jinja", "puzzle", "image7", "data:", "a", **PUZZLE)
     assert "<b>2 of 3 right</b>" in drawn
     assert re.findall(r"<title>(.*?)</title>", drawn) == [
         "row 1, column 4: the right patch, 70%",
@@ -206,9 +206,9 @@ def test_charts_are_to_scale_and_take_odd_values() -> None:
 
 def test_text_is_escaped() -> None:
     odd = "a<b>&\"'\x1b[31m\udcff"
-    assert piece("paragraph", odd) == '<p class="soft">a&lt;b&gt;&amp;&#34;&#39;\\x1b[31m\\udcff</p>'
-    grouped = piece("group", odd, [piece("paragraph", "&"), "<i>", None])
-    assert grouped.endswith('<p class="soft">&amp;</p>&lt;i&gt;</div>')
+    fact = markup("pieces.html.jinja", "fact", odd, None)
+    assert fact == r"<div><dt>a&lt;b&gt;&amp;&#34;&#39;\x1b[31m\udcff</dt><dd></dd></div>"
+    assert markup("pieces.html.jinja", "fact", fact, "<i>") == f"<div><dt>{fact}</dt><dd>&lt;i&gt;</dd></div>"
     page = Page(data={"charts": [], "a": "</script><!--\u2028"})
     written = pages.document(page, title="t", header="", footer="")
     text = re.search(r'<script id="data"[^>]*>(.*?)</script>', written)[1]
