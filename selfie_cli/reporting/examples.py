@@ -149,7 +149,6 @@ def mapped(images: Images, embedded: Embedded, page: Page) -> None:
         "classes": [printable(name) for name in images.classes],
         "columns": columns_of(len(rows)),
         "side": thumbs.shape[1],
-        "view": pages.MAP_WIDTH,
     }
     page.num_colours = max(page.num_colours, len(images.classes))
     places = tsne(embedded.vectors)

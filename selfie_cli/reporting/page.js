@@ -48,7 +48,7 @@ if (map) {
   const svg = map.querySelector("svg"), circles = [...svg.querySelectorAll("circle")];
   const xs = circles.map((c) => Number(c.getAttribute("cx"))), ys = circles.map((c) => Number(c.getAttribute("cy")));
   const tip = map.querySelector(".tip"), picture = tip.querySelector("img"), told = tip.querySelectorAll("b, span");
-  const { names, labels, classes, columns, side, view } = data.map;
+  const { names, labels, classes, columns, side } = data.map;
   let here = -1;
   const hide = () => {
     tip.hidden = true;
@@ -74,7 +74,7 @@ if (map) {
   const point = (event) => {
     const at = inside(svg, event);
     const index = nearest(circles.length, (i) => (shown(i) ? Math.hypot(xs[i] - at.x, ys[i] - at.y) : Infinity));
-    if (index >= 0 && Math.hypot(xs[index] - at.x, ys[index] - at.y) < view / 12) show(index);
+    if (index >= 0 && Math.hypot(xs[index] - at.x, ys[index] - at.y) < svg.viewBox.baseVal.width / 12) show(index);
     else hide();
   };
   svg.addEventListener("pointermove", point);

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -253,7 +252,7 @@ def sheet(pictures: Tensor) -> str:
 def to_pixels(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Undo the normalization of images, float [B, 3, s, s] -> uint8 [B, s, s, 3]."""
     x = views.float().cpu().permute(0, 2, 3, 1) * torch.tensor(std) + torch.tensor(mean)
-    return torch.from_numpy((x.clamp(0, 1) * 255).round().numpy().astype(np.uint8))
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def most_confused(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int, str]]:
