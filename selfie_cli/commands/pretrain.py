@@ -67,7 +67,7 @@ def pretrain(options: PretrainOptions, talk: Talk) -> Pretrained:
         if run is None and len(pixels) < min(len(source), derived["batch_size"]):  # some are unreadable
             readable = Subset(source, pixels.in_memory().kept)
             derived = derive(dataclasses.replace(options, image_size=derived["image_size"]), readable, began)
-            talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'], here)}")
+            talk.say(f"{len(readable):,} of the images can be read: batch {divided(derived['batch_size'])}")
         pixels = pixels.to(device)
         method, step = make_step(
             derived, device, seed=options.seed, compile=options.compile, deterministic=options.deterministic, talk=talk
@@ -175,7 +175,7 @@ def open_images(source: Source, derived: dict[str, Any], options: PretrainOption
 def say_settings(derived: dict[str, Any], num_images: int, device: torch.device, seed: int, talk: Talk) -> None:
     talk.say(
         f"{called(derived)}, recipe {derived['recipe']}: {derived['backbone']} on {num_images:,} images at "
-        f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'], group())}, "
+        f"{derived['image_size']} px, {device}, batch {divided(derived['batch_size'])}, "
         f"{derived['optimizer']}, lr {derived['lr']:g}, seed {seed}"
     )
     talk.say(", ".join(f"{name} {shown(value)}" for name, value in derived[derived["method"]].items()))

@@ -160,8 +160,7 @@ def fit_to_machine(arms: list[Arm], part: Part, training: Training, talk: Talk) 
         task, step = make_step(arm.make().to(device), arm, training, fitted, talk)
         trials[arm.kind] = step, step.on_device(batches(task, part, 0, fitted)(0))
     if not training.micro_batch and not training.deterministic:
-        few = [(step, tuple(tensor[:4] for tensor in batch)) for step, batch in trials.values()]
-        micro = min(micro_batch_for(step, sample, size // world) for step, sample in few)
+        micro = min(micro_batch_for(step, batch) for step, batch in trials.values())
     times, wanted = {}, [step for step, _ in trials.values() if step.compiled]
     for kind, (step, batch) in trials.items():  # all kinds take the precision of the first
         step.set_micro_batch(micro)

@@ -13,7 +13,7 @@ from selfie_cli.evaluation.collapse import collapse_warning, feature_spread
 from selfie_cli.inference import networks
 from selfie_cli.methods.method import Method
 from selfie_cli.talk import Talk
-from selfie_cli.training.distributed import Group, group
+from selfie_cli.training.distributed import group
 from selfie_cli.training.hardware import Pace, compiles, duration, fit, micro_batch_for, precisions
 from selfie_cli.training.optimizers import make_optimizer
 from selfie_cli.training.schedule import warmup_of
@@ -103,11 +103,10 @@ def fit_to_machine(
     check_pieces(size, micro_batch or size, step.smallest)
     tried = precisions(step.device, precision, deterministic=deterministic)
     step.precision = tried[0]
-    sample = tuple(tensor[:4] for tensor in batch)
-    micro = micro_batch or (size if deterministic else micro_batch_for(step, sample, size))
+    micro = micro_batch or (size if deterministic else micro_batch_for(step, batch))
     if micro < size and not micro_batch and method.compares_images:
         method.encoder.checkpointed = True
-        micro = micro_batch_for(step, sample, size)
+        micro = micro_batch_for(step, batch)
         talk.say("memory is short: activations are recomputed in the backward pass instead of kept")
     step.set_micro_batch(micro)
     if step.group.world > 1 and step.device.type == "cpu" and method.compares_images:
@@ -147,9 +146,10 @@ def decoding_pace(
     return Pace(step_seconds if keeps_all else slower, slower, steps_an_epoch)
 
 
-def divided(batch_size: int, here: Group) -> str:
+def divided(batch_size: int) -> str:
     """'256', or '256 as 2 x 128' in a job of two processes."""
-    return f"{batch_size}" if here.world == 1 else f"{batch_size} as {here.world} x {batch_size // here.world}"
+    world = group().world
+    return f"{batch_size}" if world == 1 else f"{batch_size} as {world} x {batch_size // world}"
 
 
 def say_length(derived: dict[str, Any], num_images: int, pace: Pace, talk: Talk) -> None:

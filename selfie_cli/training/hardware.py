@@ -111,23 +111,21 @@ def precisions(device: torch.device, asked: str, *, deterministic: bool = False)
     return ["fp32", "bf16"] if bf16_pays(device) and not deterministic else ["fp32"]
 
 
-def micro_batch_for(step: Step, sample: Batch, batch_size: int) -> int:
-    """The micro-batch: `batch_size`, halved until the memory of the backward pass fits into half of the free memory.
+def micro_batch_for(step: Step, batch: Batch) -> int:
+    """The micro-batch: all images of a batch, halved until the backward pass fits into half of the free memory.
 
-    Measured on `sample`, a small batch on the device; the module does not change.
+    Measured on the first images of `batch`, which is on the device; the module does not change.
     """
-    # Weights take the same bytes for half of the images, so the difference comes from the images.
+    # Weights take the same bytes for two images as for four, so the difference comes from the images.
     # Batch norm in a projector needs two images.
-    count = len(sample[0])
-    fewer = max(min(2, count), count // 2)
-    half = tuple(tensor[:fewer] for tensor in sample)
-    difference = bytes_for_backward(step, sample) - bytes_for_backward(step, half)
-    an_image = max(1, difference) / max(1, count - fewer)
+    few, fewer = (tuple(tensor[:count] for tensor in batch) for count in (4, 2))
+    difference = bytes_for_backward(step, few) - bytes_for_backward(step, fewer)
+    an_image = max(1, difference) / max(1, len(few[0]) - len(fewer[0]))
     weights = sum(parameter.numel() * 4 for parameter in step.module.parameters() if parameter.requires_grad)
     on_gpu = step.device.type == "cuda"
     free = torch.cuda.mem_get_info(step.device)[0] if on_gpu else available_memory() // step.group.local_world
     room = free / 2 - 4 * weights
-    micro = batch_size
+    micro = batch_size = len(batch[0])
     while micro * an_image > room and (smaller := halved(micro, batch_size, step.smallest)):
         micro = smaller
     return min(step.group.gather(micro))

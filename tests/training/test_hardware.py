@@ -128,11 +128,11 @@ def test_kernels_that_differ_from_run_to_run_are_avoided_or_named():
 def test_the_micro_batch_goes_by_memory(monkeypatch):
     step = make_step("many-view selfie")
     before = state_of(step)
-    sample = tuple(tensor[:4] for tensor in batch_of(step.task, 0))
+    batch = tuple(torch.cat([tensor] * 7) for tensor in batch_of(step.task, 0))
 
-    def with_room(room):
+    def with_room(room, size=64):
         monkeypatch.setattr(machine, "available_memory", lambda: room)
-        return micro_batch_for(step, sample, 64)
+        return micro_batch_for(step, tuple(tensor[:size] for tensor in batch))
 
     assert with_room(ROOM) == 64
     weights = sum(parameter.numel() * 4 for parameter in step.learning)
@@ -142,7 +142,7 @@ def test_the_micro_batch_goes_by_memory(monkeypatch):
     assert sizes[-1] == 1
     assert_untouched(step, before)
     step.smallest = 2
-    assert micro_batch_for(step, sample, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
+    assert with_room(8 * weights, 101) == 3  # 51, 26, 13, 7, then 3: four would leave one over
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -158,7 +158,7 @@ def test_memory_of_an_image_does_not_count_weights(precision, monkeypatch):
     assert (two - one) / 4 == pytest.approx(numbers * (2 if precision == "bf16" else 4), rel=0.05)
     weights = sum(parameter.numel() * 4 for parameter in wide.parameters())
     monkeypatch.setattr(machine, "available_memory", lambda: 2 * (4 * weights + 40 * numbers * 4))
-    assert micro_batch_for(step, tuple(part[:4] for part in batch), 512) in ((64,) if precision == "bf16" else (32,))
+    assert micro_batch_for(step, tuple(torch.cat([part] * 64) for part in batch)) == (64 if precision == "bf16" else 32)
 
 
 @pytest.mark.parametrize(("seen", "fits"), [(["a", "b"], True), (["a", "a"], False)])
