@@ -10,10 +10,10 @@ import torch
 
 from selfie_cli import __version__, runs
 from selfie_cli.config import ExportOptions, Target
-from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import UsageError
 from selfie_cli.files import followed, replacing
 from selfie_cli.inference import networks
+from selfie_cli.inference.networks import Network
 from selfie_cli.inference.outputs import check_file
 from selfie_cli.models.hybrid import AnyClassifier, Hybrid
 from selfie_cli.models.portable import as_onnx, as_whole_network, why_not
@@ -52,7 +52,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
     classifier = network.module if isinstance(network.module, AnyClassifier) else None
     encoder: ResNet = network.module.encoder
     kept = classifier or encoder  # features of a pretraining run need only the encoder
-    header = description(run, features=network.features, width=network.width)
+    header = description(run, network)
     missing: list[str] = []
     if to == "onnx":
         data = as_onnx(kept, image_size=network.image_size, metadata=header, producer=f"selfie {__version__}")
@@ -74,7 +74,7 @@ def export(options: ExportOptions, talk: Talk) -> Exported:
         width=network.width,
         classes=run.derived.get("classes"),
         missing=missing,
-        code=loading_code(to, run, kept, str(out), width=network.width, partial=bool(missing)),
+        code=loading_code(to, run, network, out, partial=bool(missing)),
     )
 
 
@@ -91,13 +91,13 @@ def target_of(options: ExportOptions, run: Run) -> Target:
     return options.to
 
 
-def description(run: Run, *, features: str, width: int) -> dict[str, str]:
+def description(run: Run, network: Network) -> dict[str, str]:
     """Return the file's header: how to rebuild the network and prepare its input. Lists and tables are JSON."""
-    derived, size, kept = run.derived, int(run.derived["image_size"]), Preprocessing.of(run.derived)
+    derived, size, kept = run.derived, network.image_size, network.preprocessing
     preprocessing = {
         "colours": "RGB, upright by the EXIF orientation, what is transparent shows white",
         "crop": "the centre square of the whole image",
-        "resize": [kept.storage_size(size)] * 2,
+        "resize": [network.storage_size] * 2,
         "interpolation": f"{kept.interpolation}, antialiased",
         "center_crop": [size] * 2,
         "range": "0 to 1: values of 0 to 255 are divided by 255",
@@ -108,33 +108,33 @@ def description(run: Run, *, features: str, width: int) -> dict[str, str]:
     }
     told = ("method", "arch", "backbone", "stem", "image_size", "patch_size")
     header = {key: str(derived[key]) for key in told if key in derived}
-    header |= {"producer": f"selfie {__version__}", "features": features, "width": str(width)}
+    header |= {"producer": f"selfie {__version__}", "features": network.features, "width": str(network.width)}
     header |= {key: json.dumps(derived[key]) for key in ("classes", "hybrid") if key in derived}
     header["pretrained_by"] = called(derived)
     return header | {"preprocessing": json.dumps(preprocessing)}
 
 
-def loading_code(to: Target, run: Run, kept: ResNet | AnyClassifier, file: str, *, width: int, partial: bool) -> str:
+def loading_code(to: Target, run: Run, network: Network, file: Path, *, partial: bool) -> str:
     """Return Python code that loads the file and defines `preprocess`, `features` and, for a classifier, `classes` and
     `probabilities`. With torch, `preprocess` gives the pixels that `selfie embed` sees. Without torch, Pillow resizes
     images, and some pixels differ by 1 of 255 because of rounding.
     """
-    classifier, encoder = (kept, kept.encoder) if isinstance(kept, AnyClassifier) else (None, kept)
-    size, preprocessing = int(run.derived["image_size"]), Preprocessing.of(run.derived)
+    module, preprocessing = network.module, network.preprocessing
+    encoder: ResNet = module.encoder
     template = environment("selfie_cli.commands").get_template("loading.py.jinja")
     code: str = template.render(
         to=to,
-        file=json.dumps(file, ensure_ascii=False),  # a JSON string is a valid Python string, too
+        file=json.dumps(str(file), ensure_ascii=False),  # a JSON string is a valid Python string, too
         derived=run.derived,
-        size=size,
-        stored=preprocessing.storage_size(size),
+        size=network.image_size,
+        stored=network.storage_size,
         interpolation=preprocessing.interpolation,
         mean=list(preprocessing.mean),
         std=list(preprocessing.std),
-        width=width,
+        width=network.width,
         partial=partial,
-        hybrid=isinstance(kept, Hybrid),
-        num_classes=classifier.head.out_features if classifier else 0,
+        hybrid=isinstance(module, Hybrid),
+        num_classes=module.head.out_features if isinstance(module, AnyClassifier) else 0,
         whole=encoder.num_stages == 4,
         norm=isinstance(encoder, PreActivationResNet) and encoder.norm is not None,
     )
