@@ -50,7 +50,7 @@ def report(options: ReportOptions, talk: Talk, images: Images | None = None) -> 
     if not options.run:
         raise UsageError("name a run: its folder, hf://owner/name, or bundled")
     run = runs.open_run(options.run, offline=options.offline, talk=talk)
-    out = choose_out(run, options)
+    out = page_file(run, options)
     page = Page()
     with describing(run):
         heading = heading_of(run)
@@ -89,7 +89,7 @@ def report_at_end(run: Run, asked: TrainingOptions, talk: Talk, data: Data | Non
         talk.warn(f"the run is finished, but its page could not be made ({reason_of(error)}): {again}")
 
 
-def choose_out(run: Run, options: ReportOptions) -> Path:
+def page_file(run: Run, options: ReportOptions) -> Path:
     """Return the page's file. Raise UsageError if --out exists without --overwrite, or if it cannot be written."""
     if options.out is None:
         if run.address is not None:  # in the package, or the Hub's cache
@@ -118,16 +118,12 @@ def add_images(run: Run, page: Page, options: ReportOptions, talk: Talk, images:
     network = load(run, prepare(options.device), talk)
     if network is None:
         return 0
+    bf16, workers = precisions(network.device, options.precision)[0] == "bf16", options.workers or num_cores()
     here: dict[str, Any] = {"data_root": Path(options.data_root), "offline": options.offline, "talk": talk}
-    how: dict[str, Any] = {
-        "limit": options.images,
-        "bf16": precisions(network.device, options.precision)[0] == "bf16",
-        "max_bad": options.max_bad,
-        "talk": talk,
-    }
+    how: dict[str, Any] = {"limit": options.images, "bf16": bf16, "max_bad": options.max_bad, "talk": talk}
     try:
         with describing(run):
-            images = images or open_images(run, options.dataset, workers=options.workers or num_cores(), **here)
+            images = images or open_images(run, options.dataset, workers=workers, **here)
             seen = read_lines(run.path / "seen_test_images.jsonl") if run.config["asked"].get("exclude_seen") else []
             exclude = {each["path"] for each in seen}
         embedded = embed(images, network, exclude=exclude, **how)
