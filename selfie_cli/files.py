@@ -6,6 +6,7 @@ a killed process are recognized by it, and removed when the same file is written
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -151,6 +152,12 @@ def check_room(path: Path, num_bytes: int) -> None:
 def size_of(folder: Path) -> int:
     """Return the number of bytes on disk that removing `folder` would free."""
     return sum(file.lstat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's contents in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from selfie_cli.config import SimilarOptions
 from selfie_cli.data.layout import LeftOut
 from selfie_cli.data.memory import available_memory
 from selfie_cli.errors import DataError, HubError, RunError, UsageError
+from selfie_cli.files import sha256_of
 from selfie_cli.hub import is_address
 from selfie_cli.inference import networks
 from selfie_cli.inference.neighbours import Nearest, near_groups, unit
@@ -147,7 +148,7 @@ def network_of(file: VectorFile, from_: str | None, talk: Talk) -> Run:
         if is_address(str(asked)):
             hint = f"give --from {asked} to fetch it"
         raise RunError(f"{file.path} was made by {asked}, which is not here: {hint}") from None
-    if made_by and networks.digest_of(run) != made_by["sha256"]:
+    if made_by and sha256_of(run.weights) != made_by["sha256"]:
         raise UsageError(
             f"{file.path} was made by other weights ({made_by['run']}, sha256 {made_by['sha256'][:12]}) than {run}'s: "
             "name those with --from, or embed again"

@@ -10,6 +10,7 @@ from torch import Tensor
 from selfie_cli import runs
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.errors import RunError, UsageError
+from selfie_cli.files import sha256_of
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.inference import networks
 from selfie_cli.methods.selfie import Selfie
@@ -176,7 +177,7 @@ def open_sources(
 
 def origin(source: Run) -> dict[str, str]:
     """Return the --from value of a run and the hash of its weights, for another run's config."""
-    return {"path": source.address or str(source.path.resolve()), "sha256": networks.digest_of(source)}
+    return {"path": source.address or str(source.path.resolve()), "sha256": sha256_of(source.weights)}
 
 
 def origins(run: Run, *, offline: bool, talk: Talk) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from selfie_cli import config, schema
 from selfie_cli.data.augment import OURS, Preprocessing, plain_view
 from selfie_cli.data.splits import permutation
 from selfie_cli.errors import DataError, RunError, UsageError, WeightsError, is_out_of_memory
+from selfie_cli.files import sha256_of
 from selfie_cli.foreign import IMAGENET
 from selfie_cli.methods.method import Method
 from selfie_cli.models.classifier import Classifier, Encoder
@@ -264,18 +264,12 @@ def check_classes(classes: list[str], known: list[str]) -> None:
         )
 
 
-def digest_of(run: Run) -> str:
-    """SHA-256 of the run's weights."""
-    with run.weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def provenance(run: Run, features: str, precision: str) -> dict[str, Any]:
     """A description, for files of vectors, of the network that made them."""
     return {
         "run": run.name,
         "from": run.address or str(run.path.resolve()),
-        "sha256": digest_of(run),
+        "sha256": sha256_of(run.weights),
         "features": features,
         "image_size": run.derived["image_size"],
         "precision": precision,

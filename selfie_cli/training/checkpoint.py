@@ -3,7 +3,6 @@
 Random draws are functions of the seed and the step, and need no saving.
 """
 
-import hashlib
 import shutil
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from selfie_cli.data.threads import thread_pool
 from selfie_cli.errors import RunError, WeightsError
-from selfie_cli.files import flush_to_disk, read_json, replacing_folder, write_json
+from selfie_cli.files import flush_to_disk, read_json, replacing_folder, sha256_of, write_json
 from selfie_cli.talk import Talk
 from selfie_cli.weights import load_weights, num_bytes, save_weights
 
@@ -99,7 +98,7 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def checksums(state: Path) -> dict[str, str]:
-    return {name: hashlib.sha256((state / name).read_bytes()).hexdigest() for name in (WEIGHTS, OPTIMIZER)}
+    return {name: sha256_of(state / name) for name in (WEIGHTS, OPTIMIZER)}
 
 
 def read_state(path: Path) -> tuple[int, int | None, dict[str, Tensor], dict[str, Tensor]]:
