@@ -79,10 +79,10 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
 
     `seconds_a_step` is the time of a step of the largest batch.
     """
-    checked, steps, whole, sizes = int(training.check_length), training.steps, 0.0, training.batch_sizes
+    steps, whole, sizes = training.steps, 0.0, training.batch_sizes
     times = [seconds_a_step * size / max(sizes) for size in sizes]
     networks = [num_arms * (len(share.seeds) + training.num_held_out) for share in shares]
-    halves = num_arms * checked  # per share
+    halves = num_arms * training.check_length  # per share
     if training.budget:
         step_of_all = sum(seconds * (count + halves / 2) for seconds, count in zip(times, networks, strict=True))
         steps = Pace(step_of_all).steps(budget_seconds(training.budget))
@@ -99,7 +99,7 @@ def plan_steps(shares: list[Share], num_arms: int, seconds_a_step: float, traini
         each = length * seconds
         in_all = each * (count + halves / 2)
         whole += in_all
-        also = f" and {halves} of half as many" if checked else ""
+        also = f" and {halves} of half as many" if halves else ""
         talk.say(
             f"{share.percent} of the labels: {counted(count, 'network')} of {counted(length, 'step')}{also} "
             f"({counted(round(length * size / share.num_labels), 'epoch')}) at {size / seconds:,.0f} images/s: "

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from selfie_cli.comparison.results import in_percent
 from selfie_cli.data import splits
 from selfie_cli.data.augment import Preprocessing
 from selfie_cli.data.bad_files import BadFile, report_bad, too_many
@@ -293,7 +294,7 @@ class Share:
 
     @property
     def percent(self) -> str:
-        return f"{self.fraction * 100:.3g} %"
+        return in_percent(self.fraction)
 
     def cell(self, arm: str, seed: int) -> str:
         """Return the name of the cell of an arm with a seed."""

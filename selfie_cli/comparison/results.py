@@ -23,6 +23,11 @@ WIDEST_ERROR, FEWEST_HELD = 0.02, 50
 Interval = tuple[float, float]
 
 
+def in_percent(share: float) -> str:
+    """Return '5 %' for 0.05, with at most three digits, as messages, tables and plots name a share of the labels."""
+    return f"{share * 100:.3g} %"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
     """Whether an arm still gains at the end of its training.
@@ -149,7 +154,7 @@ class Point:
 
     @property
     def share(self) -> str:
-        return f"{self.fraction * 100:.3g} %"
+        return in_percent(self.fraction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from selfie_cli.comparison.results import Curve, Finetuned, Point, read_results
+from selfie_cli.comparison.results import Curve, Finetuned, Point, in_percent, read_results
 from selfie_cli.comparison.summary import curve_tables, evaluation_rows, explanations, finetuned_table
 from selfie_cli.data.bad_files import BAD_FILES
 from selfie_cli.evaluation.collapse import LEAST_RANK, LEAST_STD
@@ -36,10 +36,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             except (ValueError, RecursionError):
                 break
     return found
-
-
-def share(value: float) -> str:
-    return f"{value * 100:.3g} %"
 
 
 def comparison_of(run: Run) -> Finetuned | Curve | None:
@@ -126,19 +122,19 @@ def accuracy_lines(points: list[Point]) -> tuple[list[Line], dict[str, Any]]:
     for i, arm in enumerate(points[0].arms):
         means = [(point.fraction, point.arms[i].mean) for point in points]
         lines.append(Line(arm.name, means, [point.arms[i].std or 0.0 for point in points]))
-    return lines, {"show": percent, "show_x": share, "x_ticks": [point.fraction for point in points], "log": True}
+    return lines, {"show": percent, "show_x": in_percent, "x_ticks": [point.fraction for point in points], "log": True}
 
 
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("Loss", "{:.3g}".format),
-    "pretext_accuracy": ("Pretext accuracy", share),
-    "train_accuracy": ("Accuracy on its training images", share),
+    "pretext_accuracy": ("Pretext accuracy", in_percent),
+    "train_accuracy": ("Accuracy on its training images", in_percent),
     "cosine": ("Cosine between the views", "{:.3g}".format),
     "feature_std": ("Spread of the features", "{:.3g}".format),
     "effective_rank": ("Directions in use", "{:.3g}".format),
     "lr": ("Learning rate", "{:.3g}".format),
     "images_per_second": ("Images a second", "{:,.0f}".format),
-    "data_wait": ("Waiting for data", share),
+    "data_wait": ("Waiting for data", in_percent),
 }
 """Titles and formats of logged values; others, such as the terms of a method's loss, are charted under their names."""
 
