@@ -156,7 +156,7 @@ def training(run: Run, page: Page) -> None:
             logged = {arm.name: run.path / "cells" / f"{arm.name}-{cell}" for arm in last.arms}
             told = f"Over steps, with {last.share} of the labels, seed {last.seeds[0]}."
         else:
-            logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s*"))[:4]}
+            logged = {each.name: each for each in sorted(run.path.glob("cells/*-f*-s[0-9]*"))[:4]}
     rows_of = {name: read_lines(folder / "metrics.jsonl") for name, folder in logged.items()}
     chances = [row["chance"] for rows in rows_of.values() for row in rows if "chance" in row]
     keys = dict.fromkeys([*METRICS, *(key for rows in rows_of.values() for row in rows for key in row)])
