@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -26,7 +26,7 @@ def parameters_of(kind: type) -> list[inspect.Parameter]:
     parameters: list[inspect.Parameter] = []
     for one in options_of(kind):
         field, hint, panel = one.field, one.hint, one.field.metadata["panel"]
-        repeated = str in get_args(hint) and Ellipsis in get_args(hint)
+        repeated = get_origin(hint) is tuple
         text = re.sub(r"\[(?=[a-z#/@])", r"\\[", one.help)  # rich would take [@revision] for markup
         shown: Any
         if field.metadata["argument"]:

@@ -184,9 +184,10 @@ class Finetuned(Point):
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The results of `curve`: one point per share of the labels, all with the same arms, and one sentence per arm.
+    """The results of `curve`: one point per share of the labels, all with the same arms.
 
-    `remarks` name the arms whose network differs from that of the supervised arm. `notes` are those of all points.
+    `remarks` name the arms whose network differs from that of the first arm. `sentences` has one for each other arm.
+    `notes` are those of all points.
     """
 
     run: Path

@@ -14,10 +14,13 @@ from selfie_cli.training.distributed import Group
 
 
 class Metrics:
-    """Sums the values that steps log, without waiting for the device, until `write` makes a line of them."""
+    """Sums the values that steps log, without waiting for the device, until `write` makes a line of them.
+
+    last: the values of the last line. images, data_wait: of all steps since the start, the images and the seconds spent
+    waiting for them. watched: values to add to the next line.
+    """
 
     def __init__(self, group: Group, last: dict[str, float]) -> None:
-        """`last` holds the values of the last line, `images` the images of all steps."""
         self.group = group
         self.last = last
         self.images = 0
@@ -59,7 +62,7 @@ class Metrics:
 def open_metrics(
     folder: Path, step: int, *, group: Group, advance: Callable[[int, str], None], tensorboard: bool
 ) -> Iterator[Metrics]:
-    """Metrics that continue after `step`: lines of later steps, which are in no saved state, are removed.
+    """Yield metrics that continue after `step`. Lines of later steps, which no saved state has, are removed.
 
     The first process writes metrics.jsonl in `folder`, with `tensorboard` also event files in `folder`/tensorboard.
     `advance` gets the step and a short note.
