@@ -68,7 +68,7 @@ def heading_of(run: Run) -> str:
     for key, where in (("seen_test_images", "Seen in pretraining"), ("like_training_images", "Like training images")):
         if count := run.config.get("data", {}).get(key):
             notes.append(f"{where}: {counted(count, 'test image')}, copies or near-duplicates ({told}).")
-    origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []))
+    origins = ", ".join(Path(each["path"]).name for each in run.config.get("from", []) if each["path"])
     shown = {"origins": origins, "last": last, "found": found, "cell": cell, "verdict": verdict, "notes": notes}
     return markup("sections.html.jinja", "heading", run, **shown)
 

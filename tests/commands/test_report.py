@@ -161,7 +161,7 @@ def test_without_the_images_there_is_a_page(kind: str, images: Path, request: py
     assert result["num_images"] == (9 if kind == "pretrained" else 30)
     assert "9 images of 30" in text_of(run)
 
-    elsewhere = {"data": config["data"] | {"pinned": {"cifar10": str(images)}}}
+    elsewhere = {"data": config["data"] | {"pinned": {"cifar10": str(images)}}, "from": [{"path": None, "sha256": ""}]}
     for changed in ({"asked": asked}, {"asked": asked | {"data": ["cifar10"], "dataset": "cifar10"}, **elsewhere}):
         change(run, hub={"address": "hf://acme/net@" + 40 * "0"}, **changed)  # as pull writes it
         assert document("report", run)["num_images"] == 0
