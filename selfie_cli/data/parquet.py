@@ -5,13 +5,14 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from selfie_cli.data.blocks import BLOCK, MOST, BlockReader
-from selfie_cli.data.layout import class_name, label_of
+from selfie_cli.data.layout import class_name, label_of, part_of
 from selfie_cli.data.memory import available_memory
 from selfie_cli.data.sources import Packed, unreadable
 from selfie_cli.errors import DataError, Unlabelled, UnreadableImage, UsageError, one_line
@@ -47,12 +48,14 @@ class Parquet(Packed):
             with opened(path) as file:
                 self.columns.append(image_column(path, file.schema_arrow))
                 if "split" in file.schema_arrow.names:
-                    parts.update(file.read(columns=["split"]).column(0).unique().to_pylist())
-                if len(parts) > 1:
-                    raise DataError(
-                        f"{path} holds several parts, by its column split, or another one than the files before it: "
-                        "write each part into a file of its own, called train.parquet, test.parquet or the like"
-                    )
+                    found = set(file.read(columns=["split"]).column(0).unique().to_pylist())
+                    if part_of(os.path.basename(path), is_folder=False) is None:  # else its name decides
+                        found = parts = parts | found
+                    if len(found) > 1:
+                        raise DataError(
+                            f"{path} holds several parts, by its column split, or another one than the files before "
+                            "it: write each part into a file of its own, called train.parquet, test.parquet or the like"
+                        )
                 self._metadata.append(file.metadata)
                 for each in range(file.metadata.num_row_groups):
                     group = file.metadata.row_group(each)
